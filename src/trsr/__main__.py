@@ -1,0 +1,5 @@
+"""Makes `python -m trsr` the same as `trsr`."""
+
+from trsr.cli import main
+
+main()

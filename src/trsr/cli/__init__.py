@@ -1,0 +1,52 @@
+"""The command line: one file a command group; heavy libraries are imported inside the commands."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from trsr.cli.bench import app as bench_app
+from trsr.cli.data import import_app, validate
+from trsr.cli.experiment import demo, evaluate, rank, run, train
+from trsr.cli.info import env
+from trsr.cli.models import models_app
+from trsr.cli.summarize import summarize
+from trsr.errors import TrsrError
+
+app = typer.Typer(
+    name="trsr",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Text-rich sequential recommendation with language models. "
+    "Start with [bold]trsr demo[/bold]; every command has --help with an example, --debug shows tracebacks.",
+)
+app.add_typer(import_app)
+app.command()(validate)
+app.command()(summarize)
+app.command()(train)
+app.command()(rank)
+app.command()(evaluate)
+app.command()(run)
+app.command()(demo)
+app.add_typer(bench_app)
+app.add_typer(models_app)
+app.command()(env)
+
+
+def main() -> None:
+    """Run the command line; an error on purpose is one line and an exit code, not a traceback."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(arguments)
+    except TrsrError as error:
+        if debug:
+            raise
+        typer.echo("\n".join(f"Error: {line}" for line in str(error).splitlines()), err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("Stopped. What was finished is kept; run the same command again to go on.", err=True)
+        sys.exit(130)

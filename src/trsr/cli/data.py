@@ -1,0 +1,244 @@
+"""`trsr import` and `trsr validate`: raw files to a dataset folder, and the check of one.
+
+`import_app` holds one command a kind of data; the work is done in `trsr.data`.
+"""
+
+# ruff: noqa: PLR0917 - typer reads a command's options from its parameters
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from trsr.data.import_config import ImportConfig
+    from trsr.data.tables import Dataset
+
+import_app = typer.Typer(
+    name="import",
+    no_args_is_help=True,
+    help="Make a dataset folder from raw files: `trsr import KIND SRC --out DIR`.",
+)
+
+Source = Annotated[Path, typer.Argument(help="Folder that holds the raw files.", show_default=False)]
+Out = Annotated[Path, typer.Option("--out", help="Dataset folder to make.", show_default=False)]
+Name = Annotated[str | None, typer.Option("--name", help="Name in reports; by default the kind's own.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing dataset at --out.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+MinRating = Annotated[
+    float | None, typer.Option("--min-rating", help="Leave out lower ratings; they are counted.")
+]
+
+
+@import_app.command("mind")
+def import_mind(
+    source: Source,
+    out: Out,
+    name: Name = None,
+    news: Annotated[str, typer.Option(help="News file in SRC.")] = "news.tsv",
+    behaviors: Annotated[str, typer.Option(help="Impressions file in SRC.")] = "behaviors.tsv",
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Import Microsoft News: news.tsv and behaviors.tsv, impressions kept as logged.
+
+    Example: trsr import mind MINDsmall_train --out data/mind
+    """
+    from trsr.data.mind import MindImport
+
+    config = MindImport(source=source, name=name or "mind", news=news, behaviors=behaviors)
+    _import(config, out, overwrite, as_json)
+
+
+@import_app.command("amazon-m2")
+def import_amazon_m2(
+    source: Source,
+    out: Out,
+    locale: Annotated[str, typer.Option(help="UK, DE, JP, ES, FR or IT.")] = "UK",
+    name: Name = None,
+    products: Annotated[str, typer.Option(help="Products file in SRC.")] = "products_train.csv",
+    sessions: Annotated[str, typer.Option(help="Sessions file in SRC.")] = "sessions_train.csv",
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Import one locale of Amazon-M2: products_train.csv and sessions_train.csv.
+
+    Example: trsr import amazon-m2 kddcup2023 --locale UK --out data/m2-uk
+    """
+    from trsr.data.amazon_m2 import AmazonM2Import
+
+    config = AmazonM2Import(
+        source=source, name=name or "amazon-m2", locale=locale, products=products, sessions=sessions
+    )
+    _import(config, out, overwrite, as_json)
+
+
+@import_app.command("amazon-reviews")
+def import_amazon_reviews(
+    source: Source,
+    out: Out,
+    name: Name = None,
+    reviews: Annotated[str | None, typer.Option(help="Review file in SRC; found by itself if alone.")] = None,
+    metadata: Annotated[
+        str | None, typer.Option(help="Metadata file in SRC; found by its name meta*.")
+    ] = None,
+    min_rating: MinRating = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Import Amazon reviews of 2018 or 2023: reviews and metadata as JSON Lines, plain or gz.
+
+    Example: trsr import amazon-reviews Office_Products --min-rating 4 --out data/office
+    """
+    from trsr.data.amazon_reviews import AmazonReviewsImport
+
+    config = AmazonReviewsImport(
+        source=source,
+        name=name or "amazon-reviews",
+        reviews=reviews,
+        metadata=metadata,
+        min_rating=min_rating,
+    )
+    _import(config, out, overwrite, as_json)
+
+
+@import_app.command("movielens")
+def import_movielens(
+    source: Source,
+    out: Out,
+    name: Name = None,
+    min_rating: MinRating = None,
+    tags: Annotated[bool, typer.Option("--tags", help="Add the films' tags as a text field.")] = False,
+    overviews: Annotated[Path | None, typer.Option(help="File with overviews by movieId or tmdb_id.")] = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Import MovieLens: movies.csv and ratings.csv, with overviews joined from a file of yours.
+
+    Example: trsr import movielens ml-latest-small --overviews overviews.csv --out data/movies
+    """
+    from trsr.data.movielens import MovieLensImport
+
+    config = MovieLensImport(
+        source=source, name=name or "movielens", min_rating=min_rating, tags=tags, overviews=overviews
+    )
+    _import(config, out, overwrite, as_json)
+
+
+@import_app.command("table")
+def import_table(
+    items: Annotated[Path, typer.Option(help="Items: CSV, TSV, JSONL or Parquet.", show_default=False)],
+    events: Annotated[Path, typer.Option(help="Events, one a row or one list a user.", show_default=False)],
+    out: Out,
+    name: Name = None,
+    domain: Annotated[str, typer.Option(help="news, products, movies, or another word.")] = "general",
+    text_fields: Annotated[str | None, typer.Option(help="Text columns of the items: a,b,c.")] = None,
+    category_fields: Annotated[str | None, typer.Option(help="Those that hold categories: a,b.")] = None,
+    items_columns: Annotated[
+        str | None, typer.Option(help="Column names of a headerless items file.")
+    ] = None,
+    events_columns: Annotated[
+        str | None, typer.Option(help="Column names of a headerless events file.")
+    ] = None,
+    item_id: Annotated[str | None, typer.Option(help="Item id column of the items.")] = None,
+    event_item_id: Annotated[str | None, typer.Option(help="Item id column of the events.")] = None,
+    user_id: Annotated[str | None, typer.Option(help="User id column.")] = None,
+    timestamp: Annotated[str | None, typer.Option(help="Column of the time or the list of times.")] = None,
+    item_list: Annotated[str | None, typer.Option(help="Column of the list of items.")] = None,
+    quotes: Annotated[bool | None, typer.Option(help="Fields may be quoted; by default in CSV only.")] = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Import any two tables; columns are found by their usual names or named here.
+
+    Example: trsr import table --items items.jsonl --events sequences.jsonl --domain products --out data/mine
+    """
+    from trsr.data.table import TableImport
+
+    config = TableImport(
+        items=items,
+        events=events,
+        name=name,
+        domain=domain,
+        text_fields=_names(text_fields),
+        category_fields=_names(category_fields),
+        items_columns=_names(items_columns),
+        events_columns=_names(events_columns),
+        item_id=item_id,
+        event_item_id=event_item_id,
+        user_id=user_id,
+        timestamp=timestamp,
+        item_list=item_list,
+        quotes=quotes,
+    )
+    _import(config, out, overwrite, as_json)
+
+
+def validate(
+    path: Annotated[Path, typer.Argument(metavar="DIR", help="Dataset folder.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Check a dataset folder and print every problem with its file and row; exit code 2 if there is one.
+
+    Example: trsr validate data/mind
+    """
+    from trsr.data.validate import validate_dataset
+
+    if as_json:
+        problems = [
+            {"file": problem.file, "row": problem.row, "problem": problem.message}
+            for problem in validate_dataset(path)
+        ]
+        typer.echo(json.dumps({"path": str(path), "valid": not problems, "problems": problems}, indent=2))
+        if problems:
+            raise typer.Exit(2)
+        return
+    count = 0
+    for count, problem in enumerate(validate_dataset(path), start=1):  # noqa: B007 - used below
+        typer.echo(str(problem))
+    if count:
+        typer.echo(f"{path}: {count:,} problem{'s' if count > 1 else ''}.", err=True)
+        raise typer.Exit(2)
+    typer.echo(f"{path}: no problem found.")
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _import(config: ImportConfig, out: Path, overwrite: bool, as_json: bool) -> None:
+    from rich.console import Console
+
+    from trsr.data.import_config import run_import
+
+    with Console(file=sys.stderr).status(f"Importing {config.kind} ..."):  # silent unless a terminal
+        dataset = run_import(config, out, overwrite=overwrite)
+    report = _report(dataset)
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+        return
+    typer.echo(f"{out}: {dataset.info.name}, {dataset.info.domain}")
+    typer.echo(f"  text fields: {', '.join(dataset.info.text_fields)}")
+    for what, count in dataset.info.counts.items():
+        if what != "rejects":
+            typer.echo(f"  {what.replace('_', ' ')}: {count:,}")
+    typer.echo(f"  rejects: {dataset.info.counts['rejects']:,}")
+    for reason, count in dataset.rejects_by_reason().items():
+        typer.echo(f"    {reason}: {count:,}")
+
+
+def _report(dataset: Dataset) -> dict[str, object]:
+    info = dataset.info
+    return {
+        "path": str(dataset.path),
+        "name": info.name,
+        "domain": info.domain,
+        "text_fields": info.text_fields,
+        "category_fields": info.category_fields,
+        "counts": info.counts,
+        "rejects": dataset.rejects_by_reason(),
+    }

@@ -1,0 +1,142 @@
+"""`trsr run`, `train`, `rank`, `evaluate` and `demo`: a whole experiment, or its stages one by one."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from trsr.pipeline.workbench import Workbench
+
+ConfigFile = Annotated[Path, typer.Argument(help="YAML file; see configs/.", show_default=False)]
+Out = Annotated[Path, typer.Option("--out", help="Run folder; made, or taken up where it was left.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Change one setting: a.b=value. Can be repeated.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def _open(config: Path, out: Path, changes: list[str] | None) -> Workbench:
+    from trsr.config import load_config
+    from trsr.pipeline.folder import RunFolder
+    from trsr.pipeline.workbench import Workbench
+
+    command = "trsr " + shlex.join(sys.argv[1:])
+    return Workbench(RunFolder(out, load_config(config, changes or ()), command))
+
+
+def _run(bench: Workbench, until: str) -> None:
+    from trsr.pipeline.stages import run_stages
+
+    run_stages(bench, until, say=lambda line: typer.echo(line, err=True))
+
+
+def _print_metrics(out: Path, as_json: bool) -> None:
+    """Print the metrics of a finished run, and where the report is."""
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    if as_json:
+        typer.echo(json.dumps(metrics, indent=2))
+        return
+    from trsr.cli.tables import print_metrics
+
+    print_metrics(metrics)
+    typer.echo(f"Report: {out / 'report.html'}")
+
+
+def run(config: ConfigFile, out: Out, changes: Set = None, as_json: AsJson = False) -> None:
+    """Run every stage of an experiment; finished stages are not repeated.
+
+    Example: trsr run configs/demo.yaml --out out/demo
+    """
+    _run(_open(config, out, changes), "evaluate")
+    _print_metrics(out, as_json)
+
+
+def train(config: ConfigFile, out: Out, changes: Set = None, as_json: AsJson = False) -> None:
+    """Run an experiment up to the fine-tuned model folder.
+
+    Example: trsr train configs/demo.yaml --out out/demo
+    """
+    _run(_open(config, out, changes), "train")
+    info = (out / "model" / "trsr.json").read_text(encoding="utf-8")
+    typer.echo(info if as_json else f"Model: {out / 'model'}")
+
+
+def rank(
+    config: ConfigFile,
+    out: Out,
+    changes: Set = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show one prompt with its token counts; load no model.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run an experiment up to the scores of every ranker.
+
+    Example: trsr rank configs/demo.yaml --out out/demo --dry-run
+    """
+    bench = _open(config, out, changes)
+    if dry_run:
+        from trsr.pipeline.dry_run import describe_prompt
+
+        _run(bench, "examples")
+        facts = describe_prompt(bench)
+        if as_json:
+            typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+            return
+        for name, value in facts.items():
+            typer.echo(f"{name}: {value}" if not str(value).count("\n") else f"{name}:\n{value}\n")
+        return
+    _run(bench, "rank")
+    typer.echo(
+        json.dumps({"scores": str(out / "scores.parquet")})
+        if as_json
+        else f"Scores: {out / 'scores.parquet'}"
+    )
+
+
+def evaluate(
+    out: Annotated[Path, typer.Argument(help="Run folder with scores.parquet.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Compute metrics and report of a run anew from its scores.
+
+    Example: trsr evaluate out/demo
+    """
+    from trsr.errors import DataError
+    from trsr.pipeline.evaluating import evaluate_scores
+
+    if not (out / "scores.parquet").is_file():
+        raise DataError(f"{out} holds no scores.parquet; rank first with `trsr run CONFIG --out {out}`.")
+    evaluate_scores(_open(out / "config.yaml", out, None))
+    _print_metrics(out, as_json)
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("out/demo"),
+    as_json: AsJson = False,
+) -> None:
+    """Show the whole method on synthetic data with the embedded model, in a few minutes, without a network.
+
+    Example: trsr demo
+    """
+    from trsr.pipeline.demo import CONFIG_FILE, compare_summarisers, next_steps
+
+    if not as_json:
+        typer.echo(
+            "Synthetic shop, embedded model: two summarisers, a short LoRA fine-tune, ranking, report.",
+            err=True,
+        )
+    bench = _open(CONFIG_FILE, out, None)
+    _run(bench, "evaluate")
+    both = compare_summarisers(bench)
+    if not as_json:
+        typer.echo(f"\nOne user's history read by both summarisers:\n\n{both}\n")
+    _print_metrics(out, as_json)
+    if not as_json:
+        typer.echo(next_steps(out))

@@ -1,0 +1,44 @@
+"""`trsr summarize`: profiles for every user of a dataset folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def summarize(
+    data: Annotated[Path, typer.Argument(help="Dataset folder (see `trsr import`).", show_default=False)],
+    method: Annotated[str, typer.Option(help="none, counted, hierarchical or recurrent.")] = "recurrent",
+    engine: Annotated[str, typer.Option(help="transformers, llamacpp, openai or fake.")] = "transformers",
+    model: Annotated[
+        str | None, typer.Option(help="Model of the engine; the embedded one by default.")
+    ] = None,
+    base_url: Annotated[str | None, typer.Option(help="Server of the openai engine.")] = None,
+    block_size: Annotated[int, typer.Option(help="Items in a block.")] = 5,
+    store: Annotated[
+        Path | None, typer.Option(help="Summary store; DATA/summaries.sqlite by default.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many users.")] = None,
+    show: Annotated[str | None, typer.Option(help="Only this user, with every block and summary.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Write the preference profile of every user; what the store knows costs nothing.
+
+    Example: trsr summarize data/mind --method recurrent --engine llamacpp --limit 100
+    """
+    from trsr.pipeline.dataset_profiles import describe_fold, settings, summarize_dataset
+
+    chosen = settings(method, engine, model, base_url, block_size)
+    result = summarize_dataset(data, chosen, store, limit, show)
+    facts = result.written.facts()
+    if as_json:
+        typer.echo(json.dumps(facts))
+    elif show is not None:
+        (fold,), (profile,) = result.written.folds, result.written.profiles
+        typer.echo(describe_fold(fold, result.summariser, profile.text))
+    else:
+        for name, value in facts.items():
+            typer.echo(f"{name}: {value}")

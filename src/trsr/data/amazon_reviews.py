@@ -1,0 +1,133 @@
+"""Amazon reviews of 2018 and 2023: one file of reviews, one of metadata, JSON Lines, plain or gz.
+
+Both years are read with the same names looked up in turn; 2023 joins on `parent_asin`. What a review says is
+left out: it is written after the purchase, about the item, by one user.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import polars as pl
+from pydantic import BaseModel, ConfigDict
+
+from trsr.data.collect import EventCollector, ItemCollector, at_least
+from trsr.data.columns import clean_texts, find_column, require_column
+from trsr.data.rawtables import RAW, ROW, read_frames
+from trsr.data.tables import Dataset, DatasetWriter
+from trsr.errors import DataError
+
+ITEM = ("parent_asin", "asin")
+USER = ("user_id", "reviewerID")
+TIME = ("timestamp", "unixReviewTime")
+RATING = ("rating", "overall")
+# Field -> the names it has in 2018 and 2023.
+TEXT_FIELDS = {
+    "title": ("title",),
+    "brand": ("brand", "store"),
+    "categories": ("categories", "category"),
+    "price": ("price",),
+    "features": ("features", "feature"),
+    "description": ("description",),
+}
+
+
+class AmazonReviewsImport(BaseModel):
+    """Options of `import_amazon_reviews` as a configuration carries them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["amazon-reviews"] = "amazon-reviews"
+    source: Path
+    name: str = "amazon-reviews"
+    reviews: str | None = None
+    metadata: str | None = None
+    min_rating: float | None = None
+
+
+def import_amazon_reviews(
+    source: str | Path,
+    out: str | Path,
+    *,
+    name: str = "amazon-reviews",
+    reviews: str | None = None,
+    metadata: str | None = None,
+    min_rating: float | None = None,
+    overwrite: bool = False,
+) -> Dataset:
+    """Make a dataset folder from a folder with a review file and a metadata file.
+
+    Args:
+        source: The folder.
+        out: The dataset folder to make.
+        name: Stands in reports.
+        reviews: The review file in `source`; by default the only JSON file not named "meta...".
+        metadata: The metadata file in `source`; by default the only JSON file named "meta...".
+        min_rating: Reviews with fewer stars are counted and left out; None keeps all.
+        overwrite: Replace an existing dataset at `out`.
+
+    Raises:
+        DataError: a file or a key is missing, several files could be meant, or nothing could be read.
+    """
+    source = Path(source)
+    review_file = _pick(source, reviews, "reviews", meta=False)
+    meta_file = _pick(source, metadata, "metadata", meta=True)
+    with DatasetWriter(out, overwrite=overwrite) as writer:
+        items = ItemCollector(writer, meta_file.name, list(TEXT_FIELDS))
+        wanted = {*ITEM, *(key for keys in TEXT_FIELDS.values() for key in keys)}
+        for frame in read_frames(meta_file, writer.reject, keep=wanted):
+            items.add(_items(meta_file.name, frame))
+        events = EventCollector(writer, review_file.name, items.ids)
+        for frame in read_frames(review_file, writer.reject, keep={*ITEM, *USER, *TIME, *RATING}):
+            events.add(_reviews(writer, review_file.name, frame, min_rating))
+        events.finish()
+        return writer.finish(
+            name=name,
+            domain="products",
+            text_fields=list(TEXT_FIELDS),
+            category_fields=("categories", "brand"),
+            source=f"Amazon reviews: {meta_file.name}, {review_file.name}",
+        )
+
+
+def _pick(source: Path, named: str | None, what: str, *, meta: bool) -> Path:
+    if named is not None:
+        return source / named
+    if not source.is_dir():
+        raise DataError(f"There is no folder {source}; expected one with the review and the metadata file.")
+    suffixes = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
+    files = sorted(f for f in source.iterdir() if f.name.endswith(suffixes))
+    files = [f for f in files if f.name.lower().startswith("meta") == meta]
+    if len(files) != 1:
+        found = ", ".join(f.name for f in files) or "none"
+        raise DataError(f"{source} should hold one {what} file (found {found}); name it with --{what}.")
+    return files[0]
+
+
+def _items(file: str, frame: pl.DataFrame) -> pl.DataFrame:
+    item_id = require_column(file, frame.columns, "item id", ITEM)
+    columns = {field: find_column(frame.columns, names) for field, names in TEXT_FIELDS.items()}
+    named = frame.select(
+        pl.col(item_id).alias("item_id"),
+        ROW,
+        RAW,
+        *(pl.col(column).alias(field) for field, column in columns.items() if column is not None),
+    )
+    return named.select("item_id", ROW, RAW, *clean_texts(named, TEXT_FIELDS))
+
+
+def _reviews(writer: DatasetWriter, file: str, frame: pl.DataFrame, min_rating: float | None) -> pl.DataFrame:
+    item_id = require_column(file, frame.columns, "item id", ITEM)
+    user_id = require_column(file, frame.columns, "user id", USER)
+    time = require_column(file, frame.columns, "time", TIME)
+    if min_rating is not None:
+        rating = require_column(file, frame.columns, "rating", RATING)
+        frame = at_least(writer, frame, rating, min_rating)
+    return frame.select(
+        pl.col(user_id).alias("user_id"),
+        pl.col(item_id).alias("item_id"),
+        pl.col(time).alias("timestamp"),
+        ROW,
+        RAW,
+    )

@@ -1,0 +1,168 @@
+"""Microsoft News (MIND) in its own format: `news.tsv` and `behaviors.tsv`, neither with a header or quotes.
+
+Impressions are kept as logged, whatever text is missing. Events are each user's logged history, once: in MIND
+it is the same in all impressions of a split, and where it is not the longest counts. The clicks of an
+impression stay in its labels; no event has a time, because the log gives none for a history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import polars as pl
+from pydantic import BaseModel, ConfigDict
+
+from trsr.data.collect import ItemCollector, by_user_ranges, keep_or_refuse, refuse
+from trsr.data.columns import clean_texts, parse_times
+from trsr.data.rawtables import RAW, ROW, read_frames
+from trsr.data.tables import IMPRESSIONS, TIME, Dataset, DatasetWriter
+from trsr.errors import DataError
+
+NEWS = (
+    "item_id",
+    "category",
+    "subcategory",
+    "title",
+    "abstract",
+    "url",
+    "title_entities",
+    "abstract_entities",
+)
+BEHAVIORS = ("impression_id", "user_id", "time", "history", "candidates")
+TEXT_FIELDS = ("category", "subcategory", "title", "abstract")
+NOBODY = "U_UNKNOWN"  # a user id that stands for "not known": each of its rows is a user of its own
+_HASH = "__history_hash__"
+_SPOOLED = pl.Schema([*IMPRESSIONS.items(), (ROW, pl.Int64()), (_HASH, pl.UInt64())])
+_HISTORY_ROWS = 1_000_000  # history positions ordered at once
+
+
+class MindImport(BaseModel):
+    """Options of `import_mind` as a configuration carries them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["mind"] = "mind"
+    source: Path
+    name: str = "mind"
+    news: str = "news.tsv"
+    behaviors: str = "behaviors.tsv"
+    text_fields: tuple[str, ...] = TEXT_FIELDS
+
+
+def import_mind(
+    source: str | Path,
+    out: str | Path,
+    *,
+    name: str = "mind",
+    news: str = "news.tsv",
+    behaviors: str = "behaviors.tsv",
+    text_fields: Sequence[str] = TEXT_FIELDS,
+    overwrite: bool = False,
+) -> Dataset:
+    """Make a dataset folder from a folder of MIND.
+
+    Args:
+        source: The folder that holds the two files.
+        out: The dataset folder to make.
+        name: Stands in reports.
+        news: File of the news in `source`.
+        behaviors: File of the impressions in `source`.
+        text_fields: Columns of the news kept as text, in rendering order.
+        overwrite: Replace an existing dataset at `out`.
+
+    Raises:
+        DataError: a file is missing or of another form, or nothing could be read.
+    """
+    source = Path(source)
+    if wrong := [field for field in text_fields if field not in NEWS[1:]]:
+        raise DataError(f"MIND has no text field {wrong[0]!r}; choose from {', '.join(NEWS[1:])}.")
+    with DatasetWriter(out, overwrite=overwrite) as writer:
+        items = ItemCollector(writer, news, text_fields)
+        for frame in read_frames(source / news, writer.reject, columns=NEWS, quotes=False):
+            items.add(frame.select("item_id", ROW, RAW, *clean_texts(frame, text_fields)))
+        for frame in read_frames(source / behaviors, writer.reject, columns=BEHAVIORS, quotes=False):
+            writer.impressions.append(_impressions(writer, behaviors, frame))
+        _refuse_repeated(writer, behaviors)
+        _write_histories(writer, behaviors, items.ids)
+        return writer.finish(
+            name=name,
+            domain="news",
+            text_fields=text_fields,
+            category_fields=("category", "subcategory"),
+            source=f"MIND: {source.name}/{news}, {source.name}/{behaviors}",
+        )
+
+
+def _impressions(writer: DatasetWriter, file: str, frame: pl.DataFrame) -> pl.DataFrame:
+    """Return the logged impressions of a batch, with what `_write_histories` needs besides."""
+    frame = frame.with_columns(pl.col(BEHAVIORS).str.strip_chars())
+    frame = frame.with_columns(parse_times(frame["time"]).alias("timestamp"))
+    for good, reason in (
+        (pl.col("impression_id") != "", "no impression id"),
+        ((pl.col("time") == "") | pl.col("timestamp").is_not_null(), "time cannot be read"),
+        (
+            pl.col("candidates").str.contains(r"^\S+-[01]( +\S+-[01])*$"),
+            "candidates are not of the form NEWS-0 or NEWS-1",
+        ),
+    ):
+        frame = keep_or_refuse(writer, file, frame, good, reason)
+    candidates = _words("candidates")
+    nobody = pl.col("user_id").is_in(["", NOBODY])
+    return frame.select(
+        ROW,
+        pl.col("history").hash().alias(_HASH),
+        "impression_id",
+        pl.when(nobody).then(NOBODY + ":" + pl.col("impression_id")).otherwise("user_id").alias("user_id"),
+        pl.col("timestamp").cast(TIME),
+        _words("history"),
+        candidates.list.eval(pl.element().str.head(-2)),
+        candidates.list.eval(pl.element().str.ends_with("1")).alias("clicked"),
+    )
+
+
+def _words(column: str) -> pl.Expr:
+    words = pl.col(column).str.split(" ")
+    return words.list.eval(pl.element().filter(pl.element() != "")).alias(column)
+
+
+def _refuse_repeated(writer: DatasetWriter, file: str) -> None:
+    """Reject impressions whose id was seen before, so that an id names one impression."""
+    # Hashes first: eight bytes an impression, and nearly always there is nothing to do.
+    hashes = writer.impressions.scan(_SPOOLED).select(pl.col("impression_id").hash()).collect().to_series()
+    if not (twice := hashes.filter(hashes.is_duplicated())).len():
+        return
+    table = writer.impressions.scan().filter(pl.col("impression_id").hash().is_in(twice.unique().implode()))
+    rows = table.select("impression_id", ROW).collect().sort(ROW)
+    later = rows.filter(~pl.col("impression_id").is_first_distinct())
+    refuse(writer, file, later.rename({"impression_id": RAW}), "impression id seen before")
+    once = writer.spool("impressions_once")
+    for batch in writer.impressions.batches():
+        once.append(batch.join(later.select(ROW), on=ROW, how="anti", maintain_order="left"))
+    writer.impressions = once
+
+
+def _write_histories(writer: DatasetWriter, file: str, item_ids: pl.DataFrame) -> None:
+    """Write each user's longest history as events; entries without a news row are rejected."""
+    logged = writer.impressions.scan(_SPOOLED)
+    length = pl.col("history").list.len().alias("n")
+    with_history = logged.select("user_id", ROW, _HASH, length).filter(pl.col("n") > 0)
+    sizes = with_history.collect(engine="streaming").sort("n", ROW, descending=[True, False])
+    longest = sizes.unique("user_id", keep="first", maintain_order=True)
+    writer.counts["history_positions"] = int(sizes["n"].sum())
+    writer.counts["repeated_histories"] = len(sizes) - len(longest)
+    # Shorter ones that say something else; they stand in impressions.parquet all the same.
+    writer.counts["other_histories"] = len(sizes.unique(["user_id", _HASH])) - len(longest)
+    kept = longest.lazy().select(ROW)
+    share = _HISTORY_ROWS * writer.impressions.rows // max(1, int(longest["n"].sum()))
+    for part in by_user_ranges(writer.impressions, max(1, share)):
+        users = part.select("user_id", ROW, pl.col("history").alias("item_id")).join(kept, on=ROW, how="semi")
+        clicks = users.collect(engine="streaming").sort("user_id").explode("item_id")
+        unknown = clicks.join(item_ids, on="item_id", how="anti", maintain_order="left")
+        refuse(writer, file, unknown.rename({"item_id": RAW}), "history entry without a news row")
+        clicks = clicks.join(item_ids, on="item_id", how="semi", maintain_order="left")
+        position = pl.int_range(pl.len(), dtype=pl.Int64).over("user_id").alias("position")
+        writer.events.append(
+            clicks.select("user_id", "item_id", position, pl.lit(None, TIME).alias("timestamp"))
+        )

@@ -1,0 +1,207 @@
+"""Sampling of negatives: items that a user did not choose, to be ranked beside the one they did.
+
+Three kinds: `uniform` over the catalogue, `popularity` (in proportion to interactions + 1), `same-category`
+(the target's own shelf first). A negative is never the target, never an item the user is known to have met,
+never drawn twice for one example. Which items are excluded, and which random generator is used, is the
+caller's: see `examples`. No draw touches the whole catalogue, save where nearly all of it is excluded.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
+
+from trsr.errors import DataError
+
+NegativesKind = Literal["uniform", "popularity", "same-category"]
+_MAX_ROUNDS = 20
+_Ints = npt.NDArray[np.int64]
+
+
+class NegativesConfig(BaseModel):
+    """How negatives are drawn, and how many an example gets."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: NegativesKind = "uniform"
+    """`uniform`; `popularity`: in proportion to an item's interactions + 1; `same-category`: items that share
+    all the target's categories, then all but the last, and so on, then any item."""
+
+    n_train: int = Field(default=4, ge=1)
+    """Negatives of a training example."""
+
+    n_test: int = Field(default=20, ge=1)
+    """Negatives of a validation or test example."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Negatives of one example; `n_widened` of them come from outside the target's narrowest category."""
+
+    item_ids: tuple[str, ...]
+    n_widened: int = 0
+
+
+class NegativeSampler:
+    """Draws negatives from a catalogue whose order is fixed once, so that draws depend on the generator only.
+
+    Args:
+        item_ids: The catalogue, without duplicates. With `n_known` in `draw`, its order is the order in which
+            items became known.
+        kind: How to draw.
+        popularity: Interactions by item id; needed for `popularity`, where an absent item counts 0.
+        categories: Values of the category fields by item id, broad to narrow; needed for `same-category`.
+            A value that lists several ("Paper, Notebooks" or "Drama|War") counts as several levels; the first
+            None or empty value ends an item's path.
+    """
+
+    def __init__(
+        self,
+        item_ids: Sequence[str],
+        kind: NegativesKind = "uniform",
+        *,
+        popularity: Mapping[str, int] | None = None,
+        categories: Mapping[str, Sequence[str | None]] | None = None,
+    ) -> None:
+        self.kind = kind
+        self._ids = list(item_ids)
+        self._index = {item_id: i for i, item_id in enumerate(self._ids)}
+        self._cumulative: npt.NDArray[np.float64] | None = None
+        self._paths: list[tuple[str, ...]] = []
+        self._shelves: dict[tuple[str, ...], list[int]] = {}
+        if kind == "popularity":
+            counts = popularity or {}
+            self._cumulative = np.cumsum([counts.get(i, 0) + 1.0 for i in self._ids], dtype=np.float64)
+        if kind == "same-category":
+            self._fill_shelves(categories or {})
+
+    def _fill_shelves(self, categories: Mapping[str, Sequence[str | None]]) -> None:
+        shelves: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        for index, item_id in enumerate(self._ids):
+            path = _path(categories.get(item_id, ()))
+            self._paths.append(path)
+            for depth in range(1, len(path) + 1):
+                shelves[path[:depth]].append(index)
+        self._shelves = dict(shelves)
+
+    def draw(
+        self,
+        rng: np.random.Generator,
+        target: str,
+        exclude: Collection[str],
+        n: int,
+        *,
+        n_known: int | None = None,
+    ) -> Draw:
+        """Draw `n` different items that are neither the target nor in `exclude`.
+
+        Args:
+            rng: The example's own generator.
+            target: The positive item.
+            exclude: Item ids that may not be drawn: the user's history and whatever else is known of them.
+            n: How many, at least 0.
+            n_known: Draw from the first `n_known` items of the catalogue only; None for all.
+
+        Raises:
+            DataError: fewer than `n` items are left to draw from.
+        """
+        limit = len(self._ids) if n_known is None else n_known
+        banned = {i for x in (target, *exclude) if (i := self._index.get(x, limit)) < limit}
+        if limit - len(banned) < n:
+            raise DataError(
+                f"Only {limit - len(banned)} items are left to draw {n} negatives from (catalogue of {limit},"
+                f" {len(banned)} of them the target or met by the user); ask for fewer negatives."
+            )
+        if self._cumulative is not None:
+            return Draw(self._named(_draw_weighted(rng, self._cumulative[:limit], banned, n)))
+        if self.kind == "uniform":
+            return Draw(self._named(_draw_uniform(rng, limit, banned, n)))
+        return self._draw_near(rng, target, banned, n, limit)
+
+    def _draw_near(self, rng: np.random.Generator, target: str, banned: set[int], n: int, limit: int) -> Draw:
+        """Take what the target's narrowest shelf has, then widen, until there are `n`."""
+        path = self._paths[self._index[target]] if target in self._index else ()
+        chosen: list[int] = []
+        n_near = 0
+        for depth in range(len(path), 0, -1):
+            shelf = self._shelves[path[:depth]]
+            size = bisect_left(shelf, limit)
+            on_shelf = {bisect_left(shelf, i) for i in banned if self._paths[i][:depth] == path[:depth]}
+            take = min(n - len(chosen), size - len(on_shelf))
+            found = [shelf[place] for place in _draw_uniform(rng, size, on_shelf, take)]
+            chosen += found
+            banned = banned.union(found)
+            if depth == len(path):
+                n_near = take
+        if path and n_near == n:
+            return Draw(self._named(chosen))
+        chosen += _draw_uniform(rng, limit, banned, n - len(chosen))
+        return Draw(self._named(chosen), n_widened=n - n_near)
+
+    def draw_unchecked(self, rng: np.random.Generator, n: int) -> Draw:
+        """Draw `n` different items from the whole catalogue, target and history included.
+
+        This is what the paper's released code does, kept for comparison only.
+        """
+        if len(self._ids) < n:
+            raise DataError(
+                f"The catalogue has {len(self._ids)} items, {n} negatives are asked; ask for fewer."
+            )
+        return Draw(self._named(_draw_uniform(rng, len(self._ids), set(), n)))
+
+    def _named(self, indices: list[int]) -> tuple[str, ...]:
+        return tuple(self._ids[i] for i in indices)
+
+
+def _path(values: Sequence[str | None]) -> tuple[str, ...]:
+    path: list[str] = []
+    for value in values:
+        if not value:
+            break
+        path += [part.strip() for part in re.split(r"\||, ", value)]
+    return tuple(path)
+
+
+def _draw_uniform(rng: np.random.Generator, limit: int, banned: set[int], n: int) -> list[int]:
+    """Draw `n` different numbers below `limit` that are not in `banned`, each set equally likely."""
+    if n <= 0:
+        return []
+    # Rejection is cheap while at least half of the range is free; else listing the free numbers costs no more
+    # than `banned` itself did.
+    if limit < 2 * (len(banned) + n):
+        free = np.asarray([i for i in range(limit) if i not in banned], dtype=np.int64)
+        return list(rng.permutation(free)[:n].tolist())
+    chosen: dict[int, None] = {}
+    while len(chosen) < n:
+        for i in rng.integers(limit, size=2 * (n - len(chosen))).tolist():
+            if len(chosen) < n and i not in banned:
+                chosen.setdefault(i)
+    return list(chosen)
+
+
+def _draw_weighted(
+    rng: np.random.Generator, cumulative: npt.NDArray[np.float64], banned: set[int], n: int
+) -> list[int]:
+    """Draw `n` different indices one after the other in proportion to their weights, without `banned`."""
+    chosen: dict[int, None] = {}
+    for _ in range(_MAX_ROUNDS):
+        points = rng.random(2 * (n - len(chosen))) * cumulative[-1]
+        found: _Ints = np.searchsorted(cumulative, points, side="right")
+        for i in found.tolist():
+            if len(chosen) < n and i < len(cumulative) and i not in banned:
+                chosen.setdefault(i)
+        if len(chosen) == n:
+            return list(chosen)
+    # The excluded items hold nearly all the weight: list the rest and draw from it exactly.
+    weights = np.diff(cumulative, prepend=0.0)
+    weights[list(banned | chosen.keys())] = 0.0
+    rest = rng.choice(len(weights), size=n - len(chosen), replace=False, p=weights / weights.sum())
+    return [*chosen, *rest.tolist()]

@@ -1,0 +1,254 @@
+"""Rows of a raw file (CSV, TSV, JSON Lines or Parquet) as frames of text columns, batch by batch.
+
+A frame holds `ROW` (line number from 1), `RAW` (the row as it stood in the file) and one column a field, of
+type String or List(String). Rows that cannot be read are refused one by one with a reason. Which columns
+matter is left to `columns` and the importers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+import polars as pl
+
+from trsr.data import rawcsv
+from trsr.data.rawlines import BATCH_BYTES, Lines, Reject, read_lines, reject_rows
+from trsr.errors import DataError
+
+ROW = "__row__"
+RAW = "__raw__"
+_PARQUET_ROWS = 50_000
+_FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "json", ".ndjson": "json", ".json": "json"}
+
+
+def read_frames(
+    file: Path,
+    reject: Reject,
+    *,
+    columns: Sequence[str] | None = None,
+    quotes: bool | None = None,
+    keep: Collection[str] | None = None,
+) -> Iterator[pl.DataFrame]:
+    """Yield a file's rows as frames; the suffix (before `.gz`) names the format.
+
+    Args:
+        file: The file.
+        reject: Takes refused rows.
+        columns: Names for a CSV or TSV file without a header line.
+        quotes: Whether fields may stand in double quotes; by default in CSV, not in TSV.
+        keep: JSON keys to read; all by default.
+
+    Raises:
+        DataError: missing or empty file, unknown suffix, or a header that cannot be used.
+    """
+    name = file.name.removesuffix(".gz")
+    if columns is not None and not name.endswith((".csv", ".tsv")):
+        raise DataError(f"{file} brings its own column names; give names only for a CSV or TSV file.")
+    if name.endswith(".parquet"):
+        yield from _read_parquet(file)
+        return
+    kind = _FORMATS.get(Path(name).suffix.lower())
+    if kind is None:
+        raise DataError(
+            f"{file} has an unknown suffix; expected .csv, .tsv, .jsonl or .parquet (or .gz of these)."
+        )
+    if kind == "json":
+        yield from _read_json(file, reject, keep)
+    else:
+        separator = "," if kind == "csv" else "\t"
+        yield from _read_delimited(
+            file, reject, separator, columns, (kind == "csv") if quotes is None else quotes
+        )
+
+
+def _read_delimited(
+    file: Path, reject: Reject, separator: str, columns: Sequence[str] | None, quotes: bool
+) -> Iterator[pl.DataFrame]:
+    header = None if columns is None else list(columns)
+    pending: list[str] = []  # lines of a quoted field that goes on in the next batch
+    for lines in read_lines(file, reject):
+        first, texts = lines.first - len(pending), pending + lines.texts
+        pending = []
+        if header is None:
+            if not (texts and texts[0].strip()):
+                raise DataError(f"{file} has no readable header line; expected column names in UTF-8.")
+            header = _header(file, rawcsv.split_line(texts[0], separator, quotes))
+            first, texts = first + 1, texts[1:]
+        elif (
+            lines.first == 1
+            and texts
+            and len(found := rawcsv.split_line(texts[0], separator, quotes)) != len(header)
+        ):
+            raise DataError(
+                f"{file} has {len(found)} columns but {len(header)} names were given; name every column."
+            )
+        if quotes and any('"' in text for text in texts):
+            records, used = rawcsv.split_records(texts, separator, len(header), final=lines.last)
+            pending = texts[used:]
+            frame = _quoted_frame(file, records, first, header, reject)
+        else:
+            frame = _plain_frame(file, texts, first, header, separator, reject=reject)
+        yield frame
+
+
+def _header(file: Path, names: list[str]) -> list[str]:
+    names = [name.strip() or f"column_{i}" for i, name in enumerate(names, start=1)]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise DataError(f"{file} has the column {twice[0]!r} twice; rename one of them.")
+    return names
+
+
+def _plain_frame(
+    file: Path, texts: list[str], first: int, header: list[str], separator: str, *, reject: Reject
+) -> pl.DataFrame:
+    frame = pl.DataFrame(
+        {ROW: pl.int_range(first, first + len(texts), eager=True), RAW: pl.Series(texts, dtype=pl.String)}
+    )
+    frame = frame.filter(pl.col(RAW).str.strip_chars() != "")
+    frame = frame.with_columns(pl.col(RAW).str.split(separator).alias("fields"))
+    right = pl.col("fields").list.len() == len(header)
+    _reject_width(file, frame.filter(~right), reject)
+    fields = [pl.col("fields").list.get(i).alias(name) for i, name in enumerate(header)]
+    return frame.filter(right).select(ROW, RAW, *fields)
+
+
+def _quoted_frame(
+    file: Path, records: list[rawcsv.Record], first: int, header: list[str], reject: Reject
+) -> pl.DataFrame:
+    broken = [(first + r.line, r.raw) for r in records if r.fields is None]
+    reject(file.name, reject_rows(broken), "broken quote")
+    whole = [r for r in records if r.fields is not None]
+    right = [r for r in whole if len(r.fields or ()) == len(header)]
+    if len(right) < len(whole):
+        wrong = [(first + r.line, r.raw) for r in whole if len(r.fields or ()) != len(header)]
+        reject(file.name, reject_rows(wrong), WRONG_WIDTH)
+    values = list(zip(*[r.fields or () for r in right], strict=True)) or [()] * len(header)
+    columns = {name: pl.Series(column, dtype=pl.String) for name, column in zip(header, values, strict=True)}
+    rows = pl.Series([first + r.line for r in right], dtype=pl.Int64)
+    return pl.DataFrame({ROW: rows, RAW: pl.Series([r.raw for r in right], dtype=pl.String), **columns})
+
+
+WRONG_WIDTH = "another number of columns than the header"
+
+
+def _reject_width(file: Path, frame: pl.DataFrame, reject: Reject) -> None:
+    reject(file.name, frame.select(pl.col(ROW).alias("row"), pl.col(RAW).alias("raw")), WRONG_WIDTH)
+
+
+def _read_json(file: Path, reject: Reject, keep: Collection[str] | None) -> Iterator[pl.DataFrame]:
+    keys: list[str] = []
+    for lines in read_lines(file, reject):
+        if lines.first == 1 and lines.texts and lines.texts[0].lstrip().startswith("["):
+            raise DataError(f"{file} is one JSON list; expected JSON Lines: one object a line.")
+        frame = _json_frame(file, lines, reject, keep)
+        if frame.is_empty():
+            continue
+        # A key that a whole batch lacks is a null column there, not a missing one.
+        yield frame.with_columns(
+            pl.lit(None, pl.String).alias(key) for key in keys if key not in frame.columns
+        )
+        keys.extend(key for key in frame.columns if key not in keys)
+    if not keys:
+        raise DataError(f"{file} holds no JSON object; expected JSON Lines: one object a line.")
+
+
+def _json_frame(file: Path, lines: Lines, reject: Reject, keep: Collection[str] | None) -> pl.DataFrame:
+    rows: list[int] = []
+    raws: list[str] = []
+    columns: dict[str, list[str | list[str] | None]] = {}
+    broken: list[tuple[int, str]] = []
+    for row, text in enumerate(lines.texts, start=lines.first):
+        if not text.strip():
+            continue
+        try:
+            record = json.loads(text)
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict):
+            broken.append((row, text))
+            continue
+        clean = "\\ud" in text or "\\uD" in text  # an escaped half of a surrogate pair may be inside
+        for key, value in record.items():
+            if keep is None or key in keep:
+                column = columns.setdefault(str(_plain(key, clean)), [])
+                column.extend([None] * (len(rows) - len(column)))
+                column.append(_plain(value, clean))
+        rows.append(row)
+        raws.append(text)
+    reject(file.name, reject_rows(broken), "not a JSON object")
+    series = {key: _column(values + [None] * (len(rows) - len(values))) for key, values in columns.items()}
+    return pl.DataFrame(
+        {ROW: pl.Series(rows, dtype=pl.Int64), RAW: pl.Series(raws, dtype=pl.String), **series}
+    )
+
+
+def _plain(value: object, clean: bool) -> str | list[str] | None:
+    """Turn a JSON value into a text or a flat list of texts."""
+    match value:
+        case str():
+            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if clean else value
+        case float():
+            return None if math.isnan(value) else str(int(value) if value.is_integer() else value)
+        case list():
+            flat: list[str] = []
+            for part in value:
+                text = _plain(part, clean)
+                flat.extend(text if isinstance(text, list) else ["" if text is None else text])
+            return flat
+        case dict():
+            parts = {key: _plain(part, clean) for key, part in value.items()}
+            return [f"{key}: {', '.join(p) if isinstance(p, list) else p}" for key, p in parts.items() if p]
+        case _:  # int, bool or null
+            return None if value is None else str(value)
+
+
+def _column(values: list[str | list[str] | None]) -> pl.Series:
+    if any(isinstance(value, list) for value in values):
+        lists = [value if value is None or isinstance(value, list) else [value] for value in values]
+        return pl.Series(lists, dtype=pl.List(pl.String))
+    return pl.Series(values, dtype=pl.String)
+
+
+def _read_parquet(file: Path) -> Iterator[pl.DataFrame]:
+    if not file.is_file():
+        raise DataError(f"There is no file {file}; check the path.")
+    try:
+        table = pl.scan_parquet(file, glob=False)
+        schema = table.collect_schema()
+        rows = table.select(pl.len()).collect().item()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(f"{file} cannot be read as Parquet: {str(error).splitlines()[0]}.") from error
+    if rows == 0:
+        raise DataError(f"{file} is empty; expected at least one row.")
+    columns = [_text(name, dtype) for name, dtype in schema.items()]
+    raw = pl.struct(pl.all()).struct.json_encode().alias(RAW)
+    size = max(1, min(_PARQUET_ROWS, rows * BATCH_BYTES // max(1, file.stat().st_size)))
+    for offset in range(0, rows, size):
+        part = table.slice(offset, size).collect()
+        number = pl.int_range(offset + 1, offset + 1 + len(part), dtype=pl.Int64).alias(ROW)
+        yield part.select(number, raw, *columns)
+
+
+def _text(name: str, dtype: pl.DataType) -> pl.Expr:
+    """Return a Parquet column as text, or as a list of texts; times as microseconds since 1970."""
+    column = pl.col(name)
+    if isinstance(dtype, pl.List | pl.Array):
+        if isinstance(dtype, pl.Array):
+            column = column.arr.to_list()
+        return column.list.eval(_scalar(pl.element(), dtype.inner)).alias(name)
+    return _scalar(column, dtype).alias(name)
+
+
+def _scalar(value: pl.Expr, dtype: object) -> pl.Expr:
+    if isinstance(dtype, pl.Datetime | pl.Date):
+        return value.dt.epoch("us").cast(pl.String)
+    if isinstance(dtype, pl.Float32 | pl.Float64):
+        value = value.fill_nan(None)
+        whole = value.cast(pl.Int64, strict=False)
+        return pl.when(whole == value).then(whole.cast(pl.String)).otherwise(value.cast(pl.String))
+    if isinstance(dtype, pl.Struct | pl.List):
+        return value.map_elements(lambda v: json.dumps(v, default=str), return_dtype=pl.String)
+    return value.cast(pl.String)

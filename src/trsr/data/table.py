@@ -1,0 +1,181 @@
+"""Any two tables: one of items, one of events, as CSV, TSV, JSON Lines or Parquet.
+
+Columns are found by their usual names (`columns`) or named. Events stand one a row, or one user a row with a
+list of items, oldest first, and perhaps a list of times beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import polars as pl
+from pydantic import BaseModel, ConfigDict
+
+from trsr.data import columns as names
+from trsr.data.collect import EventCollector, ItemCollector, keep_or_refuse
+from trsr.data.rawtables import RAW, ROW, read_frames
+from trsr.data.tables import Dataset, DatasetWriter
+from trsr.errors import DataError
+
+
+class TableImport(BaseModel):
+    """Options of `import_table` as a configuration carries them; None means: found by the usual names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["table"] = "table"
+    items: Path
+    events: Path
+    name: str | None = None
+    domain: str = "general"
+    text_fields: tuple[str, ...] | None = None
+    category_fields: tuple[str, ...] | None = None
+    items_columns: tuple[str, ...] | None = None
+    events_columns: tuple[str, ...] | None = None
+    item_id: str | None = None
+    event_item_id: str | None = None
+    user_id: str | None = None
+    timestamp: str | None = None
+    item_list: str | None = None
+    quotes: bool | None = None
+
+
+def import_table(
+    items: str | Path,
+    events: str | Path,
+    out: str | Path,
+    *,
+    name: str | None = None,
+    domain: str = "general",
+    text_fields: Sequence[str] | None = None,
+    category_fields: Sequence[str] | None = None,
+    items_columns: Sequence[str] | None = None,
+    events_columns: Sequence[str] | None = None,
+    item_id: str | None = None,
+    event_item_id: str | None = None,
+    user_id: str | None = None,
+    timestamp: str | None = None,
+    item_list: str | None = None,
+    quotes: bool | None = None,
+    overwrite: bool = False,
+) -> Dataset:
+    """Make a dataset folder from a table of items and a table of events.
+
+    Args:
+        items: The items file.
+        events: The events file.
+        out: The dataset folder to make.
+        name: Stands in reports; the name of `out` by default.
+        domain: "news", "products", "movies" or another word; chooses the prompt templates.
+        text_fields: Columns of the items kept as text, in rendering order; by default all that are no ids or
+            addresses.
+        category_fields: Those of them that hold categories, brands or genres; by default found by name.
+        items_columns: All column names of an items file without a header.
+        events_columns: All column names of an events file without a header.
+        item_id: Column of the item id in the items file.
+        event_item_id: Column of the item id in the events file, one event a row.
+        user_id: Column of the user id.
+        timestamp: Column of the time, or of a list of times.
+        item_list: Column of the list of items, one user a row.
+        quotes: Whether CSV and TSV fields may stand in double quotes; by default in CSV, not in TSV.
+        overwrite: Replace an existing dataset at `out`.
+
+    Raises:
+        DataError: a file or a column is missing, or nothing could be read.
+    """
+    items, events, out = Path(items), Path(events), Path(out)
+    wanted = _Wanted(item_id=event_item_id, user_id=user_id, timestamp=timestamp, item_list=item_list)
+    with DatasetWriter(out, overwrite=overwrite) as writer:
+        collector: ItemCollector | None = None
+        fields = None if text_fields is None else list(text_fields)
+        for frame in read_frames(items, writer.reject, columns=items_columns, quotes=quotes):
+            column = names.require_column(items.name, frame.columns, "item id", names.ITEM_ID, item_id)
+            if collector is None:
+                fields = _text_fields(items.name, frame, column, fields)
+                collector = ItemCollector(writer, items.name, fields)
+            texts = names.clean_texts(frame, fields or [])
+            collector.add(frame.select(pl.col(column).alias("item_id"), ROW, RAW, *texts))
+        assert collector is not None  # a file without rows has raised
+        assert fields is not None
+        event_collector = EventCollector(writer, events.name, collector.ids)
+        for frame in read_frames(events, writer.reject, columns=events_columns, quotes=quotes):
+            event_collector.add(_events(writer, events.name, frame, wanted))
+        event_collector.finish()
+        return writer.finish(
+            name=name or out.name,
+            domain=domain,
+            text_fields=fields,
+            category_fields=names.guess_category_fields(fields)
+            if category_fields is None
+            else category_fields,
+            source=f"{items.name}, {events.name}",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """Columns of the events that were named; None for those to find."""
+
+    item_id: str | None
+    user_id: str | None
+    timestamp: str | None
+    item_list: str | None
+
+
+def _text_fields(file: str, frame: pl.DataFrame, item_id: str, named: list[str] | None) -> list[str]:
+    if named is None:
+        named = names.guess_text_fields(frame.columns, [item_id])
+        if not named:
+            raise DataError(f"{file} has no column that looks like text; name them with --text-fields.")
+    for field in named:
+        names.require_column(file, frame.columns, f"text field {field}", (), field)
+    return named
+
+
+def _events(writer: DatasetWriter, file: str, frame: pl.DataFrame, wanted: _Wanted) -> pl.DataFrame:
+    """Return one event a row: user_id, item_id, timestamp (text or null), `ROW`, `RAW`."""
+    found = frame.columns
+    user_id = names.require_column(file, found, "user id", names.USER_ID, wanted.user_id)
+    time = names.find_column(found, names.TIMESTAMP, wanted.timestamp)
+    if wanted.timestamp is not None and time is None:
+        names.require_column(file, found, "time", (), wanted.timestamp)
+    # A file with one event a row may have a column called "history" too; "id" alone says nothing about items.
+    one_a_row = wanted.item_id or (wanted.item_list is None and names.find_column(found, names.ITEM_ID[:-1]))
+    item_list = None if one_a_row else names.find_column(found, names.ITEM_LIST, wanted.item_list)
+    if wanted.item_list is not None and item_list is None:
+        names.require_column(file, found, "list of items", (), wanted.item_list)
+    times = pl.lit(None, pl.String) if time is None else pl.col(time)
+    if item_list is not None:
+        rows = frame.select(
+            pl.col(user_id).alias("user_id"),
+            names.split_list(item_list, frame.schema[item_list]).alias("item_id"),
+            times.alias("timestamp"),
+            ROW,
+            RAW,
+        )
+        return _one_a_row(writer, file, rows)
+    usual = tuple(name for name in names.ITEM_ID if name != user_id)
+    item_id = names.require_column(file, found, "item id or list of items", usual, wanted.item_id)
+    return frame.select(
+        pl.col(user_id).alias("user_id"), pl.col(item_id).alias("item_id"), times.alias("timestamp"), ROW, RAW
+    )
+
+
+def _one_a_row(writer: DatasetWriter, file: str, rows: pl.DataFrame) -> pl.DataFrame:
+    rows = keep_or_refuse(writer, file, rows, pl.col("item_id").list.len() > 0, "no items in the list")
+    timed = rows["timestamp"].is_not_null().any()
+    if not timed:
+        rows = rows.with_columns(pl.lit(None, pl.String).alias("timestamp"))
+    else:
+        rows = rows.with_columns(names.split_times("timestamp", rows.schema["timestamp"]))
+        n_times = pl.col("timestamp").list.len()
+        good = n_times.is_null() | (n_times == pl.col("item_id").list.len())
+        rows = keep_or_refuse(writer, file, rows, good, "another number of times than of items")
+        empty = pl.col("item_id").list.eval(pl.lit(None, pl.String))
+        rows = rows.with_columns(pl.col("timestamp").fill_null(empty))
+    rows = rows.explode(["item_id", "timestamp"] if timed else ["item_id"])
+    entry = pl.concat_str("item_id", "timestamp", separator=" ", ignore_nulls=True).alias(RAW)
+    return rows.with_columns(pl.col("timestamp").cast(pl.String), entry)

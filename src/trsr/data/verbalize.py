@@ -1,0 +1,117 @@
+"""An item's fields as one line of text: `Field: value; Field: value`.
+
+The line is safe to put into a prompt: it has no newline, no id and no marker that could end the prompt or
+speak as another role (`templating.plain_line`). Which items stand in a prompt, and how long it may be as a
+whole, is left to `summarize` and `prompt`.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+from functools import cache
+from typing import Protocol
+
+from trsr.templating import plain_line
+from trsr.types import Item
+
+NO_TEXT = "(no description)"
+# A raw field is cut here before anything else looks at it: a text of a megabyte costs no more than a page.
+_MIN_RAW_CHARACTERS = 20_000
+_CHARACTERS_A_TOKEN = 24
+_WORD = re.compile(r"\w+|[^\w\s]")
+_HTML_NAMES = (
+    "a|abbr|article|aside|b|big|blockquote|body|br|button|caption|center|cite|code|col|dd|div|dl|dt|em|embed|"
+    "figure|font|footer|form|h[1-6]|head|header|hr|html|i|iframe|img|input|label|li|link|main|meta|nav|object|"
+    "ol|p|param|pre|q|s|script|section|small|source|span|strike|strong|style|sub|sup|table|tbody|td|tfoot|th|thead|"
+    "title|tr|tt|u|ul|video"
+)
+_SCRIPT = re.compile(r"<(script|style)\b[^<>]*>[^<]*</\1\s*>", re.IGNORECASE)
+_HTML = re.compile(rf"</?(?:{_HTML_NAMES})\b[^<>]*>|<!--[^<>]*-->", re.IGNORECASE)
+_OPEN_HTML = re.compile(rf"</?(?:{_HTML_NAMES})\b[^<>]*$|&#?\w*$", re.IGNORECASE)
+_LIST_BAR = re.compile(r"(?<=\w)\|(?=\w)")
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back, as engines have it."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of `text`, with no token added around it."""
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of the ids."""
+        ...
+
+
+def verbalize_item(
+    item: Item,
+    *,
+    fields: Sequence[str] | None = None,
+    max_field_tokens: int | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> str:
+    """Render an item as one line.
+
+    Args:
+        item: The item; its id is never part of the text.
+        fields: The fields to use, in this order; all of the item's by default. Missing ones are passed over.
+        max_field_tokens: Cap on each field's value, at least 1; None for no cap.
+        tokenizer: Counts the tokens; without one, words and punctuation marks are counted.
+
+    Returns:
+        For example `Title: Toy Story (1995); Genres: Adventure, Animation`, or `NO_TEXT`.
+    """
+    if max_field_tokens is not None and max_field_tokens < 1:
+        raise ValueError(f"max_field_tokens is {max_field_tokens}; it must be at least 1")
+    parts = []
+    for field in item.fields if fields is None else fields:
+        value = _value(item.fields.get(field, ""), max_field_tokens, tokenizer)
+        if value:
+            parts.append(f"{_label(field)} {value}")
+    return "; ".join(parts) or NO_TEXT
+
+
+@cache
+def _label(field: str) -> str:
+    """Return the name of a field with its colon; a field called "user" gets a dash, so as not to speak."""
+    words = plain_line(field.replace("_", " "))
+    return plain_line(f"{words[:1].upper()}{words[1:]}:")
+
+
+def _value(raw: str, cap: int | None, tokenizer: Tokenizer | None) -> str:
+    if cap is None:
+        return plain_line(_without_html(raw))
+    text = raw[: max(_MIN_RAW_CHARACTERS, _CHARACTERS_A_TOKEN * cap)]
+    if len(text) < len(raw):
+        text = _OPEN_HTML.sub("", text)
+    text = plain_line(_without_html(text))[: _CHARACTERS_A_TOKEN * cap]
+    return _cut_words(text, cap) if tokenizer is None else _cut_tokens(text, cap, tokenizer)
+
+
+def _without_html(text: str) -> str:
+    if "&" in text:
+        text = html.unescape(html.unescape(text))  # twice: product data is often escaped twice
+    if "<" in text:
+        text = _HTML.sub(" ", _SCRIPT.sub(" ", text))
+    return _LIST_BAR.sub(", ", text)
+
+
+def _cut_words(text: str, cap: int) -> str:
+    for count, word in enumerate(_WORD.finditer(text), start=1):
+        if count == cap:
+            return text[: word.end()]
+    return text
+
+
+def _cut_tokens(text: str, cap: int, tokenizer: Tokenizer) -> str:
+    """Return the longest beginning that has at most `cap` tokens, to within a token or two."""
+    ids = tokenizer.encode(text)
+    keep = cap
+    while len(ids) > cap:
+        # Cut ids may end within a letter, and a shorter text may tokenise differently: look again.
+        text = plain_line(tokenizer.decode(ids[:keep]).rstrip("\ufffd"))
+        ids = tokenizer.encode(text)
+        keep -= 1
+    return text

@@ -1,0 +1,84 @@
+"""Every error that `trsr` raises on purpose, in one tree.
+
+    TrsrError                     exit code 1
+    ├── InputError                exit code 2: what the caller gave is wrong
+    │   ├── DataError             a raw file or a dataset folder
+    │   ├── ConfigError           a configuration; lists every problem at once
+    │   ├── TemplateError         a prompt template
+    │   ├── ModelError            an unknown model, or one that cannot be used for this
+    │   ├── BudgetError           a prompt that cannot fit its token budget
+    │   ├── StoreError            a summary store of a newer version, or not a store at all
+    │   ├── RunMismatchError      a run or model folder made by another configuration
+    │   └── OutputError           a folder that cannot be written: read-only, or the disk is full
+    ├── MissingExtraError         an optional dependency is not installed
+    └── EngineError               a language model engine failed; `retryable` says whether to try again
+
+A message is one sentence: what was found, what was expected, what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class TrsrError(Exception):
+    """Base of all errors raised on purpose; `exit_code` is the command line's answer."""
+
+    exit_code = 1
+
+
+class InputError(TrsrError):
+    """The caller gave something that cannot be used."""
+
+    exit_code = 2
+
+
+class DataError(InputError):
+    """A raw file or a dataset folder is wrong."""
+
+
+class ConfigError(InputError):
+    """A configuration is wrong; `problems` holds every mistake found, one sentence each."""
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class TemplateError(InputError):
+    """A prompt template does not parse, or uses variables it was not promised."""
+
+
+class ModelError(InputError):
+    """A model is unknown, or cannot do what is asked (for example: a label of two tokens)."""
+
+
+class BudgetError(InputError):
+    """The parts of a prompt that may never be cut do not fit the token budget."""
+
+
+class StoreError(InputError):
+    """A summary store was written by a newer version, or is not a summary store."""
+
+
+class RunMismatchError(InputError):
+    """A run or model folder was made by a configuration that differs from the one given."""
+
+
+class OutputError(InputError):
+    """A result cannot be written; what was finished before is kept."""
+
+
+class MissingExtraError(TrsrError):
+    """An optional dependency is missing; names the extra that brings it."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"The package {package!r} is not installed: run `pip install 'trsr[{extra}]'`.")
+
+
+class EngineError(TrsrError):
+    """A language model engine failed on a call."""
+
+    def __init__(self, message: str, *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.retryable = retryable

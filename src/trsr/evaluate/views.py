@@ -1,0 +1,236 @@
+"""What the report's templates show, made from `metrics.json` and the context.
+
+Numbers stay as they are; only the order of the rows and which value stands apart are decided here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from trsr.errors import MissingExtraError
+from trsr.evaluate.context import ReportContext
+from trsr.evaluate.metrics import parse_metric
+from trsr.evaluate.plots import N_SERIES_COLORS, Bar, bar_plot, line_plot, slice_plot
+from trsr.evaluate.rendering import NOTHING, TEMPLATES, count, number
+
+
+def stands_apart(rankers: Mapping[str, Any], metric: str, chance: float | None) -> str | None:
+    """Return the ranker whose interval lies beyond those of all others and beyond chance, or None.
+
+    This is stricter than a paired test: overlapping intervals do not mean that two rankers are equal.
+    """
+    spans = {name: values[metric]["ci95"] for name, values in rankers.items() if metric in values}
+    if len(spans) < 2 or any(end is None for span in spans.values() for end in span):
+        return None
+    sign = 1 if parse_metric(metric).higher_is_better else -1
+    lows = {name: min(sign * end for end in span) for name, span in spans.items()}
+    highs = {name: max(sign * end for end in span) for name, span in spans.items()}
+    best = max(lows, key=lambda name: (lows[name], name))
+    rivals = [high for name, high in highs.items() if name != best]
+    beyond = lows[best] > max(rivals) and (chance is None or lows[best] > sign * chance)
+    return best if beyond else None
+
+
+def report_view(metrics: Mapping[str, Any], context: ReportContext) -> dict[str, Any]:
+    """Gather what both templates show."""
+    rankers, chance = metrics["rankers"], metrics["protocol"]["chance"]
+    names = [name for name in chance if any(name in values for values in rankers.values())]
+    ordered = sorted(rankers, key=lambda name: (-_value(rankers[name], names[0]), name))
+    apart = {metric: stands_apart(rankers, metric, chance[metric]) for metric in names}
+    slices = _slices_view(metrics, ordered, names[0])
+    try:
+        plots, no_plots = _plots(metrics, context, ordered, names, apart), ""
+    except MissingExtraError as error:
+        plots, no_plots = {"bars": [], "slices": [], "training": []}, f"Without plots. {error}"
+    return {
+        "context": context,
+        "css": Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        "finding": _finding(rankers, ordered, names[0], apart[names[0]], chance[names[0]]),
+        "facts": _facts(metrics["counts"]),
+        "table": {
+            "metrics": names,
+            "rows": [_row(name, rankers[name], names, apart) for name in ordered],
+            "chance": [number(chance[metric]) for metric in names],
+        },
+        "marks": "Value and 95 % interval over users. A value is marked only where its interval lies beyond"
+        " those of all other rankers and beyond chance; rows are in order of the first column.",
+        "protocol": _plain_values(metrics["protocol"]),
+        "details": _details(metrics),
+        "slices": slices,
+        "plots": plots,
+        "no_plots": no_plots,
+        "n_colors": N_SERIES_COLORS,
+        "notes": list(dict.fromkeys([*context.notes, *_standing_notes(metrics)])),
+    }
+
+
+def _plain_values(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in mapping.items() if isinstance(value, str | int | float)}
+
+
+def _details(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the tables that only few will read: what was counted, and the nested parts of the protocol."""
+    nested = {
+        f"protocol: {key}": value
+        for key, value in metrics["protocol"].items()
+        if isinstance(value, Mapping) and key != "chance"
+    }
+    return {"evaluated": metrics["counts"], **nested}
+
+
+def _value(values: Mapping[str, Any], metric: str) -> float:
+    """Return a metric's value for sorting; what is missing comes last."""
+    value = values.get(metric, {}).get("value")
+    return float("-inf") if value is None else float(value)
+
+
+def _row(
+    name: str, values: Mapping[str, Any], metrics: Sequence[str], apart: Mapping[str, str | None]
+) -> dict[str, Any]:
+    cells = []
+    for metric in metrics:
+        entry = values.get(metric)
+        low, high = entry["ci95"] if entry else (None, None)
+        cells.append(
+            {
+                "value": number(entry["value"]) if entry else NOTHING,
+                "interval": "" if low is None else f"{low:.3f} to {high:.3f}",
+                "apart": apart.get(metric) == name,
+            }
+        )
+    return {"name": name, "cells": cells}
+
+
+def _finding(
+    rankers: Mapping[str, Any], ordered: Sequence[str], metric: str, apart: str | None, chance: float | None
+) -> str:
+    """Say in two sentences what the first metric shows."""
+    best, entry = ordered[0], rankers[ordered[0]][metric]
+    text = f"{best} has the highest {metric}: {number(entry['value'])}"
+    if entry["ci95"][0] is not None:
+        text += f" ({entry['ci95'][0]:.3f} to {entry['ci95'][1]:.3f})"
+    text += f", where chance is {number(chance)}."
+    if len(ordered) == 1 or entry["ci95"][0] is None:
+        return text
+    if apart == best:
+        return f"{text} Its interval stands apart from those of all other rankers."
+    near = [
+        name
+        for name in ordered[1:]
+        if rankers[name][metric]["ci95"][1] is not None
+        and rankers[name][metric]["ci95"][1] >= entry["ci95"][0]
+    ]
+    return f"{text} Its interval overlaps with that of {', '.join(near)}: this run alone does not order them."
+
+
+def _facts(counts: Mapping[str, Any]) -> dict[str, str]:
+    per_example = counts["candidates"] / max(counts["examples"], 1)
+    return {
+        "users": count(counts["users"]),
+        "examples": count(counts["examples"]),
+        "candidates an example": f"{per_example:.1f}".removesuffix(".0"),
+        "prompts cut": count(counts["cut_prompts"]),
+        "tied pairs": NOTHING if counts["tie_rate"] is None else f"{100 * counts['tie_rate']:.1f} %",
+    }
+
+
+def _standing_notes(metrics: Mapping[str, Any]) -> list[str]:
+    """Return the limits that follow from the numbers themselves."""
+    counts, notes = metrics["counts"], list(metrics["protocol"].get("warnings", []))
+    if metrics["protocol"].get("protocol") == "sampled":
+        notes.append(
+            "Candidates are sampled: against the whole catalogue, values are lower and rankers can change"
+            " places (Krichene and Rendle, KDD 2020)."
+        )
+    notes.append(
+        "Intervals cover the choice of test users only: another training seed, other negatives or another"
+        " period can move a value further."
+    )
+    if counts["users"] < 50:
+        notes.append(f"{counts['users']} users are few: a bootstrap interval over them is too narrow.")
+    if counts["cut_prompts"]:
+        notes.append(
+            f"{counts['cut_prompts']:,} of {counts['candidates']:,} prompts did not fit the token budget: the"
+            " profile or older recent items were cut; the candidate never is."
+        )
+    if counts.get("examples_without_truth"):
+        notes.append(
+            f"{counts['examples_without_truth']:,} examples lack a chosen or an unchosen candidate; metrics"
+            " that need both leave them out."
+        )
+    return notes
+
+
+def _slices_view(metrics: Mapping[str, Any], ordered: Sequence[str], metric: str) -> dict[str, Any] | None:
+    """Return the table of the first metric by history length, or None where there is nothing to compare."""
+    slices = metrics.get("slices", {}).get("history_length", [])
+    if len(slices) < 2:
+        return None
+    by_slice = {name: [part["rankers"][name].get(metric) for part in slices] for name in ordered}
+    rows = [
+        {"name": name, "cells": [_row("", {metric: entry}, [metric], {})["cells"][0] for entry in entries]}
+        for name, entries in by_slice.items()
+    ]
+    names = [_span(part) for part in slices]
+    return {
+        "metric": metric,
+        "rankers": list(ordered),
+        "names": names,
+        "titles": [f"{name} items" for name in names],
+        "rows": rows,
+        "examples": [count(part["examples"]) for part in slices],
+    }
+
+
+def _span(part: Mapping[str, Any]) -> str:
+    return str(part["min"]) if part["min"] == part["max"] else f"{part['min']}–{part['max']}"
+
+
+def _plots(
+    metrics: Mapping[str, Any],
+    context: ReportContext,
+    ordered: Sequence[str],
+    names: Sequence[str],
+    apart: Mapping[str, str | None],
+) -> dict[str, list[Markup]]:
+    """Draw a few metrics of different kinds; the table has them all."""
+    chance, rankers = metrics["protocol"]["chance"], metrics["rankers"]
+    plots: dict[str, list[Markup]] = {"bars": [], "slices": [], "training": []}
+    for metric in _headline(names):
+        bars = [
+            _bar(name, entry, apart=apart[metric] == name)
+            for name in ordered
+            if (entry := rankers[name].get(metric)) and entry["value"] is not None
+        ]
+        if bars:
+            plots["bars"].append(Markup(bar_plot(metric, bars, chance=chance[metric])))
+    slices = metrics.get("slices", {}).get("history_length", [])
+    for metric in _headline(names)[:2] if len(slices) > 1 else []:
+        series = {name: [_bar("", part["rankers"][name][metric]) for part in slices] for name in ordered}
+        labels = [_span(part) for part in slices]
+        plots["slices"].append(Markup(slice_plot(metric, labels, series, x_label="items in the history")))
+    losses = [(float(row.step), row.loss) for row in context.training if row.loss is not None]
+    values = [(float(row.step), row.metric) for row in context.training if row.metric is not None]
+    for title, points, mark in [("loss", losses, None), (context.training_metric, values, "max")]:
+        if len(points) > 1:
+            plots["training"].append(Markup(line_plot(title, points, x_label="step", mark=mark)))
+    return plots
+
+
+def _bar(name: str, entry: Mapping[str, Any], *, apart: bool = False) -> Bar:
+    low, high = entry["ci95"]
+    return Bar(name, math.nan if entry["value"] is None else entry["value"], low, high, apart)
+
+
+def _headline(names: Sequence[str]) -> list[str]:
+    """Choose the first recall, the deepest mrr and ndcg, and auc."""
+    metrics = [parse_metric(name) for name in names]
+    chosen = []
+    for family, pick in [("recall", 0), ("mrr", -1), ("ndcg", -1)]:
+        found = [str(metric) for metric in metrics if metric.family == family and metric.k is not None]
+        chosen += found[pick:][:1]
+    return chosen + [name for name in names if name == "auc"]

@@ -1,0 +1,1 @@
+"""Language model engines behind one seam: write texts, score label tokens, find models."""

@@ -1,0 +1,147 @@
+"""The seam between `trsr` and language models: two protocols and the values they exchange.
+
+An engine is anything with `generate` (write a text) or `score` (margin between two answers). Engines hold the
+model; callers hold the prompts. Nothing here imports a model library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a chat."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a model is asked: chat turns, and the first words put into its mouth (`prefill`, may be empty).
+
+    The generated text does not repeat the prefill.
+    """
+
+    messages: tuple[Message, ...]
+    prefill: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationParams:
+    """How to write: greedy unless `temperature` > 0.
+
+    Attributes:
+        max_new_tokens: Cap on the generated tokens, at least 1.
+        temperature: 0 for greedy decoding.
+        frequency_penalty: Taken from a token's logit for each time it was already written (0 to 2); small
+            models repeat themselves without it.
+        seed: Only used when sampling.
+        stop: Texts that end the generation; they are not part of the result.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """The answer to prompt number `index`: a text, or an error and an empty text, never both.
+
+    Attributes:
+        index: The prompt's place in the sequence given to `generate`.
+        text: Generated text, white space at both ends removed.
+        n_prompt_tokens: Tokens read.
+        n_generated_tokens: Tokens written.
+        seconds: Wall-clock time of the call, or its share of a batch.
+        error: One sentence, when the call failed for good; None otherwise.
+    """
+
+    index: int
+    text: str
+    n_prompt_tokens: int
+    n_generated_tokens: int
+    seconds: float
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LabelTokens:
+    """The ids of the two answer tokens in the exact context of the prompt."""
+
+    positive: int
+    negative: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringGroup:
+    """Candidates that share a prefix, as token ids: prompt i is `prefix + suffixes[i]`."""
+
+    prefix: tuple[int, ...]
+    suffixes: tuple[tuple[int, ...], ...]
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back; special tokens in `encode` are only those written in the text."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of `text`, with no token added around it."""
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of the ids, special tokens included."""
+        ...
+
+    def render_chat(self, prompt: Prompt) -> str:
+        """Return the whole prompt as the model's chat format writes it, ending where the answer begins."""
+        ...
+
+
+@runtime_checkable
+class TextGenerator(Protocol):
+    """Writes texts. Results come in completion order, one for each prompt, failed ones included."""
+
+    @property
+    def model_id(self) -> str:
+        """The model's name and revision, as it enters a summary's key: `NAME@REVISION`."""
+        ...
+
+    def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
+        """Yield one `Generation` a prompt as each is finished.
+
+        Raises:
+            EngineError: the engine as a whole is unusable (a single failed call is a result with `error`).
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back memory, threads and ports; safe to call twice."""
+        ...
+
+
+@runtime_checkable
+class LabelScorer(Protocol):
+    """Scores candidates by the margin logit(positive) - logit(negative) at the answer position."""
+
+    def score(
+        self, groups: Sequence[ScoringGroup], labels: LabelTokens
+    ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+        """Yield (group index, float32 margins of shape (n_suffixes,)) in completion order."""
+        ...
+
+
+def prompt_key(prompt: Prompt, model_id: str, params: GenerationParams) -> str:
+    """Return the sha256 (hex) that names a generation: rendered prompt, model and parameters."""
+    content = {"prompt": asdict(prompt), "model": model_id, "params": asdict(params)}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -1,0 +1,127 @@
+"""The engines a configuration can name, and `open_generator`, which starts one.
+
+Each engine's own module is imported only when it is opened, so a configuration can be checked without any
+model library.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from trsr.errors import MissingExtraError
+from trsr.llm.base import TextGenerator
+
+# Which package each engine needs, and the extra that brings it.
+REQUIRED_PACKAGES: dict[str, tuple[str, str] | None] = {
+    "fake": None,
+    "llamacpp": ("xllamacpp", "llamacpp"),
+    "openai": ("openai", "openai"),
+    "transformers": ("transformers", "hf"),
+}
+
+
+class _Engine(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FakeEngine(_Engine):
+    """Deterministic texts made from the prompt's own words; for tests and dry runs."""
+
+    kind: Literal["fake"] = "fake"
+
+
+class LlamaCppEngine(_Engine):
+    """llama.cpp in this process, for GGUF models on a CPU."""
+
+    kind: Literal["llamacpp"] = "llamacpp"
+    model: str = "smollm2-135m"
+    """`smollm2-135m`, the path of a `.gguf` file, or `OWNER/NAME/FILE.gguf` on the hub."""
+    n_parallel: int = Field(default=16, ge=1)
+    """Slots: prompts worked on at the same time."""
+    max_prompt_tokens: int = Field(default=1024, ge=1)
+    """Longest prompt; memory grows with `n_parallel * max_prompt_tokens`."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads; by default the physical cores this process may use."""
+
+
+class OpenAIEngine(_Engine):
+    """Any server that speaks the OpenAI chat API: vLLM, SGLang, llama.cpp, Ollama, hosted."""
+
+    kind: Literal["openai"] = "openai"
+    base_url: str
+    """For example `http://127.0.0.1:8000/v1`."""
+    model: str
+    """The model's name on that server."""
+    revision: str | None = None
+    """What stands behind the @ in the model id; by default the server's host and port. Set it to keep
+    summaries when the same model moves to another address, or to part them when the model changes."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key; a server without keys needs none."""
+    concurrency: int = Field(default=32, ge=1)
+    """Most calls in flight."""
+    timeout: float = Field(default=120.0, gt=0)
+    """Seconds until a call is given up and tried again."""
+    retries: int = Field(default=5, ge=0)
+    """How often a failed call is tried again."""
+
+
+class TransformersEngine(_Engine):
+    """Hugging Face transformers in this process, on a GPU or a CPU."""
+
+    kind: Literal["transformers"] = "transformers"
+    model: str = "smollm2-135m"
+    """`smollm2-135m`, a model folder, or a hub id."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """`auto`: bfloat16 where the device computes in it, else float32."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
+    max_batch_tokens: int = Field(default=16384, ge=1)
+    """Prompt tokens of one batch, padding included."""
+    max_prompt_tokens: int = Field(default=2048, ge=1)
+    """Longest prompt."""
+
+
+EngineConfig = Annotated[
+    FakeEngine | LlamaCppEngine | OpenAIEngine | TransformersEngine, Field(discriminator="kind")
+]
+
+
+def open_generator(config: EngineConfig) -> TextGenerator:
+    """Start the engine that `config` describes; the caller closes it.
+
+    Raises:
+        MissingExtraError: the engine's package is not installed.
+        ModelError: its model is unknown or cannot be loaded.
+    """
+    require_package(config.kind)
+    match config:
+        case FakeEngine():
+            from trsr.llm.fake import FakeGenerator
+
+            return FakeGenerator()
+        case LlamaCppEngine():
+            from trsr.llm.llamacpp import LlamaCppGenerator
+
+            return LlamaCppGenerator(**config.model_dump(exclude={"kind"}))
+        case OpenAIEngine():
+            from trsr.llm.openai import OpenAIGenerator
+
+            return OpenAIGenerator(**config.model_dump(exclude={"kind"}))
+        case TransformersEngine():
+            from trsr.llm.transformers import TransformersGenerator
+
+            return TransformersGenerator(**config.model_dump(exclude={"kind"}))
+
+
+def require_package(kind: str) -> None:
+    """Check that the package an engine needs is installed, without importing it.
+
+    Raises:
+        MissingExtraError: it is not.
+    """
+    required = REQUIRED_PACKAGES[kind]
+    if required and importlib.util.find_spec(required[0]) is None:
+        raise MissingExtraError(*required)

@@ -1,0 +1,201 @@
+"""Writes texts with llama.cpp inside this process: GGUF models on a CPU, many prompts at once.
+
+The server lives in the process (`xllamacpp`), keeps `n_parallel` slots busy by continuous batching, and is
+started by the first prompt, so a run that needs no new text loads nothing. Greedy results do not depend on
+what else is in the batch; `open_server` says how that is held.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from trsr.errors import EngineError, MissingExtraError, ModelError
+from trsr.llm import models
+from trsr.llm.base import Generation, GenerationParams, Prompt
+
+try:
+    import xllamacpp
+except ImportError as _error:
+    raise MissingExtraError("xllamacpp", "llamacpp") from _error
+
+
+class LlamaCppGenerator:
+    """A `TextGenerator` over an in-process llama.cpp server.
+
+    Args:
+        model: See `models.gguf_file`.
+        n_parallel: Slots, at least 1.
+        max_prompt_tokens: Longest prompt in tokens, chat format included; a longer one is a failed result.
+        threads: CPU threads; by default the physical cores this process may use.
+
+    Raises:
+        ModelError: there is no such model, or it has no GGUF file.
+    """
+
+    def __init__(
+        self,
+        model: str = models.EMBEDDED_MODEL,
+        *,
+        n_parallel: int = 16,
+        max_prompt_tokens: int = 1024,
+        threads: int | None = None,
+    ) -> None:
+        self._gguf = models.gguf_file(model)
+        self._model_id = models.model_id(model)
+        self._n_parallel = n_parallel
+        self._max_prompt_tokens = max_prompt_tokens
+        self._threads = threads or physical_cores()
+        self._server: Any = None
+        self._room = 0  # new tokens that a slot of the running server has room for
+
+    @property
+    def model_id(self) -> str:
+        """The model's name and the hash of its file."""
+        return self._model_id
+
+    def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
+        """Yield one result a prompt in completion order; see `TextGenerator`.
+
+        Raises:
+            ModelError: the model cannot be loaded.
+        """
+        if not prompts:
+            return
+        server = self._running(params.max_new_tokens)
+        pool = ThreadPoolExecutor(self._n_parallel, thread_name_prefix="trsr-llamacpp")
+        try:
+            calls = [pool.submit(self._call, server, i, prompt, params) for i, prompt in enumerate(prompts)]
+            for call in as_completed(calls):
+                yield call.result()
+        finally:
+            # What waits is dropped; what runs cannot be interrupted and is waited for.
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def close(self) -> None:
+        """Stop the server, its threads and its port; safe to call twice."""
+        self._server = None  # llama.cpp stops when the object dies
+
+    def _running(self, max_new_tokens: int) -> Any:
+        """Return the server, started again when its slots have no room for so many new tokens."""
+        if self._server is None or max_new_tokens > self._room:
+            self.close()
+            self._room = max(max_new_tokens, 128)
+            self._server = open_server(
+                self._gguf,
+                n_parallel=self._n_parallel,
+                slot_tokens=self._max_prompt_tokens + self._room,
+                threads=self._threads,
+            )
+        return self._server
+
+    def _call(self, server: Any, index: int, prompt: Prompt, params: GenerationParams) -> Generation:
+        started = time.perf_counter()
+        answer = server.handle_completions(
+            {
+                "prompt": render_chat(server, prompt),
+                "max_tokens": params.max_new_tokens,
+                "temperature": params.temperature,
+                "seed": params.seed,
+                "stop": list(params.stop),
+                "cache_prompt": False,
+            }
+        )
+        seconds = time.perf_counter() - started
+        if "error" in answer:
+            n_read = int(answer["error"].get("n_prompt_tokens", 0))
+            error = self._too_long(n_read) if n_read else f"llama.cpp refused the prompt: {answer['error']}."
+            return Generation(index, "", n_read, 0, seconds, error)
+        n_read, n_written = (int(answer["usage"][key]) for key in ("prompt_tokens", "completion_tokens"))
+        if n_read > self._max_prompt_tokens:
+            return Generation(index, "", n_read, n_written, seconds, self._too_long(n_read))
+        return Generation(index, answer["choices"][0]["text"].strip(), n_read, n_written, seconds)
+
+    def _too_long(self, n_tokens: int) -> str:
+        return (
+            f"The prompt has {n_tokens} tokens, but a slot holds {self._max_prompt_tokens}: "
+            "shorten the items, or raise max_prompt_tokens."
+        )
+
+
+def open_server(gguf: Path, *, n_parallel: int, slot_tokens: int, threads: int) -> Any:
+    """Start llama.cpp's server in this process, on a free loopback port; it stops when the object dies.
+
+    It also answers the OpenAI API at `listening_address + "/v1"`.
+
+    Flash attention and the reuse of earlier prompts are off: with them, a greedy text depends on which other
+    prompts happen to be in the batch or were in the slot before. Without them results are equal to the bit
+    whatever `n_parallel`, which is what makes two runs of one seed equal.
+
+    Args:
+        gguf: The model file.
+        n_parallel: Slots.
+        slot_tokens: Prompt and new tokens that one slot holds.
+        threads: CPU threads.
+
+    Raises:
+        ModelError: llama.cpp cannot load the file.
+    """
+    params = xllamacpp.CommonParams()
+    params.model.path = str(gguf)
+    params.n_parallel = n_parallel
+    params.n_ctx = n_parallel * slot_tokens  # llama.cpp divides it among the slots
+    params.cpuparams.n_threads = threads
+    params.cpuparams_batch.n_threads = threads
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    params.cache_prompt = False
+    params.cache_ram_mib = 0
+    params.fit_params = False
+    params.warmup = False
+    params.verbosity = 0
+    try:
+        return xllamacpp.Server(params)
+    except RuntimeError as error:
+        raise ModelError(
+            f"llama.cpp could not load {gguf} ({error}): check that it is a whole GGUF file and that "
+            f"{n_parallel} slots of {slot_tokens} tokens fit into memory."
+        ) from error
+
+
+def render_chat(server: Any, prompt: Prompt) -> str:
+    """Return the prompt in the chat format of the server's model, ending with the prefill.
+
+    Raises:
+        EngineError: the model's chat template refuses the messages.
+    """
+    messages = [{"role": message.role, "content": message.content} for message in prompt.messages]
+    # The in-process interface lacks this call, so it goes over the loopback port (and past any proxy).
+    address = urlsplit(server.listening_address)
+    connection = http.client.HTTPConnection(address.hostname or "127.0.0.1", address.port, timeout=60)
+    try:
+        connection.request(
+            "POST",
+            "/apply-template",
+            json.dumps({"messages": messages}),
+            {"Content-Type": "application/json"},
+        )
+        answer = json.loads(connection.getresponse().read())
+    finally:
+        connection.close()
+    if "prompt" not in answer:
+        raise EngineError(f"The model's chat template refused the messages: {answer.get('error', answer)}.")
+    return str(answer["prompt"]) + prompt.prefill
+
+
+def physical_cores() -> int:
+    """Return how many physical cores this process may use; hyper-threads of one core do not help."""
+    if not hasattr(os, "sched_getaffinity"):
+        return max(1, (os.cpu_count() or 2) // 2)
+    allowed = os.sched_getaffinity(0)
+    topology = "/sys/devices/system/cpu/cpu{}/topology/core_cpus_list"
+    try:
+        return len({Path(topology.format(cpu)).read_text(encoding="ascii") for cpu in allowed})
+    except OSError:
+        return len(allowed)

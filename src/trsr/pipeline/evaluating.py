@@ -1,0 +1,100 @@
+"""From `scores.parquet` to `metrics.json` and the report."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import polars as pl
+
+from trsr.evaluate.aggregate import evaluate
+from trsr.evaluate.context import (
+    ExampleBlock,
+    ExampleCandidate,
+    ExampleUser,
+    ReportContext,
+    StageCost,
+    TrainingRow,
+)
+from trsr.evaluate.report import write_report
+from trsr.pipeline.ranking import PROBABILISTIC
+from trsr.pipeline.workbench import Workbench
+from trsr.rank.base import ranked
+from trsr.types import RankingExample
+
+N_EXAMPLE_USERS = 3
+
+
+def evaluate_scores(bench: Workbench) -> dict[str, Any]:
+    """Compute the metrics and write the report.
+
+    Raises:
+        DataError: the scores are not those of this run.
+        OutputError: the run folder cannot be written.
+    """
+    folder, splits = bench.folder, bench.splits
+    scores = pl.read_parquet(folder.path / "scores.parquet")
+    metrics = evaluate(
+        scores,
+        protocol={**splits.description, "counts": splits.counts, "warnings": list(splits.warnings)},
+        ks=bench.config.evaluate.ks,
+        seed=bench.config.seed,
+        probabilistic=PROBABILISTIC,
+        history_lengths={e.example_id: len(e.history) for e in splits.test},
+    )
+    folder.write_json("metrics.json", metrics)
+    write_report(folder.path, metrics=metrics, context=_context(bench, scores))
+    return {"rankers": len(metrics["rankers"])}
+
+
+def _context(bench: Workbench, scores: pl.DataFrame) -> ReportContext:
+    """Gather what the report tells beside the metrics."""
+    folder = bench.folder
+    stages = folder.stages()
+    summaries = {"method": bench.config.summary.method} | stages.get("summarize", {})
+    return ReportContext(
+        title=bench.config.name,
+        command=folder.command,
+        config_yaml=(folder.path / "config.yaml").read_text(encoding="utf-8"),
+        environment=json.loads((folder.path / "env.json").read_text(encoding="utf-8")),
+        stages=[
+            StageCost(name, facts["seconds"], facts.get("calls_made"), facts.get("generated_tokens"))
+            for name, facts in stages.items()
+        ],
+        summaries={k: v for k, v in summaries.items() if k != "seconds"},
+        training=_training_rows(bench),
+        training_metric="validation recall@3 + @5 + @10",
+        users=[_example_user(bench, e, scores) for e in bench.splits.test[:N_EXAMPLE_USERS]],
+    )
+
+
+def _training_rows(bench: Workbench) -> list[TrainingRow]:
+    file = bench.folder.path / "training.json"
+    if bench.config.train is None or not file.exists():
+        return []
+    log = json.loads(file.read_text(encoding="utf-8"))["log"]
+    return [TrainingRow(int(r["step"]), r.get("loss"), r.get("eval_recall_sum")) for r in log]
+
+
+def _example_user(bench: Workbench, example: RankingExample, scores: pl.DataFrame) -> ExampleUser:
+    """Show one user in full, with the candidates as the last configured ranker orders them."""
+    ranker = bench.config.rankers[-1]
+    rows = scores.filter((pl.col("example_id") == example.example_id) & (pl.col("ranker") == ranker))
+    labels = dict(zip(rows["item_id"], rows["label"], strict=True))
+    text = bench.item_texts(bench.config.prompt.fields, bench.config.prompt.max_field_tokens, None)
+    written = bench.summary_texts.get(example.example_id, [])
+    blocks = bench.summariser.blocks(example.history)
+    n_recent = bench.config.prompt.n_recent
+    return ExampleUser(
+        user_id=example.user_id,
+        blocks=tuple(
+            ExampleBlock(tuple(text(i) for i in block.item_ids), written[block.index] if written else "")
+            for block in blocks
+        ),
+        profile=bench.profiles.get(example.example_id, ""),
+        recent_items=tuple(text(i) for i in example.history[-n_recent:]) if n_recent else (),
+        candidates=tuple(
+            ExampleCandidate(text(item.item_id), item.score, labels[item.item_id])
+            for item in ranked(example, rows["margin"].to_numpy())
+        ),
+    )

@@ -1,0 +1,129 @@
+"""The run folder: which configuration it belongs to, which stages are finished, and a log of what happened.
+
+Files appear under their final names in one move, so a killed process leaves whole files or none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trsr.config import RunConfig, differences
+from trsr.errors import OutputError, RunMismatchError
+
+_PACKAGES = ("trsr", "numpy", "polars", "torch", "transformers", "peft", "xllamacpp", "bm25s")
+
+
+class RunFolder:
+    """A folder that holds one experiment.
+
+    Raises:
+        RunMismatchError: the folder belongs to another configuration; the message says the differences.
+        OutputError: it cannot be written.
+    """
+
+    def __init__(self, path: Path, config: RunConfig, command: str) -> None:
+        self.path = path
+        self.config = config
+        self.command = command
+        self._check_config()
+        self.write_json("env.json", environment() | {"command": command})
+
+    def _check_config(self) -> None:
+        """Write `config.yaml` into a new folder; refuse a folder of another configuration."""
+        wanted = json.loads(self.config.model_dump_json())
+        file = self.path / "config.yaml"
+        if file.exists():
+            found = yaml.safe_load(file.read_text(encoding="utf-8"))
+            if changed := differences(found, wanted):
+                raise RunMismatchError(
+                    f"{self.path} holds a run of another configuration ({'; '.join(changed)}); "
+                    "name another folder with --out, or undo the changes."
+                )
+            return
+        if self.path.exists() and any(self.path.iterdir()):
+            raise RunMismatchError(
+                f"{self.path} is not empty and holds no run; name another folder with --out."
+            )
+        self.write_text("config.yaml", yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file in one move."""
+        partial = self.path / f".{name}.partial"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(self.path / name)
+        except OSError as error:
+            raise OutputError(
+                f"{self.path / name} cannot be written ({error.strerror}); free space or choose another folder."
+            ) from error
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file in one move."""
+        self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """Return the finished stages with their facts, in the order they were finished."""
+        file = self.path / "stages.json"
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
+
+    def finish(self, stage: str, facts: Mapping[str, Any]) -> None:
+        """Mark a stage as finished; `facts` (seconds, calls, tokens, ...) stand in the report."""
+        self.write_json("stages.json", self.stages() | {stage: dict(facts)})
+        self.log(stage, "done", **facts)
+
+    def log(self, stage: str, event: str, **facts: Any) -> None:
+        """Append one line to `log.jsonl`."""
+        line = json.dumps({"time": time.time(), "stage": stage, "event": event, **facts}, ensure_ascii=False)
+        try:
+            with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise OutputError(f"{self.path}/log.jsonl cannot be written ({error.strerror}).") from error
+
+
+def environment() -> dict[str, Any]:
+    """Return what a reader needs to judge timings and to repeat a run: versions, machine, commit."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "versions": versions,
+        "commit": _commit(),
+        "executable": Path(sys.executable).name,
+    }
+
+
+def _commit() -> str | None:
+    """Return the commit of the source tree this package runs from, with `+` when it has changes."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=here,
+            capture_output=True,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if changed else "")

@@ -1,0 +1,100 @@
+"""Writes profiles with an engine and a store, for a run or for every user of a dataset."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from trsr.errors import OutputError
+from trsr.llm.engines import EngineConfig, open_generator
+from trsr.pipeline.progress import bar
+from trsr.summarize.run import Fold, Summariser, SummaryProgress, profile, summarize
+from trsr.summarize.store import SummaryStore
+from trsr.types import History, PreferenceSummary
+
+
+@dataclass(frozen=True)
+class WrittenProfiles:
+    """Profiles in the order of their histories, with what they cost."""
+
+    folds: list[Fold]
+    profiles: list[PreferenceSummary]
+    progress: SummaryProgress
+    seconds: float
+
+    def facts(self) -> dict[str, int | float]:
+        """Return counts: of this process, and what the store answered."""
+        made = self.progress
+        return {
+            "profiles": len(self.profiles),
+            "calls": made.n_calls,
+            "calls_made": made.n_calls_made,
+            "calls_from_store": made.n_calls_known,
+            "prompt_tokens": made.n_prompt_tokens,
+            "generated_tokens": made.n_generated_tokens,
+            "tokens_per_second": round(made.n_generated_tokens / max(self.seconds, 1e-9), 1),
+        }
+
+
+def write_profiles(
+    histories: Sequence[History], summariser: Summariser, engine_config: EngineConfig, store_file: Path
+) -> WrittenProfiles:
+    """Write the profile of every history; calls that the store knows are not made.
+
+    Raises:
+        EngineError: some calls failed; the finished ones are kept.
+        StoreError, OutputError: the store cannot be used.
+    """
+    started = time.perf_counter()
+    last = SummaryProgress()
+    needs_calls = summariser.config.method in {"hierarchical", "recurrent"}
+    with SummaryStore(store_file) as store, bar("Summarising") as shown:
+        engine = open_generator(engine_config) if needs_calls else None
+
+        def show(progress: SummaryProgress) -> None:
+            nonlocal last
+            last = progress
+            rate = progress.n_generated_tokens / (time.perf_counter() - started)
+            note = f"{progress.n_users_done} of {progress.n_users} users, {rate:.0f} tokens/s"
+            shown.update(progress.n_calls_known + progress.n_calls_made, progress.n_calls, note)
+
+        try:
+            folds = summarize(histories, summariser, engine, store, show)
+        finally:
+            if engine is not None:
+                engine.close()
+    profiles = [profile(fold, summariser) for fold in folds]
+    return WrittenProfiles(folds, profiles, last, time.perf_counter() - started)
+
+
+def save_profiles(file: Path, names: Sequence[str], written: WrittenProfiles) -> None:
+    """Write a Parquet file of profiles in one move; `names` are example ids.
+
+    The column `texts` holds the texts of all calls of a profile's plan, those of its blocks first.
+    """
+    profiles = written.profiles
+    frame = pl.DataFrame(
+        {
+            "example_id": names,
+            "user_id": [p.user_id for p in profiles],
+            "text": [p.text for p in profiles],
+            "n_items": [p.n_items for p in profiles],
+            "key": pl.Series([p.key for p in profiles], dtype=pl.String),
+            "texts": pl.Series(
+                [[fold.texts[i] for i in range(len(fold.calls))] for fold in written.folds],
+                dtype=pl.List(pl.String),
+            ),
+        }
+    )
+    partial = file.with_suffix(".partial")
+    try:
+        frame.write_parquet(partial)
+        partial.replace(file)
+    except OSError as error:
+        raise OutputError(
+            f"{file} cannot be written ({error.strerror}); free space or choose another place."
+        ) from error

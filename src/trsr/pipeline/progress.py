@@ -1,0 +1,44 @@
+"""Shows how far long work is: a bar on a terminal, nothing elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+
+class Bar:
+    """One bar; `update` may be called as often as convenient."""
+
+    def __init__(self, progress: Progress, name: str) -> None:
+        self._progress = progress
+        self._task = progress.add_task(name, total=None, note="")
+
+    def update(self, done: int, total: int, note: str = "") -> None:
+        """Show `done` of `total`, with a short note behind."""
+        self._progress.update(self._task, completed=done, total=total, note=note)
+
+
+@contextmanager
+def bar(name: str, *, visible: bool = True) -> Iterator[Bar]:
+    """Show a bar on standard error while the block runs; only when that is a terminal."""
+    console = Console(stderr=True)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, disable=not (visible and console.is_terminal)) as progress:
+        yield Bar(progress, name)

@@ -1,0 +1,170 @@
+"""Asks every ranker about every test example and writes `scores.parquet`, in parts that survive a kill."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from trsr.config import RankerName
+from trsr.data.fitting import fit_events
+from trsr.errors import OutputError
+from trsr.llm import models
+from trsr.llm.adapter import check_adapter, quiet_peft, read_adapter_info
+from trsr.pipeline.progress import Bar, bar
+from trsr.pipeline.workbench import Workbench
+from trsr.rank.base import ExampleScores, Ranker, sigmoid
+from trsr.rank.baselines import Bm25Ranker, PopularityRanker, RandomRanker, RecencyRanker
+from trsr.summarize.counted import field_values
+from trsr.types import RankingExample
+
+EXAMPLES_A_PART = 10
+SCHEMA = {
+    "example_id": pl.String,
+    "user_id": pl.String,
+    "item_id": pl.String,
+    "label": pl.Int8,
+    "ranker": pl.String,
+    "margin": pl.Float32,
+    "score": pl.Float64,
+    "n_prompt_tokens": pl.Int32,
+    "n_cut_tokens": pl.Int32,
+}
+PROBABILISTIC = frozenset({"llm", "llm_zero_shot"})
+
+
+def rank_candidates(bench: Workbench) -> dict[str, Any]:
+    """Score the test examples with every configured ranker.
+
+    Raises:
+        OutputError: the run folder cannot be written; finished parts are kept.
+    """
+    parts = bench.folder.path / "scores.parts"
+    examples = bench.splits.test
+    rankers = bench.config.rankers
+    try:
+        parts.mkdir(exist_ok=True)
+        with bar("Ranking") as shown:
+            for number, name in enumerate(rankers):
+                _rank(
+                    bench,
+                    name,
+                    examples,
+                    parts,
+                    lambda n, number=number: _show(shown, rankers, number, n, examples),
+                )
+        frames = [pl.read_parquet(part) for name in rankers for part in _parts(parts, name, examples)]
+        partial = bench.folder.path / ".scores.parquet.partial"
+        pl.concat(frames).write_parquet(partial)
+        partial.replace(bench.folder.path / "scores.parquet")
+        shutil.rmtree(parts)
+    except OSError as error:
+        raise OutputError(
+            f"{bench.folder.path} cannot be written ({error.strerror}); free space and run the same command again."
+        ) from error
+    return {"rankers": len(rankers), "examples": len(examples)}
+
+
+def _show(shown: Bar, rankers: Sequence[str], number: int, done: int, examples: Sequence[Any]) -> None:
+    shown.update(number * len(examples) + done, len(rankers) * len(examples), rankers[number])
+
+
+def _parts(folder: Path, name: str, examples: Sequence[RankingExample]) -> list[Path]:
+    """Return the files of a ranker's parts, in order."""
+    return [folder / f"{name}-{start:06d}.parquet" for start in range(0, len(examples), EXAMPLES_A_PART)]
+
+
+def _rank(
+    bench: Workbench,
+    name: RankerName,
+    examples: Sequence[RankingExample],
+    folder: Path,
+    on_progress: Callable[[int], None],
+) -> None:
+    """Write the missing parts of one ranker."""
+    files = _parts(folder, name, examples)
+    missing = [i for i, file in enumerate(files) if not file.exists()]
+    if not missing:
+        return
+    ranker = make_ranker(bench, name)
+    for i in missing:
+        part = examples[i * EXAMPLES_A_PART : (i + 1) * EXAMPLES_A_PART]
+        rows = _rows(ranker, part)
+        partial = files[i].with_suffix(".partial")
+        rows.write_parquet(partial)
+        partial.replace(files[i])
+        on_progress(i * EXAMPLES_A_PART + len(part))
+
+
+def _rows(ranker: Ranker, examples: Sequence[RankingExample]) -> pl.DataFrame:
+    """Return the score rows of some examples, in the order of examples and candidates."""
+    answers: dict[str, ExampleScores] = {answer.example_id: answer for answer in ranker.rank(examples)}
+    frames = []
+    for example in examples:
+        answer = answers[example.example_id]
+        scores = sigmoid(answer.margins) if ranker.probabilistic else np.full(len(answer.margins), np.nan)
+        frames.append(
+            pl.DataFrame(
+                {
+                    "example_id": [example.example_id] * len(example.candidates),
+                    "user_id": [example.user_id] * len(example.candidates),
+                    "item_id": example.candidates,
+                    "label": example.labels,
+                    "ranker": [ranker.name] * len(example.candidates),
+                    "margin": answer.margins,
+                    "score": pl.Series(scores).fill_nan(None),
+                    "n_prompt_tokens": answer.n_prompt_tokens,
+                    "n_cut_tokens": [answer.n_cut_tokens] * len(example.candidates),
+                },
+                schema_overrides=SCHEMA,
+            )
+        )
+    return pl.concat(frames)
+
+
+def make_ranker(bench: Workbench, name: RankerName) -> Ranker:
+    """Make the ranker called `name`, fitted on what it may learn from."""
+    match name:
+        case "random":
+            return RandomRanker(bench.config.seed)
+        case "popularity":
+            return PopularityRanker(fit_events(bench.dataset, bench.splits))
+        case "recency":
+            fields = bench.dataset.info.category_fields
+            items = bench.dataset.catalogue()
+            return RecencyRanker({i: frozenset(field_values(item, fields)) for i, item in items.items()})
+        case "bm25":
+            text = bench.item_texts(None, 10_000, None)
+            return Bm25Ranker({i: text(i) for i in bench.dataset.catalogue()}, profiles=bench.profiles)
+        case "llm_zero_shot" | "llm":
+            return _llm_ranker(bench, name)
+
+
+def _llm_ranker(bench: Workbench, name: RankerName) -> Ranker:
+    """Load the base model, with the run's adapter merged in for `llm`."""
+    from trsr.llm.transformers import load_causal_lm
+    from trsr.rank.llm import LlmRanker
+    from trsr.rank.shared_prefix import SharedPrefixScorer
+
+    recommender = bench.config.recommender
+    labels = bench.labels
+    model = load_causal_lm(recommender.model, dtype=recommender.dtype, device=recommender.device)
+    if name == "llm":
+        from peft import PeftModel
+
+        folder = bench.folder.path / "model"
+        info = read_adapter_info(folder)
+        check_adapter(
+            info,
+            folder,
+            template_hash=bench.ranking_template.hash,
+            base_model_id=models.model_id(recommender.model),
+        )
+        labels = info.labels
+        with quiet_peft():
+            model = PeftModel.from_pretrained(model, folder).merge_and_unload().eval()
+    return LlmRanker(name, SharedPrefixScorer(model), bench.builder, labels, bench.profiles)

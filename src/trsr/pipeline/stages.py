@@ -1,0 +1,119 @@
+"""The stages of a run, each a function of the workbench that leaves its result in the run folder."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from trsr.config import FolderData
+from trsr.data.example_files import write_splits
+from trsr.data.examples import build_examples
+from trsr.data.import_config import run_import
+from trsr.data.synthetic import SyntheticConfig, generate
+from trsr.pipeline.evaluating import evaluate_scores
+from trsr.pipeline.profiles import save_profiles, write_profiles
+from trsr.pipeline.ranking import rank_candidates
+from trsr.pipeline.workbench import Workbench
+from trsr.types import History
+
+Facts = dict[str, Any]
+
+
+def prepare_data(bench: Workbench) -> Facts:
+    """Import raw files or make synthetic ones; a dataset folder that exists is taken as it is."""
+    data = bench.config.data
+    match data:
+        case FolderData():
+            pass
+        case SyntheticConfig():
+            generate(data, bench.dataset_path, overwrite=True)
+        case _:
+            run_import(data, bench.dataset_path, overwrite=True)
+    return {"dataset": bench.dataset.info.name, **bench.dataset.info.counts}
+
+
+def make_examples(bench: Workbench) -> Facts:
+    """Split users and draw candidates by the protocol."""
+    splits = build_examples(bench.dataset, bench.config.protocol, bench.config.seed)
+    write_splits(bench.folder.path / "examples", splits)
+    return {"train": len(splits.train), "valid": len(splits.valid), "test": len(splits.test)}
+
+
+def write_summaries(bench: Workbench) -> Facts:
+    """Write the profile of every example's history."""
+    examples = bench.all_examples()
+    written = write_profiles(
+        [History(e.user_id, e.history) for e in examples],
+        bench.summariser,
+        bench.config.engine,
+        bench.folder.path / "summaries.sqlite",
+    )
+    save_profiles(bench.folder.path / "profiles.parquet", [e.example_id for e in examples], written)
+    return written.facts()
+
+
+def fine_tune(bench: Workbench) -> Facts:
+    """Fine-tune the recommender and write the model folder."""
+    config = bench.config
+    if config.train is None:
+        return {}
+    from trsr.train.card import save_model_folder
+    from trsr.train.dataset import training_groups
+    from trsr.train.sft import train
+
+    checkpoints = bench.folder.path / "checkpoints"
+    adapter, report = train(
+        training_groups(bench.splits.train, bench.profiles, bench.builder),
+        training_groups(bench.splits.valid, bench.profiles, bench.builder),
+        model=config.recommender.model,
+        labels=bench.labels,
+        config=config.train,
+        checkpoints=checkpoints,
+        seed=config.seed,
+        progress=sys.stderr.isatty(),
+    )
+    bench.folder.write_json("training.json", {"log": report.log, "best_step": report.best_step})
+    save_model_folder(
+        bench.folder.path / "model",
+        adapter,
+        report,
+        model=config.recommender.model,
+        labels=bench.labels,
+        template=bench.ranking_template,
+        prompt=config.prompt,
+        config=config.train,
+        dataset=bench.dataset.info.name,
+        command=bench.folder.command,
+    )
+    shutil.rmtree(checkpoints)
+    return {"users": report.n_groups, "steps": len([r for r in report.log if "loss" in r])}
+
+
+STAGES: dict[str, Callable[[Workbench], Facts]] = {
+    "data": prepare_data,
+    "examples": make_examples,
+    "summarize": write_summaries,
+    "train": fine_tune,
+    "rank": rank_candidates,
+    "evaluate": evaluate_scores,
+}
+
+
+def run_stages(
+    bench: Workbench, until: str = "evaluate", say: Callable[[str], None] = lambda _: None
+) -> None:
+    """Run every unfinished stage up to and including `until`; finished ones are not repeated."""
+    folder = bench.folder
+    for name, stage in STAGES.items():
+        if name not in folder.stages():
+            folder.log(name, "start")
+            started = time.perf_counter()
+            facts = stage(bench)
+            seconds = round(time.perf_counter() - started, 2)
+            folder.finish(name, {"seconds": seconds, **facts})
+            say(f"{name}: {seconds:.0f} s" + "".join(f", {k} {v}" for k, v in facts.items()))
+        if name == until:
+            break

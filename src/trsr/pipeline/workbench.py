@@ -1,0 +1,139 @@
+"""What the stages of a run share: the dataset, its texts, templates and examples, each loaded once, when needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import polars as pl
+
+from trsr.config import FolderData
+from trsr.data.example_files import read_splits
+from trsr.data.examples import Splits
+from trsr.data.tables import Dataset
+from trsr.data.verbalize import verbalize_item
+from trsr.errors import ConfigError
+from trsr.llm import models
+from trsr.llm.base import LabelTokens, Tokenizer
+from trsr.pipeline.folder import RunFolder
+from trsr.prompt.ranking import PromptBuilder, load_ranking_template
+from trsr.summarize.plan import SummaryConfig
+from trsr.summarize.prompts import load_summary_template
+from trsr.summarize.run import Summariser
+from trsr.templating import Template
+from trsr.types import RankingExample
+
+
+class Workbench:
+    """Everything derived from a run's configuration and its finished stages."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.config = folder.config
+
+    @property
+    def dataset_path(self) -> Path:
+        """The dataset folder: the one named, or the one made inside the run."""
+        data = self.config.data
+        return data.path if isinstance(data, FolderData) else self.folder.path / "data"
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The dataset."""
+        return Dataset.open(self.dataset_path)
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The examples of finished stage `examples`."""
+        return read_splits(self.folder.path / "examples")
+
+    def all_examples(self) -> list[RankingExample]:
+        """Return training, validation and test examples."""
+        return [*self.splits.train, *self.splits.valid, *self.splits.test]
+
+    @cached_property
+    def summariser(self) -> Summariser:
+        """The summariser with its texts."""
+        return make_summariser(self.dataset, self.config.summary)
+
+    @cached_property
+    def profiles(self) -> dict[str, str]:
+        """Profile texts by example id, of finished stage `summarize`."""
+        frame = pl.read_parquet(self.folder.path / "profiles.parquet", columns=["example_id", "text"])
+        return dict(frame.iter_rows())
+
+    @cached_property
+    def summary_texts(self) -> dict[str, list[str]]:
+        """The texts of every call by example id, those of blocks first, of finished stage `summarize`."""
+        frame = pl.read_parquet(self.folder.path / "profiles.parquet", columns=["example_id", "texts"])
+        return dict(frame.iter_rows())
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The recommender's tokenizer."""
+        from trsr.llm.transformers import HfTokenizer
+
+        return HfTokenizer(models.hf_folder(self.config.recommender.model))
+
+    @cached_property
+    def ranking_template(self) -> Template:
+        """The ranking prompt's template."""
+        return load_ranking_template(self.config.prompt.template, self.dataset.info.domain)
+
+    @cached_property
+    def builder(self) -> PromptBuilder:
+        """Builds ranking prompts."""
+        prompt = self.config.prompt
+        texts = self.item_texts(prompt.fields, prompt.max_field_tokens, self.tokenizer)
+        return PromptBuilder(self.ranking_template, prompt, self.tokenizer, texts)
+
+    @cached_property
+    def labels(self) -> LabelTokens:
+        """The answer tokens."""
+        return self.builder.labels()
+
+    def item_texts(
+        self, fields: tuple[str, ...] | None, max_field_tokens: int, tokenizer: Tokenizer | None
+    ) -> Callable[[str], str]:
+        """Return a function from item id to item text that remembers what it made."""
+        return item_texts(self.dataset, fields, max_field_tokens, tokenizer)
+
+
+def item_texts(
+    dataset: Dataset, fields: tuple[str, ...] | None, max_field_tokens: int, tokenizer: Tokenizer | None
+) -> Callable[[str], str]:
+    """Return a function from item id to item text that remembers what it made.
+
+    Raises:
+        ConfigError: a field is none of the dataset's.
+    """
+    known = dataset.info.text_fields
+    if unknown := [field for field in fields or () if field not in known]:
+        raise ConfigError(
+            f"The data set {dataset.info.name!r} has no text field {unknown[0]!r}; choose from {', '.join(known)}."
+        )
+    catalogue = dataset.catalogue()
+
+    @lru_cache(maxsize=200_000)
+    def text(item_id: str) -> str:
+        return verbalize_item(
+            catalogue[item_id], fields=fields, max_field_tokens=max_field_tokens, tokenizer=tokenizer
+        )
+
+    return text
+
+
+def make_summariser(dataset: Dataset, config: SummaryConfig) -> Summariser:
+    """Return the summariser of a dataset; field caps count words, so that texts do not depend on the engine."""
+    info = dataset.info
+    text = item_texts(dataset, config.fields, config.max_field_tokens, None)
+    return Summariser(
+        config=config,
+        template=load_summary_template(config.template, info.domain),
+        items=dict(dataset.catalogue()),
+        item_text=text,
+        category_fields=tuple(info.category_fields),
+        title_field=next((f for f in info.text_fields if f not in info.category_fields), None),
+        n_tokens=lambda item_id: len(text(item_id).split()),
+    )

@@ -1,0 +1,163 @@
+"""Renders a ranking question into token ids: shared prefix + one suffix a candidate.
+
+Prefix and suffix are tokenised apart and joined, so training, local scoring and remote scoring see the same
+token sequence. What is cut to fit the budget is decided in `budget`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from trsr.errors import ModelError
+from trsr.llm.base import LabelTokens, Message, Prompt, ScoringGroup, Tokenizer
+from trsr.prompt.budget import Fitted, fit
+from trsr.templating import Template, load_template, plain_line
+
+TEMPLATES = Path(__file__).parent / "templates"
+SECTIONS = ("system", "prefix", "candidate", "answer", "positive", "negative")
+VARIABLES = ("profile", "recent", "candidate")
+# Stands for the candidate while a chat format is applied; no plain line can hold it.
+_MARK = "\x1f"
+
+
+class PromptConfig(BaseModel):
+    """What the ranking prompt shows."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    template: str = "auto"
+    """A built-in template (`news`, `products`, `movies`, `generic`, `paper`), a file, or `auto`: by domain."""
+    n_recent: int = Field(default=5, ge=0)
+    """The newest items shown in full."""
+    use_profile: bool = True
+    """Whether the profile is shown."""
+    fields: tuple[str, ...] | None = None
+    """The text fields of recent items and candidates, in order; None for all."""
+    max_field_tokens: int = Field(default=24, ge=1)
+    """Tokens kept of each field."""
+    max_tokens: int = Field(default=1024, ge=32)
+    """Tokens of one whole prompt (prefix + one candidate) at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankingPrompt:
+    """One example's prompt as token ids, and what had to be cut from it."""
+
+    group: ScoringGroup
+    fitted: Fitted
+
+    def n_tokens(self) -> list[int]:
+        """Return the length of each candidate's whole prompt, in tokens."""
+        return [len(self.group.prefix) + len(suffix) for suffix in self.group.suffixes]
+
+
+def load_ranking_template(name: str, domain: str) -> Template:
+    """Load the template called `name`; `auto` is the domain's own, or `generic`.
+
+    Raises:
+        TemplateError: it does not exist or is wrong.
+    """
+    if name == "auto":
+        name = domain if (TEMPLATES / f"{domain}.j2").is_file() else "generic"
+    return load_template(name, TEMPLATES, sections=SECTIONS, variables=VARIABLES)
+
+
+class PromptBuilder:
+    """Builds the prompts of one template, one tokenizer and one budget."""
+
+    def __init__(
+        self,
+        template: Template,
+        config: PromptConfig,
+        tokenizer: Tokenizer,
+        item_text: Callable[[str], str],
+    ) -> None:
+        self.template = template
+        self.config = config
+        self.tokenizer = tokenizer
+        self.item_text = item_text
+        self._suffixes: dict[str, tuple[int, ...]] = {}
+
+    def build(self, history: Sequence[str], profile: str, candidates: Sequence[str]) -> RankingPrompt:
+        """Build the prompt of one example.
+
+        Args:
+            history: Item ids, oldest first.
+            profile: The preference summary; may be empty.
+            candidates: Item ids, at least one.
+
+        Raises:
+            BudgetError: frame, answer cue and the longest candidate alone exceed `max_tokens`.
+        """
+        suffixes = tuple(self.suffix(candidate) for candidate in candidates)
+        n_recent = self.config.n_recent
+        recent = [self.item_text(item) for item in history[-n_recent:]] if n_recent else []
+        fitted = fit(
+            recent,
+            plain_line(profile) if self.config.use_profile else "",
+            budget=self.config.max_tokens - max(map(len, suffixes)),
+            tokenizer=self.tokenizer,
+            prefix_tokens=self.prefix,
+        )
+        return RankingPrompt(ScoringGroup(fitted.prefix, suffixes), fitted)
+
+    def prefix(self, recent: Sequence[str], profile: str) -> tuple[int, ...]:
+        """Return the shared prefix: everything before the candidate."""
+        text, _ = self._split(recent, profile, "")
+        return tuple(self.tokenizer.encode(text))
+
+    def suffix(self, candidate: str) -> tuple[int, ...]:
+        """Return a candidate's suffix: its text and the answer cue. Known candidates are looked up."""
+        if candidate not in self._suffixes:
+            self._suffixes[candidate] = tuple(
+                self.tokenizer.encode(self.suffix_text(self.item_text(candidate)))
+            )
+        return self._suffixes[candidate]
+
+    def suffix_text(self, candidate_text: str) -> str:
+        """Return the text of a candidate's suffix."""
+        return self._split([], "", candidate_text)[1]
+
+    def _split(self, recent: Sequence[str], profile: str, candidate: str) -> tuple[str, str]:
+        """Render the whole prompt and cut it where the candidate begins."""
+        values = {"recent": list(recent), "profile": profile, "candidate": candidate}
+        prefix = self.template.render("prefix", **values)
+        suffix = self.template.render("candidate", **values)
+        turns = (
+            Message("system", self.template.render("system", **values)),
+            Message("user", f"{prefix}\n{_MARK}{suffix}"),
+        )
+        text = self.tokenizer.render_chat(Prompt(turns, self.template.render("answer", **values)))
+        before, after = text.split(_MARK)
+        return before, after
+
+    def labels(self) -> LabelTokens:
+        """Find the two answer tokens in their exact context.
+
+        Raises:
+            ModelError: an answer is not a single token there, or both are the same.
+        """
+        context = self.suffix_text("item")
+        blank = {"recent": [], "profile": "", "candidate": ""}
+        if self.template.render("answer", **blank):
+            context += (
+                " "  # an answer cue such as `Answer:` is followed by a blank that joins the label's token
+            )
+        ids = self.tokenizer.encode(context.rstrip(" "))
+        found = []
+        for name in ("positive", "negative"):
+            word = self.template.render(name, **blank)
+            extended = self.tokenizer.encode(context + word)
+            if extended[: len(ids)] != ids or len(extended) != len(ids) + 1:
+                raise ModelError(
+                    f"The answer {word!r} is {len(extended) - len(ids)} tokens for this model, one is needed; "
+                    "change [[positive]] or [[negative]] in the template, or use another model."
+                )
+            found.append(extended[-1])
+        if found[0] == found[1]:
+            raise ModelError("Both answers are the same token; change [[positive]] or [[negative]].")
+        return LabelTokens(*found)

@@ -1,0 +1,1 @@
+"""Rankers: anything that gives each candidate of an example a margin."""

@@ -1,0 +1,73 @@
+"""The seam for rankers: anything that gives each candidate of an example a number.
+
+A baseline and the fine-tuned LLM are asked through the same protocol, on the same examples and candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from trsr.types import RankedItem, RankingExample
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleScores:
+    """A ranker's answer to one example.
+
+    Attributes:
+        example_id: The example.
+        margins: Shape (n_candidates,), float32, higher is better; logits for an LLM, any scale otherwise.
+        n_prompt_tokens: Shape (n_candidates,), tokens of each candidate's whole prompt; zeros without an LLM.
+        n_cut_tokens: Tokens of recent items and profile that did not fit the budget.
+    """
+
+    example_id: str
+    margins: npt.NDArray[np.float32]
+    n_prompt_tokens: npt.NDArray[np.int32]
+    n_cut_tokens: int = 0
+
+
+class Ranker(Protocol):
+    """Scores candidates; `name` stands in every table."""
+
+    @property
+    def name(self) -> str:
+        """Short and unique within a run, for example `bm25`."""
+        ...
+
+    @property
+    def probabilistic(self) -> bool:
+        """Whether sigmoid(margin) is meant as a probability (logloss is reported only then)."""
+        ...
+
+    def rank(self, examples: Sequence[RankingExample]) -> Iterator[ExampleScores]:
+        """Yield one `ExampleScores` an example, in any order."""
+        ...
+
+
+def without_llm(example: RankingExample, margins: npt.ArrayLike) -> ExampleScores:
+    """Wrap the margins of a ranker that reads no prompt."""
+    values = np.asarray(margins, dtype=np.float32)
+    return ExampleScores(example.example_id, values, np.zeros(len(example.candidates), dtype=np.int32))
+
+
+def sigmoid(margins: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Return 1 / (1 + exp(-margin)), stable for large margins."""
+    x = np.asarray(margins, dtype=np.float64)
+    return np.asarray(np.exp(-np.logaddexp(0.0, -x)))
+
+
+def ranked(example: RankingExample, margins: npt.ArrayLike) -> list[RankedItem]:
+    """Return the candidates best first; among equal margins the given (shuffled) order stays."""
+    values = np.asarray(margins, dtype=np.float32)
+    order = np.argsort(-values, kind="stable")
+    scores = sigmoid(values)
+    return [
+        RankedItem(example.candidates[i], place, float(values[i]), float(scores[i]))
+        for place, i in enumerate(order.tolist(), start=1)
+    ]

@@ -1,0 +1,206 @@
+"""Rankers without a language model, asked on the same examples and candidates: what an LLM has to beat.
+
+Each is small, deterministic and says in its docstring what it may look at. None reads the labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence, Set
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from trsr.errors import ConfigError, MissingExtraError
+from trsr.rank.base import ExampleScores, without_llm
+from trsr.seeding import derive_rng
+from trsr.types import RankingExample
+
+
+class RandomRanker:
+    """Draws a standard normal margin for each candidate from the example's own seed."""
+
+    name = "random"
+    probabilistic = False
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def rank(self, examples: Sequence[RankingExample]) -> Iterator[ExampleScores]:
+        """Yield one answer an example; the same whatever the order of the examples."""
+        for example in examples:
+            rng = derive_rng(self._seed, "random-ranker", example.example_id)
+            yield without_llm(example, rng.standard_normal(len(example.candidates)))
+
+
+class PopularityRanker:
+    """Scores a candidate by log(1 + number of users who met it) in the events that may be learned from.
+
+    Args:
+        fit_events: Columns `user_id` and `item_id` (others are ignored): the events of the training users, or
+            those before the split time. Targets of the examples must not be among them.
+    """
+
+    name = "popularity"
+    probabilistic = False
+
+    def __init__(self, fit_events: pl.DataFrame) -> None:
+        counts = fit_events.group_by("item_id").agg(pl.col("user_id").n_unique().alias("n_users"))
+        self._n_users: dict[str, int] = dict(zip(counts["item_id"], counts["n_users"], strict=True))
+
+    def rank(self, examples: Sequence[RankingExample]) -> Iterator[ExampleScores]:
+        """Yield one answer an example; an item never met has margin 0."""
+        for example in examples:
+            yield without_llm(example, np.log1p([self._n_users.get(item, 0) for item in example.candidates]))
+
+
+class RecencyRanker:
+    """Scores a candidate by how much, and how lately, its categories were met in the user's history.
+
+    Margin = sum over history items h of `overlap(h, candidate) * 0.5 ** (age(h) / half_life)`, where age 0 is
+    the newest item and overlap is the share of the candidate's categories that h has. A candidate without
+    categories overlaps with itself only. Looks at nothing but the example.
+
+    Args:
+        item_categories: The category values of each item; a missing item has none.
+        half_life: Items after which a meeting counts half, above 0.
+
+    Raises:
+        ConfigError: `half_life` is not above 0.
+    """
+
+    name = "recency"
+    probabilistic = False
+
+    def __init__(self, item_categories: Mapping[str, Set[str]], *, half_life: float = 5.0) -> None:
+        if not half_life > 0:
+            raise ConfigError(f"Found half_life {half_life}; expected a number of items above 0.")
+        self._categories = item_categories
+        self._half_life = half_life
+
+    def rank(self, examples: Sequence[RankingExample]) -> Iterator[ExampleScores]:
+        """Yield one answer an example; margins are 0 or more."""
+        for example in examples:
+            by_category: dict[str, float] = {}
+            by_item: dict[str, float] = {}
+            for age, item in enumerate(reversed(example.history)):
+                weight = 0.5 ** (age / self._half_life)
+                by_item[item] = by_item.get(item, 0.0) + weight
+                for category in self._categories.get(item, ()):
+                    by_category[category] = by_category.get(category, 0.0) + weight
+            yield without_llm(
+                example, [self._margin(item, by_category, by_item) for item in example.candidates]
+            )
+
+    def _margin(self, item: str, by_category: Mapping[str, float], by_item: Mapping[str, float]) -> float:
+        categories = self._categories.get(item, frozenset())
+        if not categories:
+            return by_item.get(item, 0.0)
+        # Sorted, so that the sum's last bit does not depend on the order of a set.
+        return sum(by_category.get(category, 0.0) for category in sorted(categories)) / len(categories)
+
+
+class Bm25Ranker:
+    """Scores a candidate's text by BM25 against the user's profile and the text of their history.
+
+    The query is the profile (if any) and the texts of the last `n_recent` history items; a word said twice
+    counts twice. Document frequencies and lengths come from the whole catalogue. The formula is Lucene's,
+    with k1 = 1.5, b = 0.75 (Lù, "BM25S: Orders of magnitude faster lexical search via eager sparse scoring",
+    2024); common English words are left out.
+
+    Args:
+        item_texts: The text of each item of the catalogue; an item without a text has margin 0.
+        profiles: Profile text by example id; missing means none.
+        n_recent: How many of the newest history items to use; None for all (a weaker query: many words favour
+            long documents), 0 for the profile alone.
+        name: Stands in the tables; lets two settings be compared in one run.
+
+    Raises:
+        ConfigError: `n_recent` is negative.
+        MissingExtraError: bm25s is not installed.
+    """
+
+    probabilistic = False
+
+    def __init__(
+        self,
+        item_texts: Mapping[str, str],
+        *,
+        profiles: Mapping[str, str] | None = None,
+        n_recent: int | None = 5,
+        name: str = "bm25",
+    ) -> None:
+        if n_recent is not None and n_recent < 0:
+            raise ConfigError(
+                f"Found n_recent {n_recent}; expected 0 or more, or None for the whole history."
+            )
+        self.name = name
+        self._profiles = profiles or {}
+        self._n_recent = n_recent
+        self._row = {item: row for row, item in enumerate(item_texts)}
+        self._documents = _Documents(list(item_texts.values()))
+
+    def rank(self, examples: Sequence[RankingExample]) -> Iterator[ExampleScores]:
+        """Yield one answer an example; margins are 0 or more."""
+        for example in examples:
+            recent = example.history if self._n_recent is None else example.history[-self._n_recent :]
+            if self._n_recent == 0:
+                recent = ()
+            query = self._documents.query(
+                self._profiles.get(example.example_id, ""), [self._row[i] for i in recent if i in self._row]
+            )
+            yield without_llm(
+                example,
+                [self._documents.score(query, self._row.get(item)) for item in example.candidates],
+            )
+
+
+class _Documents:
+    """A BM25 index read document by document: only candidates are scored, never the whole catalogue.
+
+    bm25s keeps, for each word, the documents that hold it with their final weight. Turned around once, a
+    document's score is the sum of its words' weights times how often the query says them.
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        try:
+            import bm25s
+        except ImportError as error:
+            raise MissingExtraError("bm25s", "baselines") from error
+        self._tokenize = bm25s.tokenize
+        tokens = bm25s.tokenize(list(texts), show_progress=False)
+        self._words: dict[str, int] = dict(tokens.vocab)
+        self._tokens = [np.asarray(ids, dtype=np.int64) for ids in tokens.ids]
+        n_words = max(self._words.values(), default=-1) + 2
+        if not any(len(ids) for ids in self._tokens):
+            self._starts = np.zeros(len(texts) + 1, dtype=np.int64)
+            self._word, self._weight = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
+        else:
+            index = bm25s.BM25(k1=1.5, b=0.75, method="lucene")
+            index.index(tokens, show_progress=False)
+            by_word = index.scores
+            document = np.asarray(by_word["indices"])
+            word = np.repeat(np.arange(len(by_word["indptr"]) - 1), np.diff(by_word["indptr"]))
+            order = np.argsort(document, kind="stable")
+            self._word, self._weight = word[order], np.asarray(by_word["data"])[order]
+            self._starts = np.searchsorted(document[order], np.arange(len(texts) + 1))
+        self._n_words = max(n_words, int(self._word.max(initial=0)) + 1)
+
+    def query(self, text: str, rows: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Count the words of a text and of documents: shape (n_words,)."""
+        ids = [self._words[word] for word in self._split(text) if word in self._words]
+        parts = [np.asarray(ids, dtype=np.int64), *(self._tokens[row] for row in rows)]
+        return np.bincount(np.concatenate(parts), minlength=self._n_words).astype(np.float32)
+
+    def score(self, query: npt.NDArray[np.float32], row: int | None) -> float:
+        """Return the BM25 score of one document, 0 for an unknown one."""
+        if row is None:
+            return 0.0
+        span = slice(self._starts[row], self._starts[row + 1])
+        return float(self._weight[span] @ query[self._word[span]])
+
+    def _split(self, text: str) -> list[str]:
+        if not text.strip():
+            return []
+        words: list[str] = self._tokenize([text], return_ids=False, show_progress=False)[0]
+        return words

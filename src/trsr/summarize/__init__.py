@@ -1,0 +1,1 @@
+"""Turns histories into preference profiles: plans calls, makes the missing ones, keeps every result."""

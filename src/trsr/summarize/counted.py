@@ -1,0 +1,80 @@
+"""A profile without a model: what a user's items have most in common, and what is new lately.
+
+It costs nothing, so a written profile has to beat it to be worth its calls; and it serves until a written one
+is ready.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from trsr.templating import plain_line
+from trsr.types import Item
+
+N_VALUES = 4
+N_WORDS = 6
+LATELY = 5
+
+_WORD = re.compile(r"[^\W\d_]{4,}")
+_SEPARATORS = re.compile(r"\s*[|;,]\s*")
+COMMON_WORDS = frozenset(
+    "about after again also been before being between both cannot could does down during each even ever every "
+    "from have having here hers himself into itself just like made make many more most much must need next once "
+    "only other over same says should some such than that their them then there these they this those through "
+    "time under until upon very want well were what when where which while will with within without would year "
+    "years your pack item product includes include ideal perfect great easy best first back dont doesnt".split()
+)
+
+
+def field_values(item: Item, fields: Sequence[str]) -> list[str]:
+    """Return the single values of an item's category fields; a field may hold a list (`a|b`, `a, b`)."""
+    return [
+        value
+        for field in fields
+        if field in item.fields
+        for value in _SEPARATORS.split(plain_line(item.fields[field]))
+        if value
+    ]
+
+
+def counted_profile(items: Sequence[Item], category_fields: Sequence[str], title_field: str | None) -> str:
+    """Write the profile of a history, oldest item first.
+
+    Args:
+        items: The history's items; may be empty.
+        category_fields: The fields whose values are counted (categories, brands, genres).
+        title_field: The field whose words are counted; None for none.
+
+    Returns:
+        One line such as `Most often: phones (6), Acme (4). Words: cordless, handset. Lately: paper (3).`;
+        equal counts are ordered by the latest occurrence, then by name.
+    """
+    values = [field_values(item, category_fields) for item in items]
+    words = [
+        sorted(
+            {w.lower() for w in _WORD.findall(plain_line(item.fields.get(title_field or "", "")))}
+            - COMMON_WORDS
+        )
+        for item in items
+    ]
+    often = _top(values, N_VALUES)
+    lately = _top(values[-LATELY:], N_VALUES)
+    new = [pair for pair in lately if pair[0] not in dict(often)]
+    common = [(word, n) for word, n in _top(words, N_WORDS) if n > 1]
+    parts = []
+    if often:
+        parts.append("Most often: " + ", ".join(f"{value} ({n})" for value, n in often) + ".")
+    if common:
+        parts.append("Words: " + ", ".join(word for word, _ in common) + ".")
+    if new:
+        parts.append("Lately: " + ", ".join(f"{value} ({n})" for value, n in new) + ".")
+    return " ".join(parts)
+
+
+def _top(lists: Sequence[Sequence[str]], n: int) -> list[tuple[str, int]]:
+    """Return the `n` most frequent values with their counts, each counted once an item."""
+    counts = Counter(value for values in lists for value in set(values))
+    latest = {value: place for place, values in enumerate(lists) for value in values}
+    return sorted(counts.items(), key=lambda pair: (-pair[1], -latest[pair[0]], pair[0]))[:n]

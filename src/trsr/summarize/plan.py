@@ -1,0 +1,113 @@
+"""What has to be asked of the model to fold one user's blocks into a profile.
+
+A plan is a list of calls in an order in which each reads only texts of earlier ones; the last call's text is
+the profile. Plans say nothing about users, engines or stores: `run` executes the plans of many users in
+rounds of independent calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from trsr.llm.base import GenerationParams
+from trsr.segment import CountSegmentation, Segmentation
+from trsr.types import Block
+
+Method = Literal["none", "counted", "hierarchical", "recurrent"]
+
+
+class SummaryConfig(BaseModel):
+    """How profiles are made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: Method = "recurrent"
+    """`none`, `counted` (no model call), `hierarchical` or `recurrent`."""
+    segmentation: Segmentation = CountSegmentation()
+    """How a history is cut into blocks."""
+    template: str = "auto"
+    """A built-in template (`news`, `products`, `movies`, `generic`, `paper`), a file, or `auto`: by domain."""
+    fields: tuple[str, ...] | None = None
+    """The text fields the summariser reads, in order; None for all of the data set."""
+    max_field_tokens: int = Field(default=24, ge=1)
+    """Tokens kept of each field of an item."""
+    max_new_tokens: int = Field(default=48, ge=1)
+    """Tokens of a summary at most."""
+    temperature: float = Field(default=0.0, ge=0)
+    """0 for greedy decoding."""
+    frequency_penalty: float = Field(default=0.5, ge=0, le=2)
+    """Keeps small models from repeating themselves."""
+    fan_in: int = Field(default=6, ge=2)
+    """Summaries read by one merge (hierarchical)."""
+
+    @property
+    def params(self) -> GenerationParams:
+        """The generation parameters of every call; a summary is one line."""
+        return GenerationParams(
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            frequency_penalty=self.frequency_penalty,
+            stop=("\n",),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a plan.
+
+    Attributes:
+        kind: `first` reads a block; `update` a summary and a block; `merge` several summaries in time order.
+        inputs: Places in the plan of the calls whose texts it reads.
+        item_ids: The items of its block; for a merge, of all blocks below it.
+    """
+
+    kind: Literal["first", "update", "merge"]
+    inputs: tuple[int, ...]
+    item_ids: tuple[str, ...]
+
+
+def plan_recurrent(blocks: Sequence[Block]) -> list[Call]:
+    """Plan a chain: the first block by itself, then (summary so far + next block) for each further one.
+
+    Call k depends on blocks 0..k only, so an appended block costs one call.
+    """
+    return [
+        Call("update", (index - 1,), block.item_ids) if index else Call("first", (), block.item_ids)
+        for index, block in enumerate(blocks)
+    ]
+
+
+def plan_hierarchical(blocks: Sequence[Block], fan_in: int) -> list[Call]:
+    """Plan a tree: each block by itself, then merges of up to `fan_in` neighbours until one text is left.
+
+    Groups are counted from the oldest, so an appended block re-merges one path: 1 + O(log n) calls. The
+    paper's single merge is the case of at most `fan_in` blocks; a lone block needs no merge.
+    """
+    calls = [Call("first", (), block.item_ids) for block in blocks]
+    level = list(range(len(calls)))
+    while len(level) > 1:
+        groups = [tuple(level[i : i + fan_in]) for i in range(0, len(level), fan_in)]
+        level = []
+        for group in groups:
+            if len(group) == 1:
+                level.append(group[0])
+                continue
+            items = tuple(item for i in group for item in calls[i].item_ids)
+            calls.append(Call("merge", group, items))
+            level.append(len(calls) - 1)
+    return calls
+
+
+def plan_calls(blocks: Sequence[Block], config: SummaryConfig) -> list[Call]:
+    """Plan the calls of one user by the configured method; empty for `none` and `counted`."""
+    match config.method:
+        case "recurrent":
+            return plan_recurrent(blocks)
+        case "hierarchical":
+            return plan_hierarchical(blocks, config.fan_in)
+        case "none" | "counted":
+            return []

@@ -1,0 +1,60 @@
+"""Renders the calls of a plan into prompts, from one template file a domain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from trsr.llm.base import Message, Prompt
+from trsr.summarize.plan import Call
+from trsr.templating import Template, load_template, plain_line
+
+TEMPLATES = Path(__file__).parent / "templates"
+SECTIONS = ("system", "first", "update", "merge", "prefill")
+VARIABLES = ("items", "previous", "summaries")
+
+
+def load_summary_template(name: str, domain: str) -> Template:
+    """Load the template called `name`; `auto` is the domain's own, or `generic`.
+
+    Raises:
+        TemplateError: it does not exist or is wrong.
+    """
+    if name == "auto":
+        name = domain if (TEMPLATES / f"{domain}.j2").is_file() else "generic"
+    return load_template(name, TEMPLATES, sections=SECTIONS, variables=VARIABLES)
+
+
+def render_call(template: Template, call: Call, item_texts: Sequence[str], inputs: Sequence[str]) -> Prompt:
+    """Render one call.
+
+    Args:
+        template: The summary template. A kind's worked example (`first_example` with `first_answer`, ...)
+            becomes an earlier turn of the chat where the template has one.
+        call: What to ask.
+        item_texts: The texts of the block's items, oldest first; unused by a merge.
+        inputs: The texts of the calls it reads, oldest first.
+    """
+    prefill = template.render("prefill", items=[], previous="", summaries=[])
+    # Without the words every summary begins with: a small model that sees them again copies what follows.
+    summaries = [plain_line(text).removeprefix(prefill).strip() for text in inputs]
+    values = {
+        "items": [plain_line(text) for text in item_texts],
+        "previous": summaries[0] if call.kind == "update" else "",
+        "summaries": summaries,
+    }
+    messages = [Message("system", template.render("system", **values))]
+    if f"{call.kind}_example" in template.sections:
+        answer = template.render(f"{call.kind}_answer", **values)
+        messages += [
+            Message("user", template.render(f"{call.kind}_example", **values)),
+            Message("assistant", f"{prefill} {answer}".strip()),
+        ]
+    messages.append(Message("user", template.render(call.kind, **values)))
+    return Prompt(tuple(messages), prefill)
+
+
+def summary_text(template: Template, generated: str) -> str:
+    """Return the summary a person reads: the prefill and what the model wrote after it, on one line."""
+    prefill = template.render("prefill", items=[], previous="", summaries=[])
+    return plain_line(f"{prefill} {generated}")

@@ -1,0 +1,232 @@
+"""Executes the plans of many users in rounds of independent calls, so that an engine is kept full.
+
+A round holds every call whose inputs are known. What the store already has costs nothing; what two users
+share is asked once; every result is committed when it arrives. Killing the process loses the calls in flight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from trsr.errors import EngineError
+from trsr.llm.base import Generation, Prompt, TextGenerator, prompt_key
+from trsr.segment import segment
+from trsr.summarize.counted import counted_profile
+from trsr.summarize.plan import Call, SummaryConfig, plan_calls
+from trsr.summarize.prompts import render_call, summary_text
+from trsr.summarize.store import StoredCall, SummaryStore
+from trsr.templating import Template
+from trsr.types import Block, History, Item, PreferenceSummary
+
+
+@dataclass(slots=True)
+class SummaryProgress:
+    """What has happened so far; counts of users, calls and tokens of this process."""
+
+    n_users: int = 0
+    n_users_done: int = 0
+    n_calls: int = 0
+    """Calls of all plans."""
+    n_calls_known: int = 0
+    """Calls answered by the store, or by an equal call of another user."""
+    n_calls_made: int = 0
+    n_calls_failed: int = 0
+    n_prompt_tokens: int = 0
+    n_generated_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Summariser:
+    """All that profiles depend on, besides the histories.
+
+    Attributes:
+        config: The method and its parameters.
+        template: The summary template (see `prompts`).
+        items: The catalogue.
+        item_text: Item id to its text for the summariser.
+        n_tokens: Item id to the token count of that text; needed for segmentation by tokens only.
+        category_fields: The fields counted by `counted`.
+        title_field: The field whose words `counted` counts.
+    """
+
+    config: SummaryConfig
+    template: Template
+    items: dict[str, Item]
+    item_text: Callable[[str], str]
+    category_fields: tuple[str, ...] = ()
+    title_field: str | None = None
+    n_tokens: Callable[[str], int] | None = None
+
+    def blocks(self, item_ids: Sequence[str]) -> list[Block]:
+        """Cut a history into the blocks that are summarised."""
+        return segment(item_ids, self.config.segmentation, self.n_tokens)
+
+    def without_calls(self, history: History) -> PreferenceSummary:
+        """Return the profile by `none` or `counted`."""
+        text = ""
+        if self.config.method == "counted":
+            items = [self.items[item_id] for item_id in history.item_ids]
+            text = counted_profile(items, self.category_fields, self.title_field)
+        return PreferenceSummary(history.user_id, text, self.config.method, len(history))
+
+
+@dataclass(slots=True)
+class Fold:
+    """The state of one user's plan: the texts and keys known so far, by place in the plan."""
+
+    history: History
+    blocks: list[Block]
+    calls: list[Call]
+    texts: dict[int, str] = field(default_factory=dict)
+    keys: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def done(self) -> bool:
+        """Whether every call has its text."""
+        return len(self.texts) == len(self.calls)
+
+    def ready(self) -> Iterator[int]:
+        """Yield the places of calls that can be asked now."""
+        for place, call in enumerate(self.calls):
+            if place not in self.texts and all(i in self.texts for i in call.inputs):
+                yield place
+
+
+def summarize(
+    histories: Sequence[History],
+    summariser: Summariser,
+    engine: TextGenerator | None,
+    store: SummaryStore,
+    on_progress: Callable[[SummaryProgress], None] = lambda _: None,
+) -> list[Fold]:
+    """Fold every history into a profile; the result is in the order of `histories`.
+
+    Args:
+        histories: One entry a profile; the same user may come at several points of their history.
+        summariser: What the texts depend on.
+        engine: Writes the texts; None only when no call is planned (`none`, `counted`, empty histories).
+        store: Known texts, and where new ones are kept.
+        on_progress: Called after every round and every result.
+
+    Raises:
+        EngineError: calls failed; all others were made and kept, and the next run tries the failed ones again.
+    """
+    folds = []
+    for history in histories:
+        blocks = summariser.blocks(history.item_ids)
+        folds.append(Fold(history, blocks, plan_calls(blocks, summariser.config)))
+    progress = SummaryProgress(len(folds), n_calls=sum(len(fold.calls) for fold in folds))
+    waiting = [fold for fold in folds if not fold.done]
+    if waiting:
+        if engine is None:
+            raise EngineError(
+                "Summaries have to be written, but no engine was given; name one with --engine."
+            )
+        rounds = _Rounds(summariser, engine, store, progress, on_progress)
+        while waiting and rounds.run(waiting):
+            waiting = [fold for fold in waiting if not fold.done]
+            progress.n_users_done = len(folds) - len(waiting)
+        if waiting:
+            first_error = next(iter(rounds.errors.values()))
+            raise EngineError(
+                f"{len(rounds.errors)} summary calls failed and {len(waiting)} of {len(folds)} profiles are "
+                f"unfinished (first error: {first_error}); run the same command again to retry only those.",
+                retryable=True,
+            )
+    progress.n_users_done = len(folds)
+    on_progress(progress)
+    return folds
+
+
+def profile(fold: Fold, summariser: Summariser) -> PreferenceSummary:
+    """Return the profile that a finished fold ends with."""
+    if not fold.calls:
+        return summariser.without_calls(fold.history)
+    last = len(fold.calls) - 1
+    return PreferenceSummary(
+        fold.history.user_id, fold.texts[last], summariser.config.method, len(fold.history), fold.keys[last]
+    )
+
+
+@dataclass(slots=True)
+class _Question:
+    """One distinct call of a round, and the folds that wait for its text."""
+
+    prompt: Prompt
+    item_ids: tuple[str, ...]
+    askers: list[tuple[Fold, int]]
+
+
+@dataclass(slots=True)
+class _Rounds:
+    """Asks what is ready, round by round; `errors` holds the keys that failed in this process."""
+
+    summariser: Summariser
+    engine: TextGenerator
+    store: SummaryStore
+    progress: SummaryProgress
+    on_progress: Callable[[SummaryProgress], None]
+    errors: dict[str, str] = field(default_factory=dict)
+
+    def run(self, folds: Sequence[Fold]) -> bool:
+        """Ask every call that is ready; return whether any fold got a new text."""
+        questions = self._questions(folds)
+        known = self.store.texts(list(questions))
+        for key, text in known.items():
+            self._answer(key, questions[key], text)
+            self.progress.n_calls_known += len(questions[key].askers)
+        missing = [key for key in questions if key not in known]
+        prompts = [questions[key].prompt for key in missing]
+        for result in self.engine.generate(prompts, self.summariser.config.params):
+            key = missing[result.index]
+            self._keep(key, questions[key], result)
+            self.on_progress(self.progress)
+        return bool(known) or any(key not in self.errors for key in missing)
+
+    def _questions(self, folds: Sequence[Fold]) -> dict[str, _Question]:
+        """Return the distinct ready calls by key, those that failed before left out."""
+        questions: dict[str, _Question] = {}
+        for fold in folds:
+            for place in fold.ready():
+                call = fold.calls[place]
+                texts = [] if call.kind == "merge" else [self.summariser.item_text(i) for i in call.item_ids]
+                inputs = [fold.texts[i] for i in call.inputs]
+                prompt = render_call(self.summariser.template, call, texts, inputs)
+                key = prompt_key(prompt, self.engine.model_id, self.summariser.config.params)
+                if key not in self.errors:
+                    question = questions.setdefault(key, _Question(prompt, call.item_ids, []))
+                    question.askers.append((fold, place))
+        return questions
+
+    def _answer(self, key: str, question: _Question, text: str) -> None:
+        for fold, place in question.askers:
+            fold.texts[place], fold.keys[place] = text, key
+
+    def _keep(self, key: str, question: _Question, result: Generation) -> None:
+        """Commit a result and hand its text on."""
+        error = result.error or (None if result.text else "the model wrote nothing")
+        text = summary_text(self.summariser.template, result.text) if error is None else None
+        self.store.put(
+            StoredCall(
+                key=key,
+                text=text,
+                error=error,
+                model=self.engine.model_id,
+                template_hash=self.summariser.template.hash,
+                item_ids=question.item_ids,
+                n_prompt_tokens=result.n_prompt_tokens,
+                n_generated_tokens=result.n_generated_tokens,
+                seconds=result.seconds,
+            )
+        )
+        progress = self.progress
+        progress.n_prompt_tokens += result.n_prompt_tokens
+        progress.n_generated_tokens += result.n_generated_tokens
+        if text is None:
+            self.errors[key] = str(error)
+            progress.n_calls_failed += 1
+        else:
+            self._answer(key, question, text)
+            progress.n_calls_made += 1
+            progress.n_calls_known += len(question.askers) - 1

@@ -1,0 +1,141 @@
+"""Strict, sandboxed prompt templates with declared variables and a content hash.
+
+A template file is divided into sections by lines of the form `[[name]]`; each section is a Jinja template.
+The division is made in the source, before rendering, so no rendered text can open or close a section. Texts
+of items, users and models pass through `plain_line` before they are rendered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import jinja2
+import jinja2.meta
+import jinja2.sandbox
+
+from trsr.errors import TemplateError
+
+_ENVIRONMENT = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=False, trim_blocks=True
+)
+_SECTION = re.compile(r"^\[\[(\w+)\]\]\s*$", re.MULTILINE)
+_WHITE = re.compile(r"\s+")
+# What chat formats use to change the speaker or to end a text: `<|im_end|>`, `</s>`, `<start_of_turn>`,
+# `[INST]`, `<<SYS>>`, `### Assistant:`.
+_TAG = re.compile(r"<(?=[|/!a-zA-Z_<｜])")
+_BAR = re.compile(r"(?<=[|｜])>")
+_BRACKET = re.compile(
+    r"\[(?=/?(?:INST|SYS|TOOL|AVAILABLE|system|user|assistant)[^\]\n]{0,20}\])", re.IGNORECASE
+)
+_HASHES = re.compile(r"#{2,}")
+_ROLE = re.compile(r"\b(assistant|system|user|human)\s*:", re.IGNORECASE)
+
+
+def plain_line(text: str) -> str:
+    """Fold white space and make markers of chat formats harmless.
+
+    Control and direction-override characters go, every run of white space becomes one blank, and each marker
+    that could end a prompt or speak as another role is broken up (`<|im_end|>` becomes `< |im_end| >`).
+    The words stay readable. The function is idempotent.
+    """
+    text = "".join(
+        " " if c in "\n\r\t\f\v" else c
+        for c in text
+        if unicodedata.category(c) not in {"Cf", "Cc"} or c in "\n\r\t\f\v"
+    )
+    text = _TAG.sub("< ", text)
+    text = _BAR.sub(" >", text)
+    text = _BRACKET.sub("[ ", text)
+    text = _HASHES.sub("#", text)
+    text = _ROLE.sub(r"\1 -", text)
+    return _WHITE.sub(" ", text).strip()
+
+
+@dataclass(frozen=True)
+class Template:
+    """A named set of sections, each a Jinja template over the same declared variables."""
+
+    name: str
+    source: str
+    variables: frozenset[str]
+
+    @cached_property
+    def sections(self) -> Mapping[str, jinja2.Template]:
+        """The compiled sections by name."""
+        parts = _SECTION.split(self.source)
+        return {
+            name: _ENVIRONMENT.from_string(body.strip("\n"))
+            for name, body in zip(parts[1::2], parts[2::2], strict=True)
+        }
+
+    @property
+    def hash(self) -> str:
+        """Sha256 of the source in hex: changes whenever a letter of the template does."""
+        return hashlib.sha256(self.source.encode()).hexdigest()
+
+    def render(self, section: str, **variables: object) -> str:
+        """Render one section.
+
+        Raises:
+            TemplateError: the section is missing, or uses a variable that was not given.
+        """
+        if section not in self.sections:
+            raise TemplateError(
+                f"The template {self.name!r} has no section [[{section}]]; add it (found: {', '.join(self.sections)})."
+            )
+        try:
+            return self.sections[section].render(**variables).strip()
+        except jinja2.TemplateError as error:
+            raise TemplateError(
+                f"The template {self.name!r}, section [[{section}]], failed: {error}."
+            ) from error
+
+
+def parse_template(name: str, source: str, *, sections: Iterable[str], variables: Iterable[str]) -> Template:
+    """Check a template's source against the sections it must have and the variables it may use.
+
+    Raises:
+        TemplateError: it does not parse, a section is missing, or an undeclared variable is used.
+    """
+    allowed = frozenset(variables)
+    try:
+        used = jinja2.meta.find_undeclared_variables(_ENVIRONMENT.parse(source))
+        template = Template(name, source, allowed)
+        found = set(template.sections)
+    except jinja2.TemplateSyntaxError as error:
+        raise TemplateError(
+            f"The template {name!r} does not parse: line {error.lineno}: {error.message}."
+        ) from error
+    if unknown := sorted(used - allowed):
+        raise TemplateError(
+            f"The template {name!r} uses {', '.join(unknown)}; only {', '.join(sorted(allowed))} can be used."
+        )
+    if missing := [section for section in sections if section not in found]:
+        raise TemplateError(f"The template {name!r} lacks the section [[{missing[0]}]]; add it.")
+    return template
+
+
+def load_template(
+    name_or_path: str, folder: Path, *, sections: Iterable[str], variables: Iterable[str]
+) -> Template:
+    """Load a template: a name from `folder` (`news`), or the path of a user's own file.
+
+    Raises:
+        TemplateError: no such template, or it is wrong (see `parse_template`).
+    """
+    built_in = folder / f"{name_or_path}.j2"
+    path = built_in if built_in.is_file() else Path(name_or_path)
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.j2")))
+        raise TemplateError(
+            f"There is no template {name_or_path!r}; use one of {known}, or the path of a file."
+        )
+    return parse_template(
+        name_or_path, path.read_text(encoding="utf-8"), sections=sections, variables=variables
+    )

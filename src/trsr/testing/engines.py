@@ -1,0 +1,226 @@
+"""Contract tests for engines: subclass one, say how to make the engine, and pytest runs the rest.
+
+    class TestMyGenerator(TextGeneratorContract):
+        @classmethod
+        def make_generator(cls) -> TextGenerator:
+            return MyGenerator()
+
+Each test says one thing that the callers of `trsr.llm.base` rely on.
+"""
+
+# ruff: noqa: D102 - a test is named by the sentence it checks
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from trsr.llm.base import (
+    Generation,
+    GenerationParams,
+    LabelScorer,
+    LabelTokens,
+    Message,
+    Prompt,
+    ScoringGroup,
+    TextGenerator,
+)
+
+
+def ask(text: str, *, prefill: str = "") -> Prompt:
+    """Return a prompt with a system turn and one question."""
+    return Prompt((Message("system", "You answer in one sentence."), Message("user", text)), prefill)
+
+
+class TextGeneratorContract:
+    """What every `TextGenerator` must do; one generator serves all tests of the class."""
+
+    @classmethod
+    def make_generator(cls) -> TextGenerator:
+        """Return a new generator that is ready to use."""
+        raise NotImplementedError
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def generator(cls) -> Iterator[TextGenerator]:
+        """One generator for the class, closed at the end."""
+        generator = cls.make_generator()
+        yield generator
+        generator.close()
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def questions(cls) -> list[Prompt]:
+        """Prompts of different lengths, with and without a prefill."""
+        topics = ["tea", "mountain railways of the Alps", "jazz " * 40, "old maps"]
+        plain = [ask(f"What is good about {topic}?") for topic in topics]
+        return [*plain, ask("Name a colour.", prefill="The colour is")]
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def answers(cls, generator: TextGenerator, questions: list[Prompt]) -> list[Generation]:
+        """The greedy answers to `questions`, in the order of the questions."""
+        return _in_order(generator, questions, GenerationParams(max_new_tokens=12))
+
+    def test_it_is_a_text_generator(self, generator: TextGenerator) -> None:
+        assert isinstance(generator, TextGenerator)
+
+    def test_model_id_is_stable_and_names_a_revision(self, generator: TextGenerator) -> None:
+        name, _, revision = generator.model_id.rpartition("@")
+        assert name
+        assert revision
+        assert generator.model_id == generator.model_id
+
+    def test_every_prompt_gets_exactly_one_result(
+        self, questions: list[Prompt], answers: list[Generation]
+    ) -> None:
+        assert [answer.index for answer in answers] == list(range(len(questions)))
+
+    def test_no_call_fails_and_every_text_is_stripped(self, answers: list[Generation]) -> None:
+        assert [answer.error for answer in answers] == [None] * len(answers)
+        assert all(answer.text == answer.text.strip() for answer in answers)
+        assert any(answer.text for answer in answers)
+
+    def test_token_counts_and_seconds_are_reported(self, answers: list[Generation]) -> None:
+        assert all(answer.n_prompt_tokens > 0 for answer in answers)
+        assert all(0 < answer.n_generated_tokens <= 12 for answer in answers)
+        assert all(answer.seconds >= 0 for answer in answers)
+
+    def test_a_longer_prompt_has_more_tokens(self, answers: list[Generation]) -> None:
+        assert answers[2].n_prompt_tokens > answers[0].n_prompt_tokens
+
+    def test_greedy_texts_do_not_depend_on_the_batch(
+        self, generator: TextGenerator, questions: list[Prompt], answers: list[Generation]
+    ) -> None:
+        params = GenerationParams(max_new_tokens=12)
+        again = _in_order(generator, questions[::-1], params)[::-1]
+        alone = [_in_order(generator, [question], params)[0] for question in questions[:2]]
+        assert [answer.text for answer in again] == [answer.text for answer in answers]
+        assert [answer.text for answer in alone] == [answer.text for answer in answers[:2]]
+
+    def test_a_cap_of_one_token_is_kept(self, generator: TextGenerator, questions: list[Prompt]) -> None:
+        short = _in_order(generator, questions[:2], GenerationParams(max_new_tokens=1))
+        assert all(answer.n_generated_tokens <= 1 for answer in short)
+
+    def test_the_text_ends_before_a_stop_text(
+        self, generator: TextGenerator, questions: list[Prompt], answers: list[Generation]
+    ) -> None:
+        words = answers[0].text.split()
+        assert len(words) > 2, "the engine wrote too little to test `stop`"
+        params = GenerationParams(max_new_tokens=12, stop=(words[2],))
+        stopped = _in_order(generator, questions[:1], params)[0]
+        assert stopped.error is None
+        assert words[2] not in stopped.text
+        assert answers[0].text.startswith(stopped.text)
+
+    def test_the_prefill_is_not_repeated(self, answers: list[Generation]) -> None:
+        assert not answers[-1].text.lower().startswith("the colour is")
+
+    def test_no_prompts_give_no_results(self, generator: TextGenerator) -> None:
+        assert list(generator.generate([], GenerationParams())) == []
+
+    def test_special_tokens_in_the_question_do_no_harm(self, generator: TextGenerator) -> None:
+        text = "Title: <|im_end|>\n<|im_start|>assistant </s> [INST] {{ 7 * 7 }} \N{PILE OF POO} \x00?"
+        (answer,) = generator.generate([ask(text)], GenerationParams(max_new_tokens=4))
+        assert answer.error is None
+
+    def test_results_can_be_left_unread(self, generator: TextGenerator, questions: list[Prompt]) -> None:
+        params = GenerationParams(max_new_tokens=4)
+        unfinished = iter(generator.generate(questions, params))
+        next(unfinished)
+        del unfinished
+        assert len(_in_order(generator, questions[:1], params)) == 1
+
+    def test_closing_twice_is_safe(self) -> None:
+        generator = self.make_generator()
+        generator.close()
+        generator.close()
+
+
+class LabelScorerContract:
+    """What every `LabelScorer` must do."""
+
+    labels = LabelTokens(positive=5, negative=9)
+    tolerance = 1e-3
+    """Largest difference in logits between two ways of batching."""
+
+    @classmethod
+    def make_scorer(cls) -> LabelScorer:
+        """Return a scorer; its vocabulary must hold the token ids 0 to 99."""
+        raise NotImplementedError
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def scorer(cls) -> LabelScorer:
+        """One scorer for the class."""
+        return cls.make_scorer()
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def groups(cls) -> list[ScoringGroup]:
+        """Groups that differ in prefix length, number and lengths of suffixes."""
+        rng = np.random.default_rng(0)
+
+        def draw(n: int) -> tuple[int, ...]:
+            return tuple(int(token) for token in rng.integers(10, 100, n))
+
+        shapes = [(12, (3, 5, 4)), (30, (2,)), (7, (6, 1, 9, 4, 2))]
+        return [ScoringGroup(draw(n), tuple(draw(m) for m in suffixes)) for n, suffixes in shapes]
+
+    def test_margins_have_one_float32_a_suffix(self, scorer: LabelScorer, groups: list[ScoringGroup]) -> None:
+        found = dict(scorer.score(groups, self.labels))
+        assert sorted(found) == list(range(len(groups)))
+        for index, group in enumerate(groups):
+            assert found[index].dtype == np.float32
+            assert found[index].shape == (len(group.suffixes),)
+            assert np.isfinite(found[index]).all()
+
+    def test_different_suffixes_get_different_margins(
+        self, scorer: LabelScorer, groups: list[ScoringGroup]
+    ) -> None:
+        margins = dict(scorer.score(groups, self.labels))[2]
+        assert len(set(margins.tolist())) == len(margins)
+
+    def test_the_order_of_groups_does_not_matter(
+        self, scorer: LabelScorer, groups: list[ScoringGroup]
+    ) -> None:
+        found = dict(scorer.score(groups, self.labels))
+        turned = dict(scorer.score(groups[::-1], self.labels))
+        for index in range(len(groups)):
+            self._same(turned[len(groups) - 1 - index], found[index])
+
+    def test_permuting_suffixes_permutes_margins(
+        self, scorer: LabelScorer, groups: list[ScoringGroup]
+    ) -> None:
+        group, order = groups[2], [3, 0, 4, 1, 2]
+        turned = ScoringGroup(group.prefix, tuple(group.suffixes[i] for i in order))
+        found = dict(scorer.score([group, turned], self.labels))
+        self._same(found[1], found[0][order])
+
+    def test_a_suffix_alone_gets_the_same_margin(
+        self, scorer: LabelScorer, groups: list[ScoringGroup]
+    ) -> None:
+        together = dict(scorer.score(groups, self.labels))[0]
+        alone = [ScoringGroup(groups[0].prefix, (suffix,)) for suffix in groups[0].suffixes]
+        found = dict(scorer.score(alone, self.labels))
+        self._same(np.concatenate([found[i] for i in range(len(alone))]), together)
+
+    def test_swapping_the_labels_negates_the_margins(
+        self, scorer: LabelScorer, groups: list[ScoringGroup]
+    ) -> None:
+        swapped = LabelTokens(self.labels.negative, self.labels.positive)
+        found, negated = dict(scorer.score(groups, self.labels)), dict(scorer.score(groups, swapped))
+        for index in range(len(groups)):
+            self._same(-negated[index], found[index])
+
+    def test_no_groups_give_no_margins(self, scorer: LabelScorer) -> None:
+        assert list(scorer.score([], self.labels)) == []
+
+    def _same(self, left: object, right: object) -> None:
+        np.testing.assert_allclose(left, right, rtol=0, atol=self.tolerance)  # type: ignore[arg-type]
+
+
+def _in_order(generator: TextGenerator, prompts: list[Prompt], params: GenerationParams) -> list[Generation]:
+    return sorted(generator.generate(prompts, params), key=lambda answer: answer.index)

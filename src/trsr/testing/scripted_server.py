@@ -1,0 +1,142 @@
+"""A small HTTP server that answers chat requests as a script says: well, badly, late or not at all.
+
+For tests of HTTP clients; nothing here checks a request, it is only recorded.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Answer = Callable[[BaseHTTPRequestHandler, dict[str, Any]], None]
+
+
+def send(
+    handler: BaseHTTPRequestHandler, status: int, body: str, headers: dict[str, str] | None = None
+) -> None:
+    """Answer with a JSON body, or what `headers` says it is."""
+    handler.send_response(status)
+    for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
+        handler.send_header(name, value)
+    handler.send_header("Content-Length", str(len(body.encode())))
+    handler.end_headers()
+    handler.wfile.write(body.encode())
+
+
+def say(text: str) -> Answer:
+    """Return a good answer."""
+    completion = {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "m",
+        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
+    }
+    return lambda handler, _request: send(handler, 200, json.dumps(completion))
+
+
+def refuse(status: int, message: str = "because", **headers: str) -> Answer:
+    """Return an error status with the server's reason; `retry_after="1"` becomes a header."""
+    body = json.dumps({"error": {"message": message, "code": status}})
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return lambda handler, _request: send(handler, status, body, named)
+
+
+def garbage(handler: BaseHTTPRequestHandler, _request: dict[str, Any]) -> None:
+    """Answer with a status of success and a body that is not JSON."""
+    send(handler, 200, '{"choices": [')
+
+
+def web_page(handler: BaseHTTPRequestHandler, _request: dict[str, Any]) -> None:
+    """Answer as a proxy or a wrong base_url does."""
+    send(handler, 200, "<html>Welcome</html>", {"Content-Type": "text/html"})
+
+
+def cut(handler: BaseHTTPRequestHandler, _request: dict[str, Any]) -> None:
+    """End the connection in the middle of the body."""
+    handler.send_response(200)
+    handler.send_header("Content-Type", "application/json")
+    handler.send_header("Content-Length", "500")
+    handler.end_headers()
+    handler.wfile.write(b'{"choices"')
+    handler.wfile.flush()
+    handler.connection.shutdown(socket.SHUT_RDWR)
+    handler.close_connection = True
+
+
+def late(seconds: float, answer: Answer) -> Answer:
+    """Return the same answer, given later."""
+
+    def wait(handler: BaseHTTPRequestHandler, request: dict[str, Any]) -> None:
+        time.sleep(seconds)
+        try:
+            answer(handler, request)
+        except OSError:
+            handler.close_connection = True  # the client is gone, as the test wants
+
+    return wait
+
+
+class ScriptedServer(ThreadingHTTPServer):
+    """Answers request n with `script[n]` and keeps to the last; records requests, times, headers."""
+
+    daemon_threads = True
+
+    def __init__(self, *script: Answer) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.script = script
+        self.requests: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.times: list[float] = []
+        self.in_flight = 0
+        self.most_in_flight = 0
+        self.lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        """The base URL of its API."""
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: ScriptedServer
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            number = len(self.server.requests)
+            self.server.requests.append(request)
+            self.server.headers.append({k.lower(): v for k, v in self.headers.items()})
+            self.server.times.append(time.monotonic())
+            self.server.in_flight += 1
+            self.server.most_in_flight = max(self.server.most_in_flight, self.server.in_flight)
+        try:
+            self.server.script[min(number, len(self.server.script) - 1)](self, request)
+        finally:
+            with self.server.lock:
+                self.server.in_flight -= 1
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def scripted(*script: Answer) -> Iterator[ScriptedServer]:
+    """Run a `ScriptedServer` on a free loopback port."""
+    server = ScriptedServer(*script)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

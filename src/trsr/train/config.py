@@ -1,0 +1,56 @@
+"""How the recommender is fine-tuned, as configuration; light to import."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Loss = Literal["answer", "listwise", "joint", "full"]
+
+
+class LoraConfig(BaseModel):
+    """The adapter: W + alpha / r x B A on the target layers (Hu et al., ICLR 2022)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    r: int = Field(default=16, ge=1)
+    """Rank of the update."""
+    alpha: int = Field(default=32, ge=1)
+    """Scale of the update."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapter's input."""
+    target_modules: str | tuple[str, ...] = "all-linear"
+    """Layers that get an adapter; the paper's are `[q_proj, k_proj, v_proj, o_proj]`."""
+
+
+class TrainConfig(BaseModel):
+    """How the recommender is fine-tuned."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    loss: Loss = "answer"
+    """`answer`, `listwise`, `joint`, or `full` (the paper's: over the whole prompt)."""
+    learning_rate: float = Field(default=5e-4, gt=0)
+    epochs: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=8, ge=1)
+    """Users an optimizer step, reached by accumulation; each brings all its candidates."""
+    warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises."""
+    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
+    weight_decay: float = Field(default=5e-4, ge=0)
+    adam_betas: tuple[float, float] = (0.9, 0.95)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    lora: LoraConfig = LoraConfig()
+    gradient_checkpointing: bool = False
+    """Trades time for memory; for large models."""
+    evaluations: int = Field(default=2, ge=1)
+    """Validations an epoch."""
+    patience: int = Field(default=3, ge=1)
+    """Stop after so many validations without a better result."""
+    save_steps: int = Field(default=10, ge=1)
+    """Optimizer steps between checkpoints; a killed training repeats fewer than that."""
+    dtype: str = "auto"
+    device: str = "auto"
+    report_to: str = "none"
+    """Where else to log, in the Trainer's words: `tensorboard`, `wandb`, `mlflow`, ..."""

@@ -1,0 +1,257 @@
+"""Supervised fine-tuning with LoRA: PEFT's adapters, Hugging Face's Trainer, our packed groups and losses.
+
+One step reads one user's prefix with all candidates once; gradients are accumulated over `batch_size` users.
+Checkpoints hold everything, so a killed training goes on where it was and ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import get_peft_model
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+
+from trsr.errors import OutputError
+from trsr.llm.base import LabelTokens
+from trsr.llm.packing import Packed, pack, packed_margins
+from trsr.llm.transformers import load_causal_lm, resolve_device, resolve_dtype
+from trsr.train.config import Loss, TrainConfig
+from trsr.train.dataset import TrainingGroup
+from trsr.train.losses import answer_loss, full_loss, joint_loss, listwise_loss
+from trsr.train.validation import recall_sum
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """What a training did: the logged rows, and the best validation result with its step."""
+
+    log: list[dict[str, float]]
+    best_step: int
+    best_recall_sum: float
+    n_groups: int
+
+
+class _GroupTrainer(Trainer):
+    """A Trainer whose batch is one packed group and whose validation is the paper's rule."""
+
+    def __init__(
+        self, labels: LabelTokens, loss: Loss, valid: Sequence[TrainingGroup], best: Path, **kwargs: Any
+    ):
+        super().__init__(**kwargs)
+        self.answers = labels
+        self.loss_kind = loss
+        self.valid = valid
+        self.best = best
+        self.model_accepts_loss_kwargs = False  # our loss is a mean over the group; the Trainer divides it
+
+    def compute_loss(  # type: ignore[override]
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
+    ) -> torch.Tensor:
+        """Return the loss of one group."""
+        packed: Packed = inputs["packed"].to(self.args.device)
+        labels = torch.tensor(inputs["labels"], device=self.args.device)
+        if self.loss_kind == "full":
+            out = model(
+                input_ids=packed.tokens,
+                attention_mask=packed.mask,
+                position_ids=packed.positions,
+                use_cache=False,
+            )
+            return full_loss(out.logits[0], inputs["group"], labels, self.answers)
+        margins = packed_margins(model, packed, self.answers)
+        losses = {"answer": answer_loss, "listwise": listwise_loss, "joint": joint_loss}
+        return losses[self.loss_kind](margins, labels)
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Rank the validation users, log R@3 + R@5 + R@10, keep the adapter if it is the best so far."""
+        model: Any = self.model
+        model.eval()
+        values = []
+        with torch.inference_mode():
+            for group in self.valid:
+                margins = packed_margins(model, pack(group.group).to(self.args.device), self.answers)
+                values.append(recall_sum(margins.cpu().numpy(), group.labels))
+        model.train()
+        value = sum(values) / len(values)
+        metrics = {"eval_recall_sum": value}
+        self.log(metrics)
+        if value > _best(self.best)[0]:
+            _save_best(model, self.best, value, self.state.global_step)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class _EarlyStop(TrainerCallback):  # type: ignore[misc]
+    """Stops after `patience` validations without a better one; reads the log, so it survives a restart."""
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        values = [row["eval_recall_sum"] for row in state.log_history if "eval_recall_sum" in row]
+        best = values.index(max(values)) if values else 0
+        control.should_training_stop = len(values) - 1 - best >= self.patience
+
+
+def train(
+    groups: Sequence[TrainingGroup],
+    valid: Sequence[TrainingGroup],
+    *,
+    model: str,
+    labels: LabelTokens,
+    config: TrainConfig,
+    checkpoints: Path,
+    seed: int,
+    progress: bool = False,
+) -> tuple[Path, TrainingReport]:
+    """Fine-tune an adapter; goes on from the newest whole checkpoint where there is one.
+
+    Args:
+        groups: What to learn from.
+        valid: Groups to validate on; without any, the last adapter is kept.
+        model: Name of the base model.
+        labels: The answer tokens.
+        config: How.
+        checkpoints: A folder for checkpoints; the best adapter stands in `best` inside it.
+        seed: Order of the groups and initial adapter weights.
+        progress: Whether to show the Trainer's bar.
+
+    Returns:
+        The folder of the best adapter, and a report.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    set_seed(seed)
+    device = resolve_device(config.device)
+    base = load_causal_lm(model, dtype=config.dtype, device=config.device)
+    adapted = get_peft_model(
+        base,
+        PeftLoraConfig(
+            r=config.lora.r,
+            lora_alpha=config.lora.alpha,
+            lora_dropout=config.lora.dropout,
+            target_modules=_targets(config.lora.target_modules),
+            task_type="CAUSAL_LM",
+        ),
+    )
+    adapted.peft_config["default"].base_model_name_or_path = model
+    arguments = _arguments(config, checkpoints, len(groups), bool(valid), seed, device, progress)
+    best = checkpoints / "best"
+    trainer = _GroupTrainer(
+        labels,
+        config.loss,
+        valid,
+        best,
+        model=adapted,
+        args=arguments,
+        train_dataset=cast(Any, list(groups)),
+        eval_dataset=cast(Any, list(valid)) if valid else None,
+        data_collator=_collate,
+        callbacks=[_EarlyStop(config.patience)],
+    )
+    if not progress:
+        from transformers.trainer_callback import PrinterCallback
+
+        trainer.remove_callback(PrinterCallback)
+    try:
+        trainer.train(resume_from_checkpoint=_newest_checkpoint(checkpoints))
+    except OSError as error:
+        raise OutputError(
+            f"The folder {checkpoints} cannot be written ({error}); free space and run the same command again."
+        ) from error
+    if not valid:
+        _save_best(adapted, best, 0.0, trainer.state.global_step)
+    value, step = _best(best)
+    return best, TrainingReport(_log_rows(trainer.state.log_history), step, value, len(groups))
+
+
+def _targets(targets: str | tuple[str, ...]) -> str | list[str]:
+    return targets if isinstance(targets, str) else list(targets)
+
+
+def _collate(batch: list[TrainingGroup]) -> dict[str, Any]:
+    """Pack the one group of a step; the mask and reset positions replace padding."""
+    (only,) = batch
+    return {"packed": pack(only.group), "group": only.group, "labels": only.labels}
+
+
+def _arguments(
+    config: TrainConfig, folder: Path, n: int, validate: bool, seed: int, device: torch.device, progress: bool
+) -> TrainingArguments:
+    steps = max(1, -(-n // config.batch_size))
+    bf16 = resolve_dtype(config.dtype, device) is torch.bfloat16
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=config.batch_size,
+        learning_rate=config.learning_rate,
+        num_train_epochs=config.epochs,
+        warmup_steps=round(config.warmup_ratio * steps * config.epochs),
+        lr_scheduler_type=config.schedule,
+        weight_decay=config.weight_decay,
+        adam_beta1=config.adam_betas[0],
+        adam_beta2=config.adam_betas[1],
+        max_grad_norm=config.max_grad_norm,
+        gradient_checkpointing=config.gradient_checkpointing,
+        bf16=bf16,
+        use_cpu=device.type == "cpu",
+        eval_strategy="steps" if validate else "no",
+        eval_steps=max(1, steps // config.evaluations),
+        save_strategy="steps",
+        save_steps=config.save_steps,
+        save_total_limit=2,
+        logging_steps=1,
+        seed=seed % 2**32,
+        data_seed=seed % 2**32,
+        report_to=config.report_to,
+        disable_tqdm=not progress,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+
+
+def _newest_checkpoint(folder: Path) -> str | None:
+    """Return the newest checkpoint that was written to its end; the Trainer's state is written last."""
+    whole = []
+    for path in folder.glob("checkpoint-*"):
+        try:
+            state = json.loads((path / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            shutil.rmtree(path, ignore_errors=True)  # killed while it was written
+        else:
+            whole.append((int(state["global_step"]), str(path)))
+    return max(whole)[1] if whole else None
+
+
+def _best(folder: Path) -> tuple[float, int]:
+    """Return the best validation result so far and its step."""
+    try:
+        note = json.loads((folder / "best.json").read_text())
+    except OSError:
+        return -1.0, 0
+    return float(note["recall_sum"]), int(note["step"])
+
+
+def _save_best(model: Any, folder: Path, value: float, step: int) -> None:
+    """Replace the best adapter in one move, so that a kill leaves the old or the new one."""
+    fresh = folder.with_name("best.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    model.save_pretrained(fresh)
+    (fresh / "best.json").write_text(json.dumps({"recall_sum": value, "step": step}))
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)
+
+
+def _log_rows(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    keep = ("step", "epoch", "loss", "learning_rate", "grad_norm", "eval_recall_sum")
+    return [
+        {k: row[k] for k in keep if k in row} for row in history if "loss" in row or "eval_recall_sum" in row
+    ]

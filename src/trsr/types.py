@@ -1,0 +1,111 @@
+"""The few values that travel between stages, all immutable. The words are those of the field.
+
+They carry no behaviour beyond checks and derived properties; what makes them lives in `data`, `segment`,
+`summarize` and `rank`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing that can be read, bought or watched: an id and its text fields in rendering order.
+
+    Empty fields are left out; an item without any text has `fields == {}`.
+    """
+
+    item_id: str
+    fields: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Interaction:
+    """One event: a user met an item at a position of their history (0 = oldest)."""
+
+    user_id: str
+    item_id: str
+    position: int
+    timestamp: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """A user's items, oldest first; `timestamps` (UTC) is as long as `item_ids`, or None."""
+
+    user_id: str
+    item_ids: tuple[str, ...]
+    timestamps: tuple[datetime, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A consecutive slice of a history: items `start` to `start + len(item_ids)`; `index` counts from 0.
+
+    Only a user's last block may be incomplete.
+    """
+
+    index: int
+    start: int
+    item_ids: tuple[str, ...]
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceSummary:
+    """A user's profile at a point of their history.
+
+    Attributes:
+        user_id: Whose profile it is.
+        text: The profile; empty for method `none`.
+        method: `none`, `counted`, `hierarchical` or `recurrent`.
+        n_items: How many of the oldest history items it has seen.
+        key: The store's key of the last call that made it; None where no call was made.
+    """
+
+    user_id: str
+    text: str
+    method: str
+    n_items: int
+    key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RankingExample:
+    """One ranking question: a history strictly before the target, candidates, and what was chosen.
+
+    Attributes:
+        example_id: Unique in its split; the user id for one row a user, the impression id for impressions.
+        user_id: The user; intervals are computed over users.
+        history: Item ids, oldest first, all strictly before the target.
+        candidates: Item ids in an order shuffled by the example's own seed.
+        labels: 1 for a chosen candidate, 0 otherwise; as long as `candidates`.
+        timestamp: When the question was asked (UTC), where known.
+    """
+
+    example_id: str
+    user_id: str
+    history: tuple[str, ...]
+    candidates: tuple[str, ...]
+    labels: tuple[int, ...]
+    timestamp: datetime | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.candidates) != len(self.labels):
+            raise ValueError(f"{len(self.candidates)} candidates but {len(self.labels)} labels")
+
+
+@dataclass(frozen=True, slots=True)
+class RankedItem:
+    """A candidate with its place: `rank` from 1, `margin` in logits, `score` in [0, 1]."""
+
+    item_id: str
+    rank: int
+    margin: float
+    score: float

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trsr.data.collect import EventCollector, ItemCollector, by_user_ranges
+from trsr.data.rawtables import RAW, ROW
+from trsr.data.tables import Dataset, DatasetWriter, Spool
+
+Events = list[tuple[str | None, str | None, str | None]]
+
+
+def collect(
+    tmp_path: Path, items: list[tuple[str | None, str | None]], events: Events, at_once: int = 2
+) -> Dataset:
+    with DatasetWriter(tmp_path / "d", overwrite=True) as writer:
+        item_collector = ItemCollector(writer, "items", ["title"])
+        rows = pl.DataFrame(items, schema={"item_id": pl.String, "title": pl.String}, orient="row")
+        rows = rows.with_row_index(ROW, offset=1).with_columns(pl.col("title").fill_null("-").alias(RAW))
+        for start in range(0, len(rows), at_once):
+            item_collector.add(rows.slice(start, at_once))
+        collector = EventCollector(writer, "events", item_collector.ids)
+        schema = {"user_id": pl.String, "item_id": pl.String, "timestamp": pl.String}
+        clicks = pl.DataFrame(events, schema=schema, orient="row")
+        clicks = clicks.with_row_index(ROW, offset=1).with_columns(pl.lit("raw").alias(RAW))
+        for start in range(0, len(clicks), at_once):
+            collector.add(clicks.slice(start, at_once))
+        collector.finish()
+        return writer.finish(name="n", domain="d", text_fields=["title"], category_fields=[], source="a test")
+
+
+def test_the_first_text_of_an_id_counts(tmp_path: Path) -> None:
+    items = [
+        ("a", "one"),
+        ("b", "two"),
+        ("a", "one"),
+        ("a", "other"),
+        (" b ", "two"),
+        (None, "x"),
+        ("", "y"),
+        ("c", None),
+    ]
+    data = collect(tmp_path, items, [("u", "a", None)])
+    assert {i.item_id: dict(i.fields) for i in data.catalogue().values()} == {
+        "a": {"title": "one"},
+        "b": {"title": "two"},
+        "c": {},
+    }
+    assert data.info.counts["repeated_items"] == 2
+    assert data.info.counts["items_without_text"] == 1
+    assert data.rejects().collect().rows() == [
+        ("items", 4, "item id seen before with another text", "other"),
+        ("items", 6, "no item id", "x"),
+        ("items", 7, "no item id", "y"),
+    ]
+
+
+def test_repeated_ids_within_one_batch_are_found_too(tmp_path: Path) -> None:
+    data = collect(tmp_path, [("a", "one"), ("a", "other"), ("a", "one")], [("u", "a", None)], at_once=10)
+    assert (data.info.counts["items"], data.info.counts["repeated_items"], data.info.counts["rejects"]) == (
+        1,
+        1,
+        1,
+    )
+
+
+def test_events_that_cannot_be_used_are_refused_each_with_its_reason(tmp_path: Path) -> None:
+    events: Events = [
+        ("u", "a", None),
+        (None, "a", None),
+        ("u", "nan", None),
+        ("u", "a", "soon"),
+        ("u", "z", None),
+    ]
+    data = collect(tmp_path, [("a", "one")], events)
+    assert data.rejects().collect().select("row", "reason").rows() == [
+        (2, "no user id"),
+        (3, "no item id"),
+        (4, "time cannot be read"),
+        (5, "unknown item"),
+    ]
+    assert [h.item_ids for h in data.histories()] == [("a",)]
+
+
+def test_events_are_ordered_by_time_and_equal_times_by_place_in_the_file(tmp_path: Path) -> None:
+    items: list[tuple[str | None, str | None]] = [(i, i) for i in "abcd"]
+    events: Events = [("v", "a", "9"), ("u", "a", "5"), ("u", "b", "3"), ("u", "c", "5"), ("u", "d", "3")]
+    data = collect(tmp_path, items, events)
+    assert [(h.user_id, h.item_ids) for h in data.histories()] == [("u", ("b", "d", "a", "c")), ("v", ("a",))]
+
+
+def test_a_user_with_a_missing_time_stays_in_the_order_of_the_file(tmp_path: Path) -> None:
+    data = collect(tmp_path, [("a", "x"), ("b", "y")], [("u", "b", "9"), ("u", "a", None), ("u", "b", "1")])
+    assert [(h.item_ids, h.timestamps) for h in data.histories()] == [(("b", "a", "b"), None)]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.sampled_from(["a", "b", "ba", "é", "z", "10", "9"]), max_size=60), st.integers(1, 20))
+def test_ranges_hold_each_user_whole_and_in_order(
+    tmp_path_factory: pytest.TempPathFactory, users: list[str], size: int
+) -> None:
+    spool = Spool(tmp_path_factory.mktemp("spool"))
+    for start in range(0, len(users), 7):
+        spool.append(pl.DataFrame({"user_id": users[start : start + 7]}))
+    parts = [part.collect()["user_id"].to_list() for part in by_user_ranges(spool, size)]
+    found = [sorted(part) for part in parts]
+    assert [user for part in found for user in part] == sorted(users)
+    assert sum(len(set(part)) for part in parts) == len(set(users))

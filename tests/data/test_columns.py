@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import polars as pl
+import pytest
+
+from trsr.data import columns
+from trsr.errors import DataError
+
+
+def test_columns_are_found_by_usual_names_in_any_case_and_in_order_of_preference() -> None:
+    assert columns.find_column(["ID", "Asin"], columns.ITEM_ID) == "Asin"
+    assert columns.find_column(["x"], columns.ITEM_ID) is None
+    assert columns.find_column(["id", "x"], columns.ITEM_ID, "x") == "x"
+    assert columns.find_column(["id"], columns.ITEM_ID, "x") is None
+
+
+def test_a_missing_column_says_what_was_sought_and_what_is_there() -> None:
+    with pytest.raises(
+        DataError, match=r"news.csv has no column for the user id \(looked for user_id.*found a, b\)"
+    ):
+        columns.require_column("news.csv", ["__row__", "a", "b"], "user id", columns.USER_ID)
+    with pytest.raises(DataError, match=r"looked for 'who'"):
+        columns.require_column("news.csv", ["user_id"], "user id", columns.USER_ID, "who")
+
+
+def test_text_fields_are_all_but_ids_and_addresses() -> None:
+    found = [
+        "item_id",
+        "title",
+        "tmdb_id",
+        "url",
+        "imageURL",
+        "movieId",
+        "title_entities",
+        "idea",
+        "brand",
+        "__row__",
+    ]
+    assert columns.guess_text_fields(found, ["item_id"]) == ["title", "idea", "brand"]
+    assert columns.guess_category_fields(["title", "brand", "Genres"]) == ["brand", "Genres"]
+
+
+def test_empty_texts_and_nan_are_null_and_lists_are_joined() -> None:
+    frame = pl.DataFrame(
+        {
+            "title": [" a b ", "", "  ", "nan", "NaN", None, "Nan"],
+            "categories": [["x", " y, z "], [""], [], None, [None, "x"], ["nan"], ["a", "b"]],
+            "description": [["x", "y"], [], None, ["", " "], [None], ["z"], ["z"]],
+        }
+    )
+    clean = frame.select(columns.clean_texts(frame, ["title", "categories", "description", "missing"]))
+    assert clean["title"].to_list() == ["a b", None, None, None, None, None, "Nan"]
+    assert clean["categories"].to_list() == ["x|y, z", None, None, None, "x", None, "a|b"]
+    assert clean["description"].to_list() == ["x y", None, None, None, None, "z", "z"]
+    assert clean["missing"].to_list() == [None] * 7
+
+
+NOON = datetime(2019, 11, 12, 12, 0, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "time"),
+    [
+        ("1573560001", NOON),
+        ("1573560001.0", NOON),
+        ("1573560001000", NOON),
+        ("1573560001000000", NOON),
+        ("1573560001000000000", NOON),
+        ("2019-11-12T12:00:01Z", NOON),
+        ("2019-11-12T14:00:01+02:00", NOON),
+        ("2019-11-12 12:00:01", NOON),
+        ("2019-11-12T12:00:01.5", NOON.replace(microsecond=500_000)),
+        ("11/12/2019 12:00:01 PM", NOON),
+        (" 11/12/2019 2:14:46 AM", datetime(2019, 11, 12, 2, 14, 46, tzinfo=UTC)),
+        ("2019-11-12", datetime(2019, 11, 12, tzinfo=UTC)),
+        ("yesterday", None),
+        ("inf", None),
+        ("1e300", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_times_are_read_in_every_usual_form(text: str | None, time: datetime | None) -> None:
+    assert columns.parse_times(pl.Series([text], dtype=pl.String)).to_list() == [time]
+
+
+def test_times_of_several_forms_in_one_column_are_all_read() -> None:
+    texts = pl.Series(["nothing", "2019-11-12 12:00:01", None, "1573560001", "11/12/2019 12:00:01 PM"])
+    assert columns.parse_times(texts).to_list() == [None, NOON, None, NOON, NOON]
+
+
+def test_lists_written_as_text_are_taken_apart() -> None:
+    frame = pl.DataFrame({"l": ["['A' 'B'\n 'C']", "[1, 2]", "N1 N2", "a|b", "", None]})
+    assert frame.select(columns.split_list("l", pl.String())).to_series().to_list() == [
+        ["A", "B", "C"],
+        ["1", "2"],
+        ["N1", "N2"],
+        ["a", "b"],
+        [],
+        None,
+    ]
+    times = pl.DataFrame({"t": ["[2019-11-12 12:00, 1573560001]"]})
+    assert times.select(columns.split_times("t", pl.String())).item().to_list() == [
+        "2019-11-12 12:00",
+        "1573560001",
+    ]

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from trsr.data import rawlines
+from trsr.data.mind import NEWS
+from trsr.data.table import import_table
+from trsr.data.validate import validate_dataset
+from trsr.errors import DataError
+
+ITEMS = "item_id,title,brand,url\na,Lamp,Acme,http://x\nb,,NaN,\nc,Rug,,\n"
+EVENTS = "user_id,item_id,timestamp\nv,a,300\nu,b,200\nu,a,100\nu,c,200\n"
+
+
+@pytest.fixture
+def items(tmp_path: Path) -> Path:
+    return put(tmp_path / "items.csv", ITEMS)
+
+
+def put(file: Path, content: str) -> Path:
+    file.write_text(content)
+    return file
+
+
+def test_one_event_a_row(tmp_path: Path, items: Path) -> None:
+    data = import_table(items, put(tmp_path / "events.csv", EVENTS), tmp_path / "out", domain="products")
+    assert [(h.user_id, h.item_ids) for h in data.histories()] == [("u", ("a", "b", "c")), ("v", ("a",))]
+    assert (data.info.name, data.info.domain) == ("out", "products")
+    assert (data.info.text_fields, data.info.category_fields) == (["title", "brand"], ["brand"])
+    assert dict(data.catalogue()["b"].fields) == {}
+    assert data.info.counts["items_without_text"] == 1
+    assert list(validate_dataset(data.path)) == []
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_every_format_gives_the_same_dataset(tmp_path: Path, suffix: str) -> None:
+    items = pl.DataFrame({"id": [1, 2], "title": ["Lamp", None], "tags": ["x", "y"]})
+    events = pl.DataFrame({"userId": [7, 7], "id": [2, 1], "time": [200, 100]})
+    for name, frame in (("items", items), ("events", events)):
+        file = tmp_path / f"{name}{suffix}"
+        match suffix:
+            case ".parquet":
+                frame.write_parquet(file)
+            case ".jsonl":
+                frame.write_ndjson(file)
+            case _:
+                frame.write_csv(file, separator="," if suffix == ".csv" else "\t")
+    data = import_table(tmp_path / f"items{suffix}", tmp_path / f"events{suffix}", tmp_path / "out")
+    assert [(h.user_id, h.item_ids) for h in data.histories()] == [("7", ("1", "2"))]
+    assert {i: dict(item.fields) for i, item in data.catalogue().items()} == {
+        "1": {"title": "Lamp", "tags": "x"},
+        "2": {"tags": "y"},
+    }
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_one_user_a_row_with_lists(tmp_path: Path, items: Path, suffix: str) -> None:
+    rows = [
+        {"user_id": "u", "items": ["a", "b", "c"], "timestamps": [300, 100, 300]},
+        {"user_id": "v", "items": ["c", "a"], "timestamps": None},
+        {"user_id": "w", "items": ["a", "b"], "timestamps": [1]},
+        {"user_id": "x", "items": [], "timestamps": []},
+        {"user_id": "y", "items": ["z"], "timestamps": [5]},
+    ]
+    file = tmp_path / f"events{suffix}"
+    frame = pl.DataFrame(
+        rows, schema={"user_id": pl.String, "items": pl.List(pl.String), "timestamps": pl.List(pl.Int64)}
+    )
+    frame.write_parquet(file) if suffix == ".parquet" else file.write_text(
+        "\n".join(json.dumps(r) for r in rows)
+    )
+    data = import_table(items, file, tmp_path / "out")
+    assert [(h.user_id, h.item_ids, h.timestamps is None) for h in data.histories()] == [
+        ("u", ("b", "a", "c"), False),
+        ("v", ("c", "a"), True),
+    ]
+    assert data.rejects().collect().select("row", "reason").rows() == [
+        (4, "no items in the list"),
+        (3, "another number of times than of items"),
+        (5, "unknown item"),
+    ]
+
+
+def test_lists_without_any_time_and_rows_with_a_list_beside_the_item(tmp_path: Path, items: Path) -> None:
+    schema = {"user_id": pl.String(), "items": pl.List(pl.String), "timestamps": pl.List(pl.Int64)}
+    pl.DataFrame([("u", ["b", "a"], None)], schema=schema, orient="row").write_parquet(tmp_path / "e.parquet")
+    data = import_table(items, tmp_path / "e.parquet", tmp_path / "lists")
+    assert [(h.item_ids, h.timestamps) for h in data.histories()] == [(("b", "a"), None)]
+    events = put(tmp_path / "e.csv", "user_id,item_id,history\nu,c,a b\n")
+    assert [h.item_ids for h in import_table(items, events, tmp_path / "rows").histories()] == [("c",)]
+
+
+def test_lists_in_text_columns_and_named_columns(tmp_path: Path, items: Path) -> None:
+    events = put(tmp_path / "events.tsv", "u\ta b\n")
+    data = import_table(
+        items, events, tmp_path / "out", events_columns=["who", "what"], user_id="who", item_list="what"
+    )
+    assert [(h.user_id, h.item_ids) for h in data.histories()] == [("u", ("a", "b"))]
+
+
+def test_named_fields_decide_what_is_text(tmp_path: Path, items: Path) -> None:
+    events = put(tmp_path / "events.csv", EVENTS)
+    data = import_table(
+        items, events, tmp_path / "out", text_fields=["brand", "title"], category_fields=["title"]
+    )
+    assert (data.info.text_fields, data.info.category_fields) == (["brand", "title"], ["title"])
+
+
+@pytest.mark.parametrize(
+    ("items", "events", "options", "words"),
+    [
+        ("name\nx\n", EVENTS, {}, "items.csv has no column for the item id"),
+        (ITEMS, "who,item_id\nu,a\n", {}, "events.csv has no column for the user id"),
+        (ITEMS, "user_id,what\nu,a\n", {}, "events.csv has no column for the item id or list of items"),
+        (ITEMS, EVENTS, {"text_fields": ["body"]}, "items.csv has no column for the text field body"),
+        (ITEMS, EVENTS, {"timestamp": "when"}, "events.csv has no column for the time"),
+        (ITEMS, EVENTS, {"item_list": "list"}, "events.csv has no column for the list of items"),
+        ("item_id\na\n", EVENTS, {}, "no column that looks like text"),
+        ("", EVENTS, {}, "items.csv is empty"),
+        (ITEMS, "", {}, "events.csv is empty"),
+        ("item_id,title\n", EVENTS, {}, "No item could be read"),
+        (ITEMS, "user_id,item_id\n", {}, "No event could be read"),
+        (ITEMS, "user_id,item_id\nu,z\n", {}, "1 for 'unknown item'"),
+    ],
+)
+def test_tables_that_cannot_be_used_are_one_sentence(
+    tmp_path: Path, items: str, events: str, options: dict[str, object], words: str
+) -> None:
+    files = put(tmp_path / "items.csv", items), put(tmp_path / "events.csv", events)
+    with pytest.raises(DataError, match=words):
+        import_table(*files, tmp_path / "out", **options)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_lost_between_bad_rows(tmp_path: Path) -> None:
+    items = (
+        b'item_id,title\na,"open\nb,caf\xe9\nc,'
+        + b"x" * 2**20
+        + b'\nd,"two\nlines"\na,late\nd,other\n,none\ne,\n'
+    )
+    events = b"user_id,item_id,timestamp\nu,c,2\nu,c,x\nu,\xff,1\nu,d,1\nu,zz,1\n,c,1\nu,nan,1\nu,c\nu,e,\n"
+    (tmp_path / "items.csv").write_bytes(items)
+    (tmp_path / "events.csv").write_bytes(events)
+    data = import_table(tmp_path / "items.csv", tmp_path / "events.csv", tmp_path / "out")
+    assert {i: len(item.fields.get("title", "")) for i, item in data.catalogue().items()} == {
+        "c": 2**20,
+        "d": 9,
+        "a": 4,
+        "e": 0,
+    }
+    assert data.rejects().collect().select("file", "row", "reason").sort("file", "row").rows() == [
+        ("events.csv", 3, "time cannot be read"),
+        ("events.csv", 4, "not UTF-8"),
+        ("events.csv", 6, "unknown item"),
+        ("events.csv", 7, "no user id"),
+        ("events.csv", 8, "no item id"),
+        ("events.csv", 9, "another number of columns than the header"),
+        ("items.csv", 2, "broken quote"),
+        ("items.csv", 3, "not UTF-8"),
+        ("items.csv", 8, "item id seen before with another text"),
+        ("items.csv", 9, "no item id"),
+    ]
+    assert [h.item_ids for h in data.histories()] == [("c", "d", "e")]
+
+
+def test_batches_change_nothing(tmp_path: Path, items: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events = put(tmp_path / "events.csv", EVENTS)
+    whole = import_table(items, events, tmp_path / "whole")
+    monkeypatch.setattr(rawlines, "BATCH_BYTES", 8)
+    monkeypatch.setattr("trsr.data.collect.RANGE_ROWS", 1)
+    pieces = import_table(items, events, tmp_path / "pieces")
+    assert whole.events().collect().equals(pieces.events().collect())
+    assert whole.info.counts == pieces.info.counts
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif("TRSR_REAL_DATA" not in os.environ, reason="TRSR_REAL_DATA does not name the real data")
+@pytest.mark.parametrize(
+    ("items", "events", "columns", "expected"),
+    [
+        ("mind_small/news.tsv", "mind_small/click_histories_with_text.jsonl", NEWS, (5618, 4492, 86565)),
+        ("amazon_office/items.jsonl", "amazon_office/sequences.jsonl", None, (2420, 4905, 53258)),
+        (
+            "movielens_overviews/items.jsonl",
+            "movielens_overviews/sequences_with_overview.jsonl",
+            None,
+            (9742, 610, 94022),
+        ),
+    ],
+)
+def test_the_real_sets_have_the_counts_they_are_known_for(
+    tmp_path: Path, items: str, events: str, columns: tuple[str, ...] | None, expected: tuple[int, int, int]
+) -> None:
+    real = Path(os.environ["TRSR_REAL_DATA"])
+    data = import_table(real / items, real / events, tmp_path / "out", items_columns=columns)
+    counts = data.info.counts
+    assert (counts["items"], counts["users"], counts["events"]) == expected
+    assert counts["rejects"] == 0
+    with (real / events).open() as lines:
+        rows = [json.loads(line) for line in lines]
+    found = {h.user_id: sorted(h.item_ids) for h in data.histories()}
+    assert found == {row["user_id"]: sorted(row["items"]) for row in rows}
+    assert list(validate_dataset(data.path)) == []

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from trsr.data.tables import EVENTS, IMPRESSIONS, Dataset, DatasetWriter, user_batches, write_dataset
+from trsr.errors import DataError, OutputError
+
+NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
+ITEMS = pl.DataFrame({"item_id": ["a", "b"], "title": ["Lamp", None], "brand": ["", "Acme"]})
+
+
+def events(*rows: tuple[str, str, int, datetime | None]) -> pl.DataFrame:
+    return pl.DataFrame(list(rows), schema=EVENTS, orient="row")
+
+
+def make(path: Path, *rows: tuple[str, str, int, datetime | None], overwrite: bool = False) -> Dataset:
+    return write_dataset(
+        path,
+        name="shop",
+        domain="products",
+        text_fields=["brand", "title"],
+        category_fields=["brand"],
+        items=ITEMS,
+        events=events(*(rows or (("u", "a", 0, None),))),
+        source="a test",
+        overwrite=overwrite,
+    )
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    made = make(tmp_path / "d", ("u", "b", 1, NOON), ("u", "a", 0, NOON), ("t", "b", 0, None))
+    data = Dataset.open(tmp_path / "d")
+    assert data.info == made.info
+    assert data.info.counts == {"items": 2, "events": 3, "rejects": 0, "users": 2}
+    assert data.events().collect().rows() == [("t", "b", 0, None), ("u", "a", 0, NOON), ("u", "b", 1, NOON)]
+    assert data.events().collect_schema() == EVENTS
+    assert data.impressions() is None
+
+
+def test_catalogue_leaves_out_empty_fields_and_keeps_the_rendering_order(tmp_path: Path) -> None:
+    catalogue = make(tmp_path / "d").catalogue()
+    assert {item_id: dict(item.fields) for item_id, item in catalogue.items()} == {
+        "a": {"title": "Lamp"},
+        "b": {"brand": "Acme"},
+    }
+
+
+def test_histories_have_times_only_where_every_event_has_one(tmp_path: Path) -> None:
+    data = make(tmp_path / "d", ("u", "a", 0, NOON), ("u", "b", 1, None), ("v", "a", 0, NOON))
+    assert [(h.user_id, h.item_ids, h.timestamps) for h in data.histories()] == [
+        ("u", ("a", "b"), None),
+        ("v", ("a",), (NOON,)),
+    ]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 100])
+def test_user_batches_never_cut_a_user(rows: int) -> None:
+    users = ["a", "b", "b", "b", "c"]
+    batches = list(user_batches(pl.LazyFrame({"user_id": users}), rows))
+    assert [user for batch in batches for user in batch["user_id"]] == users
+    assert sum(batch["user_id"].n_unique() for batch in batches) == 3
+
+
+def test_impressions_are_kept(tmp_path: Path) -> None:
+    shown = pl.DataFrame(
+        [("i", "u", NOON, ["a"], ["a", "b"], [True, False])], schema=IMPRESSIONS, orient="row"
+    )
+    data = write_dataset(
+        tmp_path / "d",
+        name="n",
+        domain="news",
+        text_fields=["title"],
+        category_fields=[],
+        items=ITEMS,
+        events=events(("u", "a", 0, None)).lazy(),
+        impressions=shown,
+        source="a test",
+    )
+    table = data.impressions()
+    assert table is not None
+    assert table.collect().equals(shown)
+    assert data.info.counts["impressions"] == 1
+
+
+def test_an_existing_folder_is_refused_without_overwrite_and_kept(tmp_path: Path) -> None:
+    make(tmp_path / "d", ("u", "a", 0, None))
+    with pytest.raises(DataError, match=r"not empty.*--overwrite"):
+        make(tmp_path / "d", ("other", "a", 0, None))
+    assert [h.user_id for h in Dataset.open(tmp_path / "d").histories()] == ["u"]
+    make(tmp_path / "d", ("other", "a", 0, None), overwrite=True)
+    assert [h.user_id for h in Dataset.open(tmp_path / "d").histories()] == ["other"]
+    assert [p.name for p in tmp_path.iterdir()] == ["d"]
+
+
+def test_what_a_killed_import_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    code = (
+        "import os, signal\n"
+        "from trsr.data.tables import DatasetWriter\n"
+        f"with DatasetWriter({str(tmp_path / 'd')!r}):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".d.partial-")
+    with DatasetWriter(tmp_path / "d"):  # an import that runs at the same time is left alone
+        make(tmp_path / "d")
+        assert len(list(tmp_path.iterdir())) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["d"]
+
+
+def test_overwrite_never_replaces_a_folder_that_is_no_dataset(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(DataError, match="left alone"):
+        make(tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
+    def stopped() -> None:
+        with DatasetWriter(tmp_path / "d") as writer:
+            writer.items.append(ITEMS)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_dataset(tmp_path: Path) -> None:
+    make(tmp_path / "d")
+
+    def fill_the_disk() -> None:
+        with DatasetWriter(tmp_path / "d", overwrite=True) as writer:
+            writer.items.folder.mkdir(parents=True)
+            (writer.items.folder / "000000.parquet").symlink_to("/dev/full")
+            writer.items.append(ITEMS)
+
+    with pytest.raises(OutputError, match="failed: No space left on device; nothing was changed"):
+        fill_the_disk()
+    assert Dataset.open(tmp_path / "d").info.name == "shop"
+    assert [p.name for p in tmp_path.iterdir()] == ["d"]
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="Cannot write beside"):
+        make(tmp_path / "file" / "d")
+    with pytest.raises(DataError, match="is a file"):
+        make(tmp_path / "file")
+
+
+def test_a_dataset_without_events_is_refused_with_the_reason(tmp_path: Path) -> None:
+    refused = pl.DataFrame({"file": ["e.csv"], "row": [2], "reason": ["unknown item"], "raw": ["x"]})
+    with pytest.raises(DataError, match=r"No event could be read.*1 for 'unknown item'"):
+        write_dataset(
+            tmp_path / "d",
+            name="n",
+            domain="news",
+            text_fields=["title"],
+            category_fields=[],
+            items=ITEMS,
+            events=events(),
+            rejects=refused,
+            source="a test",
+        )
+
+
+def test_open_says_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="There is no dataset folder"):
+        Dataset.open(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"no dataset.json"):
+        Dataset.open(tmp_path)
+    folder = make(tmp_path / "d").path
+    info = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps(info | {"schema_version": 99, "new": 1}))
+    with pytest.raises(DataError, match="schema version 99"):
+        Dataset.open(folder)
+    (folder / "dataset.json").write_text(json.dumps(info | {"name": None}))
+    with pytest.raises(DataError, match="name:"):
+        Dataset.open(folder)
+    for damaged in ("{", "[]", "\udcff"):
+        (folder / "dataset.json").write_bytes(damaged.encode(errors="surrogateescape"))
+        with pytest.raises(DataError, match="is damaged"):
+            Dataset.open(folder)
+    (folder / "dataset.json").write_text(json.dumps(info))
+    (folder / "events.parquet").unlink()
+    with pytest.raises(DataError, match=r"lacks events.parquet"):
+        Dataset.open(folder)

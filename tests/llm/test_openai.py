@@ -1,0 +1,220 @@
+"""The HTTP engine against llama.cpp's real server, and against a server that misbehaves by script."""
+
+import json
+import os
+import threading
+import time
+from typing import Any, ClassVar
+
+import pytest
+
+from trsr.errors import EngineError
+from trsr.llm.base import Generation, GenerationParams, TextGenerator
+from trsr.llm.openai import OpenAIGenerator
+from trsr.testing.engines import TextGeneratorContract, ask
+from trsr.testing.scripted_server import (
+    Answer,
+    ScriptedServer,
+    cut,
+    garbage,
+    late,
+    refuse,
+    say,
+    scripted,
+    send,
+    web_page,
+)
+
+
+@pytest.mark.model
+@pytest.mark.slow
+class TestOpenAI(TextGeneratorContract):
+    url: ClassVar[str]
+
+    @pytest.fixture(scope="class", autouse=True)
+    @classmethod
+    def _server(cls, llama_url: str) -> None:
+        cls.url = llama_url
+
+    @classmethod
+    def make_generator(cls) -> TextGenerator:
+        return OpenAIGenerator(cls.url, "smollm2-135m", concurrency=3)
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_a_prompt_too_long_for_a_real_server_fails_alone(llama_url: str) -> None:
+    prompts = [ask("word " * 700), ask("Name a colour.")]
+    results = _generate(OpenAIGenerator(llama_url, "smollm2-135m"), prompts)
+    assert [result.error is None for result in results] == [False, True]
+    assert "context" in str(results[0].error)
+
+
+def _generate(generator: OpenAIGenerator, prompts: list[Any] | None = None) -> list[Generation]:
+    params = GenerationParams(max_new_tokens=4, stop=("\n",))
+    return sorted(generator.generate(prompts or [ask("Hello")], params), key=lambda result: result.index)
+
+
+def _engine(server: ScriptedServer, **options: Any) -> OpenAIGenerator:
+    return OpenAIGenerator(server.url, "m", **{"timeout": 5.0, "retries": 2, **options})
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [refuse(429), refuse(500), refuse(503), cut, late(3.0, say("too late"))],
+    ids=["429", "500", "503", "cut", "late"],
+)
+def test_passing_trouble_is_tried_again(trouble: Answer) -> None:
+    with scripted(trouble, say("a text ")) as server:
+        (result,) = _generate(_engine(server, timeout=1.0))
+        assert result == Generation(0, "a text", 3, 2, result.seconds)
+        assert len(server.requests) == 2
+
+
+def test_the_wait_the_server_asks_for_is_kept() -> None:
+    with scripted(refuse(429, retry_after="1.2"), say("ok")) as server:
+        assert _generate(_engine(server))[0].text == "ok"
+        assert server.times[1] - server.times[0] >= 1.2
+
+
+@pytest.mark.parametrize(
+    ("trouble", "words"),
+    [
+        (refuse(429, "slow down"), "429, after 2 tries: slow down"),
+        (refuse(500, "out of memory"), "500, after 2 tries: out of memory"),
+        (cut, "broke before the answer was whole, after 2 tries"),
+        (late(3.0, say("too late")), "within 1 s, after 2 tries"),
+        (refuse(400, "too many tokens"), "400, at once: too many tokens"),
+        (garbage, "not JSON"),
+        (web_page, "not a chat completion"),
+    ],
+    ids=["429", "500", "cut", "late", "400", "garbage", "web page"],
+)
+def test_lasting_trouble_is_a_failed_result_that_says_why(trouble: Answer, words: str) -> None:
+    with scripted(trouble) as server:
+        (result,) = _generate(_engine(server, timeout=1.0, retries=1))
+        assert result.text == ""
+        assert words in str(result.error)
+        assert len(server.requests) == (2 if "2 tries" in words else 1)
+
+
+def test_one_bad_prompt_does_not_touch_the_others() -> None:
+    with scripted(say("a"), refuse(400), say("b")) as server:
+        results = _generate(_engine(server, concurrency=1), [ask("1"), ask("2"), ask("3")])
+        assert [result.text for result in results] == ["a", "", "b"]
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [(401, "OPENAI_API_KEY"), (403, "OPENAI_API_KEY"), (404, "'m'")]
+)
+def test_a_refused_key_and_an_unknown_model_stop_the_engine_at_once(status: int, words: str) -> None:
+    with scripted(refuse(status)) as server:
+        with pytest.raises(EngineError, match=words) as caught:
+            _generate(_engine(server, concurrency=2), [ask(str(i)) for i in range(50)])
+        assert not caught.value.retryable
+        assert len(server.requests) <= 2
+
+
+def test_a_server_that_is_not_there_is_one_retryable_error() -> None:
+    with scripted(say("")) as server:
+        url = server.url
+    with pytest.raises(EngineError, match="cannot be reached") as caught:
+        _generate(OpenAIGenerator(url, "m", retries=0))
+    assert caught.value.retryable
+
+
+def test_no_more_calls_are_in_flight_than_allowed() -> None:
+    with scripted(late(0.05, say("ok"))) as server:
+        results = _generate(_engine(server, concurrency=3), [ask(str(i)) for i in range(12)])
+        assert [result.index for result in results] == list(range(12))
+        assert server.most_in_flight == 3
+
+
+def test_results_come_as_soon_as_they_are_ready() -> None:
+    def by_question(handler: Any, request: dict[str, Any]) -> None:
+        question = request["messages"][1]["content"]
+        late(0.5 if question == "slow" else 0.0, say(question))(handler, request)
+
+    with scripted(by_question) as server:
+        prompts = [ask("slow"), ask("fast")]
+        found = [result.text for result in _engine(server).generate(prompts, GenerationParams())]
+        assert found == ["fast", "slow"]
+
+
+def test_losing_interest_cancels_what_is_left() -> None:
+    with scripted(say("first"), late(60.0, say("never"))) as server:
+        results = _engine(server, concurrency=2, timeout=60).generate(
+            [ask(str(i)) for i in range(9)], GenerationParams()
+        )
+        started = time.monotonic()
+        assert next(iter(results)).text == "first"
+        del results
+        assert time.monotonic() - started < 30
+        assert len(server.requests) < 9
+        assert not [thread for thread in threading.enumerate() if thread.name == "trsr-openai"]
+
+
+def test_an_echoed_prefill_is_removed() -> None:
+    with scripted(say("The colour is blue.")) as server:
+        (result,) = _generate(_engine(server), [ask("Name a colour.", prefill="The colour is")])
+        assert result.text == "blue."
+        assert server.requests[0]["messages"][-1] == {"role": "assistant", "content": "The colour is"}
+        assert server.requests[0]["continue_final_message"] is True
+        assert server.requests[0]["add_generation_prompt"] is False
+
+
+def test_a_server_that_refuses_to_continue_a_message_is_asked_without() -> None:
+    def strict(handler: Any, request: dict[str, Any]) -> None:
+        if "continue_final_message" in request:
+            error = {"error": {"message": "Unrecognized request argument: continue_final_message"}}
+            send(handler, 400, json.dumps(error))
+        else:
+            say("blue")(handler, request)
+
+    with scripted(strict) as server:
+        prompts = [ask("Name a colour.", prefill="It is")] * 3
+        assert [r.text for r in _generate(_engine(server, concurrency=1), prompts)] == ["blue"] * 3
+        assert len(server.requests) == 4
+
+
+def test_the_request_holds_the_parameters() -> None:
+    with scripted(say("ok")) as server:
+        engine = _engine(server)
+        list(engine.generate([ask("Hello")], GenerationParams(7, temperature=0.5, seed=3, stop=("END",))))
+        list(engine.generate([ask("Hello")], GenerationParams(7)))
+        sampled, greedy = server.requests
+        assert sampled | {"messages": []} == {
+            "model": "m",
+            "messages": [],
+            "max_tokens": 7,
+            "temperature": 0.5,
+            "seed": 3,
+            "stop": ["END"],
+        }
+        assert greedy["temperature"] == 0.0
+        assert "seed" not in greedy
+
+
+def test_the_key_is_sent_but_never_shown(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MY_KEY", "very-secret")
+    monkeypatch.setenv("TRSR_SHOW_REQUESTS", "1")
+    with scripted(say("ok")) as server:
+        _generate(_engine(server, api_key_env="MY_KEY"))
+        assert server.headers[0]["authorization"] == "Bearer very-secret"
+    shown = capfd.readouterr().err
+    assert json.loads(shown)["messages"][1]["content"] == "Hello"
+    assert "very-secret" not in shown
+
+
+def test_requests_are_not_shown_unasked(capfd: pytest.CaptureFixture[str]) -> None:
+    assert "TRSR_SHOW_REQUESTS" not in os.environ
+    with scripted(say("ok")) as server:
+        _generate(_engine(server))
+    assert capfd.readouterr().err == ""
+
+
+def test_the_model_id_says_where_the_model_runs_unless_told_its_revision() -> None:
+    assert OpenAIGenerator("http://gpu1:8000/v1", "org/m").model_id == "org/m@gpu1:8000"
+    assert OpenAIGenerator("http://gpu1:8000/v1", "org/m", revision="abc").model_id == "org/m@abc"
