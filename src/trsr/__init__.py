@@ -1,10 +1,12 @@
 """Text-rich sequential recommendation with language models."""
 
-from importlib.metadata import PackageNotFoundError, version
-
-try:
-    __version__ = version("trsr")
-except PackageNotFoundError:  # run from a source tree that was never installed
-    __version__ = "0"
-
 __all__ = ["__version__"]
+
+
+def __getattr__(name: str) -> str:
+    """Look up `__version__` when it is asked for: reading package metadata slows every start."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("trsr")
+    raise AttributeError(f"module 'trsr' has no attribute {name!r}")

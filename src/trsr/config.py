@@ -121,7 +121,10 @@ def _override(content: dict[str, Any], override: str, problems: list[str]) -> No
     if not isinstance(place, dict):
         problems.append(f"--set {override}: {'.'.join(parents)} is not a group of settings.")
         return
-    place[last] = yaml.safe_load(text)
+    try:
+        place[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        problems.append(f"--set {override}: {text!r} is not a YAML value; put it in quotes.")
 
 
 def _expand(value: Any, problems: list[str]) -> Any:

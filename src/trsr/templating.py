@@ -26,6 +26,9 @@ _ENVIRONMENT = jinja2.sandbox.ImmutableSandboxedEnvironment(
 )
 _SECTION = re.compile(r"^\[\[(\w+)\]\]\s*$", re.MULTILINE)
 _WHITE = re.compile(r"\s+")
+_LINE_WHITE = "\n\r\t\f\v"
+# Format characters (zero width, direction overrides), control characters, halves of surrogate pairs.
+_UNSEEN = {"Cf", "Cc", "Cs"}
 # What chat formats use to change the speaker or to end a text: `<|im_end|>`, `</s>`, `<start_of_turn>`,
 # `[INST]`, `<<SYS>>`, `### Assistant:`.
 _TAG = re.compile(r"<(?=[|/!a-zA-Z_<｜])")
@@ -44,17 +47,19 @@ def plain_line(text: str) -> str:
     that could end a prompt or speak as another role is broken up (`<|im_end|>` becomes `< |im_end| >`).
     The words stay readable. The function is idempotent.
     """
-    text = "".join(
-        " " if c in "\n\r\t\f\v" else c
-        for c in text
-        if unicodedata.category(c) not in {"Cf", "Cc"} or c in "\n\r\t\f\v"
-    )
+    if not text.isprintable():
+        text = "".join(c for c in text if c in _LINE_WHITE or unicodedata.category(c) not in _UNSEEN)
+    # What shortens the text comes first: a marker must not appear only when its inside has shrunk.
+    text = _WHITE.sub(" ", text)
+    text = _HASHES.sub("#", text)
     text = _TAG.sub("< ", text)
     text = _BAR.sub(" >", text)
     text = _BRACKET.sub("[ ", text)
-    text = _HASHES.sub("#", text)
-    text = _ROLE.sub(r"\1 -", text)
-    return _WHITE.sub(" ", text).strip()
+    return _ROLE.sub(r"\1 -", text).strip()
+
+
+# Expressions of a template can also fail as Python does: `{{ 1 / 0 }}`, `{{ items + 1 }}`.
+_RENDER_ERRORS = (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -87,11 +92,12 @@ class Template:
         """
         if section not in self.sections:
             raise TemplateError(
-                f"The template {self.name!r} has no section [[{section}]]; add it (found: {', '.join(self.sections)})."
+                f"The template {self.name!r} has no section [[{section}]]; add it "
+                f"(found: {', '.join(self.sections)})."
             )
         try:
             return self.sections[section].render(**variables).strip()
-        except jinja2.TemplateError as error:
+        except _RENDER_ERRORS as error:
             raise TemplateError(
                 f"The template {self.name!r}, section [[{section}]], failed: {error}."
             ) from error
@@ -136,6 +142,10 @@ def load_template(
         raise TemplateError(
             f"There is no template {name_or_path!r}; use one of {known}, or the path of a file."
         )
-    return parse_template(
-        name_or_path, path.read_text(encoding="utf-8"), sections=sections, variables=variables
-    )
+    try:
+        source = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TemplateError(
+            f"The template {path} cannot be read ({error}); save it as UTF-8 text."
+        ) from error
+    return parse_template(name_or_path, source, sections=sections, variables=variables)

@@ -205,7 +205,8 @@ def test_a_broken_gguf_is_one_sentence(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_converted_model_keeps_the_weights_and_the_chat_format(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRSR_CACHE")  # the user's cache: converting takes long
-    from gguf import GGUFReader, dequantize as to_float32
+    from gguf import GGUFReader
+    from gguf import dequantize as to_float32
     from safetensors.numpy import load_file
     from transformers import AutoTokenizer
 

@@ -4,11 +4,13 @@ import json
 import os
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import pytest
 
 from trsr.errors import EngineError
+from trsr.llm import models
 from trsr.llm.base import Generation, GenerationParams, TextGenerator
 from trsr.llm.openai import OpenAIGenerator
 from trsr.testing.engines import TextGeneratorContract, ask
@@ -24,6 +26,16 @@ from trsr.testing.scripted_server import (
     send,
     web_page,
 )
+
+
+@pytest.fixture(scope="module")
+def llama_url() -> Iterator[str]:
+    """The base URL of a real llama.cpp server with the embedded model; four slots of 512 tokens."""
+    from trsr.llm.llamacpp import open_server
+
+    server = open_server(models.gguf_file(models.EMBEDDED_MODEL), n_parallel=4, slot_tokens=512, threads=1)
+    yield f"{server.listening_address}/v1"
+    del server
 
 
 @pytest.mark.model

@@ -86,9 +86,10 @@ def _load(gguf: Path) -> tuple[Any, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
+    except Exception as error:  # a broken file fails anywhere in the reader
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ModelError(
-            f"The file {gguf} could not be read by transformers ({str(error).splitlines()[0]}): "
+            f"The file {gguf} could not be read by transformers ({reason}): "
             "use the model's safetensors folder, or the engine `llamacpp`."
         ) from error
     # What was loaded counts as quantised and refuses to be saved: put its weights into a fresh model.

@@ -74,7 +74,7 @@ def locate(name: str) -> ModelSource:
     path = Path(name).expanduser()
     if path.is_file() and path.suffix == ".gguf":
         return ModelSource(path.name, "gguf", path.resolve())
-    if path.is_dir():
+    if name and path.is_dir():
         return _locate_folder(path.resolve())
     # A name that looks like a path (`./x`, `/x`, `~/x`, `a/b/c`) and is not there is a typing mistake.
     if found := None if name.startswith((".", "/", "~")) else _HUB_ID.fullmatch(name):

@@ -21,6 +21,7 @@ def describe_prompt(bench: Workbench) -> dict[str, Any]:
     suffix = prompt.group.suffixes[0]
     labels = bench.labels
     decode = bench.tokenizer.decode
+    answers = [f"{decode([token])!r} ({token})" for token in (labels.positive, labels.negative)]
     return {
         "user": example.user_id,
         "profile": "written" if written else "not written yet; the prompt below has none",
@@ -31,5 +32,5 @@ def describe_prompt(bench: Workbench) -> dict[str, Any]:
         "max_tokens": bench.config.prompt.max_tokens,
         "recent_items_cut": prompt.fitted.n_recent_cut,
         "tokens_cut": prompt.fitted.n_tokens_cut,
-        "answers": f"{decode([labels.positive])!r} ({labels.positive}), {decode([labels.negative])!r} ({labels.negative})",
+        "answers": ", ".join(answers),
     }

@@ -43,19 +43,39 @@ class RunFolder:
         """Write `config.yaml` into a new folder; refuse a folder of another configuration."""
         wanted = json.loads(self.config.model_dump_json())
         file = self.path / "config.yaml"
-        if file.exists():
-            found = yaml.safe_load(file.read_text(encoding="utf-8"))
-            if changed := differences(found, wanted):
+        if file.is_file():
+            if changed := differences(self._read_config(file), wanted):
                 raise RunMismatchError(
                     f"{self.path} holds a run of another configuration ({'; '.join(changed)}); "
                     "name another folder with --out, or undo the changes."
                 )
             return
-        if self.path.exists() and any(self.path.iterdir()):
+        try:
+            # A run killed in its first moment leaves only the unfinished configuration.
+            strangers = {entry.name for entry in self.path.iterdir()} - {".config.yaml.partial"}
+        except FileNotFoundError:
+            strangers = set()
+        except OSError as error:
+            raise OutputError(
+                f"{self.path} cannot be used as a folder ({error.strerror}); name another with --out."
+            ) from error
+        if strangers:
             raise RunMismatchError(
                 f"{self.path} is not empty and holds no run; name another folder with --out."
             )
         self.write_text("config.yaml", yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
+
+    def _read_config(self, file: Path) -> dict[str, Any]:
+        """Return the configuration of the run that is there."""
+        try:
+            found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            found = None
+        if not isinstance(found, dict):
+            raise RunMismatchError(
+                f"{file} is not the configuration of a run; name another folder with --out."
+            )
+        return found
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file in one move."""
@@ -66,7 +86,8 @@ class RunFolder:
             partial.replace(self.path / name)
         except OSError as error:
             raise OutputError(
-                f"{self.path / name} cannot be written ({error.strerror}); free space or choose another folder."
+                f"{self.path / name} cannot be written ({error.strerror}); "
+                "free space or choose another folder."
             ) from error
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:

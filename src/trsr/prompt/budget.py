@@ -57,8 +57,8 @@ def fit(
     frame = prefix_tokens(kept, "")
     if len(frame) > budget:
         raise BudgetError(
-            f"The prompt's frame needs {len(frame)} tokens, {max(0, budget)} are left beside the longest candidate; "
-            "raise prompt.max_tokens or lower prompt.max_field_tokens."
+            f"The prompt's frame needs {len(frame)} tokens, {max(0, budget)} are left beside the longest "
+            "candidate; raise prompt.max_tokens or lower prompt.max_field_tokens."
         )
     prefix = _with_profile(kept, profile, budget, tokenizer, prefix_tokens) or frame
     return Fitted(prefix, len(recent) - len(kept), len(whole) - len(prefix))

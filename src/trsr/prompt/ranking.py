@@ -30,7 +30,7 @@ class PromptConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     template: str = "auto"
-    """A built-in template (`news`, `products`, `movies`, `generic`, `paper`), a file, or `auto`: by domain."""
+    """A built-in one (`news`, `products`, `movies`, `generic`, `paper`), a file, or `auto`: by domain."""
     n_recent: int = Field(default=5, ge=0)
     """The newest items shown in full."""
     use_profile: bool = True
@@ -95,7 +95,8 @@ class PromptBuilder:
         """
         suffixes = tuple(self.suffix(candidate) for candidate in candidates)
         n_recent = self.config.n_recent
-        recent = [self.item_text(item) for item in history[-n_recent:]] if n_recent else []
+        newest = history[-n_recent:] if n_recent else []
+        recent = [plain_line(self.item_text(item)) for item in newest]
         fitted = fit(
             recent,
             plain_line(profile) if self.config.use_profile else "",
@@ -113,9 +114,8 @@ class PromptBuilder:
     def suffix(self, candidate: str) -> tuple[int, ...]:
         """Return a candidate's suffix: its text and the answer cue. Known candidates are looked up."""
         if candidate not in self._suffixes:
-            self._suffixes[candidate] = tuple(
-                self.tokenizer.encode(self.suffix_text(self.item_text(candidate)))
-            )
+            text = self.suffix_text(plain_line(self.item_text(candidate)))
+            self._suffixes[candidate] = tuple(self.tokenizer.encode(text))
         return self._suffixes[candidate]
 
     def suffix_text(self, candidate_text: str) -> str:
@@ -141,21 +141,20 @@ class PromptBuilder:
         Raises:
             ModelError: an answer is not a single token there, or both are the same.
         """
-        context = self.suffix_text("item")
+        suffix = self.suffix_text("item")
         blank = {"recent": [], "profile": "", "candidate": ""}
-        if self.template.render("answer", **blank):
-            context += (
-                " "  # an answer cue such as `Answer:` is followed by a blank that joins the label's token
-            )
-        ids = self.tokenizer.encode(context.rstrip(" "))
+        # An answer cue such as `Answer:` is followed by a blank, which joins the label's token.
+        context = f"{suffix} " if self.template.render("answer", **blank) else suffix
+        ids = self.tokenizer.encode(suffix)
         found = []
         for name in ("positive", "negative"):
             word = self.template.render(name, **blank)
             extended = self.tokenizer.encode(context + word)
             if extended[: len(ids)] != ids or len(extended) != len(ids) + 1:
                 raise ModelError(
-                    f"The answer {word!r} is {len(extended) - len(ids)} tokens for this model, one is needed; "
-                    "change [[positive]] or [[negative]] in the template, or use another model."
+                    f"The answer {word!r} is {len(extended) - len(ids)} tokens for this model, "
+                    "one is needed; change [[positive]] or [[negative]] in the template, "
+                    "or use another model."
                 )
             found.append(extended[-1])
         if found[0] == found[1]:

@@ -19,13 +19,14 @@ LATELY = 5
 
 _WORD = re.compile(r"[^\W\d_]{4,}")
 _SEPARATORS = re.compile(r"\s*[|;,]\s*")
-COMMON_WORDS = frozenset(
-    "about after again also been before being between both cannot could does down during each even ever every "
-    "from have having here hers himself into itself just like made make many more most much must need next once "
-    "only other over same says should some such than that their them then there these they this those through "
-    "time under until upon very want well were what when where which while will with within without would year "
-    "years your pack item product includes include ideal perfect great easy best first back dont doesnt".split()
-)
+_COMMON = """
+    about after again also been before being between both cannot could does down during each even ever every
+    from have having here hers himself into itself just like made make many more most much must need next once
+    only other over same says should some such than that their them then there these they this those through
+    time under until upon very want well were what when where which while will with within without would year
+    years your pack item product includes include ideal perfect great easy best first back dont doesnt
+"""
+COMMON_WORDS = frozenset(_COMMON.split())
 
 
 def field_values(item: Item, fields: Sequence[str]) -> list[str]:
@@ -52,13 +53,8 @@ def counted_profile(items: Sequence[Item], category_fields: Sequence[str], title
         equal counts are ordered by the latest occurrence, then by name.
     """
     values = [field_values(item, category_fields) for item in items]
-    words = [
-        sorted(
-            {w.lower() for w in _WORD.findall(plain_line(item.fields.get(title_field or "", "")))}
-            - COMMON_WORDS
-        )
-        for item in items
-    ]
+    titles = [plain_line(item.fields.get(title_field or "", "")).lower() for item in items]
+    words = [sorted(set(_WORD.findall(title)) - COMMON_WORDS) for title in titles]
     often = _top(values, N_VALUES)
     lately = _top(values[-LATELY:], N_VALUES)
     new = [pair for pair in lately if pair[0] not in dict(often)]

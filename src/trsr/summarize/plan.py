@@ -30,7 +30,7 @@ class SummaryConfig(BaseModel):
     segmentation: Segmentation = CountSegmentation()
     """How a history is cut into blocks."""
     template: str = "auto"
-    """A built-in template (`news`, `products`, `movies`, `generic`, `paper`), a file, or `auto`: by domain."""
+    """A built-in one (`news`, `products`, `movies`, `generic`, `paper`), a file, or `auto`: by domain."""
     fields: tuple[str, ...] | None = None
     """The text fields the summariser reads, in order; None for all of the data set."""
     max_field_tokens: int = Field(default=24, ge=1)

@@ -16,7 +16,7 @@ from trsr.summarize.counted import counted_profile
 from trsr.summarize.plan import Call, SummaryConfig, plan_calls
 from trsr.summarize.prompts import render_call, summary_text
 from trsr.summarize.store import StoredCall, SummaryStore
-from trsr.templating import Template
+from trsr.templating import Template, plain_line
 from trsr.types import Block, History, Item, PreferenceSummary
 
 
@@ -110,7 +110,8 @@ def summarize(
         on_progress: Called after every round and every result.
 
     Raises:
-        EngineError: calls failed; all others were made and kept, and the next run tries the failed ones again.
+        EngineError: calls failed; all others were made and kept, and the next run tries the failed ones
+            again.
     """
     folds = []
     for history in histories:
@@ -128,7 +129,7 @@ def summarize(
             waiting = [fold for fold in waiting if not fold.done]
             progress.n_users_done = len(folds) - len(waiting)
         if waiting:
-            first_error = next(iter(rounds.errors.values()))
+            first_error = next(iter(rounds.errors.values()), "the engine gave no answer")
             raise EngineError(
                 f"{len(rounds.errors)} summary calls failed and {len(waiting)} of {len(folds)} profiles are "
                 f"unfinished (first error: {first_error}); run the same command again to retry only those.",
@@ -178,11 +179,12 @@ class _Rounds:
             self.progress.n_calls_known += len(questions[key].askers)
         missing = [key for key in questions if key not in known]
         prompts = [questions[key].prompt for key in missing]
+        made_before = self.progress.n_calls_made
         for result in self.engine.generate(prompts, self.summariser.config.params):
             key = missing[result.index]
             self._keep(key, questions[key], result)
             self.on_progress(self.progress)
-        return bool(known) or any(key not in self.errors for key in missing)
+        return bool(known) or self.progress.n_calls_made > made_before
 
     def _questions(self, folds: Sequence[Fold]) -> dict[str, _Question]:
         """Return the distinct ready calls by key, those that failed before left out."""
@@ -205,7 +207,7 @@ class _Rounds:
 
     def _keep(self, key: str, question: _Question, result: Generation) -> None:
         """Commit a result and hand its text on."""
-        error = result.error or (None if result.text else "the model wrote nothing")
+        error = result.error or (None if plain_line(result.text) else "the model wrote nothing")
         text = summary_text(self.summariser.template, result.text) if error is None else None
         self.store.put(
             StoredCall(

@@ -119,9 +119,8 @@ class SummaryStore:
             return
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("BEGIN IMMEDIATE")
-        (version,) = self._db.execute(
-            "PRAGMA user_version"
-        ).fetchone()  # another process may have been faster
+        # Another process may have been faster.
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
         for number in range(version, len(MIGRATIONS)):
             self._db.execute(MIGRATIONS[number])
         self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -172,12 +171,13 @@ class SummaryStore:
             )
 
     def totals(self) -> dict[str, float]:
-        """Return counts over the whole store: calls, failed, attempts, prompt and generated tokens, seconds."""
+        """Return counts over the whole store: calls, failed, attempts, tokens read and written, seconds."""
         with self._as_one_sentence():
             row = self._db.execute(
                 """
-                SELECT count(*), count(error), coalesce(sum(n_attempts), 0), coalesce(sum(n_prompt_tokens), 0),
-                       coalesce(sum(n_generated_tokens), 0), coalesce(sum(seconds), 0.0)
+                SELECT count(*), count(error), coalesce(sum(n_attempts), 0),
+                       coalesce(sum(n_prompt_tokens), 0), coalesce(sum(n_generated_tokens), 0),
+                       coalesce(sum(seconds), 0.0)
                 FROM summaries
                 """
             ).fetchone()

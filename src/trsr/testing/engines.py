@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from trsr.llm.base import (
@@ -218,8 +219,8 @@ class LabelScorerContract:
     def test_no_groups_give_no_margins(self, scorer: LabelScorer) -> None:
         assert list(scorer.score([], self.labels)) == []
 
-    def _same(self, left: object, right: object) -> None:
-        np.testing.assert_allclose(left, right, rtol=0, atol=self.tolerance)  # type: ignore[arg-type]
+    def _same(self, left: npt.NDArray[np.float32], right: npt.NDArray[np.float32]) -> None:
+        np.testing.assert_allclose(left, right, rtol=0, atol=self.tolerance)
 
 
 def _in_order(generator: TextGenerator, prompts: list[Prompt], params: GenerationParams) -> list[Generation]:

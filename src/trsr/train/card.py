@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -65,6 +66,7 @@ def save_model_folder(
     try:
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.copytree(adapter, fresh, ignore=shutil.ignore_patterns("best.json", "README.md"))
+        _name_base_model(fresh / "adapter_config.json", model)
         HfTokenizer(models.hf_folder(model)).hf.save_pretrained(fresh)
         write_adapter_info(fresh, info)
         (fresh / "README.md").write_text(_card(info, report, dataset, command), encoding="utf-8")
@@ -74,6 +76,12 @@ def save_model_folder(
         raise OutputError(
             f"The model folder {folder} cannot be written ({error}); free space and run the same command again."
         ) from error
+
+
+def _name_base_model(file: Path, model: str) -> None:
+    """Put the base model's name where PEFT noted the folder it was loaded from."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(config | {"base_model_name_or_path": model}, indent=2) + "\n", encoding="utf-8")
 
 
 def _card(info: AdapterInfo, report: TrainingReport, dataset: str, command: str) -> str:

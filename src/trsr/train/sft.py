@@ -19,6 +19,7 @@ from peft import get_peft_model
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from trsr.errors import OutputError
+from trsr.llm.adapter import quiet_peft
 from trsr.llm.base import LabelTokens
 from trsr.llm.packing import Packed, pack, packed_margins
 from trsr.llm.transformers import load_causal_lm, resolve_device, resolve_dtype
@@ -95,9 +96,7 @@ class _EarlyStop(TrainerCallback):  # type: ignore[misc]
         self.patience = patience
 
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        values = [row["eval_recall_sum"] for row in state.log_history if "eval_recall_sum" in row]
-        best = values.index(max(values)) if values else 0
-        control.should_training_stop = len(values) - 1 - best >= self.patience
+        control.should_training_stop = _is_over(state.log_history, self.patience)
 
 
 def train(
@@ -129,20 +128,9 @@ def train(
     Raises:
         OutputError: the folder cannot be written.
     """
-    set_seed(seed)
+    set_seed(seed % 2**32)
     device = resolve_device(config.device)
-    base = load_causal_lm(model, dtype=config.dtype, device=config.device)
-    adapted = get_peft_model(
-        base,
-        PeftLoraConfig(
-            r=config.lora.r,
-            lora_alpha=config.lora.alpha,
-            lora_dropout=config.lora.dropout,
-            target_modules=_targets(config.lora.target_modules),
-            task_type="CAUSAL_LM",
-        ),
-    )
-    adapted.peft_config["default"].base_model_name_or_path = model
+    adapted = _with_adapter(load_causal_lm(model, dtype=config.dtype, device=config.device), config)
     arguments = _arguments(config, checkpoints, len(groups), bool(valid), seed, device, progress)
     best = checkpoints / "best"
     trainer = _GroupTrainer(
@@ -162,7 +150,7 @@ def train(
 
         trainer.remove_callback(PrinterCallback)
     try:
-        trainer.train(resume_from_checkpoint=_newest_checkpoint(checkpoints))
+        history = _go_on(trainer, checkpoints, config.patience)
     except OSError as error:
         raise OutputError(
             f"The folder {checkpoints} cannot be written ({error}); free space and run the same command again."
@@ -170,11 +158,38 @@ def train(
     if not valid:
         _save_best(adapted, best, 0.0, trainer.state.global_step)
     value, step = _best(best)
-    return best, TrainingReport(_log_rows(trainer.state.log_history), step, value, len(groups))
+    return best, TrainingReport(_log_rows(history), step, value, len(groups))
 
 
-def _targets(targets: str | tuple[str, ...]) -> str | list[str]:
-    return targets if isinstance(targets, str) else list(targets)
+def _with_adapter(base: Any, config: TrainConfig) -> Any:
+    """Return the model with a fresh LoRA adapter, the only part that learns."""
+    targets = config.lora.target_modules
+    lora = PeftLoraConfig(
+        r=config.lora.r,
+        lora_alpha=config.lora.alpha,
+        lora_dropout=config.lora.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        task_type="CAUSAL_LM",
+    )
+    with quiet_peft():
+        return get_peft_model(base, lora)
+
+
+def _go_on(trainer: Trainer, checkpoints: Path, patience: int) -> list[dict[str, float]]:
+    """Train from the newest checkpoint to the end, and return the log; a training that is over stays so."""
+    newest = _newest_checkpoint(checkpoints)
+    if newest is not None:
+        state = TrainerState.load_from_json(f"{newest}/trainer_state.json")
+        if _is_over(state.log_history, patience):  # killed after an early stop
+            return state.log_history
+    trainer.train(resume_from_checkpoint=newest)
+    return trainer.state.log_history
+
+
+def _is_over(history: list[dict[str, float]], patience: int) -> bool:
+    """Whether `patience` validations have passed without a better one."""
+    values = [row["eval_recall_sum"] for row in history if "eval_recall_sum" in row]
+    return bool(values) and len(values) - 1 - values.index(max(values)) >= patience
 
 
 def _collate(batch: list[TrainingGroup]) -> dict[str, Any]:
@@ -200,7 +215,6 @@ def _arguments(
         adam_beta1=config.adam_betas[0],
         adam_beta2=config.adam_betas[1],
         max_grad_norm=config.max_grad_norm,
-        gradient_checkpointing=config.gradient_checkpointing,
         bf16=bf16,
         use_cpu=device.type == "cpu",
         eval_strategy="steps" if validate else "no",
@@ -215,6 +229,7 @@ def _arguments(
         disable_tqdm=not progress,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
+        **({"activation_checkpointing": True} if config.gradient_checkpointing else {}),
     )
 
 

@@ -1,0 +1,101 @@
+"""`trsr models`: which models and engines there are, what a name stands for, and getting one ready.
+
+`models_app` holds one command each; the work is done in `trsr.llm.models`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+models_app = typer.Typer(
+    name="models", no_args_is_help=True, help="List, resolve and cache language models: `trsr models list`."
+)
+
+Name = Annotated[
+    str, typer.Argument(help="smollm2-135m, a .gguf file, a model folder, or a hub id.", show_default=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@models_app.command("list")
+def list_models(as_json: AsJson = False) -> None:
+    """Show the embedded model, what is cached, and which engines are installed.
+
+    Example: trsr models list
+    """
+    from trsr.llm import models
+    from trsr.llm.engines import REQUIRED_PACKAGES
+
+    folder = models.cache_dir() / "models"
+    cached = sorted(path for path in folder.glob("[!.]*") if path.is_dir()) if folder.is_dir() else []
+    engines = {
+        kind: needs is None or importlib.util.find_spec(needs[0]) is not None
+        for kind, needs in REQUIRED_PACKAGES.items()
+    }
+    source = models.locate(models.EMBEDDED_MODEL)
+    if as_json:
+        listed = [{"path": str(path), "bytes": _size(path)} for path in cached]
+        embedded = {models.EMBEDDED_MODEL: source.kind}
+        typer.echo(json.dumps({"embedded": embedded, "cached": listed, "engines": engines}))
+        return
+    where = "installed" if source.kind == "gguf" else "on the Hugging Face hub"
+    typer.echo(f"embedded  {models.EMBEDDED_MODEL}  ({where})")
+    for path in cached:
+        typer.echo(f"cached    {path}  ({_size(path) / 2**20:.0f} MiB)")
+    for kind, needs in REQUIRED_PACKAGES.items():
+        note = "ready" if engines[kind] or needs is None else f"pip install 'trsr[{needs[1]}]'"
+        typer.echo(f"engine    {kind:12}  {note}")
+
+
+@models_app.command("resolve")
+def resolve_model(name: Name, as_json: AsJson = False) -> None:
+    """Print a model's id, revision and local files; nothing is downloaded.
+
+    Example: trsr models resolve smollm2-135m
+    """
+    from trsr.llm import models
+
+    identity = models.model_id(name)
+    files = models.model_files(name)
+    _show(
+        {
+            "name": name,
+            "kind": models.locate(name).kind,
+            "model_id": identity,
+            "revision": identity.rpartition("@")[2],
+            "files": [str(file) for file in files],
+        },
+        as_json,
+    )
+
+
+@models_app.command("cache")
+def cache_model(name: Name, as_json: AsJson = False) -> None:
+    """Get a model ready for the engine `transformers`: download it, or de-quantise its GGUF file once.
+
+    Example: trsr models cache smollm2-135m
+    """
+    from trsr.llm import models
+
+    folder = models.hf_folder(name)
+    _show({"name": name, "model_id": models.model_id(name), "folder": str(folder)}, as_json)
+
+
+def _show(facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        lines = value if isinstance(value, list) else [value]
+        for line in lines or ["none here"]:
+            typer.echo(f"{key:{width}}  {line}")
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
