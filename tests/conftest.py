@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 # Before any model library is imported; tests that start processes pass these on.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -72,6 +76,10 @@ def save_tiny_model(
             eos_token_id=tokenizer.eos_token_id,
         )
     )
+    # It writes words with blanks between them rather than single bytes.
+    words = [i for token, i in tokenizer.get_vocab().items() if token.startswith("Ġ") and len(token) > 3]
+    with torch.no_grad():
+        model.lm_head.weight[words] *= 3
     model.save_pretrained(folder)
     return folder
 
@@ -91,3 +99,93 @@ def two_token_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(
         tmp_path_factory.mktemp("tiny") / "tiny-letters", hidden_size=16, single_answers=False
     )
+
+
+def tiny_run(model: Path, **changes: Any) -> dict[str, Any]:
+    """Return the configuration of a whole experiment that takes seconds; `changes` replace its parts."""
+    return {
+        "name": "tiny",
+        "seed": 7,
+        "data": {
+            "kind": "synthetic",
+            "n_users": 40,
+            "n_items": 200,
+            "mean_history": 12,
+            "min_history": 9,
+            "max_history": 14,
+        },
+        "protocol": {
+            "kind": "sampled",
+            "min_history": 8,
+            "max_history": 13,
+            "n_train": 8,
+            "n_valid": 3,
+            "n_test": 12,
+            "negatives": {"kind": "uniform", "n_train": 2, "n_test": 5},
+        },
+        "summary": {"method": "recurrent", "max_field_tokens": 6, "max_new_tokens": 8},
+        "engine": {"kind": "fake"},
+        "prompt": {"n_recent": 2, "max_field_tokens": 6, "max_tokens": 320},
+        "recommender": {"model": str(model), "dtype": "float32", "device": "cpu"},
+        "train": {
+            "learning_rate": 0.01,
+            "epochs": 2,
+            "batch_size": 2,
+            "evaluations": 2,
+            "save_steps": 1,
+            "lora": {"r": 4, "dropout": 0.1},
+            "dtype": "float32",
+            "device": "cpu",
+        },
+        **changes,
+    }
+
+
+@pytest.fixture(scope="session")
+def config_file(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of an experiment with the tiny model and the fake engine."""
+    file = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    file.write_text(yaml.safe_dump(tiny_run(tiny_model)), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="session")
+def finished_run(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of that experiment, run to its end; tests only read it, or copy it."""
+    from trsr.config import load_config
+    from trsr.pipeline.folder import RunFolder
+    from trsr.pipeline.stages import run_stages
+    from trsr.pipeline.workbench import Workbench
+
+    out = tmp_path_factory.mktemp("run") / "out"
+    run_stages(Workbench(RunFolder(out, load_config(config_file), f"trsr run tiny.yaml --out {out.name}")))
+    return out
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command did: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def trsr(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    """Runs `trsr` with some arguments in this process."""
+    from trsr.cli import main
+
+    def run(*arguments: str | Path) -> Answer:
+        monkeypatch.setattr("sys.argv", ["trsr", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        else:
+            code = 0
+        printed = capsys.readouterr()
+        return Answer(code, printed.out, printed.err)
+
+    return run

@@ -160,6 +160,8 @@ def validation_sentences(error: ValidationError) -> Iterable[str]:
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             yield f"{where}: there is no such setting; check the spelling."
+        elif problem["type"] == "union_tag_not_found":
+            yield f"{where}.kind: is missing; give it a value."
         elif problem["type"] == "missing":
             yield f"{where}: is missing; give it a value."
         else:

@@ -24,6 +24,9 @@ from trsr.errors import TemplateError
 _ENVIRONMENT = jinja2.sandbox.ImmutableSandboxedEnvironment(
     undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=False, trim_blocks=True
 )
+# Only declared variables can be used, and rendering is a pure function of them.
+_ENVIRONMENT.globals.clear()
+del _ENVIRONMENT.filters["random"]
 _SECTION = re.compile(r"^\[\[(\w+)\]\]\s*$", re.MULTILINE)
 _WHITE = re.compile(r"\s+")
 _LINE_WHITE = "\n\r\t\f\v"
@@ -99,7 +102,7 @@ class Template:
             return self.sections[section].render(**variables).strip()
         except _RENDER_ERRORS as error:
             raise TemplateError(
-                f"The template {self.name!r}, section [[{section}]], failed: {error}."
+                f"The template {self.name!r}, section [[{section}]], failed: {str(error).rstrip('.')}."
             ) from error
 
 

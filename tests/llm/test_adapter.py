@@ -44,14 +44,14 @@ def test_a_folder_without_a_readable_note_is_no_model_folder(
 ) -> None:
     if content is not None:
         (tmp_path / FILE_NAME).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(RunMismatchError, match="not a model folder"):
+    with pytest.raises(RunMismatchError, match="model folder of trsr"):
         read_adapter_info(tmp_path)
 
 
 def test_an_unknown_setting_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     text = INFO.model_dump_json().replace('"base_model"', '"from_the_future": 1, "base_model"', 1)
     (tmp_path / FILE_NAME).write_text(text)
-    with pytest.raises(RunMismatchError, match="not a model folder"):
+    with pytest.raises(RunMismatchError, match="model folder of trsr"):
         read_adapter_info(tmp_path)
 
 

@@ -54,12 +54,12 @@ def ordered(generator: TextGenerator, prompts: list[Prompt], params: GenerationP
 
 
 def plain_greedy(generator: TransformersGenerator, prompt: Prompt, n: int, penalty: float = 0.0) -> list[int]:
-    """Greedy decoding as one would write it first: the whole text again for each token, no cache, no batch."""
+    """Decode as one would write it first: the whole text again for each token, no cache, no batch."""
     model: Any = generator._model
     ids = generator.tokenizer.encode(generator.tokenizer.render_chat(prompt))
     written: list[int] = []
     for _ in range(n):
-        with torch.inference_mode():
+        with torch.no_grad():
             logits = model(input_ids=torch.tensor([ids + written])).logits[0, -1].float()
         for token in written:
             logits[token] -= penalty

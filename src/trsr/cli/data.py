@@ -3,8 +3,6 @@
 `import_app` holds one command a kind of data; the work is done in `trsr.data`.
 """
 
-# ruff: noqa: PLR0917 - typer reads a command's options from its parameters
-
 from __future__ import annotations
 
 import json

@@ -62,7 +62,14 @@ def train(config: ConfigFile, out: Out, changes: Set = None, as_json: AsJson = F
 
     Example: trsr train configs/demo.yaml --out out/demo
     """
-    _run(_open(config, out, changes), "train")
+    from trsr.errors import ConfigError
+
+    bench = _open(config, out, changes)
+    if bench.config.train is None:
+        raise ConfigError(
+            "train: found null, so there is nothing to train; give it settings or use `trsr run`."
+        )
+    _run(bench, "train")
     info = (out / "model" / "trsr.json").read_text(encoding="utf-8")
     typer.echo(info if as_json else f"Model: {out / 'model'}")
 

@@ -2,42 +2,45 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-SHOWN = ("recall@3", "recall@5", "recall@10", "mrr@10", "ndcg@10", "auc", "logloss")
+SHOWN = ("recall@1", "recall@3", "recall@10", "mrr@5", "mrr@10", "auc", "logloss")
+N_SHOWN = 6
 
 
 def print_metrics(metrics: Mapping[str, Any]) -> None:
-    """Print one row a ranker, each value with its 95 % interval below."""
+    """Print one row a ranker, best first, each value with its 95 % interval below."""
     rankers = metrics["rankers"]
     chance = metrics["protocol"].get("chance", {})
-    names = [name for name in SHOWN if any(name in values for values in rankers.values())]
+    names = [name for name in SHOWN if any(name in values for values in rankers.values())][-N_SHOWN:]
     counts = metrics["counts"]
     table = Table(
-        title=f"{counts['users']} test users, {counts['candidates']} candidates in all, 95 % intervals over users",
+        title=f"{counts['users']} test users, {counts['candidates']} candidates, 95 % intervals over users",
         title_justify="left",
     )
-    table.add_column("ranker")
+    table.add_column("ranker", no_wrap=True)
     for name in names:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     if chance:
         table.add_row("[dim]chance[/dim]", *(_number(chance.get(name)) for name in names))
-    for ranker, values in rankers.items():
-        table.add_row(ranker, *(_cell(values.get(name)) for name in names))
-    Console().print(table)
+    order = sorted(rankers, key=lambda ranker: -(rankers[ranker]["auc"]["value"] or 0.0))
+    for ranker in order:
+        table.add_row(ranker, *(_cell(rankers[ranker].get(name)) for name in names))
+    Console(width=None if sys.stdout.isatty() else 100).print(table)
 
 
 def _cell(entry: Mapping[str, Any] | None) -> str:
     if entry is None or entry["value"] is None:
         return ""
-    low, high = entry["ci95"]
-    return f"{_number(entry['value'])}\n[dim]{_number(low)}-{_number(high)}[/dim]"
+    low, high = (_number(bound, 2) for bound in entry["ci95"])
+    return f"{_number(entry['value'])}\n[dim]{low}-{high}[/dim]"
 
 
-def _number(value: float | None) -> str:
-    """Return three decimals without the leading zero, as the field prints metrics."""
-    return "" if value is None else f"{value:.3f}".replace("0.", ".", 1)
+def _number(value: float | None, decimals: int = 3) -> str:
+    """Return a number without the leading zero, as the field prints metrics."""
+    return "" if value is None else f"{value:.{decimals}f}".replace("0.", ".", 1)

@@ -48,7 +48,7 @@ class AdapterInfo(BaseModel):
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Silence a warning that PEFT causes inside transformers whenever it wraps a model, and that says nothing."""
+    """Silence a warning that PEFT causes in transformers whenever it wraps a model, and that says nothing."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         yield
@@ -69,7 +69,8 @@ def read_adapter_info(folder: Path) -> AdapterInfo:
         return AdapterInfo.model_validate(json.loads((folder / FILE_NAME).read_text(encoding="utf-8")))
     except (OSError, ValueError, ValidationError) as error:
         raise RunMismatchError(
-            f"{folder} holds no readable {FILE_NAME}, so it is not a model folder of trsr; train one with `trsr train`."
+            f"{folder} holds no readable {FILE_NAME}, so it is no model folder of trsr; "
+            "train one with `trsr train`."
         ) from error
 
 
@@ -81,7 +82,7 @@ def check_adapter(info: AdapterInfo, folder: Path, *, template_hash: str, base_m
     """
     if info.template_hash != template_hash:
         raise RunMismatchError(
-            f"The model in {folder} was trained with another version of the prompt template {info.template!r} "
+            f"The model in {folder} was trained with another version of the template {info.template!r} "
             f"({info.template_hash[:12]}, now {template_hash[:12]}); use that template or train again."
         )
     if info.base_model_id != base_model_id:

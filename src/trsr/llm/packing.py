@@ -71,5 +71,5 @@ def packed_margins(model: Any, packed: Packed, labels: LabelTokens) -> torch.Ten
         logits_to_keep=packed.answers,
         use_cache=False,
     )
-    logits = out.logits[0].float()
+    logits: torch.Tensor = out.logits[0].float()
     return logits[:, labels.positive] - logits[:, labels.negative]

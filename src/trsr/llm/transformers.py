@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils import logging as hf_logging
 
@@ -24,10 +25,20 @@ hf_logging.disable_progress_bar()
 
 
 class HfTokenizer:
-    """A Hugging Face tokenizer behind the `Tokenizer` protocol."""
+    """A Hugging Face tokenizer behind the `Tokenizer` protocol.
+
+    Raises:
+        ModelError: the folder holds no tokenizer that can be read.
+    """
 
     def __init__(self, folder: str | Path) -> None:
-        self.hf: Any = AutoTokenizer.from_pretrained(folder)
+        try:
+            self.hf: Any = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                f"The folder {folder} holds no tokenizer that can be read ({_first_line(error)}); "
+                "use a whole model."
+            ) from error
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`; nothing is added around it."""
@@ -47,19 +58,41 @@ class HfTokenizer:
         return text + prompt.prefill
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(":. ")
+
+
 def resolve_device(device: str) -> torch.device:
-    """Return the device called `device`; `auto` is the first GPU, else the CPU."""
+    """Return the device called `device`; `auto` is the first GPU, else the CPU.
+
+    Raises:
+        ModelError: there is no such device on this machine.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:  # torch says "not compiled with CUDA" by an assertion
+        raise ModelError(
+            f"The device {device!r} is not there ({_first_line(error)}); use auto, cpu or cuda."
+        ) from error
+    return found
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Return the dtype called `dtype`; `auto` is bfloat16 where the device computes in it, else float32."""
+    """Return the dtype called `dtype`; `auto` is bfloat16 where the device computes in it, else float32.
+
+    Raises:
+        ModelError: no model computes in it.
+    """
     if dtype == "auto":
         on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported()
         return torch.bfloat16 if on_gpu else torch.float32
-    return getattr(torch, dtype)  # type: ignore[no-any-return]
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in known:
+        raise ModelError(f"The dtype {dtype!r} is unknown; use auto, {', '.join(known)}.")
+    return known[dtype]
 
 
 def load_causal_lm(name: str, *, dtype: str = "auto", device: str = "auto", attention: str = "sdpa") -> Any:
@@ -80,9 +113,10 @@ def load_causal_lm(name: str, *, dtype: str = "auto", device: str = "auto", atte
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=resolve_dtype(dtype, where), attn_implementation=attention
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(
-            f"The model {name!r} cannot be loaded as a causal language model: {error}"
+            f"The model {name!r} cannot be loaded as a causal language model ({_first_line(error)}); "
+            "use another."
         ) from error
     moved: Any = model
     return moved.to(where).eval()
@@ -123,7 +157,10 @@ class TransformersGenerator:
         ids = [self.tokenizer.encode(self.tokenizer.render_chat(prompt)) for prompt in prompts]
         fitting = [i for i in range(len(ids)) if len(ids[i]) <= self.max_prompt_tokens]
         for i in sorted(set(range(len(ids))) - set(fitting)):
-            error = f"The prompt has {len(ids[i])} tokens, at most {self.max_prompt_tokens} fit; use smaller blocks."
+            error = (
+                f"The prompt has {len(ids[i])} tokens, at most {self.max_prompt_tokens} fit; "
+                "use smaller blocks."
+            )
             yield Generation(i, "", len(ids[i]), 0, 0.0, error)
         fitting.sort(key=lambda i: (-len(ids[i]), ids[i]))
         for batch in self._batches(fitting, ids, params.max_new_tokens):

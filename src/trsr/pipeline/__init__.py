@@ -1,1 +1,1 @@
-"""Runs whole experiments: every stage in order, in a run folder that can be left and taken up at any point."""
+"""Runs whole experiments, stage by stage, in a run folder that can be left and taken up at any point."""

@@ -36,5 +36,5 @@ def next_steps(out: Path) -> str:
         "Try next:\n"
         f"  trsr rank {CONFIG_FILE} --out {out} --dry-run      # the prompt the model reads\n"
         f"  trsr summarize {out}/data --engine llamacpp --limit 5      # profiles of other users\n"
-        f"  trsr run {CONFIG_FILE} --out {out}-counted --set summary.method=counted      # profiles without a model\n"
+        f"  trsr run {CONFIG_FILE} --out {out}-counted --set summary.method=counted  # no model\n"
     )

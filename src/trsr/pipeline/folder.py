@@ -42,24 +42,23 @@ class RunFolder:
     def _check_config(self) -> None:
         """Write `config.yaml` into a new folder; refuse a folder of another configuration."""
         wanted = json.loads(self.config.model_dump_json())
-        file = self.path / "config.yaml"
-        if file.is_file():
-            if changed := differences(self._read_config(file), wanted):
+        try:
+            names = {entry.name for entry in self.path.iterdir()}
+        except FileNotFoundError:
+            names = set()
+        except OSError as error:
+            raise OutputError(
+                f"{self.path} cannot be used as a folder ({error.strerror}); name another with --out."
+            ) from error
+        if "config.yaml" in names:
+            if changed := differences(self._read_config(self.path / "config.yaml"), wanted):
                 raise RunMismatchError(
                     f"{self.path} holds a run of another configuration ({'; '.join(changed)}); "
                     "name another folder with --out, or undo the changes."
                 )
             return
-        try:
-            # A run killed in its first moment leaves only the unfinished configuration.
-            strangers = {entry.name for entry in self.path.iterdir()} - {".config.yaml.partial"}
-        except FileNotFoundError:
-            strangers = set()
-        except OSError as error:
-            raise OutputError(
-                f"{self.path} cannot be used as a folder ({error.strerror}); name another with --out."
-            ) from error
-        if strangers:
+        # A run killed in its first moment leaves only the unfinished configuration.
+        if names - {".config.yaml.partial"}:
             raise RunMismatchError(
                 f"{self.path} is not empty and holds no run; name another folder with --out."
             )

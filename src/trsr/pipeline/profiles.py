@@ -94,7 +94,8 @@ def save_profiles(file: Path, names: Sequence[str], written: WrittenProfiles) ->
     try:
         frame.write_parquet(partial)
         partial.replace(file)
-    except OSError as error:
+    except (OSError, pl.exceptions.PolarsError) as error:  # polars wraps a full disk in an error of its own
+        said = getattr(error, "strerror", None) or error
         raise OutputError(
-            f"{file} cannot be written ({error.strerror}); free space or choose another place."
+            f"{file} cannot be written ({said}); free space or choose another place."
         ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,31 +47,31 @@ def rank_candidates(bench: Workbench) -> dict[str, Any]:
     parts = bench.folder.path / "scores.parts"
     examples = bench.splits.test
     rankers = bench.config.rankers
-    try:
-        parts.mkdir(exist_ok=True)
-        with bar("Ranking") as shown:
-            for number, name in enumerate(rankers):
-                _rank(
-                    bench,
-                    name,
-                    examples,
-                    parts,
-                    lambda n, number=number: _show(shown, rankers, number, n, examples),
-                )
-        frames = [pl.read_parquet(part) for name in rankers for part in _parts(parts, name, examples)]
-        partial = bench.folder.path / ".scores.parquet.partial"
-        pl.concat(frames).write_parquet(partial)
-        partial.replace(bench.folder.path / "scores.parquet")
-        shutil.rmtree(parts)
-    except OSError as error:
-        raise OutputError(
-            f"{bench.folder.path} cannot be written ({error.strerror}); free space and run the same command again."
-        ) from error
+    with bar("Ranking") as shown:
+        for number, name in enumerate(rankers):
+            _rank(bench, name, examples, parts, partial(_show, shown, rankers, number, len(examples)))
+    frames = [pl.read_parquet(part) for name in rankers for part in _parts(parts, name, examples)]
+    _write(pl.concat(frames), bench.folder.path / "scores.parquet")
+    shutil.rmtree(parts, ignore_errors=True)
     return {"rankers": len(rankers), "examples": len(examples)}
 
 
-def _show(shown: Bar, rankers: Sequence[str], number: int, done: int, examples: Sequence[Any]) -> None:
-    shown.update(number * len(examples) + done, len(rankers) * len(examples), rankers[number])
+def _write(frame: pl.DataFrame, file: Path) -> None:
+    """Write a Parquet file in one move."""
+    unfinished = file.with_suffix(".partial")
+    try:
+        file.parent.mkdir(exist_ok=True)
+        frame.write_parquet(unfinished)
+        unfinished.replace(file)
+    except (OSError, pl.exceptions.PolarsError) as error:  # polars wraps a full disk in an error of its own
+        said = getattr(error, "strerror", None) or error
+        raise OutputError(
+            f"{file} cannot be written ({said}); free space and run the same command again."
+        ) from error
+
+
+def _show(shown: Bar, rankers: Sequence[str], number: int, n_examples: int, done: int) -> None:
+    shown.update(number * n_examples + done, len(rankers) * n_examples, rankers[number])
 
 
 def _parts(folder: Path, name: str, examples: Sequence[RankingExample]) -> list[Path]:
@@ -93,10 +94,7 @@ def _rank(
     ranker = make_ranker(bench, name)
     for i in missing:
         part = examples[i * EXAMPLES_A_PART : (i + 1) * EXAMPLES_A_PART]
-        rows = _rows(ranker, part)
-        partial = files[i].with_suffix(".partial")
-        rows.write_parquet(partial)
-        partial.replace(files[i])
+        _write(_rows(ranker, part), files[i])
         on_progress(i * EXAMPLES_A_PART + len(part))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import time
@@ -17,6 +18,7 @@ from trsr.pipeline.evaluating import evaluate_scores
 from trsr.pipeline.profiles import save_profiles, write_profiles
 from trsr.pipeline.ranking import rank_candidates
 from trsr.pipeline.workbench import Workbench
+from trsr.train.config import TrainConfig
 from trsr.types import History
 
 Facts = dict[str, Any]
@@ -57,21 +59,29 @@ def write_summaries(bench: Workbench) -> Facts:
 
 def fine_tune(bench: Workbench) -> Facts:
     """Fine-tune the recommender and write the model folder."""
-    config = bench.config
-    if config.train is None:
+    folder = bench.folder.path
+    if bench.config.train is None:
         return {}
+    if not (folder / "model").exists():  # else it was killed while the checkpoints were removed
+        _train(bench, bench.config.train)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    log = json.loads((folder / "training.json").read_text(encoding="utf-8"))["log"]
+    return {"users": len(bench.splits.train), "steps": len([row for row in log if "loss" in row])}
+
+
+def _train(bench: Workbench, train_config: TrainConfig) -> None:
     from trsr.train.card import save_model_folder
     from trsr.train.dataset import training_groups
     from trsr.train.sft import train
 
-    checkpoints = bench.folder.path / "checkpoints"
+    config = bench.config
     adapter, report = train(
         training_groups(bench.splits.train, bench.profiles, bench.builder),
         training_groups(bench.splits.valid, bench.profiles, bench.builder),
         model=config.recommender.model,
         labels=bench.labels,
-        config=config.train,
-        checkpoints=checkpoints,
+        config=train_config,
+        checkpoints=bench.folder.path / "checkpoints",
         seed=config.seed,
         progress=sys.stderr.isatty(),
     )
@@ -84,12 +94,10 @@ def fine_tune(bench: Workbench) -> Facts:
         labels=bench.labels,
         template=bench.ranking_template,
         prompt=config.prompt,
-        config=config.train,
+        config=train_config,
         dataset=bench.dataset.info.name,
         command=bench.folder.command,
     )
-    shutil.rmtree(checkpoints)
-    return {"users": report.n_groups, "steps": len([r for r in report.log if "loss" in r])}
 
 
 STAGES: dict[str, Callable[[Workbench], Facts]] = {

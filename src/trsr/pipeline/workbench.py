@@ -1,4 +1,4 @@
-"""What the stages of a run share: the dataset, its texts, templates and examples, each loaded once, when needed."""
+"""What the stages of a run share: dataset, texts, templates and examples, each loaded once, when needed."""
 
 from __future__ import annotations
 
@@ -111,7 +111,8 @@ def item_texts(
     known = dataset.info.text_fields
     if unknown := [field for field in fields or () if field not in known]:
         raise ConfigError(
-            f"The data set {dataset.info.name!r} has no text field {unknown[0]!r}; choose from {', '.join(known)}."
+            f"The data set {dataset.info.name!r} has no text field {unknown[0]!r}; "
+            f"choose from {', '.join(known)}."
         )
     catalogue = dataset.catalogue()
 
@@ -125,7 +126,7 @@ def item_texts(
 
 
 def make_summariser(dataset: Dataset, config: SummaryConfig) -> Summariser:
-    """Return the summariser of a dataset; field caps count words, so that texts do not depend on the engine."""
+    """Return the summariser of a dataset; caps count words, so that texts do not depend on the engine."""
     info = dataset.info
     text = item_texts(dataset, config.fields, config.max_field_tokens, None)
     return Summariser(

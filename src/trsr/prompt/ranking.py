@@ -150,9 +150,11 @@ class PromptBuilder:
         for name in ("positive", "negative"):
             word = self.template.render(name, **blank)
             extended = self.tokenizer.encode(context + word)
-            if extended[: len(ids)] != ids or len(extended) != len(ids) + 1:
+            melts = extended[: len(ids)] != ids
+            if melts or len(extended) != len(ids) + 1:
+                said = "melts into the text before it" if melts else f"is {len(extended) - len(ids)} tokens"
                 raise ModelError(
-                    f"The answer {word!r} is {len(extended) - len(ids)} tokens for this model, "
+                    f"The answer {word!r} {said} for this model, "
                     "one is needed; change [[positive]] or [[negative]] in the template, "
                     "or use another model."
                 )

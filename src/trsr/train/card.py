@@ -74,14 +74,17 @@ def save_model_folder(
         fresh.rename(folder)
     except OSError as error:
         raise OutputError(
-            f"The model folder {folder} cannot be written ({error}); free space and run the same command again."
+            f"The model folder {folder} cannot be written ({error}); "
+            "free space and run the same command again."
         ) from error
 
 
 def _name_base_model(file: Path, model: str) -> None:
     """Put the base model's name where PEFT noted the folder it was loaded from."""
     config = json.loads(file.read_text(encoding="utf-8"))
-    file.write_text(json.dumps(config | {"base_model_name_or_path": model}, indent=2) + "\n", encoding="utf-8")
+    file.write_text(
+        json.dumps(config | {"base_model_name_or_path": model}, indent=2) + "\n", encoding="utf-8"
+    )
 
 
 def _card(info: AdapterInfo, report: TrainingReport, dataset: str, command: str) -> str:
@@ -105,13 +108,14 @@ def _card(info: AdapterInfo, report: TrainingReport, dataset: str, command: str)
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return (
-        f"---\nbase_model: {info.base_model}\nlibrary_name: peft\ntags: [trsr, recommendation, ranking]\n---\n\n"
+        f"---\nbase_model: {info.base_model}\nlibrary_name: peft\n"
+        "tags: [trsr, recommendation, ranking]\n---\n\n"
         "# A yes/no recommender made with trsr\n\n"
-        "Reads a user's preference profile, their recent items and one candidate, and answers yes or no; the\n"
-        "margin between the two answers ranks candidates. The adapter only means something together with the\n"
+        "Reads a user's preference profile, their recent items and one candidate, and answers yes or no;\n"
+        "the margin between the two answers ranks candidates. The adapter only means something with the\n"
         f"prompt template it was trained on.\n\n| | |\n|---|---|\n{table}\n\n"
         f"Made by `{command}` with "
         + ", ".join(f"{name} {number}" for name, number in info.versions.items())
-        + ".\n\nScores are not calibrated unless `trsr.json` holds a calibration. Trained on the behaviour of the\n"
+        + ".\n\nScores are not calibrated unless `trsr.json` says how. Trained on the behaviour of the\n"
         "users of one data set: it repeats their biases, and says nothing about people outside it.\n"
     )

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,9 +17,11 @@ from typing import Any, cast
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model
+from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback
 
-from trsr.errors import OutputError
+from trsr.errors import ModelError, OutputError
 from trsr.llm.adapter import quiet_peft
 from trsr.llm.base import LabelTokens
 from trsr.llm.packing import Packed, pack, packed_margins
@@ -52,9 +55,7 @@ class _GroupTrainer(Trainer):
         self.best = best
         self.model_accepts_loss_kwargs = False  # our loss is a mean over the group; the Trainer divides it
 
-    def compute_loss(  # type: ignore[override]
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
-    ) -> torch.Tensor:
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> torch.Tensor:
         """Return the loss of one group."""
         packed: Packed = inputs["packed"].to(self.args.device)
         labels = torch.tensor(inputs["labels"], device=self.args.device)
@@ -89,13 +90,19 @@ class _GroupTrainer(Trainer):
         return metrics
 
 
-class _EarlyStop(TrainerCallback):  # type: ignore[misc]
+class _EarlyStop(TrainerCallback):
     """Stops after `patience` validations without a better one; reads the log, so it survives a restart."""
 
     def __init__(self, patience: int) -> None:
         self.patience = patience
 
-    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_evaluate(  # the arguments' names are the Trainer's
+        self,
+        args: Any,  # noqa: ARG002
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> None:
         control.should_training_stop = _is_over(state.log_history, self.patience)
 
 
@@ -126,39 +133,46 @@ def train(
         The folder of the best adapter, and a report.
 
     Raises:
+        ModelError: the model cannot be loaded, or has no such layers for an adapter.
         OutputError: the folder cannot be written.
     """
     set_seed(seed % 2**32)
     device = resolve_device(config.device)
     adapted = _with_adapter(load_causal_lm(model, dtype=config.dtype, device=config.device), config)
-    arguments = _arguments(config, checkpoints, len(groups), bool(valid), seed, device, progress)
     best = checkpoints / "best"
-    trainer = _GroupTrainer(
-        labels,
-        config.loss,
-        valid,
-        best,
-        model=adapted,
-        args=arguments,
-        train_dataset=cast(Any, list(groups)),
-        eval_dataset=cast(Any, list(valid)) if valid else None,
-        data_collator=_collate,
-        callbacks=[_EarlyStop(config.patience)],
-    )
-    if not progress:
-        from transformers.trainer_callback import PrinterCallback
-
-        trainer.remove_callback(PrinterCallback)
-    try:
+    with _one_sentence(checkpoints):
+        trainer = _GroupTrainer(
+            labels,
+            config.loss,
+            valid,
+            best,
+            model=adapted,
+            args=_arguments(config, checkpoints, len(groups), bool(valid), seed, device, progress),
+            train_dataset=cast(Any, list(groups)),
+            eval_dataset=cast(Any, list(valid)) if valid else None,
+            data_collator=_collate,
+            callbacks=[_EarlyStop(config.patience)],
+        )
+        if not progress:
+            trainer.remove_callback(PrinterCallback)
         history = _go_on(trainer, checkpoints, config.patience)
-    except OSError as error:
-        raise OutputError(
-            f"The folder {checkpoints} cannot be written ({error}); free space and run the same command again."
-        ) from error
-    if not valid:
-        _save_best(adapted, best, 0.0, trainer.state.global_step)
+        if not valid:
+            _save_best(adapted, best, 0.0, trainer.state.global_step)
     value, step = _best(best)
     return best, TrainingReport(_log_rows(history), step, value, len(groups))
+
+
+@contextmanager
+def _one_sentence(folder: Path) -> Iterator[None]:
+    """Turn what a full disk makes of Python, safetensors and torch into one sentence."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch's file writer
+            raise
+        raise OutputError(
+            f"The folder {folder} cannot be written ({error}); free space and run the same command again."
+        ) from error
 
 
 def _with_adapter(base: Any, config: TrainConfig) -> Any:
@@ -171,8 +185,13 @@ def _with_adapter(base: Any, config: TrainConfig) -> Any:
         target_modules=targets if isinstance(targets, str) else list(targets),
         task_type="CAUSAL_LM",
     )
-    with quiet_peft():
-        return get_peft_model(base, lora)
+    try:
+        with quiet_peft():
+            return get_peft_model(base, lora)
+    except ValueError as error:
+        raise ModelError(
+            f"train.lora.target_modules: the model has no layers {targets!r}; use `all-linear` or others."
+        ) from error
 
 
 def _go_on(trainer: Trainer, checkpoints: Path, patience: int) -> list[dict[str, float]]:
@@ -181,9 +200,9 @@ def _go_on(trainer: Trainer, checkpoints: Path, patience: int) -> list[dict[str,
     if newest is not None:
         state = TrainerState.load_from_json(f"{newest}/trainer_state.json")
         if _is_over(state.log_history, patience):  # killed after an early stop
-            return state.log_history
+            return list(state.log_history)
     trainer.train(resume_from_checkpoint=newest)
-    return trainer.state.log_history
+    return list(trainer.state.log_history)
 
 
 def _is_over(history: list[dict[str, float]], patience: int) -> bool:
@@ -203,6 +222,7 @@ def _arguments(
 ) -> TrainingArguments:
     steps = max(1, -(-n // config.batch_size))
     bf16 = resolve_dtype(config.dtype, device) is torch.bfloat16
+    saves_memory: dict[str, Any] = {"activation_checkpointing": True} if config.gradient_checkpointing else {}
     return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=1,
@@ -229,7 +249,7 @@ def _arguments(
         disable_tqdm=not progress,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
-        **({"activation_checkpointing": True} if config.gradient_checkpointing else {}),
+        **saves_memory,
     )
 
 

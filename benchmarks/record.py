@@ -1,0 +1,50 @@
+"""Record a finished run as one JSON file: metrics, command, commit, seed, machine and minutes by stage.
+
+python benchmarks/record.py out/mind_recurrent --machine "2-core x86 VM"
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import yaml
+
+
+def record(run: Path, machine: str, note: str) -> dict[str, object]:
+    """Return what stands in `benchmarks/results/NAME.json`."""
+    env = json.loads((run / "env.json").read_text(encoding="utf-8"))
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    stages = json.loads((run / "stages.json").read_text(encoding="utf-8"))
+    minutes = {name: round(facts["seconds"] / 60, 1) for name, facts in stages.items()}
+    return {
+        "name": config["name"],
+        "command": env["command"],
+        "commit": env["commit"],
+        "seed": config["seed"],
+        "machine": machine,
+        "versions": {"python": env["python"], **env["versions"]},
+        "minutes": minutes | {"total": round(sum(minutes.values()), 1)},
+        "note": note,
+        "metrics": json.loads((run / "metrics.json").read_text(encoding="utf-8")),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--machine", required=True, help="for example '2-core x86 VM'")
+    parser.add_argument("--note", default="", help="what a reader must know about the run")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    given = parser.parse_args()
+    content = record(given.run, given.machine, given.note)
+    file = given.out / f"{content['name']}.json"
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(file)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""`trsr run`, `train`, `rank`, `evaluate`: whole commands on an experiment that takes seconds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import Answer, tiny_run
+from helpers import full_disk, read_only, temporary_folder
+
+Trsr = Callable[..., Answer]
+
+
+@pytest.fixture
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run."""
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+def assert_one_sentence(answer: Answer, *words: str) -> None:
+    assert answer.code == 2
+    assert answer.out == ""
+    assert answer.err.startswith("Error: ")
+    assert answer.err.count("\n") == 1
+    for word in words:
+        assert word in answer.err
+
+
+def test_a_finished_run_is_printed_as_a_table(trsr: Trsr, config_file: Path, run: Path) -> None:
+    answer = trsr("run", config_file, "--out", run)
+    assert answer.code == 0
+    for word in ("recall@3", "llm_zero_shot", "bm25", "12 test users"):
+        assert word in answer.out
+    assert str(run / "report.html") in answer.out.replace("\n", "")
+
+
+def test_json_is_the_metrics_file_and_nothing_else(trsr: Trsr, config_file: Path, run: Path) -> None:
+    answer = trsr("run", config_file, "--out", run, "--json")
+    assert json.loads(answer.out) == json.loads((run / "metrics.json").read_text())
+
+
+def test_train_prints_the_model_folder_or_its_note(trsr: Trsr, config_file: Path, run: Path) -> None:
+    assert str(run / "model") in trsr("train", config_file, "--out", run).out
+    note = json.loads(trsr("train", config_file, "--out", run, "--json").out)
+    assert note["template"] == "products"
+
+
+def test_rank_prints_where_the_scores_are(trsr: Trsr, config_file: Path, run: Path) -> None:
+    assert str(run / "scores.parquet") in trsr("rank", config_file, "--out", run).out
+    answer = trsr("rank", config_file, "--out", run, "--json")
+    assert json.loads(answer.out) == {"scores": str(run / "scores.parquet")}
+
+
+def test_train_without_training_says_what_to_change(trsr: Trsr, tiny_model: Path, tmp_path: Path) -> None:
+    content = tiny_run(tiny_model, train=None, rankers=["random"], summary={"method": "none"})
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+    assert_one_sentence(trsr("train", tmp_path / "c.yaml", "--out", tmp_path / "out"), "train", "null")
+
+
+def test_a_dry_run_shows_the_prompt_with_token_counts(trsr: Trsr, config_file: Path, run: Path) -> None:
+    answer = trsr("rank", config_file, "--out", run, "--dry-run")
+    assert answer.code == 0
+    for word in ("<|im_start|>assistant", "prefix_tokens", "candidate_tokens", "tokens_cut", "'yes'", "'no'"):
+        assert word in answer.out
+    facts = json.loads(trsr("rank", config_file, "--out", run, "--dry-run", "--json").out)
+    assert facts["prefix_tokens"] + facts["candidate_tokens"] <= facts["max_tokens"] == 320
+    assert facts["candidates"] == 6
+    assert facts["profile"] == "written"
+    assert "Profile:" in facts["prompt"]
+
+
+def test_a_dry_run_needs_no_summary_and_loads_no_model(
+    trsr: Trsr, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trsr.llm.transformers.load_causal_lm", lambda *_, **__: pytest.fail("loaded"))
+    answer = trsr("rank", config_file, "--out", tmp_path / "new", "--dry-run", "--json")
+    facts = json.loads(answer.out)
+    assert "not written yet" in facts["profile"]
+    assert "Profile:" not in facts["prompt"]
+    assert not (tmp_path / "new" / "summaries.sqlite").exists()
+
+
+def test_evaluate_makes_metrics_and_report_anew(trsr: Trsr, run: Path) -> None:
+    before = (run / "metrics.json").read_bytes()
+    for name in ("metrics.json", "report.md", "report.html"):
+        (run / name).unlink()
+    answer = trsr("evaluate", run, "--json")
+    assert json.loads(answer.out) == json.loads(before)
+    assert (run / "metrics.json").read_bytes() == before
+    assert (run / "report.html").exists()
+
+
+def test_evaluate_without_scores_says_what_to_do(trsr: Trsr, tmp_path: Path) -> None:
+    assert_one_sentence(trsr("evaluate", tmp_path), "scores.parquet", "trsr run")
+
+
+def test_another_configuration_is_refused_with_the_difference(
+    trsr: Trsr, config_file: Path, run: Path
+) -> None:
+    answer = trsr("run", config_file, "--out", run, "--set", "prompt.n_recent=3", "--set", "seed=8")
+    assert_one_sentence(answer, "prompt.n_recent: 2 -> 3", "seed: 7 -> 8", "--out")
+
+
+def test_a_configuration_that_is_not_there_is_one_sentence(trsr: Trsr, tmp_path: Path) -> None:
+    assert_one_sentence(trsr("run", tmp_path / "no.yaml", "--out", tmp_path / "r"), "no.yaml")
+
+
+def test_every_mistake_of_a_configuration_is_reported(trsr: Trsr, config_file: Path, tmp_path: Path) -> None:
+    answer = trsr(
+        *("run", config_file, "--out", tmp_path / "r"),
+        *("--set", "prompt.n_recent=-1", "--set", "train.epochz=3"),
+    )
+    assert answer.code == 2
+    lines = answer.err.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("Error: ") for line in lines)
+    assert "n_recent" in answer.err
+    assert "epochz" in answer.err
+    assert not (tmp_path / "r").exists()
+
+
+def test_an_unknown_model_is_one_sentence(trsr: Trsr, config_file: Path, tmp_path: Path) -> None:
+    change = "recommender.model=./no/such/model"
+    answer = trsr("rank", config_file, "--out", tmp_path / "r", "--dry-run", "--set", change, "--json")
+    assert answer.code == 2
+    assert answer.err.splitlines()[-1].startswith("Error: There is no model './no/such/model'")
+    assert "Traceback" not in answer.err
+
+
+@pytest.mark.parametrize(
+    ("change", "word"), [("train.dtype=float99", "float99"), ("train.device=tpu9", "tpu9")]
+)
+def test_an_unknown_device_or_precision_is_one_sentence(
+    trsr: Trsr, config_file: Path, tmp_path: Path, change: str, word: str
+) -> None:
+    answer = trsr(
+        "train", config_file, "--out", tmp_path / "r", "--set", change, "--set", "summary.method=none"
+    )
+    assert answer.code == 2
+    assert word in answer.err.splitlines()[-1]
+    assert answer.err.splitlines()[-1].startswith("Error: ")
+
+
+def test_a_model_whose_answers_are_several_tokens_is_one_sentence(
+    trsr: Trsr, config_file: Path, tmp_path: Path, two_token_model: Path
+) -> None:
+    change = f"recommender.model={two_token_model}"
+    answer = trsr("rank", config_file, "--out", tmp_path / "r", "--set", change, "--dry-run")
+    assert answer.code == 2
+    assert "The answer 'yes' is 3 tokens for this model, one is needed" in answer.err.splitlines()[-1]
+
+
+def test_a_changed_template_is_refused(trsr: Trsr, tiny_model: Path, run: Path, config_file: Path) -> None:
+    note = run / "model" / "trsr.json"
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"template_hash": "0" * 64}))
+    stages = json.loads((run / "stages.json").read_text())
+    (run / "stages.json").write_text(
+        json.dumps({k: v for k, v in stages.items() if k not in {"rank", "evaluate"}})
+    )
+    (run / "scores.parquet").unlink()
+    answer = trsr("rank", config_file, "--out", run)
+    assert answer.code == 2
+    assert answer.err.splitlines()[-1].startswith("Error: The model in ")
+    assert "template" in answer.err.splitlines()[-1]
+
+
+def test_a_full_disk_and_a_read_only_folder_are_one_sentence(trsr: Trsr, config_file: Path) -> None:
+    with temporary_folder() as folder:
+        config = Path(shutil.copy(config_file, folder / "c.yaml"))
+        with full_disk():
+            assert_one_sentence(trsr("run", config, "--out", folder / "full"), "cannot be written", "space")
+        with read_only(folder):
+            assert_one_sentence(trsr("run", config, "--out", folder / "locked"), "cannot be written")
+
+
+def test_a_file_in_the_place_of_the_run_folder_is_one_sentence(
+    trsr: Trsr, config_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert_one_sentence(trsr("run", config_file, "--out", tmp_path / "file"), "file")
+
+
+def test_a_folder_with_other_things_is_refused(trsr: Trsr, config_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").write_text("")
+    assert_one_sentence(trsr("run", config_file, "--out", tmp_path), "not empty")
+    assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]

@@ -1,0 +1,120 @@
+"""Small builders that several tests share: a catalogue, a summariser, and places that cannot be written."""
+
+from __future__ import annotations
+
+import os
+import resource
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from trsr.llm.base import TextGenerator
+from trsr.llm.fake import FakeGenerator
+from trsr.summarize.plan import SummaryConfig
+from trsr.summarize.prompts import load_summary_template
+from trsr.summarize.run import Fold, Summariser, summarize
+from trsr.summarize.store import SummaryStore
+from trsr.templating import Template
+from trsr.types import History, Item
+
+NOBODY = 65534
+
+
+def word(number: int) -> str:
+    """Return a word of five letters, another for every number below 26 ** 5."""
+    letters = ""
+    for _ in range(5):
+        number, letter = divmod(number, 26)
+        letters += chr(ord("a") + letter)
+    return letters
+
+
+def item(number: int) -> Item:
+    """Return the item `iNUMBER`, whose title no other item has."""
+    return Item(
+        f"i{number}", {"category": f"kind{number % 3}", "title": f"{word(number)} {word(7 * number)}"}
+    )
+
+
+ITEMS = {f"i{number}": item(number) for number in range(200)}
+
+
+def item_ids(start: int, stop: int) -> tuple[str, ...]:
+    """Return `istart` to `istop`, the last one left out."""
+    return tuple(f"i{number}" for number in range(start, stop))
+
+
+def item_text(item_id: str) -> str:
+    """Return the text of an item by its id."""
+    return f"Title: {ITEMS[item_id].fields['title']}"
+
+
+def make_summariser(
+    method: str = "recurrent", *, template: Template | None = None, block_size: int = 3, **settings: Any
+) -> Summariser:
+    """Return a summariser of two hundred items."""
+    segmentation = {"kind": "count", "block_size": block_size}
+    return Summariser(
+        config=SummaryConfig.model_validate({"method": method, "segmentation": segmentation, **settings}),
+        template=template or load_summary_template("generic", "any"),
+        items=ITEMS,
+        item_text=item_text,
+        category_fields=("category",),
+        title_field="title",
+    )
+
+
+def fold_all(
+    histories: Sequence[Sequence[str]],
+    summariser: Summariser,
+    store: SummaryStore,
+    engine: TextGenerator | None = None,
+) -> list[Fold]:
+    """Summarise histories of the users `u0`, `u1`, ..."""
+    users = [History(f"u{number}", tuple(items)) for number, items in enumerate(histories)]
+    return summarize(users, summariser, engine or FakeGenerator(), store)
+
+
+def n_calls(histories: Sequence[Sequence[str]], summariser: Summariser, store: SummaryStore) -> int:
+    """Return how many calls the engine gets when these histories are summarised."""
+    engine = FakeGenerator()
+    fold_all(histories, summariser, store, engine)
+    return engine.n_calls
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Give a folder that every user may pass through, unlike pytest's own."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Take the right to write from a folder, and its power from root, whom rights do not stop."""
+    mode = folder.stat().st_mode
+    folder.chmod(0o555)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        folder.chmod(mode)
+
+
+@contextmanager
+def full_disk(n_bytes: int = 0) -> Iterator[None]:
+    """Let no file of this process grow beyond `n_bytes`."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -1,0 +1,64 @@
+"""The language model ranker asks about each candidate and reports what its prompts cost."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from trsr.errors import BudgetError
+from trsr.llm.base import LabelTokens
+from trsr.llm.fake import FakeScorer, FakeTokenizer
+from trsr.prompt.ranking import PromptBuilder, PromptConfig, load_ranking_template
+from trsr.rank.llm import LlmRanker
+from trsr.types import RankingExample
+
+EXAMPLES = [
+    RankingExample(f"e{i}", f"u{i}", tuple(f"h{i}{j}" for j in range(4)), (f"x{i}", "y", "z"), (1, 0, 0))
+    for i in range(5)
+]
+PROFILES = {f"e{i}": f"likes number {i} " + "very much " * 40 for i in range(4)}
+
+
+def ranker(max_tokens: int = 2048, scorer: FakeScorer | None = None) -> LlmRanker:
+    template = load_ranking_template("products", "products")
+    config = PromptConfig(n_recent=2, max_tokens=max_tokens)
+    builder = PromptBuilder(template, config, FakeTokenizer(), lambda item: f"Title: {item}")
+    return LlmRanker("llm", scorer or FakeScorer(), builder, LabelTokens(258, 259), PROFILES)
+
+
+def test_results_carry_their_example_whatever_order_the_scorer_answers_in() -> None:
+    mixed = {answer.example_id: answer for answer in ranker().rank(EXAMPLES)}
+    in_order = list(ranker(scorer=FakeScorer(shuffle=False)).rank(EXAMPLES))
+    assert [answer.example_id for answer in in_order] == [example.example_id for example in EXAMPLES]
+    for answer in in_order:
+        np.testing.assert_array_equal(mixed[answer.example_id].margins, answer.margins)
+
+
+def test_each_candidate_gets_a_margin_and_the_length_of_its_prompt() -> None:
+    asked = ranker()
+    for example, answer in zip(
+        EXAMPLES, ranker(scorer=FakeScorer(shuffle=False)).rank(EXAMPLES), strict=True
+    ):
+        prompt = asked.builder.build(
+            example.history, PROFILES.get(example.example_id, ""), example.candidates
+        )
+        assert answer.margins.shape == answer.n_prompt_tokens.shape == (3,)
+        assert answer.n_prompt_tokens.tolist() == prompt.n_tokens()
+        assert answer.n_cut_tokens == 0
+
+
+def test_the_profile_enters_the_prompt_and_its_absence_does_no_harm() -> None:
+    answers = {answer.example_id: answer for answer in ranker().rank(EXAMPLES)}
+    assert answers["e0"].n_prompt_tokens[1] > answers["e4"].n_prompt_tokens[1] + 100
+
+
+def test_what_was_cut_is_reported() -> None:
+    answers = {answer.example_id: answer for answer in ranker(max_tokens=700).rank(EXAMPLES)}
+    assert answers["e0"].n_cut_tokens > 0
+    assert answers["e4"].n_cut_tokens == 0
+    assert all(answer.n_prompt_tokens.max() <= 700 for answer in answers.values())
+
+
+def test_a_prompt_that_cannot_fit_is_refused() -> None:
+    with pytest.raises(BudgetError, match="max_tokens"):
+        list(ranker(max_tokens=64).rank(EXAMPLES))
