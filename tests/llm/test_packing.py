@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
+from trsr.llm import shared_attention
 from trsr.llm.adapter import quiet_peft
 from trsr.llm.base import LabelTokens, ScoringGroup
 from trsr.llm.packing import pack, packed_margins
@@ -28,11 +29,13 @@ groups = st.builds(
 )
 
 
-@pytest.fixture(scope="module", params=["base", "adapter"])
+@pytest.fixture(scope="module", params=["base", "adapter", "shared base", "shared adapter"])
 def model(request: pytest.FixtureRequest, tiny_model: Path) -> Any:
-    """The tiny model in float32, plain and with a LoRA adapter whose update is not zero."""
-    base = load_causal_lm(str(tiny_model), dtype="float32", device="cpu")
-    if request.param == "base":
+    """The tiny model in float32, by mask or shared attention, with and without a LoRA adapter."""
+    shared = request.param.startswith("shared")
+    base = load_causal_lm(str(tiny_model), dtype="float32", device="cpu", shared_prefix=shared)
+    assert (base.config._attn_implementation == shared_attention.NAME) == shared
+    if request.param.endswith("base"):
         return base
     torch.manual_seed(0)
     with quiet_peft():

@@ -71,9 +71,10 @@ def test_large_margins_stay_finite() -> None:
         assert float(loss(margins, labels)) < 1000
 
 
-@pytest.fixture
-def model(tiny_model: Path) -> Any:
-    return load_causal_lm(str(tiny_model), dtype="float32", device="cpu")
+@pytest.fixture(params=["mask", "shared"])
+def model(tiny_model: Path, request: pytest.FixtureRequest) -> Any:
+    shared = request.param == "shared"
+    return load_causal_lm(str(tiny_model), dtype="float32", device="cpu", shared_prefix=shared)
 
 
 def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -5,18 +5,17 @@ Files appear whole or not at all: each is written beside its place and then move
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
 
 from trsr.data.examples import Splits
+from trsr.data.files import write_whole
 from trsr.data.questions import SPLITS
 from trsr.data.tables import TIME
-from trsr.errors import DataError, OutputError
+from trsr.errors import DataError
 from trsr.types import RankingExample
 
 EXAMPLES = pl.Schema(
@@ -39,7 +38,7 @@ def write_examples(path: str | Path, examples: Sequence[RankingExample]) -> None
     """
     columns = {name: [getattr(example, name) for example in examples] for name in EXAMPLES.names()}
     frame = pl.DataFrame(columns, schema=EXAMPLES)
-    _write_whole(Path(path), frame.write_parquet)
+    write_whole(Path(path), frame.write_parquet)
 
 
 def read_examples(path: str | Path) -> list[RankingExample]:
@@ -77,7 +76,7 @@ def write_splits(folder: str | Path, splits: Splits) -> None:
         write_examples(folder / f"{split}.parquet", splits.of(split))
     said = {"counts": splits.counts, "description": splits.description, "warnings": splits.warnings}
     text = json.dumps(said, indent=2, ensure_ascii=False) + "\n"
-    _write_whole(folder / "splits.json", lambda file: file.write_text(text, encoding="utf-8"))
+    write_whole(folder / "splits.json", lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def read_splits(folder: str | Path) -> Splits:
@@ -96,21 +95,6 @@ def read_splits(folder: str | Path) -> Splits:
         ) from error
     train, valid, test = (read_examples(folder / f"{split}.parquet") for split in SPLITS)
     return Splits(train, valid, test, counts, description, warnings)
-
-
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(partial)
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written: {error.strerror or error}; free some space or choose another folder."
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
 
 
 def _first_line(error: Exception) -> str:

@@ -9,12 +9,13 @@ of its own. Training and ranking both use this layout.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 
 from trsr.llm.base import LabelTokens, ScoringGroup
+from trsr.llm.shared_attention import NAME, SharedLayout, shared_layout
 
 
 @dataclass(frozen=True)
@@ -26,16 +27,18 @@ class Packed:
         positions: Shape (1, T), reset at each suffix.
         mask: Shape (1, 1, T, T), bool, True where a row may see a column.
         answers: Shape (n_suffixes,), the place of each suffix's last token, where the answer is predicted.
+        layout: The same as `mask`, for models whose attention uses it.
     """
 
     tokens: torch.Tensor
     positions: torch.Tensor
     mask: torch.Tensor
     answers: torch.Tensor
+    layout: SharedLayout
 
     def to(self, device: torch.device) -> Packed:
         """Return the same layout on another device."""
-        return Packed(*(getattr(self, f).to(device) for f in ("tokens", "positions", "mask", "answers")))
+        return Packed(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 def pack(group: ScoringGroup) -> Packed:
@@ -56,7 +59,8 @@ def pack(group: ScoringGroup) -> Packed:
     positions = torch.where(owner == 0, place, n_prefix + place - starts)
     related = (owner[:, None] == owner[None, :]) | (owner[None, :] == 0)
     mask = related & (place[:, None] >= place[None, :])
-    return Packed(tokens[None], positions[None], mask[None, None], ends[1:] - 1)
+    layout = shared_layout(n_prefix, lengths[1:].tolist())
+    return Packed(tokens[None], positions[None], mask[None, None], ends[1:] - 1, layout)
 
 
 def packed_margins(model: Any, packed: Packed, labels: LabelTokens) -> torch.Tensor:
@@ -64,12 +68,15 @@ def packed_margins(model: Any, packed: Packed, labels: LabelTokens) -> torch.Ten
 
     Only the answer positions go through the language model head. Gradients flow when they are enabled.
     """
+    shared = model.config._attn_implementation == NAME
+    layout = {"shared_prefix": packed.layout} if shared else {}
     out = model(
         input_ids=packed.tokens,
         attention_mask=packed.mask,
         position_ids=packed.positions,
         logits_to_keep=packed.answers,
         use_cache=False,
+        **layout,
     )
     logits: torch.Tensor = out.logits[0].float()
     return logits[:, labels.positive] - logits[:, labels.negative]

@@ -17,6 +17,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "trsr_shared_prefix"
+# Where it is known to be exact: every layer is plain causal attention, and the layout reaches the layers.
+MODEL_TYPES = frozenset({"llama"})
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,8 @@ def _suffixes(
     flat = layout.rows.flatten()
 
     def rows(x: torch.Tensor) -> torch.Tensor:  # (1, h, T, D) -> (n, h, S, D)
-        return x[0].index_select(1, flat).unflatten(1, (n, longest)).transpose(0, 1)
+        taken: torch.Tensor = x[0].index_select(1, flat).unflatten(1, (n, longest))
+        return taken.transpose(0, 1)
 
     def seen(x: torch.Tensor) -> torch.Tensor:  # (1, H_kv, T, D) -> (n, H_kv, P + S, D)
         prefix = x[:, :, : layout.n_prefix].expand(n, -1, -1, -1)
@@ -123,7 +126,7 @@ def _suffixes(
 
     q = rows(query).reshape(n, n_kv, groups * longest, dim)
     mask = layout.mask.repeat(groups, 1)[None, None]
-    out = scaled_dot_product_attention(q, seen(key), seen(value), attn_mask=mask, scale=scaling)
+    out: torch.Tensor = scaled_dot_product_attention(q, seen(key), seen(value), attn_mask=mask, scale=scaling)
     out = out.reshape(n, n_kv * groups, longest, dim).transpose(0, 1).flatten(1, 2)  # (H, n S, D)
     return out.index_select(1, layout.places)[None]
 

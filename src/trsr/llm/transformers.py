@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils import logging as hf_logging
 
 from trsr.errors import EngineError, ModelError
-from trsr.llm import models
+from trsr.llm import models, shared_attention
 from trsr.llm.base import Generation, GenerationParams, Prompt
 
 hf_logging.disable_progress_bar()
@@ -95,14 +95,16 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return known[dtype]
 
 
-def load_causal_lm(name: str, *, dtype: str = "auto", device: str = "auto", attention: str = "sdpa") -> Any:
+def load_causal_lm(
+    name: str, *, dtype: str = "auto", device: str = "auto", shared_prefix: bool = False
+) -> Any:
     """Load a causal language model for inference or training.
 
     Args:
         name: The embedded model's name, a hub id or a local folder.
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
-        attention: The name of an attention implementation.
+        shared_prefix: Whether it will read packed groups: uses their own attention where that is exact.
 
     Raises:
         ModelError: there is no such model, or it cannot be loaded.
@@ -111,7 +113,9 @@ def load_causal_lm(name: str, *, dtype: str = "auto", device: str = "auto", atte
     folder = models.hf_folder(name)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=resolve_dtype(dtype, where), attn_implementation=attention
+            folder,
+            dtype=resolve_dtype(dtype, where),
+            attn_implementation=_attention(folder, shared_prefix),
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(
@@ -120,6 +124,13 @@ def load_causal_lm(name: str, *, dtype: str = "auto", device: str = "auto", atte
         ) from error
     moved: Any = model
     return moved.to(where).eval()
+
+
+def _attention(folder: str | Path, shared_prefix: bool) -> str:
+    """Return the name of the attention implementation to load a model with."""
+    if shared_prefix and AutoConfig.from_pretrained(folder).model_type in shared_attention.MODEL_TYPES:
+        return shared_attention.NAME
+    return "sdpa"
 
 
 class TransformersGenerator:

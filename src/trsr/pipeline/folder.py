@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from trsr.config import RunConfig, differences
+from trsr.data.files import write_whole
 from trsr.errors import OutputError, RunMismatchError
 
 _PACKAGES = ("trsr", "numpy", "polars", "torch", "transformers", "peft", "xllamacpp", "bm25s")
@@ -58,7 +59,7 @@ class RunFolder:
                 )
             return
         # A run killed in its first moment leaves only the unfinished configuration.
-        if names - {".config.yaml.partial"}:
+        if any(not name.startswith(".config.yaml.partial") for name in names):
             raise RunMismatchError(
                 f"{self.path} is not empty and holds no run; name another folder with --out."
             )
@@ -78,16 +79,7 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file in one move."""
-        partial = self.path / f".{name}.partial"
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(self.path / name)
-        except OSError as error:
-            raise OutputError(
-                f"{self.path / name} cannot be written ({error.strerror}); "
-                "free space or choose another folder."
-            ) from error
+        write_whole(self.path / name, lambda file: file.write_text(text, encoding="utf-8"))
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file in one move."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 
-from trsr.errors import OutputError
+from trsr.data.files import write_whole
 from trsr.llm.engines import EngineConfig, open_generator
 from trsr.pipeline.progress import bar
 from trsr.summarize.run import Fold, Summariser, SummaryProgress, profile, summarize
@@ -90,12 +90,4 @@ def save_profiles(file: Path, names: Sequence[str], written: WrittenProfiles) ->
             ),
         }
     )
-    partial = file.with_suffix(".partial")
-    try:
-        frame.write_parquet(partial)
-        partial.replace(file)
-    except (OSError, pl.exceptions.PolarsError) as error:  # polars wraps a full disk in an error of its own
-        said = getattr(error, "strerror", None) or error
-        raise OutputError(
-            f"{file} cannot be written ({said}); free space or choose another place."
-        ) from error
+    write_whole(file, frame.write_parquet)

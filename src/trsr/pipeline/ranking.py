@@ -150,7 +150,9 @@ def _llm_ranker(bench: Workbench, name: RankerName) -> Ranker:
 
     recommender = bench.config.recommender
     labels = bench.labels
-    model = load_causal_lm(recommender.model, dtype=recommender.dtype, device=recommender.device)
+    model = load_causal_lm(
+        recommender.model, dtype=recommender.dtype, device=recommender.device, shared_prefix=True
+    )
     if name == "llm":
         from peft import PeftModel
 

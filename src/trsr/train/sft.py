@@ -138,7 +138,8 @@ def train(
     """
     set_seed(seed % 2**32)
     device = resolve_device(config.device)
-    adapted = _with_adapter(load_causal_lm(model, dtype=config.dtype, device=config.device), config)
+    base = load_causal_lm(model, dtype=config.dtype, device=config.device, shared_prefix=True)
+    adapted = _with_adapter(base, config)
     best = checkpoints / "best"
     with _one_sentence(checkpoints):
         trainer = _GroupTrainer(
