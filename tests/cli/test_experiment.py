@@ -188,3 +188,33 @@ def test_a_folder_with_other_things_is_refused(trsr: Trsr, config_file: Path, tm
     (tmp_path / "holiday.jpg").write_text("")
     assert_one_sentence(trsr("run", config_file, "--out", tmp_path), "not empty")
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
+
+
+@pytest.fixture
+def tiny_demo(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo with the experiment that takes seconds."""
+    monkeypatch.setattr("trsr.pipeline.demo.CONFIG_FILE", config_file)
+
+
+@pytest.mark.usefixtures("tiny_demo")
+def test_the_demo_shows_both_summarisers_the_metrics_and_what_to_try_next(trsr: Trsr, run: Path) -> None:
+    answer = trsr("demo", "--out", run)
+    assert answer.code == 0
+    places = [answer.out.index(text) for text in ("Recurrent", "Hierarchical", "recall@3", "report.html")]
+    assert places == sorted(places)
+    for text in ("Block 1", "(update of 1)", "Profile"):
+        assert text in answer.out
+    commands = [line.split()[1] for line in answer.out.splitlines() if line.startswith("  trsr ")]
+    assert commands == ["rank", "summarize", "run"]
+
+
+@pytest.mark.usefixtures("tiny_demo")
+def test_the_demo_prints_one_json_object(trsr: Trsr, run: Path) -> None:
+    assert json.loads(trsr("demo", "--out", run, "--json").out)["counts"]["users"] == 12
+
+
+def test_the_config_of_the_demo_is_valid() -> None:
+    from trsr.config import load_config
+    from trsr.pipeline.demo import CONFIG_FILE
+
+    assert load_config(CONFIG_FILE).recommender.model == "smollm2-135m"

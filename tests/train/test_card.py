@@ -33,6 +33,9 @@ def adapter(tiny_model: Path, tmp_path: Path) -> Path:
         model = get_peft_model(load_causal_lm(str(tiny_model), device="cpu"), lora)
     model.save_pretrained(str(tmp_path / "adapter"))
     (tmp_path / "adapter" / "best.json").write_text("{}")
+    config = tmp_path / "adapter" / "adapter_config.json"  # PEFT notes the folder the model was loaded from
+    noted = {"base_model_name_or_path": "/somebody/cache/tiny"}
+    config.write_text(json.dumps(json.loads(config.read_text()) | noted))
     return tmp_path / "adapter"
 
 

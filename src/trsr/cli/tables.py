@@ -43,4 +43,7 @@ def _cell(entry: Mapping[str, Any] | None) -> str:
 
 def _number(value: float | None, decimals: int = 3) -> str:
     """Return a number without the leading zero, as the field prints metrics."""
-    return "" if value is None else f"{value:.{decimals}f}".replace("0.", ".", 1)
+    if value is None:
+        return ""
+    text = f"{value:.{decimals}f}"
+    return text.removeprefix("0") if text.startswith("0.") else text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from trsr.pipeline.dataset_profiles import describe_fold
@@ -32,9 +33,10 @@ def compare_summarisers(bench: Workbench) -> str:
 
 def next_steps(out: Path) -> str:
     """Return three commands to try next."""
+    config = Path(os.path.relpath(CONFIG_FILE))
     return (
         "Try next:\n"
-        f"  trsr rank {CONFIG_FILE} --out {out} --dry-run      # the prompt the model reads\n"
+        f"  trsr rank {config} --out {out} --dry-run      # the prompt the model reads\n"
         f"  trsr summarize {out}/data --engine llamacpp --limit 5      # profiles of other users\n"
-        f"  trsr run {CONFIG_FILE} --out {out}-counted --set summary.method=counted  # no model\n"
+        f"  trsr run {config} --out {out}-counted --set summary.method=counted  # no model\n"
     )
