@@ -134,8 +134,6 @@ def tiny_run(model: Path, **changes: Any) -> dict[str, Any]:
             "evaluations": 2,
             "save_steps": 1,
             "lora": {"r": 4, "dropout": 0.1},
-            "dtype": "float32",
-            "device": "cpu",
         },
         **changes,
     }

@@ -132,7 +132,7 @@ def test_an_unknown_model_is_one_sentence(trsr: Trsr, config_file: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("change", "word"), [("train.dtype=float99", "float99"), ("train.device=tpu9", "tpu9")]
+    ("change", "word"), [("recommender.dtype=float99", "float99"), ("recommender.device=tpu9", "tpu9")]
 )
 def test_an_unknown_device_or_precision_is_one_sentence(
     trsr: Trsr, config_file: Path, tmp_path: Path, change: str, word: str

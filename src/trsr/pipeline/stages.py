@@ -83,6 +83,8 @@ def _train(bench: Workbench, train_config: TrainConfig) -> None:
         config=train_config,
         checkpoints=bench.folder.path / "checkpoints",
         seed=config.seed,
+        dtype=config.recommender.dtype,
+        device=config.recommender.device,
         progress=sys.stderr.isatty(),
     )
     bench.folder.write_json("training.json", {"log": report.log, "best_step": report.best_step})

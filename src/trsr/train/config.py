@@ -50,7 +50,5 @@ class TrainConfig(BaseModel):
     """Stop after so many validations without a better result."""
     save_steps: int = Field(default=10, ge=1)
     """Optimizer steps between checkpoints; a killed training repeats fewer than that."""
-    dtype: str = "auto"
-    device: str = "auto"
     report_to: str = "none"
     """Where else to log, in the Trainer's words: `tensorboard`, `wandb`, `mlflow`, ..."""

@@ -115,6 +115,8 @@ def train(
     config: TrainConfig,
     checkpoints: Path,
     seed: int,
+    dtype: str = "auto",
+    device: str = "auto",
     progress: bool = False,
 ) -> tuple[Path, TrainingReport]:
     """Fine-tune an adapter; goes on from the newest whole checkpoint where there is one.
@@ -127,6 +129,8 @@ def train(
         config: How.
         checkpoints: A folder for checkpoints; the best adapter stands in `best` inside it.
         seed: Order of the groups and initial adapter weights.
+        dtype: Precision of the base model; the adapter is trained in float32.
+        device: Where to train.
         progress: Whether to show the Trainer's bar.
 
     Returns:
@@ -137,9 +141,9 @@ def train(
         OutputError: the folder cannot be written.
     """
     set_seed(seed % 2**32)
-    device = resolve_device(config.device)
-    base = load_causal_lm(model, dtype=config.dtype, device=config.device, shared_prefix=True)
-    adapted = _with_adapter(base, config)
+    adapted = _with_adapter(load_causal_lm(model, dtype=dtype, device=device, shared_prefix=True), config)
+    where = resolve_device(device)
+    bf16 = resolve_dtype(dtype, where) is torch.bfloat16
     best = checkpoints / "best"
     with _one_sentence(checkpoints):
         trainer = _GroupTrainer(
@@ -148,7 +152,7 @@ def train(
             valid,
             best,
             model=adapted,
-            args=_arguments(config, checkpoints, len(groups), bool(valid), seed, device, progress),
+            args=_arguments(config, checkpoints, len(groups), bool(valid), seed, where, bf16, progress),
             train_dataset=cast(Any, list(groups)),
             eval_dataset=cast(Any, list(valid)) if valid else None,
             data_collator=_collate,
@@ -219,10 +223,16 @@ def _collate(batch: list[TrainingGroup]) -> dict[str, Any]:
 
 
 def _arguments(
-    config: TrainConfig, folder: Path, n: int, validate: bool, seed: int, device: torch.device, progress: bool
+    config: TrainConfig,
+    folder: Path,
+    n: int,
+    validate: bool,
+    seed: int,
+    device: torch.device,
+    bf16: bool,
+    progress: bool,
 ) -> TrainingArguments:
     steps = max(1, -(-n // config.batch_size))
-    bf16 = resolve_dtype(config.dtype, device) is torch.bfloat16
     saves_memory: dict[str, Any] = {"activation_checkpointing": True} if config.gradient_checkpointing else {}
     return TrainingArguments(
         output_dir=str(folder),
