@@ -12,8 +12,8 @@ import numpy as np
 import polars as pl
 
 from trsr.config import RankerName
+from trsr.data.files import write_whole
 from trsr.data.fitting import fit_events
-from trsr.errors import OutputError
 from trsr.llm import models
 from trsr.llm.adapter import check_adapter, quiet_peft, read_adapter_info
 from trsr.pipeline.progress import Bar, bar
@@ -51,23 +51,9 @@ def rank_candidates(bench: Workbench) -> dict[str, Any]:
         for number, name in enumerate(rankers):
             _rank(bench, name, examples, parts, partial(_show, shown, rankers, number, len(examples)))
     frames = [pl.read_parquet(part) for name in rankers for part in _parts(parts, name, examples)]
-    _write(pl.concat(frames), bench.folder.path / "scores.parquet")
+    write_whole(bench.folder.path / "scores.parquet", pl.concat(frames).write_parquet)
     shutil.rmtree(parts, ignore_errors=True)
     return {"rankers": len(rankers), "examples": len(examples)}
-
-
-def _write(frame: pl.DataFrame, file: Path) -> None:
-    """Write a Parquet file in one move."""
-    unfinished = file.with_suffix(".partial")
-    try:
-        file.parent.mkdir(exist_ok=True)
-        frame.write_parquet(unfinished)
-        unfinished.replace(file)
-    except (OSError, pl.exceptions.PolarsError) as error:  # polars wraps a full disk in an error of its own
-        said = getattr(error, "strerror", None) or error
-        raise OutputError(
-            f"{file} cannot be written ({said}); free space and run the same command again."
-        ) from error
 
 
 def _show(shown: Bar, rankers: Sequence[str], number: int, n_examples: int, done: int) -> None:
@@ -94,7 +80,7 @@ def _rank(
     ranker = make_ranker(bench, name)
     for i in missing:
         part = examples[i * EXAMPLES_A_PART : (i + 1) * EXAMPLES_A_PART]
-        _write(_rows(ranker, part), files[i])
+        write_whole(files[i], _rows(ranker, part).write_parquet)
         on_progress(i * EXAMPLES_A_PART + len(part))
 
 
