@@ -8,26 +8,36 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 
-def record(run: Path, machine: str, note: str) -> dict[str, object]:
-    """Return what stands in `benchmarks/results/NAME.json`."""
-    env = json.loads((run / "env.json").read_text(encoding="utf-8"))
+def record(run: Path, machine: str, note: str) -> dict[str, Any]:
+    """Return what stands in `benchmarks/results/NAME.json`.
+
+    Command, commit and versions are those of the first process that worked on the run; `later_sittings`
+    stands there only where others went on with it, so that a reader sees all that took part.
+    """
+    sittings = json.loads((run / "env.json").read_text(encoding="utf-8"))
+    if isinstance(sittings, dict):  # the first runs kept one sitting only
+        sittings = [sittings]
+    first = sittings[0]
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     stages = json.loads((run / "stages.json").read_text(encoding="utf-8"))
     minutes = {name: round(facts["seconds"] / 60, 1) for name, facts in stages.items()}
+    later = [{k: s[k] for k in ("started", "command", "commit", "versions")} for s in sittings[1:]]
     return {
         "name": config["name"],
-        "command": env["command"],
-        "commit": env["commit"],
+        "command": first["command"],
+        "commit": first["commit"],
         "seed": config["seed"],
         "machine": machine,
-        "versions": {"python": env["python"], **env["versions"]},
+        "versions": {"python": first["python"], **first["versions"]},
         "minutes": minutes | {"total": round(sum(minutes.values()), 1)},
         "note": note,
         "metrics": json.loads((run / "metrics.json").read_text(encoding="utf-8")),
+        **({"later_sittings": later} if later else {}),
     }
 
 

@@ -84,6 +84,14 @@ def n_calls(histories: Sequence[Sequence[str]], summariser: Summariser, store: S
     return engine.n_calls
 
 
+def totals(store: SummaryStore) -> dict[str, int]:
+    """Return counts over a whole store: calls, failed ones, attempts, tokens written."""
+    query = "SELECT count(*), count(error), sum(n_attempts), sum(n_generated_tokens) FROM summaries"
+    row = store._db.execute(query).fetchone()
+    names = ("calls", "failed", "attempts", "generated_tokens")
+    return {name: value or 0 for name, value in zip(names, row, strict=True)}
+
+
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
     """Give a folder that every user may pass through, unlike pytest's own."""

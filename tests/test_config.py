@@ -65,7 +65,7 @@ def test_a_missing_setting_is_named(tmp_path: Path) -> None:
 
 def test_an_unknown_kind_is_named_with_the_known_ones(tmp_path: Path) -> None:
     (problem,) = problems(tmp_path, good(data={"kind": "minds"}))
-    assert problem.startswith("data: found {'kind': 'minds'}")
+    assert problem.startswith("data.kind: found 'minds', expected one of 'folder'")
     assert "'mind'" in problem
     assert "'synthetic'" in problem
 

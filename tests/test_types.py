@@ -7,11 +7,10 @@ import dataclasses
 import pytest
 
 from trsr import types
-from trsr.types import Block, History, Interaction, Item, PreferenceSummary, RankedItem, RankingExample
+from trsr.types import Block, History, Item, PreferenceSummary, RankedItem, RankingExample
 
 VALUES = [
     Item("i", {"title": "Lamp"}),
-    Interaction("u", "i", 0),
     History("u", ("i", "j")),
     Block(0, 0, ("i",), complete=False),
     PreferenceSummary("u", "Likes lamps.", "counted", 2),

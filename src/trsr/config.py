@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trsr.data.import_config import ImportConfig
-from trsr.data.protocols import ImpressionsProtocol, SampledProtocol, TemporalProtocol
+from trsr.data.protocols import ProtocolConfig, SampledProtocol
 from trsr.data.synthetic import SyntheticConfig
 from trsr.errors import ConfigError
 from trsr.llm.engines import EngineConfig, TransformersEngine
@@ -59,9 +59,7 @@ class RunConfig(_Part):
     """Stands in the report."""
     seed: int = Field(default=0, ge=0)
     data: Annotated[FolderData | SyntheticConfig | ImportConfig, Field(discriminator="kind")]
-    protocol: Annotated[
-        SampledProtocol | ImpressionsProtocol | TemporalProtocol, Field(discriminator="kind")
-    ] = SampledProtocol()
+    protocol: ProtocolConfig = SampledProtocol()
     summary: SummaryConfig = SummaryConfig()
     engine: EngineConfig = TransformersEngine()
     """Writes the summaries."""
@@ -160,6 +158,9 @@ def validation_sentences(error: ValidationError) -> Iterable[str]:
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             yield f"{where}: there is no such setting; check the spelling."
+        elif problem["type"] == "union_tag_invalid":
+            found, known = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
+            yield f"{where}.kind: found {_short(found)}, expected one of {known}."
         elif problem["type"] == "union_tag_not_found":
             yield f"{where}.kind: is missing; give it a value."
         elif problem["type"] == "missing":

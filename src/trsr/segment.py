@@ -31,7 +31,7 @@ class TokenSegmentation(BaseModel):
 
     kind: Literal["tokens"] = "tokens"
     max_block_tokens: int = Field(default=256, ge=1)
-    """Tokens of item text in a block, counted with the summariser's tokenizer."""
+    """Tokens of item text in a block, as `n_tokens` counts them; runs count words (`pipeline.workbench`)."""
     max_block_size: int = Field(default=20, ge=1)
     """Items in a block at most, so that many tiny items still become several blocks."""
 

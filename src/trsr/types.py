@@ -23,16 +23,6 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Interaction:
-    """One event: a user met an item at a position of their history (0 = oldest)."""
-
-    user_id: str
-    item_id: str
-    position: int
-    timestamp: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class History:
     """A user's items, oldest first; `timestamps` (UTC) is as long as `item_ids`, or None."""
 

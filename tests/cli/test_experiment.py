@@ -94,6 +94,22 @@ def test_evaluate_makes_metrics_and_report_anew(trsr: Trsr, run: Path) -> None:
     assert (run / "report.html").exists()
 
 
+def test_a_report_made_anew_names_every_command_and_what_differed(trsr: Trsr, run: Path) -> None:
+    (first,) = json.loads((run / "env.json").read_text())
+    (run / "env.json").write_text(json.dumps([first | {"commit": "0123456789ab"}]))
+    assert trsr("evaluate", run).code == 0
+    report = (run / "report.md").read_text()
+    assert f"```sh\n{first['command']}\ntrsr evaluate {run}\n```" in report
+    assert "made in 2 sittings that differ in commit, versions or machine" in report
+    assert "0123456789ab" in report
+
+
+def test_printing_a_finished_run_writes_nothing(trsr: Trsr, config_file: Path, run: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert trsr("run", config_file, "--out", run).code == 0
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
 def test_evaluate_without_scores_says_what_to_do(trsr: Trsr, tmp_path: Path) -> None:
     assert_one_sentence(trsr("evaluate", tmp_path), "scores.parquet", "trsr run")
 
@@ -101,8 +117,10 @@ def test_evaluate_without_scores_says_what_to_do(trsr: Trsr, tmp_path: Path) -> 
 def test_another_configuration_is_refused_with_the_difference(
     trsr: Trsr, config_file: Path, run: Path
 ) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     answer = trsr("run", config_file, "--out", run, "--set", "prompt.n_recent=3", "--set", "seed=8")
     assert_one_sentence(answer, "prompt.n_recent: 2 -> 3", "seed: 7 -> 8", "--out")
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
 def test_a_configuration_that_is_not_there_is_one_sentence(trsr: Trsr, tmp_path: Path) -> None:
@@ -123,11 +141,25 @@ def test_every_mistake_of_a_configuration_is_reported(trsr: Trsr, config_file: P
     assert not (tmp_path / "r").exists()
 
 
-def test_an_unknown_model_is_one_sentence(trsr: Trsr, config_file: Path, tmp_path: Path) -> None:
-    change = "recommender.model=./no/such/model"
-    answer = trsr("rank", config_file, "--out", tmp_path / "r", "--dry-run", "--set", change, "--json")
+@pytest.mark.parametrize(
+    "change",
+    ["recommender.model=./no/such/model", "engine={kind: transformers, model: ./no/such/model}"],
+)
+def test_an_unknown_model_is_one_sentence_before_anything_is_made(
+    trsr: Trsr, config_file: Path, tmp_path: Path, change: str
+) -> None:
+    answer = trsr("run", config_file, "--out", tmp_path / "r", "--set", change)
+    assert_one_sentence(answer, "There is no model './no/such/model'", "smollm2-135m")
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_model_that_cannot_be_had_is_found_out_before_summaries_are_paid_for(
+    trsr: Trsr, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trsr.pipeline.stages.write_profiles", lambda *_: pytest.fail("paid"))
+    answer = trsr("run", config_file, "--out", tmp_path / "r", "--set", "recommender.model=no/such")
     assert answer.code == 2
-    assert answer.err.splitlines()[-1].startswith("Error: There is no model './no/such/model'")
+    assert answer.err.splitlines()[-1].startswith("Error: The model 'no/such' (revision main) is not cached")
     assert "Traceback" not in answer.err
 
 
@@ -146,12 +178,14 @@ def test_an_unknown_device_or_precision_is_one_sentence(
 
 
 def test_a_model_whose_answers_are_several_tokens_is_one_sentence(
-    trsr: Trsr, config_file: Path, tmp_path: Path, two_token_model: Path
+    trsr: Trsr, config_file: Path, tmp_path: Path, two_token_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("trsr.pipeline.stages.write_profiles", lambda *_: pytest.fail("paid"))
     change = f"recommender.model={two_token_model}"
-    answer = trsr("rank", config_file, "--out", tmp_path / "r", "--set", change, "--dry-run")
-    assert answer.code == 2
-    assert "The answer 'yes' is 3 tokens for this model, one is needed" in answer.err.splitlines()[-1]
+    for command in (("rank", "--dry-run"), ("run",)):
+        answer = trsr(*command, config_file, "--out", tmp_path / "r", "--set", change)
+        assert answer.code == 2
+        assert "The answer 'yes' is 3 tokens for this model, one is needed" in answer.err.splitlines()[-1]
 
 
 def test_a_changed_template_is_refused(trsr: Trsr, tiny_model: Path, run: Path, config_file: Path) -> None:
@@ -174,7 +208,9 @@ def test_a_full_disk_and_a_read_only_folder_are_one_sentence(trsr: Trsr, config_
         with full_disk():
             assert_one_sentence(trsr("run", config, "--out", folder / "full"), "cannot be written", "space")
         with read_only(folder):
-            assert_one_sentence(trsr("run", config, "--out", folder / "locked"), "cannot be written")
+            no_model = ("--set", "train=null", "--set", "rankers=[bm25]", "--set", "summary.method=none")
+            answer = trsr("run", config, "--out", folder / "locked", *no_model)
+            assert_one_sentence(answer, "cannot be written")
 
 
 def test_a_file_in_the_place_of_the_run_folder_is_one_sentence(

@@ -18,11 +18,12 @@ def test_columns_are_found_by_usual_names_in_any_case_and_in_order_of_preference
 
 def test_a_missing_column_says_what_was_sought_and_what_is_there() -> None:
     with pytest.raises(
-        DataError, match=r"news.csv has no column for the user id \(looked for user_id.*found a, b\)"
+        DataError,
+        match=r"news.csv has no column for the user id \(looked for user_id.*found a, b\); check that",
     ):
         columns.require_column("news.csv", ["__row__", "a", "b"], "user id", columns.USER_ID)
-    with pytest.raises(DataError, match=r"looked for 'who'"):
-        columns.require_column("news.csv", ["user_id"], "user id", columns.USER_ID, "who")
+    with pytest.raises(DataError, match=r"looked for 'who'; found user_id\); name one with --user-id\.$"):
+        columns.require_column("news.csv", ["user_id"], "user id", columns.USER_ID, "who", "--user-id")
 
 
 def test_text_fields_are_all_but_ids_and_addresses() -> None:
@@ -78,6 +79,9 @@ NOON = datetime(2019, 11, 12, 12, 0, 1, tzinfo=UTC)
         ("yesterday", None),
         ("inf", None),
         ("1e300", None),
+        ("-62135596800", datetime(1, 1, 1, tzinfo=UTC)),
+        ("-62135596801", None),
+        ("1e21", None),
         ("", None),
         (None, None),
     ],

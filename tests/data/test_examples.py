@@ -134,6 +134,21 @@ def test_sampled_can_keep_the_newest_part_of_long_histories_and_never_draws_the_
     assert splits.counts["users_truncated"] == 6
 
 
+def test_a_user_with_one_event_is_left_out_and_counted(tmp_path: Path) -> None:
+    users = random_users(0, 30, 60, times=True, longest=9)
+    single: Rows = [(f"single{u}", ["i1"], [START + timedelta(minutes=u)]) for u in range(12)]
+    data = make(tmp_path / "d", [*users, *single])
+    sampled = SampledProtocol(min_history=1, max_history=10, n_valid=2, n_test=4)
+    temporal = TemporalProtocol(kind="temporal", min_history=1)
+    for splits in (build_examples(data, sampled, seed=0), build_examples(data, temporal, seed=0)):
+        assert not [e for e in everything(splits) if e.user_id.startswith("single")]
+        left_out = splits.counts.get("users_too_short", splits.counts.get("questions_too_short"))
+        assert left_out is not None
+        assert left_out >= 12
+    with pytest.raises(DataError, match=r"Only 0 users can be used, but .*; lower these numbers"):
+        build_examples(make(tmp_path / "e", single), sampled, seed=0)
+
+
 def test_items_without_text_are_left_out_and_counted(tmp_path: Path) -> None:
     users: Rows = [(f"u{u}", [*(f"i{i}" for i in range(u, u + 6)), "i50"], None) for u in range(8)]
     data = make(tmp_path / "d", users, textless=("i3", "i50"))

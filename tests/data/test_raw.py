@@ -6,7 +6,7 @@ import csv
 import gzip
 import io
 import json
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trsr.data import rawlines
+from trsr.data.columns import parse_times
 from trsr.data.rawcsv import split_records
 from trsr.data.rawtables import RAW, ROW, read_frames
 from trsr.errors import DataError
@@ -128,6 +129,8 @@ def test_a_headerless_file_needs_a_name_for_every_column(tmp_path: Path) -> None
     assert read(file, columns=["id", "a", "b"]).select("id", "b").rows() == [("1", "y")]
     with pytest.raises(DataError, match="3 columns but 2 names"):
         read(file, columns=["id", "a"])
+    first_goes_on = write(tmp_path / "a.csv", '1,"x\ny",z\n')
+    assert read(first_goes_on, columns=["id", "a", "b"]).select("a", "b").rows() == [("x\ny", "z")]
     with pytest.raises(DataError, match="its own column names"):
         read(write(tmp_path / "a.jsonl", "{}"), columns=["id"])
 
@@ -177,15 +180,40 @@ def test_parquet_columns_become_text(tmp_path: Path) -> None:
             "when": [datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC)] * 2,
             "items": [[1, 2], []],
             "s": [{"k": 1}, None],
+            "day": [date(2020, 2, 29), None],
+            "span": [timedelta(days=1), None],
+            "levels": [[["a"], ["b", None]], None],
+            "grid": pl.Series([[[1, 2], [3, 4]]] * 2, dtype=pl.Array(pl.Int8, (2, 2))),
         }
     )
     frame.write_parquet(tmp_path / "a.parquet")
     table = read(tmp_path / "a.parquet")
+    moment, grid = "1970-01-01 00:00:01.000000+00:00", ["1", "2", "3", "4"]
     assert table.drop(RAW).rows() == [
-        (1, "1", "3", "1000000", ["1", "2"], '{"k": 1}'),
-        (2, "2", None, "1000000", [], None),
+        (1, "1", "3", moment, ["1", "2"], '{"k": 1}', "2020-02-29", "P1D", ["a", "b", None], grid),
+        (2, "2", None, moment, [], None, None, None, None, grid),
     ]
-    assert '"id":1' in table[RAW][0]
+    assert '"id":"1"' in table[RAW][0]
+    assert parse_times(table["when"]).to_list() == frame["when"].to_list()
+
+
+def test_bytes_in_parquet_are_text_where_they_are_utf8_and_refused_elsewhere(tmp_path: Path) -> None:
+    frame = pl.DataFrame(
+        {
+            "id": [b"a", b"b", b"\xff", None, b"c"],
+            "tags": [[b"x", None], None, [b"x"], [], [b"y", b"caf\xe9"]],
+        }
+    )
+    frame.write_parquet(tmp_path / "a.parquet")
+    refused = Refused()
+    table = read(tmp_path / "a.parquet", refused)
+    assert table.select(ROW, "id", "tags").rows() == [
+        (1, "a", ["x", None]),
+        (2, "b", None),
+        (4, None, []),
+    ]
+    assert [(row, reason) for row, _, reason in refused] == [(3, "not UTF-8"), (5, "not UTF-8")]
+    assert "caf\\\\xe9" in refused[1][1]
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl"])
@@ -207,6 +235,7 @@ def test_files_that_cannot_be_used_are_one_sentence(tmp_path: Path) -> None:
         write(tmp_path / "b.csv", b"\xff\xfe\n1\n"): "no readable header",
         write(tmp_path / "c.csv", "id,id\n1,2\n"): "twice",
         write(tmp_path / "d.csv", "\nid\n"): "no readable header",
+        write(tmp_path / "e.csv", 'id,"text\n1,x\n'): "broken quote in its header line",
     }.items():
         with pytest.raises(DataError, match=words):
             read(file)

@@ -118,14 +118,18 @@ def test_named_fields_decide_what_is_text(tmp_path: Path, items: Path) -> None:
         (ITEMS, "who,item_id\nu,a\n", {}, "events.csv has no column for the user id"),
         (ITEMS, "user_id,what\nu,a\n", {}, "events.csv has no column for the item id or list of items"),
         (ITEMS, EVENTS, {"text_fields": ["body"]}, "items.csv has no column for the text field body"),
+        (ITEMS, EVENTS, {"text_fields": []}, "items.csv: no text field was named"),
+        (ITEMS, EVENTS, {"text_fields": ["title", "title"]}, "text field 'title' was named twice"),
+        (ITEMS, EVENTS, {"text_fields": ["item_id"]}, "ids are never text"),
+        (ITEMS, EVENTS, {"category_fields": ["url"]}, "category field 'url' is none of the text fields"),
         (ITEMS, EVENTS, {"timestamp": "when"}, "events.csv has no column for the time"),
         (ITEMS, EVENTS, {"item_list": "list"}, "events.csv has no column for the list of items"),
         ("item_id\na\n", EVENTS, {}, "no column that looks like text"),
         ("", EVENTS, {}, "items.csv is empty"),
         (ITEMS, "", {}, "events.csv is empty"),
-        ("item_id,title\n", EVENTS, {}, "No item could be read"),
+        ("item_id,title\n", EVENTS, {}, r"No item could be read \(4 rows .*4 for 'events.csv: unknown item'"),
         (ITEMS, "user_id,item_id\n", {}, "No event could be read"),
-        (ITEMS, "user_id,item_id\nu,z\n", {}, "1 for 'unknown item'"),
+        (ITEMS, "user_id,item_id\nu,z\n", {}, "1 for 'events.csv: unknown item'"),
     ],
 )
 def test_tables_that_cannot_be_used_are_one_sentence(
@@ -135,6 +139,32 @@ def test_tables_that_cannot_be_used_are_one_sentence(
     with pytest.raises(DataError, match=words):
         import_table(*files, tmp_path / "out", **options)  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("events", "options", "option"),
+    [
+        ("who,item_id\n", {}, "--user-id"),
+        (EVENTS, {"user_id": "who"}, "--user-id"),
+        ("user_id,what\n", {}, "--event-item-id or --item-list"),
+        (EVENTS, {"item_id": "what"}, "--item-id"),
+        (EVENTS, {"timestamp": "when"}, "--timestamp"),
+    ],
+)
+def test_a_missing_column_says_by_which_option_to_name_it(
+    tmp_path: Path, items: Path, events: str, options: dict[str, str], option: str
+) -> None:
+    file = put(tmp_path / "events.csv", events + "u,a\n")
+    with pytest.raises(DataError, match=rf"found .*; name one with {option}\.$"):
+        import_table(items, file, tmp_path / "out", **options)  # type: ignore[arg-type]
+
+
+def test_a_text_field_may_have_any_name(tmp_path: Path) -> None:
+    items = put(tmp_path / "items.csv", "item_id,hash,first_hash\na,Lamp,x\na,Lamp,x\na,Rug,x\n")
+    events = put(tmp_path / "events.csv", "user_id,item_id\nu,a\n")
+    data = import_table(items, events, tmp_path / "out")
+    assert dict(data.catalogue()["a"].fields) == {"hash": "Lamp", "first_hash": "x"}
+    assert (data.info.counts["repeated_items"], data.info.counts["rejects"]) == (1, 1)
 
 
 def test_nothing_is_lost_between_bad_rows(tmp_path: Path) -> None:

@@ -115,6 +115,18 @@ def test_what_a_killed_import_left_is_removed_by_the_next_one(tmp_path: Path) ->
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
 
 
+def test_an_old_dataset_that_a_killed_import_moved_away_is_removed_only_when_there_is_a_newer_one(
+    tmp_path: Path,
+) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    old = make(tmp_path / "d").path.rename(tmp_path / f".d.old-{dead.pid}-00000000")
+    make(tmp_path / "d")
+    assert old.is_dir(), "while it was made, the old dataset was the only one"
+    make(tmp_path / "d", overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["d"]
+
+
 def test_overwrite_never_replaces_a_folder_that_is_no_dataset(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(DataError, match="left alone"):
@@ -159,7 +171,7 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
 
 def test_a_dataset_without_events_is_refused_with_the_reason(tmp_path: Path) -> None:
     refused = pl.DataFrame({"file": ["e.csv"], "row": [2], "reason": ["unknown item"], "raw": ["x"]})
-    with pytest.raises(DataError, match=r"No event could be read.*1 for 'unknown item'"):
+    with pytest.raises(DataError, match=r"No event could be read.*1 for 'e.csv: unknown item'"):
         write_dataset(
             tmp_path / "d",
             name="n",
@@ -191,6 +203,13 @@ def test_open_says_what_is_wrong(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="is damaged"):
             Dataset.open(folder)
     (folder / "dataset.json").write_text(json.dumps(info))
+    ITEMS.select("item_id", title=pl.lit(3)).write_parquet(folder / "items.parquet")
+    with pytest.raises(DataError, match=r"items.parquet has no column 'brand' of the type String"):
+        Dataset.open(folder)
+    (folder / "items.parquet").write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(DataError, match=r"items.parquet is damaged \(.*\); import again"):
+        Dataset.open(folder)
     (folder / "events.parquet").unlink()
-    with pytest.raises(DataError, match=r"lacks events.parquet"):
+    (folder / "items.parquet").unlink()
+    with pytest.raises(DataError, match=r"lacks items.parquet"):
         Dataset.open(folder)

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from trsr.errors import OutputError
-from trsr.evaluate.report import (
+from trsr.evaluate.context import (
     ExampleBlock,
     ExampleCandidate,
     ExampleUser,
     ReportContext,
     StageCost,
     TrainingRow,
-    write_report,
 )
+from trsr.evaluate.report import write_report
 from trsr.evaluate.views import stands_apart
 
 HOSTILE = (
@@ -165,6 +165,14 @@ def test_a_value_is_marked_only_where_its_interval_stands_apart(tmp_path: Path, 
     assert "overlaps with that of bm25" in markdown
 
 
+def test_a_best_ranker_that_only_chance_touches_is_said_to_be_near_chance(tmp_path: Path) -> None:
+    metrics = make_metrics()
+    for name, value in (("llm", 0.15), ("bm25", 0.09), ("random", 0.08)):
+        metrics["rankers"][name]["recall@3"] = entry(value, 0.01)
+    markdown, _ = write(tmp_path, metrics)
+    assert "overlaps with no other, but it does not lie beyond chance" in markdown
+
+
 def test_standing_apart_needs_more_than_the_best_value() -> None:
     rankers = {"a": {"logloss": entry(0.2, 0.01)}, "b": {"logloss": entry(0.3, 0.01)}}
     assert stands_apart(rankers, "logloss", 0.25) == "a"
@@ -260,5 +268,5 @@ def test_plots_take_their_colours_from_the_page(reports: list[str]) -> None:
 
 def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OutputError, match="report cannot be written"):
+    with pytest.raises(OutputError, match=r"report\.md cannot be written"):
         write(tmp_path / "file")

@@ -1,127 +1,92 @@
-"""A packed group gives every token what it would get in a sequence of its own."""
+"""A packed sequence holds every token once, at its own position, and says exactly what each may see."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from peft import LoraConfig, get_peft_model
 
-from trsr.llm import shared_attention
-from trsr.llm.adapter import quiet_peft
-from trsr.llm.base import LabelTokens, ScoringGroup
-from trsr.llm.packing import pack, packed_margins
-from trsr.llm.transformers import load_causal_lm
+from trsr.llm.packing import Packed, Part, PrefixKV, Segment, pack
 
-LABELS = LabelTokens(5, 9)
-GROUP = ScoringGroup(tuple(range(20, 37)), ((40, 41, 42), (50,), (60, 61, 62, 63, 64), (40, 41)))
+PART = Part(tuple(range(20, 37)), ((40, 41, 42), (50,), (60, 61, 62, 63, 64), (40, 41)))
 
 tokens = st.lists(st.integers(0, 99), min_size=1, max_size=6).map(tuple)
-groups = st.builds(
-    ScoringGroup,
+parts = st.builds(
+    Part,
     st.lists(st.integers(0, 99), max_size=8).map(tuple),
     st.lists(tokens, min_size=1, max_size=5).map(tuple),
+    st.sampled_from([None, PrefixKV()]),
 )
+row_widths = st.sampled_from([1, 4, 128])
 
 
-@pytest.fixture(scope="module", params=["base", "adapter", "shared base", "shared adapter"])
-def model(request: pytest.FixtureRequest, tiny_model: Path) -> Any:
-    """The tiny model in float32, by mask or shared attention, with and without a LoRA adapter."""
-    shared = request.param.startswith("shared")
-    base = load_causal_lm(str(tiny_model), dtype="float32", device="cpu", shared_prefix=shared)
-    assert (base.config._attn_implementation == shared_attention.NAME) == shared
-    if request.param.endswith("base"):
-        return base
-    torch.manual_seed(0)
-    with quiet_peft():
-        lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-        return get_peft_model(base, lora).eval()
+def seen_by(packed: Packed, segment: Segment, row: int, column: int, window: int | None) -> list[int]:
+    """Return the positions that the token at a place of the rows may see, -1 for a stranger's."""
+    mask = segment.mask(window)[row, column]
+    prefix = torch.arange(segment.n_prefix)[mask[: segment.n_prefix]].tolist()
+    own = []
+    for other in torch.nonzero(mask[segment.n_prefix :])[:, 0].tolist():
+        related = segment.owners[row, other] == segment.owners[row, column]
+        own.append(int(packed.positions[0, segment.rows[row, other]]) if related else -1)
+    return [*prefix, *own]
 
 
-def margins_of(model: Any, group: ScoringGroup) -> torch.Tensor:
-    with torch.inference_mode():
-        return packed_margins(model, pack(group), LABELS)
-
-
-def margins_one_by_one(model: Any, prefix: Sequence[int], suffixes: Sequence[Sequence[int]]) -> torch.Tensor:
-    """The plain way: each prompt as a sequence of its own, without mask or positions."""
-    found = []
-    for suffix in suffixes:
-        with torch.inference_mode():
-            logits = model(input_ids=torch.tensor([[*prefix, *suffix]])).logits[0, -1].float()
-        found.append(logits[LABELS.positive] - logits[LABELS.negative])
-    return torch.stack(found)
-
-
-def test_an_adapter_changes_the_margins(model: Any) -> None:
-    if hasattr(model, "disable_adapter"):
-        with model.disable_adapter():
-            plain = margins_of(model, GROUP)
-        assert (margins_of(model, GROUP) - plain).abs().max() > 0.1
-
-
-def test_packed_margins_equal_those_of_one_candidate_at_a_time(model: Any) -> None:
-    alone = margins_one_by_one(model, GROUP.prefix, GROUP.suffixes)
-    torch.testing.assert_close(margins_of(model, GROUP), alone, rtol=0, atol=1e-4)
-    assert alone.std() > 0.1, "the model tells these candidates apart, so the comparison can fail"
-
-
-def test_a_group_without_prefix_is_scored_too(model: Any) -> None:
-    alone = margins_one_by_one(model, (), GROUP.suffixes)
-    torch.testing.assert_close(margins_of(model, ScoringGroup((), GROUP.suffixes)), alone, rtol=0, atol=1e-4)
-
-
-def test_a_candidate_cannot_see_another(model: Any) -> None:
-    before = margins_of(model, GROUP)
-    for changed in range(len(GROUP.suffixes)):
-        suffixes = list(GROUP.suffixes)
-        suffixes[changed] = tuple(token + 17 for token in suffixes[changed])
-        after = margins_of(model, ScoringGroup(GROUP.prefix, tuple(suffixes)))
-        others = [i for i in range(len(suffixes)) if i != changed]
-        torch.testing.assert_close(after[others], before[others], rtol=0, atol=1e-5)
-        assert abs(after[changed] - before[changed]) > 1e-2
-
-
-def test_permuting_suffixes_permutes_margins(model: Any) -> None:
-    order = [2, 0, 3, 1]
-    turned = ScoringGroup(GROUP.prefix, tuple(GROUP.suffixes[i] for i in order))
-    torch.testing.assert_close(margins_of(model, turned), margins_of(model, GROUP)[order], rtol=0, atol=1e-5)
-
-
-def test_margins_are_float32_in_a_bfloat16_model(tiny_model: Path) -> None:
-    model = load_causal_lm(str(tiny_model), dtype="bfloat16", device="cpu")
-    assert margins_of(model, GROUP).dtype is torch.float32
-
-
-@given(groups)
-def test_the_layout_holds_every_token_once_and_in_order(group: ScoringGroup) -> None:
-    packed = pack(group)
-    flat = [*group.prefix, *(token for suffix in group.suffixes for token in suffix)]
+@given(st.lists(parts, min_size=1, max_size=3), row_widths)
+def test_every_token_that_is_not_known_stands_once_and_in_order(few: list[Part], width: int) -> None:
+    packed = pack(few, width)
+    flat: list[int] = []
+    for part in few:
+        flat += [] if part.known is not None else part.prefix
+        flat += [token for suffix in part.suffixes for token in suffix]
     assert packed.tokens.tolist() == [flat]
-    assert packed.tokens[0, packed.answers].tolist() == [suffix[-1] for suffix in group.suffixes]
+    assert len(flat) == sum(part.n_tokens for part in few)
+    last = [suffix[-1] for part in few for suffix in part.suffixes]
+    assert packed.tokens[0, packed.answers].tolist() == last
+    assert packed.counts == tuple(len(part.suffixes) for part in few)
 
 
-@given(groups)
-def test_a_row_sees_its_own_sequence_so_far_and_nothing_else(group: ScoringGroup) -> None:
-    packed = pack(group)
-    for answer, suffix in zip(packed.answers.tolist(), group.suffixes, strict=True):
-        seen = packed.mask[0, 0, answer]
-        assert packed.tokens[0, seen].tolist() == [*group.prefix, *suffix]
-        assert packed.positions[0, seen].tolist() == list(range(len(group.prefix) + len(suffix)))
-    upper = torch.triu(packed.mask[0, 0], diagonal=1)
-    assert not upper.any()
+@given(st.lists(parts, min_size=1, max_size=3), row_widths, st.sampled_from([None, 1, 3, 50]))
+def test_a_suffix_token_sees_its_own_sequence_so_far_and_nothing_else(
+    few: list[Part], width: int, window: int | None
+) -> None:
+    packed = pack(few, width)
+    for part, segment in zip(few, packed.segments, strict=True):
+        flat = segment.owners.flatten()[segment.order]
+        expected = [number for number, suffix in enumerate(part.suffixes) for _ in suffix]
+        assert flat.tolist() == expected
+        for row, column in torch.nonzero(segment.owners >= 0).tolist():
+            position = int(packed.positions[0, segment.rows[row, column]])
+            first = 0 if window is None else max(0, position - window + 1)
+            assert seen_by(packed, segment, row, column, window) == list(range(first, position + 1))
+
+
+@given(st.lists(parts, min_size=1, max_size=3), row_widths)
+def test_filling_sees_something_so_that_its_softmax_is_finite(few: list[Part], width: int) -> None:
+    for segment in pack(few, width).segments:
+        assert segment.mask(None).any(dim=2).all()
+
+
+@given(st.lists(tokens, min_size=1, max_size=12).map(tuple))
+def test_rows_are_not_wider_than_asked_unless_a_suffix_is(suffixes: tuple[tuple[int, ...], ...]) -> None:
+    (segment,) = pack([Part((1, 2), suffixes)], 8).segments
+    assert segment.rows.shape[1] <= max(8, *map(len, suffixes))
+    filled = int((segment.owners >= 0).sum())
+    assert filled == sum(map(len, suffixes))
 
 
 def test_a_suffix_without_tokens_is_refused() -> None:
     with pytest.raises(ValueError, match="no answer position"):
-        pack(ScoringGroup((1, 2), ((3,), ())))
+        pack([Part((1, 2), ((3,), ()))])
 
 
-def test_a_layout_can_be_moved() -> None:
-    packed = pack(GROUP).to(torch.device("meta"))
-    assert {packed.tokens.device.type, packed.mask.device.type, packed.answers.device.type} == {"meta"}
+def test_a_packed_sequence_can_be_moved() -> None:
+    packed = pack([PART]).to(torch.device("meta"))
+    (segment,) = packed.segments
+    tensors = (packed.tokens, packed.positions, packed.answers, segment.rows, segment.owners, segment.order)
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+
+
+def test_a_known_prefix_says_how_much_memory_it_holds() -> None:
+    known = PrefixKV({0: (torch.zeros(1, 2, 5, 4), torch.zeros(1, 2, 5, 4, dtype=torch.bfloat16))})
+    assert known.n_bytes == 40 * 4 + 40 * 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,38 @@ def open_run(path: Path, **settings: Any) -> RunFolder:
     return RunFolder(path, config(**settings), "trsr run test.yaml")
 
 
-def test_a_new_folder_gets_the_whole_configuration_and_the_environment(tmp_path: Path) -> None:
+def test_a_new_folder_gets_the_whole_configuration(tmp_path: Path) -> None:
     open_run(tmp_path / "deep" / "run", seed=7)
     text = (tmp_path / "deep" / "run" / "config.yaml").read_text(encoding="utf-8")
     assert RunConfig.model_validate(yaml.safe_load(text)) == config(seed=7)
-    env = json.loads((tmp_path / "deep" / "run" / "env.json").read_text(encoding="utf-8"))
-    assert env["command"] == "trsr run test.yaml"
-    assert env["versions"]["polars"]
+
+
+def test_every_process_that_works_on_a_run_is_kept_the_first_one_first(tmp_path: Path) -> None:
+    first = RunFolder(tmp_path, config(), "trsr train test.yaml")
+    assert first.sittings() == []
+    first.begin()
+    first.begin()
+    later = RunFolder(tmp_path, config(), "trsr run test.yaml")
+    assert [sitting["command"] for sitting in later.sittings()] == ["trsr train test.yaml"]
+    later.begin()
+    sittings = json.loads((tmp_path / "env.json").read_text(encoding="utf-8"))
+    assert [sitting["command"] for sitting in sittings] == ["trsr train test.yaml", "trsr run test.yaml"]
+    for sitting in sittings:
+        assert datetime.fromisoformat(sitting["started"]).tzinfo is not None
+        assert sitting["versions"]["polars"]
+        assert set(environment()) <= set(sitting)
+
+
+def test_an_older_run_that_kept_its_last_process_only_has_one_sitting(tmp_path: Path) -> None:
+    folder = open_run(tmp_path)
+    old = {"command": "trsr run old.yaml", "commit": "abc", "versions": {}, "python": "3.11.7"}
+    (tmp_path / "env.json").write_text(json.dumps(old))
+    assert folder.sittings() == [old]
+    folder.begin()
+    assert [sitting["command"] for sitting in folder.sittings()] == [
+        "trsr run old.yaml",
+        "trsr run test.yaml",
+    ]
 
 
 def test_the_same_configuration_opens_the_folder_again(tmp_path: Path) -> None:

@@ -25,6 +25,3 @@ def test_a_terminal_sees_name_count_and_note_on_standard_error(
     assert out == ""
     for text in ("Working", "1/2", "halfway"):
         assert text in err
-    with bar("Working", visible=False) as shown:
-        shown.update(1, 2)
-    assert capsys.readouterr().err == ""

@@ -15,6 +15,7 @@ import yaml
 from conftest import tiny_run
 
 from trsr.config import load_config
+from trsr.data.synthetic import SyntheticConfig, generate
 from trsr.errors import RunMismatchError
 from trsr.llm.adapter import read_adapter_info
 from trsr.pipeline import stages
@@ -163,6 +164,8 @@ def test_a_run_can_be_made_stage_by_stage(config_file: Path, tmp_path: Path) -> 
     assert not (tmp_path / "r" / "summaries.sqlite").exists()
     run_stages(open_bench(config_file, tmp_path / "r"), "summarize", said.append)
     assert [line.split(":")[0] for line in said] == ["data", "examples", "summarize"]
+    run_stages(open_bench(config_file, tmp_path / "r"), "summarize", said.append)
+    assert len(open_bench(config_file, tmp_path / "r").folder.sittings()) == 2, "the last one found no work"
 
 
 def test_known_summaries_are_not_asked_for_again(config_file: Path, copy: Path) -> None:
@@ -242,6 +245,20 @@ def test_a_dataset_folder_is_taken_as_it_is(small: Bench, tmp_path: Path) -> Non
     assert (tmp_path / "second" / "scores.parquet").read_bytes() == (
         tmp_path / "first" / "scores.parquet"
     ).read_bytes()
+
+
+def test_a_run_whose_dataset_was_changed_meanwhile_is_refused(small: Bench, tmp_path: Path) -> None:
+    data = tmp_path / "made" / "data"
+    run_stages(small("made"), "data")
+    run_stages(small("run", data={"kind": "folder", "path": str(data)}), "examples")
+    before = (tmp_path / "run" / "stages.json").read_bytes()
+    generate(SyntheticConfig(n_users=50, n_items=250), data, overwrite=True)
+    bench = small("run", data={"kind": "folder", "path": str(data)})
+    with pytest.raises(
+        RunMismatchError, match=r"The dataset in .* was changed after .*run had begun with it"
+    ):
+        run_stages(bench)
+    assert (tmp_path / "run" / "stages.json").read_bytes() == before
 
 
 def test_a_folder_of_another_configuration_is_refused_with_the_difference(

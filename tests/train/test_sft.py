@@ -17,11 +17,11 @@ from transformers import Trainer
 from trsr.errors import ModelError, OutputError
 from trsr.llm.adapter import quiet_peft
 from trsr.llm.base import LabelTokens, ScoringGroup
-from trsr.llm.packing import pack, packed_margins
 from trsr.llm.transformers import load_causal_lm
+from trsr.rank.shared_prefix import SharedPrefixScorer
 from trsr.train import sft
 from trsr.train.config import LoraConfig, TrainConfig
-from trsr.train.dataset import TrainingGroup
+from trsr.train.dataset import EpochGroups, TrainingGroup
 from trsr.train.sft import TrainingReport, train
 
 ANSWERS = LabelTokens(5, 9)
@@ -42,6 +42,11 @@ def toy_groups(n: int, seed: int) -> list[TrainingGroup]:
     return groups
 
 
+def other_users(epoch: int) -> list[TrainingGroup]:
+    """Fresh groups for each epoch, so that a restart in the wrong one shows."""
+    return toy_groups(14, 100 + epoch)
+
+
 GROUPS, VALID = toy_groups(14, 0), toy_groups(4, 1)
 # 14 users by 4: four steps an epoch, the last of two users. Dropout makes every step draw random numbers.
 CONFIG = TrainConfig(
@@ -55,7 +60,7 @@ def fine_tune(tiny_model: Path) -> Callable[..., tuple[Path, TrainingReport]]:
         folder: Path, valid: Sequence[TrainingGroup] = VALID, **changes: Any
     ) -> tuple[Path, TrainingReport]:
         return train(
-            GROUPS,
+            EpochGroups(GROUPS, other_users),
             valid,
             model=str(tiny_model),
             labels=ANSWERS,
@@ -101,8 +106,7 @@ def test_a_trained_adapter_ranks_what_it_learned_first(
     with quiet_peft():
         model = PeftModel.from_pretrained(model, best).merge_and_unload().eval()
     (group,) = toy_groups(1, 7)
-    with torch.inference_mode():
-        margins = packed_margins(model, pack(group.group), ANSWERS)
+    ((_, margins),) = SharedPrefixScorer(model).score([group.group], ANSWERS)
     assert int(margins.argmax()) == group.labels.index(1)
 
 
@@ -120,7 +124,7 @@ def test_training_twice_gives_equal_weights_and_another_seed_does_not(
     assert_equal_weights(first, again)
     assert report == same
     other, _ = train(
-        GROUPS,
+        EpochGroups(GROUPS),
         VALID,
         model=str(tiny_model),
         labels=ANSWERS,
@@ -137,6 +141,29 @@ def test_activation_checkpointing_learns_the_same(fine_tune: Run, tmp_path: Path
     for name, tensor in weights(plain).items():
         torch.testing.assert_close(weights(saving)[name], tensor, msg=name)
     assert any(tensor.abs().sum() > 0 for name, tensor in weights(plain).items() if "lora_B" in name)
+
+
+def test_users_read_together_teach_the_same_as_one_by_one(fine_tune: Run, tmp_path: Path) -> None:
+    one, _ = fine_tune(tmp_path / "a", epochs=1, lora=LoraConfig(r=4))
+    two, _ = fine_tune(tmp_path / "b", epochs=1, lora=LoraConfig(r=4), micro_batch_size=2)
+    for name, tensor in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_each_epoch_reads_its_own_groups(tiny_model: Path, tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def renew(epoch: int) -> list[TrainingGroup]:
+        asked.append(epoch)
+        return other_users(epoch)
+
+    config = CONFIG.model_copy(update={"epochs": 3})
+    groups = EpochGroups(GROUPS, renew)
+    train(
+        groups, [], model=str(tiny_model), labels=ANSWERS, config=config, checkpoints=tmp_path / "c", seed=3
+    )
+    assert asked == [1, 2]
+    assert groups[0] == other_users(2)[0]
 
 
 class Killed(BaseException):
@@ -159,7 +186,13 @@ def kill_at_call(monkeypatch: pytest.MonkeyPatch, place: Any, name: str, number:
 def unbroken(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainingReport]:
     folder = tmp_path_factory.mktemp("unbroken")
     return train(
-        GROUPS, VALID, model=str(tiny_model), labels=ANSWERS, config=CONFIG, checkpoints=folder, seed=3
+        EpochGroups(GROUPS, other_users),
+        VALID,
+        model=str(tiny_model),
+        labels=ANSWERS,
+        config=CONFIG,
+        checkpoints=folder,
+        seed=3,
     )
 
 

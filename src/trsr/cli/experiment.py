@@ -24,10 +24,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 def _open(config: Path, out: Path, changes: list[str] | None) -> Workbench:
     from trsr.config import load_config
     from trsr.pipeline.folder import RunFolder
+    from trsr.pipeline.preflight import check_models
     from trsr.pipeline.workbench import Workbench
 
-    command = "trsr " + shlex.join(sys.argv[1:])
-    return Workbench(RunFolder(out, load_config(config, changes or ()), command))
+    chosen = load_config(config, changes or ())
+    if not (out / "config.yaml").exists():
+        check_models(chosen)  # a name that nobody knows must not cost a run folder
+    return Workbench(RunFolder(out, chosen, "trsr " + shlex.join(sys.argv[1:])))
 
 
 def _run(bench: Workbench, until: str) -> None:
@@ -117,10 +120,14 @@ def evaluate(
     """
     from trsr.errors import DataError
     from trsr.pipeline.evaluating import evaluate_scores
+    from trsr.pipeline.preflight import check_dataset
 
     if not (out / "scores.parquet").is_file():
         raise DataError(f"{out} holds no scores.parquet; rank first with `trsr run CONFIG --out {out}`.")
-    evaluate_scores(_open(out / "config.yaml", out, None))
+    bench = _open(out / "config.yaml", out, None)
+    check_dataset(bench)
+    bench.folder.begin()
+    evaluate_scores(bench)
     _print_metrics(out, as_json)
 
 

@@ -21,7 +21,7 @@ def summarize(
     store: Annotated[
         Path | None, typer.Option(help="Summary store; DATA/summaries.sqlite by default.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many users.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many users.")] = None,
     show: Annotated[str | None, typer.Option(help="Only this user, with every block and summary.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

@@ -13,8 +13,11 @@ import polars as pl
 from trsr.data.columns import clean_id, parse_times
 from trsr.data.rawtables import RAW, ROW
 from trsr.data.tables import TIME, DatasetWriter, Spool
+from trsr.errors import DataError
 
 RANGE_ROWS = 1_000_000  # events sorted at once
+_HASH = "__hash__"  # of an item's texts; named so as not to meet a text field
+_FIRST_HASH = "__first_hash__"
 
 
 def refuse(writer: DatasetWriter, file: str, frame: pl.DataFrame, reason: str) -> None:
@@ -53,13 +56,17 @@ class ItemCollector:
     """Takes items batch by batch; the first row of an id counts.
 
     A later row with the same text is folded (`counts["repeated_items"]`), one with another text is rejected.
+
+    Raises:
+        DataError: there is no text field, one is named twice, or one is called `item_id`.
     """
 
     def __init__(self, writer: DatasetWriter, file: str, text_fields: Sequence[str]) -> None:
+        _check_fields(file, text_fields)
         self._writer = writer
         self._file = file
         self._fields = list(text_fields)
-        self._known = pl.DataFrame(schema={"item_id": pl.String, "hash": pl.UInt64})
+        self._known = pl.DataFrame(schema={"item_id": pl.String, _HASH: pl.UInt64})
 
     @property
     def ids(self) -> pl.DataFrame:
@@ -70,20 +77,32 @@ class ItemCollector:
         """Take a batch: `item_id`, the text fields (cleaned), `ROW`, `RAW`."""
         frame = _single(frame, "item_id").with_columns(clean_id("item_id").alias("item_id"))
         frame = keep_or_refuse(self._writer, self._file, frame, pl.col("item_id").is_not_null(), "no item id")
-        frame = frame.with_columns(pl.struct(self._fields).hash().alias("hash"))
+        frame = frame.with_columns(pl.struct(self._fields).hash().alias(_HASH))
         new = frame.join(self._known, on="item_id", how="anti", maintain_order="left")
         new = new.unique("item_id", keep="first", maintain_order=True)
-        self._known = pl.concat([self._known, new.select("item_id", "hash")])
-        first = self._known.rename({"hash": "first_hash"})
+        self._known = pl.concat([self._known, new.select("item_id", _HASH)])
+        first = self._known.rename({_HASH: _FIRST_HASH})
         later = frame.join(new.select(ROW), on=ROW, how="anti", maintain_order="left").join(
             first, on="item_id", how="left", maintain_order="left"
         )
-        other = later.filter(pl.col("hash") != pl.col("first_hash"))
+        other = later.filter(pl.col(_HASH) != pl.col(_FIRST_HASH))
         refuse(self._writer, self._file, other, "item id seen before with another text")
         self._writer.counts["repeated_items"] += len(later) - len(other)
         no_text = pl.all_horizontal(pl.col(self._fields).is_null())
         self._writer.counts["items_without_text"] += int(new.select(no_text.sum()).item())
         self._writer.items.append(new.select("item_id", *self._fields))
+
+
+def _check_fields(file: str, text_fields: Sequence[str]) -> None:
+    wrong = None
+    if not text_fields:
+        wrong = "no text field was named for its items"
+    elif twice := [field for field in text_fields if list(text_fields).count(field) > 1]:
+        wrong = f"the text field {twice[0]!r} was named twice"
+    elif "item_id" in text_fields:
+        wrong = "the text field 'item_id' was named, but ids are never text"
+    if wrong:
+        raise DataError(f"{file}: {wrong}; name each column of text once.")
 
 
 class EventCollector:

@@ -42,6 +42,7 @@ CATEGORIES = (
 # Columns that are no text for a reader: ids, addresses, machine annotations.
 _NO_TEXT = re.compile(r"(^|_)(id|ids|asin|url|uri|link|image|images|entities)$|Id$|ID$|URL", re.ASCII)
 _MISSING = ("", "nan", "NaN")
+_YEARS_1_TO_9999 = (-62_135_596_800_000_000, 253_402_300_799_999_999)  # in microseconds: what Python can tell
 _TIME_FORMATS = (
     "%Y-%m-%dT%H:%M:%S%.f%#z",
     "%Y-%m-%d %H:%M:%S%.f%#z",
@@ -61,9 +62,22 @@ def find_column(columns: Sequence[str], usual: Sequence[str], named: str | None 
 
 
 def require_column(
-    file: str, columns: Sequence[str], meaning: str, usual: Sequence[str], named: str | None = None
+    file: str,
+    columns: Sequence[str],
+    meaning: str,
+    usual: Sequence[str],
+    named: str | None = None,
+    option: str | None = None,
 ) -> str:
     """Return the column with this meaning.
+
+    Args:
+        file: Name of the file, for the error.
+        columns: What the file has.
+        meaning: What is looked for, in words.
+        usual: Names it may have.
+        named: The name that the user gave, if any; then no other will do.
+        option: The option by which a user can name the column, if there is one.
 
     Raises:
         DataError: there is none; the sentence says what was looked for and what the file has.
@@ -73,8 +87,9 @@ def require_column(
         return column
     found = ", ".join(c for c in columns if not c.startswith("__")) or "none"
     looked_for = repr(named) if named is not None else ", ".join(usual)
+    advice = f"name one with {option}" if option else "check that it is the right file"
     raise DataError(
-        f"{file} has no column for the {meaning} (looked for {looked_for}; found {found}); name it."
+        f"{file} has no column for the {meaning} (looked for {looked_for}; found {found}); {advice}."
     )
 
 
@@ -139,7 +154,8 @@ def _since_1970(text: pl.Expr) -> pl.Expr:
     microseconds = (
         pl.when(size < 1e11).then(1e6).when(size < 1e14).then(1e3).when(size < 1e17).then(1.0).otherwise(1e-3)
     )
-    return (number * microseconds).round().cast(pl.Int64, strict=False).cast(TIME)
+    since = (number * microseconds).round()
+    return pl.when(since.is_between(*_YEARS_1_TO_9999)).then(since).cast(pl.Int64, strict=False).cast(TIME)
 
 
 def _written(texts: pl.Series, form: str) -> pl.Series:

@@ -12,6 +12,7 @@ from trsr.data.questions import (
     by_seed,
     divide,
     make_sampler,
+    negatives_by_split,
     newest,
     readable_events,
     readable_items,
@@ -56,11 +57,7 @@ def plan_sampled(dataset: Dataset, protocol: SampledProtocol, seed: int) -> Plan
     return Plan(
         questions,
         make_sampler(dataset, items, protocol.negatives, popularity),
-        {
-            "train": protocol.negatives.n_train,
-            "valid": protocol.negatives.n_test,
-            "test": protocol.negatives.n_test,
-        },
+        negatives_by_split(protocol.negatives),
         paper_exact=protocol.paper_exact,
         counts={
             **text_counts(dataset, items),

@@ -7,7 +7,7 @@ protocol puts them into a history, a target or a candidate list; they are counte
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
@@ -66,7 +66,7 @@ class Plan:
 
     questions: dict[Split, list[Question]]
     sampler: NegativeSampler | None
-    n_negatives: dict[Split, int | None]
+    n_negatives: Mapping[Split, int | None]
     paper_exact: bool = False
     counts: dict[str, int | float] = field(default_factory=dict)
     description: dict[str, object] = field(default_factory=dict)
@@ -154,6 +154,11 @@ def text_counts(dataset: Dataset, items: pl.DataFrame) -> dict[str, int | float]
         "events_without_text": n_events - n_readable,
         "missing_text_rate_events": (n_events - n_readable) / n_events if n_events else 0.0,
     }
+
+
+def negatives_by_split(config: NegativesConfig) -> dict[Split, int]:
+    """Return how many negatives an example of each split gets."""
+    return {"train": config.n_train, "valid": config.n_test, "test": config.n_test}
 
 
 def make_sampler(

@@ -22,11 +22,11 @@ class Record:
     fields: list[str] | None
 
 
-def split_line(text: str, separator: str, quotes: bool) -> list[str]:
-    """Return the fields of one line; a broken quote is taken as a letter."""
+def split_line(text: str, separator: str, quotes: bool) -> list[str] | None:
+    """Return the fields of one line, or None where a quote is not closed in it."""
     if not quotes or '"' not in text:
         return text.split(separator)
-    return _parse(text, separator) or text.split(separator)
+    return _parse(text, separator)
 
 
 def split_records(texts: list[str], separator: str, width: int, *, final: bool) -> tuple[list[Record], int]:

@@ -69,7 +69,7 @@ def read_lines(file: Path, reject: Reject) -> Iterator[Lines]:
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}.") from error
     if first == 1 and not rest:
-        raise DataError(f"{file} is empty; expected at least one row.")
+        raise DataError(f"{file} is empty; expected at least one row: check that it is the right file.")
     yield Lines(first, _decode(file, rest, first, reject) if rest else [], last=True)
 
 

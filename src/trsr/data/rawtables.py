@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -20,6 +20,7 @@ from trsr.errors import DataError
 
 ROW = "__row__"
 RAW = "__raw__"
+WRONG_WIDTH = "another number of columns than the header"
 _PARQUET_ROWS = 50_000
 _FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "json", ".ndjson": "json", ".json": "json"}
 
@@ -48,7 +49,7 @@ def read_frames(
     if columns is not None and not name.endswith((".csv", ".tsv")):
         raise DataError(f"{file} brings its own column names; give names only for a CSV or TSV file.")
     if name.endswith(".parquet"):
-        yield from _read_parquet(file)
+        yield from _read_parquet(file, reject)
         return
     kind = _FORMATS.get(Path(name).suffix.lower())
     if kind is None:
@@ -77,14 +78,12 @@ def _read_delimited(
                 raise DataError(f"{file} has no readable header line; expected column names in UTF-8.")
             header = _header(file, rawcsv.split_line(texts[0], separator, quotes))
             first, texts = first + 1, texts[1:]
-        elif (
-            lines.first == 1
-            and texts
-            and len(found := rawcsv.split_line(texts[0], separator, quotes)) != len(header)
-        ):
-            raise DataError(
-                f"{file} has {len(found)} columns but {len(header)} names were given; name every column."
-            )
+        elif lines.first == 1 and texts:
+            found = rawcsv.split_line(texts[0], separator, quotes)
+            if found is not None and len(found) != len(header):
+                raise DataError(
+                    f"{file} has {len(found)} columns but {len(header)} names were given; name every column."
+                )
         if quotes and any('"' in text for text in texts):
             records, used = rawcsv.split_records(texts, separator, len(header), final=lines.last)
             pending = texts[used:]
@@ -94,7 +93,9 @@ def _read_delimited(
         yield frame
 
 
-def _header(file: Path, names: list[str]) -> list[str]:
+def _header(file: Path, names: list[str] | None) -> list[str]:
+    if names is None:
+        raise DataError(f"{file} has a broken quote in its header line; mend that line.")
     names = [name.strip() or f"column_{i}" for i, name in enumerate(names, start=1)]
     if twice := [name for name in names if names.count(name) > 1]:
         raise DataError(f"{file} has the column {twice[0]!r} twice; rename one of them.")
@@ -110,7 +111,7 @@ def _plain_frame(
     frame = frame.filter(pl.col(RAW).str.strip_chars() != "")
     frame = frame.with_columns(pl.col(RAW).str.split(separator).alias("fields"))
     right = pl.col("fields").list.len() == len(header)
-    _reject_width(file, frame.filter(~right), reject)
+    reject(file.name, _refused(frame.filter(~right)), WRONG_WIDTH)
     fields = [pl.col("fields").list.get(i).alias(name) for i, name in enumerate(header)]
     return frame.filter(right).select(ROW, RAW, *fields)
 
@@ -131,11 +132,9 @@ def _quoted_frame(
     return pl.DataFrame({ROW: rows, RAW: pl.Series([r.raw for r in right], dtype=pl.String), **columns})
 
 
-WRONG_WIDTH = "another number of columns than the header"
-
-
-def _reject_width(file: Path, frame: pl.DataFrame, reject: Reject) -> None:
-    reject(file.name, frame.select(pl.col(ROW).alias("row"), pl.col(RAW).alias("raw")), WRONG_WIDTH)
+def _refused(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return the frame of `row` and `raw` that a `Reject` takes."""
+    return frame.select(pl.col(ROW).alias("row"), pl.col(RAW).alias("raw"))
 
 
 def _read_json(file: Path, reject: Reject, keep: Collection[str] | None) -> Iterator[pl.DataFrame]:
@@ -212,7 +211,7 @@ def _column(values: list[str | list[str] | None]) -> pl.Series:
     return pl.Series(values, dtype=pl.String)
 
 
-def _read_parquet(file: Path) -> Iterator[pl.DataFrame]:
+def _read_parquet(file: Path, reject: Reject) -> Iterator[pl.DataFrame]:
     if not file.is_file():
         raise DataError(f"There is no file {file}; check the path.")
     try:
@@ -220,35 +219,61 @@ def _read_parquet(file: Path) -> Iterator[pl.DataFrame]:
         schema = table.collect_schema()
         rows = table.select(pl.len()).collect().item()
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f"{file} cannot be read as Parquet: {str(error).splitlines()[0]}.") from error
+        said = str(error).splitlines()[0].rstrip(".")
+        raise DataError(
+            f"{file} cannot be read as Parquet ({said}); check that it is the right file."
+        ) from error
     if rows == 0:
-        raise DataError(f"{file} is empty; expected at least one row.")
+        raise DataError(f"{file} is empty; expected at least one row: check that it is the right file.")
     columns = [_text(name, dtype) for name, dtype in schema.items()]
-    raw = pl.struct(pl.all()).struct.json_encode().alias(RAW)
+    in_bytes = [name for name, dtype in schema.items() if dtype in (pl.Binary, pl.List(pl.Binary))]
     size = max(1, min(_PARQUET_ROWS, rows * BATCH_BYTES // max(1, file.stat().st_size)))
     for offset in range(0, rows, size):
         part = table.slice(offset, size).collect()
-        number = pl.int_range(offset + 1, offset + 1 + len(part), dtype=pl.Int64).alias(ROW)
-        yield part.select(number, raw, *columns)
+        texts = part.select(columns)
+        row = pl.int_range(offset + 1, offset + 1 + len(part), dtype=pl.Int64).alias(ROW)
+        frame = texts.select(row, pl.struct(pl.all()).struct.json_encode().alias(RAW), pl.all())
+        broken = pl.repeat(False, len(part), eager=True)
+        for name in in_bytes:
+            broken |= part[name].map_elements(_is_broken, return_dtype=pl.Boolean).fill_null(False)
+        reject(file.name, _refused(frame.filter(broken)), "not UTF-8")
+        yield frame.filter(~broken)
 
 
 def _text(name: str, dtype: pl.DataType) -> pl.Expr:
-    """Return a Parquet column as text, or as a list of texts; times as microseconds since 1970."""
+    """Return a Parquet column as text, or as a flat list of texts; times are written in ISO 8601."""
     column = pl.col(name)
-    if isinstance(dtype, pl.List | pl.Array):
-        if isinstance(dtype, pl.Array):
-            column = column.arr.to_list()
-        return column.list.eval(_scalar(pl.element(), dtype.inner)).alias(name)
-    return _scalar(column, dtype).alias(name)
+    if isinstance(dtype, pl.Array):
+        column = column.arr.to_list()
+    elif not isinstance(dtype, pl.List):
+        return _scalar(column, dtype).alias(name)
+    inner = dtype.inner
+    while isinstance(inner, pl.List | pl.Array):
+        part = pl.element().arr.to_list() if isinstance(inner, pl.Array) else pl.element()
+        column = column.list.eval(part.explode())
+        inner = inner.inner
+    return column.list.eval(_scalar(pl.element(), inner)).alias(name)
 
 
 def _scalar(value: pl.Expr, dtype: object) -> pl.Expr:
-    if isinstance(dtype, pl.Datetime | pl.Date):
-        return value.dt.epoch("us").cast(pl.String)
+    if isinstance(dtype, pl.Datetime | pl.Date | pl.Duration):
+        return value.dt.to_string("iso")
     if isinstance(dtype, pl.Float32 | pl.Float64):
         value = value.fill_nan(None)
         whole = value.cast(pl.Int64, strict=False)
         return pl.when(whole == value).then(whole.cast(pl.String)).otherwise(value.cast(pl.String))
-    if isinstance(dtype, pl.Struct | pl.List):
+    if isinstance(dtype, pl.Struct):
         return value.map_elements(lambda v: json.dumps(v, default=str), return_dtype=pl.String)
+    if isinstance(dtype, pl.Binary):
+        return value.map_elements(lambda v: v.decode(errors="backslashreplace"), return_dtype=pl.String)
     return value.cast(pl.String)
+
+
+def _is_broken(value: bytes | Iterable[bytes | None]) -> bool:
+    """Return whether bytes, or one of a list of bytes, are not UTF-8."""
+    try:
+        for part in (value,) if isinstance(value, bytes) else value:
+            (part or b"").decode()
+    except UnicodeDecodeError:
+        return True
+    return False

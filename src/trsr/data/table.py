@@ -92,7 +92,9 @@ def import_table(
         collector: ItemCollector | None = None
         fields = None if text_fields is None else list(text_fields)
         for frame in read_frames(items, writer.reject, columns=items_columns, quotes=quotes):
-            column = names.require_column(items.name, frame.columns, "item id", names.ITEM_ID, item_id)
+            column = names.require_column(
+                items.name, frame.columns, "item id", names.ITEM_ID, item_id, "--item-id"
+            )
             if collector is None:
                 fields = _text_fields(items.name, frame, column, fields)
                 collector = ItemCollector(writer, items.name, fields)
@@ -108,9 +110,7 @@ def import_table(
             name=name or out.name,
             domain=domain,
             text_fields=fields,
-            category_fields=names.guess_category_fields(fields)
-            if category_fields is None
-            else category_fields,
+            category_fields=_category_fields(items.name, fields, category_fields),
             source=f"{items.name}, {events.name}",
         )
 
@@ -131,22 +131,33 @@ def _text_fields(file: str, frame: pl.DataFrame, item_id: str, named: list[str] 
         if not named:
             raise DataError(f"{file} has no column that looks like text; name them with --text-fields.")
     for field in named:
-        names.require_column(file, frame.columns, f"text field {field}", (), field)
+        names.require_column(file, frame.columns, f"text field {field}", (), field, "--text-fields")
+    return named
+
+
+def _category_fields(file: str, text_fields: list[str], named: Sequence[str] | None) -> Sequence[str]:
+    if named is None:
+        return names.guess_category_fields(text_fields)
+    if unknown := [field for field in named if field not in text_fields]:
+        raise DataError(
+            f"{file}: the category field {unknown[0]!r} is none of the text fields "
+            f"({', '.join(text_fields)}); name some of these with --category-fields."
+        )
     return named
 
 
 def _events(writer: DatasetWriter, file: str, frame: pl.DataFrame, wanted: _Wanted) -> pl.DataFrame:
     """Return one event a row: user_id, item_id, timestamp (text or null), `ROW`, `RAW`."""
     found = frame.columns
-    user_id = names.require_column(file, found, "user id", names.USER_ID, wanted.user_id)
+    user_id = names.require_column(file, found, "user id", names.USER_ID, wanted.user_id, "--user-id")
     time = names.find_column(found, names.TIMESTAMP, wanted.timestamp)
     if wanted.timestamp is not None and time is None:
-        names.require_column(file, found, "time", (), wanted.timestamp)
+        names.require_column(file, found, "time", (), wanted.timestamp, "--timestamp")
     # A file with one event a row may have a column called "history" too; "id" alone says nothing about items.
     one_a_row = wanted.item_id or (wanted.item_list is None and names.find_column(found, names.ITEM_ID[:-1]))
     item_list = None if one_a_row else names.find_column(found, names.ITEM_LIST, wanted.item_list)
     if wanted.item_list is not None and item_list is None:
-        names.require_column(file, found, "list of items", (), wanted.item_list)
+        names.require_column(file, found, "list of items", (), wanted.item_list, "--item-list")
     times = pl.lit(None, pl.String) if time is None else pl.col(time)
     if item_list is not None:
         rows = frame.select(
@@ -158,7 +169,9 @@ def _events(writer: DatasetWriter, file: str, frame: pl.DataFrame, wanted: _Want
         )
         return _one_a_row(writer, file, rows)
     usual = tuple(name for name in names.ITEM_ID if name != user_id)
-    item_id = names.require_column(file, found, "item id or list of items", usual, wanted.item_id)
+    item_id = names.require_column(
+        file, found, "item id or list of items", usual, wanted.item_id, "--event-item-id or --item-list"
+    )
     return frame.select(
         pl.col(user_id).alias("user_id"), pl.col(item_id).alias("item_id"), times.alias("timestamp"), ROW, RAW
     )

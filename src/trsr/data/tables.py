@@ -106,6 +106,31 @@ def read_info(path: Path) -> DatasetInfo:
         raise DataError(f"{file} is damaged ({error}); import again.") from error
 
 
+def table_schemas(path: Path, info: DatasetInfo) -> dict[str, pl.Schema]:
+    """Return the columns of each parquet file that the folder must have."""
+    schemas = {
+        "items.parquet": pl.Schema([(name, pl.String()) for name in ("item_id", *info.text_fields)]),
+        "events.parquet": EVENTS,
+        "rejects.parquet": REJECTS,
+    }
+    if (path / "impressions.parquet").is_file() or "impressions.parquet" in info.sha256:
+        schemas["impressions.parquet"] = IMPRESSIONS
+    return schemas
+
+
+def _check_schema(file: Path, schema: pl.Schema) -> None:
+    try:
+        found = pl.scan_parquet(file, glob=False).collect_schema()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        said = str(error).splitlines()[0].rstrip(".")
+        raise DataError(f"{file} is damaged ({said}); import again.") from error
+    if wrong := [name for name, dtype in schema.items() if found.get(name) != dtype]:
+        raise DataError(
+            f"{file} has no column {wrong[0]!r} of the type {schema[wrong[0]]}, which a dataset folder must "
+            f"have; `trsr validate {file.parent}` tells more, or import again."
+        )
+
+
 class Dataset:
     """A dataset folder, opened for reading. Tables are lazy; only the catalogue is held in memory."""
 
@@ -115,18 +140,19 @@ class Dataset:
 
     @classmethod
     def open(cls, path: str | Path) -> Dataset:
-        """Open a folder; its files must be there, their content is checked by `trsr validate`.
+        """Open a folder; its files must be there with their columns, `trsr validate` checks their rows.
 
         Raises:
-            DataError: the folder is missing, incomplete, or of a newer version.
+            DataError: the folder is missing, incomplete, damaged, or of a newer version.
         """
         path = Path(path)
         if not path.is_dir():
             raise DataError(f"There is no dataset folder {path}; make one with `trsr import`.")
         info = read_info(path)
-        for file in sorted({"items.parquet", "events.parquet", "rejects.parquet", *info.sha256}):
+        for file, schema in table_schemas(path, info).items():
             if not (path / file).is_file():
                 raise DataError(f"{path} lacks {file}, which its {INFO_FILE} promises; import again.")
+            _check_schema(path / file, schema)
         return cls(path, info)
 
     def items(self) -> pl.LazyFrame:
@@ -262,7 +288,11 @@ class DatasetWriter:
 
     def _remove_leftovers(self) -> None:
         """Remove what killed imports to the same place have left: folders whose process is gone."""
-        for folder in self.path.parent.glob(f".{glob.escape(self.path.name)}.partial-*-*"):
+        name = glob.escape(self.path.name)
+        left = [*self.path.parent.glob(f".{name}.partial-*-*")]
+        if self.path.is_dir():  # else what was moved away is all there is
+            left += self.path.parent.glob(f".{name}.old-*-*")
+        for folder in left:
             try:
                 os.kill(int(folder.name.rsplit("-", 2)[1]), 0)
             except ProcessLookupError:
@@ -301,7 +331,7 @@ class DatasetWriter:
         if reason is not None:
             rows = rows.with_columns(pl.lit(reason).alias("reason"))
         rows = rows.select(pl.lit(file).alias("file"), "row", "reason", "raw").cast(REJECTS)
-        self.reasons.update(dict(rows.group_by("reason").len().iter_rows()))
+        self.reasons.update({f"{file}: {why}": n for why, n in rows.group_by("reason").len().iter_rows()})
         self._rejects.append(rows)
 
     def finish(

@@ -16,6 +16,7 @@ from trsr.data.questions import (
     Split,
     by_seed,
     make_sampler,
+    negatives_by_split,
     newest,
     readable_events,
     readable_items,
@@ -59,11 +60,7 @@ def plan_temporal(dataset: Dataset, protocol: TemporalProtocol, seed: int) -> Pl
     return Plan(
         questions,
         make_sampler(dataset, items, protocol.negatives, popularity),
-        {
-            "train": protocol.negatives.n_train,
-            "valid": protocol.negatives.n_test,
-            "test": protocol.negatives.n_test,
-        },
+        negatives_by_split(protocol.negatives),
         counts={
             **counts,
             "users": dataset.events().select(pl.col("user_id").n_unique()).collect().item(),
@@ -113,8 +110,7 @@ def _questions(
     known_from = items["known_from"].to_list()
     ends: dict[Split, datetime | None] = {"train": valid_from, "valid": test_from, "test": None}
     starts: dict[Split, datetime | None] = {"train": None, "valid": valid_from, "test": test_from}
-    n_test, n_train = protocol.negatives.n_test, protocol.negatives.n_train
-    n_negatives: dict[Split, int] = {"train": n_train, "valid": n_test, "test": n_test}
+    n_negatives = negatives_by_split(protocol.negatives)
     found: dict[Split, dict[str, Question]] = {split: {} for split in SPLITS}
     n_short = n_early = 0
     for user_id, raw_ids, times in _timelines(events):

@@ -1,4 +1,4 @@
-"""Checks of a dataset folder: every problem with its file and row, found on flat memory.
+"""Checks of a dataset folder: every problem with its file and row; only ids are held in memory.
 
 What an importer refuses never gets here; this is for folders made or changed by other hands, and for damage.
 """
@@ -12,13 +12,11 @@ from pathlib import Path
 import polars as pl
 
 from trsr.data.tables import (
-    EVENTS,
-    IMPRESSIONS,
     INFO_FILE,
-    REJECTS,
     DatasetInfo,
     file_sha256,
     read_info,
+    table_schemas,
     user_batches,
 )
 from trsr.errors import DataError
@@ -56,15 +54,8 @@ def validate_dataset(path: str | Path) -> Iterator[Problem]:
     extra = [field for field in info.category_fields if field not in info.text_fields]
     if extra:
         yield Problem(INFO_FILE, None, f"the category field {extra[0]!r} is not among the text fields")
-    schemas = {
-        "items.parquet": pl.Schema([(name, pl.String()) for name in ("item_id", *info.text_fields)]),
-        "events.parquet": EVENTS,
-        "rejects.parquet": REJECTS,
-    }
-    if (path / "impressions.parquet").is_file() or "impressions.parquet" in info.sha256:
-        schemas["impressions.parquet"] = IMPRESSIONS
     readable = []
-    for file, schema in schemas.items():
+    for file, schema in table_schemas(path, info).items():
         problems = list(_check_file(path, file, schema, info))
         yield from problems
         if not any(problem.message.startswith(_UNREADABLE) for problem in problems):

@@ -70,7 +70,7 @@ class ReportContext:
 
     Attributes:
         title: Names the run.
-        command: The exact command that makes this run again.
+        command: The exact commands that made this run, one a line.
         config_yaml: The resolved configuration.
         environment: Versions, machine, commit, seed.
         stages: In order of execution.

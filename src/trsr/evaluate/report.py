@@ -7,30 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trsr.errors import OutputError
-from trsr.evaluate.context import (
-    ExampleBlock,
-    ExampleCandidate,
-    ExampleUser,
-    ReportContext,
-    StageCost,
-    TrainingRow,
-)
+from trsr.data.files import write_whole
+from trsr.evaluate.context import ReportContext
 from trsr.evaluate.rendering import templates
 from trsr.evaluate.views import report_view
-
-__all__ = [
-    "ExampleBlock",
-    "ExampleCandidate",
-    "ExampleUser",
-    "ReportContext",
-    "StageCost",
-    "TrainingRow",
-    "write_report",
-]
 
 
 def write_report(folder: Path, *, metrics: Mapping[str, Any], context: ReportContext) -> tuple[Path, Path]:
@@ -50,13 +34,6 @@ def write_report(folder: Path, *, metrics: Mapping[str, Any], context: ReportCon
     paths = folder / "report.md", folder / "report.html"
     texts = [templates().get_template(f"{path.name}.j2").render(view) for path in paths]
     texts[0] = re.sub(r"\n{3,}", "\n\n", texts[0]).strip() + "\n"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path, text in zip(paths, texts, strict=True):
-            path.write_text(text, encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise OutputError(
-            f"The report cannot be written to {folder} ({error.strerror});"
-            " free the disk or choose another folder."
-        ) from error
+    for path, text in zip(paths, texts, strict=True):
+        write_whole(path, partial(Path.write_text, data=text, encoding="utf-8", errors="replace"))
     return paths

@@ -124,6 +124,8 @@ def _finding(
         if rankers[name][metric]["ci95"][1] is not None
         and rankers[name][metric]["ci95"][1] >= entry["ci95"][0]
     ]
+    if not near:
+        return f"{text} Its interval overlaps with no other, but it does not lie beyond chance."
     return f"{text} Its interval overlaps with that of {', '.join(near)}: this run alone does not order them."
 
 

@@ -111,7 +111,7 @@ def open_generator(config: EngineConfig) -> TextGenerator:
 
             return OpenAIGenerator(**config.model_dump(exclude={"kind"}))
         case TransformersEngine():
-            from trsr.llm.transformers import TransformersGenerator
+            from trsr.llm.transformers_generator import TransformersGenerator
 
             return TransformersGenerator(**config.model_dump(exclude={"kind"}))
 

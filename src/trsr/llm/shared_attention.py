@@ -1,13 +1,14 @@
-"""Attention over a prefix and many suffixes at the cost of what is really seen.
+"""Attention over prefixes that many suffixes share, at the cost of what is really seen.
 
-A dense mask over the whole packed sequence makes every suffix pay for all others. Here the prefix attends to
-itself once, and each suffix to the prefix and itself, as one batch of short sequences. It is registered with
-transformers as an attention implementation and behaves as `sdpa` for any other input.
+Each prefix of a packed sequence (see `packing`) attends to itself once; its suffixes attend to it and to
+themselves, as a batch of short rows. `enable` gives this attention to a transformers model and checks on a
+small input that its answers stay what they are without sharing; a model whose answers change is left as it
+was.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
 from typing import Any
 
 import torch
@@ -16,44 +17,17 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from trsr.llm.packing import Packed, Part, Segment, pack
+
 NAME = "trsr_shared_prefix"
-# Where it is known to be exact: every layer is plain causal attention, and the layout reaches the layers.
-MODEL_TYPES = frozenset({"llama"})
+# Arguments by which some architectures change the scores in ways this attention does not know.
+_UNKNOWN_TERMS = ("softcap", "s_aux", "position_bias", "head_mask")
+# Rotary positions that change with the longest sequence of a pass.
+_ROPE_BY_LENGTH = frozenset({"dynamic", "longrope"})
+# Share of what the logits vary by; wrong positions or a wrong mask change them by far more.
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.1}
 
-
-@dataclass(frozen=True)
-class SharedLayout:
-    """Where prefix and suffixes stand in a packed sequence of T tokens.
-
-    Attributes:
-        n_prefix: Tokens of the prefix, P.
-        rows: Shape (n_suffixes, S), places of each suffix's tokens in the sequence; shorter suffixes are
-            filled up with their last place.
-        places: Shape (T - P,), for each suffix token in order its place in the flattened `rows`.
-        mask: Shape (S, P + S), True where a suffix position may see a prefix or own position.
-    """
-
-    n_prefix: int
-    rows: torch.Tensor
-    places: torch.Tensor
-    mask: torch.Tensor
-
-    def to(self, device: torch.device) -> SharedLayout:
-        """Return the same layout on another device."""
-        return SharedLayout(self.n_prefix, self.rows.to(device), self.places.to(device), self.mask.to(device))
-
-
-def shared_layout(n_prefix: int, lengths: list[int]) -> SharedLayout:
-    """Describe a prefix of `n_prefix` tokens followed by suffixes of the given lengths, each at least 1."""
-    size = torch.tensor(lengths)
-    longest = int(size.max())
-    step = torch.arange(longest)
-    starts = n_prefix + size.cumsum(0) - size
-    rows = starts[:, None] + torch.minimum(step[None, :], size[:, None] - 1)
-    places = torch.nonzero((step[None, :] < size[:, None]).flatten())[:, 0]
-    own = step[:, None] >= step[None, :]
-    mask = torch.cat([torch.ones(longest, n_prefix, dtype=torch.bool), own], dim=1)
-    return SharedLayout(n_prefix, rows, places, mask)
+_log = logging.getLogger(__name__)
 
 
 def shared_prefix_attention(
@@ -64,72 +38,192 @@ def shared_prefix_attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    shared_prefix: SharedLayout | None = None,
+    segments: tuple[Segment, ...] | None = None,
+    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend as the layout says; without one, as transformers' `sdpa`.
+    """Attend as the segments say; without any, as transformers' `sdpa`.
 
     Args:
         module: The attention layer.
         query: Shape (1, H, T, D).
         key: Shape (1, H_kv, T, D), H_kv a divisor of H.
         value: As `key`.
-        attention_mask: Only used without a layout.
+        attention_mask: Only used without segments.
         scaling: Factor of the scores; None for 1 / sqrt(D).
-        dropout: Must be 0 with a layout.
-        shared_prefix: The layout.
+        dropout: Of the attention weights.
+        segments: Where prefixes and suffixes stand.
+        sliding_window: Positions a token sees, its own included; None for all before it.
         kwargs: Passed to `sdpa`.
 
     Returns:
         Outputs of shape (1, T, H, D), and None.
+
+    Raises:
+        NotImplementedError: the layer adds a term to the scores that this attention does not know.
     """
-    if shared_prefix is None:
+    if segments is None:
         out, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
         return out, None
-    n_prefix, n_heads = shared_prefix.n_prefix, query.shape[1]
-    groups = n_heads // key.shape[1]
+    if terms := [name for name in _UNKNOWN_TERMS if kwargs.get(name) is not None]:
+        raise NotImplementedError(f"attention with {terms[0]} cannot share a prefix here")
+    options = {"dropout_p": dropout, "scale": scaling}
     parts = []
-    if n_prefix:
-        k, v = (x[:, :, :n_prefix].repeat_interleave(groups, dim=1) for x in (key, value))
-        parts.append(
-            scaled_dot_product_attention(query[:, :, :n_prefix], k, v, is_causal=True, scale=scaling)
-        )
-    parts.append(_suffixes(query, key, value, shared_prefix, groups, scaling))
+    for segment in segments:
+        prefix = _prefix_keys(module, key, value, segment)
+        if segment.n_read:
+            read = query[:, :, segment.start : segment.start + segment.n_read]
+            parts.append(_prefix_outputs(read, *prefix, sliding_window, options))
+        parts.append(_suffix_outputs(query, key, value, prefix, segment, sliding_window, options))
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
 
-def _suffixes(
+def _prefix_keys(
+    module: Any, key: torch.Tensor, value: torch.Tensor, segment: Segment
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the prefix's keys and values, shape (1, H_kv, P, D), from this pass or an earlier one."""
+    if segment.known is not None:
+        return segment.known.layers[module.layer_idx]
+    end = segment.start + segment.n_prefix
+    pair = key[:, :, segment.start : end], value[:, :, segment.start : end]
+    if segment.keep is not None:
+        segment.keep.layers[module.layer_idx] = pair[0].clone(), pair[1].clone()
+    return pair
+
+
+def _prefix_outputs(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int | None, options: dict[str, Any]
+) -> torch.Tensor:
+    """Return the outputs of the prefix's own tokens, shape (1, H, P, D)."""
+    n = query.shape[2]
+    mask = None
+    if window is not None and window < n:
+        step = torch.arange(n, device=query.device)
+        distance = step[:, None] - step[None, :]
+        mask = (distance >= 0) & (distance < window)
+    groups = query.shape[1] // key.shape[1]
+    k, v = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    out: torch.Tensor = scaled_dot_product_attention(
+        query, k, v, attn_mask=mask, is_causal=mask is None, **options
+    )
+    return out
+
+
+def _suffix_outputs(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    layout: SharedLayout,
-    groups: int,
-    scaling: float | None,
+    prefix: tuple[torch.Tensor, torch.Tensor],
+    segment: Segment,
+    window: int | None,
+    options: dict[str, Any],
 ) -> torch.Tensor:
-    """Return the outputs of all suffix tokens, shape (1, H, T - P, D).
+    """Return the outputs of all suffix tokens of a segment, shape (1, H, n_suffix_tokens, D).
 
     Query heads that share a key head are laid side by side along the length, so keys are not repeated.
     """
-    n, longest = layout.rows.shape
-    n_kv, dim = key.shape[1], key.shape[3]
-    flat = layout.rows.flatten()
+    n_rows, width = segment.rows.shape
+    n_kv = key.shape[1]
+    groups = query.shape[1] // n_kv
+    flat = segment.rows.flatten()
 
-    def rows(x: torch.Tensor) -> torch.Tensor:  # (1, h, T, D) -> (n, h, S, D)
-        taken: torch.Tensor = x[0].index_select(1, flat).unflatten(1, (n, longest))
+    def rows(x: torch.Tensor) -> torch.Tensor:  # (1, h, T, D) -> (R, h, W, D)
+        taken: torch.Tensor = x[0].index_select(1, flat).unflatten(1, (n_rows, width))
         return taken.transpose(0, 1)
 
-    def seen(x: torch.Tensor) -> torch.Tensor:  # (1, H_kv, T, D) -> (n, H_kv, P + S, D)
-        prefix = x[:, :, : layout.n_prefix].expand(n, -1, -1, -1)
-        return torch.cat([prefix, rows(x)], dim=2)
-
-    q = rows(query).reshape(n, n_kv, groups * longest, dim)
-    mask = layout.mask.repeat(groups, 1)[None, None]
-    out: torch.Tensor = scaled_dot_product_attention(q, seen(key), seen(value), attn_mask=mask, scale=scaling)
-    out = out.reshape(n, n_kv * groups, longest, dim).transpose(0, 1).flatten(1, 2)  # (H, n S, D)
-    return out.index_select(1, layout.places)[None]
+    k, v = (
+        torch.cat([read.expand(n_rows, -1, -1, -1), rows(own)], dim=2)
+        for read, own in zip(prefix, (key, value), strict=True)
+    )
+    q = rows(query).reshape(n_rows, n_kv, groups * width, -1)
+    mask = segment.mask(window).repeat(1, groups, 1)[:, None]
+    out: torch.Tensor = scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)
+    out = out.reshape(n_rows, n_kv * groups, width, -1).transpose(0, 1).flatten(1, 2)  # (H, R W, D)
+    return out.index_select(1, segment.order)[None]
 
 
 AttentionInterface.register(NAME, shared_prefix_attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def is_enabled(model: Any) -> bool:
+    """Whether a model reads packed sequences."""
+    return bool(model.config._attn_implementation == NAME)
+
+
+def enable(model: Any) -> bool:
+    """Make a model read packed sequences, if its answers are then exactly what they would be without.
+
+    An architecture with a state that passes from token to token, or with attention that is not a function of
+    positions alone, is found by asking it: a packed group must give the logits that its candidates give
+    one by one. One log line says when it does not.
+
+    Args:
+        model: A transformers causal language model, before any adapter wraps it.
+
+    Returns:
+        Whether it does now; else it is as it was.
+    """
+    before = model.config._attn_implementation
+    reason = _obstacle(model)
+    if not reason:
+        return True
+    if model.config._attn_implementation != before:
+        model.set_attn_implementation(before)
+    _log.warning(
+        "%s cannot share a prefix exactly (%s); every candidate is read by itself, which is slower.",
+        type(model).__name__,
+        reason,
+    )
+    return False
+
+
+def _obstacle(model: Any) -> str:
+    """Set the attention and return why the model's answers are not what they were; empty when they are."""
+    if not model._can_set_attn_implementation():
+        return "its attention cannot be replaced"
+    rope = getattr(model.config, "rope_parameters", None) or {}
+    kinds = {rope.get("rope_type")} | {r.get("rope_type") for r in rope.values() if isinstance(r, dict)}
+    if by_length := kinds & _ROPE_BY_LENGTH:
+        return f"its {', '.join(map(str, by_length))} rotary positions depend on the length of the sequence"
+    plain = _probe_plainly(model)
+    try:
+        model.set_attn_implementation(NAME)
+        with torch.inference_mode():
+            packed = run_packed(model, pack([_PROBE]).to(model.device)).logits[0].float()
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as problem:
+        return (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+    spread = (plain - plain.mean(dim=0)).norm()  # over the probe's answers, what a mistake would disturb
+    error = float((packed - plain).norm() / spread)
+    return "" if error <= _TOLERANCE[model.dtype] else f"its answers differ by {error:.1g}"
+
+
+_PROBE = Part((3, 7, 11, 5, 13, 2, 17), ((19, 4), (8,), (6, 23, 9), (4, 19)))
+
+
+def _probe_plainly(model: Any) -> torch.Tensor:
+    """Return the logits after each of the probe's sequences, read one by one; shape (n, vocabulary)."""
+    found = []
+    for suffix in _PROBE.suffixes:
+        tokens = torch.tensor([[*_PROBE.prefix, *suffix]], device=model.device)
+        with torch.inference_mode():
+            found.append(model(input_ids=tokens, use_cache=False).logits[0, -1].float())
+    return torch.stack(found)
+
+
+def run_packed(model: Any, packed: Packed, *, every_position: bool = False) -> Any:
+    """Run a model on a packed sequence.
+
+    Its logits have one row an answer, shape (1, n_suffixes, ...), or one a token, shape (1, T, ...).
+    """
+    return model(
+        input_ids=packed.tokens,
+        # Any four-dimensional mask is passed on as it is, and `segments` say more than it could.
+        attention_mask=torch.empty(1, 1, 0, 0, dtype=torch.bool, device=packed.tokens.device),
+        position_ids=packed.positions,
+        logits_to_keep=0 if every_position else packed.answers,
+        use_cache=False,
+        segments=packed.segments,
+    )

@@ -68,16 +68,18 @@ def summarize_dataset(
 ) -> DatasetProfiles:
     """Write profiles for all users of a dataset folder, the first `limit`, or one.
 
-    Profiles of all users go to `profiles.parquet` beside the store.
+    Unless it is one user only, the profiles stand in `profiles.parquet` beside the store, in place of those of
+    an earlier call; the texts of all calls stay in the store.
 
     Raises:
-        DataError: the folder is no dataset, or has no such user.
+        DataError: the folder is no dataset, has no such user, or no user with an item that has text.
     """
     dataset = Dataset.open(data)
     summariser = make_summariser(dataset, chosen.summary)
     histories = list(itertools.islice(_histories(dataset, user_id), limit))
-    if user_id is not None and not histories:
-        raise DataError(f"{data} has no user {user_id!r} with items that have text; check the id.")
+    if not histories:
+        whom, advice = (f"user {user_id!r}", "check the id") if user_id else ("user", "import it anew")
+        raise DataError(f"{data} has no {whom} with items that have text; {advice}.")
     file = store or data / "summaries.sqlite"
     written = write_profiles(histories, summariser, chosen.engine, file)
     if user_id is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -50,13 +51,13 @@ def evaluate_scores(bench: Workbench) -> dict[str, Any]:
 def _context(bench: Workbench, scores: pl.DataFrame) -> ReportContext:
     """Gather what the report tells beside the metrics."""
     folder = bench.folder
-    stages = folder.stages()
+    stages, sittings = folder.stages(), folder.sittings()
     summaries = {"method": bench.config.summary.method} | stages.get("summarize", {})
     return ReportContext(
         title=bench.config.name,
-        command=folder.command,
+        command="\n".join(dict.fromkeys(sitting["command"] for sitting in sittings)),
         config_yaml=(folder.path / "config.yaml").read_text(encoding="utf-8"),
-        environment=json.loads((folder.path / "env.json").read_text(encoding="utf-8")),
+        environment={k: v for k, v in sittings[0].items() if k != "command"},
         stages=[
             StageCost(name, facts["seconds"], facts.get("calls_made"), facts.get("generated_tokens"))
             for name, facts in stages.items()
@@ -65,7 +66,19 @@ def _context(bench: Workbench, scores: pl.DataFrame) -> ReportContext:
         training=_training_rows(bench),
         training_metric="validation recall@3 + @5 + @10",
         users=[_example_user(bench, e, scores) for e in bench.splits.test[:N_EXAMPLE_USERS]],
+        notes=_sitting_notes(sittings),
     )
+
+
+def _sitting_notes(sittings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say it where not all stages were made by the same code on the same machine."""
+    kinds = {json.dumps([s.get(k) for k in ("commit", "versions", "python", "system")]) for s in sittings}
+    if len(kinds) == 1:
+        return []
+    return [
+        f"The run was made in {len(sittings)} sittings that differ in commit, versions or machine; the "
+        "environment below is that of the first, `env.json` has them all."
+    ]
 
 
 def _training_rows(bench: Workbench) -> list[TrainingRow]:

@@ -1,4 +1,4 @@
-"""The run folder: which configuration it belongs to, which stages are finished, and a log of what happened.
+"""The run folder: its configuration, which stages are finished, who worked on it, and a log of what happened.
 
 Files appear under their final names in one move, so a killed process leaves whole files or none.
 """
@@ -11,7 +11,8 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,8 @@ class RunFolder:
         self.path = path
         self.config = config
         self.command = command
+        self._began = False
         self._check_config()
-        self.write_json("env.json", environment() | {"command": command})
 
     def _check_config(self) -> None:
         """Write `config.yaml` into a new folder; refuse a folder of another configuration."""
@@ -81,9 +82,23 @@ class RunFolder:
         """Write a text file in one move."""
         write_whole(self.path / name, lambda file: file.write_text(text, encoding="utf-8"))
 
-    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+    def write_json(self, name: str, content: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
         """Write a JSON file in one move."""
         self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    def sittings(self) -> list[dict[str, Any]]:
+        """Return one entry a process that worked on the run, the first one first; see `begin`."""
+        file = self.path / "env.json"
+        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+        return found if isinstance(found, list) else [found]  # the first runs kept the last sitting only
+
+    def begin(self) -> None:
+        """Add this process to `env.json`, once: its start (UTC), its command and its `environment`."""
+        if not self._began:
+            started = datetime.now(UTC).isoformat(timespec="seconds")
+            sitting = {"started": started, "command": self.command, **environment()}
+            self.write_json("env.json", [*self.sittings(), sitting])
+            self._began = True
 
     def stages(self) -> dict[str, dict[str, Any]]:
         """Return the finished stages with their facts, in the order they were finished."""

@@ -12,6 +12,7 @@ import polars as pl
 from trsr.data.files import write_whole
 from trsr.llm.engines import EngineConfig, open_generator
 from trsr.pipeline.progress import bar
+from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.run import Fold, Summariser, SummaryProgress, profile, summarize
 from trsr.summarize.store import SummaryStore
 from trsr.types import History, PreferenceSummary
@@ -40,6 +41,11 @@ class WrittenProfiles:
         }
 
 
+def needs_calls(config: SummaryConfig) -> bool:
+    """Return whether a language model writes the profiles."""
+    return config.method in {"hierarchical", "recurrent"}
+
+
 def write_profiles(
     histories: Sequence[History], summariser: Summariser, engine_config: EngineConfig, store_file: Path
 ) -> WrittenProfiles:
@@ -51,9 +57,8 @@ def write_profiles(
     """
     started = time.perf_counter()
     last = SummaryProgress()
-    needs_calls = summariser.config.method in {"hierarchical", "recurrent"}
     with SummaryStore(store_file) as store, bar("Summarising") as shown:
-        engine = open_generator(engine_config) if needs_calls else None
+        engine = open_generator(engine_config) if needs_calls(summariser.config) else None
 
         def show(progress: SummaryProgress) -> None:
             nonlocal last

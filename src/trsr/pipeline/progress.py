@@ -29,7 +29,7 @@ class Bar:
 
 
 @contextmanager
-def bar(name: str, *, visible: bool = True) -> Iterator[Bar]:
+def bar(name: str) -> Iterator[Bar]:
     """Show a bar on standard error while the block runs; only when that is a terminal."""
     console = Console(stderr=True)
     columns = (
@@ -40,5 +40,5 @@ def bar(name: str, *, visible: bool = True) -> Iterator[Bar]:
         TimeRemainingColumn(),
         TextColumn("[dim]{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, disable=not (visible and console.is_terminal)) as progress:
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         yield Bar(progress, name)

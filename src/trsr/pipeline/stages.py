@@ -11,14 +11,16 @@ from typing import Any
 
 from trsr.config import FolderData
 from trsr.data.example_files import write_splits
-from trsr.data.examples import build_examples
+from trsr.data.examples import build_examples, make_resampler
 from trsr.data.import_config import run_import
 from trsr.data.synthetic import SyntheticConfig, generate
 from trsr.pipeline.evaluating import evaluate_scores
+from trsr.pipeline.preflight import check_dataset, check_recommender, dataset_digest
 from trsr.pipeline.profiles import save_profiles, write_profiles
 from trsr.pipeline.ranking import rank_candidates
 from trsr.pipeline.workbench import Workbench
 from trsr.train.config import TrainConfig
+from trsr.train.dataset import EpochGroups, TrainingGroup, training_groups
 from trsr.types import History
 
 Facts = dict[str, Any]
@@ -34,7 +36,7 @@ def prepare_data(bench: Workbench) -> Facts:
             generate(data, bench.dataset_path, overwrite=True)
         case _:
             run_import(data, bench.dataset_path, overwrite=True)
-    return {"dataset": bench.dataset.info.name, **bench.dataset.info.counts}
+    return {"dataset": bench.dataset.info.name, **bench.dataset.info.counts, "digest": dataset_digest(bench)}
 
 
 def make_examples(bench: Workbench) -> Facts:
@@ -46,6 +48,7 @@ def make_examples(bench: Workbench) -> Facts:
 
 def write_summaries(bench: Workbench) -> Facts:
     """Write the profile of every example's history."""
+    check_recommender(bench)
     examples = bench.all_examples()
     written = write_profiles(
         [History(e.user_id, e.history) for e in examples],
@@ -71,12 +74,11 @@ def fine_tune(bench: Workbench) -> Facts:
 
 def _train(bench: Workbench, train_config: TrainConfig) -> None:
     from trsr.train.card import save_model_folder
-    from trsr.train.dataset import training_groups
     from trsr.train.sft import train
 
     config = bench.config
     adapter, report = train(
-        training_groups(bench.splits.train, bench.profiles, bench.builder),
+        _epochs(bench, train_config),
         training_groups(bench.splits.valid, bench.profiles, bench.builder),
         model=config.recommender.model,
         labels=bench.labels,
@@ -102,6 +104,18 @@ def _train(bench: Workbench, train_config: TrainConfig) -> None:
     )
 
 
+def _epochs(bench: Workbench, config: TrainConfig) -> EpochGroups:
+    """Return the training groups; epoch 0 reads the examples as they are written in the run folder."""
+    resample = make_resampler(bench.dataset, bench.config.protocol, bench.config.seed)
+
+    def groups(epoch: int) -> list[TrainingGroup]:
+        examples = [resample(example, epoch) for example in bench.splits.train]
+        return training_groups(examples, bench.profiles, bench.builder)
+
+    first = training_groups(bench.splits.train, bench.profiles, bench.builder)
+    return EpochGroups(first, groups if config.resample_negatives else None)
+
+
 STAGES: dict[str, Callable[[Workbench], Facts]] = {
     "data": prepare_data,
     "examples": make_examples,
@@ -115,10 +129,16 @@ STAGES: dict[str, Callable[[Workbench], Facts]] = {
 def run_stages(
     bench: Workbench, until: str = "evaluate", say: Callable[[str], None] = lambda _: None
 ) -> None:
-    """Run every unfinished stage up to and including `until`; finished ones are not repeated."""
+    """Run every unfinished stage up to and including `until`; finished ones are not repeated.
+
+    Raises:
+        RunMismatchError: the dataset was changed since the run began.
+    """
     folder = bench.folder
     for name, stage in STAGES.items():
         if name not in folder.stages():
+            check_dataset(bench)
+            folder.begin()
             folder.log(name, "start")
             started = time.perf_counter()
             facts = stage(bench)

@@ -61,7 +61,7 @@ class SummaryStore:
 
     Raises:
         StoreError: the file is no summary store, or a newer version of `trsr` made it.
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written, or another process keeps it busy.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -93,6 +93,11 @@ class SummaryStore:
         try:
             yield
         except sqlite3.DatabaseError as error:
+            if "locked" in str(error):
+                raise OutputError(
+                    f"The summary store {self.path} is in use by another process ({error}); wait for it, "
+                    "then run the same command again."
+                ) from error
             if isinstance(error, sqlite3.OperationalError):
                 raise OutputError(
                     f"The summary store {self.path} cannot be written ({error}); "
@@ -169,17 +174,3 @@ class SummaryStore:
                     time.time(),
                 ),
             )
-
-    def totals(self) -> dict[str, float]:
-        """Return counts over the whole store: calls, failed, attempts, tokens read and written, seconds."""
-        with self._as_one_sentence():
-            row = self._db.execute(
-                """
-                SELECT count(*), count(error), coalesce(sum(n_attempts), 0),
-                       coalesce(sum(n_prompt_tokens), 0), coalesce(sum(n_generated_tokens), 0),
-                       coalesce(sum(seconds), 0.0)
-                FROM summaries
-                """
-            ).fetchone()
-        names = ("calls", "failed", "attempts", "prompt_tokens", "generated_tokens", "seconds")
-        return dict(zip(names, row, strict=True))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Loss = Literal["answer", "listwise", "joint", "full"]
 
@@ -35,6 +35,10 @@ class TrainConfig(BaseModel):
     epochs: int = Field(default=1, ge=1)
     batch_size: int = Field(default=8, ge=1)
     """Users an optimizer step, reached by accumulation; each brings all its candidates."""
+    micro_batch_size: int = Field(default=1, ge=1)
+    """Users a forward pass, at most `batch_size`; more than one pays off on a GPU."""
+    resample_negatives: bool = True
+    """Whether each epoch draws its negatives anew."""
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps over which the learning rate rises."""
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
@@ -52,3 +56,9 @@ class TrainConfig(BaseModel):
     """Optimizer steps between checkpoints; a killed training repeats fewer than that."""
     report_to: str = "none"
     """Where else to log, in the Trainer's words: `tensorboard`, `wandb`, `mlflow`, ..."""
+
+    @model_validator(mode="after")
+    def _micro_batches_fill_a_batch(self) -> Self:
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of micro_batch_size")
+        return self

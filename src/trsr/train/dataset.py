@@ -1,8 +1,8 @@
-"""Training examples as token ids: one group a user, labels beside it."""
+"""Training examples as token ids: one group a user, labels beside it; negatives can change with the epoch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from trsr.llm.base import ScoringGroup
@@ -33,3 +33,34 @@ def training_groups(
         )
         for e in examples
     ]
+
+
+class EpochGroups:
+    """The groups of one epoch after another, as a Trainer reads a map-style dataset.
+
+    Args:
+        first: The groups of epoch 0.
+        renew: Epoch number to its groups, as many as in `first`; None when every epoch has the same.
+    """
+
+    def __init__(
+        self,
+        first: Sequence[TrainingGroup],
+        renew: Callable[[int], Sequence[TrainingGroup]] | None = None,
+    ) -> None:
+        self._first = first
+        self._renew = renew
+        self._epoch = 0
+        self._groups = first
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    def __getitem__(self, place: int) -> TrainingGroup:
+        return self._groups[place]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to an epoch."""
+        if self._renew is not None and epoch != self._epoch:
+            self._groups = self._renew(epoch) if epoch else self._first
+            self._epoch = epoch

@@ -42,16 +42,18 @@ def joint_loss(margins: torch.Tensor, labels: torch.Tensor, weight: float = JOIN
 
 def full_loss(
     logits: torch.Tensor, group: ScoringGroup, labels: torch.Tensor, answers: LabelTokens
-) -> torch.Tensor:
-    """Return the paper's loss: next-token cross-entropy over every token of every prompt and its answer.
+) -> tuple[torch.Tensor, int]:
+    """Return the paper's loss, next-token cross-entropy over every token of every prompt and its answer.
 
     Args:
-        logits: Shape (T, vocabulary), of the packed group.
+        logits: Shape (T, vocabulary), of the group laid out as prefix, suffix 0, suffix 1, ...
         group: The token ids; candidate i's sequence is prefix + suffix i + its answer token.
         labels: Shape (n,).
         answers: The answer tokens.
 
-    The prefix is packed once but stands in each of the n sequences, so its tokens count n times.
+    Returns:
+        The sum, and over how many tokens; the loss is their quotient. The prefix is laid out once but stands
+        in each of the n sequences, so its tokens count n times.
     """
     n, n_prefix = len(group.suffixes), len(group.prefix)
     log_p = torch.log_softmax(logits.float(), dim=-1)
@@ -65,13 +67,9 @@ def full_loss(
     for suffix, label in zip(group.suffixes, labels.tolist(), strict=True):
         answer = answers.positive if label else answers.negative
         targets = torch.tensor([*suffix, answer], device=logits.device)
-        places = (
-            [n_prefix - 1, *range(start, start + len(suffix))]
-            if n_prefix
-            else range(start, start + len(suffix))
-        )
-        rows = torch.tensor(list(places), device=logits.device)
+        first = [n_prefix - 1] if n_prefix else []  # the prefix's last token predicts the suffix's first
+        rows = torch.tensor([*first, *range(start, start + len(suffix))], device=logits.device)
         total = total - log_p[rows].gather(1, targets[-len(rows) :, None]).sum()
         count += len(rows)
         start += len(suffix)
-    return total / count
+    return total, count

@@ -1,7 +1,7 @@
 """Supervised fine-tuning with LoRA: PEFT's adapters, Hugging Face's Trainer, our packed groups and losses.
 
-One step reads one user's prefix with all candidates once; gradients are accumulated over `batch_size` users.
-Checkpoints hold everything, so a killed training goes on where it was and ends with the same weights.
+A forward pass reads each user's prefix with all candidates once; gradients are accumulated over `batch_size`
+users. Checkpoints hold everything, so a killed training goes on where it was and ends with the same weights.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ from transformers.trainer_callback import PrinterCallback
 from trsr.errors import ModelError, OutputError
 from trsr.llm.adapter import quiet_peft
 from trsr.llm.base import LabelTokens
-from trsr.llm.packing import Packed, pack, packed_margins
 from trsr.llm.transformers import load_causal_lm, resolve_device, resolve_dtype
-from trsr.train.config import Loss, TrainConfig
-from trsr.train.dataset import TrainingGroup
-from trsr.train.losses import answer_loss, full_loss, joint_loss, listwise_loss
+from trsr.train.config import TrainConfig
+from trsr.train.dataset import EpochGroups, TrainingGroup
+from trsr.train.objective import Objective
 from trsr.train.validation import recall_sum
 
 
@@ -43,33 +42,20 @@ class TrainingReport:
 
 
 class _GroupTrainer(Trainer):
-    """A Trainer whose batch is one packed group and whose validation is the paper's rule."""
+    """A Trainer whose batch is some users' groups and whose validation is the paper's rule."""
 
     def __init__(
-        self, labels: LabelTokens, loss: Loss, valid: Sequence[TrainingGroup], best: Path, **kwargs: Any
-    ):
+        self, objective: Objective, valid: Sequence[TrainingGroup], best: Path, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
-        self.answers = labels
-        self.loss_kind = loss
+        self.objective: Objective = objective
         self.valid = valid
         self.best = best
-        self.model_accepts_loss_kwargs = False  # our loss is a mean over the group; the Trainer divides it
+        self.model_accepts_loss_kwargs = False  # our loss is a mean over users; the Trainer divides it
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> torch.Tensor:
-        """Return the loss of one group."""
-        packed: Packed = inputs["packed"].to(self.args.device)
-        labels = torch.tensor(inputs["labels"], device=self.args.device)
-        if self.loss_kind == "full":
-            out = model(
-                input_ids=packed.tokens,
-                attention_mask=packed.mask,
-                position_ids=packed.positions,
-                use_cache=False,
-            )
-            return full_loss(out.logits[0], inputs["group"], labels, self.answers)
-        margins = packed_margins(model, packed, self.answers)
-        losses = {"answer": answer_loss, "listwise": listwise_loss, "joint": joint_loss}
-        return losses[self.loss_kind](margins, labels)
+        """Return the mean loss of some users."""
+        return self.objective(model, inputs["groups"])
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Rank the validation users, log R@3 + R@5 + R@10, keep the adapter if it is the best so far."""
@@ -78,7 +64,7 @@ class _GroupTrainer(Trainer):
         values = []
         with torch.inference_mode():
             for group in self.valid:
-                margins = packed_margins(model, pack(group.group).to(self.args.device), self.answers)
+                (margins,) = self.objective.margins(model, [group.group])
                 values.append(recall_sum(margins.cpu().numpy(), group.labels))
         model.train()
         value = sum(values) / len(values)
@@ -88,6 +74,16 @@ class _GroupTrainer(Trainer):
             _save_best(model, self.best, value, self.state.global_step)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+class _NewEpoch(TrainerCallback):
+    """Tells the groups which epoch begins; a data loader would not in every arrangement of samplers."""
+
+    def __init__(self, groups: EpochGroups) -> None:
+        self.groups = groups
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
+        self.groups.set_epoch(int((state.epoch or 0) + 1e-6))  # a fraction after a restart within an epoch
 
 
 class _EarlyStop(TrainerCallback):
@@ -107,7 +103,7 @@ class _EarlyStop(TrainerCallback):
 
 
 def train(
-    groups: Sequence[TrainingGroup],
+    groups: EpochGroups,
     valid: Sequence[TrainingGroup],
     *,
     model: str,
@@ -122,7 +118,7 @@ def train(
     """Fine-tune an adapter; goes on from the newest whole checkpoint where there is one.
 
     Args:
-        groups: What to learn from.
+        groups: What to learn from, epoch by epoch.
         valid: Groups to validate on; without any, the last adapter is kept.
         model: Name of the base model.
         labels: The answer tokens.
@@ -141,22 +137,22 @@ def train(
         OutputError: the folder cannot be written.
     """
     set_seed(seed % 2**32)
-    adapted = _with_adapter(load_causal_lm(model, dtype=dtype, device=device, shared_prefix=True), config)
+    adapted = with_adapter(load_causal_lm(model, dtype=dtype, device=device, shared_prefix=True), config)
     where = resolve_device(device)
     bf16 = resolve_dtype(dtype, where) is torch.bfloat16
     best = checkpoints / "best"
-    with _one_sentence(checkpoints):
+    objective = Objective(adapted, config.loss, labels)
+    with _one_sentence(checkpoints), objective.installed(adapted):
         trainer = _GroupTrainer(
-            labels,
-            config.loss,
+            objective,
             valid,
             best,
             model=adapted,
             args=_arguments(config, checkpoints, len(groups), bool(valid), seed, where, bf16, progress),
-            train_dataset=cast(Any, list(groups)),
+            train_dataset=cast(Any, groups),
             eval_dataset=cast(Any, list(valid)) if valid else None,
             data_collator=_collate,
-            callbacks=[_EarlyStop(config.patience)],
+            callbacks=[_NewEpoch(groups), _EarlyStop(config.patience)],
         )
         if not progress:
             trainer.remove_callback(PrinterCallback)
@@ -180,7 +176,7 @@ def _one_sentence(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _with_adapter(base: Any, config: TrainConfig) -> Any:
+def with_adapter(base: Any, config: TrainConfig) -> Any:
     """Return the model with a fresh LoRA adapter, the only part that learns."""
     targets = config.lora.target_modules
     lora = PeftLoraConfig(
@@ -217,9 +213,8 @@ def _is_over(history: list[dict[str, float]], patience: int) -> bool:
 
 
 def _collate(batch: list[TrainingGroup]) -> dict[str, Any]:
-    """Pack the one group of a step; the mask and reset positions replace padding."""
-    (only,) = batch
-    return {"packed": pack(only.group), "group": only.group, "labels": only.labels}
+    """Hand the groups on as they are; packing replaces padding."""
+    return {"groups": batch}
 
 
 def _arguments(
@@ -236,8 +231,8 @@ def _arguments(
     saves_memory: dict[str, Any] = {"activation_checkpointing": True} if config.gradient_checkpointing else {}
     return TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=config.batch_size,
+        per_device_train_batch_size=config.micro_batch_size,
+        gradient_accumulation_steps=config.batch_size // config.micro_batch_size,
         learning_rate=config.learning_rate,
         num_train_epochs=config.epochs,
         warmup_steps=round(config.warmup_ratio * steps * config.epochs),

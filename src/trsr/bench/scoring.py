@@ -1,0 +1,170 @@
+"""Times ranking three ways: as LLM-TRSR's released code does, candidate by candidate, and with one reading.
+
+    padded pointwise    each candidate padded to 2,048 tokens, batch 1, logits at every position
+    pointwise           each candidate by itself, no padding, two rows of the head
+    shared prefix       `SharedPrefixScorer`
+
+The slow ways are timed on a few candidates and multiplied; the result says on how many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from trsr.bench.measure import (
+    any_labels,
+    forward_flops,
+    gemm_gflops,
+    machine,
+    median_seconds,
+    peak_memory_mb,
+    random_groups,
+    seconds,
+)
+from trsr.llm.base import LabelTokens, ScoringGroup
+from trsr.llm.margins import label_head, separate_margins
+from trsr.llm.transformers import load_causal_lm
+from trsr.rank.prefix_cache import PrefixCache
+from trsr.rank.shared_prefix import SharedPrefixScorer
+
+PADDED_TOKENS = 2048
+N_CACHED = 5
+
+
+def bench_score(
+    model_name: str,
+    *,
+    users: int,
+    prefix_tokens: int,
+    candidate_tokens: int,
+    candidates: Sequence[int],
+    max_batch_tokens: int,
+    repeats: int,
+    slow_candidates: int,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> dict[str, Any]:
+    """Measure one model.
+
+    Args:
+        model_name: As `load_causal_lm` takes it.
+        users: Groups scored in one call; times are per user.
+        prefix_tokens: Of each group.
+        candidate_tokens: Of each suffix.
+        candidates: Of a group; the slow ways are timed with the first count, the growth with all.
+        max_batch_tokens: Of the shared way.
+        repeats: Timed runs; medians are reported.
+        slow_candidates: How many candidates the slow ways read.
+        device: As `load_causal_lm` takes it.
+        dtype: As `load_causal_lm` takes it.
+    """
+    shared_model = load_causal_lm(model_name, device=device, dtype=dtype, shared_prefix=True)
+    plain_model = load_causal_lm(model_name, device=device, dtype=dtype)
+    scorer = SharedPrefixScorer(shared_model, max_batch_tokens=max_batch_tokens)
+    labels, where = any_labels(shared_model), shared_model.device
+    groups = random_groups(shared_model, users, prefix_tokens, candidate_tokens, candidates[0])
+    shared = median_seconds(lambda: list(scorer.score(groups, labels)), where, repeats) / users
+    gemm = gemm_gflops(where, shared_model.dtype)
+    slow = _slow_ways(plain_model, groups[0], labels, min(slow_candidates, candidates[0]))
+    margins = dict(scorer.score(groups[:1], labels))[0]
+    difference = np.abs(margins[: len(slow["margins"])] - slow["margins"]).max()
+    rate = forward_flops(shared_model, groups) / users / shared / 1e9
+    return {
+        "benchmark": "score",
+        "model": model_name,
+        "users": users,
+        "prefix_tokens": prefix_tokens,
+        "candidate_tokens": candidate_tokens,
+        "candidates": candidates[0],
+        "max_batch_tokens": max_batch_tokens,
+        "slow_ways_timed_on_candidates": len(slow["margins"]),
+        "padded_pointwise_s": round(slow["padded"] * candidates[0], 3),
+        "pointwise_s": round(slow["pointwise"] * candidates[0], 3),
+        "shared_prefix_s": round(shared, 4),
+        "candidates_per_s": round(candidates[0] / shared, 1),
+        "speedup_vs_padded": round(slow["padded"] * candidates[0] / shared, 2),
+        "speedup_vs_pointwise": round(slow["pointwise"] * candidates[0] / shared, 2),
+        "max_abs_margin_difference": float(f"{difference:.2g}"),
+        "gemm_gflops": round(gemm, 1),
+        "model_gflops": round(rate, 1),
+        "fraction_of_gemm_peak": round(rate / gemm, 3),
+        **_cached(scorer, groups[0], labels, repeats),
+        **_growth(scorer, candidates, prefix_tokens, candidate_tokens, repeats, labels),
+        "peak_memory_mb": round(peak_memory_mb(where), 1),
+        **machine(shared_model),
+    }
+
+
+def _slow_ways(model: Any, group: ScoringGroup, labels: LabelTokens, n: int) -> dict[str, Any]:
+    """Return seconds a candidate of both slow ways, and the margins of the pointwise one."""
+    few = [ScoringGroup(group.prefix, (suffix,)) for suffix in group.suffixes[:n]]
+    rows = [[*group.prefix, *one.suffixes[0]] for one in few]
+    tokens = torch.zeros(len(rows), PADDED_TOKENS, dtype=torch.long, device=model.device)
+    for row, ids in enumerate(rows):
+        tokens[row, : len(ids)] = torch.tensor(ids)
+    mask = torch.zeros_like(tokens)
+    mask[:, : len(rows[0])] = 1
+
+    def padded() -> None:
+        for row in range(min(2, n)):
+            model(input_ids=tokens[row : row + 1], attention_mask=mask[row : row + 1], use_cache=False).logits
+
+    def pointwise() -> list[torch.Tensor]:
+        return [separate_margins(model, one, columns, PADDED_TOKENS) for one in few]
+
+    with torch.inference_mode():
+        fits = len(rows[0]) <= PADDED_TOKENS
+        padded_s = median_seconds(padded, model.device, 3) / min(2, n) if fits else float("nan")
+        with label_head(model, labels) as columns:
+            margins = torch.cat(pointwise()).cpu().numpy()
+            pointwise_s = median_seconds(pointwise, model.device, 3) / n
+    return {"padded": padded_s, "pointwise": pointwise_s, "margins": margins}
+
+
+def _cached(
+    scorer: SharedPrefixScorer, group: ScoringGroup, labels: LabelTokens, repeats: int
+) -> dict[str, Any]:
+    """Time a few candidates of a user whose prefix is known, and of one whose is not."""
+    few = ScoringGroup(group.prefix, group.suffixes[:N_CACHED])
+    knowing = SharedPrefixScorer(
+        scorer.model, max_batch_tokens=scorer.max_batch_tokens, cache=PrefixCache(2**31)
+    )
+    where = scorer.model.device
+    without = median_seconds(lambda: list(scorer.score([few], labels)), where, repeats)
+    known = median_seconds(lambda: list(knowing.score([few], labels)), where, repeats)
+    return {
+        "cached_prefix_candidates": len(few.suffixes),
+        "uncached_s": round(without, 4),
+        "cached_s": round(known, 4),
+        "cached_speedup": round(without / known, 2),
+    }
+
+
+def _growth(
+    scorer: SharedPrefixScorer,
+    counts: Sequence[int],
+    n_prefix: int,
+    n_candidate: int,
+    repeats: int,
+    labels: LabelTokens,
+) -> dict[str, Any]:
+    """Time growing numbers of candidates; the ratio is the last time over the line through the first two."""
+    if len(counts) < 2:
+        return {}
+    groups = {n: random_groups(scorer.model, 1, n_prefix, n_candidate, n)[0] for n in counts}
+    times: dict[int, list[float]] = {n: [] for n in counts}
+    for _ in range(repeats):  # in turn, so that noise of the machine falls on all
+        for n, group in groups.items():
+            times[n].append(seconds(lambda g=group: list(scorer.score([g], labels)), scorer.model.device))  # type: ignore[misc]
+    middle = {n: float(np.median(values)) for n, values in times.items()}
+    growth = {"growth": [{"candidates": n, "shared_prefix_s": round(s, 4)} for n, s in middle.items()]}
+    if len(counts) < 3:
+        return growth
+    first, second, last = counts[0], counts[1], counts[-1]
+    slope = (middle[second] - middle[first]) / (second - first)
+    line = middle[first] + slope * (last - first)
+    return growth | {"growth_ratio": round(middle[last] / line, 3)}

@@ -1,0 +1,68 @@
+"""What is found out before hours of work: a model that cannot serve, a dataset that is no longer the same.
+
+They would come to light only at training, when all summaries have been paid for, or never.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from trsr.config import RunConfig
+from trsr.errors import ModelError, RunMismatchError
+from trsr.llm import models
+from trsr.llm.engines import LlamaCppEngine, TransformersEngine
+from trsr.pipeline.profiles import needs_calls
+from trsr.pipeline.workbench import Workbench
+
+
+def check_models(config: RunConfig) -> None:
+    """Look up the models that a run will load; nothing is downloaded and nothing written.
+
+    Raises:
+        ModelError: one of them is unknown, or may not be looked into.
+    """
+    names = [config.recommender.model] if _uses_recommender(config) else []
+    if needs_calls(config.summary) and isinstance(config.engine, LlamaCppEngine | TransformersEngine):
+        names.append(config.engine.model)
+    for name in names:
+        try:
+            models.locate(name)
+        except OSError as error:
+            raise ModelError(
+                f"The model {name!r} cannot be read ({error.strerror}); check the path and its rights."
+            ) from error
+
+
+def check_recommender(bench: Workbench) -> None:
+    """Find the answer tokens of the model that will rank; only its tokenizer is loaded.
+
+    Raises:
+        ModelError: the model cannot be had, or an answer is not one token for it.
+    """
+    if _uses_recommender(bench.config):
+        _ = bench.labels
+
+
+def check_dataset(bench: Workbench) -> None:
+    """Compare the dataset with the one that the run began with.
+
+    Raises:
+        RunMismatchError: it was changed since.
+    """
+    before = bench.folder.stages().get("data", {}).get("digest")
+    if before is not None and before != dataset_digest(bench):
+        raise RunMismatchError(
+            f"The dataset in {bench.dataset_path} was changed after {bench.folder.path} had begun with it; "
+            "name another run folder with --out, or bring the old dataset back."
+        )
+
+
+def dataset_digest(bench: Workbench) -> str:
+    """Return 12 hex digits that change with any file of the dataset."""
+    listed = json.dumps(bench.dataset.info.sha256, sort_keys=True)
+    return hashlib.sha256(listed.encode()).hexdigest()[:12]
+
+
+def _uses_recommender(config: RunConfig) -> bool:
+    return config.train is not None or "llm_zero_shot" in config.rankers

@@ -1,0 +1,59 @@
+"""What is recorded of a run says by which commands and versions it was made."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "record.py"
+
+
+def record(run: Path) -> dict[str, Any]:
+    content: dict[str, Any] = runpy.run_path(str(SCRIPT))["record"](run, "a laptop", "a note")
+    return content
+
+
+@pytest.fixture
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run."""
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+def test_a_run_made_in_one_sitting_is_recorded_with_command_commit_and_minutes(run: Path) -> None:
+    content = record(run)
+    (sitting,) = json.loads((run / "env.json").read_text())
+    assert {key: content[key] for key in ("name", "seed", "machine", "note", "command", "commit")} == {
+        "name": "tiny",
+        "seed": 7,
+        "machine": "a laptop",
+        "note": "a note",
+        "command": sitting["command"],
+        "commit": sitting["commit"],
+    }
+    assert content["versions"]["python"] == sitting["python"]
+    assert content["minutes"].keys() >= {"summarize", "train", "rank", "total"}
+    assert content["metrics"] == json.loads((run / "metrics.json").read_text())
+    assert "later_sittings" not in content
+
+
+def test_those_who_went_on_with_a_run_are_recorded_too(run: Path) -> None:
+    (first,) = json.loads((run / "env.json").read_text())
+    other = first | {"command": "trsr run again", "commit": "0123456789ab"}
+    (run / "env.json").write_text(json.dumps([first, other]))
+    content = record(run)
+    assert (content["command"], content["commit"]) == (first["command"], first["commit"])
+    (later,) = content["later_sittings"]
+    assert (later["command"], later["commit"]) == ("trsr run again", "0123456789ab")
+    assert later["versions"] == first["versions"]
+
+
+def test_an_older_run_whose_env_is_one_object_is_recorded(run: Path) -> None:
+    (sitting,) = json.loads((run / "env.json").read_text())
+    del sitting["started"]
+    (run / "env.json").write_text(json.dumps(sitting))
+    assert record(run)["command"] == sitting["command"]

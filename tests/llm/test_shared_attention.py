@@ -1,0 +1,144 @@
+"""Sharing a prefix gives the margins of one candidate at a time, on every architecture that can share."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny_models import random_model
+
+from trsr.llm import shared_attention
+from trsr.llm.adapter import quiet_peft
+from trsr.llm.base import LabelTokens, ScoringGroup
+from trsr.llm.margins import label_head, packed_margins, separate_margins
+from trsr.llm.packing import Part, PrefixKV, Segment, pack
+
+LABELS = LabelTokens(5, 9)
+SHARING = ["llama", "qwen3", "mistral", "gemma3_text", "phi", "gpt_neox", "opt", "starcoder2", "phi3"]
+NOT_SHARING = {"bloom": "replaced", "mamba": "size of tensor", "gemma2": "softcap", "qwen3_next": "differ"}
+
+
+def draw(seed: int, *lengths: int) -> tuple[tuple[int, ...], ...]:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(tuple(torch.randint(0, 64, (n,), generator=generator).tolist()) for n in lengths)
+
+
+# Longer than the sliding windows of the tiny Mistral and Gemma, which are 16; the second one's row is wide.
+GROUPS = [
+    ScoringGroup(draw(0, 30)[0], draw(1, 5, 9, 1, 20, 7)),
+    ScoringGroup(draw(2, 12)[0], draw(3, 3, 3, 40)),
+    ScoringGroup((), draw(4, 4, 8)),
+]
+
+
+def with_adapter(model: Any) -> Any:
+    torch.manual_seed(1)
+    with quiet_peft():
+        lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+        return get_peft_model(model, lora).eval()
+
+
+@pytest.fixture(scope="module", params=SHARING)
+def architecture(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module", params=["base", "adapter"])
+def model(architecture: str, request: pytest.FixtureRequest) -> Any:
+    base = random_model(architecture)
+    assert shared_attention.enable(base)
+    return base if request.param == "base" else with_adapter(base)
+
+
+def alone(model: Any) -> torch.Tensor:
+    """The plain way by the plain attention: each prompt as a sequence of its own."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base.set_attn_implementation("eager")
+    found = []
+    with torch.inference_mode():
+        for group in GROUPS:
+            for suffix in group.suffixes:
+                logits = model(input_ids=torch.tensor([[*group.prefix, *suffix]])).logits[0, -1].float()
+                found.append(logits[LABELS.positive] - logits[LABELS.negative])
+    base.set_attn_implementation(shared_attention.NAME)
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("row_tokens", [1, 16, 1000])
+def test_packed_margins_equal_those_of_one_candidate_at_a_time(model: Any, row_tokens: int) -> None:
+    expected = alone(model)
+    packed = pack([Part(group.prefix, group.suffixes) for group in GROUPS], row_tokens)
+    with torch.inference_mode(), label_head(model, LABELS) as columns:
+        found = packed_margins(model, packed, columns)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    assert expected.std() > 0.1, "the model tells these candidates apart, so the comparison can fail"
+
+
+def test_a_prefix_that_was_read_before_gives_the_same_margins(model: Any) -> None:
+    known = [PrefixKV() for _ in GROUPS]
+    parts = [Part(g.prefix, g.suffixes[:1], keep=kv) for g, kv in zip(GROUPS, known, strict=True)]
+    with torch.inference_mode(), label_head(model, LABELS) as columns:
+        packed_margins(model, pack(parts), columns)
+        parts = [Part(g.prefix, g.suffixes, known=kv) for g, kv in zip(GROUPS, known, strict=True)]
+        assert pack(parts).tokens.numel() == sum(len(s) for g in GROUPS for s in g.suffixes)
+        found = packed_margins(model, pack(parts), columns)
+    torch.testing.assert_close(found, alone(model), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NOT_SHARING)
+def test_an_architecture_that_cannot_share_is_found_and_says_so_once(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = random_model(name)
+    before = model.config._attn_implementation
+    with caplog.at_level(logging.WARNING):
+        assert not shared_attention.enable(model)
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("trsr")]
+    assert len(lines) == 1
+    assert NOT_SHARING[name] in lines[0]
+    assert model.config._attn_implementation == before
+    assert not shared_attention.is_enabled(model)
+
+
+def test_rotary_positions_that_depend_on_the_length_are_not_shared(caplog: pytest.LogCaptureFixture) -> None:
+    model = random_model("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})
+    assert not shared_attention.enable(model)
+    assert "dynamic rotary positions" in caplog.text
+
+
+def test_a_wrong_attention_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Segment.mask
+
+    def leaking(self: Any, window: int | None) -> torch.Tensor:
+        mask = whole(self, window)
+        mask[:, :, self.n_prefix] = True  # everybody sees a row's first token
+        return mask
+
+    monkeypatch.setattr(Segment, "mask", leaking)
+    assert not shared_attention.enable(random_model("llama"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_is_no_obstacle_and_margins_are_float32(dtype: torch.dtype) -> None:
+    model = random_model("llama").to(dtype)
+    assert shared_attention.enable(model)
+    with torch.inference_mode(), label_head(model, LABELS) as columns:
+        margins = packed_margins(model, pack([Part(GROUPS[0].prefix, GROUPS[0].suffixes)]), columns)
+        plain = separate_margins(model, GROUPS[0], columns, 1000)
+    assert margins.dtype is torch.float32
+    torch.testing.assert_close(margins, plain, rtol=0, atol=0.15)
+
+
+def test_without_a_packed_sequence_it_attends_as_usual() -> None:
+    plain, enabled = random_model("llama"), random_model("llama")
+    assert shared_attention.enable(enabled)
+    tokens = torch.tensor([draw(7, 12)[0]])
+    mask = torch.ones_like(tokens)
+    mask[0, :3] = 0
+    with torch.inference_mode():
+        for options in ({}, {"attention_mask": mask}):
+            expected = plain(input_ids=tokens, **options).logits[:, 3:]
+            torch.testing.assert_close(enabled(input_ids=tokens, **options).logits[:, 3:], expected)

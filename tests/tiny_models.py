@@ -1,0 +1,51 @@
+"""Random models of two layers, one of each architecture that users are likely to bring."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_SIZE = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_OWN: dict[str, dict[str, Any]] = {
+    "qwen3": {"head_dim": 8},
+    "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},
+    "mistral": {"sliding_window": 16},
+    "gemma2": {"head_dim": 8, "sliding_window": 16},
+    "gemma3_text": {
+        "head_dim": 8,
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0},
+    "bloom": {"n_head": 4, "n_layer": 2},
+}
+
+
+def random_model(model_type: str, **changes: Any) -> Any:
+    """Return a random float32 model of an architecture, equal each time; ids 0 to 63 are its tokens.
+
+    Args:
+        model_type: In transformers' words: `llama`, `qwen3`, ...
+        changes: Of its configuration.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(model_type, **{**_SIZE, **_OWN.get(model_type, {}), **changes})
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for weights in model.parameters():
+            if weights.dim() > 1:  # far enough from uniform that different texts get different answers
+                weights.normal_(0, 0.2)
+    return model.eval()
