@@ -1,0 +1,110 @@
+"""Write docs/speed.md and docs/speed.svg from the recorded results of `trsr bench`.
+
+python benchmarks/speed_page.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+
+RESULTS = Path(__file__).parent / "results"
+DOCS = Path(__file__).parents[1] / "docs"
+SCORE = (
+    ("candidates", "candidates"),
+    ("prefix_tokens", "prefix tokens"),
+    ("padded_pointwise_s", "padded, s"),
+    ("pointwise_s", "one by one, s"),
+    ("shared_prefix_s", "shared, s"),
+    ("speedup_vs_padded", "over padded"),
+    ("speedup_vs_pointwise", "over one by one"),
+    ("cached_speedup", "prefix cached"),
+    ("max_abs_margin_difference", "margin difference"),
+    ("fraction_of_gemm_peak", "share of GEMM rate"),
+    ("peak_memory_mb", "peak MB"),
+)
+TRAIN = (
+    ("candidates", "candidates"),
+    ("pointwise_s", "one by one, s"),
+    ("shared_prefix_s", "shared, s"),
+    ("speedup_vs_pointwise", "speed-up"),
+    ("speedup_by_token_count", "by token count"),
+    ("max_rel_grad_difference", "gradient difference"),
+    ("fraction_of_gemm_peak", "share of GEMM rate"),
+)
+
+
+def read(name: str) -> dict[str, Any]:
+    """Return a recorded file."""
+    content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return content
+
+
+def table(rows: Iterable[dict[str, Any]], columns: Iterable[tuple[str, str]]) -> str:
+    """Return a Markdown table of some fields of each row."""
+    columns = list(columns)
+    lines = [
+        "| " + " | ".join(title for _, title in columns) + " |",
+        "|" + "---:|" * len(columns),
+        *("| " + " | ".join(str(row.get(name, "")) for name, _ in columns) + " |" for row in rows),
+    ]
+    return "\n".join(lines)
+
+
+def plot(row: dict[str, Any], file: Path) -> None:
+    """Draw seconds a user against candidates: measured for the shared way, by candidate for the slow ones."""
+    mpl.rcParams["svg.hashsalt"] = "trsr"  # equal files for equal numbers
+    counts = [point["candidates"] for point in row["growth"]]
+    figure, axes = plt.subplots(figsize=(7, 4.2))
+    for name, label in (("padded_pointwise_s", "padded to 2,048, one by one"), ("pointwise_s", "one by one")):
+        each = row[name] / row["candidates"]
+        axes.plot(counts, [each * n for n in counts], "--o", label=f"{label} (timed on a few, multiplied)")
+    axes.plot(
+        counts, [point["shared_prefix_s"] for point in row["growth"]], "-o", label="shared prefix (trsr)"
+    )
+    axes.set(
+        xscale="log", yscale="log", xlabel="candidates of a user", ylabel="seconds", xticks=counts,
+        xticklabels=counts, title="Time to rank one user",
+    )  # fmt: skip
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(file, metadata={"Date": None})
+
+
+def section(title: str, recorded: dict[str, Any], columns: Iterable[tuple[str, str]]) -> str:
+    """Return one recorded file as a section."""
+    commands = "\n".join(recorded["commands"])
+    note = f"\n\n{recorded['note']}" if recorded["note"] else ""
+    return (
+        f"## {title}\n\n{table(recorded['results'], columns)}\n\n"
+        f"```sh\n{commands}\n```\n\n{recorded['machine']}, commit `{recorded['commit']}`, "
+        f"torch {recorded['versions']['torch']}.{note}"
+    )
+
+
+def main() -> None:
+    score, train = read("score"), read("train")
+    plot(next(row for row in score["results"] if "growth" in row), DOCS / "speed.svg")
+    page = [
+        "# Speed",
+        "Made by `python benchmarks/speed_page.py` from the files in `benchmarks/results/`.",
+        section("Ranking", score, SCORE),
+        "*Padded* is the way of LLM-TRSR's released code: every candidate is a prompt of its own, padded to\n"
+        "2,048 tokens, with logits at every position. *One by one* leaves the padding out. *Shared* reads what\n"
+        "the candidates of a user have in common once. The slow ways are timed on a few candidates and\n"
+        "multiplied.",
+        "![Seconds to rank one user against the number of candidates](speed.svg)",
+        section("Training", train, TRAIN),
+    ]
+    (DOCS / "speed.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
