@@ -96,10 +96,10 @@ def main() -> None:
         "# Speed",
         "Made by `python benchmarks/speed_page.py` from the files in `benchmarks/results/`.",
         section("Ranking", score, SCORE),
-        "*Padded* is the way of LLM-TRSR's released code: every candidate is a prompt of its own, padded to\n"
-        "2,048 tokens, with logits at every position. *One by one* leaves the padding out. *Shared* reads what\n"
-        "the candidates of a user have in common once. The slow ways are timed on a few candidates and\n"
-        "multiplied.",
+        "*Padded* is the way of LLM-TRSR's released code: every candidate is a prompt of its own, padded\n"
+        "to 2,048 tokens, with logits at every position. *One by one* leaves the padding out. *Shared*\n"
+        "reads what the candidates of a user have in common once. The slow ways are timed on a few\n"
+        "candidates and multiplied.",
         "![Seconds to rank one user against the number of candidates](speed.svg)",
         section("Training", train, TRAIN),
     ]

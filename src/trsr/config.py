@@ -15,12 +15,27 @@ from trsr.data.import_config import ImportConfig
 from trsr.data.protocols import ProtocolConfig, SampledProtocol
 from trsr.data.synthetic import SyntheticConfig
 from trsr.errors import ConfigError
+from trsr.llm.base import Sharing
 from trsr.llm.engines import EngineConfig, TransformersEngine
 from trsr.prompt.ranking import PromptConfig
+from trsr.rank.settings import BaselinesConfig
 from trsr.summarize.plan import SummaryConfig
 from trsr.train.config import TrainConfig
 
-RankerName = Literal["random", "popularity", "recency", "bm25", "llm_zero_shot", "llm"]
+RankerName = Literal[
+    "random",
+    "popularity",
+    "popularity_decayed",
+    "recency",
+    "bm25",
+    "embedding",
+    "ncf",
+    "gru4rec",
+    "bert4rec",
+    "sasrec",
+    "llm_zero_shot",
+    "llm",
+]
 _VARIABLE = re.compile(r"\$\{?(\w+)\}?")
 
 
@@ -43,6 +58,11 @@ class RecommenderConfig(_Part):
     """The embedded model, a hub id or a local folder."""
     dtype: str = "auto"
     device: str = "auto"
+    sharing: Sharing = "auto"
+    """How candidates share the reading of their prefix: `rows`, `blocks` (for GPUs), or `separate`, which
+    reads it again for each. Results are equal; models that cannot share are read separately."""
+    max_batch_tokens: int = Field(default=4096, ge=1)
+    """Most tokens of a forward pass when ranking; bounds the memory."""
 
 
 class EvaluateConfig(_Part):
@@ -68,6 +88,8 @@ class RunConfig(_Part):
     train: TrainConfig | None = TrainConfig()
     """None ranks without fine-tuning."""
     rankers: tuple[RankerName, ...] = ("random", "popularity", "recency", "bm25", "llm_zero_shot", "llm")
+    baselines: BaselinesConfig = BaselinesConfig()
+    """Settings of those rankers that have any."""
     evaluate: EvaluateConfig = EvaluateConfig()
 
 

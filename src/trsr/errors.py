@@ -7,6 +7,7 @@
     │   ├── TemplateError         a prompt template
     │   ├── ModelError            an unknown model, or one that cannot be used for this
     │   ├── BudgetError           a prompt that cannot fit its token budget
+    │   │   └── CandidateTooLongError  ... or a forward pass
     │   ├── StoreError            a summary store of a newer version, or not a store at all
     │   ├── RunMismatchError      a run or model folder made by another configuration
     │   └── OutputError           a folder that cannot be written: read-only, or the disk is full
@@ -55,6 +56,17 @@ class ModelError(InputError):
 
 class BudgetError(InputError):
     """The parts of a prompt that may never be cut do not fit the token budget."""
+
+
+class CandidateTooLongError(BudgetError):
+    """Candidate `suffix` of group `group` does not fit a forward pass together with its prefix."""
+
+    def __init__(self, group: int, suffix: int, n_tokens: int, max_tokens: int, name: str = "") -> None:
+        self.group, self.suffix, self.n_tokens, self.max_tokens = group, suffix, n_tokens, max_tokens
+        super().__init__(
+            f"{name or f'Candidate {suffix} of group {group}'} has {n_tokens} tokens with its prefix, "
+            f"at most {max_tokens} fit a forward pass; raise max_batch_tokens or lower prompt.max_tokens."
+        )
 
 
 class StoreError(InputError):

@@ -254,3 +254,16 @@ def test_the_config_of_the_demo_is_valid() -> None:
     from trsr.pipeline.demo import CONFIG_FILE
 
     assert load_config(CONFIG_FILE).recommender.model == "smollm2-135m"
+
+
+def test_several_seeds_are_run_and_pooled(trsr: Trsr, config_file: Path, tmp_path: Path) -> None:
+    cheap = ("--set", "train=null", "--set", "rankers=[random, popularity]", "--set", "summary.method=none")
+    answer = trsr("run", config_file, "--out", tmp_path / "r", "--seeds", "2", *cheap)
+    assert answer.code == 0
+    assert "seed 7: rank" in answer.err
+    assert "seed 8: rank" in answer.err
+    for words in ("popularity", "corrected p < 0.05", str(tmp_path / "r" / "report.html")):
+        assert words in answer.out.replace("\n", " ") or words in answer.out.replace("\n", "")
+    assert json.loads((tmp_path / "r" / "metrics.json").read_text())["seeds"] == [7, 8]
+    assert_one_sentence(trsr("run", config_file, "--out", tmp_path / "r", *cheap), "holds no run")
+    assert trsr("run", config_file, "--out", tmp_path / "r", "--seeds", "1", *cheap).code == 2

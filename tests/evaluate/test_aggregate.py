@@ -1,4 +1,4 @@
-"""The content of `metrics.json`: values, intervals, counts, slices, and what is refused."""
+"""The content of `metrics.json`: values, intervals, comparisons, counts, slices."""
 
 from __future__ import annotations
 
@@ -8,40 +8,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from score_rows import make_scores
 
 from trsr.errors import DataError
-from trsr.evaluate.aggregate import SCORE_COLUMNS, evaluate
-from trsr.rank.base import sigmoid
-
-
-def make_scores(n_examples: int = 60, n_candidates: int = 21, per_user: int = 2) -> pl.DataFrame:
-    """Return scores of `good` (noisy truth), `noise` and `constant`; the positive always comes first."""
-    rng = np.random.default_rng(0)
-    label = np.tile([1] + [0] * (n_candidates - 1), n_examples)
-    example = np.repeat(np.arange(n_examples), n_candidates)
-    frames = []
-    for ranker, margin in {
-        "good": rng.normal(size=len(label)) + 2 * label,
-        "noise": rng.normal(size=len(label)),
-        "constant": np.zeros(len(label)),
-    }.items():
-        frames.append(
-            pl.DataFrame(
-                {
-                    "example_id": [f"e{i}" for i in example],
-                    "user_id": [f"u{i // per_user}" for i in example],
-                    "item_id": [f"i{i % n_candidates}" for i in range(len(label))],
-                    "label": label,
-                    "ranker": ranker,
-                    "margin": margin.astype(np.float32),
-                    "score": sigmoid(margin),
-                    "n_prompt_tokens": 100,
-                    "n_cut_tokens": np.where(example < 3, 5, 0),
-                }
-            )
-        )
-    return pl.concat(frames)
-
+from trsr.evaluate.aggregate import evaluate, main_metrics
 
 SCORES = make_scores()
 
@@ -54,7 +24,8 @@ def test_the_result_has_the_shape_that_a_run_folder_promises() -> None:
     result = run(probabilistic=["good"])
     assert list(result) == ["protocol", "rankers", "comparisons", "counts"]
     assert result["protocol"]["protocol"] == "sampled"
-    assert result["comparisons"] == []
+    keys = ["metric", "a", "b", "difference", "ci95", "p", "p_holm", "effect_size"]
+    assert [list(pair) for pair in result["comparisons"]] == [keys] * 9
     entry = result["rankers"]["good"]["recall@3"]
     assert list(entry) == ["value", "ci95"]
     assert entry["ci95"][0] < entry["value"] < entry["ci95"][1]
@@ -144,40 +115,64 @@ def test_one_user_has_values_but_no_interval() -> None:
     assert entry["ci95"] == [None, None]
 
 
-@pytest.mark.parametrize("column", SCORE_COLUMNS)
-def test_a_missing_column_is_named(column: str) -> None:
-    with pytest.raises(DataError, match=f"lack the column '{column}'"):
-        run(SCORES.drop(column))
-
-
-def test_no_rows_are_refused() -> None:
-    with pytest.raises(DataError, match="no row"):
-        run(SCORES.clear())
-
-
-def test_rankers_asked_different_questions_are_refused() -> None:
-    fewer = SCORES.filter((pl.col("ranker") != "noise") | (pl.col("example_id") != "e1"))
-    with pytest.raises(DataError, match="not asked the same"):
-        run(fewer)
-
-
-@pytest.mark.parametrize("margin", [None, float("nan")])
-def test_a_missing_margin_is_refused(margin: float | None) -> None:
-    broken = SCORES.with_columns(
-        pl.when(pl.col("item_id") == "i4").then(pl.lit(margin)).otherwise(pl.col("margin")).alias("margin")
-    )
-    with pytest.raises(DataError, match="NaN"):
-        run(broken)
-
-
-def test_an_example_of_two_users_is_refused() -> None:
-    mixed = SCORES.with_columns(
-        pl.when(pl.col("item_id") == "i4").then(pl.lit("other")).otherwise(pl.col("user_id")).alias("user_id")
-    )
-    with pytest.raises(DataError, match="more than one user"):
-        run(mixed)
-
-
 def test_a_history_length_is_needed_for_each_example() -> None:
     with pytest.raises(DataError, match="history length of the example"):
         run(history_lengths={"e0": 3})
+
+
+def test_every_pair_is_compared_on_the_main_metrics_from_the_better_side() -> None:
+    result = run()
+    found = {(pair["metric"], pair["a"], pair["b"]): pair for pair in result["comparisons"]}
+    assert (
+        {metric for metric, _, _ in found} == set(main_metrics((3, 5, 10))) == {"recall@3", "mrr@10", "auc"}
+    )
+    for (metric, a, b), pair in found.items():
+        better, worse = (result["rankers"][name][metric]["value"] for name in (a, b))
+        assert pair["difference"] == pytest.approx(better - worse, abs=2e-6)
+        assert pair["difference"] >= 0
+        assert pair["p"] <= pair["p_holm"] <= 1
+    assert found["auc", "good", "noise"]["p_holm"] < 0.01
+
+
+@pytest.mark.parametrize(
+    ("ks", "wanted"),
+    [((10, 5, 1), ["recall@1", "mrr@10", "auc"]), ((3,), ["recall@3", "mrr@3", "auc"]), ((), ["auc"])],
+)
+def test_the_main_metrics_follow_the_cut_offs(ks: tuple[int, ...], wanted: list[str]) -> None:
+    assert main_metrics(ks) == wanted
+
+
+def test_one_ranker_has_nothing_to_be_compared_with() -> None:
+    result = run(SCORES.filter(pl.col("ranker") == "good"))
+    assert result["comparisons"] == []
+    assert "comparison" not in result["protocol"]
+
+
+def shuffle(scores: pl.DataFrame, column: str) -> pl.DataFrame:
+    """Shuffle a column within each example, each in its own way."""
+    key = pl.Series("key", np.random.default_rng(5).uniform(size=scores.height))
+    return scores.with_columns(key).with_columns(pl.col(column).sort_by("key").over("example_id")).drop("key")
+
+
+def test_constant_random_and_shuffled_labels_are_at_chance_and_not_told_apart() -> None:
+    scores = make_scores(n_examples=300, per_user=1)
+    good = scores.filter(pl.col("ranker") == "good")
+    shuffled = shuffle(good, "margin").with_columns(pl.lit("blind").alias("ranker"))
+    others = scores.filter(pl.col("ranker") != "good")
+    result = run(pl.concat([others, shuffled.select(others.columns)]))
+    for metric, level in result["protocol"]["chance"].items():
+        for name in ("noise", "blind") if metric != "logloss" else ():
+            low, high = result["rankers"][name][metric]["ci95"]
+            assert low <= level <= high, (name, metric)
+    assert all(pair["p_holm"] > 0.05 for pair in result["comparisons"])
+    assert len(result["comparisons"]) == 9
+
+
+def test_a_good_ranker_whose_labels_are_shuffled_falls_to_chance() -> None:
+    scores = make_scores(n_examples=300, per_user=1).filter(pl.col("ranker") == "good")
+    before, after = run(scores), run(shuffle(scores, "label"))
+    for metric in ("recall@3", "mrr@10", "ndcg@5", "auc"):
+        level = after["protocol"]["chance"][metric]
+        assert before["rankers"]["good"][metric]["ci95"][0] > level
+        low, high = after["rankers"]["good"][metric]["ci95"]
+        assert low <= level <= high, metric

@@ -207,15 +207,43 @@ def test_mrr_averages_over_all_clicks_and_mrr_at_k_takes_the_first() -> None:
     assert value("mrr@10", margins, labels) == 1.0
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "auc"])
-def test_one_candidate_that_is_clicked_is_perfect(name: str) -> None:
-    assert value(name, [0.0], [1]) == 1.0
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=30, deadline=None)
+@given(margin=st.floats(allow_nan=False), label=st.integers(0, 1))
+def test_one_candidate_is_perfect_when_clicked_and_nan_when_not(name: str, margin: float, label: int) -> None:
+    if label and name != "auc":
+        assert value(name, [margin], [label]) == 1.0
+        return
+    with pytest.warns(EmptyTruthWarning, match=f"{name}: 1 examples lack"):
+        assert math.isnan(value(name, [margin], [label]))
 
 
-def test_all_clicked_is_perfect_up_to_the_cut_off() -> None:
-    assert value("ndcg@3", [1.0, 1.0, 0.0], [1, 1, 1]) == pytest.approx(1.0)
-    assert value("mrr@3", [1.0, 1.0, 0.0], [1, 1, 1]) == pytest.approx(1.0)
-    assert value("recall@2", [1.0, 1.0, 0.0], [1, 1, 1]) == pytest.approx(2 / 3)
+@settings(max_examples=60, deadline=None)
+@given(margins=st.lists(st.sampled_from([-1.0, 0.0, 0.5]), min_size=1, max_size=8), k=st.integers(1, 10))
+def test_all_clicked_is_perfect_up_to_the_cut_off(margins: list[float], k: int) -> None:
+    labels = [1] * len(margins)
+    assert value(f"ndcg@{k}", margins, labels) == pytest.approx(1.0)
+    assert value(f"mrr@{k}", margins, labels) == pytest.approx(1.0)
+    assert value(f"recall@{k}", margins, labels) == pytest.approx(min(k, len(margins)) / len(margins))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=30, deadline=None)
+@given(margins=st.lists(st.floats(allow_nan=False), min_size=1, max_size=8))
+def test_nothing_clicked_warns_and_is_nan(name: str, margins: list[float]) -> None:
+    with pytest.warns(EmptyTruthWarning, match=f"{name}: 1 examples lack"):
+        assert math.isnan(value(name, margins, [0] * len(margins)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=30, deadline=None)
+@given(example=tied_lists())
+def test_lifting_the_positives_never_lowers_a_value(
+    name: str, example: tuple[list[float], list[int]]
+) -> None:
+    margins, labels = example
+    lifted = [margin + 2 * label for margin, label in zip(margins, labels, strict=True)]
+    assert value(name, lifted, labels) >= value(name, margins, labels) - 1e-12
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 
 import pytest
@@ -23,7 +24,7 @@ class Libc:
 @pytest.fixture
 def libc(monkeypatch: pytest.MonkeyPatch) -> Libc:
     fake = Libc()
-    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: fake)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: fake)
     monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
     return fake
 

@@ -51,7 +51,7 @@ def test_a_suffix_token_sees_its_own_sequence_so_far_and_nothing_else(
     few: list[Part], width: int, window: int | None
 ) -> None:
     packed = pack(few, width)
-    for part, segment in zip(few, packed.segments, strict=True):
+    for part, segment in zip(few, packed.layout.segments, strict=True):
         flat = segment.owners.flatten()[segment.order]
         expected = [number for number, suffix in enumerate(part.suffixes) for _ in suffix]
         assert flat.tolist() == expected
@@ -63,13 +63,13 @@ def test_a_suffix_token_sees_its_own_sequence_so_far_and_nothing_else(
 
 @given(st.lists(parts, min_size=1, max_size=3), row_widths)
 def test_filling_sees_something_so_that_its_softmax_is_finite(few: list[Part], width: int) -> None:
-    for segment in pack(few, width).segments:
+    for segment in pack(few, width).layout.segments:
         assert segment.mask(None).any(dim=2).all()
 
 
 @given(st.lists(tokens, min_size=1, max_size=12).map(tuple))
 def test_rows_are_not_wider_than_asked_unless_a_suffix_is(suffixes: tuple[tuple[int, ...], ...]) -> None:
-    (segment,) = pack([Part((1, 2), suffixes)], 8).segments
+    (segment,) = pack([Part((1, 2), suffixes)], 8).layout.segments
     assert segment.rows.shape[1] <= max(8, *map(len, suffixes))
     filled = int((segment.owners >= 0).sum())
     assert filled == sum(map(len, suffixes))
@@ -82,7 +82,7 @@ def test_a_suffix_without_tokens_is_refused() -> None:
 
 def test_a_packed_sequence_can_be_moved() -> None:
     packed = pack([PART]).to(torch.device("meta"))
-    (segment,) = packed.segments
+    (segment,) = packed.layout.segments
     tensors = (packed.tokens, packed.positions, packed.answers, segment.rows, segment.owners, segment.order)
     assert {tensor.device.type for tensor in tensors} == {"meta"}
 

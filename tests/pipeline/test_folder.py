@@ -63,6 +63,17 @@ def test_the_same_configuration_opens_the_folder_again(tmp_path: Path) -> None:
     assert open_run(tmp_path / "run").stages() == {"data": {"seconds": 1.0}}
 
 
+def test_a_setting_that_did_not_exist_when_the_run_began_takes_its_default(tmp_path: Path) -> None:
+    open_run(tmp_path / "run").finish("data", {})
+    file = tmp_path / "run" / "config.yaml"
+    older = yaml.safe_load(file.read_text(encoding="utf-8"))
+    del older["recommender"]["max_batch_tokens"]
+    file.write_text(yaml.safe_dump(older), encoding="utf-8")
+    assert open_run(tmp_path / "run").stages() == {"data": {}}
+    with pytest.raises(RunMismatchError, match="max_batch_tokens: 4096 -> 100"):
+        open_run(tmp_path / "run", recommender={"max_batch_tokens": 100})
+
+
 def test_a_folder_of_another_configuration_is_refused_with_the_differences(tmp_path: Path) -> None:
     open_run(tmp_path / "run").finish("data", {})
     with pytest.raises(RunMismatchError) as caught:

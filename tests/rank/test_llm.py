@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 
-from trsr.errors import BudgetError
-from trsr.llm.base import LabelTokens
+from trsr.errors import BudgetError, CandidateTooLongError
+from trsr.llm.base import LabelTokens, ScoringGroup
 from trsr.llm.fake import FakeScorer, FakeTokenizer
 from trsr.prompt.ranking import PromptBuilder, PromptConfig, load_ranking_template
 from trsr.rank.llm import LlmRanker
@@ -62,3 +65,17 @@ def test_what_was_cut_is_reported() -> None:
 def test_a_prompt_that_cannot_fit_is_refused() -> None:
     with pytest.raises(BudgetError, match="max_tokens"):
         list(ranker(max_tokens=64).rank(EXAMPLES))
+
+
+def test_an_item_that_cannot_fit_a_forward_pass_is_named() -> None:
+    class TooSmall:
+        def score(self, groups: Sequence[ScoringGroup], labels: LabelTokens) -> Iterator[Any]:
+            del groups, labels
+            raise CandidateTooLongError(2, 1, 900, 512)
+            yield
+
+    template = load_ranking_template("products", "products")
+    builder = PromptBuilder(template, PromptConfig(), FakeTokenizer(), lambda item: f"Title: {item}")
+    asked = LlmRanker("llm", TooSmall(), builder, LabelTokens(258, 259), PROFILES)
+    with pytest.raises(CandidateTooLongError, match="The item 'y' for the user 'u2' has 900 tokens"):
+        list(asked.rank(EXAMPLES))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from tiny_models import random_model
 
-from trsr.errors import BudgetError
+from trsr.errors import CandidateTooLongError
 from trsr.llm import shared_attention
 from trsr.llm.adapter import quiet_peft
 from trsr.llm.base import LabelScorer, LabelTokens, ScoringGroup
@@ -38,8 +38,8 @@ class TestSharedPrefix(LabelScorerContract):
 
     @classmethod
     def make_scorer(cls) -> LabelScorer:
-        model = load_causal_lm(str(cls.folder), dtype="float32", device="cpu", shared_prefix=True)
-        assert shared_attention.is_enabled(model)
+        model = load_causal_lm(str(cls.folder), dtype="float32", device="cpu")
+        assert shared_attention.enable(model)
         return SharedPrefixScorer(model)
 
 
@@ -52,7 +52,8 @@ class TestOneByOne(TestSharedPrefix):
 class TestSmallPassesAndCache(TestSharedPrefix):
     @classmethod
     def make_scorer(cls) -> LabelScorer:
-        model = load_causal_lm(str(cls.folder), dtype="float32", device="cpu", shared_prefix=True)
+        model = load_causal_lm(str(cls.folder), dtype="float32", device="cpu")
+        assert shared_attention.enable(model)
         return SharedPrefixScorer(model, max_batch_tokens=32, cache=PrefixCache(20_000))
 
 
@@ -148,7 +149,7 @@ def test_another_adapter_does_not_see_the_first_ones_prefixes(model: Any) -> Non
 def test_a_candidate_that_cannot_fit_a_pass_is_named(model: Any) -> None:
     for scorer in (SharedPrefixScorer(model, max_batch_tokens=48), SharedPrefixScorer(random_model("mamba"))):
         scorer.max_batch_tokens = 48
-        with pytest.raises(BudgetError, match=r"Candidate 18 of group 1 has 49 tokens .* 48 fit"):
+        with pytest.raises(CandidateTooLongError, match=r"Candidate 18 of group 1 has 49 tokens .* 48 fit"):
             list(scorer.score(GROUPS, LABELS))
 
 
@@ -157,7 +158,8 @@ def test_a_merged_adapter_scores_as_the_adapter_does(tiny_model: Path) -> None:
     group = ScoringGroup((20, 21, 22, 23), ((30, 31), (32,)))
     with quiet_peft():
         lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-        base = load_causal_lm(str(tiny_model), dtype="float32", device="cpu", shared_prefix=True)
+        base = load_causal_lm(str(tiny_model), dtype="float32", device="cpu")
+        assert shared_attention.enable(base)
         model = get_peft_model(base, lora).eval()
     ((_, apart),) = SharedPrefixScorer(model).score([group], LABELS)
     ((_, merged),) = SharedPrefixScorer(model.merge_and_unload().eval()).score([group], LABELS)

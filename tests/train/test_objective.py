@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -110,6 +111,23 @@ def test_activation_checkpointing_gives_the_same_gradients(name: str) -> None:
     again, found = loss_and_gradients(saving, "joint", GROUPS)
     assert again == pytest.approx(value, abs=1e-6)
     assert relative_difference(found, plain) <= 1e-5
+
+
+def test_a_model_wrapped_for_several_processes_gives_the_same_gradients(tmp_path: Path) -> None:
+    value, alone = loss_and_gradients(adapted("llama", share=True), "joint", GROUPS)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = adapted("llama", share=True)
+        objective = Objective(model, "joint", ANSWERS)
+        with objective.installed(model):
+            wrapped = torch.nn.parallel.DistributedDataParallel(model)
+            loss = objective(wrapped, GROUPS)
+            loss.backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert loss.item() == pytest.approx(value, abs=1e-6)
+    found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    assert relative_difference(found, alone) <= 1e-6
 
 
 def test_losses_of_a_tiny_model_have_not_moved() -> None:

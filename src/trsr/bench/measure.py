@@ -46,7 +46,8 @@ def gemm_gflops(device: torch.device, dtype: torch.dtype, size: int = _GEMM_SIZE
 def peak_memory_mb(device: torch.device) -> float:
     """Return the most memory used so far: of the GPU, or of the process, in MB."""
     if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device) / 2**20)
+        used: int = torch.cuda.max_memory_allocated(device)
+        return used / 2**20
     unit = 2**20 if platform.system() == "Darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
@@ -82,10 +83,9 @@ def forward_flops(model: Any, groups: Sequence[ScoringGroup]) -> float:
     config = model.config
     n_heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // n_heads
-    attention = 4 * config.num_hidden_layers * n_heads * head_dim
-    return sum(
-        2 * body_parameters(model) * _n_tokens(group) + attention * _n_pairs(group) for group in groups
-    )
+    attention: int = 4 * config.num_hidden_layers * n_heads * head_dim
+    body = 2 * body_parameters(model)
+    return sum(body * _n_tokens(group) + attention * _n_pairs(group) for group in groups)
 
 
 def body_parameters(model: Any) -> int:

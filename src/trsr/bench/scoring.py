@@ -25,7 +25,8 @@ from trsr.bench.measure import (
     random_groups,
     seconds,
 )
-from trsr.llm.base import LabelTokens, ScoringGroup
+from trsr.llm import shared_attention
+from trsr.llm.base import LabelTokens, ScoringGroup, Sharing
 from trsr.llm.margins import label_head, separate_margins
 from trsr.llm.transformers import load_causal_lm
 from trsr.rank.prefix_cache import PrefixCache
@@ -47,6 +48,7 @@ def bench_score(
     slow_candidates: int,
     device: str = "auto",
     dtype: str = "auto",
+    sharing: Sharing = "auto",
 ) -> dict[str, Any]:
     """Measure one model.
 
@@ -61,18 +63,19 @@ def bench_score(
         slow_candidates: How many candidates the slow ways read.
         device: As `load_causal_lm` takes it.
         dtype: As `load_causal_lm` takes it.
+        sharing: As `shared_attention.enable` takes it.
     """
-    shared_model = load_causal_lm(model_name, device=device, dtype=dtype, shared_prefix=True)
-    plain_model = load_causal_lm(model_name, device=device, dtype=dtype)
-    scorer = SharedPrefixScorer(shared_model, max_batch_tokens=max_batch_tokens)
-    labels, where = any_labels(shared_model), shared_model.device
-    groups = random_groups(shared_model, users, prefix_tokens, candidate_tokens, candidates[0])
+    model = load_causal_lm(model_name, device=device, dtype=dtype)
+    labels, where = any_labels(model), model.device
+    groups = random_groups(model, users, prefix_tokens, candidate_tokens, candidates[0])
+    slow = _slow_ways(model, groups[0], labels, min(slow_candidates, candidates[0]))
+    shared_attention.enable(model, sharing)
+    scorer = SharedPrefixScorer(model, max_batch_tokens=max_batch_tokens)
     shared = median_seconds(lambda: list(scorer.score(groups, labels)), where, repeats) / users
-    gemm = gemm_gflops(where, shared_model.dtype)
-    slow = _slow_ways(plain_model, groups[0], labels, min(slow_candidates, candidates[0]))
+    gemm = gemm_gflops(where, model.dtype)
     margins = dict(scorer.score(groups[:1], labels))[0]
     difference = np.abs(margins[: len(slow["margins"])] - slow["margins"]).max()
-    rate = forward_flops(shared_model, groups) / users / shared / 1e9
+    rate = forward_flops(model, groups) / users / shared / 1e9
     return {
         "benchmark": "score",
         "model": model_name,
@@ -81,6 +84,7 @@ def bench_score(
         "candidate_tokens": candidate_tokens,
         "candidates": candidates[0],
         "max_batch_tokens": max_batch_tokens,
+        "sharing": sharing if scorer.shares_prefixes else "separate",
         "slow_ways_timed_on_candidates": len(slow["margins"]),
         "padded_pointwise_s": round(slow["padded"] * candidates[0], 3),
         "pointwise_s": round(slow["pointwise"] * candidates[0], 3),
@@ -95,7 +99,7 @@ def bench_score(
         **_cached(scorer, groups[0], labels, repeats),
         **_growth(scorer, candidates, prefix_tokens, candidate_tokens, repeats, labels),
         "peak_memory_mb": round(peak_memory_mb(where), 1),
-        **machine(shared_model),
+        **machine(model),
     }
 
 
@@ -111,7 +115,7 @@ def _slow_ways(model: Any, group: ScoringGroup, labels: LabelTokens, n: int) -> 
 
     def padded() -> None:
         for row in range(min(2, n)):
-            model(input_ids=tokens[row : row + 1], attention_mask=mask[row : row + 1], use_cache=False).logits
+            model(input_ids=tokens[row : row + 1], attention_mask=mask[row : row + 1], use_cache=False)
 
     def pointwise() -> list[torch.Tensor]:
         return [separate_margins(model, one, columns, PADDED_TOKENS) for one in few]

@@ -21,6 +21,7 @@ from trsr.bench.measure import (
     peak_memory_mb,
     random_groups,
 )
+from trsr.llm import shared_attention
 from trsr.llm.base import LabelTokens, ScoringGroup
 from trsr.llm.transformers import load_causal_lm
 from trsr.train.config import TrainConfig
@@ -100,7 +101,8 @@ def bench_train(
 
 def _model(name: str, *, share: bool, device: str, dtype: str) -> Any:
     """Return the model with an adapter whose both halves are at work, the same one each time."""
-    base = load_causal_lm(name, device=device, dtype=dtype, shared_prefix=share)
+    base = load_causal_lm(name, device=device, dtype=dtype)
+    shared_attention.enable(base, "auto" if share else "separate")
     torch.manual_seed(0)
     model = with_adapter(base, TrainConfig())
     for parameter_name, weights in model.named_parameters():

@@ -7,6 +7,7 @@ import sys
 import typer
 
 from trsr.cli.bench import app as bench_app
+from trsr.cli.compare import compare
 from trsr.cli.data import import_app, validate
 from trsr.cli.experiment import demo, evaluate, rank, run, train
 from trsr.cli.info import env
@@ -30,6 +31,7 @@ app.command()(train)
 app.command()(rank)
 app.command()(evaluate)
 app.command()(run)
+app.command()(compare)
 app.command()(demo)
 app.add_typer(bench_app)
 app.add_typer(models_app)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -33,6 +33,9 @@ def bench_score(
     repeats: _Repeats = 5,
     device: _Device = "auto",
     dtype: _Dtype = "auto",
+    sharing: Annotated[
+        Literal["auto", "rows", "blocks", "separate"], typer.Option(help="How prefixes are shared.")
+    ] = "auto",
     as_json: _Json = False,
 ) -> None:
     """Time ranking against the released code's way and against one candidate at a time.
@@ -58,6 +61,7 @@ def bench_score(
         slow_candidates=slow_candidates,
         device=device,
         dtype=dtype,
+        sharing=sharing,
     )
     typer.echo(json.dumps(result, indent=None if as_json else 2))
 

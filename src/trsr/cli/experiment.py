@@ -46,18 +46,50 @@ def _print_metrics(out: Path, as_json: bool) -> None:
         typer.echo(json.dumps(metrics, indent=2))
         return
     from trsr.cli.tables import print_metrics
+    from trsr.evaluate.standings import standings
 
     print_metrics(metrics)
+    for standing in standings(metrics):
+        typer.echo(standing.sentence)
     typer.echo(f"Report: {out / 'report.html'}")
 
 
-def run(config: ConfigFile, out: Out, changes: Set = None, as_json: AsJson = False) -> None:
+def run(
+    config: ConfigFile,
+    out: Out,
+    changes: Set = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            "--seeds",
+            min=2,
+            help="Run this many seeds, each in OUT/seedN, and pool them.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Run every stage of an experiment; finished stages are not repeated.
 
     Example: trsr run configs/demo.yaml --out out/demo
     """
-    _run(_open(config, out, changes), "evaluate")
+    if seeds is None:
+        _run(_open(config, out, changes), "evaluate")
+    else:
+        _run_seeds(config, out, changes, seeds)
     _print_metrics(out, as_json)
+
+
+def _run_seeds(config: Path, out: Path, changes: list[str] | None, n_seeds: int) -> None:
+    """Run the configured seed and those after it."""
+    from trsr.config import load_config
+    from trsr.pipeline.seeds import run_seeds
+
+    def open_bench(seed: int, folder: Path) -> Workbench:
+        return _open(config, folder, [*(changes or ()), f"seed={seed}"])
+
+    first = load_config(config, changes or ()).seed
+    run_seeds(out, open_bench, range(first, first + n_seeds), say=lambda line: typer.echo(line, err=True))
 
 
 def train(config: ConfigFile, out: Out, changes: Set = None, as_json: AsJson = False) -> None:

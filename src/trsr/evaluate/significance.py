@@ -1,13 +1,14 @@
 """How sure a mean is: bootstrap intervals over users.
 
 A user's examples resemble one another, so users are resampled, not examples: the cluster bootstrap (Field and
-Welsh, "Bootstrapping clustered data", JRSS B 2007). Knows nothing of rankers or metrics.
+Welsh, "Bootstrapping clustered data", JRSS B 2007). Knows nothing of rankers or metrics; differences between
+rankers belong to `comparisons`, which weights users by the same functions.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,10 @@ import numpy.typing as npt
 N_RESAMPLES = 2000
 LEVEL = 0.95
 _CELLS_AT_ONCE = 2_000_000
+
+Floats = npt.NDArray[np.float64]
+UserWeights = Callable[[np.random.Generator, int, int], Floats]
+"""(rng, n, n_users) -> weights of shape (n, n_users): one row a resample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +91,8 @@ def bootstrap_columns(
     if table.ndim != 2 or len(table) != len(user):
         raise ValueError(f"expected one row an example, found shape {table.shape} for {len(user)} user ids")
     present = ~np.isnan(table)
-    sums = _sum_by_user(np.where(present, table, 0.0), user, len(users))
-    counts = _sum_by_user(present.astype(np.float64), user, len(users))
+    sums = sum_by_user(np.where(present, table, 0.0), user, len(users))
+    counts = sum_by_user(present.astype(np.float64), user, len(users))
     means = _resampled_means(sums, counts, np.random.default_rng(rng), n_resamples)
     tail = 100 * (1 - level) / 2
     intervals = []
@@ -102,10 +107,8 @@ def bootstrap_columns(
     return intervals
 
 
-def _sum_by_user(
-    values: npt.NDArray[np.float64], user: npt.NDArray[np.intp], n_users: int
-) -> npt.NDArray[np.float64]:
-    """(n_examples, n_columns) -> (n_users, n_columns)."""
+def sum_by_user(values: Floats, user: npt.NDArray[np.intp], n_users: int) -> Floats:
+    """Add up the examples of each user: (n_examples, n_columns) -> (n_users, n_columns)."""
     # Sorted within each user first, so that not even the last bit depends on the order of the rows.
     result = np.zeros((n_users, values.shape[1]))
     for column in range(values.shape[1]):
@@ -114,12 +117,33 @@ def _sum_by_user(
     return result
 
 
-def _resampled_means(
-    sums: npt.NDArray[np.float64],
-    counts: npt.NDArray[np.float64],
-    rng: np.random.Generator,
-    n_resamples: int,
-) -> npt.NDArray[np.float64]:
+def times_drawn(rng: np.random.Generator, n: int, n_users: int) -> Floats:
+    """Draw as many users as there are, with replacement: how often each came, shape (n, n_users)."""
+    drawn = rng.integers(n_users, size=(n, n_users))
+    drawn += n_users * np.arange(n)[:, np.newaxis]
+    return np.bincount(drawn.ravel(), minlength=n * n_users).reshape(n, n_users).astype(np.float64)
+
+
+def random_signs(rng: np.random.Generator, n: int, n_users: int) -> Floats:
+    """Draw +1 or -1 for each user, equally likely, shape (n, n_users)."""
+    return rng.integers(2, size=(n, n_users), dtype=np.int8).astype(np.float64) * 2 - 1
+
+
+def weighted_totals(
+    table: Floats, rng: np.random.Generator, n_resamples: int, weights: UserWeights
+) -> Floats:
+    """Add up the users of each resample by its weights: (n_users, n_columns) -> (n_resamples, n_columns)."""
+    n_users, n_columns = table.shape
+    totals = np.empty((n_resamples, n_columns))
+    step = max(1, _CELLS_AT_ONCE // max(n_users, 1))
+    for start in range(0, n_resamples, step):
+        n = min(step, n_resamples - start)
+        # Not `@`: einsum adds up in one order, whatever the number of threads.
+        totals[start : start + n] = np.einsum("ru,uc->rc", weights(rng, n, n_users), table)
+    return totals
+
+
+def _resampled_means(sums: Floats, counts: Floats, rng: np.random.Generator, n_resamples: int) -> Floats:
     """Draw users with replacement: (n_users, n_columns) twice -> means of shape (n_resamples, n_columns)."""
     n_users, n_columns = sums.shape
     means = np.full((n_resamples, n_columns), np.nan)
@@ -127,15 +151,7 @@ def _resampled_means(
         return means
     # Most columns have the same counts: each kind is multiplied once.
     kinds, kind = np.unique(counts, axis=1, return_inverse=True)
-    both = np.hstack([sums, kinds])
-    step = max(1, _CELLS_AT_ONCE // n_users)
-    for start in range(0, n_resamples, step):
-        n = min(step, n_resamples - start)
-        drawn = rng.integers(n_users, size=(n, n_users))
-        drawn += n_users * np.arange(n)[:, np.newaxis]
-        times = np.bincount(drawn.ravel(), minlength=n * n_users).reshape(n, n_users)
-        # Not `@`: einsum adds up in one order, whatever the number of threads.
-        totals = np.einsum("ru,uc->rc", times.astype(np.float64), both)
-        n_examples = totals[:, n_columns:][:, kind.ravel()]
-        np.divide(totals[:, :n_columns], n_examples, out=means[start : start + n], where=n_examples > 0)
+    totals = weighted_totals(np.hstack([sums, kinds]), rng, n_resamples, times_drawn)
+    n_examples = totals[:, n_columns:][:, kind.ravel()]
+    np.divide(totals[:, :n_columns], n_examples, out=means, where=n_examples > 0)
     return means

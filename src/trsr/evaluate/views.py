@@ -16,6 +16,7 @@ from trsr.evaluate.context import ReportContext
 from trsr.evaluate.metrics import parse_metric
 from trsr.evaluate.plots import N_SERIES_COLORS, Bar, bar_plot, line_plot, slice_plot
 from trsr.evaluate.rendering import NOTHING, TEMPLATES, count, number
+from trsr.evaluate.standings import NOTE, Standing, p_value, standings
 
 
 def stands_apart(rankers: Mapping[str, Any], metric: str, chance: float | None) -> str | None:
@@ -42,6 +43,7 @@ def report_view(metrics: Mapping[str, Any], context: ReportContext) -> dict[str,
     ordered = sorted(rankers, key=lambda name: (-_value(rankers[name], names[0]), name))
     apart = {metric: stands_apart(rankers, metric, chance[metric]) for metric in names}
     slices = _slices_view(metrics, ordered, names[0])
+    standing = standings(metrics)
     try:
         plots, no_plots = _plots(metrics, context, ordered, names, apart), ""
     except MissingExtraError as error:
@@ -49,7 +51,7 @@ def report_view(metrics: Mapping[str, Any], context: ReportContext) -> dict[str,
     return {
         "context": context,
         "css": Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
-        "finding": _finding(rankers, ordered, names[0], apart[names[0]], chance[names[0]]),
+        "finding": _finding(rankers, ordered, names[0], apart[names[0]], chance[names[0]], standing),
         "facts": _facts(metrics["counts"]),
         "table": {
             "metrics": names,
@@ -59,6 +61,7 @@ def report_view(metrics: Mapping[str, Any], context: ReportContext) -> dict[str,
         "marks": "Value and 95 % interval over users. A value is marked only where its interval lies beyond"
         " those of all other rankers and beyond chance; rows are in order of the first column.",
         "protocol": _plain_values(metrics["protocol"]),
+        **({"beats": _beats(standing)} if standing else {}),
         "details": _details(metrics),
         "slices": slices,
         "plots": plots,
@@ -98,15 +101,56 @@ def _row(
         cells.append(
             {
                 "value": number(entry["value"]) if entry else NOTHING,
-                "interval": "" if low is None else f"{low:.3f} to {high:.3f}",
+                "interval": _interval(entry, low, high),
                 "apart": apart.get(metric) == name,
             }
         )
     return {"name": name, "cells": cells}
 
 
+def _interval(entry: Mapping[str, Any] | None, low: float | None, high: float | None) -> str:
+    """Write the interval, and the standard deviation between seeds where there are several."""
+    parts = [] if low is None else [f"{low:.3f} to {high:.3f}"]
+    spread = entry.get("seed_std") if entry else None
+    return "; ".join([*parts, *([] if spread is None else [f"seeds ±{spread:.3f}"])])
+
+
+def _beats(standing: Sequence[Standing]) -> dict[str, Any]:
+    """Return the tables "who beats whom", one a compared metric."""
+    tables = []
+    for one in standing:
+        rows = [
+            {
+                "name": rival.name,
+                "value": number(rival.value),
+                "ahead": number(rival.ahead),
+                "interval": "" if rival.low is None else f"{rival.low:.3f} to {rival.high:.3f}",
+                "p": p_value(rival.p),
+                "effect": number(rival.effect_size, 2),
+                "verdict": rival.verdict,
+                "beaten": rival.beaten,
+            }
+            for rival in one.rivals
+        ]
+        tables.append(
+            {
+                "metric": one.metric,
+                "best": one.best,
+                "value": number(one.value),
+                "sentence": one.sentence,
+                "rows": rows,
+            }
+        )
+    return {"tables": tables, "note": NOTE}
+
+
 def _finding(
-    rankers: Mapping[str, Any], ordered: Sequence[str], metric: str, apart: str | None, chance: float | None
+    rankers: Mapping[str, Any],
+    ordered: Sequence[str],
+    metric: str,
+    apart: str | None,
+    chance: float | None,
+    standing: Sequence[Standing],
 ) -> str:
     """Say in two sentences what the first metric shows."""
     best, entry = ordered[0], rankers[ordered[0]][metric]
@@ -116,6 +160,8 @@ def _finding(
     text += f", where chance is {number(chance)}."
     if len(ordered) == 1 or entry["ci95"][0] is None:
         return text
+    if compared := [one.sentence for one in standing if one.metric == metric]:
+        return f"{text} {compared[0]}"
     if apart == best:
         return f"{text} Its interval stands apart from those of all other rankers."
     near = [
@@ -149,8 +195,11 @@ def _standing_notes(metrics: Mapping[str, Any]) -> list[str]:
             " places (Krichene and Rendle, KDD 2020)."
         )
     notes.append(
-        "Intervals cover the choice of test users only: another training seed, other negatives or another"
-        " period can move a value further."
+        "Intervals and p-values cover the choice of test users; beside them stands how far a value moves"
+        " with the seed. Another period can move it further."
+        if "seeds" in metrics
+        else "Intervals and p-values cover the choice of test users only: another training seed, other"
+        " negatives or another period can move a value further; `trsr run --seeds` shows how far."
     )
     if counts["users"] < 50:
         notes.append(f"{counts['users']} users are few: a bootstrap interval over them is too narrow.")

@@ -15,6 +15,9 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+Sharing = Literal["auto", "rows", "blocks", "separate"]
+"""How candidates share the reading of their prefix, see `trsr.llm.shared_attention`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
@@ -119,6 +122,9 @@ class TextGenerator(Protocol):
 
     def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
         """Yield one `Generation` a prompt as each is finished.
+
+        `prompts` may grow while the caller takes results: what was appended after one result is answered too,
+        so that a caller whose next prompts depend on earlier answers keeps the engine full.
 
         Raises:
             EngineError: the engine as a whole is unusable (a single failed call is a result with `error`).

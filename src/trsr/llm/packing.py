@@ -9,14 +9,17 @@ its own. Training and ranking both use this layout; `trsr.llm.shared_attention` 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 
 # Suffixes are laid side by side in rows of about this many tokens: long enough that the keys of the prefix
 # are not copied for every suffix, short enough that few keys are read only to be masked.
 ROW_TOKENS = 128
+
+_T = TypeVar("_T")
 
 
 @dataclass
@@ -106,6 +109,25 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """Where all parts of a packed sequence stand, and what attention has derived from that."""
+
+    segments: tuple[Segment, ...]
+    _derived: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def to(self, device: torch.device) -> Layout:
+        """Return the same on another device."""
+        return Layout(tuple(segment.to(device) for segment in self.segments))
+
+    def remembered(self, name: Hashable, make: Callable[[], _T]) -> _T:
+        """Return what `make` returned for this name before: layers ask for the same masks."""
+        if name not in self._derived:
+            self._derived[name] = make()
+        found: _T = self._derived[name]
+        return found
+
+
+@dataclass(frozen=True)
 class Packed:
     """Some parts as one sequence of T tokens.
 
@@ -113,14 +135,14 @@ class Packed:
         tokens: Shape (1, T), token ids.
         positions: Shape (1, T), within each candidate's own sequence.
         answers: Shape (n_suffixes,), the place of each suffix's last token, where the answer is predicted.
-        segments: One a part.
+        layout: Where they stand.
         counts: Suffixes of each part.
     """
 
     tokens: torch.Tensor
     positions: torch.Tensor
     answers: torch.Tensor
-    segments: tuple[Segment, ...]
+    layout: Layout
     counts: tuple[int, ...]
 
     def to(self, device: torch.device) -> Packed:
@@ -130,7 +152,7 @@ class Packed:
             tokens=self.tokens.to(device),
             positions=self.positions.to(device),
             answers=self.answers.to(device),
-            segments=tuple(segment.to(device) for segment in self.segments),
+            layout=self.layout.to(device),
         )
 
 
@@ -160,7 +182,7 @@ def pack(parts: Sequence[Part], row_tokens: int = ROW_TOKENS) -> Packed:
         torch.tensor(tokens)[None],
         torch.cat(positions)[None],
         torch.tensor(answers),
-        tuple(segments),
+        Layout(tuple(segments)),
         tuple(len(part.suffixes) for part in parts),
     )
 

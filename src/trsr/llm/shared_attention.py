@@ -1,14 +1,15 @@
 """Attention over prefixes that many suffixes share, at the cost of what is really seen.
 
-Each prefix of a packed sequence (see `packing`) attends to itself once; its suffixes attend to it and to
-themselves, as a batch of short rows. `enable` gives this attention to a transformers model and checks on a
-small input that its answers stay what they are without sharing; a model whose answers change is left as it
-was.
+Two ways, both exact: `rows` lets each prefix of a packed sequence (see `packing`) attend to itself once, and
+its suffixes to it and to themselves as a batch of short rows; `blocks` is one block-sparse product. `enable`
+gives one of them to a transformers model and checks on a small input that its answers stay what they are
+without sharing; a model whose answers change is left as it was.
 """
 
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,9 +18,11 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from trsr.llm.packing import Packed, Part, Segment, pack
+from trsr.llm.base import Sharing
+from trsr.llm.block_attention import block_attention
+from trsr.llm.packing import Layout, Packed, Part, Segment, pack
 
-NAME = "trsr_shared_prefix"
+NAMES: dict[Sharing, str] = {"auto": "trsr_rows", "rows": "trsr_rows", "blocks": "trsr_blocks"}
 # Arguments by which some architectures change the scores in ways this attention does not know.
 _UNKNOWN_TERMS = ("softcap", "s_aux", "position_bias", "head_mask")
 # Rotary positions that change with the longest sequence of a pass.
@@ -38,21 +41,21 @@ def shared_prefix_attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    segments: tuple[Segment, ...] | None = None,
+    layout: Layout | None = None,
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend as the segments say; without any, as transformers' `sdpa`.
+    """Attend as the layout says; without one, as transformers' `sdpa`.
 
     Args:
         module: The attention layer.
         query: Shape (1, H, T, D).
         key: Shape (1, H_kv, T, D), H_kv a divisor of H.
         value: As `key`.
-        attention_mask: Only used without segments.
+        attention_mask: Only used without a layout.
         scaling: Factor of the scores; None for 1 / sqrt(D).
         dropout: Of the attention weights.
-        segments: Where prefixes and suffixes stand.
+        layout: Where prefixes and suffixes stand.
         sliding_window: Positions a token sees, its own included; None for all before it.
         kwargs: Passed to `sdpa`.
 
@@ -62,21 +65,27 @@ def shared_prefix_attention(
     Raises:
         NotImplementedError: the layer adds a term to the scores that this attention does not know.
     """
-    if segments is None:
+    if layout is None:
         out, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
         return out, None
     if terms := [name for name in _UNKNOWN_TERMS if kwargs.get(name) is not None]:
         raise NotImplementedError(f"attention with {terms[0]} cannot share a prefix here")
+    if module.config._attn_implementation == NAMES["blocks"]:
+        if dropout:
+            raise NotImplementedError("attention in blocks has no dropout")
+        out = block_attention(module, query, key, value, layout, scaling, sliding_window)
+        return out.transpose(1, 2).contiguous(), None
     options = {"dropout_p": dropout, "scale": scaling}
     parts = []
-    for segment in segments:
+    for number, segment in enumerate(layout.segments):
         prefix = _prefix_keys(module, key, value, segment)
         if segment.n_read:
             read = query[:, :, segment.start : segment.start + segment.n_read]
             parts.append(_prefix_outputs(read, *prefix, sliding_window, options))
-        parts.append(_suffix_outputs(query, key, value, prefix, segment, sliding_window, options))
+        mask = layout.remembered((number, sliding_window), partial(segment.mask, sliding_window))
+        parts.append(_suffix_outputs(query, key, value, prefix, segment, mask, options))
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
 
@@ -117,7 +126,7 @@ def _suffix_outputs(
     value: torch.Tensor,
     prefix: tuple[torch.Tensor, torch.Tensor],
     segment: Segment,
-    window: int | None,
+    mask: torch.Tensor,
     options: dict[str, Any],
 ) -> torch.Tensor:
     """Return the outputs of all suffix tokens of a segment, shape (1, H, n_suffix_tokens, D).
@@ -138,22 +147,23 @@ def _suffix_outputs(
         for read, own in zip(prefix, (key, value), strict=True)
     )
     q = rows(query).reshape(n_rows, n_kv, groups * width, -1)
-    mask = segment.mask(window).repeat(1, groups, 1)[:, None]
-    out: torch.Tensor = scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)
+    seen = mask.repeat(1, groups, 1)[:, None]
+    out: torch.Tensor = scaled_dot_product_attention(q, k, v, attn_mask=seen, **options)
     out = out.reshape(n_rows, n_kv * groups, width, -1).transpose(0, 1).flatten(1, 2)  # (H, R W, D)
     return out.index_select(1, segment.order)[None]
 
 
-AttentionInterface.register(NAME, shared_prefix_attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+for _name in NAMES.values():
+    AttentionInterface.register(_name, shared_prefix_attention)
+    AttentionMaskInterface.register(_name, sdpa_mask)
 
 
 def is_enabled(model: Any) -> bool:
     """Whether a model reads packed sequences."""
-    return bool(model.config._attn_implementation == NAME)
+    return model.config._attn_implementation in NAMES.values()
 
 
-def enable(model: Any) -> bool:
+def enable(model: Any, sharing: Sharing = "auto") -> bool:
     """Make a model read packed sequences, if its answers are then exactly what they would be without.
 
     An architecture with a state that passes from token to token, or with attention that is not a function of
@@ -162,12 +172,16 @@ def enable(model: Any) -> bool:
 
     Args:
         model: A transformers causal language model, before any adapter wraps it.
+        sharing: How it shall attend; `auto` is the way that measured fastest (`rows`), `separate` leaves the
+            model as it is.
 
     Returns:
         Whether it does now; else it is as it was.
     """
+    if sharing == "separate":
+        return False
     before = model.config._attn_implementation
-    reason = _obstacle(model)
+    reason = _obstacle(model, NAMES[sharing])
     if not reason:
         return True
     if model.config._attn_implementation != before:
@@ -180,7 +194,7 @@ def enable(model: Any) -> bool:
     return False
 
 
-def _obstacle(model: Any) -> str:
+def _obstacle(model: Any, name: str) -> str:
     """Set the attention and return why the model's answers are not what they were; empty when they are."""
     if not model._can_set_attn_implementation():
         return "its attention cannot be replaced"
@@ -190,7 +204,7 @@ def _obstacle(model: Any) -> str:
         return f"its {', '.join(map(str, by_length))} rotary positions depend on the length of the sequence"
     plain = _probe_plainly(model)
     try:
-        model.set_attn_implementation(NAME)
+        model.set_attn_implementation(name)
         with torch.inference_mode():
             packed = run_packed(model, pack([_PROBE]).to(model.device)).logits[0].float()
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as problem:
@@ -220,10 +234,10 @@ def run_packed(model: Any, packed: Packed, *, every_position: bool = False) -> A
     """
     return model(
         input_ids=packed.tokens,
-        # Any four-dimensional mask is passed on as it is, and `segments` say more than it could.
+        # Any four-dimensional mask is passed on as it is, and `layout` says more than it could.
         attention_mask=torch.empty(1, 1, 0, 0, dtype=torch.bool, device=packed.tokens.device),
         position_ids=packed.positions,
         logits_to_keep=0 if every_position else packed.answers,
         use_cache=False,
-        segments=packed.segments,
+        layout=packed.layout,
     )

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
 from trsr.errors import ModelError
-from trsr.llm import models, shared_attention
+from trsr.llm import models
 from trsr.llm.allocator import reuse_large_buffers
 from trsr.llm.base import Prompt
 
@@ -93,17 +93,13 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return known[dtype]
 
 
-def load_causal_lm(
-    name: str, *, dtype: str = "auto", device: str = "auto", shared_prefix: bool = False
-) -> Any:
+def load_causal_lm(name: str, *, dtype: str = "auto", device: str = "auto") -> Any:
     """Load a causal language model for inference or training.
 
     Args:
         name: The embedded model's name, a hub id or a local folder.
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
-        shared_prefix: Whether it will read packed groups; it does where that is exact, see
-            `shared_attention.enable`.
 
     Raises:
         ModelError: there is no such model, or it cannot be loaded.
@@ -120,6 +116,4 @@ def load_causal_lm(
             "use another."
         ) from error
     model = model.to(where).eval()
-    if shared_prefix:
-        shared_attention.enable(model)
     return model

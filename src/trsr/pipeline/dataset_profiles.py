@@ -68,8 +68,8 @@ def summarize_dataset(
 ) -> DatasetProfiles:
     """Write profiles for all users of a dataset folder, the first `limit`, or one.
 
-    Unless it is one user only, the profiles stand in `profiles.parquet` beside the store, in place of those of
-    an earlier call; the texts of all calls stay in the store.
+    Unless it is one user only, the profiles stand in `profiles.parquet` beside the store, in place of those
+    of an earlier call; the texts of all calls stay in the store.
 
     Raises:
         DataError: the folder is no dataset, has no such user, or no user with an item that has text.

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from trsr.evaluate.aggregate import evaluate
+from trsr.evaluate.aggregate import main_metrics, summarise
 from trsr.evaluate.context import (
     ExampleBlock,
     ExampleCandidate,
@@ -17,6 +17,7 @@ from trsr.evaluate.context import (
     StageCost,
     TrainingRow,
 )
+from trsr.evaluate.measured import Measured, measure, metric_list
 from trsr.evaluate.report import write_report
 from trsr.pipeline.ranking import PROBABILISTIC
 from trsr.pipeline.workbench import Workbench
@@ -33,24 +34,40 @@ def evaluate_scores(bench: Workbench) -> dict[str, Any]:
         DataError: the scores are not those of this run.
         OutputError: the run folder cannot be written.
     """
-    folder, splits = bench.folder, bench.splits
-    scores = pl.read_parquet(folder.path / "scores.parquet")
-    metrics = evaluate(
-        scores,
+    splits = bench.splits
+    metrics = summarise(
+        measure_run(bench),
         protocol={**splits.description, "counts": splits.counts, "warnings": list(splits.warnings)},
-        ks=bench.config.evaluate.ks,
+        compared=main_metrics(bench.config.evaluate.ks),
         seed=bench.config.seed,
-        probabilistic=PROBABILISTIC,
-        history_lengths={e.example_id: len(e.history) for e in splits.test},
+        history_lengths=history_lengths(bench),
     )
-    folder.write_json("metrics.json", metrics)
-    write_report(folder.path, metrics=metrics, context=_context(bench, scores))
+    bench.folder.write_json("metrics.json", metrics)
+    write_report(bench.folder.path, metrics=metrics, context=report_context(bench))
     return {"rankers": len(metrics["rankers"])}
 
 
-def _context(bench: Workbench, scores: pl.DataFrame) -> ReportContext:
+def measure_run(bench: Workbench) -> Measured:
+    """Compute every ranker's metrics of each test example from the scores of a run.
+
+    Raises:
+        DataError: the scores are not those of this run.
+    """
+    return measure(_scores(bench), metric_list(bench.config.evaluate.ks), probabilistic=PROBABILISTIC)
+
+
+def history_lengths(bench: Workbench) -> dict[str, int]:
+    """Return how many items the history of each test example has."""
+    return {e.example_id: len(e.history) for e in bench.splits.test}
+
+
+def _scores(bench: Workbench) -> pl.DataFrame:
+    return pl.read_parquet(bench.folder.path / "scores.parquet")
+
+
+def report_context(bench: Workbench) -> ReportContext:
     """Gather what the report tells beside the metrics."""
-    folder = bench.folder
+    folder, scores = bench.folder, _scores(bench)
     stages, sittings = folder.stages(), folder.sittings()
     summaries = {"method": bench.config.summary.method} | stages.get("summarize", {})
     return ReportContext(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from trsr.config import RunConfig, differences
 from trsr.data.files import write_whole
@@ -76,7 +77,10 @@ class RunFolder:
             raise RunMismatchError(
                 f"{file} is not the configuration of a run; name another folder with --out."
             )
-        return found
+        try:  # settings that trsr did not have yet take their defaults
+            return dict(json.loads(RunConfig.model_validate(found).model_dump_json()))
+        except ValidationError:
+            return found
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file in one move."""

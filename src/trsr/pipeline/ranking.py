@@ -16,6 +16,7 @@ from trsr.data.files import write_whole
 from trsr.data.fitting import fit_events
 from trsr.llm import models
 from trsr.llm.adapter import check_adapter, quiet_peft, read_adapter_info
+from trsr.pipeline.baselines import check_baselines, make_baseline
 from trsr.pipeline.progress import Bar, bar
 from trsr.pipeline.workbench import Workbench
 from trsr.rank.base import ExampleScores, Ranker, sigmoid
@@ -44,6 +45,7 @@ def rank_candidates(bench: Workbench) -> dict[str, Any]:
     Raises:
         OutputError: the run folder cannot be written; finished parts are kept.
     """
+    check_baselines(bench)
     parts = bench.folder.path / "scores.parts"
     examples = bench.splits.test
     rankers = bench.config.rankers
@@ -124,21 +126,23 @@ def make_ranker(bench: Workbench, name: RankerName) -> Ranker:
         case "bm25":
             text = bench.item_texts(None, 10_000, None)
             return Bm25Ranker({i: text(i) for i in bench.dataset.catalogue()}, profiles=bench.profiles)
+        case "popularity_decayed" | "embedding" | "ncf" | "gru4rec" | "bert4rec" | "sasrec":
+            return make_baseline(bench, name)
         case "llm_zero_shot" | "llm":
             return _llm_ranker(bench, name)
 
 
 def _llm_ranker(bench: Workbench, name: RankerName) -> Ranker:
     """Load the base model, with the run's adapter merged in for `llm`."""
+    from trsr.llm import shared_attention
     from trsr.llm.transformers import load_causal_lm
     from trsr.rank.llm import LlmRanker
     from trsr.rank.shared_prefix import SharedPrefixScorer
 
     recommender = bench.config.recommender
     labels = bench.labels
-    model = load_causal_lm(
-        recommender.model, dtype=recommender.dtype, device=recommender.device, shared_prefix=True
-    )
+    model = load_causal_lm(recommender.model, dtype=recommender.dtype, device=recommender.device)
+    shared_attention.enable(model, recommender.sharing)
     if name == "llm":
         from peft import PeftModel
 
@@ -153,4 +157,5 @@ def _llm_ranker(bench: Workbench, name: RankerName) -> Ranker:
         labels = info.labels
         with quiet_peft():
             model = PeftModel.from_pretrained(model, folder).merge_and_unload().eval()
-    return LlmRanker(name, SharedPrefixScorer(model), bench.builder, labels, bench.profiles)
+    scorer = SharedPrefixScorer(model, max_batch_tokens=recommender.max_batch_tokens)
+    return LlmRanker(name, scorer, bench.builder, labels, bench.profiles)

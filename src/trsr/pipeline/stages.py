@@ -87,6 +87,7 @@ def _train(bench: Workbench, train_config: TrainConfig) -> None:
         seed=config.seed,
         dtype=config.recommender.dtype,
         device=config.recommender.device,
+        sharing=config.recommender.sharing,
         progress=sys.stderr.isatty(),
     )
     bench.folder.write_json("training.json", {"log": report.log, "best_step": report.best_step})

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from trsr.errors import BudgetError
+from trsr.errors import CandidateTooLongError
 from trsr.llm.base import LabelTokens, ScoringGroup
 from trsr.llm.margins import label_head, packed_margins, separate_margins
 from trsr.llm.packing import Part, PrefixKV, pack
@@ -55,7 +55,7 @@ class SharedPrefixScorer:
         """Yield (group index, margins (n_suffixes,)) as groups are finished.
 
         Raises:
-            BudgetError: a candidate does not fit a pass together with its prefix.
+            CandidateTooLongError: a candidate does not fit a pass together with its prefix.
         """
         for index, group in enumerate(groups):
             self._check(index, group)
@@ -71,10 +71,7 @@ class SharedPrefixScorer:
         for number, suffix in enumerate(group.suffixes):
             needed = len(group.prefix) + len(suffix)
             if needed > self.max_batch_tokens:
-                raise BudgetError(
-                    f"Candidate {number} of group {index} has {needed} tokens with its prefix, at most "
-                    f"{self.max_batch_tokens} fit a pass; raise max_batch_tokens or lower prompt.max_tokens."
-                )
+                raise CandidateTooLongError(index, number, needed, self.max_batch_tokens)
 
     def _together(
         self, groups: Sequence[ScoringGroup], labels: LabelTokens

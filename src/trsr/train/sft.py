@@ -22,8 +22,9 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback
 
 from trsr.errors import ModelError, OutputError
+from trsr.llm import shared_attention
 from trsr.llm.adapter import quiet_peft
-from trsr.llm.base import LabelTokens
+from trsr.llm.base import LabelTokens, Sharing
 from trsr.llm.transformers import load_causal_lm, resolve_device, resolve_dtype
 from trsr.train.config import TrainConfig
 from trsr.train.dataset import EpochGroups, TrainingGroup
@@ -113,6 +114,7 @@ def train(
     seed: int,
     dtype: str = "auto",
     device: str = "auto",
+    sharing: Sharing = "auto",
     progress: bool = False,
 ) -> tuple[Path, TrainingReport]:
     """Fine-tune an adapter; goes on from the newest whole checkpoint where there is one.
@@ -127,6 +129,7 @@ def train(
         seed: Order of the groups and initial adapter weights.
         dtype: Precision of the base model; the adapter is trained in float32.
         device: Where to train.
+        sharing: How candidates share their prefix, see `shared_attention.enable`.
         progress: Whether to show the Trainer's bar.
 
     Returns:
@@ -137,7 +140,9 @@ def train(
         OutputError: the folder cannot be written.
     """
     set_seed(seed % 2**32)
-    adapted = with_adapter(load_causal_lm(model, dtype=dtype, device=device, shared_prefix=True), config)
+    base = load_causal_lm(model, dtype=dtype, device=device)
+    shared_attention.enable(base, sharing)
+    adapted = with_adapter(base, config)
     where = resolve_device(device)
     bf16 = resolve_dtype(dtype, where) is torch.bfloat16
     best = checkpoints / "best"
