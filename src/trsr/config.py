@@ -16,7 +16,7 @@ from trsr.data.protocols import ProtocolConfig, SampledProtocol
 from trsr.data.synthetic import SyntheticConfig
 from trsr.errors import ConfigError
 from trsr.llm.base import Sharing
-from trsr.llm.engines import EngineConfig, TransformersEngine
+from trsr.llm.engines import DEFAULT_ENGINE, EngineConfig
 from trsr.prompt.ranking import PromptConfig
 from trsr.rank.settings import BaselinesConfig
 from trsr.summarize.plan import SummaryConfig
@@ -81,8 +81,8 @@ class RunConfig(_Part):
     data: Annotated[FolderData | SyntheticConfig | ImportConfig, Field(discriminator="kind")]
     protocol: ProtocolConfig = SampledProtocol()
     summary: SummaryConfig = SummaryConfig()
-    engine: EngineConfig = TransformersEngine()
-    """Writes the summaries."""
+    engine: EngineConfig = DEFAULT_ENGINE
+    """Writes the summaries; by default the faster local one, `transformers` (see `trsr bench summarize`)."""
     prompt: PromptConfig = PromptConfig()
     recommender: RecommenderConfig = RecommenderConfig()
     train: TrainConfig | None = TrainConfig()

@@ -1,13 +1,17 @@
 """Engines are chosen by configuration and opened lazily."""
 
+import inspect
 import subprocess
 import sys
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from trsr.cli.summarize import summarize
+from trsr.config import RunConfig
 from trsr.errors import MissingExtraError
 from trsr.llm.engines import (
+    DEFAULT_ENGINE,
     EngineConfig,
     FakeEngine,
     LlamaCppEngine,
@@ -64,3 +68,10 @@ def test_configurations_are_checked_without_any_model_library() -> None:
     code = f"import sys, trsr.llm.engines, trsr.llm.models; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_the_default_engine_is_one_and_the_same_everywhere() -> None:
+    chosen = inspect.signature(summarize, eval_str=True).parameters["engine"]
+    assert chosen.default == DEFAULT_ENGINE.kind == "transformers"
+    assert DEFAULT_ENGINE.kind in str(chosen.annotation.__metadata__[0].help)
+    assert RunConfig.model_fields["engine"].default == DEFAULT_ENGINE == TransformersEngine()

@@ -230,3 +230,10 @@ def test_requests_are_not_shown_unasked(capfd: pytest.CaptureFixture[str]) -> No
 def test_the_model_id_says_where_the_model_runs_unless_told_its_revision() -> None:
     assert OpenAIGenerator("http://gpu1:8000/v1", "org/m").model_id == "org/m@gpu1:8000"
     assert OpenAIGenerator("http://gpu1:8000/v1", "org/m", revision="abc").model_id == "org/m@abc"
+
+
+def test_prompts_are_sent_in_the_order_given_so_that_server_prefix_caches_hit() -> None:
+    with scripted(say("a text")) as server:
+        topics = [f"topic {number}" for number in range(12)]
+        _generate(_engine(server, concurrency=1), [ask(topic) for topic in topics])
+    assert [request["messages"][-1]["content"] for request in server.requests] == topics

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,8 +11,10 @@ import torch
 
 from trsr.errors import EngineError
 from trsr.llm import transformers_generator as engine
-from trsr.llm.base import Generation, GenerationParams, Prompt, TextGenerator
-from trsr.llm.transformers_generator import TransformersGenerator
+from trsr.llm.base import Generation, GenerationParams, Message, Prompt, TextGenerator
+from trsr.llm.prompt_reading import PromptReader
+from trsr.llm.row_writing import RowWriter, Text
+from trsr.llm.transformers_generator import TransformersGenerator, how_many_join
 from trsr.testing.engines import TextGeneratorContract, ask
 
 PROMPTS = [
@@ -69,7 +72,7 @@ def test_a_batch_writes_what_plain_greedy_decoding_writes(
     params = GenerationParams(max_new_tokens=10, frequency_penalty=penalty)
     for prompt, result in zip(PROMPTS, ordered(generator, PROMPTS, params), strict=True):
         expected = plain_greedy(generator, prompt, 10, penalty)
-        assert result.text == generator._text(expected).strip()
+        assert result.text == generator._decode(expected).strip()
         assert result.n_generated_tokens == len(expected)
 
 
@@ -79,44 +82,91 @@ def test_the_frequency_penalty_changes_the_text(generator: TransformersGenerator
     assert [r.text for r in plain] != [r.text for r in varied]
 
 
-def test_small_batches_write_the_same_texts_as_large_ones(
-    generator: TransformersGenerator, tiny_model: Path
+@pytest.mark.parametrize("budget", [1, 250, 400])
+def test_a_small_budget_writes_the_same_texts_as_a_large_one(
+    generator: TransformersGenerator, tiny_model: Path, budget: int
 ) -> None:
     params = GenerationParams(max_new_tokens=10)
-    narrow = TransformersGenerator(str(tiny_model), device="cpu", max_batch_tokens=1)
-    assert list(narrow._batches([0, 1, 2], [[1], [1], [1]], 10)) == [[0], [1], [2]]
-    alone = [result.text for result in ordered(narrow, PROMPTS, params)]
-    assert alone == [result.text for result in ordered(generator, PROMPTS, params)]
+    narrow = TransformersGenerator(str(tiny_model), device="cpu", max_batch_tokens=budget)
+    texts = [result.text for result in ordered(narrow, PROMPTS, params)]
+    assert texts == [result.text for result in ordered(generator, PROMPTS, params)]
 
 
-def test_reading_the_shared_beginning_once_changes_nothing(
-    generator: TransformersGenerator, monkeypatch: pytest.MonkeyPatch
+class Counter:
+    """Counts the rows that are written at each step, and the prompts of each reading."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rows: list[int] = []
+        self.longest: list[int] = []
+        self.joined: list[int] = []
+        step, join = RowWriter.step, RowWriter.join
+
+        def count_step(writer: RowWriter) -> list[Text]:
+            self.rows.append(len(writer.texts))
+            self.longest.append(max(len(text.prompt) for text in writer.texts))
+            return step(writer)
+
+        def count_join(writer: RowWriter, texts: list[Text]) -> None:
+            self.joined.append(len(texts))
+            join(writer, texts)
+
+        monkeypatch.setattr(RowWriter, "step", count_step)
+        monkeypatch.setattr(RowWriter, "join", count_join)
+
+
+def test_waiting_prompts_join_as_others_finish(
+    generator: TransformersGenerator, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    params = GenerationParams(max_new_tokens=10)
-    ids = [generator.tokenizer.encode(generator.tokenizer.render_chat(prompt)) for prompt in PROMPTS]
-    assert engine._common_prefix(ids) > 10, "these prompts begin with the same instruction"
-    shared = [result.text for result in ordered(generator, PROMPTS, params)]
-    monkeypatch.setattr(engine, "_common_prefix", lambda _: 0)
-    assert [result.text for result in ordered(generator, PROMPTS, params)] == shared
+    long = max(result.n_prompt_tokens for result in ordered(generator, PROMPTS, GenerationParams()))
+    budget = 3 * (long + 16)
+    few = TransformersGenerator(str(tiny_model), device="cpu", max_batch_tokens=budget)
+    prompts = [ask(f"{prompt.messages[-1].content} {n}") for prompt in PROMPTS for n in range(3)]
+    stop = GenerationParams(max_new_tokens=16, stop=("d",))  # texts of many lengths
+    expected = [(r.text, r.n_generated_tokens) for r in ordered(generator, prompts, stop)]
+    assert len({n for _, n in expected}) > 2
+    counter = Counter(monkeypatch)
+    assert [(r.text, r.n_generated_tokens) for r in ordered(few, prompts, stop)] == expected
+    sizes = zip(counter.rows, counter.longest, strict=True)
+    assert all(rows * (longest + 16) <= budget for rows, longest in sizes)
+    assert sum(counter.joined) == len(prompts)
+    assert sum(counter.rows) / len(counter.rows) > 2.7, "short texts make room before long ones have ended"
+
+
+def test_on_a_cpu_products_of_few_rows_use_all_cores(generator: TransformersGenerator) -> None:
+    layers = [layer for layer in generator._model.modules() if type(layer) is torch.nn.Linear]
+    assert layers
+    assert all("forward" in vars(layer) for layer in layers)
+
+
+def test_each_text_gets_its_share_of_the_time(generator: TransformersGenerator) -> None:
+    started = time.perf_counter()
+    results = ordered(generator, PROMPTS, GenerationParams(max_new_tokens=4))
+    assert 0 < sum(result.seconds for result in results) <= time.perf_counter() - started
+
+
+@pytest.mark.parametrize(
+    ("waiting", "present", "budget", "n"),
+    [
+        ([90, 80, 30, 10, 10], [], 200, 2),  # rows count at the length of the longest, new tokens included
+        ([30, 10, 10], [80], 270, 2),
+        ([30, 10, 10], [80], 100, 0),
+        ([500], [], 200, 1),  # one is always written
+        ([500], [10], 200, 0),
+        ([10] * 2, [10] * 6, 2000, 2),
+        ([10] * 1, [10] * 6, 2000, 0),  # too few to be worth it yet
+        ([], [10], 2000, 0),
+        ([], [], 2000, 0),
+        ([10, 10], [], 1, 1),
+    ],
+)
+def test_so_many_join(waiting: list[int], present: list[int], budget: int, n: int) -> None:
+    new, old = ([Text(0, [0] * length, None) for length in lengths] for lengths in (waiting, present))
+    assert how_many_join(new, old, n_new=10, budget=budget) == n
 
 
 def test_equal_prompts_in_a_batch_leave_a_token_to_read(generator: TransformersGenerator) -> None:
     results = ordered(generator, [PROMPTS[0]] * 3, GenerationParams(max_new_tokens=5))
     assert len({result.text for result in results}) == 1
-
-
-@pytest.mark.parametrize(
-    ("rows", "n"), [([[1, 2, 3]], 0), ([[1, 2], [1, 2]], 1), ([[1, 2, 3], [1, 2, 4]], 2), ([[1], [2]], 0)]
-)
-def test_the_common_prefix_leaves_one_token_of_each_prompt(rows: list[list[int]], n: int) -> None:
-    assert engine._common_prefix(rows) == n
-
-
-def test_the_budget_of_a_batch_counts_padding_and_new_tokens(generator: TransformersGenerator) -> None:
-    ids = [[0] * n for n in (90, 80, 30, 10, 10)]
-    generator_batches = TransformersGenerator._batches
-    small = type("Budget", (), {"max_batch_tokens": 200})()
-    assert list(generator_batches(small, [0, 1, 2, 3, 4], ids, 10)) == [[0, 1], [2, 3, 4]]
 
 
 def test_a_text_ends_before_a_stop_text_and_others_go_on(generator: TransformersGenerator) -> None:
@@ -129,6 +179,19 @@ def test_a_text_ends_before_a_stop_text_and_others_go_on(generator: Transformers
     untouched = [i for i, result in enumerate(long) if stop not in result.text]
     assert untouched
     assert [stopped[i].text for i in untouched] == [long[i].text for i in untouched]
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_writing_ends_with_the_token_that_completes_a_stop_text(
+    generator: TransformersGenerator, length: int
+) -> None:
+    tokens = plain_greedy(generator, PROMPTS[0], 16)
+    whole = generator._decode(tokens)
+    for start in range(1, len(whole) - length):
+        stop = whole[start : start + length]
+        needed = next(n for n in range(1, 17) if stop in generator._decode(tokens[:n]))
+        (found,) = generator.generate(PROMPTS[:1], GenerationParams(max_new_tokens=16, stop=(stop,)))
+        assert found.n_generated_tokens == needed
 
 
 def test_the_earliest_of_several_stop_texts_counts() -> None:
@@ -152,6 +215,38 @@ def test_sampling_repeats_with_its_seed_and_differs_with_another(generator: Tran
 
     assert texts(1) == texts(1)
     assert texts(1) != texts(2)
+
+
+def test_what_is_drawn_for_a_prompt_does_not_depend_on_the_others(generator: TransformersGenerator) -> None:
+    params = GenerationParams(max_new_tokens=12, temperature=2.0, seed=3)
+    together = [result.text for result in ordered(generator, PROMPTS, params)]
+    assert [ordered(generator, [prompt], params)[0].text for prompt in PROMPTS] == together
+    assert [result.text for result in ordered(generator, PROMPTS[::-1], params)][::-1] == together
+
+
+def test_prompts_of_two_kinds_are_read_and_written_as_apart(
+    generator: TransformersGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = [
+        Prompt((Message("system", "Answer briefly."), Message("user", "Seeds?"), *prompt.messages[1:]))
+        for prompt in PROMPTS
+    ]
+    beginnings: list[int] = []
+    real = PromptReader._read_pass
+
+    def remember(reader: PromptReader, beginning: tuple[int, ...], *rest: Any) -> Any:
+        beginnings.append(len(beginning))
+        return real(reader, beginning, *rest)
+
+    params = GenerationParams(max_new_tokens=8)
+    apart = [r.text for kind in (PROMPTS, others) for r in ordered(generator, kind, params)]
+    monkeypatch.setattr(PromptReader, "_read_pass", remember)
+    counter = Counter(monkeypatch)
+    together = [result.text for result in ordered(generator, [*PROMPTS, *others], params)]
+    assert together == apart
+    assert counter.joined == [10], "one batch, in which each kind shares its own beginning"
+    assert len(set(beginnings)) == 2
+    assert min(beginnings) > 10
 
 
 def test_a_closed_generator_says_so(tiny_model: Path) -> None:

@@ -180,12 +180,15 @@ def test_users_run_side_by_side() -> None:
 
     class Counting(FakeGenerator):
         def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
-            sizes.append(len(prompts))
-            return super().generate(prompts, params)
+            for result in super().generate(prompts, params):
+                sizes.append(len(prompts))  # what was asked so far
+                yield result
 
     with SummaryStore(":memory:") as store:
         fold_all([item_ids(0, 9), item_ids(20, 29), item_ids(40, 43)], make_summariser(), store, Counting())
-    assert sizes == [3, 2, 2]
+    assert sizes[0] == 3
+    assert max(asked - answered for answered, asked in enumerate(sizes)) == 3
+    assert sizes[-1] == 3 + 2 + 2
 
 
 def changed_template() -> Template:

@@ -12,7 +12,13 @@ import typer
 def summarize(
     data: Annotated[Path, typer.Argument(help="Dataset folder (see `trsr import`).", show_default=False)],
     method: Annotated[str, typer.Option(help="none, counted, hierarchical or recurrent.")] = "recurrent",
-    engine: Annotated[str, typer.Option(help="transformers, llamacpp, openai or fake.")] = "transformers",
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="transformers (the faster local one, on GPUs and in batches on CPUs: see "
+            "`trsr bench summarize`), llamacpp, openai or fake."
+        ),
+    ] = "transformers",
     model: Annotated[
         str | None, typer.Option(help="Model of the engine; the embedded one by default.")
     ] = None,

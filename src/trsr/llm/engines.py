@@ -79,7 +79,7 @@ class TransformersEngine(_Engine):
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
     max_batch_tokens: int = Field(default=16384, ge=1)
-    """Prompt tokens of one batch, padding included."""
+    """Positions of one batch, padding and new tokens included; memory grows with it."""
     max_prompt_tokens: int = Field(default=2048, ge=1)
     """Longest prompt."""
 
@@ -87,6 +87,15 @@ class TransformersEngine(_Engine):
 EngineConfig = Annotated[
     FakeEngine | LlamaCppEngine | OpenAIEngine | TransformersEngine, Field(discriminator="kind")
 ]
+
+DEFAULT_ENGINE: EngineConfig = TransformersEngine()
+"""Writes summaries unless another is named: the faster of the two local ones, on every machine.
+
+On a GPU because llama.cpp runs on the CPU here. On a CPU because a summary's prompt is some ten times longer
+than its answer, and transformers reads what all prompts begin with once and the rest in large products, where
+llama.cpp reads every prompt whole (`trsr bench summarize` measures both). The rule looks at nothing, so two
+runs on one machine never differ in the engine.
+"""
 
 
 def open_generator(config: EngineConfig) -> TextGenerator:

@@ -58,18 +58,23 @@ class FakeGenerator:
 
     def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
         """Yield one result a prompt; one token is one word."""
-        order = list(range(len(prompts)))
-        if self._shuffle:
-            order.sort(key=lambda index: derive_seed(index, "order"))
-        for index in order:
-            self.n_calls += 1
-            time.sleep(self._delay)
-            n_read = sum(len(message.content.split()) for message in prompts[index].messages)
-            if self._fails(prompts[index]):
-                yield Generation(index, "", n_read, 0, self._delay, "The fake engine was told to fail here.")
-            else:
-                text = fake_text(prompts[index], params)
-                yield Generation(index, text, n_read, len(text.split()), self._delay)
+        n_seen = 0
+        while n_seen < len(prompts):
+            order = list(range(n_seen, len(prompts)))
+            n_seen = len(prompts)
+            if self._shuffle:
+                order.sort(key=lambda index: derive_seed(index, "order"))
+            for index in order:
+                yield self._answer(index, prompts[index], params)
+
+    def _answer(self, index: int, prompt: Prompt, params: GenerationParams) -> Generation:
+        self.n_calls += 1
+        time.sleep(self._delay)
+        n_read = sum(len(message.content.split()) for message in prompt.messages)
+        if self._fails(prompt):
+            return Generation(index, "", n_read, 0, self._delay, "The fake engine was told to fail here.")
+        text = fake_text(prompt, params)
+        return Generation(index, text, n_read, len(text.split()), self._delay)
 
     def close(self) -> None:
         """Do nothing; there is nothing to give back."""

@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -72,9 +72,15 @@ class LlamaCppGenerator:
         server = self._running(params.max_new_tokens)
         pool = ThreadPoolExecutor(self._n_parallel, thread_name_prefix="trsr-llamacpp")
         try:
-            calls = [pool.submit(self._call, server, i, prompt, params) for i, prompt in enumerate(prompts)]
-            for call in as_completed(calls):
-                yield call.result()
+            running: set[Future[Generation]] = set()
+            n_sent = 0
+            while running or n_sent < len(prompts):
+                for index in range(n_sent, len(prompts)):
+                    running.add(pool.submit(self._call, server, index, prompts[index], params))
+                n_sent = len(prompts)
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for call in done:
+                    yield call.result()
         finally:
             # What waits is dropped; what runs cannot be interrupted and is waited for.
             pool.shutdown(wait=True, cancel_futures=True)

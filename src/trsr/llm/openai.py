@@ -43,7 +43,8 @@ except ImportError as _error:
 # A final assistant message is to be continued, not answered (vLLM, SGLang). llama.cpp does so by itself.
 _CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
 
-_Results = queue.SimpleQueue[Generation | Exception | None]
+_Waiting = asyncio.Queue[tuple[int, Prompt]]
+_Results = queue.SimpleQueue[Generation | Exception]
 
 
 class OpenAIGenerator:
@@ -93,33 +94,39 @@ class OpenAIGenerator:
         if not prompts:
             return
         results: _Results = queue.SimpleQueue()
-        main: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = Future()
+        main: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[None], _Waiting]] = Future()
 
         async def answer_all() -> None:
             task = asyncio.current_task()
             assert task is not None
-            main.set_result((asyncio.get_running_loop(), task))
-            await self._answer_all(prompts, params, results)
+            waiting: _Waiting = asyncio.Queue()
+            main.set_result((asyncio.get_running_loop(), task, waiting))
+            await self._answer_all(waiting, params, results)
 
         def run() -> None:
             try:
                 asyncio.run(answer_all())
             except asyncio.CancelledError:
-                pass  # the caller lost interest
+                pass  # all is answered, or the caller lost interest
             except Exception as error:
                 results.put(error)
-            finally:
-                results.put(None)
 
         thread = threading.Thread(target=run, name="trsr-openai", daemon=True)
         thread.start()
+        loop, task, waiting = main.result()
+        n_sent = n_answered = 0
         try:
-            while (result := results.get()) is not None:
+            while n_answered < len(prompts):
+                with contextlib.suppress(RuntimeError):  # the loop has ended: an error is among the results
+                    for index in range(n_sent, len(prompts)):
+                        loop.call_soon_threadsafe(waiting.put_nowait, (index, prompts[index]))
+                n_sent = len(prompts)
+                result = results.get()
                 if isinstance(result, Exception):
                     raise result
+                n_answered += 1
                 yield result
         finally:
-            loop, task = main.result()
             with contextlib.suppress(RuntimeError):  # the loop may have ended by itself
                 loop.call_soon_threadsafe(task.cancel)
             thread.join()
@@ -127,14 +134,12 @@ class OpenAIGenerator:
     def close(self) -> None:
         """Do nothing: connections live only as long as a call of `generate`."""
 
-    async def _answer_all(
-        self, prompts: Sequence[Prompt], params: GenerationParams, results: _Results
-    ) -> None:
-        """Work through the prompts with `concurrency` workers; a prompt is taken when a worker is free."""
-        waiting = iter(enumerate(prompts))
+    async def _answer_all(self, waiting: _Waiting, params: GenerationParams, results: _Results) -> None:
+        """Answer what waits with `concurrency` workers, until cancelled."""
 
         async def worker(client: AsyncOpenAI) -> None:
-            for index, prompt in waiting:
+            while True:
+                index, prompt = await waiting.get()
                 results.put(await self._answer(client, index, prompt, params))
 
         client = AsyncOpenAI(
@@ -145,7 +150,7 @@ class OpenAIGenerator:
         )
         try:
             async with client, asyncio.TaskGroup() as workers:
-                for _ in range(min(self._concurrency, len(prompts))):
+                for _ in range(self._concurrency):
                     workers.create_task(worker(client))
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None

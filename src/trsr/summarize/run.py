@@ -1,7 +1,8 @@
-"""Executes the plans of many users in rounds of independent calls, so that an engine is kept full.
+"""Executes the plans of many users as one stream of calls, so that an engine is kept full.
 
-A round holds every call whose inputs are known. What the store already has costs nothing; what two users
-share is asked once; every result is committed when it arrives. Killing the process loses the calls in flight.
+A call is asked as soon as the texts it reads are there, whatever other users wait for. What the store already
+has costs nothing, however deep in a plan it stands; what two users share is asked once; every result is
+committed when it arrives. Killing the process loses the calls in flight.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from trsr.errors import EngineError
-from trsr.llm.base import Generation, Prompt, TextGenerator, prompt_key
+from trsr.llm.base import Generation, GenerationParams, Prompt, TextGenerator, prompt_key
 from trsr.segment import segment
 from trsr.summarize.counted import counted_profile
 from trsr.summarize.plan import Call, SummaryConfig, plan_calls
@@ -92,6 +93,15 @@ class Fold:
             if place not in self.texts and all(i in self.texts for i in call.inputs):
                 yield place
 
+    def answer(self, place: int, text: str, key: str) -> list[int]:
+        """Take the text of a call; return the places of the calls that waited for nothing else."""
+        self.texts[place], self.keys[place] = text, key
+        return [
+            later
+            for later, call in enumerate(self.calls)
+            if place in call.inputs and all(i in self.texts for i in call.inputs)
+        ]
+
 
 def summarize(
     histories: Sequence[History],
@@ -107,7 +117,7 @@ def summarize(
         summariser: What the texts depend on.
         engine: Writes the texts; None only when no call is planned (`none`, `counted`, empty histories).
         store: Known texts, and where new ones are kept.
-        on_progress: Called after every round and every result.
+        on_progress: Called after every result, and at the end.
 
     Raises:
         EngineError: calls failed; all others were made and kept, and the next run tries the failed ones
@@ -119,23 +129,24 @@ def summarize(
         folds.append(Fold(history, blocks, plan_calls(blocks, summariser.config)))
     progress = SummaryProgress(len(folds), n_calls=sum(len(fold.calls) for fold in folds))
     waiting = [fold for fold in folds if not fold.done]
+    progress.n_users_done = len(folds) - len(waiting)
     if waiting:
         if engine is None:
             raise EngineError(
                 "Summaries have to be written, but no engine was given; name one with --engine."
             )
-        rounds = _Rounds(summariser, engine, store, progress, on_progress)
-        while waiting and rounds.run(waiting):
+        stream = _Stream(summariser, engine, store, progress, on_progress)
+        made = True
+        while waiting and made:  # once is enough for an engine that takes calls up to its last result
+            made = stream.run(waiting)
             waiting = [fold for fold in waiting if not fold.done]
-            progress.n_users_done = len(folds) - len(waiting)
         if waiting:
-            first_error = next(iter(rounds.errors.values()), "the engine gave no answer")
+            first_error = next(iter(stream.errors.values()), "the engine gave no answer")
             raise EngineError(
-                f"{len(rounds.errors)} summary calls failed and {len(waiting)} of {len(folds)} profiles are "
+                f"{len(stream.errors)} summary calls failed and {len(waiting)} of {len(folds)} profiles are "
                 f"unfinished (first error: {first_error}); run the same command again to retry only those.",
                 retryable=True,
             )
-    progress.n_users_done = len(folds)
     on_progress(progress)
     return folds
 
@@ -159,9 +170,14 @@ class _Question:
     askers: list[tuple[Fold, int]]
 
 
+def _reading_order(prompt: Prompt) -> tuple[str, ...]:
+    """Sort by this, and prompts that begin alike follow each other: engines that keep prefixes read less."""
+    return (*(message.content for message in prompt.messages), prompt.prefill)
+
+
 @dataclass(slots=True)
-class _Rounds:
-    """Asks what is ready, round by round; `errors` holds the keys that failed in this process."""
+class _Stream:
+    """Asks what is ready; `errors` holds the keys that failed in this process."""
 
     summariser: Summariser
     engine: TextGenerator
@@ -171,42 +187,67 @@ class _Rounds:
     errors: dict[str, str] = field(default_factory=dict)
 
     def run(self, folds: Sequence[Fold]) -> bool:
-        """Ask every call that is ready; return whether any fold got a new text."""
-        questions = self._questions(folds)
-        known = self.store.texts(list(questions))
-        for key, text in known.items():
-            self._answer(key, questions[key], text)
-            self.progress.n_calls_known += len(questions[key].askers)
-        missing = [key for key in questions if key not in known]
-        prompts = [questions[key].prompt for key in missing]
+        """Ask every call of these folds as soon as it is ready; return whether a text was made."""
+        asked: dict[str, _Question] = {}
+        ready = [(fold, place) for fold in folds for place in fold.ready()]
+        keys = self._ask(ready, asked)
+        keys.sort(key=lambda key: _reading_order(asked[key].prompt))
+        prompts = [asked[key].prompt for key in keys]
         made_before = self.progress.n_calls_made
-        for result in self.engine.generate(prompts, self.summariser.config.params):
-            key = missing[result.index]
-            self._keep(key, questions[key], result)
+        for result in self.engine.generate(prompts, self.params):
+            key = keys[result.index]
+            new = self._ask(self._keep(key, asked.pop(key), result), asked)
+            keys += new
+            prompts += [asked[key].prompt for key in new]
             self.on_progress(self.progress)
-        return bool(known) or self.progress.n_calls_made > made_before
+        return self.progress.n_calls_made > made_before
 
-    def _questions(self, folds: Sequence[Fold]) -> dict[str, _Question]:
-        """Return the distinct ready calls by key, those that failed before left out."""
+    @property
+    def params(self) -> GenerationParams:
+        """The generation parameters of every call."""
+        return self.summariser.config.params
+
+    def _ask(self, ready: list[tuple[Fold, int]], asked: dict[str, _Question]) -> list[str]:
+        """Answer from the store what it knows of these calls and of those behind them; note all others.
+
+        Args:
+            ready: Calls whose inputs are known.
+            asked: Questions without an answer so far, by key; new ones are added.
+
+        Returns:
+            The keys of the new ones.
+        """
+        new = []
+        while ready:
+            questions = self._questions(ready)
+            known = self.store.texts([key for key in questions if key not in asked])
+            ready = []
+            for key, question in questions.items():
+                if key in known:
+                    self.progress.n_calls_known += len(question.askers)
+                    ready += self._hand_on(question, known[key], key)
+                elif key in asked:
+                    asked[key].askers.extend(question.askers)
+                else:
+                    asked[key] = question
+                    new.append(key)
+        return new
+
+    def _questions(self, ready: Sequence[tuple[Fold, int]]) -> dict[str, _Question]:
+        """Return the distinct calls by key, those that failed before left out."""
         questions: dict[str, _Question] = {}
-        for fold in folds:
-            for place in fold.ready():
-                call = fold.calls[place]
-                texts = [] if call.kind == "merge" else [self.summariser.item_text(i) for i in call.item_ids]
-                inputs = [fold.texts[i] for i in call.inputs]
-                prompt = render_call(self.summariser.template, call, texts, inputs)
-                key = prompt_key(prompt, self.engine.model_id, self.summariser.config.params)
-                if key not in self.errors:
-                    question = questions.setdefault(key, _Question(prompt, call.item_ids, []))
-                    question.askers.append((fold, place))
+        for fold, place in ready:
+            call = fold.calls[place]
+            texts = [] if call.kind == "merge" else [self.summariser.item_text(i) for i in call.item_ids]
+            inputs = [fold.texts[i] for i in call.inputs]
+            prompt = render_call(self.summariser.template, call, texts, inputs)
+            key = prompt_key(prompt, self.engine.model_id, self.params)
+            if key not in self.errors:
+                questions.setdefault(key, _Question(prompt, call.item_ids, [])).askers.append((fold, place))
         return questions
 
-    def _answer(self, key: str, question: _Question, text: str) -> None:
-        for fold, place in question.askers:
-            fold.texts[place], fold.keys[place] = text, key
-
-    def _keep(self, key: str, question: _Question, result: Generation) -> None:
-        """Commit a result and hand its text on."""
+    def _keep(self, key: str, question: _Question, result: Generation) -> list[tuple[Fold, int]]:
+        """Commit a result and hand its text on; return the calls that waited for nothing else."""
         error = result.error or (None if plain_line(result.text) else "the model wrote nothing")
         text = summary_text(self.summariser.template, result.text) if error is None else None
         self.store.put(
@@ -228,7 +269,15 @@ class _Rounds:
         if text is None:
             self.errors[key] = str(error)
             progress.n_calls_failed += 1
-        else:
-            self._answer(key, question, text)
-            progress.n_calls_made += 1
-            progress.n_calls_known += len(question.askers) - 1
+            return []
+        progress.n_calls_made += 1
+        progress.n_calls_known += len(question.askers) - 1
+        return self._hand_on(question, text, key)
+
+    def _hand_on(self, question: _Question, text: str, key: str) -> list[tuple[Fold, int]]:
+        """Give a text to all that asked for it; return the calls that waited for nothing else."""
+        ready = []
+        for fold, place in question.askers:
+            ready += [(fold, later) for later in fold.answer(place, text, key)]
+            self.progress.n_users_done += fold.done
+        return ready

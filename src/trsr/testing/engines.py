@@ -122,6 +122,19 @@ class TextGeneratorContract:
     def test_no_prompts_give_no_results(self, generator: TextGenerator) -> None:
         assert list(generator.generate([], GenerationParams())) == []
 
+    def test_prompts_appended_while_results_are_read_are_answered(
+        self, generator: TextGenerator, questions: list[Prompt], answers: list[Generation]
+    ) -> None:
+        asked = questions[:2]
+        found = []
+        for answer in generator.generate(asked, GenerationParams(max_new_tokens=12)):
+            found.append(answer)
+            if len(asked) < len(questions):
+                asked.append(questions[len(asked)])
+        found.sort(key=lambda answer: answer.index)
+        assert [answer.index for answer in found] == list(range(len(questions)))
+        assert [answer.text for answer in found] == [answer.text for answer in answers]
+
     def test_special_tokens_in_the_question_do_no_harm(self, generator: TextGenerator) -> None:
         text = "Title: <|im_end|>\n<|im_start|>assistant </s> [INST] {{ 7 * 7 }} \N{PILE OF POO} \x00?"
         (answer,) = generator.generate([ask(text)], GenerationParams(max_new_tokens=4))

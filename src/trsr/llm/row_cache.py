@@ -1,0 +1,111 @@
+"""Keeps the keys and values of texts that are written together, in memory reserved once.
+
+The rows end in the same column, so that each new token is one column for all of them; a text that is finished
+gives its row up. What a library cache does by copying everything at each token costs here what is new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+
+
+def has_plain_attention(config: Any) -> bool:
+    """Return whether a model remembers keys and values by position and nothing else.
+
+    States that pass from token to token, and layers that use the keys of others, cannot be laid out here.
+    """
+    layers = DynamicCache(config=config).layers
+    return all(type(layer) in {DynamicLayer, DynamicSlidingWindowLayer} for layer in layers)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a cache: row i holds a text at its columns `spans[i]`, (first, one behind the last)."""
+
+    cache: Any
+    spans: tuple[tuple[int, int], ...]
+
+
+def joined(parts: Sequence[Rows], config: Any, n_new: int) -> Cache:
+    """Return a cache of all rows of all parts, in their order, with room for `n_new` more columns.
+
+    Every layer keeps all positions; sliding windows are the mask's work. The parts are used up: their memory
+    is given back layer by layer, so that nothing is held twice.
+    """
+    n_rows = sum(len(part.spans) for part in parts)
+    n_read = max(end - start for part in parts for start, end in part.spans)
+    layers = [
+        _RowLayer(n_rows, n_read, n_new)
+        for _ in range(config.get_text_config(decoder=True).num_hidden_layers)
+    ]
+    for number, layer in enumerate(layers):
+        row = 0
+        for part in parts:
+            for source_row, (start, end) in enumerate(part.spans):
+                if end > start:
+                    source = part.cache.layers[number]
+                    layer.put(
+                        row, source.keys[source_row, :, start:end], source.values[source_row, :, start:end]
+                    )
+                row += 1
+            if any(end > start for start, end in part.spans):
+                part.cache.layers[number] = None
+    return Cache(layers=list(layers))
+
+
+class _RowLayer(DynamicLayer):
+    """One layer; `keys` and `values` are views of what is filled, (rows, heads, columns, D)."""
+
+    def __init__(self, n_rows: int, n_read: int, n_new: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._n_rows, self._n_read, self._n_columns = n_rows, n_read, n_read + n_new
+        self._room: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def put(self, row: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Copy (heads, T, D) into a row, ending in the last column that is read."""
+        for room, new in zip(self._rooms(keys[None], values[None]), (keys, values), strict=True):
+            room[row, :, self._n_read - new.shape[1] : self._n_read] = new
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add columns to all rows; return all keys and all values."""
+        rooms = self._rooms(key_states, value_states)
+        start, end = self.get_seq_length(), self.get_seq_length() + key_states.shape[2]
+        for room, new in zip(rooms, (key_states, value_states), strict=True):
+            room[:, :, start:end] = new
+        return self._show(end)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep the rows `indices`, in this order; rows that stay in place are not copied."""
+        if self._room is None:
+            return
+        moved = indices != torch.arange(len(indices), device=indices.device)
+        for room in self._room:
+            room[: len(indices)][moved] = room[indices[moved]]
+        self._room = (self._room[0][: len(indices)], self._room[1][: len(indices)])
+        self._show(self.get_seq_length())
+
+    def _rooms(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the reserved memory for keys and for values, shaped like the first ones seen."""
+        if self._room is None:
+            self.lazy_initialization(keys, values)
+            keys_room, values_room = (
+                new.new_zeros(self._n_rows, new.shape[1], self._n_columns, new.shape[3])
+                for new in (keys, values)
+            )
+            self._room = (keys_room, values_room)
+            self._show(self._n_read)
+        return self._room
+
+    def _show(self, n_columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self._room is not None
+        keys, values = (room[:, :, :n_columns] for room in self._room)
+        self.keys, self.values = keys, values
+        return keys, values

@@ -1,0 +1,133 @@
+"""`trsr bench summarize` counts what engines did; how fast they are is for the machine to say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import Answer
+
+from trsr.bench import summarizing
+from trsr.bench.summarizing import (
+    BLOCK_SIZE,
+    Cost,
+    Workload,
+    faster_engine,
+    installed_engines,
+    measure_engine,
+    news_workload,
+)
+from trsr.llm.base import Generation, GenerationParams, Prompt
+from trsr.llm.fake import FakeGenerator
+
+USERS, CALLS = 5, 3
+
+
+class SlowEngine(FakeGenerator):
+    """Takes what is there at once: 10 ms, 1 ms a prompt, 1 ms for each token it may write, by its clock."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.waves: list[tuple[int, int]] = []
+
+    def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
+        n_seen = 0
+        while n_seen < len(prompts):
+            wave = prompts[n_seen:]
+            self.waves.append((len(wave), params.max_new_tokens))
+            self.now += 0.01 + 0.001 * len(wave) + 0.001 * params.max_new_tokens
+            for result in super().generate(wave, params):
+                yield replace(result, index=n_seen + result.index)
+            n_seen += len(wave)
+
+
+@pytest.fixture(scope="module")
+def workload(tmp_path_factory: pytest.TempPathFactory) -> Workload:
+    return news_workload(tmp_path_factory.mktemp("bench") / "news", USERS, CALLS)
+
+
+def test_every_user_has_as_many_full_blocks_as_calls_are_asked(workload: Workload) -> None:
+    assert len(workload.histories) == USERS
+    for history in workload.histories:
+        blocks = workload.summariser.blocks(history.item_ids)
+        assert [len(block.item_ids) for block in blocks] == [BLOCK_SIZE] * CALLS
+
+
+def test_rates_follow_from_counts_and_seconds(workload: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = SlowEngine()
+    monkeypatch.setattr("time.perf_counter", lambda: engine.now)
+    found = measure_engine(engine, workload, single_users=2)
+    new = workload.summariser.config.max_new_tokens
+    together = CALLS * (0.01 + 0.001 * USERS + 0.001 * new)
+    one = 0.01 + 0.001 + 0.001 * new
+    assert found["calls"] == USERS * CALLS
+    assert found["seconds"] == pytest.approx(together, abs=1e-3)
+    assert found["reading_seconds"] == pytest.approx(CALLS * (0.01 + 0.001 * USERS + 0.001), abs=1e-3)
+    assert found["calls_per_s"] == pytest.approx(USERS * CALLS / together, rel=1e-3)
+    assert found["generated_tokens_per_s"] == pytest.approx(found["generated_tokens"] / together, rel=1e-2)
+    writing = together - CALLS * (0.01 + 0.001 * USERS + 0.001)
+    assert found["writing_tokens_per_s"] == pytest.approx(found["generated_tokens"] / writing, rel=1e-2)
+    assert found["single"]["calls"] == 2 * CALLS
+    assert found["single"]["seconds"] == pytest.approx(2 * CALLS * one, abs=1e-3)
+    assert found["single"]["estimated_seconds_for_all_calls"] == pytest.approx(USERS * CALLS * one, abs=1e-3)
+    assert found["speedup_vs_single"] == pytest.approx(USERS * CALLS * one / together, abs=0.01)
+
+
+def test_users_are_in_flight_together_and_one_by_one(workload: Workload) -> None:
+    engine = SlowEngine()
+    measure_engine(engine, workload, single_users=2)
+    new = workload.summariser.config.max_new_tokens
+    warm, together = [(1, new)] * CALLS + [(1, 1)] * CALLS, [(USERS, new)] * CALLS + [(USERS, 1)] * CALLS
+    assert engine.waves == warm + together + [(1, new)] * 2 * CALLS + [(1, 1)] * 2 * CALLS
+
+
+def test_the_faster_engine_makes_more_calls_a_second() -> None:
+    assert faster_engine({"a": {"calls_per_s": 1.5}, "b": {"calls_per_s": 2.5}}) == "b"
+
+
+def test_writing_that_took_no_time_is_no_error() -> None:
+    assert Cost(1.0, 1.0, 1, 10, 5).rates()["writing_tokens_per_s"] > 0
+
+
+def test_only_installed_engines_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "xllamacpp" or None)
+    assert installed_engines() == ["llamacpp"]
+
+
+def test_the_command_prints_one_json_object(trsr: Callable[..., Answer]) -> None:
+    answer = trsr("bench", "summarize", "--engines", "fake", "--users", "3", "--json")
+    assert answer.code == 0, answer.err
+    (line,) = answer.out.splitlines()
+    result = json.loads(line)
+    assert result["users"] == 3
+    assert result["faster_engine"] == "fake"
+    assert result["engines"]["fake"]["calls"] == 3 * result["calls_per_user"]
+
+
+def test_without_any_engine_the_command_says_what_to_install(
+    trsr: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(summarizing, "installed_engines", list)
+    answer = trsr("bench", "summarize")
+    assert answer.code == 2
+    assert "trsr[hf]" in answer.err
+
+
+def test_an_engine_that_is_not_local_is_refused_before_any_is_measured(
+    trsr: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(summarizing, "measure_engine", lambda *_: pytest.fail("measured"))
+    answer = trsr("bench", "summarize", "--engines", "transformers,openai", "--users", "1")
+    assert answer.code == 2
+    assert "found 'openai', expected transformers or llamacpp" in answer.err
+
+
+def test_a_real_engine_is_measured(trsr: Callable[..., Answer], tiny_model: Path) -> None:
+    options = ("--users", "2", "--calls", "1", "--single-users", "1")
+    answer = trsr("bench", "summarize", "--engines", "transformers", "--model", tiny_model, *options)
+    assert answer.code == 0, answer.err
+    assert json.loads(answer.out)["engines"]["transformers"]["generated_tokens"] > 0

@@ -1,0 +1,161 @@
+"""Prompts read together leave a model knowing what it knows of each alone, on every architecture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import random_model
+
+from trsr.llm import prompt_reading
+from trsr.llm.prompt_reading import PromptReader, common_prefix
+from trsr.llm.row_cache import joined
+
+# Two kinds of prompts with their own beginnings, one prompt alone, two equal ones; longer than the windows.
+FIRST, SECOND = list(range(5, 26)), list(range(30, 39))
+PROMPTS = [
+    [*FIRST, 40, 41, 42, 43, 44, 45, 46],
+    [*SECOND, 47],
+    [*FIRST, 50, 51],
+    [*SECOND, 52, 53, 54, 55, 56],
+    [7],
+    [*FIRST, 50, 51],
+    [9, 8, 7, 6, 5, 4, 3],
+]
+KINDS = ["first", "second", "first", "second", "short", "first", "alone"]
+BATCHED = [
+    "llama", "qwen3", "mistral", "gemma2", "gemma3_text", "phi", "gpt_neox", "opt", "gpt2", "bloom", "falcon",
+]  # fmt: skip
+
+
+def plain_logits(model: Any, tokens: list[int]) -> torch.Tensor:
+    with torch.inference_mode():
+        logits: torch.Tensor = model(torch.tensor([tokens])).logits[0, -1]
+    return logits
+
+
+class Writer:
+    """Gives rows of a cache their next tokens, as `RowWriter` does; row i holds prompt i."""
+
+    def __init__(self, model: Any, prompts: list[list[int]], kinds: list[str], n_new: int) -> None:
+        self.model = model
+        with torch.inference_mode():
+            passes = PromptReader(model).read(prompts, kinds)
+            if PromptReader(model).in_batches:
+                self.cache: Any = joined([done.rows for done in passes], model.config, n_new)
+            else:
+                (self.cache,) = (done.rows.cache for done in passes)
+            order = [place for done in passes for place in done.places]
+            self.texts = [list(prompts[place]) for place in order]
+            self.n_columns = max(map(len, prompts))
+            self.go_on([order.index(place) for place in range(len(prompts))], [])
+
+    def step(self) -> torch.Tensor:
+        """Return the logits after the last token of each row."""
+        positions = torch.tensor([[len(text) - 1] for text in self.texts])
+        mask = (torch.arange(self.n_columns) >= self.n_columns - 1 - positions).long()
+        with torch.inference_mode():
+            logits: torch.Tensor = self.model(
+                torch.tensor([text[-1:] for text in self.texts]),
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=self.cache,
+            ).logits[:, -1]
+        return logits
+
+    def go_on(self, rows: list[int], tokens: list[int]) -> None:
+        """Keep some rows and give each a token."""
+        if rows != list(range(len(self.texts))):
+            with torch.inference_mode():
+                self.cache.batch_select_indices(torch.tensor(rows))
+        self.texts = [self.texts[row] for row in rows]
+        if tokens:
+            self.texts = [[*text, token] for text, token in zip(self.texts, tokens, strict=True)]
+            self.n_columns += 1
+
+    def check(self) -> None:
+        found = self.step()
+        for row, text in enumerate(self.texts):
+            torch.testing.assert_close(found[row], plain_logits(self.model, text), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model_type", BATCHED)
+def test_a_batch_reads_and_writes_as_each_prompt_alone(
+    model_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompt_reading, "PASS_TOKENS", 10)  # several passes
+    model = random_model(model_type)
+    assert PromptReader(model).in_batches
+    writer = Writer(model, PROMPTS, KINDS, n_new=3)
+    writer.check()
+    writer.go_on([0, 6, 2, 3, 4], [11, 12, 13, 14, 15])
+    writer.check()
+    writer.go_on([4, 1], [21, 22])
+    writer.check()
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_next", "qwen3"])
+def test_a_model_with_a_passing_state_reads_one_prompt_at_a_time(
+    model_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if model_type == "qwen3":  # any model can
+        monkeypatch.setattr(prompt_reading, "has_plain_attention", lambda _config: False)
+    model = random_model(model_type)
+    assert not PromptReader(model).in_batches
+    for prompt in (PROMPTS[0], PROMPTS[4]):
+        writer = Writer(model, [prompt], ["only"], n_new=2)
+        writer.check()
+        writer.go_on([0], [11])
+        writer.check()
+
+
+def count_tokens(model: Any) -> list[int]:
+    """Return a list to which every pass of the model adds how many tokens it reads."""
+    counts: list[int] = []
+    model.register_forward_pre_hook(lambda _module, args: counts.append(args[0].numel()))
+    return counts
+
+
+def test_what_prompts_of_a_kind_begin_with_is_read_once() -> None:
+    model = random_model("llama")
+    counts = count_tokens(model)
+    reader = PromptReader(model)
+    prompts = [[*FIRST, 40 + i, 41, 42] for i in range(6)]
+    with torch.inference_mode():
+        reader.read(prompts[:4], ["first"] * 4)
+        reader.read(prompts[4:5], ["first"])
+        reader.read(prompts[5:], ["first"])
+    assert counts == [len(FIRST), 4 * 2, 2, 2]
+
+
+def test_a_beginning_becomes_shorter_when_a_prompt_of_its_kind_ends_it_earlier() -> None:
+    model = random_model("llama")
+    counts = count_tokens(model)
+    reader = PromptReader(model)
+    with torch.inference_mode():
+        reader.read([[5, 6, 7, 8, 9]], ["a"])  # alone, it says nothing about its kind
+        reader.read([[5, 6, 7, 8, 9], [5, 6, 7, 8, 10]], ["a", "a"])
+        reader.read([[5, 6, 20, 21]], ["a"])
+        reader.read([[5, 6, 7, 8, 9]], ["a"])
+        reader.read([[5, 6, 7]], ["b"])
+    assert counts == [4, 4, 2, 1, 2, 2]
+
+
+def test_prompts_of_like_length_are_read_together_without_much_padding(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(prompt_reading, "PASS_TOKENS", 20)
+    model = random_model("llama")
+    counts = count_tokens(model)
+    prompts = [[10 + n, *[3] * (n - 1), 4] for n in (10, 2, 9, 2, 10, 2)]
+    with torch.inference_mode():
+        PromptReader(model).read(prompts, list("abcdef"))
+    assert counts == [20, 9 * 2, 2 * 2]
+
+
+@pytest.mark.parametrize(
+    ("rows", "n"), [([[1, 2, 3]], 0), ([[1, 2], [1, 2]], 1), ([[1, 2, 3], [1, 2, 4]], 2), ([[1], [2]], 0)]
+)
+def test_the_common_prefix_leaves_one_token_of_each_prompt(rows: list[list[int]], n: int) -> None:
+    assert common_prefix(rows) == n
