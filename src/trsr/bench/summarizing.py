@@ -182,7 +182,7 @@ class Recorder:
 
 @dataclass(frozen=True)
 class Cost:
-    """What some calls cost; `reading_seconds` is the part in which prompts are read."""
+    """What some calls cost; `reading_seconds` is about the part in which prompts are read."""
 
     seconds: float
     reading_seconds: float
@@ -210,8 +210,8 @@ class Cost:
 def _write(engine: TextGenerator, summariser: Summariser, groups: Sequence[Sequence[History]]) -> Cost:
     """Summarise groups of users from nothing, one group after the other, and return what it cost.
 
-    Reading is timed by asking the same prompts again, as many at once, for one token each: the rest of the
-    time is writing.
+    Reading is timed by asking as many of the prompts again as were in flight, for one token each; what that
+    says of all their tokens is taken from the whole, and the rest is writing.
     """
     recorder = Recorder(engine)
     started = time.perf_counter()
@@ -219,15 +219,15 @@ def _write(engine: TextGenerator, summariser: Summariser, groups: Sequence[Seque
         with SummaryStore(":memory:") as store:
             summarize(histories, summariser, recorder, store)
     seconds = time.perf_counter() - started
-    one_token, n_users = replace(recorder.params, max_new_tokens=1), len(groups[0])
+    one_token = replace(recorder.params, max_new_tokens=1)
     started = time.perf_counter()
-    for first in range(0, len(recorder.prompts), n_users):
-        for _ in engine.generate(recorder.prompts[first : first + n_users], one_token):
-            pass
+    read_again = list(engine.generate(recorder.prompts[: len(groups[0])], one_token))
+    seconds_a_token = (time.perf_counter() - started) / sum(result.n_prompt_tokens for result in read_again)
+    n_prompt_tokens = sum(result.n_prompt_tokens for result in recorder.results)
     return Cost(
         seconds=seconds,
-        reading_seconds=time.perf_counter() - started,
+        reading_seconds=seconds_a_token * n_prompt_tokens,
         calls=len(recorder.results),
-        n_prompt_tokens=sum(result.n_prompt_tokens for result in recorder.results),
+        n_prompt_tokens=n_prompt_tokens,
         n_generated_tokens=sum(result.n_generated_tokens for result in recorder.results),
     )

@@ -12,7 +12,7 @@ import typer
 
 def bench_summarize(
     users: Annotated[int, typer.Option(min=1, help="Users in flight.")] = 16,
-    calls: Annotated[int, typer.Option(min=1, max=20, help="Calls of a user, one after the other.")] = 2,
+    calls: Annotated[int, typer.Option(min=1, max=20, help="Calls of a user, one after the other.")] = 4,
     engines: Annotated[
         str | None,
         typer.Option(help="transformers, llamacpp or both, comma-separated; the installed ones by default."),

@@ -1,8 +1,9 @@
 """Lets a CPU use all its cores where a model multiplies few rows, as when it writes a handful of texts.
 
 A linear layer computes x W^T. With 2 to some 30 rows in x, MKL gives that product mostly to one core; turned
-round, as (W x^T)^T, the long side of W is what it divides, and all cores get their share. Measured on 2 cores
-with a 135M model in float32: a token of 2 or 4 texts in 0.6 of the time, of 16 in 0.75, of 32 in 0.95.
+round, as (W x^T)^T, the long side of W is what it divides, and all cores get their share. Turned round it likes
+few rows or a multiple of 8, so others are filled up with zeros. Measured on 2 cores with the shapes of a 135M
+model in float32: 2 or 4 rows in 0.5 of the time, 13 in 0.8, 16 in 0.8, 32 in 0.8 to 1.0.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 MAX_ROWS = 32
+_FEW_ROWS, _ROWS_TOGETHER = 4, 8
 
 
 def turn_thin_products(model: Any) -> int:
@@ -41,6 +43,9 @@ def _forward(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     n_rows = x.numel() // layer.in_features
     if not 1 < n_rows <= MAX_ROWS:
         return nn.functional.linear(x, layer.weight, layer.bias)
-    turned = torch.mm(layer.weight, x.reshape(n_rows, layer.in_features).t()).t()
+    rows = x.reshape(n_rows, layer.in_features)
+    if n_rows > _FEW_ROWS and n_rows % _ROWS_TOGETHER:
+        rows = nn.functional.pad(rows, (0, 0, 0, -n_rows % _ROWS_TOGETHER))
+    turned = torch.mm(layer.weight, rows.t()).t()[:n_rows]
     out = turned.contiguous().view(*x.shape[:-1], layer.out_features)
     return out if layer.bias is None else out + layer.bias
