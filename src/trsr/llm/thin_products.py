@@ -1,9 +1,9 @@
 """Lets a CPU use all its cores where a model multiplies few rows, as when it writes a handful of texts.
 
 A linear layer computes x W^T. With 2 to some 30 rows in x, MKL gives that product mostly to one core; turned
-round, as (W x^T)^T, the long side of W is what it divides, and all cores get their share. Turned round it likes
-few rows or a multiple of 8, so others are filled up with zeros. Measured on 2 cores with the shapes of a 135M
-model in float32: 2 or 4 rows in 0.5 of the time, 13 in 0.8, 16 in 0.8, 32 in 0.8 to 1.0.
+round, as (W x^T)^T, the long side of W is what it divides, and all cores get their share. Turned round it
+likes few rows or a multiple of 8, so others are filled up with zeros. Measured on 2 cores with the shapes of
+a 135M model in float32: 2 or 4 rows in 0.5 of the time, 13 in 0.8, 16 in 0.8, 32 in 0.8 to 1.0.
 """
 
 from __future__ import annotations
