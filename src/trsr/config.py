@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -36,6 +38,10 @@ RankerName = Literal[
     "llm_zero_shot",
     "llm",
 ]
+VARIABLE_PARTS = ("protocol", "summary", "engine", "prompt", "recommender", "train")
+"""The parts of a configuration in which a variant may differ from its run."""
+_VARIANT_NAME = re.compile(r"[A-Za-z0-9_.=-]+")
+_NOTHING = object()
 _VARIABLE = re.compile(r"\$\{?(\w+)\}?")
 
 
@@ -91,6 +97,11 @@ class RunConfig(_Part):
     baselines: BaselinesConfig = BaselinesConfig()
     """Settings of those rankers that have any."""
     evaluate: EvaluateConfig = EvaluateConfig()
+    variants: dict[str, dict[str, Any]] = {}
+    """More models that answer the same questions: a ranker's name, and `{a.b: value}` for all settings in
+    which it differs from this run. Each is fine-tuned by itself; equal summaries are written once."""
+    sweep: dict[str, tuple[str | int | float | bool | None, ...]] = {}
+    """Settings to try one at a time, `a.b: [values]`; every value but the run's own is a variant."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -203,8 +214,99 @@ def _check_together(config: RunConfig) -> None:
         problems.append("rankers: `llm` is the fine-tuned model, but `train` is null; use `llm_zero_shot`.")
     if not config.rankers:
         problems.append("rankers: the list is empty; name at least one.")
+    _, of_variants = _resolve_variants(config)
+    problems += of_variants
     if problems:
         raise ConfigError(problems)
+
+
+def swept(config: RunConfig) -> dict[str, dict[str, str]]:
+    """Return, for every swept setting, the name of the ranker that stands for each value, by value as text.
+
+    The run's own value comes where it was named, else first, and is the run's own model.
+    """
+    settings = config.model_dump(mode="json")
+    found: dict[str, dict[str, str]] = {}
+    for setting, values in config.sweep.items():
+        own = _look_up(settings, setting)
+        tried = values if own in values else (own, *values)
+        names = [own_ranker(config) if value == own else _sweep_name(setting, value) for value in tried]
+        found[setting] = dict(zip(map(_as_text, tried), names, strict=True))
+    return found
+
+
+def own_ranker(config: RunConfig) -> RankerName:
+    """Return the language model that a run is about: the fine-tuned one, or the base model as it is."""
+    return "llm_zero_shot" if config.train is None else "llm"
+
+
+def variants_of(config: RunConfig) -> dict[str, RunConfig]:
+    """Return the whole configuration of each variant, by the name of its ranker: `variants`, then `sweep`.
+
+    A variant asks its own language model only, and has no variants itself.
+    """
+    return _resolve_variants(config)[0]
+
+
+def _resolve_variants(config: RunConfig) -> tuple[dict[str, RunConfig], list[str]]:
+    """Return the variants, and a sentence for every mistake in them."""
+    settings = config.model_dump(mode="json")
+    wanted, problems = dict(config.variants), []
+    for setting, values in config.sweep.items():
+        for value in values:
+            if value != _look_up(settings, setting):
+                wanted[_sweep_name(setting, value)] = {setting: value}
+    found: dict[str, RunConfig] = {}
+    for name, changes in wanted.items():
+        mistakes = [f"variants.{name}: {why}" for why in _variant_mistakes(settings, name, changes)]
+        if not mistakes:
+            content = _changed(settings, changes)
+            try:
+                variant = RunConfig.model_validate(content)
+                found[name] = variant.model_copy(update={"rankers": (own_ranker(variant),)})
+            except ValidationError as error:
+                mistakes = [f"variants.{name}: {sentence}" for sentence in validation_sentences(error)]
+        problems += mistakes
+    return found, problems
+
+
+def _variant_mistakes(settings: Mapping[str, Any], name: str, changes: Mapping[str, Any]) -> Iterable[str]:
+    """Say what is wrong with a variant before its values are looked at."""
+    if not _VARIANT_NAME.fullmatch(name) or name in get_args(RankerName):
+        yield "the name must be letters, digits and . _ = - and not that of a ranker; choose another."
+    for setting in changes:
+        if setting.split(".")[0] not in VARIABLE_PARTS:
+            yield f"{setting} cannot vary within a run; expected a setting of {', '.join(VARIABLE_PARTS)}."
+        elif _look_up(settings, setting) is _NOTHING:
+            yield f"{setting} is no setting of this run; check the spelling."
+
+
+def _changed(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of resolved settings with some changed, and without variants."""
+    content = copy.deepcopy({k: v for k, v in settings.items() if k not in {"variants", "sweep"}})
+    for setting, value in changes.items():
+        *parents, last = setting.split(".")
+        place = content
+        for parent in parents:
+            place = place[parent]
+        place[last] = value
+    return content
+
+
+def _look_up(settings: Mapping[str, Any], setting: str) -> Any:
+    """Return the value of a dotted setting, `_NOTHING` if there is none."""
+    place: Any = settings
+    for part in setting.split("."):
+        place = place.get(part, _NOTHING) if isinstance(place, Mapping) else _NOTHING
+    return place
+
+
+def _sweep_name(setting: str, value: Any) -> str:
+    return f"{setting.rpartition('.')[2]}={_as_text(value)}"
+
+
+def _as_text(value: Any) -> str:
+    return json.dumps(value).strip('"')
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

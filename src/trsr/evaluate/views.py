@@ -12,6 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from trsr.errors import MissingExtraError
+from trsr.evaluate.ablations import ablation_plots, ablation_views
 from trsr.evaluate.context import ReportContext
 from trsr.evaluate.metrics import parse_metric
 from trsr.evaluate.plots import N_SERIES_COLORS, Bar, bar_plot, line_plot, slice_plot
@@ -47,7 +48,8 @@ def report_view(metrics: Mapping[str, Any], context: ReportContext) -> dict[str,
     try:
         plots, no_plots = _plots(metrics, context, ordered, names, apart), ""
     except MissingExtraError as error:
-        plots, no_plots = {"bars": [], "slices": [], "training": []}, f"Without plots. {error}"
+        plots = {"bars": [], "slices": [], "training": [], "ablations": []}
+        no_plots = f"Without plots. {error}"
     return {
         "context": context,
         "css": Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
@@ -63,6 +65,7 @@ def report_view(metrics: Mapping[str, Any], context: ReportContext) -> dict[str,
         "protocol": _plain_values(metrics["protocol"]),
         **({"beats": _beats(standing)} if standing else {}),
         "details": _details(metrics),
+        "ablations": ablation_views(metrics),
         "slices": slices,
         "plots": plots,
         "no_plots": no_plots,
@@ -251,6 +254,7 @@ def _plots(
     """Draw a few metrics of different kinds; the table has them all."""
     chance, rankers = metrics["protocol"]["chance"], metrics["rankers"]
     plots: dict[str, list[Markup]] = {"bars": [], "slices": [], "training": []}
+    plots["ablations"] = [Markup(plot) for plot in ablation_plots(metrics)]
     for metric in _headline(names):
         bars = [
             _bar(name, entry, apart=apart[metric] == name)

@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from trsr.config import swept
 from trsr.evaluate.aggregate import main_metrics, summarise
 from trsr.evaluate.context import (
     ExampleBlock,
@@ -19,7 +20,7 @@ from trsr.evaluate.context import (
 )
 from trsr.evaluate.measured import Measured, measure, metric_list
 from trsr.evaluate.report import write_report
-from trsr.pipeline.ranking import PROBABILISTIC
+from trsr.pipeline.ranking import probabilistic_rankers
 from trsr.pipeline.workbench import Workbench
 from trsr.rank.base import ranked
 from trsr.types import RankingExample
@@ -42,6 +43,8 @@ def evaluate_scores(bench: Workbench) -> dict[str, Any]:
         seed=bench.config.seed,
         history_lengths=history_lengths(bench),
     )
+    if bench.config.sweep:
+        metrics["sweep"] = swept(bench.config)
     bench.folder.write_json("metrics.json", metrics)
     write_report(bench.folder.path, metrics=metrics, context=report_context(bench))
     return {"rankers": len(metrics["rankers"])}
@@ -53,7 +56,8 @@ def measure_run(bench: Workbench) -> Measured:
     Raises:
         DataError: the scores are not those of this run.
     """
-    return measure(_scores(bench), metric_list(bench.config.evaluate.ks), probabilistic=PROBABILISTIC)
+    metrics = metric_list(bench.config.evaluate.ks)
+    return measure(_scores(bench), metrics, probabilistic=probabilistic_rankers(bench.config))
 
 
 def history_lengths(bench: Workbench) -> dict[str, int]:

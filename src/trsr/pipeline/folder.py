@@ -26,9 +26,16 @@ from trsr.errors import OutputError, RunMismatchError
 
 _PACKAGES = ("trsr", "numpy", "polars", "torch", "transformers", "peft", "xllamacpp", "bm25s")
 
+# Parts of a configuration that a run may be given more of, and the stages to run again then: they keep what
+# they have done for the rankers and variants that stay.
+_GROWING = frozenset({"name", "rankers", "baselines", "variants", "sweep", "evaluate"})
+_LATE_STAGES = ("variants", "rank", "evaluate")
+
 
 class RunFolder:
     """A folder that holds one experiment.
+
+    A configuration that only adds rankers, variants or metrics to the one it began with is taken up.
 
     Raises:
         RunMismatchError: the folder belongs to another configuration; the message says the differences.
@@ -54,18 +61,26 @@ class RunFolder:
                 f"{self.path} cannot be used as a folder ({error.strerror}); name another with --out."
             ) from error
         if "config.yaml" in names:
-            if changed := differences(self._read_config(self.path / "config.yaml"), wanted):
+            found = self._read_config(self.path / "config.yaml")
+            changed = differences(found, wanted)
+            if changed and not _grown(found, wanted):
                 raise RunMismatchError(
                     f"{self.path} holds a run of another configuration ({'; '.join(changed)}); "
                     "name another folder with --out, or undo the changes."
                 )
+            if changed:
+                self._forget(_LATE_STAGES)
+                self._write_config(wanted)
             return
         # A run killed in its first moment leaves only the unfinished configuration.
         if any(not name.startswith(".config.yaml.partial") for name in names):
             raise RunMismatchError(
                 f"{self.path} is not empty and holds no run; name another folder with --out."
             )
-        self.write_text("config.yaml", yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
+        self._write_config(wanted)
+
+    def _write_config(self, settings: Mapping[str, Any]) -> None:
+        self.write_text("config.yaml", yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
 
     def _read_config(self, file: Path) -> dict[str, Any]:
         """Return the configuration of the run that is there."""
@@ -114,6 +129,11 @@ class RunFolder:
         self.write_json("stages.json", self.stages() | {stage: dict(facts)})
         self.log(stage, "done", **facts)
 
+    def _forget(self, stages: Sequence[str]) -> None:
+        """Take stages back from the finished ones."""
+        if self.path.joinpath("stages.json").exists():
+            self.write_json("stages.json", {k: v for k, v in self.stages().items() if k not in stages})
+
     def log(self, stage: str, event: str, **facts: Any) -> None:
         """Append one line to `log.jsonl`."""
         line = json.dumps({"time": time.time(), "stage": stage, "event": event, **facts}, ensure_ascii=False)
@@ -122,6 +142,16 @@ class RunFolder:
                 file.write(line + "\n")
         except OSError as error:
             raise OutputError(f"{self.path}/log.jsonl cannot be written ({error.strerror}).") from error
+
+
+def _grown(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a configuration asks more of a run, and nothing else of what it has done."""
+    changed = {part for part in new if old.get(part) != new[part]}
+    return changed <= _GROWING and all(
+        settings == old["baselines"].get(name)
+        for name, settings in new["baselines"].items()
+        if name in old["rankers"]
+    )
 
 
 def environment() -> dict[str, Any]:

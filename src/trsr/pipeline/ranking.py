@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from trsr.config import RankerName
+from trsr.config import RankerName, RunConfig, variants_of
 from trsr.data.files import write_whole
 from trsr.data.fitting import fit_events
 from trsr.llm import models
 from trsr.llm.adapter import check_adapter, quiet_peft, read_adapter_info
 from trsr.pipeline.baselines import check_baselines, make_baseline
 from trsr.pipeline.progress import Bar, bar
+from trsr.pipeline.variants import variant_scores
 from trsr.pipeline.workbench import Workbench
 from trsr.rank.base import ExampleScores, Ranker, sigmoid
 from trsr.rank.baselines import Bm25Ranker, PopularityRanker, RandomRanker, RecencyRanker
@@ -48,14 +49,32 @@ def rank_candidates(bench: Workbench) -> dict[str, Any]:
     check_baselines(bench)
     parts = bench.folder.path / "scores.parts"
     examples = bench.splits.test
-    rankers = bench.config.rankers
+    known = _known_scores(bench)
+    rankers = [name for name in bench.config.rankers if name not in known]
     with bar("Ranking") as shown:
         for number, name in enumerate(rankers):
             _rank(bench, name, examples, parts, partial(_show, shown, rankers, number, len(examples)))
-    frames = [pl.read_parquet(part) for name in rankers for part in _parts(parts, name, examples)]
-    write_whole(bench.folder.path / "scores.parquet", pl.concat(frames).write_parquet)
+    frames = []
+    for name in bench.config.rankers:
+        own = [pl.read_parquet(part) for part in _parts(parts, name, examples)] if name in rankers else []
+        frames += own or [known[name]]
+    write_whole(bench.folder.path / "scores.parquet", pl.concat(frames + variant_scores(bench)).write_parquet)
     shutil.rmtree(parts, ignore_errors=True)
     return {"rankers": len(rankers), "examples": len(examples)}
+
+
+def _known_scores(bench: Workbench) -> dict[str, pl.DataFrame]:
+    """Return the scores of rankers that were asked before the run was given more of them."""
+    file = bench.folder.path / "scores.parquet"
+    if not file.exists():
+        return {}
+    rows = pl.read_parquet(file)
+    return {str(name): of_one for (name,), of_one in rows.partition_by("ranker", as_dict=True).items()}
+
+
+def probabilistic_rankers(config: RunConfig) -> frozenset[str]:
+    """Return the rankers whose score is meant as a probability."""
+    return PROBABILISTIC | set(variants_of(config))
 
 
 def _show(shown: Bar, rankers: Sequence[str], number: int, n_examples: int, done: int) -> None:

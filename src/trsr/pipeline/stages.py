@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from trsr.config import FolderData
@@ -18,6 +19,7 @@ from trsr.pipeline.evaluating import evaluate_scores
 from trsr.pipeline.preflight import check_dataset, check_recommender, dataset_digest
 from trsr.pipeline.profiles import save_profiles, write_profiles
 from trsr.pipeline.ranking import rank_candidates
+from trsr.pipeline.variants import check_questions, variant_benches
 from trsr.pipeline.workbench import Workbench
 from trsr.train.config import TrainConfig
 from trsr.train.dataset import EpochGroups, TrainingGroup, training_groups
@@ -30,6 +32,8 @@ def prepare_data(bench: Workbench) -> Facts:
     """Import raw files or make synthetic ones; a dataset folder that exists is taken as it is."""
     data = bench.config.data
     match data:
+        case _ if bench.base:
+            pass  # made by the run of which this is a variant
         case FolderData():
             pass
         case SyntheticConfig():
@@ -54,7 +58,7 @@ def write_summaries(bench: Workbench) -> Facts:
         [History(e.user_id, e.history) for e in examples],
         bench.summariser,
         bench.config.engine,
-        bench.folder.path / "summaries.sqlite",
+        bench.store_path,
     )
     save_profiles(bench.folder.path / "profiles.parquet", [e.example_id for e in examples], written)
     return written.facts()
@@ -117,11 +121,26 @@ def _epochs(bench: Workbench, config: TrainConfig) -> EpochGroups:
     return EpochGroups(first, groups if config.resample_negatives else None)
 
 
+def run_variants(bench: Workbench) -> Facts:
+    """Fine-tune every variant and let it rank, each in a run folder of its own."""
+    benches = variant_benches(bench)
+    for name, variant in benches.items():
+        run_stages(variant, "examples")
+        check_questions(name, variant)
+        run_stages(variant, "rank", partial(_tell, bench.say, name))
+    return {"variants": len(benches)}
+
+
+def _tell(say: Callable[[str], None], name: str, line: str) -> None:
+    say(f"{name}: {line}")
+
+
 STAGES: dict[str, Callable[[Workbench], Facts]] = {
     "data": prepare_data,
     "examples": make_examples,
     "summarize": write_summaries,
     "train": fine_tune,
+    "variants": run_variants,
     "rank": rank_candidates,
     "evaluate": evaluate_scores,
 }
@@ -135,7 +154,7 @@ def run_stages(
     Raises:
         RunMismatchError: the dataset was changed since the run began.
     """
-    folder = bench.folder
+    folder, bench.say = bench.folder, say
     for name, stage in STAGES.items():
         if name not in folder.stages():
             check_dataset(bench)

@@ -28,19 +28,32 @@ from trsr.types import RankingExample
 class Workbench:
     """Everything derived from a run's configuration and its finished stages."""
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, base: Workbench | None = None) -> None:
+        """Work on `folder`; a variant takes dataset and summaries of its run, whose workbench is `base`."""
         self.folder = folder
         self.config = folder.config
+        self.base = base
+        self.say: Callable[[str], None] = lambda _: None
+        """Is told what long stages do."""
+
+    @property
+    def store_path(self) -> Path:
+        """The store of summaries."""
+        return self.base.store_path if self.base else self.folder.path / "summaries.sqlite"
 
     @property
     def dataset_path(self) -> Path:
         """The dataset folder: the one named, or the one made inside the run."""
+        if self.base:
+            return self.base.dataset_path
         data = self.config.data
         return data.path if isinstance(data, FolderData) else self.folder.path / "data"
 
     @cached_property
     def dataset(self) -> Dataset:
         """The dataset."""
+        if self.base:
+            return self.base.dataset
         return Dataset.open(self.dataset_path)
 
     @cached_property
