@@ -38,6 +38,19 @@ TRAIN = (
     ("fraction_of_gemm_peak", "share of GEMM rate"),
 )
 
+SUMMARIZE = (
+    ("engine", "engine"),
+    ("calls", "calls"),
+    ("seconds", "s"),
+    ("calls_per_s", "calls/s"),
+    ("prompt_tokens", "prompt tokens"),
+    ("generated_tokens", "new tokens"),
+    ("reading_tokens_per_s", "read a second"),
+    ("writing_tokens_per_s", "written a second"),
+    ("single_writing", "written, one at a time"),
+    ("speedup_vs_single", "over one at a time"),
+)
+
 
 def read(name: str) -> dict[str, Any]:
     """Return a recorded file."""
@@ -78,30 +91,45 @@ def plot(row: dict[str, Any], file: Path) -> None:
     figure.savefig(file, metadata={"Date": None})
 
 
-def section(title: str, recorded: dict[str, Any], columns: Iterable[tuple[str, str]]) -> str:
+def section(
+    title: str, recorded: dict[str, Any], rows: Iterable[dict[str, Any]], columns: Iterable[tuple[str, str]]
+) -> str:
     """Return one recorded file as a section."""
     commands = "\n".join(recorded["commands"])
     note = f"\n\n{recorded['note']}" if recorded["note"] else ""
     return (
-        f"## {title}\n\n{table(recorded['results'], columns)}\n\n"
+        f"## {title}\n\n{table(rows, columns)}\n\n"
         f"```sh\n{commands}\n```\n\n{recorded['machine']}, commit `{recorded['commit']}`, "
         f"torch {recorded['versions']['torch']}.{note}"
     )
 
 
+def engine_rows(recorded: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return one row an engine of `trsr bench summarize`."""
+    return [
+        {"engine": name, **rates, "single_writing": rates["single"]["writing_tokens_per_s"]}
+        for result in recorded["results"]
+        for name, rates in result["engines"].items()
+    ]
+
+
 def main() -> None:
-    score, train = read("score"), read("train")
+    score, train, summarize = read("score"), read("train"), read("summarize")
     plot(next(row for row in score["results"] if "growth" in row), DOCS / "speed.svg")
     page = [
         "# Speed",
         "Made by `python benchmarks/speed_page.py` from the files in `benchmarks/results/`.",
-        section("Ranking", score, SCORE),
+        section("Ranking", score, score["results"], SCORE),
         "*Padded* is the way of LLM-TRSR's released code: every candidate is a prompt of its own, padded\n"
         "to 2,048 tokens, with logits at every position. *One by one* leaves the padding out. *Shared*\n"
         "reads what the candidates of a user have in common once. The slow ways are timed on a few\n"
         "candidates and multiplied.",
         "![Seconds to rank one user against the number of candidates](speed.svg)",
-        section("Training", train, TRAIN),
+        section("Training", train, train["results"], TRAIN),
+        section("Summarising", summarize, engine_rows(summarize), SUMMARIZE),
+        "16 users in flight, recurrent summaries of synthetic news readers with the product's defaults. Most\n"
+        "of a call is reading: a prompt is some 30 times longer than the answer. *Written a second* is the rate\n"
+        "of the rest, when prompts are read.",
     ]
     (DOCS / "speed.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")
 

@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -50,7 +51,7 @@ class TestOpenAI(TextGeneratorContract):
 
     @classmethod
     def make_generator(cls) -> TextGenerator:
-        return OpenAIGenerator(cls.url, "smollm2-135m", concurrency=3)
+        return OpenAIGenerator(cls.url, "smollm2-135m", concurrency=3, grammar="llama.cpp")
 
 
 @pytest.mark.model
@@ -237,3 +238,28 @@ def test_prompts_are_sent_in_the_order_given_so_that_server_prefix_caches_hit() 
         topics = [f"topic {number}" for number in range(12)]
         _generate(_engine(server, concurrency=1), [ask(topic) for topic in topics])
     assert [request["messages"][-1]["content"] for request in server.requests] == topics
+
+
+@pytest.mark.parametrize(
+    ("field", "path"),
+    [("llama.cpp", ["grammar"]), ("vllm", ["structured_outputs", "grammar"]), ("sglang", ["ebnf"])],
+)
+def test_a_grammar_is_sent_as_the_server_takes_it(field: Any, path: list[str]) -> None:
+    with scripted(say("tea")) as server:
+        _generate(_engine(server, grammar=field), [replace(ask("What?"), words=("tea",))])
+    (found,) = server.requests
+    for name in path:
+        found = found[name]
+    assert str(found).startswith("root ::= ")
+    assert '"tea"' in str(found)
+
+
+def test_a_prompt_held_to_words_needs_a_server_that_takes_grammars() -> None:
+    with scripted(say("tea")) as server, pytest.raises(EngineError, match=r"set engine\.grammar to"):
+        _generate(_engine(server), [replace(ask("What?"), words=("tea",))])
+
+
+def test_the_frequency_penalty_is_sent() -> None:
+    with scripted(say("tea")) as server:
+        list(_engine(server).generate([ask("What?")], GenerationParams(frequency_penalty=0.25)))
+    assert server.requests[0]["frequency_penalty"] == 0.25

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from trsr.errors import TemplateError
 from trsr.summarize.plan import Call
 from trsr.summarize.prompts import load_summary_template, render_call, summary_text
 from trsr.templating import parse_template
@@ -65,3 +68,20 @@ def test_hostile_items_and_summaries_stay_in_their_line() -> None:
 def test_a_summary_is_the_prefill_and_what_the_model_wrote_on_one_line() -> None:
     assert summary_text(TEMPLATE, "lamps,\n and bulbs. ") == "They like lamps, and bulbs."
     assert "<|im_end|>" not in summary_text(TEMPLATE, "lamps<|im_end|>")
+
+
+def test_a_grounded_call_may_use_the_words_it_reads_and_no_name_of_a_field() -> None:
+    template = load_summary_template("products", "any")
+    texts = ["Category: Garden; Title: Hose: 50 Foot"]
+    words = render_call(
+        template, Call("update", (0,), ("a",)), texts, ["This shopper buys Seeds"], grounded=True
+    ).words
+    assert words is not None
+    assert {"Garden", "garden", "Hose", "hose", "50", "Foot", "Seeds", "seeds", "and"} <= set(words)
+    assert not {"Category", "Title", "title", "shopper", "Products"} & set(words)
+    assert render_call(template, Call("first", (), ("a",)), texts, []).words is None
+
+
+def test_a_template_without_joining_words_cannot_be_grounded() -> None:
+    with pytest.raises(TemplateError, match=r"has no section \[\[joining\]\]"):
+        render_call(TEMPLATE, Call("first", (), ("a",)), ["bulb"], [], grounded=True)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from trsr.errors import EngineError, OutputError
 from trsr.llm.base import Generation, GenerationParams, Prompt, prompt_key
 from trsr.llm.fake import FakeGenerator
+from trsr.llm.wording import strange_words, vocabulary
 from trsr.summarize.prompts import load_summary_template
 from trsr.summarize.run import Fold, SummaryProgress, profile, summarize
 from trsr.summarize.store import SummaryStore
@@ -420,3 +421,25 @@ def test_progress_counts_calls_and_tokens() -> None:
         assert seen[-1][:2] == (3, 2)
         assert seen[-1][2] == totals(store)["generated_tokens"] > 0
     assert seen == sorted(seen)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_grounded_profile_holds_words_of_its_items_only(method: str) -> None:
+    template = load_summary_template("generic", "any")
+    summariser = make_summariser(method, grounded=True, template=template)
+    joining = template.render("joining", items=[], previous="", summaries=[])
+    prefill = template.render("prefill", items=[], previous="", summaries=[])
+    with SummaryStore(":memory:") as store:
+        folds = fold_all(HISTORIES, summariser, store, Engine(lambda result: result))
+    for fold in folds:
+        allowed = vocabulary([*map(summariser.item_text, fold.history.item_ids), joining])
+        for text in fold.texts.values():
+            assert text.startswith(prefill)
+            assert strange_words(text.removeprefix(prefill), allowed) == []
+
+
+def test_a_text_with_a_word_that_was_never_read_is_a_failed_call() -> None:
+    summariser = make_summariser("recurrent", grounded=True)
+    engine = Engine(lambda result: rewritten(result, f"{result.text} Kingkrapers and"))
+    with SummaryStore(":memory:") as store, pytest.raises(EngineError, match="wrote 'Kingkrapers'"):
+        fold_all(HISTORIES[:1], summariser, store, engine)

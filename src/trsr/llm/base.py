@@ -29,13 +29,18 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a model is asked: chat turns, and the first words put into its mouth (`prefill`, may be empty).
+    """What a model is asked.
 
-    The generated text does not repeat the prefill.
+    Attributes:
+        messages: Turns of a chat.
+        prefill: The first words, put into its mouth; the generated text does not repeat them.
+        words: The only words that the answer may be made of, with commas and full stops between them; None
+            for any. An engine that cannot hold this refuses the prompt.
     """
 
     messages: tuple[Message, ...]
     prefill: str = ""
+    words: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,5 +154,6 @@ class LabelScorer(Protocol):
 
 def prompt_key(prompt: Prompt, model_id: str, params: GenerationParams) -> str:
     """Return the sha256 (hex) that names a generation: rendered prompt, model and parameters."""
-    content = {"prompt": asdict(prompt), "model": model_id, "params": asdict(params)}
+    asked = {name: value for name, value in asdict(prompt).items() if value is not None}
+    content = {"prompt": asked, "model": model_id, "params": asdict(params)}
     return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

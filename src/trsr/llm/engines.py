@@ -66,6 +66,8 @@ class OpenAIEngine(_Engine):
     """Seconds until a call is given up and tried again."""
     retries: int = Field(default=5, ge=0)
     """How often a failed call is tried again."""
+    grammar: Literal["llama.cpp", "vllm", "sglang"] | None = None
+    """How the server takes a grammar, which grounded summaries need."""
 
 
 class TransformersEngine(_Engine):

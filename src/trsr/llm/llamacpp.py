@@ -2,7 +2,8 @@
 
 The server lives in the process (`xllamacpp`), keeps `n_parallel` slots busy by continuous batching, and is
 started by the first prompt, so a run that needs no new text loads nothing. Greedy results do not depend on
-what else is in the batch; `open_server` says how that is held.
+what else is in the batch; `open_server` says how that is held. The frequency penalty is left out: llama.cpp
+counts the prompt's words as written too, and would turn the text away from what it is about.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from urllib.parse import urlsplit
 from trsr.errors import EngineError, MissingExtraError, ModelError
 from trsr.llm import models
 from trsr.llm.base import Generation, GenerationParams, Prompt
+from trsr.llm.wording import grammar
 
 try:
     import xllamacpp
@@ -104,16 +106,17 @@ class LlamaCppGenerator:
 
     def _call(self, server: Any, index: int, prompt: Prompt, params: GenerationParams) -> Generation:
         started = time.perf_counter()
-        answer = server.handle_completions(
-            {
-                "prompt": render_chat(server, prompt),
-                "max_tokens": params.max_new_tokens,
-                "temperature": params.temperature,
-                "seed": params.seed,
-                "stop": list(params.stop),
-                "cache_prompt": False,
-            }
-        )
+        request = {
+            "prompt": render_chat(server, prompt),
+            "max_tokens": params.max_new_tokens,
+            "temperature": params.temperature,
+            "seed": params.seed,
+            "stop": list(params.stop),
+            "cache_prompt": False,
+        }
+        if prompt.words is not None:
+            request["grammar"] = grammar(prompt.words)
+        answer = server.handle_completions(request)
         seconds = time.perf_counter() - started
         if "error" in answer:
             n_read = int(answer["error"].get("n_prompt_tokens", 0))

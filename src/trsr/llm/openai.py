@@ -18,11 +18,12 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from trsr.errors import EngineError, MissingExtraError
 from trsr.llm.base import Generation, GenerationParams, Prompt
+from trsr.llm.wording import grammar as word_grammar
 
 try:
     import httpx2
@@ -43,6 +44,7 @@ except ImportError as _error:
 # A final assistant message is to be continued, not answered (vLLM, SGLang). llama.cpp does so by itself.
 _CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
 
+GrammarField = Literal["llama.cpp", "vllm", "sglang"]
 _Waiting = asyncio.Queue[tuple[int, Prompt]]
 _Results = queue.SimpleQueue[Generation | Exception]
 
@@ -58,6 +60,7 @@ class OpenAIGenerator:
         concurrency: Most calls in flight.
         timeout: Seconds without an answer after which a call is tried again.
         retries: How often a call is tried again.
+        grammar: How the server takes a grammar that holds an answer to given words; None if it takes none.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class OpenAIGenerator:
         concurrency: int = 32,
         timeout: float = 120.0,
         retries: int = 5,
+        grammar: GrammarField | None = None,
     ) -> None:
         self._base_url = base_url
         self._model = model
@@ -78,6 +82,7 @@ class OpenAIGenerator:
         self._concurrency = concurrency
         self._timeout = timeout
         self._retries = retries
+        self._grammar = grammar
         self._knows_continue = True  # until the server refuses the fields of `_CONTINUE`
 
     @property
@@ -204,7 +209,7 @@ class OpenAIGenerator:
                 return await self._ask(client, prompt, params)
             raise
 
-    def _request(self, prompt: Prompt, params: GenerationParams, extra: dict[str, bool]) -> dict[str, Any]:
+    def _request(self, prompt: Prompt, params: GenerationParams, extra: dict[str, Any]) -> dict[str, Any]:
         messages = [{"role": message.role, "content": message.content} for message in prompt.messages]
         if prompt.prefill:
             messages.append({"role": "assistant", "content": prompt.prefill})
@@ -216,11 +221,30 @@ class OpenAIGenerator:
         }
         if params.temperature > 0:
             request["seed"] = params.seed
+        if params.frequency_penalty:
+            request["frequency_penalty"] = params.frequency_penalty
         if params.stop:
             request["stop"] = list(params.stop)
+        if prompt.words is not None:
+            extra = extra | self._grammar_field(prompt.words)
         if extra:
             request["extra_body"] = extra
         return request
+
+    def _grammar_field(self, words: Sequence[str]) -> dict[str, Any]:
+        rule = word_grammar(words)
+        match self._grammar:
+            case "llama.cpp":
+                return {"grammar": rule}
+            case "vllm":
+                return {"structured_outputs": {"grammar": rule}}
+            case "sglang":
+                return {"ebnf": rule}
+            case None:
+                raise EngineError(
+                    "Answers are to be held to given words, and nothing says how the server takes a grammar: "
+                    "set engine.grammar to llama.cpp, vllm or sglang, or summary.grounded to false."
+                )
 
     def _explain(self, error: Exception) -> str:
         """Say in one sentence why a call failed for good."""

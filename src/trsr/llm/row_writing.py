@@ -15,6 +15,7 @@ import torch
 from trsr.llm.base import GenerationParams
 from trsr.llm.prompt_reading import PromptReader
 from trsr.llm.row_cache import Rows, joined
+from trsr.llm.wording import Wording
 from trsr.seeding import derive_seed
 
 
@@ -28,6 +29,7 @@ class Text:
         kind: Equal for prompts that are likely to begin alike.
         written: Token ids, without the one that ends a text.
         seconds: Its share of the time spent on it.
+        wording: What may be written; None for anything.
         generator: Of its own, so that what is drawn does not depend on other texts; None for greedy.
     """
 
@@ -36,6 +38,7 @@ class Text:
     kind: Hashable
     written: list[int] = field(default_factory=list)
     seconds: float = 0.0
+    wording: Wording | None = None
     generator: torch.Generator | None = None
 
     @property
@@ -155,6 +158,12 @@ def choose(logits: torch.Tensor, texts: Sequence[Text], params: GenerationParams
     """
     if params.frequency_penalty:
         penalise(logits, [text.written for text in texts], params.frequency_penalty)
+    for row, text in enumerate(texts):
+        if text.wording is not None:
+            allowed = torch.tensor(text.wording.allowed(text.written), device=logits.device)
+            kept = logits[row, allowed].clone()
+            logits[row] = -torch.inf
+            logits[row, allowed] = kept
     if params.temperature <= 0:
         return logits.argmax(dim=-1)
     chances = torch.softmax(logits / params.temperature, dim=-1)

@@ -17,6 +17,7 @@ from trsr.llm.prompt_reading import PromptReader
 from trsr.llm.row_writing import RowWriter, Text
 from trsr.llm.thin_products import turn_thin_products
 from trsr.llm.transformers import HfTokenizer, load_causal_lm
+from trsr.llm.wording import Wording
 
 
 class TransformersGenerator:
@@ -40,6 +41,7 @@ class TransformersGenerator:
         eos = self._model.generation_config.eos_token_id
         self._eos = set(eos if isinstance(eos, list) else [eos]) | {self.tokenizer.hf.eos_token_id}
         self._token_texts: dict[int, str] = {}
+        self._word_tokens: dict[str, list[int]] = {}
 
     def close(self) -> None:
         """Free the model; further calls fail."""
@@ -80,7 +82,15 @@ class TransformersGenerator:
     def _text_of(self, index: int, prompt: Prompt) -> Text:
         """Return a prompt as token ids; prompts of one kind differ in the last message only."""
         ids = self.tokenizer.encode(self.tokenizer.render_chat(prompt))
-        return Text(index, ids, prompt.messages[:-1])
+        wording = None
+        if prompt.words is not None:
+            wording = Wording(prompt.words, self._encode_word, self._eos)
+        return Text(index, ids, prompt.messages[:-1], wording=wording)
+
+    def _encode_word(self, text: str) -> list[int]:
+        if text not in self._word_tokens:
+            self._word_tokens[text] = self.tokenizer.encode(text)
+        return self._word_tokens[text]
 
     def _too_long(self, text: Text) -> Generation:
         error = (

@@ -41,6 +41,8 @@ class SummaryConfig(BaseModel):
     """0 for greedy decoding."""
     frequency_penalty: float = Field(default=0.5, ge=0, le=2)
     """Keeps small models from repeating themselves."""
+    grounded: bool = False
+    """Hold summaries to words of the items they are made of, and a few that join them: none is invented."""
     fan_in: int = Field(default=6, ge=2)
     """Summaries read by one merge (hierarchical)."""
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from trsr.llm.base import Message, Prompt
+from trsr.llm.wording import vocabulary
 from trsr.summarize.plan import Call
 from trsr.templating import Template, load_template, plain_line
 
 TEMPLATES = Path(__file__).parent / "templates"
 SECTIONS = ("system", "first", "update", "merge", "prefill")
 VARIABLES = ("items", "previous", "summaries")
+_LABEL = re.compile(r"(?:^|(?<=; ))[^;:]{1,40}: ")
 
 
 def load_summary_template(name: str, domain: str) -> Template:
@@ -25,7 +28,14 @@ def load_summary_template(name: str, domain: str) -> Template:
     return load_template(name, TEMPLATES, sections=SECTIONS, variables=VARIABLES)
 
 
-def render_call(template: Template, call: Call, item_texts: Sequence[str], inputs: Sequence[str]) -> Prompt:
+def render_call(
+    template: Template,
+    call: Call,
+    item_texts: Sequence[str],
+    inputs: Sequence[str],
+    *,
+    grounded: bool = False,
+) -> Prompt:
     """Render one call.
 
     Args:
@@ -34,6 +44,11 @@ def render_call(template: Template, call: Call, item_texts: Sequence[str], input
         call: What to ask.
         item_texts: The texts of the block's items, oldest first; unused by a merge.
         inputs: The texts of the calls it reads, oldest first.
+        grounded: Whether the answer is held to words of the items and texts it reads, and those of the
+            template's section `joining`.
+
+    Raises:
+        TemplateError: it is to be grounded, and the template has no such section.
     """
     prefill = template.render("prefill", items=[], previous="", summaries=[])
     # Without the words every summary begins with: a small model that sees them again copies what follows.
@@ -51,7 +66,16 @@ def render_call(template: Template, call: Call, item_texts: Sequence[str], input
             Message("assistant", f"{prefill} {answer}".strip()),
         ]
     messages.append(Message("user", template.render(call.kind, **values)))
-    return Prompt(tuple(messages), prefill)
+    words = None
+    if grounded:
+        joining = template.render("joining", **values)
+        words = vocabulary([*map(_without_labels, values["items"]), *summaries, joining])
+    return Prompt(tuple(messages), prefill, words)
+
+
+def _without_labels(item_text: str) -> str:
+    """Return an item's text without the names of its fields."""
+    return _LABEL.sub(" ", item_text)
 
 
 def summary_text(template: Template, generated: str) -> str:

@@ -13,6 +13,7 @@ Each test says one thing that the callers of `trsr.llm.base` rely on.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,7 @@ from trsr.llm.base import (
     ScoringGroup,
     TextGenerator,
 )
+from trsr.llm.wording import strange_words, without_broken_word
 
 
 def ask(text: str, *, prefill: str = "") -> Prompt:
@@ -118,6 +120,16 @@ class TextGeneratorContract:
 
     def test_the_prefill_is_not_repeated(self, answers: list[Generation]) -> None:
         assert not answers[-1].text.lower().startswith("the colour is")
+
+    def test_an_answer_can_be_held_to_given_words(
+        self, generator: TextGenerator, questions: list[Prompt]
+    ) -> None:
+        words = ("Alpine", "railways", "climb", "slowly", "12.5", "miles", "and")
+        held = [replace(question, words=words) for question in questions]
+        for answer in _in_order(generator, held, GenerationParams(max_new_tokens=8)):
+            assert answer.error is None
+            assert answer.text
+            assert strange_words(without_broken_word(answer.text, words), words) == []
 
     def test_no_prompts_give_no_results(self, generator: TextGenerator) -> None:
         assert list(generator.generate([], GenerationParams())) == []
