@@ -19,6 +19,7 @@ from trsr.evaluate.context import (
 )
 from trsr.evaluate.measured import Measured, measure, metric_list
 from trsr.evaluate.report import write_report
+from trsr.pipeline.profile_quality import profile_facts
 from trsr.pipeline.ranking import PROBABILISTIC
 from trsr.pipeline.workbench import Workbench
 from trsr.rank.base import ranked
@@ -42,6 +43,9 @@ def evaluate_scores(bench: Workbench) -> dict[str, Any]:
         seed=bench.config.seed,
         history_lengths=history_lengths(bench),
     )
+    profiles = profile_facts(bench)
+    if profiles is not None:
+        metrics["profiles"] = profiles
     bench.folder.write_json("metrics.json", metrics)
     write_report(bench.folder.path, metrics=metrics, context=report_context(bench))
     return {"rankers": len(metrics["rankers"])}
