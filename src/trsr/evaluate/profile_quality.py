@@ -130,7 +130,7 @@ def coverage(text: str, categories: Sequence[Sequence[str]]) -> float:
 def _mentioned(value: str, written: Collection[str]) -> bool:
     words = plain_words(value)
     keys = {fold(word) for word in words}
-    return (keys - STOP_WORDS or keys) <= set(written) or fold("".join(words).lower()) in written
+    return (keys - STOP_WORDS or keys) <= set(written) or fold("".join(words)) in written
 
 
 def repetition(text: str) -> float:

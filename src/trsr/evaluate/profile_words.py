@@ -4,8 +4,8 @@ A word is a run of letters and digits with at least one letter and two character
 divide words, so numbers and single letters are none. Folding, in this order: Unicode NFKC; a possessive or
 contracted ending (`'s`, `'d`, `'ll`, `'ve`, `'re`, `'m`) goes; lower case; then the plural: in words of four
 letters or more a last `s` goes (not after `s`, `u` or `i`), `ie` at the end becomes `y`, and a last `e` goes
-after `s`, `x`, `z`, `ch`, `sh` or `o`. So `stories` and `story`, `boxes` and `box`, `movies` and `movie` meet;
-`running` and `run` do not.
+after `s`, `x`, `z`, `ch`, `sh` or `o`. So `stories` and `story`, `boxes` and `box`, `movies` and `movie`
+meet; `running` and `run` do not.
 
 Stop words are English: words of grammar, and those by which any profile says that somebody likes something.
 """
@@ -24,7 +24,7 @@ _GRAMMAR = """
     before being below between beyond both but by came can can't cannot come could did didn't do does
     doesn't doing don't done down during each either else enough especially etc even ever every everyone
     everything few first for from further gave get gets getting give given go goes going gone got had has
-    have having he her here hers herself him himself his how however i if in including indeed instead
+    having he her here hers herself him himself his how however i if in including indeed instead
     into is isn't it its itself just keep last lately later latest least less let like likely made mainly
     make makes making many may maybe me might more most mostly much must my myself near need neither
     never next no nobody none nor not nothing now of off often old oldest on once one ones only onto or
@@ -42,7 +42,7 @@ _LIKING = """
     favourite favourites focus focused focuses follow following follows fond inclined interest interested
     interesting interests keen liked likes liking love loved loves mention mentioned person prefer
     preference preferences preferred prefers profile show shows summary taste tastes tend tends topic
-    topics user user's users
+    topics user users
 """
 
 _WORD = re.compile(r"[^\W_]+")
@@ -78,7 +78,7 @@ def runs(text: str) -> dict[str, tuple[str, ...]]:
     `food and drinks` is `foodanddrink` too, as the names of categories have it. The values are the folded
     words; of two places that give the same run the last counts.
     """
-    words = [word.lower() for word in plain_words(text)]
+    words = plain_words(text)
     return {
         fold("".join(words[i : i + n])): tuple(fold(word) for word in words[i : i + n])
         for n in range(1, _LONGEST_RUN + 1)
