@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from trsr.summarize.plan import Call
-from trsr.summarize.prompts import load_summary_template, render_call, summary_text
+from trsr.summarize.prompts import (
+    example_text,
+    frame_text,
+    load_summary_template,
+    render_call,
+    summary_text,
+)
 from trsr.templating import parse_template
 
 SOURCE = """
@@ -65,3 +71,11 @@ def test_hostile_items_and_summaries_stay_in_their_line() -> None:
 def test_a_summary_is_the_prefill_and_what_the_model_wrote_on_one_line() -> None:
     assert summary_text(TEMPLATE, "lamps,\n and bulbs. ") == "They like lamps, and bulbs."
     assert "<|im_end|>" not in summary_text(TEMPLATE, "lamps<|im_end|>")
+
+
+def test_worked_examples_are_kept_apart_from_what_a_template_says_in_every_call() -> None:
+    template = load_summary_template("news", "news")
+    assert "Known before:" in frame_text(template)
+    assert "Packers" not in frame_text(template)
+    assert "Packers" in example_text(template)
+    assert example_text(load_summary_template("paper", "news")) == ""
