@@ -35,7 +35,22 @@ SOURCE = ProfileSource(
     categories=(("sports",), ("foodanddrink",), ("sports", "running")),
     versions=("This reader cares about sports.", "This reader cares about sports and Boston."),
 )
-WORD = st.sampled_from("soup Boston sports Zorblax marathon Bruins the and about reader food drink".split())
+WORD = st.sampled_from(
+    [
+        "soup",
+        "Boston",
+        "sports",
+        "Zorblax",
+        "marathon",
+        "Bruins",
+        "the",
+        "and",
+        "about",
+        "reader",
+        "food",
+        "drink",
+    ]
+)
 TEXT = st.lists(WORD, max_size=30).map(" ".join) | st.text(max_size=60)
 
 

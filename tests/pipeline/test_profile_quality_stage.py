@@ -10,8 +10,8 @@ from typing import Any
 import polars as pl
 import pytest
 import yaml
+from conftest import tiny_run
 
-from tests.conftest import tiny_run
 from trsr.config import load_config
 from trsr.errors import MissingExtraError
 from trsr.evaluate.profile_words import fold
