@@ -212,3 +212,13 @@ def test_a_template_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     file.write_bytes("[[say]]\né".encode("latin-1"))
     with pytest.raises(TemplateError, match="save it as UTF-8"):
         load_template(str(file), tmp_path, sections=["say"], variables=[])
+
+
+def test_own_text_is_what_a_section_says_without_its_variables() -> None:
+    source = (
+        "{# a note #}\n[[a]]\nSeen: {{ items[0] }}\n{% for i in items %}- {{ i }}\n{% endfor %}\nEnd.\n"
+        "[[b]]\nOther"
+    )
+    template = parse_template("t", source, sections=["a"], variables=["items"])
+    assert template.own_text("a").split() == ["Seen:", "-", "End."]
+    assert template.own_text("missing") == ""

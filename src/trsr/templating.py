@@ -87,6 +87,13 @@ class Template:
         """Sha256 of the source in hex: changes whenever a letter of the template does."""
         return hashlib.sha256(self.source.encode()).hexdigest()
 
+    def own_text(self, section: str) -> str:
+        """Return what a section says by itself, without its variables; empty if there is no such section."""
+        parts = _SECTION.split(self.source)
+        bodies = dict(zip(parts[1::2], parts[2::2], strict=True))
+        tokens = _ENVIRONMENT.lex(bodies.get(section, ""))
+        return "".join(text for _, kind, text in tokens if kind == "data").strip()
+
     def render(self, section: str, **variables: object) -> str:
         """Render one section.
 

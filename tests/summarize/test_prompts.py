@@ -6,7 +6,13 @@ import pytest
 
 from trsr.errors import TemplateError
 from trsr.summarize.plan import Call
-from trsr.summarize.prompts import load_summary_template, render_call, summary_text
+from trsr.summarize.prompts import (
+    example_text,
+    frame_text,
+    load_summary_template,
+    render_call,
+    summary_text,
+)
 from trsr.templating import parse_template
 
 SOURCE = """
@@ -85,3 +91,11 @@ def test_a_grounded_call_may_use_the_words_it_reads_and_no_name_of_a_field() -> 
 def test_a_template_without_joining_words_cannot_be_grounded() -> None:
     with pytest.raises(TemplateError, match=r"has no section \[\[joining\]\]"):
         render_call(TEMPLATE, Call("first", (), ("a",)), ["bulb"], [], grounded=True)
+
+
+def test_worked_examples_are_kept_apart_from_what_a_template_says_in_every_call() -> None:
+    template = load_summary_template("news", "news")
+    assert "Known before:" in frame_text(template)
+    assert "Packers" not in frame_text(template)
+    assert "Packers" in example_text(template)
+    assert example_text(load_summary_template("paper", "news")) == ""

@@ -16,6 +16,7 @@ from trsr.evaluate.ablations import ablation_plots, ablation_views
 from trsr.evaluate.context import ReportContext
 from trsr.evaluate.metrics import parse_metric
 from trsr.evaluate.plots import N_SERIES_COLORS, Bar, bar_plot, line_plot, slice_plot
+from trsr.evaluate.profile_view import profile_view
 from trsr.evaluate.rendering import NOTHING, TEMPLATES, count, number
 from trsr.evaluate.standings import NOTE, Standing, p_value, standings
 
@@ -67,6 +68,7 @@ def report_view(metrics: Mapping[str, Any], context: ReportContext) -> dict[str,
         "details": _details(metrics),
         "ablations": ablation_views(metrics),
         "slices": slices,
+        "profiles": profile_view(metrics),
         "plots": plots,
         "no_plots": no_plots,
         "n_colors": N_SERIES_COLORS,

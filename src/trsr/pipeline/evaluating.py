@@ -20,6 +20,7 @@ from trsr.evaluate.context import (
 )
 from trsr.evaluate.measured import Measured, measure, metric_list
 from trsr.evaluate.report import write_report
+from trsr.pipeline.profile_quality import profile_facts
 from trsr.pipeline.ranking import probabilistic_rankers
 from trsr.pipeline.workbench import Workbench
 from trsr.rank.base import ranked
@@ -45,6 +46,9 @@ def evaluate_scores(bench: Workbench) -> dict[str, Any]:
     )
     if bench.config.sweep:
         metrics["sweep"] = swept(bench.config)
+    profiles = profile_facts(bench)
+    if profiles is not None:
+        metrics["profiles"] = profiles
     bench.folder.write_json("metrics.json", metrics)
     write_report(bench.folder.path, metrics=metrics, context=report_context(bench))
     return {"rankers": len(metrics["rankers"])}

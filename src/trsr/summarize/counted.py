@@ -16,6 +16,7 @@ from trsr.types import Item
 N_VALUES = 4
 N_WORDS = 6
 LATELY = 5
+LABELS = ("Most often", "Words", "Lately")
 
 _WORD = re.compile(r"[^\W\d_]{4,}")
 _SEPARATORS = re.compile(r"\s*[|;,]\s*")
@@ -61,11 +62,11 @@ def counted_profile(items: Sequence[Item], category_fields: Sequence[str], title
     common = [(word, n) for word, n in _top(words, N_WORDS) if n > 1]
     parts = []
     if often:
-        parts.append("Most often: " + ", ".join(f"{value} ({n})" for value, n in often) + ".")
+        parts.append(f"{LABELS[0]}: " + ", ".join(f"{value} ({n})" for value, n in often) + ".")
     if common:
-        parts.append("Words: " + ", ".join(word for word, _ in common) + ".")
+        parts.append(f"{LABELS[1]}: " + ", ".join(word for word, _ in common) + ".")
     if new:
-        parts.append("Lately: " + ", ".join(f"{value} ({n})" for value, n in new) + ".")
+        parts.append(f"{LABELS[2]}: " + ", ".join(f"{value} ({n})" for value, n in new) + ".")
     return " ".join(parts)
 
 

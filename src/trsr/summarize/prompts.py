@@ -82,3 +82,13 @@ def summary_text(template: Template, generated: str) -> str:
     """Return the summary a person reads: the prefill and what the model wrote after it, on one line."""
     prefill = template.render("prefill", items=[], previous="", summaries=[])
     return plain_line(f"{prefill} {generated}")
+
+
+def frame_text(template: Template) -> str:
+    """Return what the template says to the model in every call, without its worked examples."""
+    return "\n".join(template.own_text(section) for section in SECTIONS)
+
+
+def example_text(template: Template) -> str:
+    """Return the template's worked examples: its sections beside `SECTIONS`."""
+    return "\n".join(template.own_text(s) for s in template.sections if s not in SECTIONS)
