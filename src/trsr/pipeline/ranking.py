@@ -1,4 +1,7 @@
-"""Asks every ranker about every test example and writes `scores.parquet`, in parts that survive a kill."""
+"""Asks rankers about examples and writes their scores, in parts that survive a kill.
+
+Parts hold sigmoid(margin); the calibration of the fine-tuned model is applied where they are put together.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ from trsr.pipeline.progress import Bar, bar
 from trsr.pipeline.workbench import Workbench
 from trsr.rank.base import ExampleScores, Ranker, sigmoid
 from trsr.rank.baselines import Bm25Ranker, PopularityRanker, RandomRanker, RecencyRanker
+from trsr.rank.calibration import Calibration
 from trsr.summarize.counted import field_values
 from trsr.types import RankingExample
 
@@ -46,16 +50,59 @@ def rank_candidates(bench: Workbench) -> dict[str, Any]:
         OutputError: the run folder cannot be written; finished parts are kept.
     """
     check_baselines(bench)
-    parts = bench.folder.path / "scores.parts"
-    examples = bench.splits.test
-    rankers = bench.config.rankers
+    examples, rankers = bench.splits.test, bench.config.rankers
+    calibration = model_calibration(bench) if "llm" in rankers else None
     with bar("Ranking") as shown:
-        for number, name in enumerate(rankers):
-            _rank(bench, name, examples, parts, partial(_show, shown, rankers, number, len(examples)))
-    frames = [pl.read_parquet(part) for name in rankers for part in _parts(parts, name, examples)]
-    write_whole(bench.folder.path / "scores.parquet", pl.concat(frames).write_parquet)
-    shutil.rmtree(parts, ignore_errors=True)
+        score_in_parts(bench, rankers, examples, bench.folder.path / "scores.parquet", shown, calibration)
     return {"rankers": len(rankers), "examples": len(examples)}
+
+
+def model_calibration(bench: Workbench) -> Calibration | None:
+    """Return the calibration that the run's model folder holds.
+
+    Raises:
+        RunMismatchError: the model folder cannot be read.
+    """
+    found = read_adapter_info(bench.folder.path / "model").calibration
+    return None if found is None else Calibration.from_json(found)
+
+
+def score_in_parts(
+    bench: Workbench,
+    rankers: Sequence[RankerName],
+    examples: Sequence[RankingExample],
+    file: Path,
+    shown: Bar,
+    calibration: Calibration | None = None,
+) -> None:
+    """Score examples with some rankers into one file, in the order of rankers, examples and candidates.
+
+    Until it is whole, finished parts lie in a folder beside it, and are not made again.
+
+    Args:
+        bench: The run.
+        rankers: Which.
+        examples: Of one split.
+        file: Columns as in `SCHEMA`.
+        shown: Progress.
+        calibration: Makes the scores of `llm`; its margins stay as they are.
+    """
+    parts = file.with_suffix(".parts")
+    for number, name in enumerate(rankers):
+        _rank(bench, name, examples, parts, partial(_show, shown, rankers, number, len(examples)))
+    frames = [pl.read_parquet(part) for name in rankers for part in _parts(parts, name, examples)]
+    write_whole(file, _calibrated(pl.concat(frames), calibration).write_parquet)
+    shutil.rmtree(parts, ignore_errors=True)
+
+
+def _calibrated(scores: pl.DataFrame, calibration: Calibration | None) -> pl.DataFrame:
+    """Replace the scores of the fine-tuned model by calibrated ones."""
+    if calibration is None:
+        return scores
+    values = pl.Series(calibration.apply(scores["margin"].to_numpy()))
+    return scores.with_columns(
+        score=pl.when(pl.col("ranker") == "llm").then(values).otherwise(pl.col("score"))
+    )
 
 
 def _show(shown: Bar, rankers: Sequence[str], number: int, n_examples: int, done: int) -> None:
