@@ -132,10 +132,10 @@ def _intervals(
     for (ranker, metric), interval in zip(columns, intervals, strict=True):
         result[ranker][metric] = _entry(interval)
     for ranker, variants in measured.probabilities.items():
-        values = variants.get("calibrated", variants["raw"])
+        scores = variants.get("calibrated", variants["raw"])
         result[ranker]["ece"] = _entry(
             calibration_error(
-                values.bins.of(chosen), measured.user_ids[chosen], rng=derive_rng(seed, "bootstrap")
+                scores.bins.of(chosen), measured.user_ids[chosen], rng=derive_rng(seed, "bootstrap")
             )
         )
     return result

@@ -89,8 +89,9 @@ def bin_scores(
         n_bins: How many bins.
     """
     score, label = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=np.float64)
-    n_examples = len(np.asarray(offsets)) - 1
-    example = np.repeat(np.arange(n_examples), np.diff(np.asarray(offsets, dtype=np.int64)))
+    bounds: npt.NDArray[np.int64] = np.asarray(offsets, dtype=np.int64)
+    n_examples = len(bounds) - 1
+    example = np.repeat(np.arange(n_examples), bounds[1:] - bounds[:-1])
     _, tie, n_tied = np.unique(score, return_inverse=True, return_counts=True)
     middle = np.cumsum(n_tied) - n_tied / 2
     bin_of_row = np.floor(middle / len(score) * n_bins).astype(np.int64)[tie]

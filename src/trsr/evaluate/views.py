@@ -15,6 +15,7 @@ from trsr.errors import MissingExtraError
 from trsr.evaluate.context import ReportContext
 from trsr.evaluate.metrics import parse_metric
 from trsr.evaluate.plots import N_SERIES_COLORS, Bar, bar_plot, line_plot, slice_plot
+from trsr.evaluate.reliability_view import reliability_view
 from trsr.evaluate.rendering import NOTHING, TEMPLATES, count, number
 from trsr.evaluate.standings import NOTE, Standing, p_value, standings
 
@@ -64,6 +65,7 @@ def report_view(metrics: Mapping[str, Any], context: ReportContext) -> dict[str,
         **({"beats": _beats(standing)} if standing else {}),
         "details": _details(metrics),
         "slices": slices,
+        "reliability": reliability_view(metrics),
         "plots": plots,
         "no_plots": no_plots,
         "n_colors": N_SERIES_COLORS,

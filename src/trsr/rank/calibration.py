@@ -74,8 +74,8 @@ class Calibration:
             return cls(content["kind"], float(content["a"]), float(content["b"]))
         except (KeyError, TypeError, ValueError) as error:
             raise RunMismatchError(
-                f"Found the calibration {dict(content)!r}; expected kind (temperature or platt), a above 0 and"
-                " b: calibrate the model again."
+                f"Found the calibration {dict(content)!r}; expected kind (temperature or platt), a above 0"
+                " and b: calibrate the model again."
             ) from error
 
 
@@ -160,7 +160,7 @@ def _cross_validated(x: Floats, y: Floats, user: npt.NDArray[np.intp], seed: int
     n_users = int(user.max()) + 1
     fold_of_user = derive_rng(seed, "calibration folds").permutation(n_users) % N_FOLDS
     fold = fold_of_user[user]
-    totals = {"raw": float(_losses(x, y).sum()), **dict.fromkeys(_PARAMETERS, 0.0)}
+    totals: dict[str, float] = {"raw": float(_losses(x, y).sum()), "temperature": 0.0, "platt": 0.0}
     for held in range(min(N_FOLDS, n_users)):
         inside, outside = fold != held, fold == held
         for kind in _PARAMETERS:
