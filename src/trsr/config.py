@@ -35,6 +35,7 @@ RankerName = Literal[
     "sasrec",
     "llm_zero_shot",
     "llm",
+    "fusion",
 ]
 _VARIABLE = re.compile(r"\$\{?(\w+)\}?")
 
@@ -201,6 +202,8 @@ def _check_together(config: RunConfig) -> None:
     problems = []
     if "llm" in config.rankers and config.train is None:
         problems.append("rankers: `llm` is the fine-tuned model, but `train` is null; use `llm_zero_shot`.")
+    if "fusion" in config.rankers and "llm" not in config.rankers:
+        problems.append("rankers: `fusion` joins `llm` with cheap rankers; name `llm` too.")
     if not config.rankers:
         problems.append("rankers: the list is empty; name at least one.")
     if problems:

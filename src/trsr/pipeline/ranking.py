@@ -88,7 +88,7 @@ def score_in_parts(
         calibration: Makes the scores of `llm`; its margins stay as they are.
     """
     parts = file.with_suffix(".parts")
-    for number, name in enumerate(rankers):
+    for number, name in enumerate(sorted(rankers, key=lambda name: name == "fusion")):  # it reads the others
         _rank(bench, name, examples, parts, partial(_show, shown, rankers, number, len(examples)))
     frames = [pl.read_parquet(part) for name in rankers for part in _parts(parts, name, examples)]
     write_whole(file, _calibrated(pl.concat(frames), calibration).write_parquet)
@@ -159,7 +159,7 @@ def _rows(ranker: Ranker, examples: Sequence[RankingExample]) -> pl.DataFrame:
     return pl.concat(frames)
 
 
-def make_ranker(bench: Workbench, name: RankerName) -> Ranker:
+def make_ranker(bench: Workbench, name: RankerName) -> Ranker:  # noqa: PLR0911 - one a name
     """Make the ranker called `name`, fitted on what it may learn from."""
     match name:
         case "random":
@@ -177,6 +177,10 @@ def make_ranker(bench: Workbench, name: RankerName) -> Ranker:
             return make_baseline(bench, name)
         case "llm_zero_shot" | "llm":
             return _llm_ranker(bench, name)
+        case "fusion":
+            from trsr.pipeline.fusion import make_fusion
+
+            return make_fusion(bench)
 
 
 def _llm_ranker(bench: Workbench, name: RankerName) -> Ranker:
