@@ -55,8 +55,8 @@ def make_fusion(bench: Workbench) -> FusionRanker:
     valid_file = folder / "valid_scores.parquet"
     if not valid_file.exists():
         raise DataError(
-            f"{valid_file} is missing, from which fusion learns how far to trust `llm`: it needs"
-            " a trained model and validation examples (n_valid of the protocol); run anew, or take fusion out of `rankers`."
+            f"{valid_file} is missing, from which fusion learns: it needs a trained model and validation"
+            " examples (n_valid of the protocol); run anew, or take fusion out of `rankers`."
         )
     others = [make_ranker(bench, "popularity"), make_ranker(bench, "recency"), make_ranker(bench, "bm25")]
     if fit_events(bench.dataset, bench.splits)["timestamp"].is_not_null().any():
