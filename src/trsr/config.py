@@ -37,6 +37,7 @@ RankerName = Literal[
     "sasrec",
     "llm_zero_shot",
     "llm",
+    "fusion",
 ]
 VARIABLE_PARTS = ("protocol", "summary", "engine", "prompt", "recommender", "train")
 """The parts of a configuration in which a variant may differ from its run."""
@@ -212,6 +213,8 @@ def _check_together(config: RunConfig) -> None:
     problems = []
     if "llm" in config.rankers and config.train is None:
         problems.append("rankers: `llm` is the fine-tuned model, but `train` is null; use `llm_zero_shot`.")
+    if "fusion" in config.rankers and "llm" not in config.rankers:
+        problems.append("rankers: `fusion` joins `llm` with cheap rankers; name `llm` too.")
     if not config.rankers:
         problems.append("rankers: the list is empty; name at least one.")
     _, of_variants = _resolve_variants(config)

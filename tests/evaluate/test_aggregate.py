@@ -12,6 +12,8 @@ from score_rows import make_scores
 
 from trsr.errors import DataError
 from trsr.evaluate.aggregate import evaluate, main_metrics
+from trsr.evaluate.metrics import PROBABILITY_METRICS
+from trsr.rank.calibration import Calibration
 
 SCORES = make_scores()
 
@@ -22,7 +24,7 @@ def run(scores: pl.DataFrame = SCORES, **options: Any) -> dict[str, Any]:
 
 def test_the_result_has_the_shape_that_a_run_folder_promises() -> None:
     result = run(probabilistic=["good"])
-    assert list(result) == ["protocol", "rankers", "comparisons", "counts"]
+    assert list(result) == ["protocol", "rankers", "comparisons", "counts", "calibration"]
     assert result["protocol"]["protocol"] == "sampled"
     keys = ["metric", "a", "b", "difference", "ci95", "p", "p_holm", "effect_size"]
     assert [list(pair) for pair in result["comparisons"]] == [keys] * 9
@@ -57,6 +59,35 @@ def test_logloss_is_reported_only_for_probabilistic_rankers() -> None:
     rankers = run(probabilistic=["good"])["rankers"]
     assert "logloss" in rankers["good"]
     assert "logloss" not in rankers["noise"]
+
+
+def calibrated(scores: pl.DataFrame = SCORES) -> pl.DataFrame:
+    """Give `good` scores that are not the sigmoid of its margins."""
+    scores_of = Calibration("platt", 2.0, -5.0).apply(scores["margin"].to_numpy())
+    return scores.with_columns(
+        score=pl.when(pl.col("ranker") == "good").then(pl.Series(scores_of)).otherwise(pl.col("score"))
+    )
+
+
+def test_calibration_says_what_scores_are_worth_before_and_after() -> None:
+    plain = run(SCORES, probabilistic=["good"])
+    assert list(plain["calibration"]["good"]) == ["raw"]
+    result = run(calibrated(), probabilistic=["good"])
+    before, after = (result["calibration"]["good"][name] for name in ("raw", "calibrated"))
+    assert before == plain["calibration"]["good"]["raw"]
+    for metric in ("logloss", "brier", "ece"):
+        assert after[metric] == result["rankers"]["good"][metric], "the table shows the scores as they are"
+        assert after[metric]["value"] < before[metric]["value"]
+    low, high = after["ece"]["ci95"]
+    assert low <= after["ece"]["value"] <= high < before["ece"]["ci95"][0]
+    assert sum(point["candidates"] for point in after["curve"]) == 60 * 21
+    assert result["protocol"]["chance"]["ece"] is None
+    assert run()["rankers"]["good"].keys().isdisjoint(PROBABILITY_METRICS)
+
+
+def test_ece_does_not_depend_on_the_order_of_the_rows() -> None:
+    shuffled = calibrated().sample(fraction=1.0, shuffle=True, seed=3)
+    assert run(shuffled, probabilistic=["good"]) == run(calibrated(), probabilistic=["good"])
 
 
 def test_the_order_of_the_rows_changes_nothing() -> None:
@@ -161,7 +192,7 @@ def test_constant_random_and_shuffled_labels_are_at_chance_and_not_told_apart() 
     others = scores.filter(pl.col("ranker") != "good")
     result = run(pl.concat([others, shuffled.select(others.columns)]))
     for metric, level in result["protocol"]["chance"].items():
-        for name in ("noise", "blind") if metric != "logloss" else ():
+        for name in ("noise", "blind") if metric not in PROBABILITY_METRICS else ():
             low, high = result["rankers"][name][metric]["ci95"]
             assert low <= level <= high, (name, metric)
     assert all(pair["p_holm"] > 0.05 for pair in result["comparisons"])

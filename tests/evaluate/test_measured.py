@@ -11,7 +11,7 @@ from score_rows import make_scores
 
 from trsr.errors import DataError
 from trsr.evaluate.measured import SCORE_COLUMNS, Measured, measure, metric_list
-from trsr.evaluate.metrics import Metric
+from trsr.evaluate.metrics import PROBABILITY_METRICS, Metric
 
 SCORES = make_scores()
 
@@ -25,7 +25,7 @@ def test_every_ranker_has_a_value_for_every_example_and_metric() -> None:
     names = ["recall@3", "mrr@3", "ndcg@3", "mrr", "auc"]
     assert {ranker: list(table) for ranker, table in measured.values.items()} == {
         "constant": names,
-        "good": [*names, "logloss"],
+        "good": [*names, "logloss", "brier"],
         "noise": names,
     }
     assert measured.example_ids == sorted(measured.example_ids)
@@ -37,7 +37,7 @@ def test_a_constant_ranker_is_at_the_chance_level_of_each_example() -> None:
     shorter = SCORES.filter((pl.col("example_id") != "e7") | pl.col("item_id").is_in(["i0", "i1", "i2"]))
     measured = run(shorter)
     for metric, levels in measured.chance.items():
-        if metric != "logloss":
+        if metric not in PROBABILITY_METRICS:
             np.testing.assert_allclose(measured.values["constant"][metric], levels, atol=1e-12)
     assert measured.chance["recall@3"][measured.example_ids.index("e7")] == 1.0
 

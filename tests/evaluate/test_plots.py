@@ -7,13 +7,17 @@ from collections.abc import Callable
 
 import pytest
 
-from trsr.evaluate.plots import Bar, bar_plot, line_plot, slice_plot
+from trsr.evaluate.plots import Bar, bar_plot, line_plot, reliability_plot, slice_plot
 
 BARS = [Bar("llm $x$ <b>", 0.6, 0.5, 0.7, apart=True), Bar("random", 0.14)]
 PLOTS: list[Callable[[], str]] = [
     lambda: bar_plot("recall@3", BARS, chance=0.14),
     lambda: slice_plot("mrr@10", ["1", "2-3"], {"llm": BARS, "b": BARS}, x_label="items"),
     lambda: slice_plot("mrr@10", ["1", "2"], {str(i): BARS for i in range(12)}, x_label="items"),
+    lambda: reliability_plot(
+        "llm", {"raw": [(0.0, BARS[0])], "calibrated": [(0.2, BARS[1]), (1.0, BARS[0])]}
+    ),
+    lambda: reliability_plot("empty", {"raw": []}),
     lambda: line_plot("loss", [(1, 0.9), (2, 0.5)], x_label="step"),
     lambda: line_plot("metric", [(1, 0.9), (2, 0.5)], x_label="step", mark="max"),
 ]

@@ -75,6 +75,19 @@ def test_the_spread_is_the_standard_deviation_of_the_means_of_the_seeds() -> Non
     assert metrics["rankers"]["good"]["auc"]["seed_std"] is None
 
 
+def test_ece_of_several_seeds_is_the_mean_of_theirs() -> None:
+    def scored(scores: pl.DataFrame) -> Measured:
+        return measure(scores, metric_list((3,)), probabilistic=["good"])
+
+    runs = {1: scored(SCORES), 2: scored(SCORES.with_columns(pl.col("score") / 2))}
+    metrics = summarise(pool(list(runs.values())), protocol={}, compared=[])
+    add_spread(metrics, runs)
+    entry = metrics["rankers"]["good"]["ece"]
+    assert entry["value"] == pytest.approx(sum(entry["by_seed"]) / 2, abs=1e-6)
+    assert entry["by_seed"][0] != entry["by_seed"][1]
+    assert list(metrics["calibration"]["good"]) == ["raw", "calibrated"]
+
+
 def test_runs_that_do_not_belong_together_are_refused() -> None:
     with pytest.raises(DataError, match="different rankers"):
         pool([measured(), measured(SCORES.filter(pl.col("ranker") != "noise"))])

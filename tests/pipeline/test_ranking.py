@@ -24,11 +24,11 @@ from trsr.templating import parse_template
 def bench(finished_run: Path, config_file: Path, tmp_path: Path) -> Workbench:
     """A copy of a finished run, ready to be ranked again."""
     shutil.copytree(finished_run, tmp_path / "copy")
+    (tmp_path / "copy" / "scores.parquet").unlink()  # else its scores are kept
     return Workbench(RunFolder(tmp_path / "copy", load_config(config_file), "trsr rank"))
 
 
 def test_ranking_again_gives_the_same_scores(bench: Workbench, finished_run: Path) -> None:
-    (bench.folder.path / "scores.parquet").unlink()
     facts = rank_candidates(bench)
     assert facts == {"rankers": 6, "examples": 12}
     again = pl.read_parquet(bench.folder.path / "scores.parquet")

@@ -180,7 +180,7 @@ def test_known_summaries_are_not_asked_for_again(config_file: Path, copy: Path) 
 def test_a_kill_while_checkpoints_are_removed_does_not_train_again(
     config_file: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forget(copy, "train", "rank", "evaluate")
+    forget(copy, "train", "calibrate", "rank", "evaluate")
     (copy / "checkpoints" / "checkpoint-8").mkdir(parents=True)
     (copy / "checkpoints" / "checkpoint-8" / "trainer_state.json").write_text('{"global_step": 8}')
     monkeypatch.setattr(stages, "_train", lambda *_: pytest.fail("trained again"))

@@ -134,7 +134,7 @@ def test_a_finished_run_takes_more_rankers_and_variants_and_asks_only_those(
     monkeypatch.setattr(ranking, "make_ranker", note)
     more = {"rankers": ["popularity", *RANKERS], "variants": {"llm_no_profile": {"summary.method": "none"}}}
     run_stages(open_run(tiny_model, out, **more))
-    assert asked == ["llm_no_profile:llm", "run:popularity"]
+    assert asked == ["llm_no_profile:llm", "llm_no_profile:llm", "run:popularity"]  # validation, test
     assert margins(out, "llm") == before
     assert set(json.loads((out / "metrics.json").read_text())["rankers"]) == {
         "popularity",

@@ -61,6 +61,8 @@ def compare(
     measured = measure(found.scores, wanted, probabilistic=with_score["ranker"].to_list())
     for name in names:
         if sum(name in values for values in measured.values.values()) < 2:
+            if name == "ece":
+                raise DataError("Rankers cannot be compared on ece, which no single user has; name brier.")
             raise DataError(f"Fewer than two rankers have {name}, which needs a score; name another metric.")
     protocol = {"runs": [path.as_posix() for path in runs], "examples_left_out": found.n_left_out}
     result = summarise(measured, protocol=protocol, compared=names, seed=seed)

@@ -93,7 +93,7 @@ def _run_seeds(config: Path, out: Path, changes: list[str] | None, n_seeds: int)
 
 
 def train(config: ConfigFile, out: Out, changes: Set = None, as_json: AsJson = False) -> None:
-    """Run an experiment up to the fine-tuned model folder.
+    """Run an experiment up to the fine-tuned and calibrated model folder.
 
     Example: trsr train configs/demo.yaml --out out/demo
     """
@@ -104,7 +104,7 @@ def train(config: ConfigFile, out: Out, changes: Set = None, as_json: AsJson = F
         raise ConfigError(
             "train: found null, so there is nothing to train; give it settings or use `trsr run`."
         )
-    _run(bench, "train")
+    _run(bench, "calibrate")
     info = (out / "model" / "trsr.json").read_text(encoding="utf-8")
     typer.echo(info if as_json else f"Model: {out / 'model'}")
 

@@ -19,7 +19,8 @@ from trsr.evaluate.comparisons import N_RESAMPLES as N_COMPARISON_RESAMPLES
 from trsr.evaluate.comparisons import Comparison, compare_rankers
 from trsr.evaluate.measured import Measured, measure, metric_list
 from trsr.evaluate.metrics import Floats
-from trsr.evaluate.significance import LEVEL, N_RESAMPLES, Interval, bootstrap_columns
+from trsr.evaluate.reliability import N_BINS, Probabilities, calibration_error, reliability_curve
+from trsr.evaluate.significance import LEVEL, N_RESAMPLES, Interval, bootstrap_ci, bootstrap_columns
 from trsr.seeding import derive_rng
 
 DECIMALS = 6
@@ -43,7 +44,8 @@ def evaluate(
         protocol: What describes the questions, see `summarise`.
         ks: Cut-offs.
         seed: The run's seed, for the bootstrap.
-        probabilistic: Rankers whose `score` is meant as a probability: only they get logloss.
+        probabilistic: Rankers whose `score` is meant as a probability: only they get logloss, brier and
+            ece.
         history_lengths: Items in the history of each example id; adds `slices`.
 
     Raises:
@@ -83,9 +85,9 @@ def summarise(
         history_lengths: Items in the history of each example id; adds `slices`.
 
     Returns:
-        `protocol`, `rankers`, `comparisons`, `counts` and, with history lengths, `slices`. Numbers are
-        rounded to six decimals, None where a value does not exist. `value` is the mean over examples, `ci95`
-        comes from resampling users.
+        `protocol`, `rankers`, `comparisons`, `counts`, with probabilistic rankers `calibration`, and with
+        history lengths `slices`. Numbers are rounded to six decimals, None where a value does not exist.
+        `value` is the mean over examples (but see `reliability` for ece), `ci95` comes from resampling users.
     """
     everything = np.ones(len(measured.example_ids), dtype=bool)
     result: dict[str, Any] = {
@@ -105,6 +107,15 @@ def summarise(
             f"paired randomisation test over users and bootstrap of the difference, {N_COMPARISON_RESAMPLES}"
             " resamples; p_holm is corrected for all pairs of a metric"
         )
+    if measured.probabilities:
+        result["protocol"]["ece"] = (
+            f"{N_BINS} bins of equally many candidates, equal scores in one; interval: plus and minus the"
+            f" {LEVEL:.0%} quantile of the bins' summed deviations over resampled users"
+        )
+        result["calibration"] = {
+            ranker: {name: _probability_entry(values, measured, seed) for name, values in variants.items()}
+            for ranker, variants in measured.probabilities.items()
+        }
     if history_lengths is not None:
         result["slices"] = {"history_length": _slices(measured, seed, history_lengths)}
     return result
@@ -120,7 +131,37 @@ def _intervals(
     result: dict[str, dict[str, dict[str, Any]]] = {ranker: {} for ranker in measured.values}
     for (ranker, metric), interval in zip(columns, intervals, strict=True):
         result[ranker][metric] = _entry(interval)
+    for ranker, variants in measured.probabilities.items():
+        scores = variants.get("calibrated", variants["raw"])
+        result[ranker]["ece"] = _entry(
+            calibration_error(
+                scores.bins.of(chosen), measured.user_ids[chosen], rng=derive_rng(seed, "bootstrap")
+            )
+        )
     return result
+
+
+def _probability_entry(values: Probabilities, measured: Measured, seed: int) -> dict[str, Any]:
+    """Return logloss, brier and ece with their intervals, and the points of the reliability curve."""
+    users = measured.user_ids
+
+    def rng() -> np.random.Generator:
+        return derive_rng(seed, "bootstrap")
+
+    return {
+        "logloss": _entry(bootstrap_ci(values.logloss, users, rng=rng())),
+        "brier": _entry(bootstrap_ci(values.brier, users, rng=rng())),
+        "ece": _entry(calibration_error(values.bins, users, rng=rng())),
+        "curve": [
+            {
+                "candidates": point.n_candidates,
+                "score": rounded(point.score),
+                "rate": rounded(point.rate),
+                "ci95": [rounded(point.low), rounded(point.high)],
+            }
+            for point in reliability_curve(values.bins, users, rng=rng())
+        ],
+    }
 
 
 def _entry(interval: Interval) -> dict[str, Any]:

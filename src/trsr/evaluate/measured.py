@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -17,15 +17,19 @@ import polars as pl
 
 from trsr.errors import DataError
 from trsr.evaluate.metrics import (
+    PROBABILITY_METRICS,
     EmptyTruthWarning,
     Floats,
     Metric,
     TieGroups,
+    brier,
     chance_level,
     logloss,
     ranking_metric,
     tie_groups,
 )
+from trsr.evaluate.reliability import Probabilities, bin_scores
+from trsr.rank.base import sigmoid
 
 SCORE_COLUMNS = (
     "example_id",
@@ -54,6 +58,8 @@ class Measured:
         n_cut: Candidates whose prompt was cut for at least one ranker.
         tie_rates: By ranker, the mean share of tied (positive, negative) pairs; NaN if there is no pair.
         n_without_truth: Examples that lack a positive or a negative.
+        probabilities: By probabilistic ranker, what its scores are worth as probabilities where ece was asked
+            for: `raw` for sigmoid(margin), and `calibrated` where its scores are something else.
     """
 
     example_ids: list[str]
@@ -64,6 +70,7 @@ class Measured:
     n_cut: int
     tie_rates: dict[str, float]
     n_without_truth: int
+    probabilities: dict[str, dict[str, Probabilities]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +92,9 @@ class _Questions:
 
 
 def metric_list(ks: Sequence[int]) -> list[Metric]:
-    """Return the metrics in the order of the tables: recall, mrr and ndcg at each k, mrr, auc, logloss."""
+    """Return the metrics in the order of the tables: at each k, of the whole order, of probabilities."""
     at_k = [Metric(family, k) for family in ("recall", "mrr", "ndcg") for k in sorted(set(ks))]
-    return [*at_k, Metric("mrr"), Metric("auc"), Metric("logloss")]
+    return [*at_k, *map(Metric, ("mrr", "auc", "logloss", "brier", "ece"))]
 
 
 def measure(
@@ -98,7 +105,8 @@ def measure(
     Args:
         scores: One row a ranker, example and candidate, with the columns `SCORE_COLUMNS`.
         metrics: What to compute.
-        probabilistic: Rankers whose `score` is meant as a probability: only they get logloss.
+        probabilistic: Rankers whose `score` is meant as a probability: only they get logloss, brier and
+            ece.
 
     Raises:
         DataError: a column is missing, there is no row, a margin is NaN, or two rankers were not asked the
@@ -119,7 +127,28 @@ def measure(
         n_cut=scores.filter(pl.col("n_cut_tokens") > 0).select("example_id", "item_id").n_unique(),
         tie_rates={name: _mean(ranker_groups.tie_rate()) for name, ranker_groups in groups.items()},
         n_without_truth=int(((n_positives == 0) | (n_positives == n_candidates)).sum()),
+        probabilities={
+            name: _probabilities(rows, questions)
+            for name, rows in by_ranker.items()
+            if name in probabilistic and Metric("ece") in metrics
+        },
     )
+
+
+def _probabilities(rows: pl.DataFrame, questions: _Questions) -> dict[str, Probabilities]:
+    """Judge the sigmoid of the margins, and the scores where they are something else."""
+    raw = sigmoid(rows["margin"].to_numpy())
+    scores = rows["score"].fill_null(math.nan).to_numpy()
+    named = {"raw": raw} | ({} if np.allclose(raw, scores, rtol=0, atol=1e-6) else {"calibrated": scores})
+    labels, offsets = questions.labels, questions.offsets
+    return {
+        name: Probabilities(
+            logloss(values, labels, offsets),
+            brier(values, labels, offsets),
+            bin_scores(values, labels, offsets),
+        )
+        for name, values in named.items()
+    }
 
 
 def _read(scores: pl.DataFrame) -> tuple[_Questions, dict[str, pl.DataFrame]]:
@@ -178,12 +207,12 @@ def _values(
     with warnings.catch_warnings():  # Counted once as `n_without_truth` instead of once a metric.
         warnings.simplefilter("ignore", EmptyTruthWarning)
         for metric in metrics:
-            if metric.family != "logloss":
+            if metric.family not in PROBABILITY_METRICS:
                 table[str(metric)] = ranking_metric(metric, groups)
-            elif probabilistic:
-                table[str(metric)] = logloss(
-                    rows["score"].fill_null(math.nan).to_numpy(), questions.labels, questions.offsets
-                )
+            elif probabilistic and metric.family != "ece":  # which no single example has
+                judge = logloss if metric.family == "logloss" else brier
+                scores = rows["score"].fill_null(math.nan).to_numpy()
+                table[str(metric)] = judge(scores, questions.labels, questions.offsets)
     return table
 
 

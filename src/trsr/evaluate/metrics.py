@@ -26,7 +26,9 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 _CUT_METRICS = ("recall", "mrr", "ndcg")
-_WHOLE_METRICS = ("mrr", "auc", "logloss")
+_WHOLE_METRICS = ("mrr", "auc", "logloss", "brier", "ece")
+PROBABILITY_METRICS = frozenset({"logloss", "brier", "ece"})
+"""Those that judge scores as probabilities, instead of the order of margins; lower is better."""
 _SMALLEST_PROBABILITY = float(np.finfo(np.float64).eps)
 
 
@@ -46,12 +48,12 @@ class Metric:
 
     @property
     def higher_is_better(self) -> bool:
-        """False for logloss only."""
-        return self.family != "logloss"
+        """False for those of probabilities."""
+        return self.family not in PROBABILITY_METRICS
 
 
 def parse_metric(name: str) -> Metric:
-    """Read a metric name: `recall@K`, `mrr@K`, `ndcg@K`, `mrr`, `auc` or `logloss`, with K from 1.
+    """Read a metric name: `recall@K`, `mrr@K`, `ndcg@K`, `mrr`, `auc`, `logloss`, `brier` or `ece`, K from 1.
 
     Raises:
         ConfigError: any other text.
@@ -62,7 +64,8 @@ def parse_metric(name: str) -> Metric:
         if family in (_WHOLE_METRICS if cut is None else _CUT_METRICS):
             return Metric(family, None if cut is None else int(cut))
     raise ConfigError(
-        f"Found the metric {name!r}; expected recall@K, mrr@K, ndcg@K (K from 1), mrr, auc or logloss."
+        f"Found the metric {name!r}; expected recall@K, mrr@K, ndcg@K (K from 1), mrr, auc, logloss,"
+        " brier or ece."
     )
 
 
@@ -217,16 +220,36 @@ def logloss(scores: npt.ArrayLike, labels: npt.ArrayLike, offsets: npt.ArrayLike
     Raises:
         DataError: a score is outside [0, 1] or NaN.
     """
-    score, label = np.asarray(scores, dtype=np.float64), np.asarray(labels)
+    score, label, bounds = _probabilities(scores, labels, offsets, "logloss")
+    truth = np.clip(np.where(label == 1, score, 1 - score), _SMALLEST_PROBABILITY, 1.0)
+    return np.asarray(np.add.reduceat(-np.log(truth), bounds[:-1]) / np.diff(bounds))
+
+
+def brier(scores: npt.ArrayLike, labels: npt.ArrayLike, offsets: npt.ArrayLike) -> Floats:
+    """Return the mean over an example's candidates of (score - label) squared, in [0, 1].
+
+    Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 1950, in its
+    usual form for two outcomes (half of the original). Shapes as in `tie_groups`.
+
+    Raises:
+        DataError: a score is outside [0, 1] or NaN.
+    """
+    score, label, bounds = _probabilities(scores, labels, offsets, "brier")
+    return np.asarray(np.add.reduceat((score - label) ** 2, bounds[:-1]) / np.diff(bounds))
+
+
+def _probabilities(
+    scores: npt.ArrayLike, labels: npt.ArrayLike, offsets: npt.ArrayLike, name: str
+) -> tuple[Floats, Floats, Ints]:
+    score, label = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=np.float64)
     bounds = np.asarray(offsets, dtype=np.int64)
     if score.shape != label.shape or bounds[-1] != len(score) or (np.diff(bounds) < 1).any():
         raise ValueError("scores, labels and offsets do not describe lists of at least one candidate each")
     if not ((score >= 0) & (score <= 1)).all():
         raise DataError(
-            "Found a score outside [0, 1]; logloss expects probabilities: leave it out for this ranker."
+            f"Found a score outside [0, 1]; {name} expects probabilities: leave it out for this ranker."
         )
-    truth = np.clip(np.where(label == 1, score, 1 - score), _SMALLEST_PROBABILITY, 1.0)
-    return np.asarray(np.add.reduceat(-np.log(truth), bounds[:-1]) / np.diff(bounds))
+    return score, label, bounds
 
 
 def ranking_metric(metric: Metric, groups: TieGroups) -> Floats:
@@ -235,7 +258,7 @@ def ranking_metric(metric: Metric, groups: TieGroups) -> Floats:
     Where the truth is empty the value is NaN, and one `EmptyTruthWarning` says how often.
 
     Raises:
-        ValueError: the metric is logloss, which needs scores instead of an order.
+        ValueError: the metric is logloss, brier or ece, which need scores instead of an order.
     """
     match metric:
         case Metric("recall", int(k)):
@@ -261,10 +284,12 @@ def ranking_metric(metric: Metric, groups: TieGroups) -> Floats:
 def chance_level(metric: Metric, n_candidates: int, n_positives: int = 1) -> float:
     """Return the expectation of a metric when the order is random.
 
-    For logloss: the best that a constant probability can reach, the entropy of the base rate in nats.
+    For logloss and brier: the best that a constant probability can reach, the entropy of the base rate in
+    nats and its variance. NaN for ece: such a constant has none.
     """
     n, p = n_candidates, n_positives
-    if (p < 1 and metric.family != "logloss") or (p == n and metric.family == "auc"):
+    lacking = (p < 1 and metric.family not in PROBABILITY_METRICS) or (p == n and metric.family == "auc")
+    if lacking or metric.family == "ece":
         return math.nan
     k = n if metric.k is None else min(metric.k, n)
     match metric.family:
@@ -279,6 +304,8 @@ def chance_level(metric: Metric, n_candidates: int, n_positives: int = 1) -> flo
             level = p / n * math.fsum(gains) / math.fsum(gains[: min(p, k)])
         case "auc":
             level = 0.5
+        case "brier":
+            level = p / n * (1 - p / n)
         case _:
             level = -math.fsum(rate * math.log(rate) for rate in (p / n, 1 - p / n) if rate > 0)
     return level

@@ -145,6 +145,58 @@ def line_plot(
         return _svg(figure, f"{title} by {x_label}")
 
 
+def reliability_plot(title: str, curves: Mapping[str, Sequence[tuple[float, Bar]]]) -> str:
+    """Draw the share that was chosen over the mean score, on axes that grow with the square root.
+
+    Args:
+        title: Names the ranker.
+        curves: By name, (mean score, share as a `Bar`) of each bin. The last one is in the accent colour if
+            there are several.
+    """
+    with _figure(3.6, 3.4) as (figure, axes):
+        largest = max(
+            (max(score, bar.value) for points in curves.values() for score, bar in points), default=1
+        )
+        top = min(1.0, max(0.05, 1.15 * largest))
+        axes.plot([0, top], [0, top], color=INK, linewidth=0.9, linestyle=(0, (3, 2)))
+        for place, points in enumerate(curves.values()):
+            color = ACCENT if place and place == len(curves) - 1 else FAINT
+            axes.plot(
+                [score for score, _ in points],
+                [bar.value for _, bar in points],
+                "o-",
+                color=color,
+                linewidth=1,
+                markersize=4.5,
+            )
+            for score, bar in points:
+                if bar.low is not None and bar.high is not None:
+                    axes.plot([score, score], [bar.low, bar.high], color=color, linewidth=1.2, alpha=0.6)
+        ticks = [tick for tick in (0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1) if tick <= top]
+        axes.set_xscale("function", functions=(_root, np.square))
+        axes.set_yscale("function", functions=(_root, np.square))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set_xlim(0, top)
+        axes.set_ylim(0, top)
+        axes.tick_params(length=0)
+        axes.set_xlabel("mean score")
+        axes.set_ylabel("share chosen")
+        axes.grid()
+        axes.set_title(title, pad=10)
+        last = list(curves.values())[-1]
+        return _svg(
+            figure,
+            f"{title}, share chosen by mean score: "
+            + ", ".join(f"{bar.value:.3f} at {score:.3f}" for score, bar in last),
+        )
+
+
+def _root(values: Any) -> Any:
+    """Return the square root, that of a negative value being taken as 0."""
+    return np.sqrt(np.clip(values, 0, None))
+
+
 @contextmanager
 def _figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
     """Give a figure (in inches) that belongs to nobody's global state.

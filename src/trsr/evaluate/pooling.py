@@ -17,12 +17,14 @@ from trsr.errors import DataError
 from trsr.evaluate.aggregate import rounded
 from trsr.evaluate.measured import Measured
 from trsr.evaluate.metrics import Floats
+from trsr.evaluate.reliability import Probabilities, calibration_error, side_by_side_bins
 
 
 def pool(runs: Sequence[Measured]) -> Measured:
     """Average the values of every example over the runs that have it.
 
-    Counts of candidates, cut prompts and examples without truth are added up, tie rates averaged.
+    The bins of ece stay apart for each run, so that opposite errors of two seeds do not cancel out. Counts of
+    candidates, cut prompts and examples without truth are added up, tie rates averaged.
 
     Raises:
         DataError: the runs have different rankers or metrics, or an example belongs to different users.
@@ -65,6 +67,21 @@ def pool(runs: Sequence[Measured]) -> Measured:
             name: float(_mean(np.asarray([[run.tie_rates[name]] for run in runs]))[0]) for name in shape
         },
         n_without_truth=sum(run.n_without_truth for run in runs),
+        probabilities={
+            ranker: {
+                name: Probabilities(
+                    mean([values.logloss for values in found]),
+                    mean([values.brier for values in found]),
+                    side_by_side_bins([values.bins for values in found], places, len(example_ids)),
+                )
+                for name in dict.fromkeys(name for run in runs for name in run.probabilities[ranker])
+                # A run without a calibration has its raw scores as the final ones.
+                for found in [
+                    [run.probabilities[ranker].get(name, run.probabilities[ranker]["raw"]) for run in runs]
+                ]
+            }
+            for ranker in first.probabilities
+        },
     )
 
 
@@ -81,9 +98,18 @@ def add_spread(metrics: dict[str, Any], runs: Mapping[int, Measured]) -> None:
     metrics["seeds"] = list(runs)
     for name, entries in metrics["rankers"].items():
         for metric, entry in entries.items():
-            means = np.asarray([_mean(run.values[name][metric][:, np.newaxis])[0] for run in runs.values()])
+            means = np.asarray([_value(run, name, metric) for run in runs.values()])
             entry["by_seed"] = [rounded(value) for value in means]
             entry["seed_std"] = rounded(float(means.std(ddof=1))) if len(means) > 1 else None
+
+
+def _value(run: Measured, ranker: str, metric: str) -> float:
+    """Return a run's own value of a metric."""
+    if metric == "ece":
+        variants = run.probabilities[ranker]
+        bins = variants.get("calibrated", variants["raw"]).bins
+        return calibration_error(bins, run.user_ids, rng=0, n_resamples=1).value
+    return float(_mean(run.values[ranker][metric][:, np.newaxis])[0])
 
 
 def _mean(table: Floats) -> Floats:

@@ -17,6 +17,7 @@ from trsr.evaluate.context import ReportContext
 from trsr.evaluate.metrics import parse_metric
 from trsr.evaluate.plots import N_SERIES_COLORS, Bar, bar_plot, line_plot, slice_plot
 from trsr.evaluate.profile_view import profile_view
+from trsr.evaluate.reliability_view import reliability_view
 from trsr.evaluate.rendering import NOTHING, TEMPLATES, count, number
 from trsr.evaluate.standings import NOTE, Standing, p_value, standings
 
@@ -69,6 +70,7 @@ def report_view(metrics: Mapping[str, Any], context: ReportContext) -> dict[str,
         "ablations": ablation_views(metrics),
         "slices": slices,
         "profiles": profile_view(metrics),
+        "reliability": reliability_view(metrics),
         "plots": plots,
         "no_plots": no_plots,
         "n_colors": N_SERIES_COLORS,

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from trsr.data.files import write_whole
 from trsr.errors import RunMismatchError
 from trsr.llm.base import LabelTokens
 
@@ -37,7 +38,8 @@ class AdapterInfo(BaseModel):
     """The resolved training configuration."""
     metrics: dict[str, float]
     """Validation results."""
-    calibration: dict[str, float] | None = None
+    calibration: dict[str, str | float] | None = None
+    """How margins become scores (`trsr.rank.calibration`); None for sigmoid(margin)."""
     versions: dict[str, str]
 
     @property
@@ -55,8 +57,13 @@ def quiet_peft() -> Iterator[None]:
 
 
 def write_adapter_info(folder: Path, info: AdapterInfo) -> None:
-    """Write `trsr.json` into a model folder."""
-    (folder / FILE_NAME).write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    """Write `trsr.json` into a model folder, in one move.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    text = info.model_dump_json(indent=2) + "\n"
+    write_whole(folder / FILE_NAME, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def read_adapter_info(folder: Path) -> AdapterInfo:

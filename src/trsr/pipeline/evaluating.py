@@ -91,7 +91,7 @@ def report_context(bench: Workbench) -> ReportContext:
         training=_training_rows(bench),
         training_metric="validation recall@3 + @5 + @10",
         users=[_example_user(bench, e, scores) for e in bench.splits.test[:N_EXAMPLE_USERS]],
-        notes=_sitting_notes(sittings),
+        notes=[*_sitting_notes(sittings), *_calibration_notes(stages)],
     )
 
 
@@ -104,6 +104,14 @@ def _sitting_notes(sittings: Sequence[Mapping[str, Any]]) -> list[str]:
         f"The run was made in {len(sittings)} sittings that differ in commit, versions or machine; the "
         "environment below is that of the first, `env.json` has them all."
     ]
+
+
+def _calibration_notes(stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Say it where the fine-tuned model's scores are not calibrated."""
+    said = str(stages.get("calibrate", {}).get("calibration", ""))
+    if not said.startswith("none"):
+        return []
+    return [f"The scores of llm are not calibrated ({said.removeprefix('none: ')})."]
 
 
 def _training_rows(bench: Workbench) -> list[TrainingRow]:
@@ -133,6 +141,10 @@ def _example_user(bench: Workbench, example: RankingExample, scores: pl.DataFram
         recent_items=tuple(text(i) for i in example.history[-n_recent:]) if n_recent else (),
         candidates=tuple(
             ExampleCandidate(text(item.item_id), item.score, labels[item.item_id])
-            for item in ranked(example, rows["margin"].to_numpy())
+            for item in ranked(
+                example,
+                rows["margin"].to_numpy(),
+                None if rows["score"].has_nulls() else rows["score"].to_numpy(),
+            )
         ),
     )

@@ -1,4 +1,7 @@
-"""Asks every ranker about every test example and writes `scores.parquet`, in parts that survive a kill."""
+"""Asks rankers about examples and writes their scores, in parts that survive a kill.
+
+Parts hold sigmoid(margin); the calibration of the fine-tuned model is applied where they are put together.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ from trsr.pipeline.variants import variant_scores
 from trsr.pipeline.workbench import Workbench
 from trsr.rank.base import ExampleScores, Ranker, sigmoid
 from trsr.rank.baselines import Bm25Ranker, PopularityRanker, RandomRanker, RecencyRanker
+from trsr.rank.calibration import Calibration
 from trsr.summarize.counted import field_values
 from trsr.types import RankingExample
 
@@ -47,34 +51,86 @@ def rank_candidates(bench: Workbench) -> dict[str, Any]:
         OutputError: the run folder cannot be written; finished parts are kept.
     """
     check_baselines(bench)
-    parts = bench.folder.path / "scores.parts"
-    examples = bench.splits.test
-    known = _known_scores(bench)
-    rankers = [name for name in bench.config.rankers if name not in known]
-    with bar("Ranking") as shown:
-        for number, name in enumerate(rankers):
-            _rank(bench, name, examples, parts, partial(_show, shown, rankers, number, len(examples)))
-    frames = []
-    for name in bench.config.rankers:
-        own = [pl.read_parquet(part) for part in _parts(parts, name, examples)] if name in rankers else []
-        frames += own or [known[name]]
-    write_whole(bench.folder.path / "scores.parquet", pl.concat(frames + variant_scores(bench)).write_parquet)
-    shutil.rmtree(parts, ignore_errors=True)
-    return {"rankers": len(rankers), "examples": len(examples)}
-
-
-def _known_scores(bench: Workbench) -> dict[str, pl.DataFrame]:
-    """Return the scores of rankers that were asked before the run was given more of them."""
+    examples, rankers = bench.splits.test, bench.config.rankers
+    calibration = model_calibration(bench) if "llm" in rankers else None
     file = bench.folder.path / "scores.parquet"
-    if not file.exists():
-        return {}
-    rows = pl.read_parquet(file)
-    return {str(name): of_one for (name,), of_one in rows.partition_by("ranker", as_dict=True).items()}
+    _take_apart(file, rankers, examples)
+    with bar("Ranking") as shown:
+        score_in_parts(bench, rankers, examples, file, shown, calibration, variant_scores(bench))
+    return {"rankers": len(rankers), "examples": len(examples)}
 
 
 def probabilistic_rankers(config: RunConfig) -> frozenset[str]:
     """Return the rankers whose score is meant as a probability."""
     return PROBABILISTIC | set(variants_of(config))
+
+
+def _take_apart(file: Path, rankers: Sequence[str], examples: Sequence[RankingExample]) -> None:
+    """Make the parts of rankers that were asked before the run was given more of them."""
+    if not file.exists():
+        return
+    scores, folder = pl.read_parquet(file), file.with_suffix(".parts")
+    starts = range(0, len(examples), EXAMPLES_A_PART)
+    for name in rankers:
+        rows = scores.filter(pl.col("ranker") == name)
+        if rows.is_empty():
+            continue
+        if name in PROBABILISTIC:  # they may have been calibrated
+            rows = rows.with_columns(score=pl.Series(sigmoid(rows["margin"].to_numpy())))
+        for start, part in zip(starts, _parts(folder, name, examples), strict=True):
+            asked = [example.example_id for example in examples[start : start + EXAMPLES_A_PART]]
+            if not part.exists():
+                write_whole(part, rows.filter(pl.col("example_id").is_in(asked)).write_parquet)
+
+
+def model_calibration(bench: Workbench) -> Calibration | None:
+    """Return the calibration that the run's model folder holds.
+
+    Raises:
+        RunMismatchError: the model folder cannot be read.
+    """
+    found = read_adapter_info(bench.folder.path / "model").calibration
+    return None if found is None else Calibration.from_json(found)
+
+
+def score_in_parts(
+    bench: Workbench,
+    rankers: Sequence[RankerName],
+    examples: Sequence[RankingExample],
+    file: Path,
+    shown: Bar,
+    calibration: Calibration | None = None,
+    more: Sequence[pl.DataFrame] = (),
+) -> None:
+    """Score examples with some rankers into one file, in the order of rankers, examples and candidates.
+
+    Until it is whole, finished parts lie in a folder beside it, and are not made again.
+
+    Args:
+        bench: The run.
+        rankers: Which.
+        examples: Of one split.
+        file: Columns as in `SCHEMA`.
+        shown: Progress.
+        calibration: Makes the scores of `llm`; its margins stay as they are.
+        more: Scores of others, put behind.
+    """
+    parts = file.with_suffix(".parts")
+    for number, name in enumerate(sorted(rankers, key=lambda name: name == "fusion")):  # it reads the others
+        _rank(bench, name, examples, parts, partial(_show, shown, rankers, number, len(examples)))
+    frames = [pl.read_parquet(part) for name in rankers for part in _parts(parts, name, examples)]
+    write_whole(file, pl.concat([_calibrated(pl.concat(frames), calibration), *more]).write_parquet)
+    shutil.rmtree(parts, ignore_errors=True)
+
+
+def _calibrated(scores: pl.DataFrame, calibration: Calibration | None) -> pl.DataFrame:
+    """Replace the scores of the fine-tuned model by calibrated ones."""
+    if calibration is None:
+        return scores
+    values = pl.Series(calibration.apply(scores["margin"].to_numpy()))
+    return scores.with_columns(
+        score=pl.when(pl.col("ranker") == "llm").then(values).otherwise(pl.col("score"))
+    )
 
 
 def _show(shown: Bar, rankers: Sequence[str], number: int, n_examples: int, done: int) -> None:
@@ -131,7 +187,7 @@ def _rows(ranker: Ranker, examples: Sequence[RankingExample]) -> pl.DataFrame:
     return pl.concat(frames)
 
 
-def make_ranker(bench: Workbench, name: RankerName) -> Ranker:
+def make_ranker(bench: Workbench, name: RankerName) -> Ranker:  # noqa: PLR0911 - one a name
     """Make the ranker called `name`, fitted on what it may learn from."""
     match name:
         case "random":
@@ -149,6 +205,10 @@ def make_ranker(bench: Workbench, name: RankerName) -> Ranker:
             return make_baseline(bench, name)
         case "llm_zero_shot" | "llm":
             return _llm_ranker(bench, name)
+        case "fusion":
+            from trsr.pipeline.fusion import make_fusion
+
+            return make_fusion(bench)
 
 
 def _llm_ranker(bench: Workbench, name: RankerName) -> Ranker:

@@ -15,6 +15,7 @@ from trsr.data.example_files import write_splits
 from trsr.data.examples import build_examples, make_resampler
 from trsr.data.import_config import run_import
 from trsr.data.synthetic import SyntheticConfig, generate
+from trsr.pipeline.calibrating import VALID_SCORES, calibrate
 from trsr.pipeline.evaluating import evaluate_scores
 from trsr.pipeline.preflight import check_dataset, check_recommender, dataset_digest
 from trsr.pipeline.profiles import save_profiles, write_profiles
@@ -81,6 +82,8 @@ def _train(bench: Workbench, train_config: TrainConfig) -> None:
     from trsr.train.sft import train
 
     config = bench.config
+    for older in (bench.folder.path / VALID_SCORES, bench.folder.path / "calibration.json"):
+        older.unlink(missing_ok=True)  # of a model that is no longer there
     adapter, report = train(
         _epochs(bench, train_config),
         training_groups(bench.splits.valid, bench.profiles, bench.builder),
@@ -140,6 +143,7 @@ STAGES: dict[str, Callable[[Workbench], Facts]] = {
     "examples": make_examples,
     "summarize": write_summaries,
     "train": fine_tune,
+    "calibrate": calibrate,
     "variants": run_variants,
     "rank": rank_candidates,
     "evaluate": evaluate_scores,
@@ -156,7 +160,8 @@ def run_stages(
     """
     folder, bench.say = bench.folder, say
     for name, stage in STAGES.items():
-        if name not in folder.stages():
+        done = folder.stages()
+        if name not in done and not (name == "calibrate" and "rank" in done):  # ranked before there was one
             check_dataset(bench)
             folder.begin()
             folder.log(name, "start")

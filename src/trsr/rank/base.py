@@ -62,12 +62,17 @@ def sigmoid(margins: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return np.asarray(np.exp(-np.logaddexp(0.0, -x)))
 
 
-def ranked(example: RankingExample, margins: npt.ArrayLike) -> list[RankedItem]:
-    """Return the candidates best first; among equal margins the given (shuffled) order stays."""
+def ranked(
+    example: RankingExample, margins: npt.ArrayLike, scores: npt.ArrayLike | None = None
+) -> list[RankedItem]:
+    """Return the candidates best first; among equal margins the given (shuffled) order stays.
+
+    Without `scores`, which are in [0, 1], a candidate's is the sigmoid of its margin.
+    """
     values = np.asarray(margins, dtype=np.float32)
     order = np.argsort(-values, kind="stable")
-    scores = sigmoid(values)
+    probabilities = sigmoid(values) if scores is None else np.asarray(scores, dtype=np.float64)
     return [
-        RankedItem(example.candidates[i], place, float(values[i]), float(scores[i]))
+        RankedItem(example.candidates[i], place, float(values[i]), float(probabilities[i]))
         for place, i in enumerate(order.tolist(), start=1)
     ]

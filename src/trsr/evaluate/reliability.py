@@ -1,0 +1,207 @@
+"""Whether probabilities can be believed: among candidates with a score near s, is a share s chosen?
+
+The expected calibration error is not a mean over examples, so it stands beside the per-example metrics of
+`metrics`: each example keeps its sums in every bin, and users are resampled from those. How scores become
+probabilities belongs to `rank.calibration`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from trsr.evaluate.significance import (
+    LEVEL,
+    N_RESAMPLES,
+    Floats,
+    Interval,
+    sum_by_user,
+    times_drawn,
+    weighted_totals,
+)
+
+N_BINS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Bins:
+    """Sums over the candidates of each example that fall into each bin, lowest scores first.
+
+    Attributes:
+        rows: Shape (n_examples, n_runs, n_bins): candidates.
+        scores: The same shape: sum of their scores.
+        chosen: The same shape: how many of them were chosen.
+    """
+
+    rows: Floats
+    scores: Floats
+    chosen: Floats
+
+    def of(self, examples: npt.NDArray[np.bool_]) -> Bins:
+        """Return the sums of some examples; the bins stay where they are."""
+        return Bins(self.rows[examples], self.scores[examples], self.chosen[examples])
+
+
+@dataclass(frozen=True, slots=True)
+class Probabilities:
+    """One set of scores, example by example: log loss, Brier score and sums by bin."""
+
+    logloss: Floats
+    brier: Floats
+    bins: Bins
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """One bin of the reliability curve; `low` and `high` are NaN with fewer than two users.
+
+    Attributes:
+        n_candidates: How many candidates are in it.
+        score: Their mean score.
+        rate: The share of them that was chosen.
+        low: Lower end of the rate's 95 % interval over users.
+        high: Upper end.
+    """
+
+    n_candidates: int
+    score: float
+    rate: float
+    low: float
+    high: float
+
+
+def bin_scores(
+    scores: npt.ArrayLike, labels: npt.ArrayLike, offsets: npt.ArrayLike, n_bins: int = N_BINS
+) -> Bins:
+    """Put candidates into bins of about equally many, by score.
+
+    Equal scores always share a bin, the one in which the middle of their stretch lies; so no order of tied
+    candidates can change a value, and a bin may be larger, or empty.
+
+    Args:
+        scores: Shape (n_rows,), probabilities.
+        labels: Shape (n_rows,), 1 for chosen and 0 otherwise.
+        offsets: Shape (n_examples + 1,): example i owns the rows `offsets[i]` to `offsets[i + 1]`.
+        n_bins: How many bins.
+    """
+    score, label = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+    bounds: npt.NDArray[np.int64] = np.asarray(offsets, dtype=np.int64)
+    n_examples = len(bounds) - 1
+    example = np.repeat(np.arange(n_examples), bounds[1:] - bounds[:-1])
+    _, tie, n_tied = np.unique(score, return_inverse=True, return_counts=True)
+    middle = np.cumsum(n_tied) - n_tied / 2
+    bin_of_row = np.floor(middle / len(score) * n_bins).astype(np.int64)[tie]
+    cell = example * n_bins + bin_of_row
+
+    def add_up(values: Floats | None) -> Floats:
+        # Sorted first, so that not even the last bit depends on the order of the rows.
+        order = np.lexsort((score, cell))
+        weights = None if values is None else values[order]
+        sums = np.bincount(cell[order], weights, minlength=n_examples * n_bins)
+        return sums.reshape(n_examples, 1, n_bins).astype(np.float64)
+
+    return Bins(add_up(None), add_up(score), add_up(label))
+
+
+def side_by_side_bins(runs: Sequence[Bins], places: Sequence[npt.NDArray[np.intp]], n_examples: int) -> Bins:
+    """Put the bins of several runs beside one another, each run with bins of its own.
+
+    Args:
+        runs: With one run each, shape (n_examples of the run, 1, n_bins).
+        places: For each run, the place of its examples among all.
+        n_examples: How many there are in all.
+    """
+
+    def joined(name: str) -> Floats:
+        n_bins = runs[0].rows.shape[2]
+        table = np.zeros((n_examples, len(runs), n_bins))
+        for number, (bins, place) in enumerate(zip(runs, places, strict=True)):
+            table[place, number] = getattr(bins, name)[:, 0]
+        return table
+
+    return Bins(joined("rows"), joined("scores"), joined("chosen"))
+
+
+def calibration_error(
+    bins: Bins,
+    user_ids: Sequence[str] | npt.NDArray[np.str_],
+    *,
+    rng: np.random.Generator | int,
+    n_resamples: int = N_RESAMPLES,
+    level: float = LEVEL,
+) -> Interval:
+    """Return the expected calibration error with its interval over users.
+
+    Formula: sum over bins of `|chosen - sum of scores| / candidates`, that is the gap between mean score and
+    share chosen, weighted by the bin's share of candidates (Naeini, Cooper and Hauskrecht, AAAI 2015), in
+    bins of equal mass (Nguyen and O'Connor, EMNLP 2015). Over several runs it is their mean. In [0, 1].
+
+    Interval: the signed gaps g of the bins are resampled over users to g*; by the triangle inequality the
+    error is at most `sum |g* - g|` away from the true one of these bins, so the interval is the error plus
+    and minus the 95 % quantile of that, cut at 0. A plain percentile interval would not do: luck alone makes
+    every resample look worse calibrated, and it would miss perfect calibration. This one errs on the wide
+    side.
+    """
+    gaps, rows, n_users = _gaps(bins, user_ids)
+    n_rows = rows.sum()
+    n_examples = len(bins.rows)
+    gap = gaps.sum(axis=0) / n_rows
+    value = float(np.abs(gap).sum())
+    if n_users < 2:
+        return Interval(value, math.nan, math.nan, n_examples, n_users)
+    table = np.column_stack([gaps, rows.sum(axis=1)])
+    totals = weighted_totals(table, np.random.default_rng(rng), n_resamples, times_drawn)
+    drawn = totals[:, :-1] / totals[:, -1:]
+    reach = float(np.quantile(np.abs(drawn - gap).sum(axis=1), level))
+    return Interval(value, max(0.0, value - reach), min(1.0, value + reach), n_examples, n_users)
+
+
+def reliability_curve(
+    bins: Bins,
+    user_ids: Sequence[str] | npt.NDArray[np.str_],
+    *,
+    rng: np.random.Generator | int,
+    n_resamples: int = N_RESAMPLES,
+    level: float = LEVEL,
+) -> list[CurvePoint]:
+    """Return mean score and share chosen of each bin that has candidates, with percentile intervals.
+
+    The bins of several runs are added up by their place.
+    """
+    users, user = np.unique(np.asarray(user_ids, dtype=np.str_), return_inverse=True)
+    rows, scores, chosen = (
+        sum_by_user(part.sum(axis=1), user, len(users)) for part in (bins.rows, bins.scores, bins.chosen)
+    )
+    n_bins = rows.shape[1]
+    totals = weighted_totals(np.hstack([rows, chosen]), np.random.default_rng(rng), n_resamples, times_drawn)
+    n_drawn = totals[:, :n_bins]
+    rates = np.divide(totals[:, n_bins:], n_drawn, out=np.full_like(n_drawn, np.nan), where=n_drawn > 0)
+    tail = 100 * (1 - level) / 2
+    points = []
+    for place in np.flatnonzero(rows.sum(axis=0)).tolist():
+        n = float(rows[:, place].sum())
+        low, high = math.nan, math.nan
+        if len(users) > 1:
+            low, high = np.nanpercentile(rates[:, place], [tail, 100 - tail]).tolist()
+        points.append(
+            CurvePoint(
+                int(n), float(scores[:, place].sum() / n), float(chosen[:, place].sum() / n), low, high
+            )
+        )
+    return points
+
+
+def _gaps(bins: Bins, user_ids: Sequence[str] | npt.NDArray[np.str_]) -> tuple[Floats, Floats, int]:
+    """Return, for each user, chosen minus scores and the number of candidates by bin: (n_users, n_cells)."""
+    users, user = np.unique(np.asarray(user_ids, dtype=np.str_), return_inverse=True)
+    n_examples = len(user)
+    gaps = (bins.chosen - bins.scores).reshape(n_examples, -1)
+    return (
+        sum_by_user(gaps, user, len(users)),
+        sum_by_user(bins.rows.reshape(n_examples, -1), user, len(users)),
+        len(users),
+    )
