@@ -127,9 +127,9 @@ def main() -> None:
         "![Seconds to rank one user against the number of candidates](speed.svg)",
         section("Training", train, train["results"], TRAIN),
         section("Summarising", summarize, engine_rows(summarize), SUMMARIZE),
-        "16 users in flight, recurrent summaries of synthetic news readers with the product's defaults. Most\n"
-        "of a call is reading: a prompt is some 30 times longer than the answer. *Written a second* is the rate\n"
-        "of the rest, when prompts are read.",
+        "16 users in flight, recurrent summaries of synthetic news readers with the product's defaults.\n"
+        "Most of a call is reading, since a prompt is far longer than its answer; *written a second* is\n"
+        "the rate of the rest.",
     ]
     (DOCS / "speed.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")
 
