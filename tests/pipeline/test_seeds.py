@@ -122,5 +122,5 @@ def test_a_folder_of_something_else_is_refused(copy: Path, tmp_path: Path) -> No
     with pytest.raises(RunMismatchError, match="not empty and holds no run"):
         run(tmp_path / "other")
     with pytest.raises(RunMismatchError, match="another configuration"):
-        run(copy, rankers=["random", "bm25"])
+        run(copy, summary={"method": "counted"})
     assert pipeline_seeds.check_seeds_folder(tmp_path / "new") is None  # type: ignore[func-returns-value]
