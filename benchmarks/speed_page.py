@@ -47,7 +47,6 @@ SUMMARIZE = (
     ("generated_tokens", "new tokens"),
     ("reading_tokens_per_s", "read a second"),
     ("writing_tokens_per_s", "written a second"),
-    ("single_writing", "written, one at a time"),
     ("speedup_vs_single", "over one at a time"),
 )
 
@@ -107,7 +106,7 @@ def section(
 def engine_rows(recorded: dict[str, Any]) -> list[dict[str, Any]]:
     """Return one row an engine of `trsr bench summarize`."""
     return [
-        {"engine": name, **rates, "single_writing": rates["single"]["writing_tokens_per_s"]}
+        {"engine": name, **rates}
         for result in recorded["results"]
         for name, rates in result["engines"].items()
     ]

@@ -107,7 +107,8 @@ def _slow_ways(model: Any, group: ScoringGroup, labels: LabelTokens, n: int) -> 
     """Return seconds a candidate of both slow ways, and the margins of the pointwise one."""
     few = [ScoringGroup(group.prefix, (suffix,)) for suffix in group.suffixes[:n]]
     rows = [[*group.prefix, *one.suffixes[0]] for one in few]
-    tokens = torch.zeros(len(rows), PADDED_TOKENS, dtype=torch.long, device=model.device)
+    width = max(PADDED_TOKENS, *map(len, rows))
+    tokens = torch.zeros(len(rows), width, dtype=torch.long, device=model.device)
     for row, ids in enumerate(rows):
         tokens[row, : len(ids)] = torch.tensor(ids)
     mask = torch.zeros_like(tokens)

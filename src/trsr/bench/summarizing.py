@@ -143,7 +143,12 @@ def measure_engine(engine: TextGenerator, workload: Workload, single_users: int)
     return {
         "model": engine.model_id,
         **together.rates(),
-        "single": {**single.rates(), "estimated_seconds_for_all_calls": round(single_seconds, 3)},
+        "single": {
+            "calls": single.calls,
+            "seconds": round(single.seconds, 3),
+            "calls_per_s": round(single.calls / single.seconds, 3),
+            "estimated_seconds_for_all_calls": round(single_seconds, 3),
+        },
         "speedup_vs_single": round(single_seconds / together.seconds, 2),
     }
 
