@@ -26,6 +26,8 @@ def record(run: Path, machine: str, note: str) -> dict[str, Any]:
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     stages = json.loads((run / "stages.json").read_text(encoding="utf-8"))
     minutes = {name: round(facts["seconds"] / 60, 1) for name, facts in stages.items()}
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    metrics.get("profiles", {}).pop("worst", None)  # users' words stay with their data
     later = [{k: s[k] for k in ("started", "command", "commit", "versions")} for s in sittings[1:]]
     return {
         "name": config["name"],
@@ -36,7 +38,7 @@ def record(run: Path, machine: str, note: str) -> dict[str, Any]:
         "versions": {"python": first["python"], **first["versions"]},
         "minutes": minutes | {"total": round(sum(minutes.values()), 1)},
         "note": note,
-        "metrics": json.loads((run / "metrics.json").read_text(encoding="utf-8")),
+        "metrics": metrics,
         **({"later_sittings": later} if later else {}),
     }
 
