@@ -93,8 +93,8 @@ EngineConfig = Annotated[
 DEFAULT_ENGINE: EngineConfig = TransformersEngine()
 """Writes summaries unless another is named: the faster of the two local ones, on every machine.
 
-On a GPU because llama.cpp runs on the CPU here. On a CPU because a summary's prompt is some ten times longer
-than its answer, and transformers reads what all prompts begin with once and the rest in large products, where
+On a GPU because llama.cpp runs on the CPU here. On a CPU because a summary's prompt is far longer than its
+answer, and transformers reads what all prompts begin with once and the rest in large products, where
 llama.cpp reads every prompt whole (`trsr bench summarize` measures both). The rule looks at nothing, so two
 runs on one machine never differ in the engine.
 """
