@@ -37,6 +37,19 @@ def test_scoring_is_measured_against_both_slow_ways(trsr: Command, tiny_model: P
     assert result["peak_memory_mb"] > 0
 
 
+def test_prompts_longer_than_the_padded_way_takes_have_no_padded_time(
+    trsr: Command, tiny_model: Path
+) -> None:
+    long = ("--prefix-tokens", "2045", "--candidate-tokens", "6", "--repeats", "1", "--slow-candidates", "1")
+    answer = trsr("bench", "score", "--model", tiny_model, "--candidates", "3", *long, "--json")
+    assert answer.code == 0, answer.err
+    result = json.loads(answer.out)
+    assert result["padded_pointwise_s"] is None
+    assert result["speedup_vs_padded"] is None
+    assert result["pointwise_s"] > 0
+    assert result["max_abs_margin_difference"] <= 1e-4
+
+
 def test_training_is_measured_against_separate_sequences(trsr: Command, tiny_model: Path) -> None:
     answer = trsr("bench", "train", "--model", tiny_model, "--candidates", "4", "--users", "2", *SMALL)
     assert answer.code == 0, answer.err

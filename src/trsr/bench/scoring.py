@@ -86,11 +86,13 @@ def bench_score(
         "max_batch_tokens": max_batch_tokens,
         "sharing": sharing if scorer.shares_prefixes else "separate",
         "slow_ways_timed_on_candidates": len(slow["margins"]),
-        "padded_pointwise_s": round(slow["padded"] * candidates[0], 3),
+        "padded_pointwise_s": None if slow["padded"] is None else round(slow["padded"] * candidates[0], 3),
         "pointwise_s": round(slow["pointwise"] * candidates[0], 3),
         "shared_prefix_s": round(shared, 4),
         "candidates_per_s": round(candidates[0] / shared, 1),
-        "speedup_vs_padded": round(slow["padded"] * candidates[0] / shared, 2),
+        "speedup_vs_padded": (
+            None if slow["padded"] is None else round(slow["padded"] * candidates[0] / shared, 2)
+        ),
         "speedup_vs_pointwise": round(slow["pointwise"] * candidates[0] / shared, 2),
         "max_abs_margin_difference": float(f"{difference:.2g}"),
         "gemm_gflops": round(gemm, 1),
@@ -104,7 +106,10 @@ def bench_score(
 
 
 def _slow_ways(model: Any, group: ScoringGroup, labels: LabelTokens, n: int) -> dict[str, Any]:
-    """Return seconds a candidate of both slow ways, and the margins of the pointwise one."""
+    """Return seconds a candidate of both slow ways, and the margins of the pointwise one.
+
+    The padded way has no time where a prompt is longer than what it pads to: the released code cuts it.
+    """
     few = [ScoringGroup(group.prefix, (suffix,)) for suffix in group.suffixes[:n]]
     rows = [[*group.prefix, *one.suffixes[0]] for one in few]
     width = max(PADDED_TOKENS, *map(len, rows))
@@ -122,8 +127,9 @@ def _slow_ways(model: Any, group: ScoringGroup, labels: LabelTokens, n: int) -> 
         return [separate_margins(model, one, columns, PADDED_TOKENS) for one in few]
 
     with torch.inference_mode():
-        fits = len(rows[0]) <= PADDED_TOKENS
-        padded_s = median_seconds(padded, model.device, 3) / min(2, n) if fits else float("nan")
+        padded_s = None
+        if len(rows[0]) <= PADDED_TOKENS:
+            padded_s = median_seconds(padded, model.device, 3) / min(2, n)
         with label_head(model, labels) as columns:
             margins = torch.cat(pointwise()).cpu().numpy()
             pointwise_s = median_seconds(pointwise, model.device, 3) / n
