@@ -79,18 +79,33 @@ def test_a_summary_is_the_prefill_and_what_the_model_wrote_on_one_line() -> None
 def test_a_grounded_call_may_use_the_words_it_reads_and_no_name_of_a_field() -> None:
     template = load_summary_template("products", "any")
     texts = ["Category: Garden; Title: Hose: 50 Foot"]
-    words = render_call(
-        template, Call("update", (0,), ("a",)), texts, ["This shopper buys Seeds"], grounded=True
-    ).words
-    assert words is not None
-    assert {"Garden", "garden", "Hose", "hose", "50", "Foot", "Seeds", "seeds", "and"} <= set(words)
-    assert not {"Category", "Title", "title", "shopper", "Products"} & set(words)
-    assert render_call(template, Call("first", (), ("a",)), texts, []).words is None
+    known = ["This shopper buys Seeds; before that Pots"]
+    parts = render_call(template, Call("update", (0,), ("a",)), texts, known, block_words=3).parts
+    assert parts is not None
+    new, old = (set(part.words) for part in parts)
+    assert {"Garden", "garden", "Hose", "hose", "50", "Foot", "and"} <= new
+    assert {"Seeds", "seeds", "Pots", "and"} <= old
+    assert not {"Category", "Title", "title", "shopper", "Products", "before"} & (new | old)
+    assert not {"Seeds"} & new
+    assert not {"Garden"} & old
+    assert [(part.max_words, part.lead) for part in parts] == [(3, ""), (None, "before that")]
+    assert render_call(template, Call("first", (), ("a",)), texts, []).parts is None
+
+
+def test_a_grounded_merge_speaks_of_every_summary_the_newest_first() -> None:
+    template = load_summary_template("products", "any")
+    call = Call("merge", (0, 1), ("a",))
+    parts = render_call(template, call, [], ["Seeds", "Hose; before that Pots"], block_words=2).parts
+    assert parts is not None
+    assert [(part.max_words, part.lead) for part in parts] == [(2, ""), (2, "before that")]
+    assert "Hose" in parts[0].words
+    assert "Pots" in parts[0].words
+    assert "Seeds" in parts[1].words
 
 
 def test_a_template_without_joining_words_cannot_be_grounded() -> None:
-    with pytest.raises(TemplateError, match=r"has no section \[\[joining\]\]"):
-        render_call(TEMPLATE, Call("first", (), ("a",)), ["bulb"], [], grounded=True)
+    with pytest.raises(TemplateError, match=r"has no section \[\[before\]\]"):
+        render_call(TEMPLATE, Call("first", (), ("a",)), ["bulb"], [], block_words=8)
 
 
 def test_worked_examples_are_kept_apart_from_what_a_template_says_in_every_call() -> None:

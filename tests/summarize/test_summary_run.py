@@ -427,12 +427,12 @@ def test_progress_counts_calls_and_tokens() -> None:
 def test_a_grounded_profile_holds_words_of_its_items_only(method: str) -> None:
     template = load_summary_template("generic", "any")
     summariser = make_summariser(method, grounded=True, template=template)
-    joining = template.render("joining", items=[], previous="", summaries=[])
+    joining, before = (template.render(s, items=[], previous="", summaries=[]) for s in ("joining", "before"))
     prefill = template.render("prefill", items=[], previous="", summaries=[])
     with SummaryStore(":memory:") as store:
         folds = fold_all(HISTORIES, summariser, store, Engine(lambda result: result))
     for fold in folds:
-        allowed = vocabulary([*map(summariser.item_text, fold.history.item_ids), joining])
+        allowed = vocabulary([*map(summariser.item_text, fold.history.item_ids), joining, before])
         for text in fold.texts.values():
             assert text.startswith(prefill)
             assert strange_words(text.removeprefix(prefill), allowed) == []

@@ -28,19 +28,34 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class WordPart:
+    """One part of an answer that is held to given words, with commas and full stops between them.
+
+    Attributes:
+        words: The only words it may be made of, at least one.
+        max_words: Words at most; None for as many as the answer's cap lets in.
+        lead: What stands between the part before and this one, after a semicolon: `before that`.
+    """
+
+    words: tuple[str, ...]
+    max_words: int | None = None
+    lead: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """What a model is asked.
 
     Attributes:
         messages: Turns of a chat.
         prefill: The first words, put into its mouth; the generated text does not repeat them.
-        words: The only words that the answer may be made of, with commas and full stops between them; None
-            for any. An engine that cannot hold this refuses the prompt.
+        parts: What the answer has to be made of, part by part; None for anything. An engine that cannot hold
+            this refuses the prompt.
     """
 
     messages: tuple[Message, ...]
     prefill: str = ""
-    words: tuple[str, ...] | None = None
+    parts: tuple[WordPart, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

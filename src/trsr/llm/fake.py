@@ -92,9 +92,12 @@ def fake_text(prompt: Prompt, params: GenerationParams) -> str:
     counts = Counter(word for word in _WORD.findall(content.lower()) if not _COMMON.fullmatch(word))
     words = sorted(counts, key=lambda word: (-counts[word], derive_seed(seed, content, word)))[:4]
     verb = ("likes", "prefers", "enjoys")[derive_seed(seed, content) % 3]
-    if prompt.words is not None:
-        words = [word for word in words if word in prompt.words] or list(prompt.words[:4])
-        return " ".join(words[: params.max_new_tokens])
+    if prompt.parts is not None:
+        text = ""
+        for part in prompt.parts:
+            held = [word for word in words if word in part.words] or list(part.words[:4])
+            text += f"{text and f'; {part.lead} '}{' '.join(held[: part.max_words])}"
+        return " ".join(text.split()[: params.max_new_tokens])
     text = f"{verb} {', '.join(words)}." if words else f"{verb} nothing in particular."
     if not prompt.prefill:
         text = f"This person {text}"

@@ -114,8 +114,8 @@ class LlamaCppGenerator:
             "stop": list(params.stop),
             "cache_prompt": False,
         }
-        if prompt.words is not None:
-            request["grammar"] = grammar(prompt.words)
+        if prompt.parts is not None:
+            request["grammar"] = grammar(prompt.parts)
         answer = server.handle_completions(request)
         seconds = time.perf_counter() - started
         if "error" in answer:

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from trsr.errors import EngineError, MissingExtraError
-from trsr.llm.base import Generation, GenerationParams, Prompt
+from trsr.llm.base import Generation, GenerationParams, Prompt, WordPart
 from trsr.llm.wording import grammar as word_grammar
 
 try:
@@ -225,14 +225,14 @@ class OpenAIGenerator:
             request["frequency_penalty"] = params.frequency_penalty
         if params.stop:
             request["stop"] = list(params.stop)
-        if prompt.words is not None:
-            extra = extra | self._grammar_field(prompt.words)
+        if prompt.parts is not None:
+            extra = extra | self._grammar_field(prompt.parts)
         if extra:
             request["extra_body"] = extra
         return request
 
-    def _grammar_field(self, words: Sequence[str]) -> dict[str, Any]:
-        rule = word_grammar(words)
+    def _grammar_field(self, parts: Sequence[WordPart]) -> dict[str, Any]:
+        rule = word_grammar(parts)
         match self._grammar:
             case "llama.cpp":
                 return {"grammar": rule}

@@ -83,8 +83,8 @@ class TransformersGenerator:
         """Return a prompt as token ids; prompts of one kind differ in the last message only."""
         ids = self.tokenizer.encode(self.tokenizer.render_chat(prompt))
         wording = None
-        if prompt.words is not None:
-            wording = Wording(prompt.words, self._encode_word, self._eos)
+        if prompt.parts is not None:
+            wording = Wording(prompt.parts, self._encode_word, self._eos)
         return Text(index, ids, prompt.messages[:-1], wording=wording)
 
     def _encode_word(self, text: str) -> list[int]:

@@ -42,7 +42,10 @@ class SummaryConfig(BaseModel):
     frequency_penalty: float = Field(default=0.5, ge=0, le=2)
     """Keeps small models from repeating themselves."""
     grounded: bool = False
-    """Hold summaries to words of the items they are made of, and a few that join them: none is invented."""
+    """Hold summaries to words of the items they are made of, and a few that join them: none is invented, and
+    an update or a merge speaks of all it has read, the newest first."""
+    block_words: int = Field(default=8, ge=1)
+    """Words at most that a grounded summary says of a block, and a merge of each summary it reads."""
     fan_in: int = Field(default=6, ge=2)
     """Summaries read by one merge (hierarchical)."""
 

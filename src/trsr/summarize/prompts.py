@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from trsr.llm.base import Message, Prompt
-from trsr.llm.wording import vocabulary
+from trsr.llm.base import Message, Prompt, WordPart
+from trsr.llm.wording import BREAK, vocabulary
 from trsr.summarize.plan import Call
 from trsr.templating import Template, load_template, plain_line
 
@@ -34,7 +34,7 @@ def render_call(
     item_texts: Sequence[str],
     inputs: Sequence[str],
     *,
-    grounded: bool = False,
+    block_words: int | None = None,
 ) -> Prompt:
     """Render one call.
 
@@ -44,11 +44,12 @@ def render_call(
         call: What to ask.
         item_texts: The texts of the block's items, oldest first; unused by a merge.
         inputs: The texts of the calls it reads, oldest first.
-        grounded: Whether the answer is held to words of the items and texts it reads, and those of the
-            template's section `joining`.
+        block_words: Given, the answer is held to words of the items and texts it reads and those of the
+            template's section `joining`, so many of each at most, the newest first; what an update knew
+            before is bounded by the answer's cap only. The section `before` stands between them.
 
     Raises:
-        TemplateError: it is to be grounded, and the template has no such section.
+        TemplateError: the answer is to be held so, and the template lacks one of these sections.
     """
     prefill = template.render("prefill", items=[], previous="", summaries=[])
     # Without the words every summary begins with: a small model that sees them again copies what follows.
@@ -66,11 +67,21 @@ def render_call(
             Message("assistant", f"{prefill} {answer}".strip()),
         ]
     messages.append(Message("user", template.render(call.kind, **values)))
-    words = None
-    if grounded:
+    parts = None
+    if block_words is not None:
+        lead = template.render("before", **values)
         joining = template.render("joining", **values)
-        words = vocabulary([*map(_without_labels, values["items"]), *summaries, joining])
-    return Prompt(tuple(messages), prefill, words)
+        known = [[text.replace(f"{BREAK} {lead} ", f"{BREAK} "), joining] for text in reversed(summaries)]
+        if call.kind == "merge":
+            limits: list[int | None] = [block_words] * len(known)
+        else:
+            known = [[*map(_without_labels, values["items"]), joining], *known]
+            limits = [block_words, None]
+        parts = tuple(
+            WordPart(vocabulary(texts), limit, lead if number else "")
+            for number, (texts, limit) in enumerate(zip(known, limits, strict=False))
+        )
+    return Prompt(tuple(messages), prefill, parts)
 
 
 def _without_labels(item_text: str) -> str:

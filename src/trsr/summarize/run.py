@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from trsr.errors import EngineError
 from trsr.llm.base import Generation, GenerationParams, Prompt, TextGenerator, prompt_key
-from trsr.llm.wording import strange_words, without_broken_word
+from trsr.llm.wording import strange_words, without_broken_end, words_of_parts
 from trsr.segment import segment
 from trsr.summarize.counted import counted_profile
 from trsr.summarize.plan import Call, SummaryConfig, plan_calls
@@ -241,8 +241,9 @@ class _Stream:
             call = fold.calls[place]
             texts = [] if call.kind == "merge" else [self.summariser.item_text(i) for i in call.item_ids]
             inputs = [fold.texts[i] for i in call.inputs]
-            grounded = self.summariser.config.grounded
-            prompt = render_call(self.summariser.template, call, texts, inputs, grounded=grounded)
+            config = self.summariser.config
+            block_words = config.block_words if config.grounded else None
+            prompt = render_call(self.summariser.template, call, texts, inputs, block_words=block_words)
             key = prompt_key(prompt, self.engine.model_id, self.params)
             if key not in self.errors:
                 questions.setdefault(key, _Question(prompt, call.item_ids, [])).askers.append((fold, place))
@@ -250,11 +251,11 @@ class _Stream:
 
     def _keep(self, key: str, question: _Question, result: Generation) -> list[tuple[Fold, int]]:
         """Commit a result and hand its text on; return the calls that waited for nothing else."""
-        written, words = result.text, question.prompt.words
-        if words is not None:
-            written = without_broken_word(written, words)
+        written, parts = result.text, question.prompt.parts
+        if parts is not None:
+            written = without_broken_end(written, parts)
         error = result.error or (None if plain_line(written) else "the model wrote nothing")
-        if error is None and words is not None and (strange := strange_words(written, words)):
+        if error is None and parts is not None and (strange := strange_words(written, words_of_parts(parts))):
             error = f"the model wrote {strange[0]!r}, which is not among the words it was held to"
         text = summary_text(self.summariser.template, written) if error is None else None
         self.store.put(

@@ -28,8 +28,9 @@ from trsr.llm.base import (
     Prompt,
     ScoringGroup,
     TextGenerator,
+    WordPart,
 )
-from trsr.llm.wording import strange_words, without_broken_word
+from trsr.llm.wording import strange_words, without_broken_end, words_of, words_of_parts
 
 
 def ask(text: str, *, prefill: str = "") -> Prompt:
@@ -124,12 +125,29 @@ class TextGeneratorContract:
     def test_an_answer_can_be_held_to_given_words(
         self, generator: TextGenerator, questions: list[Prompt]
     ) -> None:
-        words = ("Alpine", "railways", "climb", "slowly", "12.5", "miles", "and")
-        held = [replace(question, words=words) for question in questions]
+        parts = (WordPart(("Alpine", "railways", "climb", "slowly", "12.5", "miles", "and")),)
+        held = [replace(question, parts=parts) for question in questions]
         for answer in _in_order(generator, held, GenerationParams(max_new_tokens=8)):
             assert answer.error is None
             assert answer.text
-            assert strange_words(without_broken_word(answer.text, words), words) == []
+            words = words_of_parts(parts)
+            assert strange_words(without_broken_end(answer.text, parts), words) == []
+
+    def test_an_answer_can_have_parts_of_so_many_words(
+        self, generator: TextGenerator, questions: list[Prompt]
+    ) -> None:
+        parts = (
+            WordPart(("Alpine", "railways", "climb"), 2),
+            WordPart(("old", "maps"), 1, lead="before that"),
+        )
+        held = [replace(question, parts=parts) for question in questions]
+        for answer in _in_order(generator, held, GenerationParams(max_new_tokens=60)):
+            assert answer.error is None
+            new, old = answer.text.split("; before that ")
+            assert 1 <= len(words_of(new)) <= 2
+            assert strange_words(new, parts[0].words) == []
+            assert len(words_of(old)) == 1
+            assert strange_words(old, parts[1].words) == []
 
     def test_no_prompts_give_no_results(self, generator: TextGenerator) -> None:
         assert list(generator.generate([], GenerationParams())) == []
