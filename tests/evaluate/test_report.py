@@ -64,7 +64,10 @@ def make_metrics() -> dict[str, Any]:
             "tie_rates": {"llm": 0.0},
             "examples_without_truth": 0,
         },
-        "slices": {"history_length": [{"min": 10, "max": 12, **part}, {"min": 13, "max": 13, **part}]},
+        "slices": {
+            "history_length": [{"name": "10–12 items", **part}, {"name": "13 items", **part}],
+            "target": [{"name": "warm", **part}],
+        },
     }
 
 
@@ -231,7 +234,7 @@ def test_parts_without_content_are_left_out(tmp_path: Path) -> None:
     del metrics["slices"]
     context = ReportContext(title="t", command="c", config_yaml="")
     for text in write(tmp_path, metrics, context):
-        for heading in ("By history length", "Example users", "Training", "Cost"):
+        for heading in ("For which users and items", "Example users", "Training", "Cost"):
             assert heading not in text
 
 
@@ -259,7 +262,7 @@ def test_without_matplotlib_the_tables_remain_and_the_extra_is_named(
 
 def test_plots_take_their_colours_from_the_page(reports: list[str]) -> None:
     _, page = reports
-    assert page.count("<svg") == 3 + 2 + 2
+    assert page.count("<svg") == 3 + 1 + 2
     assert "#0102" not in page
     assert "#0103" not in page
     used, defined = set(re.findall(r"var\((--\w+)\)", page)), set(re.findall(r"(--\w+):", page))
