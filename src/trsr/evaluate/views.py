@@ -64,7 +64,7 @@ def report_view(metrics: Mapping[str, Any], context: ReportContext) -> dict[str,
         },
         "marks": "Value and 95 % interval over users. A value is marked only where its interval lies beyond"
         " those of all other rankers and beyond chance; rows are in order of the first column.",
-        "protocol": _plain_values(metrics["protocol"]),
+        "protocol": _plain_values(metrics["protocol"]) | _leakage(metrics),
         **({"beats": _beats(standing)} if standing else {}),
         "details": _details(metrics),
         "ablations": ablation_views(metrics),
@@ -81,6 +81,16 @@ def report_view(metrics: Mapping[str, Any], context: ReportContext) -> dict[str,
 
 def _plain_values(mapping: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in mapping.items() if isinstance(value, str | int | float)}
+
+
+def _leakage(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Say what was checked for leaks."""
+    if "leakage" not in metrics:
+        return {}
+    checked = ", ".join(
+        f"{n:,} {name.replace('_', ' ')}" for name, n in metrics["leakage"]["checked"].items()
+    )
+    return {"leakage check": f"{metrics['leakage']['found']} found in {checked}"}
 
 
 def _details(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

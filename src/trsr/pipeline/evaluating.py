@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from trsr.config import RunConfig, swept
+from trsr.config import RunConfig, own_ranker, swept
 from trsr.evaluate.aggregate import main_metrics, summarise
 from trsr.evaluate.context import (
     ExampleBlock,
@@ -20,6 +20,7 @@ from trsr.evaluate.context import (
 )
 from trsr.evaluate.measured import Measured, measure, metric_list
 from trsr.evaluate.report import write_report
+from trsr.pipeline.leakage import check_run
 from trsr.pipeline.profile_quality import profile_facts
 from trsr.pipeline.ranking import probabilistic_rankers
 from trsr.pipeline.traits import example_traits
@@ -36,8 +37,10 @@ def evaluate_scores(bench: Workbench) -> dict[str, Any]:
 
     Raises:
         DataError: the scores are not those of this run.
+        LeakageError: something has seen a target.
         OutputError: the run folder cannot be written.
     """
+    leakage = check_run(bench)
     splits = bench.splits
     metrics = summarise(
         measure_run(bench),
@@ -47,6 +50,8 @@ def evaluate_scores(bench: Workbench) -> dict[str, Any]:
         traits=example_traits(bench),
         slice_pair=asked_pair(bench.config),
     )
+    metrics["leakage"] = leakage
+    metrics["own_ranker"] = own_ranker(bench.config)
     if bench.config.sweep:
         metrics["sweep"] = swept(bench.config)
     profiles = profile_facts(bench)

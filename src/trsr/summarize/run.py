@@ -64,6 +64,11 @@ class Summariser:
         """Cut a history into the blocks that are summarised."""
         return segment(item_ids, self.config.segmentation, self.n_tokens)
 
+    def prompt(self, call: Call, inputs: Sequence[str]) -> Prompt:
+        """Render a call of a plan; `inputs` are the texts of the calls it reads, oldest first."""
+        texts = [] if call.kind == "merge" else [self.item_text(i) for i in call.item_ids]
+        return render_call(self.template, call, texts, inputs, grounded=self.config.grounded)
+
     def without_calls(self, history: History) -> PreferenceSummary:
         """Return the profile by `none` or `counted`."""
         text = ""
@@ -239,10 +244,7 @@ class _Stream:
         questions: dict[str, _Question] = {}
         for fold, place in ready:
             call = fold.calls[place]
-            texts = [] if call.kind == "merge" else [self.summariser.item_text(i) for i in call.item_ids]
-            inputs = [fold.texts[i] for i in call.inputs]
-            grounded = self.summariser.config.grounded
-            prompt = render_call(self.summariser.template, call, texts, inputs, grounded=grounded)
+            prompt = self.summariser.prompt(call, [fold.texts[i] for i in call.inputs])
             key = prompt_key(prompt, self.engine.model_id, self.params)
             if key not in self.errors:
                 questions.setdefault(key, _Question(prompt, call.item_ids, [])).askers.append((fold, place))
