@@ -262,7 +262,7 @@ def test_without_matplotlib_the_tables_remain_and_the_extra_is_named(
 
 def test_plots_take_their_colours_from_the_page(reports: list[str]) -> None:
     _, page = reports
-    assert page.count("<svg") == 3 + 1 + 2
+    assert page.count("<svg") == 3 + 2 + 2
     assert "#0102" not in page
     assert "#0103" not in page
     used, defined = set(re.findall(r"var\((--\w+)\)", page)), set(re.findall(r"(--\w+):", page))

@@ -29,7 +29,7 @@ def metrics() -> dict[str, Any]:
 
 
 def test_each_way_to_cut_has_its_rule_its_table_and_its_effects(metrics: dict[str, Any]) -> None:
-    target, interest = slice_views(metrics, ["good", "noise", "constant"], "recall@3")
+    target, interest = slice_views(metrics, ["good", "noise", "constant"], "recall@3", ["recall@3", "auc"])
     assert target["names"] == ["cold", "warm"], "and all histories have one length"
     assert target["examples"] == ["30", "30"]
     assert "fewer than 10" in target["rule"]
@@ -41,6 +41,7 @@ def test_each_way_to_cut_has_its_rule_its_table_and_its_effects(metrics: dict[st
     assert cell["value"].startswith("+0.")
     assert "p < 0.001" in cell["interval"]
     assert cell["apart"]
+    assert len(target["plots"]) == 2
 
 
 def test_both_reports_show_them(metrics: dict[str, Any], tmp_path: Path) -> None:
@@ -53,7 +54,7 @@ def test_both_reports_show_them(metrics: dict[str, Any], tmp_path: Path) -> None
 def test_only_as_many_rankers_are_drawn_as_there_are_colours(metrics: dict[str, Any]) -> None:
     many = {f"r{i:02d}": metrics["rankers"]["good"] for i in range(12)}
     parts = [part | {"rankers": many, "comparisons": []} for part in metrics["slices"]["target"]]
-    (view,) = slice_views(metrics | {"slices": {"target": parts}}, list(many), "recall@3")
+    (view,) = slice_views(metrics | {"slices": {"target": parts}}, list(many), "recall@3", ["recall@3"])
     assert len(view["rows"]) == 12
     assert view["effects"] is None
     drawn = {color for color in (f"var(--s{i})" for i in range(8)) if color in view["plots"][0]}

@@ -18,15 +18,19 @@ TITLES = {
     "target": "Cold and warm targets",
     "interest": "Long-term and recent-shift users",
 }
+AXES = {"history_length": "items in the history", "target": "target", "interest": "users"}
 
 
-def slice_views(metrics: Mapping[str, Any], ordered: Sequence[str], metric: str) -> list[dict[str, Any]]:
+def slice_views(
+    metrics: Mapping[str, Any], ordered: Sequence[str], metric: str, drawn: Sequence[str]
+) -> list[dict[str, Any]]:
     """Return what the templates show: one entry a way to cut that has at least two slices.
 
     Args:
         metrics: The content of `metrics.json`.
         ordered: The rankers, best first.
-        metric: What is tabled and drawn.
+        metric: What is tabled.
+        drawn: What is drawn.
     """
     rules: Mapping[str, str] = metrics["protocol"].get("slices", {})
     return [
@@ -41,7 +45,7 @@ def slice_views(metrics: Mapping[str, Any], ordered: Sequence[str], metric: str)
             ],
             "examples": [count(part["examples"]) for part in parts],
             "effects": _effects(parts),
-            "plots": _plots(way, parts, ordered, metric),
+            "plots": _plots(way, parts, ordered, drawn),
         }
         for way, parts in metrics.get("slices", {}).items()
         if way in TITLES and len(parts) > 1
@@ -90,17 +94,21 @@ def _effect(pair: Mapping[str, Any]) -> dict[str, Any]:
     return {"value": value, "interval": "; ".join(notes), "apart": apart}
 
 
-def _plots(way: str, parts: Sequence[Mapping[str, Any]], ordered: Sequence[str], metric: str) -> list[Markup]:
-    """Draw the metric over the slices for the best rankers, as many as there are colours."""
-    series = {
-        name: [_bar(part["rankers"][name][metric]) for part in parts] for name in ordered[:N_SERIES_COLORS]
-    }
+def _plots(
+    way: str, parts: Sequence[Mapping[str, Any]], ordered: Sequence[str], drawn: Sequence[str]
+) -> list[Markup]:
+    """Draw metrics over the slices for the best rankers, as many as there are colours."""
     names = [part["name"].removesuffix(" items") for part in parts]
-    label = "items in the history" if way == "history_length" else TITLES[way].lower()
     try:
-        return [Markup(slice_plot(metric, names, series, x_label=label))]
+        return [Markup(slice_plot(m, names, _series(parts, ordered, m), x_label=AXES[way])) for m in drawn]
     except MissingExtraError:  # the report says it once, with its other plots
         return []
+
+
+def _series(parts: Sequence[Mapping[str, Any]], ordered: Sequence[str], metric: str) -> dict[str, list[Bar]]:
+    return {
+        name: [_bar(part["rankers"][name][metric]) for part in parts] for name in ordered[:N_SERIES_COLORS]
+    }
 
 
 def _bar(entry: Mapping[str, Any]) -> Bar:

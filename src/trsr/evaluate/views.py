@@ -68,7 +68,7 @@ def report_view(metrics: Mapping[str, Any], context: ReportContext) -> dict[str,
         **({"beats": _beats(standing)} if standing else {}),
         "details": _details(metrics),
         "ablations": ablation_views(metrics),
-        "slices": slice_views(metrics, ordered, names[0]),
+        "slices": slice_views(metrics, ordered, names[0], _headline(names)[:2]),
         "slice_series": ordered[:N_SERIES_COLORS],
         "profiles": profile_view(metrics),
         "reliability": reliability_view(metrics),
@@ -88,7 +88,7 @@ def _leakage(metrics: Mapping[str, Any]) -> dict[str, str]:
     if "leakage" not in metrics:
         return {}
     checked = ", ".join(
-        f"{n:,} {name.replace('_', ' ')}" for name, n in metrics["leakage"]["checked"].items()
+        f"{n:,} {name.replace('_', ' ')}" for name, n in metrics["leakage"]["checked"].items() if n
     )
     return {"leakage check": f"{metrics['leakage']['found']} found in {checked}"}
 
