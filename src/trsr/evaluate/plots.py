@@ -193,7 +193,7 @@ def reliability_plot(title: str, curves: Mapping[str, Sequence[tuple[float, Bar]
 
 
 def _root_ticks(top: float) -> list[float]:
-    """Return ticks of an axis from 0 to `top` that grows with the square root, far enough apart to be read."""
+    """Return ticks of an axis from 0 to `top` that grows with the square root, apart enough to be read."""
     chosen = [0.0]
     for tick in (0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0):
         if tick <= top and np.sqrt(tick) - np.sqrt(chosen[-1]) >= 0.13 * np.sqrt(top):
