@@ -3,6 +3,7 @@
     TrsrError                     exit code 1
     ├── InputError                exit code 2: what the caller gave is wrong
     │   ├── DataError             a raw file or a dataset folder
+    │   │   └── LeakageError      something has seen a target that it is to help predict
     │   ├── ConfigError           a configuration; lists every problem at once
     │   ├── TemplateError         a prompt template
     │   ├── ModelError            an unknown model, or one that cannot be used for this
@@ -36,6 +37,10 @@ class InputError(TrsrError):
 
 class DataError(InputError):
     """A raw file or a dataset folder is wrong."""
+
+
+class LeakageError(DataError):
+    """An example, its profile, or what rankers learn from has seen its target or what came later."""
 
 
 class ConfigError(InputError):

@@ -71,7 +71,8 @@ class RankingExample:
     """One ranking question: a history strictly before the target, candidates, and what was chosen.
 
     Attributes:
-        example_id: Unique in its split; the user id for one row a user, the impression id for impressions.
+        example_id: Unique over all splits; the user id for one row a user, with the split behind it where a
+            user can be in several, and the impression id for impressions.
         user_id: The user; intervals are computed over users.
         history: Item ids, oldest first, all strictly before the target.
         candidates: Item ids in an order shuffled by the example's own seed.

@@ -32,6 +32,21 @@ def test_rankers_come_best_first_with_their_intervals(capsys: pytest.CaptureFixt
         assert text in out
 
 
+def test_whether_scores_can_be_believed_stands_there(capsys: pytest.CaptureFixture[str]) -> None:
+    entry = {"value": 0.0456, "ci95": [0.03, 0.06]}
+    names = ("recall@3", "recall@10", "mrr@5", "mrr@10", "auc", "logloss", "brier", "ece")
+    metrics = {
+        "rankers": {"llm": dict.fromkeys(names, entry)},
+        "protocol": {"chance": {}},
+        "counts": {"users": 3, "candidates": 12},
+    }
+    print_metrics(metrics)
+    head = next(line for line in capsys.readouterr().out.splitlines() if "ranker" in line)
+    assert "ece" in head
+    assert "recall@3" in head
+    assert "brier" not in head
+
+
 def test_a_metric_without_a_value_is_left_blank(capsys: pytest.CaptureFixture[str]) -> None:
     nothing = {"value": None, "ci95": [None, None]}
     metrics = {

@@ -32,7 +32,8 @@ def scores(strengths: dict[str, float]) -> pl.DataFrame:
 @pytest.fixture(scope="module")
 def metrics() -> dict[str, Any]:
     found = evaluate(scores({"llm": 2.0, "n_recent=0": 0.0, "n_recent=5": 2.0, "random": 0.0}), protocol={})
-    return found | {"sweep": {"prompt.n_recent": {"0": "n_recent=0", "3": "llm", "5": "n_recent=5"}}}
+    sweep = {"prompt.n_recent": {"0": "n_recent=0", "3": "llm", "5": "n_recent=5"}}
+    return found | {"sweep": sweep, "own_ranker": "llm"}
 
 
 def test_a_run_without_a_sweep_has_no_ablations(metrics: dict[str, Any]) -> None:
@@ -69,3 +70,9 @@ def test_only_what_is_told_apart_is_called_so(metrics: dict[str, Any]) -> None:
 def test_nothing_told_apart_is_said_so(metrics: dict[str, Any]) -> None:
     alike = metrics | {"sweep": {"prompt.n_recent": {"3": "llm", "5": "n_recent=5"}}}
     assert sentence(ablations(alike)[0]) == "No value is told apart from 3, this run's own."
+
+
+def test_the_runs_own_value_is_that_of_the_ranker_named_so(metrics: dict[str, Any]) -> None:
+    (one,) = ablations(metrics | {"own_ranker": "n_recent=0"})
+    assert one.own == "0"
+    assert [row[0].difference is None for row in one.effects] == [True, False, False]

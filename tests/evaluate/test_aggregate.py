@@ -13,6 +13,7 @@ from score_rows import make_scores
 from trsr.errors import DataError
 from trsr.evaluate.aggregate import evaluate, main_metrics
 from trsr.evaluate.metrics import PROBABILITY_METRICS
+from trsr.evaluate.slices import Traits
 from trsr.rank.calibration import Calibration
 
 SCORES = make_scores()
@@ -91,10 +92,10 @@ def test_ece_does_not_depend_on_the_order_of_the_rows() -> None:
 
 
 def test_the_order_of_the_rows_changes_nothing() -> None:
-    lengths = {f"e{i}": i for i in range(60)}
+    traits = {f"e{i}": Traits(i, i % 12, (i % 7) / 7) for i in range(60)}
     shuffled = SCORES.sample(fraction=1.0, shuffle=True, seed=3)
-    plain = run(history_lengths=lengths, probabilistic=["good"])
-    assert run(shuffled, history_lengths=lengths, probabilistic=["good"]) == plain
+    plain = run(traits=traits, probabilistic=["good"])
+    assert run(shuffled, traits=traits, probabilistic=["good"]) == plain
 
 
 def test_the_seed_changes_intervals_but_not_values() -> None:
@@ -109,9 +110,9 @@ def test_another_ranker_changes_no_other_rankers_numbers() -> None:
 
 
 def test_slices_divide_the_examples_by_history_length() -> None:
-    lengths = {f"e{i}": 10 + i % 8 for i in range(120)}
+    traits = {f"e{i}": Traits(10 + i % 8) for i in range(120)}
     scores = make_scores(n_examples=120)
-    result = run(scores, history_lengths=lengths)
+    result = run(scores, traits=traits)
     slices = result["slices"]["history_length"]
     assert [(s["min"], s["max"]) for s in slices] == [(10, 11), (12, 13), (14, 15), (16, 17)]
     assert sum(s["examples"] for s in slices) == 120
@@ -120,12 +121,12 @@ def test_slices_divide_the_examples_by_history_length() -> None:
 
 
 def test_few_examples_are_not_cut_into_slices_too_small_for_an_interval() -> None:
-    slices = run(history_lengths={f"e{i}": i for i in range(60)})["slices"]["history_length"]
+    slices = run(traits={f"e{i}": Traits(i) for i in range(60)})["slices"]["history_length"]
     assert [s["examples"] for s in slices] == [20, 20, 20]
 
 
 def test_histories_of_one_length_make_one_slice() -> None:
-    slices = run(history_lengths={f"e{i}": 7 for i in range(60)})["slices"]["history_length"]
+    slices = run(traits={f"e{i}": Traits(7) for i in range(60)})["slices"]["history_length"]
     assert [(s["min"], s["max"], s["examples"]) for s in slices] == [(7, 7, 60)]
 
 
@@ -146,9 +147,9 @@ def test_one_user_has_values_but_no_interval() -> None:
     assert entry["ci95"] == [None, None]
 
 
-def test_a_history_length_is_needed_for_each_example() -> None:
-    with pytest.raises(DataError, match="history length of the example"):
-        run(history_lengths={"e0": 3})
+def test_traits_are_needed_for_each_example() -> None:
+    with pytest.raises(DataError, match="traits of the example"):
+        run(traits={"e0": Traits(3)})
 
 
 def test_every_pair_is_compared_on_the_main_metrics_from_the_better_side() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from trsr.evaluate.plots import Bar, bar_plot, line_plot, reliability_plot, slice_plot
+from trsr.evaluate.plots import Bar, _root_ticks, bar_plot, line_plot, reliability_plot, slice_plot
 
 BARS = [Bar("llm $x$ <b>", 0.6, 0.5, 0.7, apart=True), Bar("random", 0.14)]
 PLOTS: list[Callable[[], str]] = [
@@ -49,3 +49,8 @@ def test_the_best_point_of_a_curve_is_written_beside_it() -> None:
     points = [(1.0, 0.2), (2.0, 0.7), (3.0, 0.6)]
     assert ">0.700<" in line_plot("metric", points, x_label="step", mark="max")
     assert ">0.200<" in line_plot("metric", points, x_label="step", mark="min")
+
+
+@pytest.mark.parametrize(("top", "ticks"), [(1.0, [0, 0.05, 0.2, 0.4, 0.6, 1]), (0.05, [0, 0.01, 0.05])])
+def test_ticks_that_would_overlap_are_left_out(top: float, ticks: list[float]) -> None:
+    assert _root_ticks(top) == ticks

@@ -64,7 +64,10 @@ def make_metrics() -> dict[str, Any]:
             "tie_rates": {"llm": 0.0},
             "examples_without_truth": 0,
         },
-        "slices": {"history_length": [{"min": 10, "max": 12, **part}, {"min": 13, "max": 13, **part}]},
+        "slices": {
+            "history_length": [{"name": "10–12 items", **part}, {"name": "13 items", **part}],
+            "target": [{"name": "warm", **part}],
+        },
     }
 
 
@@ -231,7 +234,7 @@ def test_parts_without_content_are_left_out(tmp_path: Path) -> None:
     del metrics["slices"]
     context = ReportContext(title="t", command="c", config_yaml="")
     for text in write(tmp_path, metrics, context):
-        for heading in ("By history length", "Example users", "Training", "Cost"):
+        for heading in ("For which users and items", "Example users", "Training", "Cost"):
             assert heading not in text
 
 

@@ -83,7 +83,7 @@ def test_no_p_value_is_written_as_zero(p: float | None, text: str) -> None:
 
 
 def test_both_reports_say_who_beats_whom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trsr.evaluate.views._plots", lambda *_: {"bars": [], "slices": [], "training": []})
+    monkeypatch.setattr("trsr.evaluate.views._plots", lambda *_: {"bars": [], "training": []})
     metrics = evaluate(make_scores(), protocol={})
     for path in write_report(tmp_path, metrics=metrics, context=ReportContext("t", "c", "")):
         text = path.read_text(encoding="utf-8").replace("\\", "").replace("&lt;", "<")

@@ -12,11 +12,12 @@ import pytest
 import yaml
 from conftest import tiny_run
 
-from trsr.config import load_config
+from trsr.config import RunConfig, load_config
 from trsr.errors import ConfigError, RunMismatchError
 from trsr.pipeline import ranking, stages
 from trsr.pipeline.folder import RunFolder
 from trsr.pipeline.stages import run_stages
+from trsr.pipeline.variants import profile_pair
 from trsr.pipeline.workbench import Workbench
 
 TRAIN = {
@@ -66,6 +67,27 @@ def test_every_variant_is_a_ranker_of_its_run(with_variants: Workbench) -> None:
         assert margins(run, name) == margins(run / "variants" / name, "llm") != margins(run, "llm")
     assert "What each setting does" in (run / "report.html").read_text()
     assert "prompt.n_recent" in (run / "report.md").read_text()
+
+
+def test_what_the_profile_adds_is_compared_on_every_slice(with_variants: Workbench) -> None:
+    assert profile_pair(with_variants.config) == ("llm", "llm_no_profile")
+    metrics = json.loads((with_variants.folder.path / "metrics.json").read_text())
+    assert list(metrics["slices"]) == list(metrics["protocol"]["slices"])
+    pairs = [pair for parts in metrics["slices"].values() for part in parts for pair in part["comparisons"]]
+    assert {(pair["a"], pair["b"]) for pair in pairs} == {("llm", "llm_no_profile")}
+    assert {pair["metric"] for pair in pairs} == {pair["metric"] for pair in metrics["comparisons"]}
+
+
+def test_only_a_variant_that_differs_in_nothing_else_stands_for_no_profile(
+    with_variants: Workbench,
+) -> None:
+    settings = with_variants.config.model_dump(mode="json")
+    both = settings | {"variants": {"other": {"summary.method": "none", "prompt.n_recent": 0}}, "sweep": {}}
+    assert profile_pair(RunConfig.model_validate(both)) is None
+    of_sweep = settings | {"variants": {}, "sweep": {"summary.method": ["none", "counted"]}}
+    assert profile_pair(RunConfig.model_validate(of_sweep)) == ("llm", "method=none")
+    none = settings | {"variants": {}, "sweep": {}, "summary": {"method": "none"}}
+    assert profile_pair(RunConfig.model_validate(none)) is None
 
 
 def test_a_variant_differs_where_it_says_and_nowhere_else(with_variants: Workbench) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-SHOWN = ("recall@1", "recall@3", "recall@10", "mrr@5", "mrr@10", "auc", "logloss")
+# Of the measures of probabilities ece is the one a person can read; logloss and brier stand in the report.
+SHOWN = ("recall@1", "recall@3", "recall@10", "mrr@5", "mrr@10", "auc", "ece")
 N_SHOWN = 6
 
 

@@ -30,7 +30,7 @@ class Question:
     """A ranking question without its negatives.
 
     Attributes:
-        example_id: Unique in its split.
+        example_id: Unique over all splits.
         user_id: Who is asked.
         history: Item ids, oldest first, strictly before the target; what the ranker will see.
         positives: What was chosen: one item, or the clicks of an impression.
@@ -81,7 +81,6 @@ def ask(
     Returns:
         The example, and how many of its negatives came from outside the target's category.
     """
-    # The split is part of the name: a user asked in two splits must not meet the same negatives in both.
     rng = derive_rng(seed, "negatives", split, question.example_id, *(() if epoch is None else (epoch,)))
     negatives = _negatives(plan, question, plan.n_negatives[split], rng)
     candidates = (*question.positives, *negatives.item_ids)

@@ -131,8 +131,10 @@ def _questions(
                 continue
             history, cut = newest(ids[:n_before], protocol.max_history)
             also_met = (*cut, *ids[n_before:last])
+            # A user can be asked in several splits, and each point of their history has a profile of its own.
+            name = f"{user_id}/{split}"
             found[split][user_id] = Question(
-                user_id, user_id, history, (ids[last],), None, also_met, now, n_known
+                name, user_id, history, (ids[last],), None, also_met, now, n_known
             )
     return found, n_short, n_early
 

@@ -1,6 +1,7 @@
 """What each swept setting does, for readers: one table a setting, every value beside the run's own.
 
-Reads `metrics.json` only: `sweep` says which ranker stands for which value, `comparisons` how they differ.
+Reads `metrics.json` only: `sweep` says which ranker stands for which value, `own_ranker` which one is the
+run's own model, `comparisons` how they differ.
 """
 
 from __future__ import annotations
@@ -51,8 +52,7 @@ def ablations(metrics: Mapping[str, Any]) -> list[Ablation]:
     pairs = {(pair["metric"], pair["a"], pair["b"]): pair for pair in metrics["comparisons"]}
     found = []
     for setting, rankers in metrics.get("sweep", {}).items():
-        # The run's own model is the one that every swept setting has in common, and no value's variant.
-        own = next(value for value, ranker in rankers.items() if "=" not in ranker)
+        own = next(value for value, ranker in rankers.items() if ranker == metrics["own_ranker"])
         effects = [
             tuple(_effect(metrics["rankers"], pairs, metric, ranker, rankers[own]) for metric in compared)
             for ranker in rankers.values()

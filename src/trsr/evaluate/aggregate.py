@@ -14,18 +14,16 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from trsr.errors import DataError
 from trsr.evaluate.comparisons import N_RESAMPLES as N_COMPARISON_RESAMPLES
 from trsr.evaluate.comparisons import Comparison, compare_rankers
 from trsr.evaluate.measured import Measured, measure, metric_list
 from trsr.evaluate.metrics import Floats
 from trsr.evaluate.reliability import N_BINS, Probabilities, calibration_error, reliability_curve
 from trsr.evaluate.significance import LEVEL, N_RESAMPLES, Interval, bootstrap_ci, bootstrap_columns
+from trsr.evaluate.slices import RULES, Traits, compare_on_slices, cut_examples
 from trsr.seeding import derive_rng
 
 DECIMALS = 6
-N_SLICES = 4
-MIN_SLICE_EXAMPLES = 20
 
 
 def evaluate(
@@ -35,7 +33,7 @@ def evaluate(
     ks: Sequence[int] = (3, 5, 10),
     seed: int = 0,
     probabilistic: Collection[str] = (),
-    history_lengths: Mapping[str, int] | None = None,
+    traits: Mapping[str, Traits] | None = None,
 ) -> dict[str, Any]:
     """Compute the content of `metrics.json` from rows of scores, with the main metrics compared.
 
@@ -46,15 +44,13 @@ def evaluate(
         seed: The run's seed, for the bootstrap.
         probabilistic: Rankers whose `score` is meant as a probability: only they get logloss, brier and
             ece.
-        history_lengths: Items in the history of each example id; adds `slices`.
+        traits: What is known of each example id; adds `slices`.
 
     Raises:
         DataError: see `measure`.
     """
     measured = measure(scores, metric_list(ks), probabilistic=probabilistic)
-    return summarise(
-        measured, protocol=protocol, compared=main_metrics(ks), seed=seed, history_lengths=history_lengths
-    )
+    return summarise(measured, protocol=protocol, compared=main_metrics(ks), seed=seed, traits=traits)
 
 
 def main_metrics(ks: Sequence[int]) -> list[str]:
@@ -72,7 +68,8 @@ def summarise(
     protocol: Mapping[str, Any],
     compared: Sequence[str],
     seed: int = 0,
-    history_lengths: Mapping[str, int] | None = None,
+    traits: Mapping[str, Traits] | None = None,
+    slice_pair: tuple[str, str] | None = None,
 ) -> dict[str, Any]:
     """Compute the content of `metrics.json`.
 
@@ -82,11 +79,12 @@ def summarise(
             and how it was averaged are added.
         compared: Metrics whose rankers are compared with one another.
         seed: The run's seed, for the resampling.
-        history_lengths: Items in the history of each example id; adds `slices`.
+        traits: What is known of each example id; adds `slices`.
+        slice_pair: Two rankers that are compared on every slice.
 
     Returns:
         `protocol`, `rankers`, `comparisons`, `counts`, with probabilistic rankers `calibration`, and with
-        history lengths `slices`. Numbers are rounded to six decimals, None where a value does not exist.
+        traits `slices`. Numbers are rounded to six decimals, None where a value does not exist.
         `value` is the mean over examples (but see `reliability` for ece), `ci95` comes from resampling users.
     """
     everything = np.ones(len(measured.example_ids), dtype=bool)
@@ -116,8 +114,9 @@ def summarise(
             ranker: {name: _probability_entry(values, measured, seed) for name, values in variants.items()}
             for ranker, variants in measured.probabilities.items()
         }
-    if history_lengths is not None:
-        result["slices"] = {"history_length": _slices(measured, seed, history_lengths)}
+    if traits is not None:
+        result["slices"] = _slices(measured, seed, traits, slice_pair, compared)
+        result["protocol"]["slices"] = dict(RULES)
     return result
 
 
@@ -182,19 +181,20 @@ def _comparisons(measured: Measured, compared: Sequence[str], seed: int) -> list
     for metric in compared:
         values = {name: table[metric] for name, table in measured.values.items() if metric in table}
         found += compare_rankers(values, measured.user_ids, metric=metric, seed=seed)
-    return [
-        {
-            "metric": pair.metric,
-            "a": pair.a,
-            "b": pair.b,
-            "difference": rounded(pair.difference),
-            "ci95": [rounded(pair.low), rounded(pair.high)],
-            "p": rounded(pair.p),
-            "p_holm": rounded(pair.p_holm),
-            "effect_size": rounded(pair.effect_size),
-        }
-        for pair in found
-    ]
+    return [_pair_entry(pair) for pair in found]
+
+
+def _pair_entry(pair: Comparison) -> dict[str, Any]:
+    return {
+        "metric": pair.metric,
+        "a": pair.a,
+        "b": pair.b,
+        "difference": rounded(pair.difference),
+        "ci95": [rounded(pair.low), rounded(pair.high)],
+        "p": rounded(pair.p),
+        "p_holm": rounded(pair.p_holm),
+        "effect_size": rounded(pair.effect_size),
+    }
 
 
 def _chance(measured: Measured, chosen: npt.NDArray[np.bool_]) -> dict[str, float | None]:
@@ -220,28 +220,35 @@ def _counts(measured: Measured) -> dict[str, Any]:
     }
 
 
-def _slices(measured: Measured, seed: int, history_lengths: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Return the metrics for up to `N_SLICES` ranges of history length, of about equally many examples."""
-    unknown = [example for example in measured.example_ids if example not in history_lengths]
-    if unknown:
-        raise DataError(
-            f"The history length of the example {unknown[0]!r} is not known; give one for each example."
-        )
-    lengths = np.asarray([history_lengths[example] for example in measured.example_ids], dtype=np.int64)
-    n = max(1, min(N_SLICES, len(lengths) // MIN_SLICE_EXAMPLES))
-    edges = np.unique(np.quantile(lengths, np.arange(1, n) / n, method="inverted_cdf"))
-    place = np.searchsorted(edges, lengths)  # A slice reaches up to its edge, the edge included.
-    result = []
-    for index in np.unique(place).tolist():
-        chosen = place == index
-        result.append(
+def _slices(
+    measured: Measured,
+    seed: int,
+    traits: Mapping[str, Traits],
+    pair: tuple[str, str] | None,
+    compared: Sequence[str],
+) -> dict[str, list[dict[str, Any]]]:
+    """Return, for each way to cut, the metrics of every slice, and there the comparison of a pair."""
+    slices = cut_examples(measured, traits)
+    result: dict[str, list[dict[str, Any]]] = {
+        way: [
             {
-                "min": int(lengths[chosen].min()),
-                "max": int(lengths[chosen].max()),
-                "examples": int(chosen.sum()),
-                "users": len(np.unique(measured.user_ids[chosen])),
-                "chance": _chance(measured, chosen),
-                "rankers": _intervals(measured, chosen, seed),
+                "name": part.name,
+                "min": rounded(part.low),
+                "max": rounded(part.high),
+                "examples": int(part.chosen.sum()),
+                "users": len(np.unique(measured.user_ids[part.chosen])),
+                "chance": _chance(measured, part.chosen),
+                "rankers": _intervals(measured, part.chosen, seed),
+                "comparisons": [],
             }
-        )
+            for part in parts
+        ]
+        for way, parts in slices.items()
+    }
+    if pair is None:
+        return result
+    for metric in compared:
+        for way, found in compare_on_slices(measured, slices, pair, metric=metric, seed=seed).items():
+            for entry, one in zip(result[way], found, strict=True):
+                entry["comparisons"].append(_pair_entry(one))
     return result

@@ -117,11 +117,11 @@ def compare_rankers(
     found = []
     for i, j, row in zip(first, second, numbers.tolist(), strict=True):
         pair = Comparison(metric, names[i], names[j], *row)
-        found.append(pair if not sign * pair.difference < 0 else _turned(pair))
+        found.append(pair if not sign * pair.difference < 0 else turned(pair))
     return sorted(found, key=lambda pair: (pair.a, pair.b))
 
 
-def _turned(pair: Comparison) -> Comparison:
+def turned(pair: Comparison) -> Comparison:
     """Look at a pair from the other side."""
     return replace(
         pair,

@@ -172,7 +172,7 @@ def reliability_plot(title: str, curves: Mapping[str, Sequence[tuple[float, Bar]
             for score, bar in points:
                 if bar.low is not None and bar.high is not None:
                     axes.plot([score, score], [bar.low, bar.high], color=color, linewidth=1.2, alpha=0.6)
-        ticks = [tick for tick in (0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1) if tick <= top]
+        ticks = _root_ticks(top)
         axes.set_xscale("function", functions=(_root, np.square))
         axes.set_yscale("function", functions=(_root, np.square))
         for axis in (axes.xaxis, axes.yaxis):
@@ -190,6 +190,15 @@ def reliability_plot(title: str, curves: Mapping[str, Sequence[tuple[float, Bar]
             f"{title}, share chosen by mean score: "
             + ", ".join(f"{bar.value:.3f} at {score:.3f}" for score, bar in last),
         )
+
+
+def _root_ticks(top: float) -> list[float]:
+    """Return ticks of an axis from 0 to `top` that grows with the square root, apart enough to be read."""
+    chosen = [0.0]
+    for tick in (0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0):
+        if tick <= top and np.sqrt(tick) - np.sqrt(chosen[-1]) >= 0.13 * np.sqrt(top):
+            chosen.append(tick)
+    return chosen
 
 
 def _root(values: Any) -> Any:

@@ -13,21 +13,21 @@ from dataclasses import replace
 import numpy as np
 
 from trsr.evaluate.metrics import EmptyTruthWarning, Floats, Metric, ranking_metric, tie_groups
-from trsr.rank.baselines import Bm25Ranker
+from trsr.rank.baselines import Bm25Index, Bm25Ranker
 from trsr.types import RankingExample
 
 N_STRANGERS = 5
 
 
 def predictive_values(
-    examples: Sequence[RankingExample], profiles: Mapping[str, str], item_texts: Mapping[str, str]
+    examples: Sequence[RankingExample], profiles: Mapping[str, str], items: Mapping[str, str] | Bm25Index
 ) -> dict[str, Floats]:
     """Rank every example's candidates by the profile's words alone.
 
     Args:
         examples: Several of one user are allowed.
         profiles: Text by example id, without the words that all share; missing means empty: all tied.
-        item_texts: The text of each item of the catalogue.
+        items: The text of each item of the catalogue, or an index of them.
 
     Returns:
         By name, shape (n_examples,), NaN where there is nothing to rank: `auc` and `mrr`, with the
@@ -45,7 +45,7 @@ def predictive_values(
             name = f"{example.example_id}\n{place}"
             asked.append(replace(example, example_id=name))
             texts[name] = profiles.get(stranger, "")
-    ranker = Bm25Ranker(item_texts, profiles=texts, n_recent=0)
+    ranker = Bm25Ranker(items, profiles=texts, n_recent=0)
     margins = np.asarray([m for answer in ranker.rank(asked) for m in answer.margins], dtype=np.float32)
     labels = np.asarray([label for example in asked for label in example.labels], dtype=np.int64)
     groups = tie_groups(margins, labels, np.cumsum([0, *(len(example.candidates) for example in asked)]))

@@ -146,9 +146,8 @@ def calibration_error(
     every resample look worse calibrated, and it would miss perfect calibration. This one errs on the wide
     side.
     """
-    gaps, rows, n_users = _gaps(bins, user_ids)
-    n_rows = rows.sum()
-    n_examples = len(bins.rows)
+    gaps, rows = _by_user(user_ids, bins.chosen - bins.scores, bins.rows)
+    n_users, n_rows, n_examples = len(rows), rows.sum(), len(bins.rows)
     gap = gaps.sum(axis=0) / n_rows
     value = float(np.abs(gap).sum())
     if n_users < 2:
@@ -165,27 +164,23 @@ def reliability_curve(
     user_ids: Sequence[str] | npt.NDArray[np.str_],
     *,
     rng: np.random.Generator | int,
-    n_resamples: int = N_RESAMPLES,
-    level: float = LEVEL,
 ) -> list[CurvePoint]:
     """Return mean score and share chosen of each bin that has candidates, with percentile intervals.
 
     The bins of several runs are added up by their place.
     """
-    users, user = np.unique(np.asarray(user_ids, dtype=np.str_), return_inverse=True)
-    rows, scores, chosen = (
-        sum_by_user(part.sum(axis=1), user, len(users)) for part in (bins.rows, bins.scores, bins.chosen)
-    )
-    n_bins = rows.shape[1]
-    totals = weighted_totals(np.hstack([rows, chosen]), np.random.default_rng(rng), n_resamples, times_drawn)
+    parts = (part.sum(axis=1) for part in (bins.rows, bins.scores, bins.chosen))
+    rows, scores, chosen = _by_user(user_ids, *parts)
+    n_users, n_bins = rows.shape
+    totals = weighted_totals(np.hstack([rows, chosen]), np.random.default_rng(rng), N_RESAMPLES, times_drawn)
     n_drawn = totals[:, :n_bins]
     rates = np.divide(totals[:, n_bins:], n_drawn, out=np.full_like(n_drawn, np.nan), where=n_drawn > 0)
-    tail = 100 * (1 - level) / 2
+    tail = 100 * (1 - LEVEL) / 2
     points = []
     for place in np.flatnonzero(rows.sum(axis=0)).tolist():
         n = float(rows[:, place].sum())
         low, high = math.nan, math.nan
-        if len(users) > 1:
+        if n_users > 1:
             low, high = np.nanpercentile(rates[:, place], [tail, 100 - tail]).tolist()
         points.append(
             CurvePoint(
@@ -195,13 +190,7 @@ def reliability_curve(
     return points
 
 
-def _gaps(bins: Bins, user_ids: Sequence[str] | npt.NDArray[np.str_]) -> tuple[Floats, Floats, int]:
-    """Return, for each user, chosen minus scores and the number of candidates by bin: (n_users, n_cells)."""
+def _by_user(user_ids: Sequence[str] | npt.NDArray[np.str_], *tables: Floats) -> list[Floats]:
+    """Add up each table by user: (n_examples, ...) -> (n_users, n_cells), users in order of their ids."""
     users, user = np.unique(np.asarray(user_ids, dtype=np.str_), return_inverse=True)
-    n_examples = len(user)
-    gaps = (bins.chosen - bins.scores).reshape(n_examples, -1)
-    return (
-        sum_by_user(gaps, user, len(users)),
-        sum_by_user(bins.rows.reshape(n_examples, -1), user, len(users)),
-        len(users),
-    )
+    return [sum_by_user(table.reshape(len(user), -1), user, len(users)) for table in tables]

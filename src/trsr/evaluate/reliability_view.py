@@ -20,7 +20,8 @@ EXPLANATION = (
     " candidates; for all three measures lower is better. They hold for candidates drawn as here: with more"
     " of them, each is chosen less often."
 )
-LEGEND = "Grey: sigmoid of the margin. In colour: the calibrated scores."
+LEGEND = "Grey: sigmoid of the margin."
+CALIBRATED = " In colour: the calibrated scores."
 
 
 def reliability_view(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -46,7 +47,7 @@ def reliability_view(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
         "chance": [number(metrics["protocol"]["chance"].get(metric)) for metric in METRICS],
         "sentences": [_sentence(ranker, v) for ranker, v in found.items() if "calibrated" in v],
         "explanation": EXPLANATION,
-        "legend": LEGEND,
+        "legend": LEGEND + (CALIBRATED if any("calibrated" in v for v in found.values()) else ""),
         "plots": plots,
     }
 

@@ -15,10 +15,11 @@ from trsr.errors import MissingExtraError
 from trsr.evaluate.ablations import ablation_plots, ablation_views
 from trsr.evaluate.context import ReportContext
 from trsr.evaluate.metrics import parse_metric
-from trsr.evaluate.plots import N_SERIES_COLORS, Bar, bar_plot, line_plot, slice_plot
+from trsr.evaluate.plots import N_SERIES_COLORS, Bar, bar_plot, line_plot
 from trsr.evaluate.profile_view import profile_view
 from trsr.evaluate.reliability_view import reliability_view
 from trsr.evaluate.rendering import NOTHING, TEMPLATES, count, number
+from trsr.evaluate.slices_view import slice_views
 from trsr.evaluate.standings import NOTE, Standing, p_value, standings
 
 
@@ -45,12 +46,11 @@ def report_view(metrics: Mapping[str, Any], context: ReportContext) -> dict[str,
     names = [name for name in chance if any(name in values for values in rankers.values())]
     ordered = sorted(rankers, key=lambda name: (-_value(rankers[name], names[0]), name))
     apart = {metric: stands_apart(rankers, metric, chance[metric]) for metric in names}
-    slices = _slices_view(metrics, ordered, names[0])
     standing = standings(metrics)
     try:
         plots, no_plots = _plots(metrics, context, ordered, names, apart), ""
     except MissingExtraError as error:
-        plots = {"bars": [], "slices": [], "training": [], "ablations": []}
+        plots = {"bars": [], "training": [], "ablations": []}
         no_plots = f"Without plots. {error}"
     return {
         "context": context,
@@ -64,11 +64,12 @@ def report_view(metrics: Mapping[str, Any], context: ReportContext) -> dict[str,
         },
         "marks": "Value and 95 % interval over users. A value is marked only where its interval lies beyond"
         " those of all other rankers and beyond chance; rows are in order of the first column.",
-        "protocol": _plain_values(metrics["protocol"]),
+        "protocol": _plain_values(metrics["protocol"]) | _leakage(metrics),
         **({"beats": _beats(standing)} if standing else {}),
         "details": _details(metrics),
         "ablations": ablation_views(metrics),
-        "slices": slices,
+        "slices": slice_views(metrics, ordered, names[0], _headline(names)[:2]),
+        "slice_series": ordered[:N_SERIES_COLORS],
         "profiles": profile_view(metrics),
         "reliability": reliability_view(metrics),
         "plots": plots,
@@ -80,6 +81,16 @@ def report_view(metrics: Mapping[str, Any], context: ReportContext) -> dict[str,
 
 def _plain_values(mapping: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in mapping.items() if isinstance(value, str | int | float)}
+
+
+def _leakage(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Say what was checked for leaks."""
+    if "leakage" not in metrics:
+        return {}
+    checked = ", ".join(
+        f"{n:,} {name.replace('_', ' ')}" for name, n in metrics["leakage"]["checked"].items() if n
+    )
+    return {"leakage check": f"{metrics['leakage']['found']} found in {checked}"}
 
 
 def _details(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -223,31 +234,6 @@ def _standing_notes(metrics: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _slices_view(metrics: Mapping[str, Any], ordered: Sequence[str], metric: str) -> dict[str, Any] | None:
-    """Return the table of the first metric by history length, or None where there is nothing to compare."""
-    slices = metrics.get("slices", {}).get("history_length", [])
-    if len(slices) < 2:
-        return None
-    by_slice = {name: [part["rankers"][name].get(metric) for part in slices] for name in ordered}
-    rows = [
-        {"name": name, "cells": [_row("", {metric: entry}, [metric], {})["cells"][0] for entry in entries]}
-        for name, entries in by_slice.items()
-    ]
-    names = [_span(part) for part in slices]
-    return {
-        "metric": metric,
-        "rankers": list(ordered),
-        "names": names,
-        "titles": [f"{name} items" for name in names],
-        "rows": rows,
-        "examples": [count(part["examples"]) for part in slices],
-    }
-
-
-def _span(part: Mapping[str, Any]) -> str:
-    return str(part["min"]) if part["min"] == part["max"] else f"{part['min']}–{part['max']}"
-
-
 def _plots(
     metrics: Mapping[str, Any],
     context: ReportContext,
@@ -257,7 +243,7 @@ def _plots(
 ) -> dict[str, list[Markup]]:
     """Draw a few metrics of different kinds; the table has them all."""
     chance, rankers = metrics["protocol"]["chance"], metrics["rankers"]
-    plots: dict[str, list[Markup]] = {"bars": [], "slices": [], "training": []}
+    plots: dict[str, list[Markup]] = {"bars": [], "training": []}
     plots["ablations"] = [Markup(plot) for plot in ablation_plots(metrics)]
     for metric in _headline(names):
         bars = [
@@ -267,11 +253,6 @@ def _plots(
         ]
         if bars:
             plots["bars"].append(Markup(bar_plot(metric, bars, chance=chance[metric])))
-    slices = metrics.get("slices", {}).get("history_length", [])
-    for metric in _headline(names)[:2] if len(slices) > 1 else []:
-        series = {name: [_bar("", part["rankers"][name][metric]) for part in slices] for name in ordered}
-        labels = [_span(part) for part in slices]
-        plots["slices"].append(Markup(slice_plot(metric, labels, series, x_label="items in the history")))
     losses = [(float(row.step), row.loss) for row in context.training if row.loss is not None]
     values = [(float(row.step), row.metric) for row in context.training if row.metric is not None]
     for title, points, mark in [("loss", losses, None), (context.training_metric, values, "max")]:

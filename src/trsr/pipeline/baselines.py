@@ -16,7 +16,7 @@ import numpy as np
 from trsr.data.fitting import fit_events
 from trsr.errors import DataError
 from trsr.llm import models
-from trsr.pipeline.workbench import Workbench
+from trsr.pipeline.workbench import NO_CAP, Workbench
 from trsr.rank.base import Ranker
 from trsr.rank.cornac_tools import require_cornac
 from trsr.rank.settings import described
@@ -115,7 +115,7 @@ def _embedding(bench: Workbench) -> Made:
     from trsr.rank.embedding import EmbeddingRanker, TextEmbedder, cached_embeddings
 
     config = bench.config.baselines.embedding
-    text = bench.item_texts(None, 10_000, None)
+    text = bench.item_texts(None, NO_CAP, None)
     vectors = cached_embeddings(
         {i: text(i) for i, item in bench.dataset.catalogue().items() if item.fields},
         TextEmbedder(

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from trsr.config import swept
+from trsr.config import RunConfig, own_ranker, swept
 from trsr.evaluate.aggregate import main_metrics, summarise
 from trsr.evaluate.context import (
     ExampleBlock,
@@ -20,8 +20,11 @@ from trsr.evaluate.context import (
 )
 from trsr.evaluate.measured import Measured, measure, metric_list
 from trsr.evaluate.report import write_report
+from trsr.pipeline.leakage import check_run
 from trsr.pipeline.profile_quality import profile_facts
 from trsr.pipeline.ranking import probabilistic_rankers
+from trsr.pipeline.traits import example_traits
+from trsr.pipeline.variants import profile_pair
 from trsr.pipeline.workbench import Workbench
 from trsr.rank.base import ranked
 from trsr.types import RankingExample
@@ -34,16 +37,21 @@ def evaluate_scores(bench: Workbench) -> dict[str, Any]:
 
     Raises:
         DataError: the scores are not those of this run.
+        LeakageError: something has seen a target.
         OutputError: the run folder cannot be written.
     """
+    leakage = check_run(bench)
     splits = bench.splits
     metrics = summarise(
         measure_run(bench),
         protocol={**splits.description, "counts": splits.counts, "warnings": list(splits.warnings)},
         compared=main_metrics(bench.config.evaluate.ks),
         seed=bench.config.seed,
-        history_lengths=history_lengths(bench),
+        traits=example_traits(bench),
+        slice_pair=asked_pair(bench.config),
     )
+    metrics["leakage"] = leakage
+    metrics["own_ranker"] = own_ranker(bench.config)
     if bench.config.sweep:
         metrics["sweep"] = swept(bench.config)
     profiles = profile_facts(bench)
@@ -64,9 +72,10 @@ def measure_run(bench: Workbench) -> Measured:
     return measure(_scores(bench), metrics, probabilistic=probabilistic_rankers(bench.config))
 
 
-def history_lengths(bench: Workbench) -> dict[str, int]:
-    """Return how many items the history of each test example has."""
-    return {e.example_id: len(e.history) for e in bench.splits.test}
+def asked_pair(config: RunConfig) -> tuple[str, str] | None:
+    """Return the rankers that are compared on every slice: with profile and without; None if not asked."""
+    pair = profile_pair(config)
+    return pair if pair is not None and pair[0] in config.rankers else None
 
 
 def _scores(bench: Workbench) -> pl.DataFrame:

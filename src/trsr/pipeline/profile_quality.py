@@ -12,12 +12,10 @@ from trsr.evaluate.profile_quality import ProfileFrame, ProfileSource, profile_q
 from trsr.evaluate.profile_summary import ProfileRow, summarise_profiles
 from trsr.evaluate.profile_words import folded
 from trsr.pipeline.profiles import needs_calls
-from trsr.pipeline.workbench import Workbench
+from trsr.pipeline.workbench import NO_CAP, Workbench
 from trsr.summarize.counted import LABELS, field_values
 from trsr.summarize.prompts import example_text, frame_text
 from trsr.types import RankingExample
-
-NO_CAP = 10_000
 
 
 def profile_facts(bench: Workbench) -> dict[str, Any] | None:
@@ -79,9 +77,8 @@ def _source_maker(bench: Workbench) -> Callable[[RankingExample], ProfileSource]
 
 
 def _prediction(bench: Workbench, frame: ProfileFrame) -> dict[str, Floats]:
-    text = bench.item_texts(None, NO_CAP, None)
     bodies = {name: without_prefill(profile, frame.prefill) for name, profile in bench.profiles.items()}
     try:
-        return predictive_values(bench.splits.test, bodies, {i: text(i) for i in bench.dataset.catalogue()})
+        return predictive_values(bench.splits.test, bodies, bench.bm25_index)
     except MissingExtraError:
         return {}

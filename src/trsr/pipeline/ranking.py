@@ -199,8 +199,7 @@ def make_ranker(bench: Workbench, name: RankerName) -> Ranker:  # noqa: PLR0911 
             items = bench.dataset.catalogue()
             return RecencyRanker({i: frozenset(field_values(item, fields)) for i, item in items.items()})
         case "bm25":
-            text = bench.item_texts(None, 10_000, None)
-            return Bm25Ranker({i: text(i) for i in bench.dataset.catalogue()}, profiles=bench.profiles)
+            return Bm25Ranker(bench.bm25_index, profiles=bench.profiles)
         case "popularity_decayed" | "embedding" | "ncf" | "gru4rec" | "bert4rec" | "sasrec":
             return make_baseline(bench, name)
         case "llm_zero_shot" | "llm":

@@ -10,7 +10,7 @@ import contextlib
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,11 @@ from trsr.evaluate.aggregate import main_metrics, summarise
 from trsr.evaluate.context import ReportContext, StageCost
 from trsr.evaluate.pooling import add_spread, pool
 from trsr.evaluate.report import write_report
-from trsr.pipeline.evaluating import history_lengths, measure_run, report_context
+from trsr.evaluate.slices import Traits
+from trsr.pipeline.evaluating import asked_pair, measure_run, report_context
+from trsr.pipeline.leakage import check_run
 from trsr.pipeline.stages import run_stages
+from trsr.pipeline.traits import example_traits
 from trsr.pipeline.workbench import Workbench
 
 _STORE = "summaries.sqlite"
@@ -95,9 +98,10 @@ def _write_pooled(out: Path, benches: Mapping[int, Workbench]) -> None:
     """Average over the seeds and write metrics and report."""
     first = next(iter(benches.values()))
     measured = {seed: measure_run(bench) for seed, bench in benches.items()}
-    lengths: dict[str, int] = {}
+    # An example that several seeds ask keeps the traits of the first: only its target's count can differ.
+    traits: dict[str, Traits] = {}
     for bench in benches.values():
-        lengths |= history_lengths(bench)
+        traits = example_traits(bench) | traits
     seeds = ", ".join(map(str, benches))
     protocol = first.splits.description | {
         "seeds": seeds,
@@ -109,8 +113,10 @@ def _write_pooled(out: Path, benches: Mapping[int, Workbench]) -> None:
         protocol=protocol,
         compared=main_metrics(first.config.evaluate.ks),
         seed=first.config.seed,
-        history_lengths=lengths,
+        traits=traits,
+        slice_pair=asked_pair(first.config),
     )
+    metrics["leakage"] = _add_checks([check_run(bench) for bench in benches.values()])
     add_spread(metrics, measured)
     text = json.dumps(metrics, indent=2, ensure_ascii=False) + "\n"
     write_whole(out / "metrics.json", lambda file: file.write_text(text, encoding="utf-8"))
@@ -133,6 +139,14 @@ def _context(benches: Mapping[int, Workbench], title: str) -> ReportContext:
         users=(),
         notes=[*dict.fromkeys(note for run in runs.values() for note in run.notes), note],
     )
+
+
+def _add_checks(checks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Add up what the leakage checks of the seeds looked at."""
+    total: Counter[str] = Counter()
+    for check in checks:
+        total.update(check["checked"])
+    return {"checked": dict(total), "found": sum(check["found"] for check in checks)}
 
 
 def _add_costs(costs: list[StageCost]) -> list[StageCost]:

@@ -17,6 +17,7 @@ from trsr.data.import_config import run_import
 from trsr.data.synthetic import SyntheticConfig, generate
 from trsr.pipeline.calibrating import VALID_SCORES, calibrate
 from trsr.pipeline.evaluating import evaluate_scores
+from trsr.pipeline.leakage import check_examples
 from trsr.pipeline.preflight import check_dataset, check_recommender, dataset_digest
 from trsr.pipeline.profiles import save_profiles, write_profiles
 from trsr.pipeline.ranking import rank_candidates
@@ -45,9 +46,14 @@ def prepare_data(bench: Workbench) -> Facts:
 
 
 def make_examples(bench: Workbench) -> Facts:
-    """Split users and draw candidates by the protocol."""
+    """Split users and draw candidates by the protocol.
+
+    Raises:
+        LeakageError: an example, or what rankers learn from, has seen a target.
+    """
     splits = build_examples(bench.dataset, bench.config.protocol, bench.config.seed)
     write_splits(bench.folder.path / "examples", splits)
+    check_examples(bench)
     return {"train": len(splits.train), "valid": len(splits.valid), "test": len(splits.test)}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from trsr.config import variants_of
+from trsr.config import RunConfig, own_ranker, variants_of
 from trsr.errors import ConfigError
 from trsr.pipeline.folder import RunFolder
 from trsr.pipeline.workbench import Workbench
@@ -47,3 +47,15 @@ def variant_scores(bench: Workbench) -> list[pl.DataFrame]:
         pl.read_parquet(variant.folder.path / "scores.parquet").with_columns(ranker=pl.lit(name))
         for name, variant in variant_benches(bench).items()
     ]
+
+
+def profile_pair(config: RunConfig) -> tuple[str, str] | None:
+    """Return the run's own model and the variant that differs only in having no profile, if there is one."""
+    if config.summary.method == "none":
+        return None
+    apart = {"summary", "rankers", "variants", "sweep"}
+    own = config.model_dump(exclude=apart)
+    for name, variant in variants_of(config).items():
+        if variant.summary.method == "none" and variant.model_dump(exclude=apart) == own:
+            return own_ranker(config), name
+    return None

@@ -18,11 +18,15 @@ from trsr.llm import models
 from trsr.llm.base import LabelTokens, Tokenizer
 from trsr.pipeline.folder import RunFolder
 from trsr.prompt.ranking import PromptBuilder, load_ranking_template
+from trsr.rank.baselines import Bm25Index
 from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.prompts import load_summary_template
 from trsr.summarize.run import Summariser
 from trsr.templating import Template
 from trsr.types import RankingExample
+
+NO_CAP = 10_000
+"""More tokens than a field has."""
 
 
 class Workbench:
@@ -88,6 +92,16 @@ class Workbench:
         from trsr.llm.transformers import HfTokenizer
 
         return HfTokenizer(models.hf_folder(self.config.recommender.model))
+
+    @cached_property
+    def bm25_index(self) -> Bm25Index:
+        """The index of all items' whole texts, read by the ranker `bm25` and to judge profiles.
+
+        Raises:
+            MissingExtraError: bm25s is not installed.
+        """
+        text = self.item_texts(None, NO_CAP, None)
+        return Bm25Index({item_id: text(item_id) for item_id in self.dataset.catalogue()})
 
     @cached_property
     def ranking_template(self) -> Template:

@@ -109,7 +109,8 @@ class Bm25Ranker:
     2024); common English words are left out.
 
     Args:
-        item_texts: The text of each item of the catalogue; an item without a text has margin 0.
+        items: The text of each item of the catalogue, or an index of them, which several rankers may share;
+            an item without a text has margin 0.
         profiles: Profile text by example id; missing means none.
         n_recent: How many of the newest history items to use; None for all (a weaker query: many words favour
             long documents), 0 for the profile alone.
@@ -124,7 +125,7 @@ class Bm25Ranker:
 
     def __init__(
         self,
-        item_texts: Mapping[str, str],
+        items: Mapping[str, str] | Bm25Index,
         *,
         profiles: Mapping[str, str] | None = None,
         n_recent: int | None = 5,
@@ -137,8 +138,7 @@ class Bm25Ranker:
         self.name = name
         self._profiles = profiles or {}
         self._n_recent = n_recent
-        self._row = {item: row for row, item in enumerate(item_texts)}
-        self._documents = _Documents(list(item_texts.values()))
+        self._index = items if isinstance(items, Bm25Index) else Bm25Index(items)
 
     def rank(self, examples: Sequence[RankingExample]) -> Iterator[ExampleScores]:
         """Yield one answer an example; margins are 0 or more."""
@@ -146,29 +146,29 @@ class Bm25Ranker:
             recent = example.history if self._n_recent is None else example.history[-self._n_recent :]
             if self._n_recent == 0:
                 recent = ()
-            query = self._documents.query(
-                self._profiles.get(example.example_id, ""), [self._row[i] for i in recent if i in self._row]
-            )
-            yield without_llm(
-                example,
-                [self._documents.score(query, self._row.get(item)) for item in example.candidates],
-            )
+            query = self._index.query(self._profiles.get(example.example_id, ""), recent)
+            yield without_llm(example, [self._index.score(query, item) for item in example.candidates])
 
 
-class _Documents:
-    """A BM25 index read document by document: only candidates are scored, never the whole catalogue.
+class Bm25Index:
+    """A BM25 index read item by item: only candidates are scored, never the whole catalogue.
 
     bm25s keeps, for each word, the documents that hold it with their final weight. Turned around once, a
     document's score is the sum of its words' weights times how often the query says them.
+
+    Raises:
+        MissingExtraError: bm25s is not installed.
     """
 
-    def __init__(self, texts: Sequence[str]) -> None:
+    def __init__(self, item_texts: Mapping[str, str]) -> None:
+        self._row = {item: row for row, item in enumerate(item_texts)}
+        texts = list(item_texts.values())
         try:
             import bm25s
         except ImportError as error:
             raise MissingExtraError("bm25s", "baselines") from error
         self._tokenize = bm25s.tokenize
-        tokens = bm25s.tokenize(list(texts), show_progress=False)
+        tokens = bm25s.tokenize(texts, show_progress=False)
         self._words: dict[str, int] = dict(tokens.vocab)
         self._tokens = [np.asarray(ids, dtype=np.int64) for ids in tokens.ids]
         n_words = max(self._words.values(), default=-1) + 2
@@ -186,14 +186,16 @@ class _Documents:
             self._starts = np.searchsorted(document[order], np.arange(len(texts) + 1))
         self._n_words = max(n_words, int(self._word.max(initial=0)) + 1)
 
-    def query(self, text: str, rows: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Count the words of a text and of documents: shape (n_words,)."""
+    def query(self, text: str, item_ids: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Count the words of a text and of items, unknown ones left out: shape (n_words,)."""
+        rows = [self._row[item] for item in item_ids if item in self._row]
         ids = [self._words[word] for word in self._split(text) if word in self._words]
         parts = [np.asarray(ids, dtype=np.int64), *(self._tokens[row] for row in rows)]
         return np.bincount(np.concatenate(parts), minlength=self._n_words).astype(np.float32)
 
-    def score(self, query: npt.NDArray[np.float32], row: int | None) -> float:
-        """Return the BM25 score of one document, 0 for an unknown one."""
+    def score(self, query: npt.NDArray[np.float32], item_id: str) -> float:
+        """Return the BM25 score of one item, 0 for an unknown one."""
+        row = self._row.get(item_id)
         if row is None:
             return 0.0
         span = slice(self._starts[row], self._starts[row + 1])

@@ -41,6 +41,12 @@ def field_values(item: Item, fields: Sequence[str]) -> list[str]:
     ]
 
 
+def title_words(item: Item, title_field: str | None) -> list[str]:
+    """Return the distinct uncommon words of an item's title in order of the alphabet; None has none."""
+    title = plain_line(item.fields.get(title_field or "", "")).lower()
+    return sorted(set(_WORD.findall(title)) - COMMON_WORDS)
+
+
 def counted_profile(items: Sequence[Item], category_fields: Sequence[str], title_field: str | None) -> str:
     """Write the profile of a history, oldest item first.
 
@@ -54,8 +60,7 @@ def counted_profile(items: Sequence[Item], category_fields: Sequence[str], title
         equal counts are ordered by the latest occurrence, then by name.
     """
     values = [field_values(item, category_fields) for item in items]
-    titles = [plain_line(item.fields.get(title_field or "", "")).lower() for item in items]
-    words = [sorted(set(_WORD.findall(title)) - COMMON_WORDS) for title in titles]
+    words = [title_words(item, title_field) for item in items]
     often = _top(values, N_VALUES)
     lately = _top(values[-LATELY:], N_VALUES)
     new = [pair for pair in lately if pair[0] not in dict(often)]

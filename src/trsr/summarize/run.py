@@ -64,6 +64,12 @@ class Summariser:
         """Cut a history into the blocks that are summarised."""
         return segment(item_ids, self.config.segmentation, self.n_tokens)
 
+    def prompt(self, call: Call, inputs: Sequence[str]) -> Prompt:
+        """Render a call of a plan; `inputs` are the texts of the calls it reads, oldest first."""
+        texts = [] if call.kind == "merge" else [self.item_text(i) for i in call.item_ids]
+        block_words = self.config.block_words if self.config.grounded else None
+        return render_call(self.template, call, texts, inputs, block_words=block_words)
+
     def without_calls(self, history: History) -> PreferenceSummary:
         """Return the profile by `none` or `counted`."""
         text = ""
@@ -239,11 +245,7 @@ class _Stream:
         questions: dict[str, _Question] = {}
         for fold, place in ready:
             call = fold.calls[place]
-            texts = [] if call.kind == "merge" else [self.summariser.item_text(i) for i in call.item_ids]
-            inputs = [fold.texts[i] for i in call.inputs]
-            config = self.summariser.config
-            block_words = config.block_words if config.grounded else None
-            prompt = render_call(self.summariser.template, call, texts, inputs, block_words=block_words)
+            prompt = self.summariser.prompt(call, [fold.texts[i] for i in call.inputs])
             key = prompt_key(prompt, self.engine.model_id, self.params)
             if key not in self.errors:
                 questions.setdefault(key, _Question(prompt, call.item_ids, [])).askers.append((fold, place))

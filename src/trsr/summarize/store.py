@@ -11,7 +11,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -144,6 +144,23 @@ class SummaryStore:
                     part,
                 )
                 found.update(rows.fetchall())
+        return found
+
+    def calls(self, keys: Sequence[str]) -> dict[str, StoredCall]:
+        """Return what is known of the calls among `keys`, failed ones included."""
+        names = [field.name for field in fields(StoredCall)]
+        found: dict[str, StoredCall] = {}
+        with self._as_one_sentence():
+            for start in range(0, len(keys), 500):
+                part = keys[start : start + 500]
+                rows = self._db.execute(
+                    f"SELECT {', '.join(names)} FROM summaries WHERE key IN ({','.join('?' * len(part))})",
+                    part,
+                )
+                for row in rows:
+                    values = dict(zip(names, row, strict=True))
+                    values["item_ids"] = tuple(json.loads(values["item_ids"]))
+                    found[values["key"]] = StoredCall(**values)
         return found
 
     def put(self, call: StoredCall) -> None:

@@ -1,0 +1,226 @@
+"""Write docs/results.md, and the table of runs in README.md, from the recorded runs in benchmarks/results.
+
+python benchmarks/results_page.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trsr.evaluate.ablations import ablations, sentence
+from trsr.evaluate.standings import NOTE, p_value, standings
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
+BEGIN = "<!-- made by benchmarks/results_page.py: recorded runs -->"
+END = "<!-- end of recorded runs -->"
+SHOWN = ("recall@3", "recall@5", "mrr@10", "ndcg@5", "ndcg@10", "mrr", "auc", "logloss", "ece")
+MAIN = ("recall@3", "mrr@10")
+OWN = ("llm", "llm_zero_shot")
+
+Record = Mapping[str, Any]
+
+
+def read_runs(folder: Path = RESULTS) -> list[Record]:
+    """Return the recorded runs in order of their names; timings of `trsr bench` are not among them."""
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
+    return [record for record in records if "metrics" in record]
+
+
+def page(runs: Sequence[Record]) -> str:
+    """Return docs/results.md."""
+    parts = [
+        "# Results of recorded runs",
+        "Made by `python benchmarks/results_page.py` from the files in `benchmarks/results/`, which\n"
+        "`python benchmarks/record.py RUN` writes.",
+        "All rankers of a run answer the same questions with the same candidates. In brackets: 95 %\n"
+        "interval over users. Values of runs that differ in protocol or users cannot be compared.",
+        NOTE,
+        *(run_section(record) for record in runs),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def run_section(record: Record) -> str:
+    """Return one run: rankers, how it was asked, comparisons, where it was made."""
+    metrics = record["metrics"]
+    parts = [
+        f"## {record['name']}",
+        record["note"],
+        ranker_table(metrics),
+        facts_table(record),
+        *comparison_tables(metrics),
+        *slice_sentences(metrics),
+        *(f"*{one.setting}*: {sentence(one)}" for one in ablations(metrics)),
+        f"```sh\n{command(record)}\n```",
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def ranker_table(metrics: Mapping[str, Any]) -> str:
+    """Return the rankers, best first on `mrr@10`, and chance."""
+    rankers, chance = metrics["rankers"], metrics["protocol"]["chance"]
+    names = [name for name in SHOWN if any(name in values for values in rankers.values())]
+    rows = [[name, *(cell(rankers[name].get(metric)) for metric in names)] for name in by_value(rankers)]
+    rows.append(["*chance*", *(number(chance.get(metric)) for metric in names)])
+    return table(["ranker", *names], rows, len(names))
+
+
+def facts_table(record: Record) -> str:
+    """Return how the run was asked and where it was made."""
+    metrics = record["metrics"]
+    protocol, counts = metrics["protocol"], metrics["counts"]
+    leakage = metrics.get("leakage")
+    minutes = ", ".join(f"{name} {value:g}" for name, value in record["minutes"].items() if value)
+    facts = {
+        "protocol": "; ".join(str(protocol[k]) for k in ("protocol", "split", "target") if k in protocol),
+        "negatives": protocol.get("negatives", "–"),
+        "n": f"{counts['users']:,} test users, {counts['examples']:,} examples,"
+        f" {counts['candidates']:,} candidates; {protocol.get('n_train', '–')} training and"
+        f" {protocol.get('n_valid', '–')} validation examples",
+        "tie rate": percent(counts["tie_rate"]),
+        "cut rate": percent(counts["cut_prompts"] / counts["candidates"]),
+        "missing-text rate": missing_text(protocol.get("counts", {})),
+        "leakage check": "none recorded" if leakage is None else f"{leakage['found']} found",
+        "seed": protocol.get("seeds", record["seed"]),
+        "commit": f"`{record['commit']}`",
+        "machine": record["machine"],
+        "minutes": minutes,
+    }
+    return table(["", ""], [[name, str(value)] for name, value in facts.items()])
+
+
+def comparison_tables(metrics: Mapping[str, Any]) -> list[str]:
+    """Return, for each compared metric, the best ranker and the run's own model against all others."""
+    own = next((name for name in OWN if name in metrics["rankers"]), None)
+    parts = []
+    for standing in standings(metrics):
+        focus = list(dict.fromkeys([standing.best, *([own] if own else [])]))
+        pairs = [pair for pair in metrics["comparisons"] if pair["metric"] == standing.metric]
+        rows = []
+        for name in focus:
+            against = [against_other(pair, name) for pair in pairs if name in (pair["a"], pair["b"])]
+            rows += sorted(against, key=lambda row: row[1])
+        head = ["ranker", "against", standing.metric, "corrected p", "effect size"]
+        parts += [standing.sentence, table(head, rows, 3)]
+    return parts
+
+
+def against_other(pair: Mapping[str, Any], name: str) -> list[str]:
+    """Return a pair as a row, from the side of `name`."""
+    sign = 1 if pair["a"] == name else -1
+    other = pair["b"] if sign == 1 else pair["a"]
+    low, high = ([None if end is None else sign * end for end in pair["ci95"]])[::sign]
+    ends = "" if low is None or high is None else f" [{low:+.3f}, {high:+.3f}]"
+    difference = "–" if pair["difference"] is None else f"{sign * pair['difference']:+.3f}{ends}"
+    effect = "–" if pair["effect_size"] is None else f"{sign * pair['effect_size']:+.2f}"
+    return [name, other, difference, p_value(pair["p_holm"]), effect]
+
+
+def slice_sentences(metrics: Mapping[str, Any]) -> list[str]:
+    """Return what the profile adds on each slice, on the second main metric."""
+    found = []
+    for way, parts in metrics.get("slices", {}).items():
+        said = [
+            f"{part['name']} ({part['examples']}) {against_other(pair, pair['a'])[2]},"
+            f" p {p_value(pair['p_holm'])}"
+            for part in parts
+            for pair in part.get("comparisons", ())
+            if pair["metric"] == MAIN[1]
+        ]
+        if said:
+            pair = parts[0]["comparisons"][0]
+            found.append(
+                f"{pair['a']} - {pair['b']} on {MAIN[1]} by {way.replace('_', ' ')}: {'; '.join(said)}."
+            )
+    return found
+
+
+def readme_rows(runs: Sequence[Record]) -> str:
+    """Return the table of runs in the README: the run's own model, the best of the others, zero-shot."""
+    rows = []
+    for record in runs:
+        metrics = record["metrics"]
+        protocol, rankers = metrics["protocol"], metrics["rankers"]
+        chance = ", ".join(f"{metric} {number(protocol['chance'][metric])}" for metric in MAIN)
+        own = next((name for name in OWN if name in rankers), None)
+        # Only language models give probabilities.
+        others = [n for n in by_value(rankers) if "logloss" not in rankers[n] and n != "fusion"]
+        named = [name for name in (own, "fusion", *others[:2], "llm_zero_shot") if name in rankers]
+        said = [
+            f"{name} " + ", ".join(cell(rankers[name].get(metric)) for metric in MAIN)
+            for name in dict.fromkeys(named)
+            if name is not None
+        ]
+        what = f"{record['name']}: {metrics['counts']['users']} test users, {protocol.get('negatives', '')}"
+        rows.append([f"{what} (chance {chance})", "; ".join(said), f"`{command(record)}`"])
+    return table(["run", f"{' and '.join(MAIN)}", "command"], rows)
+
+
+def readme(text: str, runs: Sequence[Record]) -> str:
+    """Return the README with its table of runs made anew."""
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n\n{readme_rows(runs)}\n\n{END}{after}"
+
+
+def command(record: Record) -> str:
+    """Return the command that ran all stages; the first sitting may have been a try."""
+    sittings = [record["command"], *(one["command"] for one in record.get("later_sittings", ()))]
+    return next((one for one in sittings if one.startswith("trsr run ")), sittings[0])
+
+
+def by_value(rankers: Mapping[str, Any]) -> list[str]:
+    """Return the names of the rankers, best first."""
+    return sorted(rankers, key=lambda name: (-(rankers[name][MAIN[1]]["value"] or 0.0), name))
+
+
+def missing_text(counts: Mapping[str, Any]) -> str:
+    """Return the rates of what had no text, by what it was."""
+    prefix = "missing_text_rate_"
+    rates = [
+        f"{name.removeprefix(prefix)} {percent(rate)}"
+        for name, rate in counts.items()
+        if name.startswith(prefix)
+    ]
+    return ", ".join(rates) or "–"
+
+
+def cell(entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
+        return "–"
+    low, high = entry["ci95"]
+    return number(entry["value"]) + ("" if low is None else f" [{number(low, 2)}, {number(high, 2)}]")
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Write a number without the leading zero, as the field prints metrics."""
+    if value is None:
+        return "–"
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("0") if text.startswith("0.") else text
+
+
+def percent(rate: float | None) -> str:
+    return "–" if rate is None else f"{100 * rate:.2f} %"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], n_numbers: int = 0) -> str:
+    """Return a Markdown table whose last columns are numbers."""
+    marks = ["---"] * (len(head) - n_numbers) + ["---:"] * n_numbers
+    lines = [head, marks, *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main() -> None:
+    runs = read_runs()
+    PAGE.write_text(page(runs), encoding="utf-8")
+    README.write_text(readme(README.read_text(encoding="utf-8"), runs), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Divides examples by what was known before the target: history, target item, how far interests have moved.
+
+Slices are named and described here; their metrics are computed by `aggregate`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trsr.errors import DataError
+from trsr.evaluate.comparisons import Comparison, compare_rankers, holm, turned
+from trsr.evaluate.measured import Measured
+
+N_SLICES = 4
+MIN_SLICE_EXAMPLES = 20
+WARM_FROM = 10
+N_LATELY = 5
+RULES = {
+    "history_length": "items in the history, cut into up to four ranges of about equally many examples",
+    "target": (
+        f"how often the target occurs among the interactions that rankers learn from: cold is fewer than"
+        f" {WARM_FROM}, warm {WARM_FROM} or more; of several targets the rarest counts"
+    ),
+    "interest": (
+        f"1 - cosine of the category counts (title words where there are no categories) of a history's last"
+        f" {N_LATELY} items and of its older ones; users above the median of the run are recent-shift, the"
+        " others long-term"
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What is known of an example besides its candidates.
+
+    Attributes:
+        history_length: Items in its history.
+        target_count: Occurrences of its target among the interactions that rankers learn from; None if there
+            is no target.
+        shift: See `interest_shift`; None where it does not exist.
+    """
+
+    history_length: int
+    target_count: int | None = None
+    shift: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Some examples: `chosen` is a mask over all; `low` and `high` are the smallest and largest value."""
+
+    name: str
+    low: float
+    high: float
+    chosen: npt.NDArray[np.bool_]
+
+
+def interest_shift(values: Sequence[Collection[str]]) -> float | None:
+    """Return how far the newest items of a history lie from the older ones, in [0, 1].
+
+    Formula: `1 - (r . o) / (|r| |o|)`, where r and o say for each value in how many of the last `N_LATELY`
+    items, and in how many of the older ones, it occurs. The target has no part in it.
+
+    Args:
+        values: The categories (or words) of each item of the history, oldest first.
+
+    Returns:
+        None where no item is older, or one side has no value.
+    """
+    recent, older = (
+        Counter(value for item in part for value in set(item))
+        for part in (values[-N_LATELY:], values[:-N_LATELY])
+    )
+    if not recent or not older:
+        return None
+    product = sum(n * older[value] for value, n in recent.items())
+    norms = [sum(n * n for n in counts.values()) for counts in (recent, older)]
+    return max(0.0, 1 - product / math.sqrt(norms[0] * norms[1]))
+
+
+def cut_examples(measured: Measured, traits: Mapping[str, Traits]) -> dict[str, list[Slice]]:
+    """Divide the examples in each way of `RULES`; those without the value are in no slice.
+
+    Raises:
+        DataError: an example has no traits.
+    """
+    unknown = [example for example in measured.example_ids if example not in traits]
+    if unknown:
+        raise DataError(
+            f"The traits of the example {unknown[0]!r} are not known; give them for each example."
+        )
+    known = [traits[example] for example in measured.example_ids]
+    lengths = _column([one.history_length for one in known])
+    n = max(1, min(N_SLICES, len(lengths) // MIN_SLICE_EXAMPLES))
+    edges = np.unique(np.quantile(lengths, np.arange(1, n) / n, method="inverted_cdf"))
+    spans = _slices(lengths, edges, [""] * (len(edges) + 1))
+    counts = _column([one.target_count for one in known])
+    shifts = _by_user(_column([one.shift for one in known]), measured.user_ids)
+    middle = np.median(_one_a_user(shifts, measured.user_ids))
+    return {
+        "history_length": [replace(one, name=_span(one)) for one in spans],
+        "target": _slices(counts, [WARM_FROM - 1], ["cold", "warm"]),
+        "interest": _slices(shifts, [middle], ["long-term", "recent-shift"]),
+    }
+
+
+def compare_on_slices(
+    measured: Measured,
+    slices: Mapping[str, Sequence[Slice]],
+    pair: tuple[str, str],
+    *,
+    metric: str,
+    seed: int,
+) -> dict[str, list[Comparison]]:
+    """Compare two rankers on every slice; `a` is the first of the pair, whichever is better.
+
+    `p_holm` is corrected for all slices of all ways to cut.
+    """
+    found: dict[str, list[Comparison]] = {}
+    for way, parts in slices.items():
+        found[way] = []
+        for part in parts:
+            values = {name: measured.values[name][metric][part.chosen] for name in pair}
+            (one,) = compare_rankers(values, measured.user_ids[part.chosen], metric=metric, seed=seed)
+            found[way].append(one if one.a == pair[0] else turned(one))
+    corrected = iter(holm([one.p for parts in found.values() for one in parts]).tolist())
+    return {way: [replace(one, p_holm=next(corrected)) for one in parts] for way, parts in found.items()}
+
+
+def _column(values: Sequence[float | None]) -> npt.NDArray[np.float64]:
+    return np.asarray([math.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def _slices(values: npt.NDArray[np.float64], edges: Any, names: Sequence[str]) -> list[Slice]:
+    """Return the slices that have examples; one reaches up to its edge, the edge included."""
+    place = np.where(np.isnan(values), -1, np.searchsorted(edges, values))
+    found = []
+    for number, name in enumerate(names):
+        chosen = place == number
+        if chosen.any():
+            found.append(Slice(name, float(values[chosen].min()), float(values[chosen].max()), chosen))
+    return found
+
+
+def _span(one: Slice) -> str:
+    low, high = int(one.low), int(one.high)
+    return f"{low} items" if low == high else f"{low}–{high} items"
+
+
+def _by_user(values: npt.NDArray[np.float64], user_ids: npt.NDArray[np.str_]) -> npt.NDArray[np.float64]:
+    """Replace each value by the mean of its user's, so that a user stands in one slice."""
+    users, user = np.unique(user_ids, return_inverse=True)
+    known = ~np.isnan(values)
+    totals = np.bincount(user[known], weights=values[known], minlength=len(users))
+    counts = np.bincount(user[known], minlength=len(users))
+    means = np.full(len(users), np.nan)
+    np.divide(totals, counts, out=means, where=counts > 0)
+    return means[user]
+
+
+def _one_a_user(values: npt.NDArray[np.float64], user_ids: npt.NDArray[np.str_]) -> npt.NDArray[np.float64]:
+    """Return the known values, each user's once; [0] if there is none."""
+    _, first = np.unique(user_ids, return_index=True)
+    once = values[first]
+    known = once[~np.isnan(once)]
+    return known if len(known) else np.zeros(1)

@@ -1,0 +1,77 @@
+"""The pages that are made from recorded results are those of the results that stand there now."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RESULTS = runpy.run_path(str(ROOT / "benchmarks" / "results_page.py"))
+SPEED = runpy.run_path(str(ROOT / "benchmarks" / "speed_page.py"))
+RUNS: list[dict[str, Any]] = RESULTS["read_runs"]()
+
+
+def test_the_page_of_results_is_made_from_what_is_recorded() -> None:
+    assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == RESULTS["page"](RUNS), (
+        "docs/results.md is stale: run python benchmarks/results_page.py"
+    )
+
+
+def test_the_readmes_table_of_runs_is_made_from_what_is_recorded() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text == RESULTS["readme"](text, RUNS), "README.md is stale: run python benchmarks/results_page.py"
+
+
+def test_the_page_of_speeds_is_made_from_what_is_recorded() -> None:
+    page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    assert page == SPEED["page"](), "docs/speed.md is stale: run python benchmarks/speed_page.py"
+    row = next(row for row in SPEED["read"]("score")["results"] if "growth" in row)
+    assert SPEED["drawn"](row) in (ROOT / "docs" / "speed.svg").read_text(encoding="utf-8")
+
+
+def test_a_run_has_its_rankers_protocol_rates_and_comparisons() -> None:
+    record = next(record for record in RUNS if record["name"] == "mind-recurrent")
+    text = RESULTS["run_section"](record)
+    metrics = record["metrics"]
+    for name, values in metrics["rankers"].items():
+        low, high = values["mrr@10"]["ci95"]
+        value = f"{values['mrr@10']['value']:.3f} [{low:.2f}, {high:.2f}]".replace("0.", ".")
+        assert f"| {name} | " in text
+        assert value in text
+    for fact in ("*chance*", "sampled", "tie rate", "cut rate", "missing-text rate", "corrected p"):
+        assert fact in text
+    for fact in (record["commit"], record["machine"], metrics["protocol"]["negatives"], "160 test users"):
+        assert fact in text
+    assert "trsr run configs/mind_recurrent.yaml" in text
+    assert "--dry-run" not in text
+
+
+@pytest.mark.parametrize("where", ["page", "readme_rows"])
+def test_another_number_makes_another_page(where: str) -> None:
+    changed = json.loads(json.dumps(RUNS))
+    changed[0]["metrics"]["rankers"]["llm"]["mrr@10"]["value"] += 0.01
+    assert RESULTS[where](changed) != RESULTS[where](RUNS)
+
+
+def test_a_pair_is_read_from_the_side_asked_for() -> None:
+    pair = {"a": "x", "b": "y", "difference": 0.2, "ci95": [0.1, 0.3], "p_holm": 0.04, "effect_size": 0.5}
+    assert RESULTS["against_other"](pair, "x") == ["x", "y", "+0.200 [+0.100, +0.300]", "0.040", "+0.50"]
+    assert RESULTS["against_other"](pair, "y") == ["y", "x", "-0.200 [-0.300, -0.100]", "0.040", "-0.50"]
+
+
+def test_what_the_profile_adds_stands_slice_by_slice() -> None:
+    pair = {
+        "metric": "mrr@10",
+        "a": "llm",
+        "b": "bare",
+        "difference": 0.2,
+        "ci95": [0.1, 0.3],
+        "p_holm": 0.04,
+    }
+    part = {"name": "cold", "examples": 12, "comparisons": [{**pair, "effect_size": 0.5}]}
+    (said,) = RESULTS["slice_sentences"]({"slices": {"target": [part], "interest": [{"name": "x"}]}})
+    assert said == "llm - bare on mrr@10 by target: cold (12) +0.200 [+0.100, +0.300], p 0.040."
