@@ -28,6 +28,7 @@ NAMES = {
         "demo",
         "bench",
         "models",
+        "store",
         "env",
     ),
 }

@@ -25,7 +25,11 @@ def summarize(
     base_url: Annotated[str | None, typer.Option(help="Server of the openai engine.")] = None,
     block_size: Annotated[int, typer.Option(help="Items in a block.")] = 5,
     store: Annotated[
-        Path | None, typer.Option(help="Summary store; DATA/summaries.sqlite by default.")
+        str | None,
+        typer.Option(
+            help="Summary store: a file (DATA/summaries.sqlite by default) or "
+            "postgresql://USER:$PASSWORD@HOST/DATABASE; $NAME is an environment variable."
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many users.")] = None,
     show: Annotated[str | None, typer.Option(help="Only this user, with every block and summary.")] = None,
@@ -36,9 +40,11 @@ def summarize(
     Example: trsr summarize data/mind --method recurrent --engine llamacpp --limit 100
     """
     from trsr.pipeline.dataset_profiles import describe_fold, settings, summarize_dataset
+    from trsr.summarize.places import resolved
 
     chosen = settings(method, engine, model, base_url, block_size)
-    result = summarize_dataset(data, chosen, store, limit, show)
+    place = None if store is None else resolved(store)
+    result = summarize_dataset(data, chosen, place, limit, show)
     facts = result.written.facts()
     if as_json:
         typer.echo(json.dumps(facts))
