@@ -29,6 +29,7 @@ NAMES = {
         "bench",
         "models",
         "store",
+        "plan",
         "env",
     ),
 }

@@ -77,10 +77,7 @@ def summarize_dataset(
     """
     dataset = Dataset.open(data)
     summariser = make_summariser(dataset, chosen.summary)
-    histories = list(itertools.islice(_histories(dataset, user_id), limit))
-    if not histories:
-        whom, advice = (f"user {user_id!r}", "check the id") if user_id else ("user", "import it anew")
-        raise DataError(f"{data} has no {whom} with items that have text; {advice}.")
+    histories = user_histories(dataset, limit, user_id)
     place = store or data / "summaries.sqlite"
     written = write_profiles(histories, summariser, chosen.engine, place)
     if user_id is None:
@@ -89,7 +86,20 @@ def summarize_dataset(
     return DatasetProfiles(summariser, written)
 
 
-def _histories(dataset: Dataset, user_id: str | None) -> Iterator[History]:
+def user_histories(dataset: Dataset, limit: int | None, user_id: str | None) -> list[History]:
+    """Return the histories of all users that have any text, of the first `limit`, or of one.
+
+    Raises:
+        DataError: there is none.
+    """
+    histories = list(itertools.islice(histories_with_text(dataset, user_id), limit))
+    if not histories:
+        whom, advice = (f"user {user_id!r}", "check the id") if user_id else ("user", "import it anew")
+        raise DataError(f"{dataset.path} has no {whom} with items that have text; {advice}.")
+    return histories
+
+
+def histories_with_text(dataset: Dataset, user_id: str | None = None) -> Iterator[History]:
     """Yield histories of items that have text; a user without any is passed over."""
     catalogue = dataset.catalogue()
     for history in dataset.histories():
