@@ -30,6 +30,11 @@ MIGRATIONS = (
     """,
 )
 
+# Not `to_regclass`: within a transaction it may remember that there was no table before it waited for a lock.
+_IS_THERE = """
+    SELECT count(*) FROM pg_class WHERE relname = 'trsr_schema' AND relkind = 'r' AND pg_table_is_visible(oid)
+"""
+
 SUMMARIES = Table(
     "trsr_summaries",
     MetaData(),
@@ -49,7 +54,7 @@ SUMMARIES = Table(
 
 def version(connection: Connection) -> int:
     """Return the number of the last migration applied; 0 for a database without a store."""
-    if connection.execute(text("SELECT to_regclass('trsr_schema')")).scalar_one() is None:
+    if not connection.execute(text(_IS_THERE)).scalar_one():
         return 0
     return int(connection.execute(text("SELECT version FROM trsr_schema")).scalar_one())
 
