@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from postgres_server import Server, find_binaries, running_server
 
 # Before any model library is imported; tests that start processes pass these on.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -17,6 +19,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("POLARS_MAX_THREADS", "2")
 
+_NUMBERS = itertools.count()
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -187,3 +190,30 @@ def trsr(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         return Answer(code, printed.out, printed.err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A PostgreSQL server of its own for the tests."""
+    binaries = find_binaries()
+    if binaries is None:
+        # Who only works on something else need not install a database; the build machine must have it.
+        missing = "PostgreSQL is not installed; run `apt-get install postgresql`."
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
+    with running_server(binaries) as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres: Server) -> str:
+    """The URL of an empty place for each test: a schema, since a database takes a second to make."""
+    import sqlalchemy
+
+    name = f"t{next(_NUMBERS)}"
+    engine = sqlalchemy.create_engine(
+        postgres.url("postgres").replace("://", "+psycopg://"), isolation_level="AUTOCOMMIT"
+    )
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text(f"CREATE SCHEMA {name}"))
+    engine.dispose()
+    return f"{postgres.url('postgres')}?connect_timeout=60&options=-csearch_path%3D{name}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
 
 from trsr.data.import_config import ImportConfig
 from trsr.data.protocols import ProtocolConfig, SampledProtocol
@@ -21,6 +21,7 @@ from trsr.llm.base import Sharing
 from trsr.llm.engines import DEFAULT_ENGINE, EngineConfig
 from trsr.prompt.ranking import PromptConfig
 from trsr.rank.settings import BaselinesConfig
+from trsr.summarize.places import checked, redacted
 from trsr.summarize.plan import SummaryConfig
 from trsr.train.config import TrainConfig
 
@@ -41,6 +42,8 @@ RankerName = Literal[
 ]
 VARIABLE_PARTS = ("protocol", "summary", "engine", "prompt", "recommender", "train")
 """The parts of a configuration in which a variant may differ from its run."""
+StorePlace = Annotated[str, AfterValidator(checked), PlainSerializer(redacted, return_type=str)]
+"""Where summaries are kept; written anywhere, it loses its password."""
 _VARIANT_NAME = re.compile(r"[A-Za-z0-9_.=-]+")
 _NOTHING = object()
 _VARIABLE = re.compile(r"\$\{?(\w+)\}?")
@@ -90,6 +93,10 @@ class RunConfig(_Part):
     summary: SummaryConfig = SummaryConfig()
     engine: EngineConfig = DEFAULT_ENGINE
     """Writes the summaries; by default the faster local one, `transformers` (see `trsr bench summarize`)."""
+    store: StorePlace | None = Field(default=None, repr=False)
+    """Where summaries are kept: a file, or a database that many runs on many machines share
+    (`postgresql://USER:$PASSWORD@HOST/DATABASE`, extra `postgres`); by default
+    `summaries.sqlite` in the run."""
     prompt: PromptConfig = PromptConfig()
     recommender: RecommenderConfig = RecommenderConfig()
     train: TrainConfig | None = TrainConfig()
@@ -168,7 +175,9 @@ def _expand(value: Any, problems: list[str]) -> Any:
     if isinstance(value, str):
         for name in _VARIABLE.findall(value):
             if name not in os.environ:
-                problems.append(f"{value!r} names the environment variable {name}, which is not set; set it.")
+                problems.append(
+                    f"{_short(value)} names the environment variable {name}, which is not set; set it."
+                )
         return _VARIABLE.sub(lambda match: os.environ.get(match[1], ""), value)
     return value
 
@@ -204,7 +213,7 @@ def validation_sentences(error: ValidationError) -> Iterable[str]:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    text = redacted(repr(value))
     return text if len(text) <= 60 else text[:57] + "..."
 
 

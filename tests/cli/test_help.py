@@ -28,6 +28,8 @@ NAMES = {
         "demo",
         "bench",
         "models",
+        "store",
+        "plan",
         "env",
     ),
 }

@@ -12,6 +12,8 @@ from trsr.cli.data import import_app, validate
 from trsr.cli.experiment import demo, evaluate, rank, run, train
 from trsr.cli.info import env
 from trsr.cli.models import models_app
+from trsr.cli.plan import plan
+from trsr.cli.store import store_app
 from trsr.cli.summarize import summarize
 from trsr.errors import TrsrError
 
@@ -27,6 +29,7 @@ app = typer.Typer(
 app.add_typer(import_app)
 app.command()(validate)
 app.command()(summarize)
+app.command()(plan)
 app.command()(train)
 app.command()(rank)
 app.command()(evaluate)
@@ -35,6 +38,7 @@ app.command()(compare)
 app.command()(demo)
 app.add_typer(bench_app)
 app.add_typer(models_app)
+app.add_typer(store_app)
 app.command()(env)
 
 

@@ -24,13 +24,15 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 def _open(config: Path, out: Path, changes: list[str] | None) -> Workbench:
     from trsr.config import load_config
     from trsr.pipeline.folder import RunFolder
-    from trsr.pipeline.preflight import check_models
+    from trsr.pipeline.preflight import check_models, check_store
     from trsr.pipeline.workbench import Workbench
+    from trsr.summarize.places import redacted
 
     chosen = load_config(config, changes or ())
     if not (out / "config.yaml").exists():
         check_models(chosen)  # a name that nobody knows must not cost a run folder
-    return Workbench(RunFolder(out, chosen, "trsr " + shlex.join(sys.argv[1:])))
+        check_store(chosen)
+    return Workbench(RunFolder(out, chosen, "trsr " + shlex.join(map(redacted, sys.argv[1:]))))
 
 
 def _run(bench: Workbench, until: str) -> None:
@@ -67,12 +69,20 @@ def run(
             show_default=False,
         ),
     ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep summaries in this file or postgresql://USER:$PASSWORD@HOST/DATABASE (setting `store`)."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run every stage of an experiment; finished stages are not repeated.
 
     Example: trsr run configs/demo.yaml --out out/demo
     """
+    if store is not None:
+        changes = [*(changes or ()), f"store={json.dumps(store)}"]
     if seeds is None:
         _run(_open(config, out, changes), "evaluate")
     else:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from trsr.cli.plan import PricePerMillion, TokensPerSecond, Within
+
 
 def summarize(
     data: Annotated[Path, typer.Argument(help="Dataset folder (see `trsr import`).", show_default=False)],
@@ -25,10 +27,20 @@ def summarize(
     base_url: Annotated[str | None, typer.Option(help="Server of the openai engine.")] = None,
     block_size: Annotated[int, typer.Option(help="Items in a block.")] = 5,
     store: Annotated[
-        Path | None, typer.Option(help="Summary store; DATA/summaries.sqlite by default.")
+        str | None,
+        typer.Option(
+            help="Summary store: a file (DATA/summaries.sqlite by default) or "
+            "postgresql://USER:$PASSWORD@HOST/DATABASE; $NAME is an environment variable."
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many users.")] = None,
     show: Annotated[str | None, typer.Option(help="Only this user, with every block and summary.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count calls and tokens; ask no model (see `trsr plan`).")
+    ] = False,
+    tokens_per_second: TokensPerSecond = None,
+    price_per_million: PricePerMillion = None,
+    within: Within = 24.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Write the preference profile of every user; what the store knows costs nothing.
@@ -36,9 +48,19 @@ def summarize(
     Example: trsr summarize data/mind --method recurrent --engine llamacpp --limit 100
     """
     from trsr.pipeline.dataset_profiles import describe_fold, settings, summarize_dataset
+    from trsr.summarize.places import resolved
 
     chosen = settings(method, engine, model, base_url, block_size)
-    result = summarize_dataset(data, chosen, store, limit, show)
+    place = None if store is None else resolved(store)
+    if dry_run:
+        from trsr.pipeline.costs import Rates
+        from trsr.pipeline.plan_report import plan_dataset, render
+
+        rates = Rates(tokens_per_second, price_per_million, within)
+        plan = plan_dataset(data, chosen, place or data / "summaries.sqlite", limit, show, rates)
+        typer.echo(json.dumps(plan) if as_json else render(plan))
+        return
+    result = summarize_dataset(data, chosen, place, limit, show)
     facts = result.written.facts()
     if as_json:
         typer.echo(json.dumps(facts))

@@ -70,7 +70,7 @@ class FakeGenerator:
     def _answer(self, index: int, prompt: Prompt, params: GenerationParams) -> Generation:
         self.n_calls += 1
         time.sleep(self._delay)
-        n_read = sum(len(message.content.split()) for message in prompt.messages)
+        n_read = n_words(prompt)
         if self._fails(prompt):
             return Generation(index, "", n_read, 0, self._delay, "The fake engine was told to fail here.")
         text = fake_text(prompt, params)
@@ -83,6 +83,11 @@ class FakeGenerator:
         if isinstance(self._fail_on, int):
             return self.n_calls % self._fail_on == 0
         return self._fail_on is not None and self._fail_on(prompt)
+
+
+def n_words(prompt: Prompt) -> int:
+    """Return the tokens of a prompt as `FakeGenerator` counts them: words."""
+    return sum(len(message.content.split()) for message in prompt.messages)
 
 
 def fake_text(prompt: Prompt, params: GenerationParams) -> str:

@@ -17,6 +17,7 @@ from trsr.llm.engines import EngineConfig
 from trsr.pipeline.profiles import WrittenProfiles, save_profiles, write_profiles
 from trsr.pipeline.workbench import make_summariser
 from trsr.summarize.changes import word_changes
+from trsr.summarize.places import is_database
 from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.run import Fold, Summariser
 from trsr.types import History
@@ -64,30 +65,41 @@ class DatasetProfiles:
 
 
 def summarize_dataset(
-    data: Path, chosen: ProfileSettings, store: Path | None, limit: int | None, user_id: str | None
+    data: Path, chosen: ProfileSettings, store: str | Path | None, limit: int | None, user_id: str | None
 ) -> DatasetProfiles:
     """Write profiles for all users of a dataset folder, the first `limit`, or one.
 
-    Unless it is one user only, the profiles stand in `profiles.parquet` beside the store, in place of those
-    of an earlier call; the texts of all calls stay in the store.
+    Unless it is one user only, the profiles stand in `profiles.parquet` beside the store (beside the data if
+    that is a database), in place of those of an earlier call; the texts of all calls stay in the store.
 
     Raises:
         DataError: the folder is no dataset, has no such user, or no user with an item that has text.
     """
     dataset = Dataset.open(data)
     summariser = make_summariser(dataset, chosen.summary)
-    histories = list(itertools.islice(_histories(dataset, user_id), limit))
-    if not histories:
-        whom, advice = (f"user {user_id!r}", "check the id") if user_id else ("user", "import it anew")
-        raise DataError(f"{data} has no {whom} with items that have text; {advice}.")
-    file = store or data / "summaries.sqlite"
-    written = write_profiles(histories, summariser, chosen.engine, file)
+    histories = user_histories(dataset, limit, user_id)
+    place = store or data / "summaries.sqlite"
+    written = write_profiles(histories, summariser, chosen.engine, place)
     if user_id is None:
-        save_profiles(file.parent / "profiles.parquet", [h.user_id for h in histories], written)
+        folder = data if is_database(place) else Path(place).parent
+        save_profiles(folder / "profiles.parquet", [h.user_id for h in histories], written)
     return DatasetProfiles(summariser, written)
 
 
-def _histories(dataset: Dataset, user_id: str | None) -> Iterator[History]:
+def user_histories(dataset: Dataset, limit: int | None, user_id: str | None) -> list[History]:
+    """Return the histories of all users that have any text, of the first `limit`, or of one.
+
+    Raises:
+        DataError: there is none.
+    """
+    histories = list(itertools.islice(histories_with_text(dataset, user_id), limit))
+    if not histories:
+        whom, advice = (f"user {user_id!r}", "check the id") if user_id else ("user", "import it anew")
+        raise DataError(f"{dataset.path} has no {whom} with items that have text; {advice}.")
+    return histories
+
+
+def histories_with_text(dataset: Dataset, user_id: str | None = None) -> Iterator[History]:
     """Yield histories of items that have text; a user without any is passed over."""
     catalogue = dataset.catalogue()
     for history in dataset.histories():

@@ -24,7 +24,7 @@ def compare_summarisers(bench: Workbench) -> str:
             [History(example.user_id, example.history)],
             summariser,
             bench.config.engine,
-            bench.store_path,
+            bench.store_place,
         )
         text = describe_fold(written.folds[0], summariser, written.profiles[0].text)
         parts.append(f"{method.capitalize()}\n{'-' * len(method)}\n{text}")

@@ -1,4 +1,4 @@
-"""What is found out before hours of work: a model that cannot serve, a dataset that is no longer the same.
+"""What is found out before hours of work: a model or store that cannot serve, a dataset that has changed.
 
 They would come to light only at training, when all summaries have been paid for, or never.
 """
@@ -14,6 +14,8 @@ from trsr.llm import models
 from trsr.llm.engines import LlamaCppEngine, TransformersEngine
 from trsr.pipeline.profiles import needs_calls
 from trsr.pipeline.workbench import Workbench
+from trsr.summarize.places import is_database
+from trsr.summarize.stores import open_store
 
 
 def check_models(config: RunConfig) -> None:
@@ -32,6 +34,16 @@ def check_models(config: RunConfig) -> None:
             raise ModelError(
                 f"The model {name!r} cannot be read ({error.strerror}); check the path and its rights."
             ) from error
+
+
+def check_store(config: RunConfig) -> None:
+    """Open the database that is to keep the summaries.
+
+    Raises:
+        StoreError, OutputError, MissingExtraError: it cannot be used.
+    """
+    if config.store is not None and is_database(config.store):
+        open_store(config.store).close()
 
 
 def check_recommender(bench: Workbench) -> None:

@@ -14,7 +14,7 @@ from trsr.llm.engines import EngineConfig, open_generator
 from trsr.pipeline.progress import bar
 from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.run import Fold, Summariser, SummaryProgress, profile, summarize
-from trsr.summarize.store import SummaryStore
+from trsr.summarize.stores import open_store
 from trsr.types import History, PreferenceSummary
 
 
@@ -47,9 +47,9 @@ def needs_calls(config: SummaryConfig) -> bool:
 
 
 def write_profiles(
-    histories: Sequence[History], summariser: Summariser, engine_config: EngineConfig, store_file: Path
+    histories: Sequence[History], summariser: Summariser, engine_config: EngineConfig, store: str | Path
 ) -> WrittenProfiles:
-    """Write the profile of every history; calls that the store knows are not made.
+    """Write the profile of every history; calls that the store (see `open_store`) knows are not made.
 
     Raises:
         EngineError: some calls failed; the finished ones are kept.
@@ -57,7 +57,7 @@ def write_profiles(
     """
     started = time.perf_counter()
     last = SummaryProgress()
-    with SummaryStore(store_file) as store, bar("Summarising") as shown:
+    with open_store(store) as kept, bar("Summarising") as shown:
         engine = open_generator(engine_config) if needs_calls(summariser.config) else None
 
         def show(progress: SummaryProgress) -> None:
@@ -68,7 +68,7 @@ def write_profiles(
             shown.update(progress.n_calls_known + progress.n_calls_made, progress.n_calls, note)
 
         try:
-            folds = summarize(histories, summariser, engine, store, show)
+            folds = summarize(histories, summariser, engine, kept, show)
         finally:
             if engine is not None:
                 engine.close()

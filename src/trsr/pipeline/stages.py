@@ -65,7 +65,7 @@ def write_summaries(bench: Workbench) -> Facts:
         [History(e.user_id, e.history) for e in examples],
         bench.summariser,
         bench.config.engine,
-        bench.store_path,
+        bench.store_place,
     )
     save_profiles(bench.folder.path / "profiles.parquet", [e.example_id for e in examples], written)
     return written.facts()

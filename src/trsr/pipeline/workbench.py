@@ -41,9 +41,11 @@ class Workbench:
         """Is told what long stages do."""
 
     @property
-    def store_path(self) -> Path:
-        """The store of summaries."""
-        return self.base.store_path if self.base else self.folder.path / "summaries.sqlite"
+    def store_place(self) -> str | Path:
+        """Where the summaries are kept: a file, or the URL of a database."""
+        if self.base:
+            return self.base.store_place
+        return self.config.store or self.folder.path / "summaries.sqlite"
 
     @property
     def dataset_path(self) -> Path:

@@ -17,7 +17,7 @@ from trsr.segment import segment
 from trsr.summarize.counted import counted_profile
 from trsr.summarize.plan import Call, SummaryConfig, plan_calls
 from trsr.summarize.prompts import render_call, summary_text
-from trsr.summarize.store import StoredCall, SummaryStore
+from trsr.summarize.store import StoredCall, TextStore
 from trsr.templating import Template, plain_line
 from trsr.types import Block, History, Item, PreferenceSummary
 
@@ -114,7 +114,7 @@ def summarize(
     histories: Sequence[History],
     summariser: Summariser,
     engine: TextGenerator | None,
-    store: SummaryStore,
+    store: TextStore,
     on_progress: Callable[[SummaryProgress], None] = lambda _: None,
 ) -> list[Fold]:
     """Fold every history into a profile; the result is in the order of `histories`.
@@ -188,7 +188,7 @@ class _Stream:
 
     summariser: Summariser
     engine: TextGenerator
-    store: SummaryStore
+    store: TextStore
     progress: SummaryProgress
     on_progress: Callable[[SummaryProgress], None]
     errors: dict[str, str] = field(default_factory=dict)

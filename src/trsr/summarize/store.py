@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from trsr.errors import OutputError, StoreError
 
@@ -54,6 +54,18 @@ class StoredCall:
     n_prompt_tokens: int
     n_generated_tokens: int
     seconds: float
+
+
+class TextStore(Protocol):
+    """What `summarize.run` needs of a store: to find texts by their keys, and to keep new ones."""
+
+    def texts(self, keys: Sequence[str]) -> dict[str, str]:
+        """Return the known texts among `keys`; failed calls are not known."""
+        ...
+
+    def put(self, call: StoredCall) -> None:
+        """Commit one result. A failed call is replaced and its attempts counted; a text is never."""
+        ...
 
 
 class SummaryStore:

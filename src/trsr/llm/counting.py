@@ -1,0 +1,118 @@
+"""Counts the tokens of prompts as an engine will, without starting it.
+
+Where the engine's tokenizer is not at hand (no model library, or a model that only a server has), a rough
+count stands in, and says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from trsr.errors import MissingExtraError, ModelError
+from trsr.llm import models
+from trsr.llm.base import Prompt, Tokenizer
+from trsr.llm.engines import EngineConfig, FakeEngine, LlamaCppEngine, OpenAIEngine, TransformersEngine
+
+CHARACTERS_A_TOKEN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCounter:
+    """Counts a prompt's tokens; `how` says in words by what, `exact` whether the engine counts the same."""
+
+    count: Callable[[Prompt], int]
+    how: str
+    exact: bool
+
+
+class RoughTokenizer:
+    """A reversible `Tokenizer` without a model: every four characters are a token; chats are in ChatML."""
+
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+        self._ids: dict[str, int] = {}
+
+    def encode(self, text: str) -> list[int]:
+        """Return one id for every four characters."""
+        ids = []
+        for start in range(0, len(text), CHARACTERS_A_TOKEN):
+            piece = text[start : start + CHARACTERS_A_TOKEN]
+            if piece not in self._ids:
+                self._ids[piece] = len(self._pieces)
+                self._pieces.append(piece)
+            ids.append(self._ids[piece])
+        return ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of the ids."""
+        return "".join(self._pieces[i] for i in token_ids)
+
+    def render_chat(self, prompt: Prompt) -> str:
+        """Return the prompt in ChatML."""
+        turns = "".join(f"<|im_start|>{m.role}\n{m.content}<|im_end|>\n" for m in prompt.messages)
+        return f"{turns}<|im_start|>assistant\n{prompt.prefill}"
+
+
+def engine_model_id(config: EngineConfig) -> str:
+    """Return the `model_id` that the engine would have, without loading it.
+
+    Raises:
+        ModelError: the model is unknown.
+        MissingExtraError: it is on the hub, and the extra `hf` is not installed.
+    """
+    match config:
+        case FakeEngine():
+            from trsr.llm.fake import FakeGenerator
+
+            return FakeGenerator.model_id
+        case OpenAIEngine():
+            return f"{config.model}@{config.revision or urlsplit(config.base_url).netloc}"
+        case LlamaCppEngine() | TransformersEngine():
+            return models.model_id(config.model)
+
+
+def find_tokenizer(name: str) -> Tokenizer | None:
+    """Return the tokenizer of a model; None where it is not on this machine, or no library to read it.
+
+    Nothing is downloaded.
+    """
+    try:
+        if not models.model_files(name):
+            return None
+        from trsr.llm.transformers import HfTokenizer
+    except (ImportError, MissingExtraError, ModelError):
+        return None
+    return HfTokenizer(models.hf_folder(name))
+
+
+def token_counter(config: EngineConfig, tokenizer: str | None = None) -> TokenCounter:
+    """Return what counts as the engine does.
+
+    Args:
+        config: The engine.
+        tokenizer: The model whose tokenizer is used; by default that of the engine's own model.
+
+    Raises:
+        ModelError: a tokenizer was named and is not on this machine.
+    """
+    if isinstance(config, FakeEngine) and tokenizer is None:
+        from trsr.llm.fake import n_words
+
+        return TokenCounter(n_words, "words, as the fake engine counts", exact=True)
+    name = tokenizer or ("" if isinstance(config, FakeEngine) else config.model)
+    found = find_tokenizer(name)
+    if found is None and tokenizer is not None:
+        raise ModelError(
+            f"The tokenizer of {tokenizer!r} is not on this machine or the extra `hf` is not installed; "
+            "name a model folder or leave --tokenizer out."
+        )
+    if found is None:
+        how = f"{CHARACTERS_A_TOKEN} characters a token, for want of the tokenizer of {name}"
+        return TokenCounter(_counting(RoughTokenizer()), how, exact=False)
+    return TokenCounter(_counting(found), f"the tokenizer of {name}", exact=True)
+
+
+def _counting(tokenizer: Tokenizer) -> Callable[[Prompt], int]:
+    return lambda prompt: len(tokenizer.encode(tokenizer.render_chat(prompt)))

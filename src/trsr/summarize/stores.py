@@ -1,0 +1,108 @@
+"""Opens a store of summaries wherever it is; moves rows between stores and Parquet files."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import polars as pl
+
+from trsr.data.files import write_whole
+from trsr.data.tables import Spool
+from trsr.errors import DataError
+from trsr.summarize.places import is_database
+from trsr.summarize.rows import Row, Store
+from trsr.summarize.sqlite_store import SqliteStore
+
+SCHEMA = pl.Schema(
+    {
+        "key": pl.String(),
+        "text": pl.String(),
+        "error": pl.String(),
+        "model": pl.String(),
+        "template_hash": pl.String(),
+        "item_ids": pl.List(pl.String),
+        "n_prompt_tokens": pl.Int64(),
+        "n_generated_tokens": pl.Int64(),
+        "seconds": pl.Float64(),
+        "n_attempts": pl.Int64(),
+        "created_at": pl.Float64(),
+    }
+)
+"""The columns of a store as a Parquet file: those of a row, with the item ids as a list."""
+ROWS_AT_ONCE = 20_000
+
+
+def open_store(place: str | Path) -> Store:
+    """Open the store in a file or a database; a new one is made.
+
+    Raises:
+        StoreError: there is something else in that place, or the store is of a newer version.
+        OutputError: it cannot be written or reached.
+        MissingExtraError: it is a database, and the extra `postgres` is not installed.
+    """
+    if not is_database(place):
+        return SqliteStore(place)
+    from trsr.summarize.postgres import PostgresStore
+
+    return PostgresStore(str(place))
+
+
+def write_rows(file: Path, rows: Iterable[Row]) -> int:
+    """Write rows as a Parquet file in one move, and return how many; memory stays flat.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    n_rows = 0
+
+    def write(partial: Path) -> None:
+        nonlocal n_rows
+        with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as folder:
+            spool, waiting = Spool(Path(folder)), iter(rows)
+            while page := list(islice(waiting, ROWS_AT_ONCE)):
+                values = [row._replace(item_ids=json.loads(row.item_ids)) for row in page]
+                spool.append(pl.DataFrame(values, schema=SCHEMA, orient="row"))
+            n_rows = spool.rows
+            spool.scan(SCHEMA).sink_parquet(partial)
+
+    write_whole(file, write)
+    return n_rows
+
+
+def read_rows(file: Path) -> Iterator[Row]:
+    """Yield the rows of a Parquet file that `write_rows` made; memory stays flat.
+
+    Raises:
+        DataError: the file cannot be read, or holds something else.
+    """
+    try:
+        table = pl.scan_parquet(file, glob=False)
+        found = table.collect_schema()
+    except (OSError, pl.exceptions.PolarsError) as error:
+        said = str(error).splitlines()[0].rstrip(".")
+        raise DataError(f"{file} cannot be read as Parquet ({said}); name another file.") from error
+    if dict(found) != dict(SCHEMA):
+        raise DataError(
+            f"{file} has the columns {', '.join(found)}, expected those of an exported store "
+            f"({', '.join(SCHEMA)}); make it with `trsr store export`."
+        )
+    table, offset = table.select(SCHEMA.names()), 0
+    while True:
+        try:
+            page = table.slice(offset, ROWS_AT_ONCE).collect()
+        except pl.exceptions.PolarsError as error:
+            said = str(error).splitlines()[0].rstrip(".")
+            raise DataError(f"{file} is damaged ({said}); export it anew.") from error
+        if page.is_empty():
+            return
+        for values in page.iter_rows(named=True):
+            if (values["text"] is None) == (values["error"] is None):
+                raise DataError(
+                    f"{file}, key {values['key']}: expected a text or an error; name an exported store."
+                )
+            yield Row(**{**values, "item_ids": json.dumps(values["item_ids"])})
+        offset += len(page)

@@ -1,0 +1,73 @@
+"""Places of stores: what is a database, what is refused, and that no password is ever shown."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trsr.errors import ConfigError
+from trsr.summarize.places import checked, is_database, redacted, resolved
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://me:secret@host:5432/db", "postgresql://me@host:5432/db"),
+        ("postgresql://me@host/db", "postgresql://me@host/db"),
+        ("postgresql://host/db", "postgresql://host/db"),
+        ("postgresql://me:sec@ret@host/db", "postgresql://me@host/db"),
+        ("postgresql://me:sec/r?t@host/db", "postgresql://me@host/db"),
+        ("postgresql://:secret@host/db", "postgresql://@host/db"),
+        ("postgresql://host/db?user=me&password=secret", "postgresql://host/db?user=me"),
+        ("postgresql://host/db?password=secret", "postgresql://host/db"),
+        ("--store=postgresql://me:secret@host/db", "--store=postgresql://me@host/db"),
+        ("engine.base_url=http://me:secret@host/v1", "engine.base_url=http://me@host/v1"),
+        ("runs/a:b@c.sqlite", "runs/a:b@c.sqlite"),
+    ],
+)
+def test_a_password_is_taken_out_and_the_rest_stays(url: str, shown: str) -> None:
+    assert redacted(url) == shown
+    assert redacted(shown) == shown
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="@"), min_size=1).map("§{}§".format))
+def test_no_password_is_shown_however_it_is_written(password: str) -> None:
+    assert password not in redacted(f"postgresql://me:{password}@host/db")
+
+
+@pytest.mark.parametrize(
+    "place", ["a.sqlite", "/x/y z.db", "postgres://me@h/d", "postgresql+psycopg:///d?host=/s"]
+)
+def test_files_and_databases_are_taken_as_they_are(place: str) -> None:
+    assert checked(place) == place
+    assert is_database(place) == ("://" in place)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "",
+        "mysql://me:secret@h/d",
+        "postgresql://me:secret@h",
+        "postgresql://me:secret@h/",
+        "postgresql://me:sec@ret@h/d",
+        "postgresql://me:sec/ret@h/d",
+        "postgresql://me:secret@h:port/d",
+    ],
+)
+def test_a_wrong_place_is_refused_without_its_password(place: str) -> None:
+    with pytest.raises(ValueError, match="a file or postgresql://USER:PASSWORD@HOST:PORT/DATABASE") as caught:
+        checked(place)
+    with pytest.raises(ConfigError, match=r"^store: found '.*', expected a file or ") as again:
+        resolved(place)
+    assert "ret" not in f"{caught.value}{again.value}"
+
+
+def test_environment_variables_are_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRSR_TEST_PASSWORD", "p%40ss")
+    expected = "postgresql://me:p%40ss@host/db"
+    assert resolved("postgresql://me:$TRSR_TEST_PASSWORD@host/db") == expected
+    assert resolved("postgresql://me:${TRSR_TEST_PASSWORD}@host/db") == expected
+    with pytest.raises(ConfigError, match="names the environment variable TRSR_NO_SUCH, which is not set"):
+        resolved("postgresql://me:$TRSR_NO_SUCH@host/db")
