@@ -12,6 +12,7 @@ from trsr.cli.data import import_app, validate
 from trsr.cli.experiment import demo, evaluate, rank, run, train
 from trsr.cli.info import env
 from trsr.cli.models import models_app
+from trsr.cli.serve import serve
 from trsr.cli.summarize import summarize
 from trsr.errors import TrsrError
 
@@ -32,6 +33,7 @@ app.command()(rank)
 app.command()(evaluate)
 app.command()(run)
 app.command()(compare)
+app.command()(serve)
 app.command()(demo)
 app.add_typer(bench_app)
 app.add_typer(models_app)
