@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+
+if TYPE_CHECKING:
+    from shop import Shop
 
 # Before any model library is imported; tests that start processes pass these on.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -187,3 +190,12 @@ def trsr(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         return Answer(code, printed.out, printed.err)
 
     return run
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Shop]:
+    """A service with one key and an empty database; its client has the key."""
+    from shop import open_shop
+
+    with open_shop(tmp_path / "serve.sqlite") as opened:
+        yield opened

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Security
 from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from trsr.serve.envelope import Envelope
 from trsr.serve.gate import Gate
@@ -46,7 +47,6 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
         lifespan=life,
         docs_url=None,  # these pages would load scripts from elsewhere
         redoc_url=None,
-        max_body_size=settings.max_body_bytes,
         redirect_slashes=False,
     )
     metrics = Metrics(service.facts)
@@ -55,8 +55,10 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
         app.include_router(router, dependencies=key)
     app.include_router(health_router(service, metrics))
     answer_with_problems(app)
+    # From the innermost outwards. The first one counts what is read; what is announced is seen at the gate.
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
     app.add_middleware(Gate, settings=settings)
-    app.add_middleware(Envelope, metrics=metrics, log_texts=settings.log_texts)  # the outermost
+    app.add_middleware(Envelope, metrics=metrics, log_texts=settings.log_texts)
     _describe_problems(app)
     return app
 

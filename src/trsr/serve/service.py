@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from starlette.concurrency import run_in_threadpool
 
-from trsr.serve.follower import Follower
+from trsr.serve.follower import Follower, blocks_between_edits
 from trsr.serve.problems import INVALID, UNKNOWN_FIELDS, UNKNOWN_USER, Problem
 from trsr.serve.ranking import Ranked, Ranker, Ranking, Reader, Tokens, Wish
 from trsr.serve.records import Event, Profile, StoredEvent, UserSummary
@@ -52,7 +52,7 @@ class Service:
     Args:
         store: Keeps users, profiles and items that were put.
         follower: Lets profiles follow; runs in a thread of its own from `start` to `close`.
-        ranker: Answers ranking questions; its queue is closed here too.
+        ranker: Answers ranking questions; its queue is closed here too. All its parts have one catalogue.
         summariser: Says how histories are cut, and what is counted.
     """
 
@@ -67,7 +67,8 @@ class Service:
         self._to_clean = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=follower.run, args=(self._stop,), name="follower", daemon=True)
-        self._take(list(store.items()))
+        if put_before := list(store.items()):
+            ranker.retriever.put_items(put_before)
 
     @property
     def model_name(self) -> str:
@@ -103,7 +104,16 @@ class Service:
         queue = {"model_waiting": counted.pop("waiting")}
         queue.update((f"model_{name}_total", value) for name, value in counted.items())
         store = {f"store_{name}": value for name, value in self.store.facts().items()}
-        return {**queue, **store}
+        written = self.follower.totals
+        profiles = {
+            "profile_updates_total": float(self.follower.n_updates),
+            "llm_calls_total": float(written.n_calls_made),
+            "llm_failed_calls_total": float(written.n_calls_failed),
+            "llm_known_calls_total": float(written.n_calls_known),
+            "llm_prompt_tokens_total": float(written.n_prompt_tokens),
+            "llm_generated_tokens_total": float(written.n_generated_tokens),
+        }
+        return {**queue, **store, **profiles}
 
     # Users
 
@@ -126,7 +136,8 @@ class Service:
         if not events:
             raise _unknown(user_id)
         profiles = self.store.profiles(user_id)
-        blocks = self.summariser.blocks([event.item_id for event in events])
+        edits = [profile.n_items for profile in profiles if profile.author == "person"]
+        blocks = blocks_between_edits([event.item_id for event in events], self.summariser, edits)
         texts = _block_texts(blocks, self.store.user_summaries(user_id))
         n_seen = profiles[-1].n_items if profiles else 0
         return User(user_id, events, list(zip(blocks, texts, strict=True)), profiles, n_seen < len(events))
@@ -191,13 +202,8 @@ class Service:
         with self._items_lock:  # the store and the memory must agree on which change was the last
             n_added = len({item.item_id for item in items if item.item_id not in self.catalogue})
             self.store.put_items(items)
-            self._take(items)
-        return n_added
-
-    def _take(self, items: Sequence[Item]) -> None:
-        if items:
-            self.ranker.recommender.put_items(items)
             self.ranker.retriever.put_items(items)
+        return n_added
 
     # Rankings
 
