@@ -154,15 +154,17 @@ class Service:
         Raises:
             Problem: there is no such user or version.
         """
+        if self.store.history(user_id) is None:
+            raise _unknown(user_id)
         profiles = self.store.profiles(user_id)
         newest = profiles[-1] if profiles else None
-        if newest is not None and newest.author == "person" and newest.text == text:
-            return newest
         seen = newest
         if version is not None:
             seen = next((profile for profile in profiles if profile.version == version), None)
-            if seen is None and self.store.history(user_id) is not None:
+            if seen is None:
                 raise Problem(INVALID, f"The profile has no version {version}; name one that it has.")
+        if newest is not None and newest.author == "person" and newest.text == text:
+            return newest
         added = self.store.add_profile(user_id, text, "person", seen.n_items if seen else 0)
         if added is None:
             raise _unknown(user_id)
