@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from trsr.errors import OutputError, StoreError
 
@@ -43,7 +43,11 @@ MIGRATIONS = (
 
 @dataclass(frozen=True, slots=True)
 class StoredCall:
-    """One finished or failed call: exactly one of `text` and `error` is set."""
+    """One finished or failed call: exactly one of `text` and `error` is set.
+
+    `user_ids` are the users whose profiles waited for it when it arrived. It is no part of what the call is;
+    a store that can forget users needs it.
+    """
 
     key: str
     text: str | None
@@ -54,6 +58,19 @@ class StoredCall:
     n_prompt_tokens: int
     n_generated_tokens: int
     seconds: float
+    user_ids: tuple[str, ...] = ()
+
+
+class TextStore(Protocol):
+    """What `summarize.run` needs of a store: to find texts by their keys, and to keep new ones."""
+
+    def texts(self, keys: Sequence[str]) -> dict[str, str]:
+        """Return the known texts among `keys`; failed calls are not known."""
+        ...
+
+    def put(self, call: StoredCall) -> None:
+        """Commit one result. A failed call is replaced and its attempts counted; a text is never."""
+        ...
 
 
 class SummaryStore:

@@ -1,0 +1,1 @@
+"""Serves recommendations over HTTP while profiles follow what users do."""
