@@ -135,8 +135,8 @@ class ServeStore(TextStore, Protocol):
     def finish(self, update: PendingUpdate, expected_version: int) -> None:
         """Take an update that has nothing to add out of the queue.
 
-        It stays if there are newer events, if the newest version is not `expected_version` (0 for none), or if
-        the user is not the one of `update.ticket`.
+        It stays if there are newer events, if the newest version is not `expected_version` (0 for none), or
+        if the user is not the one of `update.ticket`.
         """
         ...
 
