@@ -189,7 +189,7 @@ class ServeStore(TextStore, Protocol):
     def facts(self) -> dict[str, float]:
         """Return counts for metrics.
 
-        `users`, `events`, `items`, `profiles` (versions), `edits`, `summaries`, `pending` (updates),
+        `users`, `events`, `items`, `profiles` (versions), `edits`, `pending` (updates),
         `failing` (of these, with a failed attempt), `oldest_pending_seconds`, and `items_behind`: the events
         that the profiles of pending users have not seen.
         """
