@@ -1,9 +1,9 @@
 """The service's store in one SQLite file: users, events, profiles, summaries, the queue and the catalogue.
 
-One connection, one lock. SQLite writes one transaction at a time anyway, and its transactions belong to the
-connection, not to the thread: without the lock two threads would write into one another's. Statements take
-well under a millisecond and never wait for a model, so readers lose little. `synchronous = FULL` makes a
-commit wait for the disk: what was acknowledged survives a power cut too.
+Two connections, one that writes and one that reads, each with a lock. SQLite writes one transaction at a time
+anyway, and its transactions belong to the connection, not to the thread: without the lock two threads would
+write into one another's. A commit that was acknowledged to somebody waits for the disk (`synchronous = FULL`:
+it survives a power cut too); what can be made again, such as summaries, does not. Readers wait for neither.
 """
 
 from __future__ import annotations
@@ -42,21 +42,25 @@ class SqliteServeStore:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._db = open_sqlite(self.path, WHAT, APPLICATION_ID, MIGRATIONS, many_threads=True)
-        self._db.execute("PRAGMA synchronous = FULL")
         self._db.execute("PRAGMA secure_delete = ON")
-        self._summaries = SummaryTable(self._db)
-        self._lock = threading.Lock()
+        self._reader = sqlite3.connect(self.path, isolation_level=None, timeout=30.0, check_same_thread=False)
+        self._reader.execute("PRAGMA query_only = ON")
+        self._write_lock = threading.Lock()
+        self._read_lock = threading.Lock()
         self._work = threading.Event()
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, as_one_sentence(self.path, WHAT):
-            yield self._db
+        """Give the connection for one SELECT after another; all see what was committed before."""
+        with self._read_lock, as_one_sentence(self.path, WHAT):
+            yield self._reader
 
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """Commit at the end, or leave everything as it was."""
-        with self._reading() as db:
+    def _writing(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
+        """Commit at the end, on disk if it is to be durable, or leave everything as it was."""
+        with self._write_lock, as_one_sentence(self.path, WHAT):
+            db = self._db
+            db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
@@ -163,7 +167,7 @@ class SqliteServeStore:
         ticket: int | None = None,
     ) -> Profile | None:
         """Add a version of a user's profile, or return None where it no longer fits."""
-        with self._writing() as db:
+        with self._writing(durable=author == "person") as db:
             user = steps.find_user(db, user_id)
             if user is None or ticket not in (None, user.uid) or n_items > user.n_events:
                 return None
@@ -197,15 +201,15 @@ class SqliteServeStore:
 
     def texts(self, keys: Sequence[str]) -> dict[str, str]:
         """Return the known summaries among `keys`; failed calls are not known."""
-        with self._reading():
-            return self._summaries.texts(keys)
+        with self._reading() as db:
+            return SummaryTable(db).texts(keys)
 
     def put(self, call: StoredCall) -> None:
         """Commit one result, unless none of the users it was written for is still there."""
-        with self._writing() as db:
+        with self._writing(durable=False) as db:
             users = [user for user_id in call.user_ids if (user := steps.find_user(db, user_id)) is not None]
             if users:
-                self._summaries.put(call)
+                SummaryTable(db).put(call)
                 steps.own_drafts(db, [user.uid for user in users], call.key)
 
     # The queue of updates
@@ -234,7 +238,7 @@ class SqliteServeStore:
 
     def finish(self, update: PendingUpdate, expected_version: int) -> None:
         """Take an update that has nothing to add out of the queue, unless something came in between."""
-        with self._writing() as db:
+        with self._writing(durable=False) as db:
             user = steps.find_user(db, update.user_id)
             if user is None or user.uid != update.ticket:
                 return
@@ -243,7 +247,7 @@ class SqliteServeStore:
 
     def fail(self, update: PendingUpdate, error: str) -> None:
         """Count a failed attempt and put the next one off."""
-        with self._writing() as db:
+        with self._writing(durable=False) as db:
             steps.put_off(db, update.ticket, error)
 
     def wait(self, seconds: float) -> None:
@@ -292,10 +296,10 @@ class SqliteServeStore:
 
     def vacuum(self) -> None:
         """Write the database anew, so that no byte of what was deleted is left in the file or its `-wal`."""
-        with self._reading() as db:
-            db.execute("VACUUM")
+        with self._write_lock, self._read_lock, as_one_sentence(self.path, WHAT):
+            self._db.execute("VACUUM")
             # In WAL mode the new pages went to the `-wal` file, beside the old ones.
-            (busy, _, _) = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            (busy, _, _) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise OutputError(
                 f"The {WHAT} {self.path} is in use by another process, so that deleted texts may still be in "
@@ -335,5 +339,6 @@ class SqliteServeStore:
 
     def close(self) -> None:
         """Close the file; safe to call twice."""
-        with self._lock:
+        with self._write_lock, self._read_lock:
+            self._reader.close()
             self._db.close()

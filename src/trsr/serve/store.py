@@ -1,7 +1,8 @@
 """The seam between the service and its database: everything that is known of users and items.
 
-What a method has returned from is kept, whatever happens to the process. All methods may be called from
-several threads at once.
+What a method has returned from is kept, whatever happens to the process. Events, imports, edits, items and
+deletions also survive a power cut; what the model made may be lost by one, and is then made again. All
+methods may be called from several threads at once.
 """
 
 from __future__ import annotations
