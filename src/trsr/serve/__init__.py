@@ -1,0 +1,1 @@
+"""Serves recommendations while it learns: events in, profiles that follow, candidates ranked."""
