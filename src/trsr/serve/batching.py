@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Self
 
-from trsr.errors import Overloaded
+from trsr.errors import OverloadedError
 from trsr.serve.questions import Question, Scored
 from trsr.serve.recommender import Recommender
 
@@ -28,10 +28,10 @@ class ModelQueue:
         """Queue questions; the future gets their answers in their order, or the first error among them.
 
         A future that is cancelled, or whose `deadline` (seconds from now) has passed when its turn comes, is
-        never scored; the latter gets `Overloaded`.
+        never scored; the latter gets `OverloadedError`.
 
         Raises:
-            Overloaded: the queue is full or closed; `retry_after` is in seconds.
+            OverloadedError: the queue is full or closed; `retry_after` is in seconds.
         """
         raise NotImplementedError
 
@@ -42,7 +42,7 @@ class ModelQueue:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Answer what was taken, refuse what waits (`Overloaded`), end the thread; safe to call twice."""
+        """Answer what was taken, refuse what waits (`OverloadedError`), end the thread; safe to call twice."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:
