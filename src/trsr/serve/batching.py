@@ -154,7 +154,7 @@ class ModelQueue:
             live = [one for one in batch if one.future.set_running_or_notify_cancel()]
             if live:
                 self._answer(live)
-        for submission in self._waiting:
+        for submission in self._waiting:  # nothing is added to a closed queue
             _refuse(submission, "The service is stopping; ask again later.", MIN_RETRY_SECONDS)
 
     def _take(self) -> tuple[list[_Submission], list[_Submission], float]:
@@ -177,6 +177,7 @@ class ModelQueue:
         """Score a batch and settle each future as soon as its last answer is there."""
         owners = [(one, place) for one in batch for place in range(len(one.questions))]
         started = time.perf_counter()
+        problem: Exception = RuntimeError("The model left a question without an answer.")
         try:
             questions = [one.questions[place] for one, place in owners]
             for number, answer in self.recommender.answers(questions):
@@ -184,9 +185,10 @@ class ModelQueue:
                 submission, place = owners[number]
                 submission.take(place, answer)
         except Exception as error:  # a mistake of ours must not end the only thread that answers
-            for submission in batch:
-                if not submission.future.done():
-                    submission.future.set_exception(error)
+            problem = error
+        for submission in batch:
+            if not submission.future.done():
+                submission.future.set_exception(problem)
         seconds = time.perf_counter() - started
         with self._changed:
             each = seconds / len(owners)

@@ -23,7 +23,7 @@ class Retriever:
     """Finds unseen items by the words of a profile and of recent items.
 
     The formula is Lucene's BM25 with k1 = 1.5, b = 0.75, as in `trsr.rank.baselines.Bm25Ranker`; a word said
-    twice counts twice. Items of equal score, those that no word finds among them, come the most popular first.
+    twice counts twice. Among items of equal score, such as those that no word finds, the popular come first.
 
     Args:
         catalogue: The items.
@@ -75,9 +75,8 @@ class Retriever:
         index = self._index  # one and the same throughout, whatever is put meanwhile
         for field in filters or {}:
             if field not in self.category_fields:
-                raise DataError(
-                    f"Found a filter on {field!r}; expected one of {', '.join(self.category_fields) or 'none'}."
-                )
+                known = ", ".join(self.category_fields) or "none, the data has no category fields"
+                raise DataError(f"Found a filter on {field!r}; expected {known}.")
         recent = history[-self.n_recent :] if self.n_recent else []
         scores = index.scores(self._split(" ".join([profile, *map(self._text, recent)])))
         allowed = np.ones(len(index.item_ids), dtype=bool)
@@ -119,7 +118,8 @@ class Retriever:
         by_value: dict[tuple[str, str], list[int]] = {}
         for row, item in enumerate(items):
             for field in self.category_fields:
-                for value in {_folded(v) for v in (item.fields.get(field, ""), *field_values(item, [field]))}:
+                whole = item.fields.get(field, "")
+                for value in {_folded(text) for text in (whole, *field_values(item, [field])) if text}:
                     by_value.setdefault((field, value), []).append(row)
         return _Index(
             item_ids=[item.item_id for item in items],
