@@ -18,9 +18,23 @@ from trsr.types import Item
 
 FIELDS = ("category", "title", "brand")
 KINDS = ("garden tools", "paper, office", "string lights")
-WORDS = "lamp rope seed clay desk pen glue wire soap fork bowl vase drum coat sock tent".split()
+WORDS = (
+    "lamp",
+    "rope",
+    "seed",
+    "clay",
+    "desk",
+    "pens",
+    "glue",
+    "wire",
+    "soap",
+    "fork",
+    "bowl",
+    "vase",
+    "drum",
+)
 ITEMS = {
-    f"i{n}": Item(f"i{n}", {"category": KINDS[n % 3], "title": f"{WORDS[n % 16]} {WORDS[n * 7 % 16]} {n}"})
+    f"i{n}": Item(f"i{n}", {"category": KINDS[n % 3], "title": f"{WORDS[n % 13]} {WORDS[n * 7 % 13]} {n}"})
     for n in range(40)
 }
 HISTORY = ("i1", "i4", "i2", "i9", "i7")

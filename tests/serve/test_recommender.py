@@ -62,8 +62,9 @@ def test_a_user_who_comes_again_is_not_read_again_and_gets_the_same_margins(tiny
 
 
 def test_other_candidates_of_a_user_find_the_prefix_too_even_where_it_was_cut(tiny_model: Path) -> None:
-    recommender = tiny_recommender(tiny_model, max_tokens=420)
     ask = Ask(HISTORY, PROFILE * 4, ("i10",))
+    n_whole = int(tiny_recommender(tiny_model).score([ask])[0].n_prompt_tokens[0])
+    recommender = tiny_recommender(tiny_model, max_tokens=n_whole - 5)
     assert recommender.score([ask])[0].n_cut_tokens > 0
     assert recommender.score([replace(ask, candidates=("i33", "i5"))])[0].cached
 
@@ -110,9 +111,8 @@ class TestOneWrongQuestion:
         assert "Document 0 has" in str(found[2]) or "Document 1 has" in str(found[2])
 
     def test_a_candidate_too_long_for_the_prompt_is_named(self) -> None:
-        recommender = fake_recommender(max_tokens=420)
+        recommender = fake_recommender(max_tokens=60)
         with pytest.raises(BudgetError, match="'i12' among the candidates"):
-            recommender.builder.config = recommender.builder.config.model_copy(update={"max_tokens": 60})
             recommender.score([Ask((), "", ("i9", "i12"))])
 
     def test_a_model_that_fails_at_one_answers_the_others(self) -> None:
@@ -162,7 +162,7 @@ class TestRerank:
         assert "Candidate: (no description)<|im_end|>" in empty
 
     def test_a_small_prompt_leaves_half_of_itself_to_a_document(self) -> None:
-        assert "Candidate: " + "x" * 250 + "<|im_end|>" in self.asked("q", ["x" * 999], max_tokens=500)[0]
+        assert "Candidate: " + "x" * 255 + "<|im_end|>" in self.asked("q", ["x" * 999], max_tokens=510)[0]
 
     def test_a_long_document_changes_no_other_margin(self) -> None:
         recommender = fake_recommender(max_tokens=700)
