@@ -84,7 +84,7 @@ def test_an_item_changed_later_is_read_as_it_is_now() -> None:
     recommender.put_items([Item("i12", {"title": "quite another thing"})])
     after = recommender.score(ASKS)[0].margins
     assert [bool(same) for same in before == after] == [True, True, False, True, True, True]
-    assert recommender.text_of("i12") == "Title: quite anoth"  # 12 bytes are its tokens
+    assert recommender.text_of("i12") == "Title: quite anothe"  # 12 bytes are its tokens
 
 
 class TestOneWrongQuestion:
