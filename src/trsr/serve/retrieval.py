@@ -70,7 +70,7 @@ class Retriever:
             filters: For each field the value that an item must have among its values, in any case.
 
         Raises:
-            DataError: a filter names a field that is no category field, or one of the newest items is unknown.
+            DataError: a filter names a field that is no category field, or a newest item is unknown.
         """
         index = self._index  # one and the same throughout, whatever is put meanwhile
         for field in filters or {}:
