@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx2
 import pytest
 from conftest import Answer
 
+from trsr.data.tables import Dataset
 from trsr.serve.auth import key_hash
+from trsr.serve.sqlite_store import SqliteServeStore
 
 Trsr = Callable[..., Answer]
 
@@ -50,3 +56,30 @@ def test_a_folder_that_is_no_run_is_one_line(trsr: Trsr, tmp_path: Path) -> None
     assert answer.code == 2
     assert answer.err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_served_run_keeps_events_and_ends_in_order(finished_run: Path, tmp_path: Path) -> None:
+    database = tmp_path / "serve.sqlite"
+    command = [sys.executable, "-m", "trsr", "serve", finished_run, "--port", "0", "--db", database]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if line.startswith("Serving"):
+                break
+        (address,) = re.findall(r"http://127\.0\.0\.1:\d+", said[-1])
+        item = next(iter(Dataset.open(finished_run / "data").catalogue()))
+        body = {"events": [{"event_id": "1", "item_id": item}]}
+        posted = httpx2.post(f"{address}/v1/users/ann/events", json=body, timeout=60)
+        process.send_signal(signal.SIGTERM)
+        rest = process.stderr.read()
+    assert posted.status_code == 202, rest
+    assert process.returncode == -signal.SIGTERM
+    assert "Traceback" not in rest
+    assert '"route": "/v1/users/{user_id}/events"' in rest
+    assert "ann" not in rest
+    store = SqliteServeStore(database)
+    assert [event.item_id for event in store.events("ann")] == [item]
+    store.close()

@@ -28,7 +28,8 @@ def test_a_caller_is_known_by_the_hash_of_their_key() -> None:
 
 
 @pytest.mark.parametrize(
-    "header", ["", "Bearer", "Bearer ", "Bearer wrong", "Basic {key}", "{key}", "Bearer {key}x", "Bearer {hash}"]
+    "header",
+    ["", "Bearer", "Bearer ", "Bearer wrong", "Basic {key}", "{key}", "Bearer {key}x", "Bearer {hash}"],
 )
 def test_nothing_else_opens(header: str) -> None:
     key = new_key()

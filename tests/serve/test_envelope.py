@@ -57,8 +57,13 @@ def use_texts(shop: Shop) -> None:
 def test_the_log_has_routes_and_times_but_no_people(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     use_texts(shop)
-    lines = [json.loads(r.getMessage()) for r in caplog.records if r.name == "trsr.serve" and "{" in r.getMessage()]
-    assert [line["route"] for line in lines][:2] == ["/v1/users/{user_id}/events", "/v1/users/{user_id}/profile"]
+    lines = [
+        json.loads(r.getMessage()) for r in caplog.records if r.name == "trsr.serve" and "{" in r.getMessage()
+    ]
+    assert [line["route"] for line in lines][:2] == [
+        "/v1/users/{user_id}/events",
+        "/v1/users/{user_id}/profile",
+    ]
     assert [line["status"] for line in lines][:3] == [202, 200, 422]
     assert all(line["ms"] >= 0 and line["caller"].startswith("key-") for line in lines)
     said = " ".join(record.getMessage() for record in caplog.records if record.name.startswith("trsr"))

@@ -38,7 +38,9 @@ def test_every_address_needs_the_key(shop: Shop, method: str, path: str, header:
 
 def test_every_address_of_the_description_is_in_that_list(shop: Shop) -> None:
     paths = shop.client.get("/openapi.json").json()["paths"]
-    described = {(method.upper(), path.replace("{user_id}", "u")) for path, ms in paths.items() for method in ms}
+    described = {
+        (method.upper(), path.replace("{user_id}", "u")) for path, ms in paths.items() for method in ms
+    }
     assert described - {("GET", "/healthz"), ("GET", "/readyz")} <= set(ADDRESSES)
 
 

@@ -43,7 +43,10 @@ OPERATIONS = [
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     """A started service with a user."""
-    with open_shop(tmp_path_factory.mktemp("shop") / "serve.sqlite", requests_per_minute=10**6) as shop, shop.client:
+    with (
+        open_shop(tmp_path_factory.mktemp("shop") / "serve.sqlite", requests_per_minute=10**6) as shop,
+        shop.client,
+    ):
         shop.buy("ann", "i1", "i2", "i3", "i4")
         yield shop
 
@@ -68,7 +71,9 @@ def test_every_operation_is_described_with_an_example_and_its_refusals(descripti
             assert {"400", "401", "413", "422", "429"} <= set(what["responses"])
             assert what["security"] == [{"HTTPBearer": []}]
             refused = what["responses"]["422"]["content"]
-            assert refused == {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+            assert refused == {
+                "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}
+            }
 
 
 def test_the_examples_are_valid(running: Shop, description: dict[str, Any]) -> None:
@@ -82,7 +87,9 @@ def test_the_examples_are_valid(running: Shop, description: dict[str, Any]) -> N
                 changed = {**example, **({"model": None} if "model" in example else {})}
                 changed |= {"version": None} if "version" in example else {}
                 address = path.replace("{user_id}", "u1")
-                running.client.post("/v1/users/u1/events", json={"events": [{"event_id": "0", "item_id": "i1"}]})
+                running.client.post(
+                    "/v1/users/u1/events", json={"events": [{"event_id": "0", "item_id": "i1"}]}
+                )
                 answer = running.client.request(method, address, json=changed)
                 assert answer.status_code < 300, answer.text
 
@@ -94,7 +101,11 @@ def test_nothing_breaks_the_server(
     running: Shop, description: dict[str, Any], method: str, path: str, mode: GenerationMode
 ) -> None:
     operation = schemathesis.openapi.from_dict(description)[path][method]
-    if mode is GenerationMode.NEGATIVE and "parameters" not in operation.definition.raw and not operation.body:
+    if (
+        mode is GenerationMode.NEGATIVE
+        and "parameters" not in operation.definition.raw
+        and not operation.body
+    ):
         pytest.skip("there is nothing to get wrong")
 
     @seed(20_261_123)

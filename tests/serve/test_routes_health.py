@@ -42,7 +42,9 @@ def numbers(shop: Shop) -> dict[str, float]:
     assert answer.headers["content-type"].startswith("text/plain; version=")
     families = text_string_to_metric_families(answer.text)
     return {
-        " ".join([sample.name, *(f"{k}={v}" for k, v in sorted(sample.labels.items()) if k != "le")]): sample.value
+        " ".join(
+            [sample.name, *(f"{k}={v}" for k, v in sorted(sample.labels.items()) if k != "le")]
+        ): sample.value
         for family in families
         for sample in family.samples
     }

@@ -1,4 +1,4 @@
-"""Rankings over HTTP: documents for a profile, items for a user, each with its reasons; refused when too much."""
+"""Rankings over HTTP: documents for a profile, items for a user, with reasons; refused when too much."""
 
 from __future__ import annotations
 
@@ -78,7 +78,9 @@ def test_the_best_documents_can_be_returned_with_their_texts(shop: Shop) -> None
         ({"documents": ["x"] * 201}, 413, "too-large"),
     ],
 )
-def test_what_cannot_be_reranked_is_refused(shop: Shop, change: dict[str, Any], status: int, kind: str) -> None:
+def test_what_cannot_be_reranked_is_refused(
+    shop: Shop, change: dict[str, Any], status: int, kind: str
+) -> None:
     answer = shop.client.post("/v1/rerank", json={"query": "q", "documents": ["d"], **change})
     assert (answer.status_code, answer.json()["type"]) == (status, f"urn:trsr:problem:{kind}")
 
@@ -187,7 +189,9 @@ def test_an_explanation_leaves_out_each_recent_item_and_sentence(shop: Shop) -> 
         ({"history": ["i1"], "candidates": [f"i{n}" for n in range(201)]}, 413, "too-large"),
     ],
 )
-def test_what_cannot_be_recommended_is_refused(shop: Shop, body: dict[str, Any], status: int, kind: str) -> None:
+def test_what_cannot_be_recommended_is_refused(
+    shop: Shop, body: dict[str, Any], status: int, kind: str
+) -> None:
     answer = shop.client.post("/v1/recommend", json=body)
     assert (answer.status_code, answer.json()["type"]) == (status, f"urn:trsr:problem:{kind}")
 

@@ -126,7 +126,12 @@ def test_a_persons_words_are_kept_and_built_upon(shop: Shop) -> None:
     answer = shop.client.put("/v1/users/ann/profile", json={"text": mine})
     assert answer.status_code == 200
     profile = answer.json()
-    assert (profile["version"], profile["author"], profile["text"], profile["n_items"]) == (2, "person", mine, 3)
+    assert (profile["version"], profile["author"], profile["text"], profile["n_items"]) == (
+        2,
+        "person",
+        mine,
+        3,
+    )
     shop.buy("ann", "i4")
     shop.follow()
     versions = shop.client.get("/v1/users/ann").json()["versions"]

@@ -75,7 +75,9 @@ def test_an_open_request_is_answered_before_the_end(tmp_path: Path, monkeypatch:
 
         def post() -> None:
             headers = {"Authorization": f"Bearer {KEY}"}
-            found.append(httpx2.post(f"{address}/v1/users/ann/events", json=body, headers=headers).status_code)
+            found.append(
+                httpx2.post(f"{address}/v1/users/ann/events", json=body, headers=headers).status_code
+            )
 
         thread = threading.Thread(target=post)
         thread.start()

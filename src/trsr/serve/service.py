@@ -66,7 +66,9 @@ class Service:
         self._clean_lock = threading.Lock()
         self._to_clean = False
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=follower.run, args=(self._stop,), name="follower", daemon=True)
+        self._thread = threading.Thread(
+            target=follower.run, args=(self._stop,), name="trsr-follower", daemon=True
+        )
         if put_before := list(store.items()):
             ranker.retriever.put_items(put_before)
 
@@ -82,12 +84,14 @@ class Service:
         self._thread.start()
 
     def close(self) -> None:
-        """End the threads and close the store; what is unfinished is taken up by the next start."""
+        """End the threads, close engine and store; what is unfinished is taken up by the next start."""
         self._stop.set()
         self.store.wake()
         if self._thread.is_alive():
             self._thread.join()
         self.ranker.queue.close()
+        if self.follower.engine is not None:
+            self.follower.engine.close()
         self.clean()
         self.store.close()
 
