@@ -41,7 +41,7 @@ def test_to_listen_to_others_without_a_key_is_refused(
 def test_nothing_to_serve_is_a_wrong_use(trsr: Trsr) -> None:
     answer = trsr("serve")
     assert (answer.code, answer.out) == (2, "")
-    assert "give a run or model folder" in answer.err
+    assert "give a run folder or a model folder" in answer.err
 
 
 def test_a_taken_port_is_said_before_anything_is_loaded(trsr: Trsr, tmp_path: Path) -> None:
