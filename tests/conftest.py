@@ -7,11 +7,14 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 from postgres_server import Server, find_binaries, running_server
+
+if TYPE_CHECKING:
+    from shop import Shop
 
 # Before any model library is imported; tests that start processes pass these on.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -217,3 +220,12 @@ def postgres_url(postgres: Server) -> str:
         connection.execute(sqlalchemy.text(f"CREATE SCHEMA {name}"))
     engine.dispose()
     return f"{postgres.url('postgres')}?connect_timeout=60&options=-csearch_path%3D{name}"
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Shop]:
+    """A service with one key and an empty database; its client has the key."""
+    from shop import open_shop
+
+    with open_shop(tmp_path / "serve.sqlite") as opened:
+        yield opened

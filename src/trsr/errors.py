@@ -13,6 +13,7 @@
     │   ├── RunMismatchError      a run or model folder made by another configuration
     │   └── OutputError           a folder that cannot be written: read-only, or the disk is full
     ├── MissingExtraError         an optional dependency is not installed
+    ├── OverloadedError           a service has more questions than it can answer in time
     └── EngineError               a language model engine failed; `retryable` says whether to try again
 
 A message is one sentence: what was found, what was expected, what to do.
@@ -91,6 +92,17 @@ class MissingExtraError(TrsrError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"The package {package!r} is not installed: run `pip install 'trsr[{extra}]'`.")
+
+
+class OverloadedError(TrsrError):
+    """A question was not asked of the model: too many wait, or its time is over.
+
+    `retry_after` is in seconds, above 0.
+    """
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class EngineError(TrsrError):

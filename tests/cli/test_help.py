@@ -25,6 +25,8 @@ NAMES = {
         "rank",
         "evaluate",
         "run",
+        "compare",
+        "serve",
         "demo",
         "bench",
         "models",
@@ -34,7 +36,10 @@ NAMES = {
     ),
 }
 # What only commands at work may import; each costs a tenth of a second or more.
-HEAVY = ("torch", "transformers", "polars", "matplotlib", "pydantic", "numpy", "peft", "jinja2", "openai")
+HEAVY = (
+    *("torch", "transformers", "polars", "matplotlib", "pydantic", "numpy", "peft", "jinja2", "openai"),
+    *("fastapi", "uvicorn"),
+)
 
 
 def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

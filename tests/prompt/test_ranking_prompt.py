@@ -231,3 +231,52 @@ class Melting(FakeTokenizer):
 def test_an_answer_that_melts_into_the_prompt_is_refused(n_tokens: int) -> None:
     with pytest.raises(ModelError, match="'yes' melts into the text before it for this model, one is needed"):
         builder(tokenizer=Melting(n_tokens)).labels()
+
+
+def test_with_room_kept_the_prefix_does_not_depend_on_the_candidates() -> None:
+    made = PromptBuilder(
+        load_ranking_template("generic", "any"),
+        PromptConfig(max_tokens=520),
+        TOKENIZER,
+        lambda item: f"Title: {item}",
+    )
+    profile = "likes lamps and much else " * 30
+    short, long = "cap", "a much longer thing"
+    room = len(made.suffix(long))
+    cut = made.build([], profile, [short], room=room)
+    assert made.build([], profile, [short, long], room=room).group.prefix == cut.group.prefix
+    assert made.build([], profile, [short]).fitted.n_tokens_cut < cut.fitted.n_tokens_cut
+    assert len(cut.group.prefix) + room <= 520
+
+
+def test_a_special_token_that_no_chat_format_marks_is_broken_up_wherever_it_stands() -> None:
+    class Masking(FakeTokenizer):
+        special_texts = (*FakeTokenizer.special_texts, "[MASK]", "!")
+
+    made = PromptBuilder(
+        load_ranking_template("generic", "any"),
+        PromptConfig(max_tokens=4096),
+        Masking(),
+        lambda item: f"Title: {item} [MASK]!",
+    )
+    text = prompts(made, "Likes [MASK][MASK].", ["a"])[0]
+    assert "[MASK]" not in text
+    assert text.count("[ MASK]") == 4
+    assert "[ MASK]!" in text  # one letter cannot be broken up, and must stay readable
+
+
+def test_a_text_given_in_words_has_the_suffix_of_the_item_that_reads_so() -> None:
+    made = builder()
+    assert made.text_suffix(item_text("i3")) == made.suffix("i3")
+    joined = made.join([item_text(i) for i in HISTORY[-5:]], PROFILE, [made.suffix("i10")])
+    assert joined == made.build(HISTORY, PROFILE, ["i10"])
+
+
+def test_an_item_whose_text_changes_is_read_anew() -> None:
+    texts = {"a": "Title: lamp"}
+    made = PromptBuilder(
+        load_ranking_template("generic", "any"), PromptConfig(), TOKENIZER, lambda item: texts[item]
+    )
+    before = made.suffix("a")
+    texts["a"] = "Title: rope"
+    assert TOKENIZER.decode(made.suffix("a")) == TOKENIZER.decode(before).replace("lamp", "rope")

@@ -51,3 +51,14 @@ def test_memory_is_counted_and_never_above_its_bound(puts: list[tuple[int, int]]
         kept = [cache.get("", (t,)) for t in range(6)]
         assert cache.n_bytes == sum(kv.n_bytes for kv in kept if kv) <= 80
         assert len(cache) == sum(kv is not None for kv in kept)
+
+
+def test_asking_whether_a_prefix_is_there_is_no_use_of_it() -> None:
+    cache = PrefixCache(20)
+    for token in (1, 2):
+        cache.put("a", (token,), known(10))
+    assert cache.holds("a", [1])
+    assert not cache.holds("b", [1])
+    assert (cache.n_hits, cache.n_misses) == (0, 0)
+    cache.put("a", (3,), known(10))
+    assert not cache.holds("a", [1])  # it was still the least recently used

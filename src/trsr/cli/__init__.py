@@ -13,6 +13,7 @@ from trsr.cli.experiment import demo, evaluate, rank, run, train
 from trsr.cli.info import env
 from trsr.cli.models import models_app
 from trsr.cli.plan import plan
+from trsr.cli.serve import serve
 from trsr.cli.store import store_app
 from trsr.cli.summarize import summarize
 from trsr.errors import TrsrError
@@ -35,6 +36,7 @@ app.command()(rank)
 app.command()(evaluate)
 app.command()(run)
 app.command()(compare)
+app.command()(serve)
 app.command()(demo)
 app.add_typer(bench_app)
 app.add_typer(models_app)

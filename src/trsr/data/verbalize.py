@@ -67,7 +67,7 @@ def verbalize_item(
         raise ValueError(f"max_field_tokens is {max_field_tokens}; it must be at least 1")
     parts = []
     for field in item.fields if fields is None else fields:
-        value = _value(item.fields.get(field, ""), max_field_tokens, tokenizer)
+        value = capped_line(item.fields.get(field, ""), max_field_tokens, tokenizer)
         if value:
             parts.append(f"{_label(field)} {value}")
     return "; ".join(parts) or NO_TEXT
@@ -80,7 +80,8 @@ def _label(field: str) -> str:
     return plain_line(f"{words[:1].upper()}{words[1:]}:")
 
 
-def _value(raw: str, cap: int | None, tokenizer: Tokenizer | None) -> str:
+def capped_line(raw: str, cap: int | None, tokenizer: Tokenizer | None) -> str:
+    """Return a raw text as a plain line without markup, of at most `cap` tokens (see `verbalize_item`)."""
     if cap is None:
         return plain_line(_without_html(raw))
     text = raw[: max(_MIN_RAW_CHARACTERS, _CHARACTERS_A_TOKEN * cap)]

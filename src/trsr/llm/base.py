@@ -118,6 +118,11 @@ class ScoringGroup:
 class Tokenizer(Protocol):
     """Text to token ids and back; special tokens in `encode` are only those written in the text."""
 
+    @property
+    def special_texts(self) -> tuple[str, ...]:
+        """The texts that `encode` turns into special tokens, those of the chat format among them."""
+        ...
+
     def encode(self, text: str) -> list[int]:
         """Return the token ids of `text`, with no token added around it."""
         ...

@@ -37,6 +37,8 @@ class HfTokenizer:
                 f"The folder {folder} holds no tokenizer that can be read ({_first_line(error)}); "
                 "use a whole model."
             ) from error
+        added = [token.content for token in self.hf.added_tokens_decoder.values() if token.special]
+        self.special_texts: tuple[str, ...] = tuple(dict.fromkeys([*self.hf.all_special_tokens, *added]))
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`; nothing is added around it."""

@@ -17,10 +17,10 @@ import polars as pl
 from trsr.config import RankerName, RunConfig, variants_of
 from trsr.data.files import write_whole
 from trsr.data.fitting import fit_events
-from trsr.llm import models
-from trsr.llm.adapter import check_adapter, quiet_peft, read_adapter_info
+from trsr.llm.adapter import read_adapter_info
 from trsr.pipeline.baselines import check_baselines, make_baseline
 from trsr.pipeline.progress import Bar, bar
+from trsr.pipeline.scorer import open_scorer
 from trsr.pipeline.variants import variant_scores
 from trsr.pipeline.workbench import Workbench
 from trsr.rank.base import ExampleScores, Ranker, sigmoid
@@ -212,28 +212,8 @@ def make_ranker(bench: Workbench, name: RankerName) -> Ranker:  # noqa: PLR0911 
 
 def _llm_ranker(bench: Workbench, name: RankerName) -> Ranker:
     """Load the base model, with the run's adapter merged in for `llm`."""
-    from trsr.llm import shared_attention
-    from trsr.llm.transformers import load_causal_lm
     from trsr.rank.llm import LlmRanker
-    from trsr.rank.shared_prefix import SharedPrefixScorer
 
-    recommender = bench.config.recommender
-    labels = bench.labels
-    model = load_causal_lm(recommender.model, dtype=recommender.dtype, device=recommender.device)
-    shared_attention.enable(model, recommender.sharing)
-    if name == "llm":
-        from peft import PeftModel
-
-        folder = bench.folder.path / "model"
-        info = read_adapter_info(folder)
-        check_adapter(
-            info,
-            folder,
-            template_hash=bench.ranking_template.hash,
-            base_model_id=models.model_id(recommender.model),
-        )
-        labels = info.labels
-        with quiet_peft():
-            model = PeftModel.from_pretrained(model, folder).merge_and_unload().eval()
-    scorer = SharedPrefixScorer(model, max_batch_tokens=recommender.max_batch_tokens)
-    return LlmRanker(name, scorer, bench.builder, labels, bench.profiles)
+    adapter = bench.folder.path / "model" if name == "llm" else None
+    scorer, info = open_scorer(bench.config.recommender, adapter, bench.ranking_template.hash)
+    return LlmRanker(name, scorer, bench.builder, info.labels if info else bench.labels, bench.profiles)

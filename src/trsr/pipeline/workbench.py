@@ -137,12 +137,7 @@ def item_texts(
     Raises:
         ConfigError: a field is none of the dataset's.
     """
-    known = dataset.info.text_fields
-    if unknown := [field for field in fields or () if field not in known]:
-        raise ConfigError(
-            f"The data set {dataset.info.name!r} has no text field {unknown[0]!r}; "
-            f"choose from {', '.join(known)}."
-        )
+    check_fields(dataset, fields)
     catalogue = dataset.catalogue()
 
     @lru_cache(maxsize=200_000)
@@ -152,6 +147,20 @@ def item_texts(
         )
 
     return text
+
+
+def check_fields(dataset: Dataset, fields: tuple[str, ...] | None) -> None:
+    """Refuse fields that a dataset does not have.
+
+    Raises:
+        ConfigError: naming the first one.
+    """
+    known = dataset.info.text_fields
+    if unknown := [field for field in fields or () if field not in known]:
+        raise ConfigError(
+            f"The data set {dataset.info.name!r} has no text field {unknown[0]!r}; "
+            f"choose from {', '.join(known)}."
+        )
 
 
 def make_summariser(dataset: Dataset, config: SummaryConfig) -> Summariser:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,6 +23,7 @@ SECTIONS = ("system", "prefix", "candidate", "answer", "positive", "negative")
 VARIABLES = ("profile", "recent", "candidate")
 # Stands for the candidate while a chat format is applied; no plain line can hold it.
 _MARK = "\x1f"
+_MAX_SUFFIXES = 200_000
 
 
 class PromptConfig(BaseModel):
@@ -80,31 +82,60 @@ class PromptBuilder:
         self.config = config
         self.tokenizer = tokenizer
         self.item_text = item_text
-        self._suffixes: dict[str, tuple[int, ...]] = {}
+        # By text, not by item: a changed item is never answered with what it was.
+        self._suffix = lru_cache(_MAX_SUFFIXES)(self.text_suffix)
 
-    def build(self, history: Sequence[str], profile: str, candidates: Sequence[str]) -> RankingPrompt:
+    def build(
+        self, history: Sequence[str], profile: str, candidates: Sequence[str], *, room: int = 0
+    ) -> RankingPrompt:
         """Build the prompt of one example.
 
         Args:
             history: Item ids, oldest first.
             profile: The preference summary; may be empty.
             candidates: Item ids, at least one.
+            room: As for `join`.
 
         Raises:
             BudgetError: frame, answer cue and the longest candidate alone exceed `max_tokens`.
         """
-        suffixes = tuple(self.suffix(candidate) for candidate in candidates)
+        suffixes = [self.suffix(candidate) for candidate in candidates]
         n_recent = self.config.n_recent
         newest = history[-n_recent:] if n_recent else []
-        recent = [plain_line(self.item_text(item)) for item in newest]
+        shown = profile if self.config.use_profile else ""
+        return self.join([self.item_text(item) for item in newest], shown, suffixes, room=room)
+
+    def join(
+        self, recent: Sequence[str], profile: str, suffixes: Sequence[tuple[int, ...]], *, room: int = 0
+    ) -> RankingPrompt:
+        """Fit a prefix beside suffixes that are made already.
+
+        Args:
+            recent: Texts of the recent items, oldest first.
+            profile: The preference summary, shown whatever `use_profile` says; may be empty.
+            suffixes: Of the candidates, at least one.
+            room: Tokens kept for a candidate at least. With a fixed one the prefix does not depend on which
+                candidates are asked about together, as long as none is longer.
+
+        Raises:
+            BudgetError: as `build`.
+        """
         fitted = fit(
-            recent,
-            plain_line(profile) if self.config.use_profile else "",
-            budget=self.config.max_tokens - max(map(len, suffixes)),
+            [self._line(text) for text in recent],
+            self._line(profile),
+            budget=self.config.max_tokens - max([room, *map(len, suffixes)]),
             tokenizer=self.tokenizer,
             prefix_tokens=self.prefix,
         )
-        return RankingPrompt(ScoringGroup(fitted.prefix, suffixes), fitted)
+        return RankingPrompt(ScoringGroup(fitted.prefix, tuple(suffixes)), fitted)
+
+    def _line(self, text: str) -> str:
+        """Return a plain line in which no special token of this very tokenizer is written (`[MASK]`, ...)."""
+        line = plain_line(text)
+        for special in self.tokenizer.special_texts:
+            if len(special) > 1 and special in line:
+                line = line.replace(special, f"{special[0]} {special[1:]}")
+        return line
 
     def prefix(self, recent: Sequence[str], profile: str) -> tuple[int, ...]:
         """Return the shared prefix: everything before the candidate."""
@@ -112,11 +143,12 @@ class PromptBuilder:
         return tuple(self.tokenizer.encode(text))
 
     def suffix(self, candidate: str) -> tuple[int, ...]:
-        """Return a candidate's suffix: its text and the answer cue. Known candidates are looked up."""
-        if candidate not in self._suffixes:
-            text = self.suffix_text(plain_line(self.item_text(candidate)))
-            self._suffixes[candidate] = tuple(self.tokenizer.encode(text))
-        return self._suffixes[candidate]
+        """Return a candidate's suffix: its text and the answer cue. Known texts are looked up."""
+        return self._suffix(self.item_text(candidate))
+
+    def text_suffix(self, text: str) -> tuple[int, ...]:
+        """Return the suffix of a candidate that is given by its text."""
+        return tuple(self.tokenizer.encode(self.suffix_text(self._line(text))))
 
     def suffix_text(self, candidate_text: str) -> str:
         """Return the text of a candidate's suffix."""

@@ -25,6 +25,10 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._kept)
 
+    def holds(self, adapter: str, prefix: Sequence[int]) -> bool:
+        """Say whether a prefix is known, without counting that as a use."""
+        return (adapter, tuple(prefix)) in self._kept
+
     def get(self, adapter: str, prefix: Sequence[int]) -> PrefixKV | None:
         """Return what is known of a prefix, and note that it was used."""
         key = (adapter, tuple(prefix))

@@ -49,6 +49,10 @@ class SharedPrefixScorer:
         self.adapter = adapter
         self.shares_prefixes = is_enabled(model)
 
+    def knows(self, prefix: tuple[int, ...]) -> bool:
+        """Say whether a prefix would not be read again."""
+        return self.shares_prefixes and self.cache is not None and self.cache.holds(self.adapter, prefix)
+
     def score(
         self, groups: Sequence[ScoringGroup], labels: LabelTokens
     ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:

@@ -70,24 +70,37 @@ class Summariser:
         block_words = self.config.block_words if self.config.grounded else None
         return render_call(self.template, call, texts, inputs, block_words=block_words)
 
-    def without_calls(self, history: History) -> PreferenceSummary:
-        """Return the profile by `none` or `counted`."""
-        text = ""
+    def without_calls(self, history: History, given: str = "") -> PreferenceSummary:
+        """Return the profile by `none` or `counted`.
+
+        A given text stays as it is; by `counted` the counts of the items since are put behind it.
+        """
+        text = given
         if self.config.method == "counted":
             items = [self.items[item_id] for item_id in history.item_ids]
-            text = counted_profile(items, self.category_fields, self.title_field)
+            counted = counted_profile(items, self.category_fields, self.title_field)
+            text = f"{given} Since then: {counted}" if given and counted else given or counted
         return PreferenceSummary(history.user_id, text, self.config.method, len(history))
 
 
 @dataclass(slots=True)
 class Fold:
-    """The state of one user's plan: the texts and keys known so far, by place in the plan."""
+    """The state of one user's plan: the texts and keys known so far, by place in the plan.
+
+    `given` is the text that the profile starts from, if any; the history is then what came after it.
+    """
 
     history: History
     blocks: list[Block]
     calls: list[Call]
+    given: str = ""
     texts: dict[int, str] = field(default_factory=dict)
     keys: dict[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for place, call in enumerate(self.calls):
+            if call.kind == "given":
+                self.texts[place] = self.given
 
     @property
     def done(self) -> bool:
@@ -110,6 +123,13 @@ class Fold:
         ]
 
 
+def start_fold(history: History, summariser: Summariser, given: str = "") -> Fold:
+    """Plan the profile of a history, from nothing or from a text that stands for all that came before it."""
+    blocks = summariser.blocks(history.item_ids)
+    given = given if plain_line(given) else ""
+    return Fold(history, blocks, plan_calls(blocks, summariser.config, given=bool(given)), given)
+
+
 def summarize(
     histories: Sequence[History],
     summariser: Summariser,
@@ -130,11 +150,24 @@ def summarize(
         EngineError: calls failed; all others were made and kept, and the next run tries the failed ones
             again.
     """
-    folds = []
-    for history in histories:
-        blocks = summariser.blocks(history.item_ids)
-        folds.append(Fold(history, blocks, plan_calls(blocks, summariser.config)))
-    progress = SummaryProgress(len(folds), n_calls=sum(len(fold.calls) for fold in folds))
+    folds = [start_fold(history, summariser) for history in histories]
+    complete(folds, summariser, engine, store, on_progress)
+    return folds
+
+
+def complete(
+    folds: Sequence[Fold],
+    summariser: Summariser,
+    engine: TextGenerator | None,
+    store: TextStore,
+    on_progress: Callable[[SummaryProgress], None] = lambda _: None,
+) -> None:
+    """Get the texts of all calls of these folds, as `summarize` does; those that got theirs are `done`.
+
+    Raises:
+        EngineError: calls failed; the folds that did not need them are done.
+    """
+    progress = SummaryProgress(len(folds), n_calls=sum(len(fold.calls) - len(fold.texts) for fold in folds))
     waiting = [fold for fold in folds if not fold.done]
     progress.n_users_done = len(folds) - len(waiting)
     if waiting:
@@ -155,16 +188,19 @@ def summarize(
                 retryable=True,
             )
     on_progress(progress)
-    return folds
 
 
 def profile(fold: Fold, summariser: Summariser) -> PreferenceSummary:
-    """Return the profile that a finished fold ends with."""
+    """Return the profile that a finished fold ends with; its `n_items` counts the fold's own history."""
     if not fold.calls:
-        return summariser.without_calls(fold.history)
+        return summariser.without_calls(fold.history, fold.given)
     last = len(fold.calls) - 1
     return PreferenceSummary(
-        fold.history.user_id, fold.texts[last], summariser.config.method, len(fold.history), fold.keys[last]
+        fold.history.user_id,
+        fold.texts[last],
+        summariser.config.method,
+        len(fold.history),
+        fold.keys.get(last),
     )
 
 
@@ -175,6 +211,11 @@ class _Question:
     prompt: Prompt
     item_ids: tuple[str, ...]
     askers: list[tuple[Fold, int]]
+
+    @property
+    def user_ids(self) -> tuple[str, ...]:
+        """The users who wait for the text, each once."""
+        return tuple(dict.fromkeys(fold.history.user_id for fold, _ in self.askers))
 
 
 def _reading_order(prompt: Prompt) -> tuple[str, ...]:
@@ -271,6 +312,7 @@ class _Stream:
                 n_prompt_tokens=result.n_prompt_tokens,
                 n_generated_tokens=result.n_generated_tokens,
                 seconds=result.seconds,
+                user_ids=question.user_ids,
             )
         )
         progress = self.progress

@@ -1,0 +1,93 @@
+"""`trsr serve`: a model over HTTP, with profiles that follow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def serve(
+    model_or_run: Annotated[
+        Path | None, typer.Argument(help="Run folder, or model folder.", show_default=False)
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Dataset folder; a run's own by default.", show_default=False),
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen at; other than loopback needs a key. [127.0.0.1]")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="0 for any free one. [8000]")] = None,
+    db: Annotated[
+        Path | None,
+        typer.Option(
+            "--db", help="Database of users; serve.sqlite in MODEL_OR_RUN by default.", show_default=False
+        ),
+    ] = None,
+    max_waiting: Annotated[
+        int | None, typer.Option(help="Questions that may wait for the model; more are answered 503. [64]")
+    ] = None,
+    request_seconds: Annotated[
+        float | None, typer.Option(help="What takes longer is answered 503. [30]")
+    ] = None,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(help="Of one key or address; more are answered 429. [6000]")
+    ] = None,
+    log_texts: Annotated[
+        bool | None, typer.Option("--log-texts", help="Log ids of users and texts of errors too.")
+    ] = None,
+    new_key: Annotated[
+        bool, typer.Option("--new-key", help="Print a new API key and its hash, and end.")
+    ] = False,
+) -> None:
+    """Serve recommendations over HTTP while profiles follow what users do.
+
+    Keys are random and only their hashes are kept, in TRSR_API_KEYS; --new-key makes one. Every option can
+    also be set as a variable, TRSR_PORT for --port.
+
+    Example: trsr serve out/demo --port 8000
+    """
+    if new_key:
+        _print_key()
+        return
+    from trsr.errors import ConfigError, MissingExtraError
+
+    try:
+        import fastapi  # noqa: F401 - the first of several
+        import pydantic_settings  # noqa: F401
+
+        from trsr.serve.settings import load_settings
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(str(error.name), "serve") from error
+
+    if model_or_run is None:
+        raise ConfigError(
+            "Nothing to serve was named; give a run folder or a model folder: `trsr serve out/demo`."
+        )
+    settings = load_settings(
+        host=host,
+        port=port,
+        max_waiting=max_waiting,
+        request_seconds=request_seconds,
+        requests_per_minute=requests_per_minute,
+        log_texts=log_texts,
+    )
+    from trsr.pipeline.service import open_service
+    from trsr.serve.server import listen, run_server
+
+    def say(line: str) -> None:
+        typer.echo(line, err=True)
+
+    with listen(settings) as listening:  # first: loading takes long, and the port may be taken
+        service = open_service(model_or_run, data, db or model_or_run / "serve.sqlite", settings, say=say)
+        run_server(service, settings, listening, say=say)
+
+
+def _print_key() -> None:
+    from trsr.serve.auth import key_hash, new_key
+
+    key = new_key()
+    typer.echo(f"key, for callers (shown only now): {key}")
+    typer.echo(f"hash, for TRSR_API_KEYS:           {key_hash(key)}")

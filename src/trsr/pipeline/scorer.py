@@ -1,0 +1,53 @@
+"""Loads the language model that ranks: the base model, or with a run's adapter merged in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trsr.config import RecommenderConfig
+from trsr.llm import models
+from trsr.llm.adapter import AdapterInfo, check_adapter, quiet_peft, read_adapter_info
+
+if TYPE_CHECKING:
+    from trsr.rank.prefix_cache import PrefixCache
+    from trsr.rank.shared_prefix import SharedPrefixScorer
+
+
+def open_scorer(
+    recommender: RecommenderConfig,
+    adapter: Path | None,
+    template_hash: str,
+    *,
+    cache: PrefixCache | None = None,
+) -> tuple[SharedPrefixScorer, AdapterInfo | None]:
+    """Load the model, and what its adapter says about itself.
+
+    Args:
+        recommender: Names the base model, its precision and its device.
+        adapter: A model folder; None for the base model as it is.
+        template_hash: Of the prompt template that will be rendered.
+        cache: Where prefixes are kept between calls; None to forget them.
+
+    Raises:
+        ModelError: the base model cannot be had.
+        RunMismatchError: the model folder cannot be read, or was trained on another template or base model.
+    """
+    from trsr.llm import shared_attention
+    from trsr.llm.transformers import load_causal_lm
+    from trsr.rank.shared_prefix import SharedPrefixScorer
+
+    info = None
+    if adapter is not None:
+        info = read_adapter_info(adapter)
+        base = models.model_id(recommender.model)
+        check_adapter(info, adapter, template_hash=template_hash, base_model_id=base)
+    model = load_causal_lm(recommender.model, dtype=recommender.dtype, device=recommender.device)
+    shared_attention.enable(model, recommender.sharing)
+    if adapter is not None:
+        from peft import PeftModel
+
+        with quiet_peft():
+            model = PeftModel.from_pretrained(model, adapter).merge_and_unload().eval()
+    scorer = SharedPrefixScorer(model, max_batch_tokens=recommender.max_batch_tokens, cache=cache)
+    return scorer, info

@@ -1,0 +1,67 @@
+"""Puts a running service together: model, database, queue, and the thread in which profiles follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from trsr.data.tables import Dataset
+from trsr.llm.engines import open_generator
+from trsr.pipeline.serving import Serving, open_for_serving
+from trsr.serve.batching import ModelQueue
+from trsr.serve.follower import Follower
+from trsr.serve.ranking import Ranker
+from trsr.serve.service import Service
+from trsr.serve.settings import Settings
+from trsr.serve.sqlite_store import SqliteServeStore
+
+
+def open_service(
+    model_or_run: Path,
+    data: Path | None,
+    database: Path,
+    settings: Settings,
+    say: Callable[[str], None] = lambda _: None,
+) -> Service:
+    """Load a model and open a database; the first time, the dataset's histories are put into it.
+
+    Args:
+        model_or_run: A run folder, or a model folder.
+        data: The dataset folder; None for the run's own.
+        database: The file; made as needed.
+        settings: How much the service takes.
+        say: Is told what takes long.
+
+    Raises:
+        InputError: as `open_for_serving` and `SqliteServeStore` say.
+    """
+    serving = open_for_serving(model_or_run, data)
+    store = SqliteServeStore(database)
+    try:
+        say(f"Users are kept in {database}.")
+        if n_events := store.import_histories(serving.dataset.histories(), _fingerprint(serving.dataset)):
+            say(f"{n_events} events of the data set were put there.")
+        return _join(serving, store, settings)
+    except BaseException:
+        store.close()
+        raise
+
+
+def _join(serving: Serving, store: SqliteServeStore, settings: Settings) -> Service:
+    summariser = serving.summariser
+    writes = summariser.config.method in ("hierarchical", "recurrent")
+    engine = open_generator(serving.engine) if writes else None
+    ranker = Ranker(
+        serving.recommender,
+        ModelQueue(serving.recommender, max_waiting=settings.max_waiting),
+        serving.retriever,
+        n_retrieved=settings.n_retrieved,
+        max_candidates=settings.max_candidates,
+        seconds=settings.request_seconds,
+    )
+    return Service(store, Follower(store, summariser, engine), ranker, summariser)
+
+
+def _fingerprint(dataset: Dataset) -> str:
+    """Return a name for a dataset's events, which are imported once."""
+    return f"{dataset.info.name}:{dataset.info.sha256['events.parquet']}"

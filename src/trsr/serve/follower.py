@@ -1,0 +1,213 @@
+"""Lets profiles follow events: folds what is new into the profiles of users in the store's queue.
+
+The queue is durable, and an update leaves it in the transaction that adds its profile; every text is kept
+when it is written. So a killed process leaves nothing half done, and the next one asks only for what is
+missing. One follower a database is enough; a second one would do the same work again, never harm.
+
+What a person wrote stands for all that the profile had seen when they wrote it: later updates begin with
+their text, and the history after it is cut into blocks afresh. By `recurrent` the next block is an update of
+that text, by `hierarchical` it is merged with what the tree of the new blocks says, by `counted` the counts
+of the new items are put behind it, by `none` it stays as it is. A person who leaves it blank starts anew.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from trsr.errors import EngineError
+from trsr.llm.base import TextGenerator
+from trsr.serve.records import PendingUpdate, Profile
+from trsr.serve.store import ServeStore
+from trsr.summarize.run import Fold, Summariser, SummaryProgress, complete, profile, start_fold
+from trsr.types import Block, History
+
+logger = logging.getLogger(__name__)
+
+IDLE_SECONDS = 0.5
+"""How long the loop waits for news; updates that were put off are looked for as often."""
+
+
+class FollowerStoppedError(Exception):
+    """The follower was told to stop while it wrote; what is written is kept, the update stays pending."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """An update that was begun: from which version, with which edit before it."""
+
+    update: PendingUpdate
+    latest: Profile | None
+    edit: Profile | None
+    fold: Fold
+
+    @property
+    def version(self) -> int:
+        return self.latest.version if self.latest else 0
+
+    @property
+    def n_items(self) -> int:
+        """How much of the history the new profile has seen."""
+        return len(self.fold.history) + (self.edit.n_items if self.edit else 0)
+
+
+class Follower:
+    """Folds new events into profiles.
+
+    Args:
+        store: Users, their queue and the texts.
+        summariser: What profiles depend on besides histories.
+        engine: Writes the summaries; None where the method needs none.
+
+    Attributes:
+        n_updates: Profiles added so far.
+        totals: Calls and tokens of this process so far, failed ones included.
+    """
+
+    def __init__(self, store: ServeStore, summariser: Summariser, engine: TextGenerator | None) -> None:
+        self.store = store
+        self.summariser = summariser
+        self.engine = engine
+        self.n_updates = 0
+        self.totals = SummaryProgress()
+        self._stop = threading.Event()
+
+    def run(self, stop: threading.Event) -> None:
+        """Fold until `stop` is set; `store.wake()` lets it be noticed at once, else in `IDLE_SECONDS`.
+
+        Nothing ends the loop but `stop`: a failed update is put off and tried again.
+        """
+        self._stop = stop
+        while not stop.is_set():
+            n_updated = 0
+            try:
+                n_updated = self.step()
+            except FollowerStoppedError:
+                return
+            except Exception as error:
+                # No message and no trace: they may hold what users wrote.
+                logger.error("Profiles cannot follow at the moment (%s); trying again.", type(error).__name__)
+                logger.debug("The cause:", exc_info=error)
+            if not n_updated:
+                self.store.wait(IDLE_SECONDS)
+
+    def step(self, limit: int = 32) -> int:
+        """Fold up to `limit` pending users in one stream of calls; return how many profiles were added.
+
+        Those that failed before are folded one by one, so that one who cannot be folded holds up nobody.
+
+        Raises:
+            OutputError: the store cannot be written.
+        """
+        updates = self.store.pending(limit)
+        fresh = [update for update in updates if not update.n_attempts]
+        again = [[update] for update in updates if update.n_attempts]
+        n_updated = sum(self._fold(group) for group in [fresh, *again] if group)
+        self.n_updates += n_updated
+        return n_updated
+
+    def _fold(self, updates: Sequence[PendingUpdate]) -> int:
+        """Fold these users; return how many profiles were added."""
+        jobs: list[_Job] = []
+        for update in updates:
+            try:
+                job = self._begin(update)
+            except Exception as error:
+                self._put_off(update, error)
+            else:
+                jobs += [job] if job else []
+        failure: Exception = EngineError("The engine gave no answer.")
+        try:
+            self._complete([job.fold for job in jobs])
+        except FollowerStoppedError:
+            raise
+        except Exception as error:  # an engine may fail in any way, and the next update must still be tried
+            failure = error
+        n_updated = 0
+        for job in jobs:
+            if job.fold.done:
+                n_updated += self._end(job)
+            else:
+                self._put_off(job.update, failure)
+        return n_updated
+
+    def _begin(self, update: PendingUpdate) -> _Job | None:
+        """Plan an update; None if the user is gone."""
+        # The version first: an edit that comes after it makes `add_profile` refuse what is begun here.
+        latest = self.store.latest_profile(update.user_id)
+        edit = self.store.latest_profile(update.user_id, "person")
+        history = self.store.history(update.user_id)
+        if history is None:
+            return None
+        start = edit.n_items if edit else 0
+        since = History(update.user_id, history.item_ids[start : update.n_items])
+        return _Job(update, latest, edit, start_fold(since, self.summariser, edit.text if edit else ""))
+
+    def _complete(self, folds: Sequence[Fold]) -> None:
+        """Get the texts of these folds and count what it took."""
+        last = SummaryProgress()
+
+        def note(progress: SummaryProgress) -> None:
+            nonlocal last
+            last = progress
+            if self._stop.is_set():
+                raise FollowerStoppedError
+
+        try:
+            complete(folds, self.summariser, self.engine, self.store, note)
+        finally:
+            for name in SummaryProgress.__slots__:
+                setattr(self.totals, name, getattr(self.totals, name) + getattr(last, name))
+
+    def _end(self, job: _Job) -> bool:
+        """Add the profile of a finished fold; return whether there was one to add."""
+        made = profile(job.fold, self.summariser)
+        latest = job.latest
+        nothing_to_say = not job.fold.history.item_ids or self.summariser.config.method == "none"
+        if nothing_to_say or (
+            latest is not None
+            and latest.author == "model"
+            and (latest.text, latest.key, latest.n_items) == (made.text, made.key, job.n_items)
+        ):
+            self.store.finish(job.update, job.version)
+            return False
+        keys = [key for _, key in sorted(job.fold.keys.items())]
+        added = self.store.add_profile(
+            job.update.user_id,
+            made.text,
+            "model",
+            job.n_items,
+            made.key,
+            keys,
+            expected_version=job.version,
+            ticket=job.update.ticket,
+        )
+        return added is not None
+
+    def _put_off(self, update: PendingUpdate, error: Exception) -> None:
+        logger.warning("A profile could not be updated (%s); trying again later.", type(error).__name__)
+        logger.debug("The cause:", exc_info=error)
+        self.store.fail(update, str(error) or type(error).__name__)
+
+
+def blocks_between_edits(
+    item_ids: Sequence[str], summariser: Summariser, edits: Iterable[int]
+) -> list[Block]:
+    """Return the blocks of a history as its summaries read it: cut afresh after each edit.
+
+    Args:
+        item_ids: The history, oldest first.
+        summariser: Cuts.
+        edits: The `n_items` of every version a person wrote.
+
+    Returns:
+        Blocks whose items joined are `item_ids`; beside the last, those before an edit may be incomplete.
+    """
+    starts = sorted({0, *(n for n in edits if n < len(item_ids))})
+    blocks: list[Block] = []
+    for start, end in zip(starts, [*starts[1:], len(item_ids)], strict=True):
+        for block in summariser.blocks(item_ids[start:end]):
+            blocks.append(Block(len(blocks), start + block.start, block.item_ids, block.complete))
+    return blocks

@@ -1,0 +1,67 @@
+"""Who is let in: before a request's body is read or any route is chosen.
+
+Every address needs a key where keys are set, so that no route can be forgotten; only `OPEN` ones do not.
+"""
+
+from __future__ import annotations
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from trsr.serve.auth import Keys
+from trsr.serve.limits import RateLimit
+from trsr.serve.problems import (
+    TOO_LARGE,
+    TOO_MANY_REQUESTS,
+    UNAUTHORIZED,
+    WRONG_HOST,
+    Problem,
+    problem_response,
+)
+from trsr.serve.settings import Settings
+
+OPEN = frozenset({"/healthz", "/readyz"})
+_LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class Gate:
+    """ASGI middleware that asks for the key, counts requests and looks at the announced size."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self.app = app
+        self._keys = Keys(settings.api_keys)
+        self._rate = RateLimit(settings.requests_per_minute)
+        self._max_body_bytes = settings.max_body_bytes
+        self._names = _LOCAL_NAMES | {settings.host}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] == "http" and scope["path"] not in OPEN:
+            try:
+                self._check(scope, Headers(scope=scope))
+            except Problem as problem:
+                await problem_response(problem, scope)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+    def _check(self, scope: Scope, headers: Headers) -> None:
+        # A page of another site can make a browser call this machine under a name of its own (DNS rebinding).
+        if not self._keys and _host_name(headers.get("host", "")) not in self._names:
+            raise Problem(WRONG_HOST, "Without keys the server answers only as localhost or 127.0.0.1.")
+        caller = self._keys.caller(headers.get("authorization", ""))
+        address = scope["client"][0] if scope.get("client") else "unknown"
+        if wait := self._rate.seconds_to_wait(caller or address):
+            raise Problem(TOO_MANY_REQUESTS, "Ask less often.", retry_after=wait)
+        if self._keys and caller is None:
+            raise Problem(UNAUTHORIZED, "Send `Authorization: Bearer KEY` with a key that the server knows.")
+        scope["state"]["caller"] = caller or address
+        length = headers.get("content-length", "")
+        if length.isdecimal() and (len(length) > 15 or int(length) > self._max_body_bytes):
+            raise Problem(TOO_LARGE, f"The body has {length} bytes, at most {self._max_body_bytes} are read.")
+
+
+def _host_name(host: str) -> str:
+    """Return the name in a `Host` header, without its port."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0].lower()

@@ -1,0 +1,212 @@
+"""From a question over HTTP to a ranked answer: retrieval, the model's queue, explanations.
+
+The steps that compute run in threads, and what waits for the model holds none, so the event loop stays free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+from starlette.concurrency import run_in_threadpool
+
+from trsr.errors import DataError, OverloadedError
+from trsr.serve.batching import ModelQueue
+from trsr.serve.explaining import Explanation
+from trsr.serve.problems import TOO_LARGE, UNKNOWN_FIELDS, UNKNOWN_ITEMS, UNKNOWN_MODEL, Problem
+from trsr.serve.questions import Ask, Question, Scored, TextAsk
+from trsr.serve.recommender import Recommender
+from trsr.serve.retrieval import Retriever
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """For whom items are ranked.
+
+    Attributes:
+        history: Item ids, oldest first.
+        profile: The text that the model reads; may be empty.
+        source: Who wrote it; `counted` is made from the items' fields, until the model has written one.
+        version: Its version, where it is kept.
+        n_items: How many of the oldest items it knows.
+    """
+
+    history: tuple[str, ...]
+    profile: str
+    source: Literal["model", "person", "counted", "none"]
+    version: int | None = None
+    n_items: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a caller wants recommended: the best of `candidates`, or of all items that pass `filters`."""
+
+    candidates: tuple[str, ...] | None = None
+    filters: Mapping[str, str] = field(default_factory=dict)
+    top_n: int = 10
+    explain: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A candidate's place in the answer: `index` is where it stood in the question, margins are logits."""
+
+    index: int
+    margin: float
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A recommended item: `rank` counts from 1; the score is in [0, 1]."""
+
+    item_id: str
+    rank: int
+    margin: float
+    score: float
+    explanation: Explanation | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """How long the prompts of all candidates are, and how much of them the model really had to read."""
+
+    prompt: int
+    read: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """An answer, best first."""
+
+    places: list[Place]
+    tokens: Tokens
+
+
+class Ranker:
+    """Answers ranking questions with one recommender.
+
+    Args:
+        recommender: Knows the items and builds the questions.
+        queue: Asks them.
+        retriever: Finds candidates where none are given.
+        n_retrieved: How many it hands on at least.
+        max_candidates: Most candidates or documents of one question.
+        seconds: An answer that takes longer is given up.
+    """
+
+    def __init__(
+        self,
+        recommender: Recommender,
+        queue: ModelQueue,
+        retriever: Retriever,
+        *,
+        n_retrieved: int,
+        max_candidates: int,
+        seconds: float,
+    ) -> None:
+        self.recommender = recommender
+        self.queue = queue
+        self.retriever = retriever
+        self._n_retrieved = n_retrieved
+        self._max_candidates = max_candidates
+        self._seconds = seconds
+
+    async def rerank(self, query: str, documents: Sequence[str], model: str | None) -> Ranking:
+        """Rank texts for a profile text.
+
+        Raises:
+            Problem: another model is asked for, or there are too many documents.
+            OverloadedError: there is no time for it.
+        """
+        name = self.recommender.model_name
+        if model is not None and model != name:
+            raise Problem(UNKNOWN_MODEL, f"This server has the model {name!r}; name it, or none.")
+        self._check_number(len(documents), "documents")
+        (scored,) = await self._ask([TextAsk(query, documents)], time.monotonic() + self._seconds)
+        return _ranking(scored)
+
+    async def recommend(self, reader: Reader, wish: Wish) -> tuple[list[Ranked], Tokens]:
+        """Rank items for a reader; return the best `top_n`, and what was read for their places.
+
+        Raises:
+            Problem: unknown items or fields, or too many candidates.
+            OverloadedError: there is no time for it.
+        """
+        ends = time.monotonic() + self._seconds
+        candidates = await run_in_threadpool(self._candidates, reader, wish)
+        if not candidates:
+            return [], Tokens(0, 0)
+        ask = Ask(reader.history, reader.profile, candidates)
+        (scored,) = await self._ask([ask], ends)
+        ranking = _ranking(scored)
+        best = ranking.places[: wish.top_n]
+        explanations: Sequence[Explanation | None] = [None] * len(best)
+        if wish.explain:
+            explanations = await self._explain(ask, [candidates[place.index] for place in best], ends)
+        ranked = [
+            Ranked(candidates[place.index], rank, place.margin, place.score, explanation)
+            for rank, (place, explanation) in enumerate(zip(best, explanations, strict=True), start=1)
+        ]
+        return ranked, ranking.tokens
+
+    def check_items(self, item_ids: Sequence[str]) -> None:
+        """Refuse items that the catalogue does not have, by name."""
+        known = self.recommender.catalogue
+        if unknown := [item_id for item_id in dict.fromkeys(item_ids) if item_id not in known]:
+            named = ", ".join(repr(item_id) for item_id in unknown[:10])
+            more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
+            raise Problem(
+                UNKNOWN_ITEMS,
+                f"The catalogue does not have {named}{more}; put them there first.",
+                unknown_items=unknown,
+            )
+
+    def _candidates(self, reader: Reader, wish: Wish) -> list[str]:
+        """Return the items to rank: the given ones, or what retrieval finds."""
+        self.check_items(reader.history)
+        if wish.candidates is not None:
+            self._check_number(len(wish.candidates), "candidates")
+            self.check_items(wish.candidates)
+            return list(wish.candidates)
+        n = min(max(self._n_retrieved, wish.top_n), self._max_candidates)
+        try:
+            return self.retriever.top(reader.profile, reader.history, n, wish.filters)
+        except DataError as error:  # the items are known, so it is the filter
+            raise Problem(UNKNOWN_FIELDS, str(error)) from error
+
+    async def _explain(self, ask: Ask, best: Sequence[str], ends: float) -> list[Explanation]:
+        """Explain the best items together: what is left out is read once for all of them."""
+        parts = await run_in_threadpool(self.recommender.leave_one_out, ask, best[0])
+        scored = await self._ask([replace(part, candidates=tuple(best)) for part in parts.asks], ends)
+        return [
+            parts.explanation([replace(answer, margins=answer.margins[i : i + 1]) for answer in scored])
+            for i in range(len(best))
+        ]
+
+    async def _ask(self, questions: Sequence[Question], ends: float) -> list[Scored]:
+        """Wait for the model's answers until `ends` (monotonic seconds)."""
+        seconds = max(0.0, ends - time.monotonic())
+        waiting = asyncio.wrap_future(self.queue.submit(questions, seconds))
+        try:
+            return await asyncio.wait_for(waiting, seconds)
+        except TimeoutError as error:
+            raise OverloadedError(
+                f"There was no answer within {self._seconds:g} seconds; ask again later.", retry_after=1.0
+            ) from error
+
+    def _check_number(self, n: int, what: str) -> None:
+        if n > self._max_candidates:
+            raise Problem(TOO_LARGE, f"Found {n} {what}, at most {self._max_candidates} are ranked at once.")
+
+
+def _ranking(scored: Scored) -> Ranking:
+    """Order an answer, best first; among equal margins the given order stays."""
+    order = np.argsort(-scored.margins, kind="stable").tolist()
+    places = [Place(i, float(scored.margins[i]), float(scored.scores[i])) for i in order]
+    return Ranking(places, Tokens(int(scored.n_prompt_tokens.sum()), scored.n_read_tokens))

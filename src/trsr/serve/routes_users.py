@@ -1,0 +1,98 @@
+"""Users over HTTP: their events, what is known of them, their own words, and forgetting them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, BackgroundTasks, Path
+
+from trsr.serve.problems import UNKNOWN_ITEMS, UNKNOWN_USER, refusals
+from trsr.serve.records import Event, Profile
+from trsr.serve.schemas import (
+    BlockOut,
+    EventOut,
+    EventsIn,
+    EventsOut,
+    HistoryEntry,
+    Id,
+    ProfileIn,
+    ProfileOut,
+    UserOut,
+)
+from trsr.serve.service import Service
+
+UserId = Annotated[Id, Path(description="Of the user; made by their first event.")]
+
+
+def users_router(service: Service) -> APIRouter:
+    """Return the addresses below `/v1/users`; they are plain functions, which run in threads."""
+    router = APIRouter(prefix="/v1/users/{user_id}", tags=["users"])
+
+    @router.post("/events", status_code=202, responses=refusals(UNKNOWN_ITEMS))
+    def add_events(user_id: UserId, body: EventsIn) -> EventsOut:
+        """Add events to a user's history; once this is answered, they are kept.
+
+        An event with a known `event_id` changes nothing, so a request can be sent again. Events are kept in
+        the order of arrival. The profile follows in the background.
+        """
+        events = [Event(event.event_id, event.item_id, event.timestamp) for event in body.events]
+        new = service.add_events(user_id, events)
+        answers = [
+            EventOut(event_id=event.event_id, item_id=event.item_id, new=is_new)
+            for event, is_new in zip(events, new, strict=True)
+        ]
+        return EventsOut(user_id=user_id, n_new=sum(new), events=answers)
+
+    @router.get("", responses=refusals(UNKNOWN_USER))
+    def get_user(user_id: UserId) -> UserOut:
+        """Return a user's history, its blocks with their summaries, and every version of the profile."""
+        user = service.user(user_id)
+        versions = [_profile(profile) for profile in user.profiles]
+        return UserOut(
+            user_id=user_id,
+            history=[
+                HistoryEntry(
+                    position=event.position,
+                    event_id=event.event_id,
+                    item_id=event.item_id,
+                    timestamp=event.timestamp,
+                )
+                for event in user.events
+            ],
+            blocks=[
+                BlockOut(
+                    index=block.index,
+                    start=block.start,
+                    item_ids=list(block.item_ids),
+                    complete=block.complete,
+                    summary=summary,
+                )
+                for block, summary in user.blocks
+            ],
+            profile=versions[-1] if versions else None,
+            versions=versions,
+            pending=user.pending,
+        )
+
+    @router.put("/profile", responses=refusals(UNKNOWN_USER))
+    def edit_profile(user_id: UserId, body: ProfileIn) -> ProfileOut:
+        """Replace a profile with a person's own words: a new version, which later updates build on."""
+        return _profile(service.edit_profile(user_id, body.text, body.version))
+
+    @router.delete("", status_code=204, responses=refusals(UNKNOWN_USER))
+    def delete_user(user_id: UserId, later: BackgroundTasks) -> None:
+        """Forget a user: events, profiles, and the summaries that no other user has."""
+        service.delete_user(user_id)
+        later.add_task(service.clean)
+
+    return router
+
+
+def _profile(profile: Profile) -> ProfileOut:
+    return ProfileOut(
+        version=profile.version,
+        text=profile.text,
+        author=profile.author,
+        n_items=profile.n_items,
+        created_at=profile.created_at,
+    )

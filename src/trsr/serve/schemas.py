@@ -1,0 +1,282 @@
+"""What goes over the wire: requests with their limits, and answers, each with an example for OpenAPI."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+MAX_EVENTS = 1000
+MAX_ITEMS = 1000
+MAX_HISTORY = 10_000
+MAX_PROFILE = 8_000
+MAX_TEXT = 200_000
+_EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
+
+Id = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
+"""An id of a user, an item or an event: no control characters."""
+Text = Annotated[str, StringConstraints(max_length=MAX_TEXT)]
+ProfileText = Annotated[str, StringConstraints(max_length=MAX_PROFILE)]
+Field_ = Annotated[str, StringConstraints(min_length=1, max_length=100)]
+Time = Annotated[AwareDatetime, Field(ge=_EARLIEST, le=_LATEST)]
+
+
+def _example(**values: Any) -> ConfigDict:
+    return ConfigDict(extra="forbid", json_schema_extra={"examples": [values]})
+
+
+_PROFILE = {
+    "version": 2,
+    "text": "This shopper buys garden tools and clay pots, lately also string lights.",
+    "author": "model",
+    "n_items": 10,
+    "created_at": "2026-11-23T09:30:00Z",
+}
+
+
+class EventIn(BaseModel):
+    """Something a user did with an item; sent twice with the same `event_id`, it counts once."""
+
+    model_config = _example(event_id="order-17", item_id="B001", timestamp="2026-11-23T09:30:00Z")
+
+    event_id: Id
+    item_id: Id
+    timestamp: Time | None = None
+
+
+class EventsIn(BaseModel):
+    """One event or many of a user, oldest first."""
+
+    model_config = _example(events=[{"event_id": "order-17", "item_id": "B001"}])
+
+    events: list[EventIn] = Field(min_length=1, max_length=MAX_EVENTS)
+
+
+class EventOut(BaseModel):
+    """What became of an event; `new` is false where it was known before."""
+
+    event_id: str
+    item_id: str
+    new: bool
+
+
+class EventsOut(BaseModel):
+    """The events are on disk; the profile follows in the background."""
+
+    user_id: str
+    n_new: int
+    events: list[EventOut]
+
+
+class HistoryEntry(BaseModel):
+    """An event of a history; position 0 is the oldest."""
+
+    position: int
+    event_id: str
+    item_id: str
+    timestamp: datetime | None
+
+
+class BlockOut(BaseModel):
+    """A consecutive slice of the history, and its summary where one is written."""
+
+    index: int
+    start: int
+    item_ids: list[str]
+    complete: bool
+    summary: str | None
+
+
+class ProfileOut(BaseModel):
+    """A version of a profile: written by the model or by a person, after the oldest `n_items` events."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_PROFILE]})
+
+    version: int
+    text: str
+    author: Literal["model", "person"]
+    n_items: int
+    created_at: datetime
+
+
+class UserOut(BaseModel):
+    """Everything that is known about a user."""
+
+    user_id: str
+    history: list[HistoryEntry]
+    blocks: list[BlockOut]
+    profile: ProfileOut | None = Field(description="The newest version; null until one is written.")
+    versions: list[ProfileOut] = Field(description="Oldest first.")
+    pending: bool = Field(description="Whether the profile has yet to follow the newest events.")
+
+
+class ProfileIn(BaseModel):
+    """A profile in a person's own words; an empty one takes everything out."""
+
+    model_config = _example(text="I look for presents now: toys for two children, and books.", version=2)
+
+    text: ProfileText
+    version: int | None = Field(
+        default=None, ge=1, le=2**31, description="The version that was edited; the newest by default."
+    )
+
+
+class ItemIn(BaseModel):
+    """An item's text fields; fields of the catalogue that are left out are empty."""
+
+    model_config = _example(item_id="B001", fields={"title": "Clay pot, 20 cm", "category": "Garden"})
+
+    item_id: Id
+    fields: dict[Field_, Text] = Field(max_length=100)
+
+
+class ItemsIn(BaseModel):
+    """Items to add or to change."""
+
+    model_config = _example(items=[{"item_id": "B001", "fields": {"title": "Clay pot, 20 cm"}}])
+
+    items: list[ItemIn] = Field(min_length=1, max_length=MAX_ITEMS)
+
+
+class ItemsOut(BaseModel):
+    """How many items were new, and how many were there before."""
+
+    n_added: int
+    n_changed: int
+
+
+class DocumentIn(BaseModel):
+    """A document given as an object."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: Text
+
+
+class RerankIn(BaseModel):
+    """Documents to rank for a profile, in the form that Cohere and Jina use."""
+
+    model_config = _example(
+        model="trsr",
+        query="This shopper buys garden tools and clay pots.",
+        documents=["Clay pot, 20 cm", "Graphics card", "Garden hose"],
+        top_n=2,
+    )
+
+    model: str | None = Field(default=None, max_length=500, description="The served one, or none.")
+    query: Text = Field(min_length=1, description="The profile.")
+    documents: list[Text | DocumentIn] = Field(min_length=1, max_length=10_000)
+    top_n: int | None = Field(default=None, ge=1, description="All by default.")
+    return_documents: bool = False
+
+
+class DocumentOut(BaseModel):
+    """A document's text, as it was sent."""
+
+    text: str
+
+
+class RerankResult(BaseModel):
+    """A document's place: `index` is where it stood in the request, the score is in [0, 1]."""
+
+    index: int
+    relevance_score: float
+    document: DocumentOut | None = None
+
+
+class Usage(BaseModel):
+    """Tokens of all candidates' whole prompts, and those that the model read: shared parts once or never."""
+
+    prompt_tokens: int
+    total_tokens: int
+    read_tokens: int
+
+
+class RerankOut(BaseModel):
+    """The documents, best first."""
+
+    id: str
+    model: str
+    results: list[RerankResult]
+    usage: Usage
+
+
+class RecommendIn(BaseModel):
+    """Whom to recommend to, and from what: given candidates, or the catalogue, whole or filtered."""
+
+    model_config = _example(user_id="u1", filter={"category": "Garden"}, top_n=10, explain=False)
+
+    user_id: Id | None = None
+    history: list[Id] | None = Field(default=None, max_length=MAX_HISTORY, description="Items, oldest first.")
+    candidates: list[Id] | None = Field(default=None, min_length=1, max_length=10_000)
+    filter: dict[Field_, Text] | None = Field(
+        default=None, max_length=20, description="Only items whose fields have these values."
+    )
+    top_n: int = Field(default=10, ge=1, le=1000)
+    explain: bool = False
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Self:
+        if (self.user_id is None) == (self.history is None):
+            raise ValueError("give either user_id or history")
+        if self.candidates is not None and self.filter is not None:
+            raise ValueError("give either candidates or filter")
+        if self.candidates is not None and len(set(self.candidates)) < len(self.candidates):
+            raise ValueError("give every candidate once")
+        return self
+
+
+class MovedByItem(BaseModel):
+    """How much of a score's margin (in logits) goes when this recent item is left out."""
+
+    item_id: str
+    margin_moved: float
+
+
+class MovedBySentence(BaseModel):
+    """How much of a score's margin (in logits) goes when this sentence of the profile is left out."""
+
+    sentence: str
+    margin_moved: float
+
+
+class ExplanationOut(BaseModel):
+    """What moved a score: above 0 where a part speaks for the item, below 0 where it speaks against it."""
+
+    without_item: list[MovedByItem]
+    without_sentence: list[MovedBySentence]
+
+
+class RecommendedItem(BaseModel):
+    """An item with its place: rank 1 is the best, the score in [0, 1] is calibrated where the model is."""
+
+    item_id: str
+    rank: int
+    score: float
+    margin: float
+    explanation: ExplanationOut | None = None
+
+
+class UsedProfile(BaseModel):
+    """The profile that was read: `counted` from the items' fields until the model has written one."""
+
+    source: Literal["model", "person", "counted", "none"]
+    version: int | None
+    n_items: int = Field(description="How many of the oldest events it knows.")
+
+
+class RecommendOut(BaseModel):
+    """The best items, best first."""
+
+    model: str
+    user_id: str | None
+    profile: UsedProfile
+    results: list[RecommendedItem]
+    usage: Usage
+
+
+class Health(BaseModel):
+    """Whether the server is there."""
+
+    status: Literal["ok"] = "ok"

@@ -1,0 +1,267 @@
+"""The service behind the routes and the page: users, items and rankings over one store and one model."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from starlette.concurrency import run_in_threadpool
+
+from trsr.serve.follower import Follower, blocks_between_edits
+from trsr.serve.problems import INVALID, UNKNOWN_FIELDS, UNKNOWN_USER, Problem
+from trsr.serve.ranking import Ranked, Ranker, Ranking, Reader, Tokens, Wish
+from trsr.serve.records import Event, Profile, StoredEvent, UserSummary
+from trsr.serve.store import ServeStore
+from trsr.summarize.counted import counted_profile
+from trsr.summarize.run import Summariser
+from trsr.types import Block, Item
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """Everything that is known of a user.
+
+    Attributes:
+        user_id: Who.
+        events: Oldest first.
+        blocks: Each block of the history with its summary, where one is written.
+        profiles: Every version, oldest first.
+        pending: Whether the profile has yet to follow the newest events.
+    """
+
+    user_id: str
+    events: list[StoredEvent]
+    blocks: list[tuple[Block, str | None]]
+    profiles: list[Profile]
+    pending: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """Ranked items, best first, for whom they are, and the tokens of their prompts."""
+
+    reader: Reader
+    results: list[Ranked]
+    tokens: Tokens
+
+
+class Service:
+    """What can be asked of a running server. Its plain methods block: call them from threads.
+
+    Args:
+        store: Keeps users, profiles and items that were put.
+        follower: Lets profiles follow; runs in a thread of its own from `start` to `close`.
+        ranker: Answers ranking questions; its queue is closed here too. All its parts have one catalogue.
+        summariser: Says how histories are cut, and what is counted.
+    """
+
+    def __init__(self, store: ServeStore, follower: Follower, ranker: Ranker, summariser: Summariser) -> None:
+        self.store = store
+        self.follower = follower
+        self.ranker = ranker
+        self.summariser = summariser
+        self.catalogue = ranker.recommender.catalogue
+        self._items_lock = threading.Lock()
+        self._clean_lock = threading.Lock()
+        self._to_clean = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(
+            target=follower.run, args=(self._stop,), name="trsr-follower", daemon=True
+        )
+        if put_before := list(store.items()):
+            ranker.retriever.put_items(put_before)
+
+    @property
+    def model_name(self) -> str:
+        """The served model, as answers name it."""
+        return self.ranker.recommender.model_name
+
+    # Life
+
+    def start(self) -> None:
+        """Start to follow."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the threads, close engine and store; what is unfinished is taken up by the next start."""
+        self._stop.set()
+        self.store.wake()
+        if self._thread.is_alive():
+            self._thread.join()
+        self.ranker.queue.close()
+        if self.follower.engine is not None:
+            self.follower.engine.close()
+        self.clean()
+        self.store.close()
+
+    def why_not_ready(self) -> str | None:
+        """Return what is missing before requests can be answered, or None."""
+        if not self._thread.is_alive():
+            return "Profiles are not followed: their thread has not started, or has ended."
+        self.store.facts()
+        return None
+
+    def facts(self) -> dict[str, float]:
+        """Return the counts of the queue, the follower and the store, for metrics."""
+        counted = self.ranker.queue.facts()
+        queue = {"model_waiting": counted.pop("waiting")}
+        queue.update((f"model_{name}_total", value) for name, value in counted.items())
+        store = {f"store_{name}": value for name, value in self.store.facts().items()}
+        written = self.follower.totals
+        profiles = {
+            "profile_updates_total": float(self.follower.n_updates),
+            "llm_calls_total": float(written.n_calls_made),
+            "llm_failed_calls_total": float(written.n_calls_failed),
+            "llm_known_calls_total": float(written.n_calls_known),
+            "llm_prompt_tokens_total": float(written.n_prompt_tokens),
+            "llm_generated_tokens_total": float(written.n_generated_tokens),
+        }
+        return {**queue, **store, **profiles}
+
+    # Users
+
+    def add_events(self, user_id: str, events: Sequence[Event]) -> list[bool]:
+        """Keep events and let the profile follow; return which were new.
+
+        Raises:
+            Problem: unknown items, by name; then no event is kept.
+        """
+        self.ranker.check_items([event.item_id for event in events])
+        return self.store.add_events(user_id, events)
+
+    def user(self, user_id: str) -> User:
+        """Return what is known of a user.
+
+        Raises:
+            Problem: there is no such user.
+        """
+        events = self.store.events(user_id)
+        if not events:
+            raise _unknown(user_id)
+        profiles = self.store.profiles(user_id)
+        edits = [profile.n_items for profile in profiles if profile.author == "person"]
+        blocks = blocks_between_edits([event.item_id for event in events], self.summariser, edits)
+        texts = _block_texts(blocks, self.store.user_summaries(user_id))
+        n_seen = profiles[-1].n_items if profiles else 0
+        return User(user_id, events, list(zip(blocks, texts, strict=True)), profiles, n_seen < len(events))
+
+    def edit_profile(self, user_id: str, text: str, version: int | None = None) -> Profile:
+        """Keep a person's own words as the newest version; the same words again change nothing.
+
+        Args:
+            user_id: Whose profile.
+            text: The words; empty to take everything out.
+            version: The version that was edited: what it has not seen is folded in later. The newest by
+                default.
+
+        Raises:
+            Problem: there is no such user or version.
+        """
+        if self.store.history(user_id) is None:
+            raise _unknown(user_id)
+        profiles = self.store.profiles(user_id)
+        newest = profiles[-1] if profiles else None
+        seen = newest
+        if version is not None:
+            seen = next((profile for profile in profiles if profile.version == version), None)
+            if seen is None:
+                raise Problem(INVALID, f"The profile has no version {version}; name one that it has.")
+        if newest is not None and newest.author == "person" and newest.text == text:
+            return newest
+        added = self.store.add_profile(user_id, text, "person", seen.n_items if seen else 0)
+        if added is None:
+            raise _unknown(user_id)
+        return added
+
+    def delete_user(self, user_id: str) -> None:
+        """Forget a user; `clean` then takes their texts from the disk.
+
+        Raises:
+            Problem: there is no such user.
+        """
+        if not self.store.delete_user(user_id):
+            raise _unknown(user_id)
+        self._to_clean = True
+
+    def clean(self) -> None:
+        """Take what was deleted from the disk; of several calls at once, one works for all."""
+        with self._clean_lock:
+            if self._to_clean:
+                self._to_clean = False
+                self.store.vacuum()
+
+    # Items
+
+    def put_items(self, items: Sequence[Item]) -> int:
+        """Add or change items; return how many were new.
+
+        Raises:
+            Problem: an item has a field that the catalogue does not have; then no item is kept.
+        """
+        known = self.catalogue.fields
+        if unknown := list(dict.fromkeys(f for item in items for f in item.fields if f not in known)):
+            raise Problem(
+                UNKNOWN_FIELDS,
+                f"Items have the fields {', '.join(known)}; leave out {', '.join(map(repr, unknown[:10]))}.",
+            )
+        with self._items_lock:  # the store and the memory must agree on which change was the last
+            n_added = len({item.item_id for item in items if item.item_id not in self.catalogue})
+            self.store.put_items(items)
+            self.ranker.retriever.put_items(items)
+        return n_added
+
+    # Rankings
+
+    async def rerank(self, query: str, documents: Sequence[str], model: str | None = None) -> Ranking:
+        """Rank texts for a profile text; see `Ranker.rerank`."""
+        return await self.ranker.rerank(query, documents, model)
+
+    async def recommend(self, whom: str | tuple[str, ...], wish: Wish) -> Recommendation:
+        """Rank items for a user, or for a history (item ids, oldest first); see `Ranker.recommend`.
+
+        Raises:
+            Problem: there is no such user, and what `Ranker.recommend` says.
+        """
+        reader = await run_in_threadpool(self.user_reader if isinstance(whom, str) else self._stranger, whom)
+        results, tokens = await self.ranker.recommend(reader, wish)
+        return Recommendation(reader, results, tokens)
+
+    def user_reader(self, user_id: str) -> Reader:
+        """Return a user with the newest profile there is, which may know fewer items than the history has.
+
+        Raises:
+            Problem: there is no such user.
+        """
+        history = self.store.history(user_id)
+        if history is None:
+            raise _unknown(user_id)
+        profile = self.store.latest_profile(user_id)
+        if profile is None:
+            return self._stranger(history.item_ids)
+        return Reader(history.item_ids, profile.text, profile.author, profile.version, profile.n_items)
+
+    def _stranger(self, history: tuple[str, ...]) -> Reader:
+        """Return a reader nothing is written about: the profile is counted, if the model reads any."""
+        self.ranker.check_items(history)
+        text = ""
+        if self.summariser.config.method != "none":
+            items = [self.catalogue.item(item_id) for item_id in history]
+            text = counted_profile(items, self.summariser.category_fields, self.summariser.title_field)
+        return Reader(history, text, "counted" if text else "none", None, len(history) if text else 0)
+
+
+def _unknown(user_id: str) -> Problem:
+    return Problem(UNKNOWN_USER, f"There is no user {user_id!r}; a first event makes one.")
+
+
+def _block_texts(blocks: Sequence[Block], summaries: Sequence[UserSummary]) -> list[str | None]:
+    """Return each block's summary: the first one of its items that no block before it has taken."""
+    left = list(summaries)
+    texts: list[str | None] = []
+    for block in blocks:
+        found = next((summary for summary in left if summary.item_ids == block.item_ids), None)
+        if found is not None:
+            left.remove(found)
+        texts.append(found.text if found else None)
+    return texts

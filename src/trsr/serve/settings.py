@@ -1,0 +1,92 @@
+"""What can be set of a server, by flags of `trsr serve` or by variables `TRSR_...`."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Annotated, Any, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from trsr.errors import ConfigError
+from trsr.serve.auth import is_hash
+
+
+class Settings(BaseSettings):
+    """Where the server listens, whom it lets in, and how much it takes."""
+
+    model_config = SettingsConfigDict(env_prefix="TRSR_", frozen=True, hide_input_in_errors=True)
+
+    host: str = "127.0.0.1"
+    """The address to listen at; other than loopback only with a key."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """0 for any free one."""
+    api_keys: Annotated[tuple[str, ...], NoDecode] = ()
+    """The sha256 of each key, in hex, with commas between them; `trsr serve --new-key` makes one."""
+    requests_per_minute: int = Field(default=6000, ge=1)
+    """Of one key, or of one address where there are no keys."""
+    max_body_bytes: int = Field(default=2 * 2**20, ge=1024)
+    """Of one request."""
+    max_candidates: int = Field(default=200, ge=1)
+    """Candidates or documents of one request."""
+    max_waiting: int = Field(default=64, ge=1)
+    """Requests that may wait for the model; a further one is answered 503."""
+    request_seconds: float = Field(default=30.0, gt=0)
+    """A request that cannot be answered within this time is answered 503."""
+    n_retrieved: int = Field(default=50, ge=1)
+    """Items that retrieval hands to the model where no candidates are given."""
+    stop_seconds: int = Field(default=10, ge=0)
+    """At the end, how long open requests may still take."""
+    log_texts: bool = False
+    """Log addresses with user ids, and what errors say; they may hold texts of people."""
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _are_hashes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(is_hash(entry) for entry in value):
+            raise ValueError(
+                "found something that is no sha256 in hex; keys are kept as hashes: `trsr serve --new-key` "
+                "prints a key and its hash"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _closed_to_strangers(self) -> Self:
+        if not self.loopback and not self.api_keys:
+            raise ValueError(
+                f"host {self.host!r} can be reached from other machines and there is no key; set "
+                "TRSR_API_KEYS (`trsr serve --new-key` makes one), or listen at 127.0.0.1"
+            )
+        return self
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+def load_settings(**given: Any) -> Settings:
+    """Return the settings of the environment, changed by those that are given and not None.
+
+    Raises:
+        ConfigError: lists everything that is wrong.
+    """
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        problems = []
+        for entry in error.errors():
+            where = ".".join(str(part) for part in entry["loc"])
+            said = str(entry["msg"]).removeprefix("Value error, ")
+            problems.append(f"{where}: {said}." if where else f"{said[:1].upper()}{said[1:]}.")
+        raise ConfigError(problems) from error

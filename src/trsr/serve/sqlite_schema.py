@@ -1,0 +1,71 @@
+"""The tables of the service's database, as numbered migrations."""
+
+from __future__ import annotations
+
+from trsr.summarize.store import SUMMARIES
+
+APPLICATION_ID = 0x74727376  # "trsv"
+
+# See `trsr.data.sqlite_file.open_sqlite`. Only ever append. Times are seconds since 1970, UTC; those of
+# events are whole microseconds.
+MIGRATIONS = (
+    # AUTOINCREMENT: the number of a deleted user is never given again, so it is the user's ticket.
+    """
+    CREATE TABLE users (
+        uid INTEGER PRIMARY KEY AUTOINCREMENT,
+        user_id TEXT NOT NULL UNIQUE,
+        n_events INTEGER NOT NULL DEFAULT 0
+    )
+    """,
+    """
+    CREATE TABLE events (
+        uid INTEGER NOT NULL,
+        position INTEGER NOT NULL,
+        event_id TEXT NOT NULL,
+        item_id TEXT NOT NULL,
+        timestamp INTEGER,
+        PRIMARY KEY (uid, position),
+        UNIQUE (uid, event_id)
+    ) WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE profiles (
+        uid INTEGER NOT NULL,
+        version INTEGER NOT NULL,
+        text TEXT NOT NULL,
+        author TEXT NOT NULL CHECK (author IN ('model', 'person')),
+        n_items INTEGER NOT NULL,
+        key TEXT,
+        created_at REAL NOT NULL,
+        PRIMARY KEY (uid, version)
+    )
+    """,
+    "CREATE INDEX edits ON profiles (uid, version) WHERE author = 'person'",
+    """
+    CREATE TABLE pending (
+        uid INTEGER PRIMARY KEY,
+        since REAL NOT NULL,
+        due REAL NOT NULL,
+        n_attempts INTEGER NOT NULL DEFAULT 0,
+        error TEXT
+    )
+    """,
+    "CREATE INDEX pending_by_age ON pending (since)",
+    SUMMARIES,
+    # Who has a text: `plans` holds the calls behind profiles (`start`: the items before the plan's first
+    # block), `drafts` those of profiles that are not finished.
+    """
+    CREATE TABLE plans (
+        uid INTEGER NOT NULL,
+        start INTEGER NOT NULL,
+        place INTEGER NOT NULL,
+        key TEXT NOT NULL,
+        PRIMARY KEY (uid, start, place)
+    ) WITHOUT ROWID
+    """,
+    "CREATE INDEX plans_by_key ON plans (key)",
+    "CREATE TABLE drafts (uid INTEGER NOT NULL, key TEXT NOT NULL, PRIMARY KEY (uid, key)) WITHOUT ROWID",
+    "CREATE INDEX drafts_by_key ON drafts (key)",
+    "CREATE TABLE items (item_id TEXT PRIMARY KEY, fields TEXT NOT NULL)",
+    "CREATE TABLE imports (source TEXT PRIMARY KEY, imported_at REAL NOT NULL)",
+)

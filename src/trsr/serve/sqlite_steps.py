@@ -1,0 +1,166 @@
+"""Steps of the SQLite store's transactions: who is who, what is pending, and whom a summary belongs to."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+from trsr.serve.records import Author, Event, Profile
+
+MAX_BACK_OFF = 300.0
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class UserRow(NamedTuple):
+    """A user's number and the length of their history."""
+
+    uid: int
+    n_events: int
+
+
+def to_micros(moment: datetime | None) -> int | None:
+    """Return whole microseconds since 1970.
+
+    Raises:
+        ValueError: the moment has no time zone.
+    """
+    if moment is None:
+        return None
+    if moment.tzinfo is None:
+        raise ValueError(f"The time {moment} of an event has no time zone; give it one.")
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def from_micros(micros: int | None) -> datetime | None:
+    """Return the moment in UTC."""
+    return None if micros is None else _EPOCH + micros * _MICROSECOND
+
+
+def find_user(db: sqlite3.Connection, user_id: str) -> UserRow | None:
+    """Return the user of this id, or None."""
+    row = db.execute("SELECT uid, n_events FROM users WHERE user_id = ?", (user_id,)).fetchone()
+    return None if row is None else UserRow(*row)
+
+
+def append_events(db: sqlite3.Connection, user_id: str, events: Sequence[Event]) -> tuple[int, list[bool]]:
+    """Append the new ones among these events; return the user's number and which were new."""
+    rows = [(event.event_id, event.item_id, to_micros(event.timestamp)) for event in events]
+    db.execute("INSERT INTO users (user_id) VALUES (?) ON CONFLICT (user_id) DO NOTHING", (user_id,))
+    (uid, n_events) = db.execute("SELECT uid, n_events FROM users WHERE user_id = ?", (user_id,)).fetchone()
+    new = []
+    for row in rows:
+        added = db.execute(
+            "INSERT INTO events (uid, position, event_id, item_id, timestamp) VALUES (?, ?, ?, ?, ?) "
+            "ON CONFLICT (uid, event_id) DO NOTHING",
+            (uid, n_events, *row),
+        )
+        new.append(added.rowcount == 1)
+        n_events += new[-1]
+    db.execute("UPDATE users SET n_events = ? WHERE uid = ?", (n_events, uid))
+    return uid, new
+
+
+def enqueue(db: sqlite3.Connection, uid: int, *, at_once: bool = False) -> None:
+    """Mark an update pending; with `at_once` one that was put off after a failure is tried now."""
+    now = time.time()
+    db.execute(
+        "INSERT INTO pending (uid, since, due) VALUES (?, ?, ?) "
+        "ON CONFLICT (uid) DO UPDATE SET due = min(due, ?)",
+        (uid, now, now, now if at_once else 1e18),
+    )
+
+
+def dequeue(db: sqlite3.Connection, user: UserRow, n_items: int) -> None:
+    """Take an update out of the queue, or begin it anew where the history is longer than `n_items`."""
+    db.execute("DELETE FROM pending WHERE uid = ?", (user.uid,))
+    if user.n_events > n_items:
+        enqueue(db, user.uid)
+
+
+def put_off(db: sqlite3.Connection, uid: int, error: str) -> None:
+    """Count a failed attempt; the next one waits 1 second, then twice as long each, up to `MAX_BACK_OFF`."""
+    row = db.execute("SELECT n_attempts FROM pending WHERE uid = ?", (uid,)).fetchone()
+    if row is not None:
+        due = time.time() + min(2.0 ** min(row[0], 30), MAX_BACK_OFF)
+        db.execute(
+            "UPDATE pending SET n_attempts = n_attempts + 1, due = ?, error = ? WHERE uid = ?",
+            (due, error, uid),
+        )
+
+
+_PROFILE = (
+    "SELECT user_id, version, text, author, n_items, key, created_at FROM profiles JOIN users USING (uid)"
+)
+
+
+def read_profiles(db: sqlite3.Connection, user_id: str) -> list[Profile]:
+    """Return all versions, oldest first."""
+    rows = db.execute(f"{_PROFILE} WHERE user_id = ? ORDER BY version", (user_id,))
+    return [_profile(row) for row in rows]
+
+
+def newest_profile(db: sqlite3.Connection, user_id: str, author: Author | None = None) -> Profile | None:
+    """Return the newest version, or the newest by one author."""
+    condition = "" if author is None else f"AND author = '{author}'"
+    row = db.execute(
+        f"{_PROFILE} WHERE user_id = ? {condition} ORDER BY version DESC LIMIT 1", (user_id,)
+    ).fetchone()
+    return None if row is None else _profile(row)
+
+
+def _profile(row: tuple[str, int, str, Author, int, str | None, float]) -> Profile:
+    user_id, version, text, author, n_items, key, created_at = row
+    return Profile(user_id, version, text, author, n_items, key, datetime.fromtimestamp(created_at, UTC))
+
+
+def newest_version(db: sqlite3.Connection, uid: int) -> int:
+    """Return the number of a user's newest profile, 0 for none."""
+    (version,) = db.execute("SELECT max(version) FROM profiles WHERE uid = ?", (uid,)).fetchone()
+    return version or 0
+
+
+def own_drafts(db: sqlite3.Connection, uids: Iterable[int], key: str) -> None:
+    """Note that these users wait for a text."""
+    rows = [(uid, key) for uid in uids]
+    db.executemany("INSERT INTO drafts (uid, key) VALUES (?, ?) ON CONFLICT DO NOTHING", rows)
+
+
+def own_plan(db: sqlite3.Connection, uid: int, start: int, keys: Sequence[str]) -> None:
+    """Let a user have the calls of a plan that begins after `start` items, and none of an older such plan."""
+    rows = db.execute("SELECT start, place, key FROM plans WHERE uid = ? AND start >= ?", (uid, start))
+    before = {(first, place): key for first, place, key in rows}
+    now = {(start, place): key for place, key in enumerate(keys)}
+    gone = [(uid, *where) for where, key in before.items() if now.get(where) != key]
+    db.executemany("DELETE FROM plans WHERE uid = ? AND start = ? AND place = ?", gone)
+    added = [(uid, *where, key) for where, key in now.items() if before.get(where) != key]
+    db.executemany("INSERT INTO plans (uid, start, place, key) VALUES (?, ?, ?, ?)", added)
+    drafts = db.execute("SELECT key FROM drafts WHERE uid = ?", (uid,)).fetchall()
+    db.execute("DELETE FROM drafts WHERE uid = ?", (uid,))
+    drop_unowned(db, {*before.values(), *(key for (key,) in drafts)} - set(keys))
+
+
+def drop_unowned(db: sqlite3.Connection, keys: Iterable[str]) -> None:
+    """Delete those of these summaries that no user has."""
+    db.executemany(
+        """
+        DELETE FROM summaries WHERE key = ?
+        AND NOT EXISTS (SELECT 1 FROM plans WHERE plans.key = summaries.key)
+        AND NOT EXISTS (SELECT 1 FROM drafts WHERE drafts.key = summaries.key)
+        """,
+        [(key,) for key in keys],
+    )
+
+
+def delete_all_of(db: sqlite3.Connection, uid: int) -> None:
+    """Delete every row of a user, and the summaries that nobody else has."""
+    keys = db.execute(
+        "SELECT key FROM plans WHERE uid = ? UNION SELECT key FROM drafts WHERE uid = ?", (uid, uid)
+    )
+    owned = [key for (key,) in keys]
+    for table in ("events", "profiles", "pending", "plans", "drafts", "users"):
+        db.execute(f"DELETE FROM {table} WHERE uid = ?", (uid,))
+    drop_unowned(db, owned)

@@ -1,0 +1,344 @@
+"""The service's store in one SQLite file: users, events, profiles, summaries, the queue and the catalogue.
+
+Two connections, one that writes and one that reads, each with a lock. SQLite writes one transaction at a time
+anyway, and its transactions belong to the connection, not to the thread: without the lock two threads would
+write into one another's. A commit that was acknowledged to somebody waits for the disk (`synchronous = FULL`:
+it survives a power cut too); what can be made again, such as summaries, does not. Readers wait for neither.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from trsr.data.sqlite_file import as_one_sentence, open_sqlite
+from trsr.errors import OutputError
+from trsr.serve import sqlite_steps as steps
+from trsr.serve.records import Author, Event, PendingUpdate, Profile, StoredEvent, UserSummary
+from trsr.serve.sqlite_schema import APPLICATION_ID, MIGRATIONS
+from trsr.summarize.store import StoredCall, SummaryTable
+from trsr.types import History, Item
+
+WHAT = "service database"
+
+
+class SqliteServeStore:
+    """A `ServeStore` in one SQLite file; see there what the methods promise.
+
+    Args:
+        path: The file; it and its folder are made as needed.
+
+    Raises:
+        StoreError: the file is something else, or a newer version of `trsr` made it.
+        OutputError: the file cannot be written, or another process keeps it busy.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._db = open_sqlite(self.path, WHAT, APPLICATION_ID, MIGRATIONS, many_threads=True)
+        self._db.execute("PRAGMA secure_delete = ON")
+        self._reader = sqlite3.connect(self.path, isolation_level=None, timeout=30.0, check_same_thread=False)
+        self._reader.execute("PRAGMA query_only = ON")
+        self._write_lock = threading.Lock()
+        self._read_lock = threading.Lock()
+        self._work = threading.Event()
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """Give the connection for one SELECT after another; all see what was committed before."""
+        with self._read_lock, as_one_sentence(self.path, WHAT):
+            yield self._reader
+
+    @contextmanager
+    def _writing(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
+        """Commit at the end, on disk if it is to be durable, or leave everything as it was."""
+        with self._write_lock, as_one_sentence(self.path, WHAT):
+            db = self._db
+            db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:  # SQLite may have given it up by itself, as on a full disk
+                    db.execute("ROLLBACK")
+                raise
+
+    # Events and histories
+
+    def add_events(self, user_id: str, events: Sequence[Event]) -> list[bool]:
+        """Append events; return for each whether it was new."""
+        if not events:
+            return []
+        with self._writing() as db:
+            uid, new = steps.append_events(db, user_id, events)
+            if any(new):
+                steps.enqueue(db, uid)
+        self._work.set()
+        return new
+
+    def import_histories(
+        self, histories: Iterable[History], source: str = "data", follow: bool = False
+    ) -> int:
+        """Append whole histories unless their source was imported before; return how many events were new."""
+        n_new = 0
+        with self._writing() as db:
+            first = db.execute(
+                "INSERT INTO imports (source, imported_at) VALUES (?, ?) ON CONFLICT DO NOTHING",
+                (source, time.time()),
+            )
+            if first.rowcount == 0:
+                return 0
+            for history in histories:
+                times = history.timestamps or (None,) * len(history)
+                events = [
+                    Event(f"{source}:{position}", item_id, moment)
+                    for position, (item_id, moment) in enumerate(zip(history.item_ids, times, strict=True))
+                ]
+                uid, new = steps.append_events(db, history.user_id, events)
+                n_new += sum(new)
+                if follow and any(new):
+                    steps.enqueue(db, uid)
+        self._work.set()
+        return n_new
+
+    def history(self, user_id: str) -> History | None:
+        """Return a user's items, oldest first; None for nobody of that id."""
+        with self._reading() as db:
+            user = steps.find_user(db, user_id)
+            if user is None:
+                return None
+            rows = db.execute(
+                "SELECT item_id, timestamp FROM events WHERE uid = ? ORDER BY position", (user.uid,)
+            ).fetchall()
+        times = tuple(moment for _, micros in rows if (moment := steps.from_micros(micros)) is not None)
+        known = times if rows and len(times) == len(rows) else None
+        return History(user_id, tuple(item_id for item_id, _ in rows), known)
+
+    def events(self, user_id: str) -> list[StoredEvent]:
+        """Return a user's events, oldest first."""
+        with self._reading() as db:
+            rows = db.execute(
+                "SELECT event_id, item_id, position, timestamp FROM events JOIN users USING (uid) "
+                "WHERE user_id = ? ORDER BY position",
+                (user_id,),
+            ).fetchall()
+        return [
+            StoredEvent(event_id, item_id, position, steps.from_micros(micros))
+            for event_id, item_id, position, micros in rows
+        ]
+
+    def users(self, query: str = "", limit: int = 50) -> list[str]:
+        """Return the first user ids that contain `query`, sorted."""
+        with self._reading() as db:
+            rows = db.execute(
+                "SELECT user_id FROM users WHERE instr(user_id, ?) > 0 ORDER BY user_id LIMIT ?",
+                (query, limit),
+            ).fetchall()
+        return [user_id for (user_id,) in rows]
+
+    # Profiles
+
+    def profiles(self, user_id: str) -> list[Profile]:
+        """Return all versions of a user's profile, oldest first."""
+        with self._reading() as db:
+            return steps.read_profiles(db, user_id)
+
+    def latest_profile(self, user_id: str, author: Author | None = None) -> Profile | None:
+        """Return the newest version, or the newest by this author."""
+        with self._reading() as db:
+            return steps.newest_profile(db, user_id, author)
+
+    def add_profile(
+        self,
+        user_id: str,
+        text: str,
+        author: Author,
+        n_items: int,
+        key: str | None = None,
+        summary_keys: Sequence[str] = (),
+        expected_version: int | None = None,
+        ticket: int | None = None,
+    ) -> Profile | None:
+        """Add a version of a user's profile, or return None where it no longer fits."""
+        with self._writing(durable=author == "person") as db:
+            user = steps.find_user(db, user_id)
+            if user is None or ticket not in (None, user.uid) or n_items > user.n_events:
+                return None
+            version = steps.newest_version(db, user.uid)
+            if expected_version not in (None, version):
+                return None
+            edit = steps.newest_profile(db, user_id, "person")
+            db.execute(
+                "INSERT INTO profiles (uid, version, text, author, n_items, key, created_at) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (user.uid, version + 1, text, author, n_items, key, time.time()),
+            )
+            if author == "model":
+                steps.own_plan(db, user.uid, edit.n_items if edit else 0, summary_keys)
+                steps.dequeue(db, user, n_items)
+            elif n_items < user.n_events:
+                steps.enqueue(db, user.uid, at_once=True)
+            added = steps.newest_profile(db, user_id)
+        self._work.set()
+        return added
+
+    def user_summaries(self, user_id: str) -> list[UserSummary]:
+        """Return the summaries behind the newest profile, in the order of its plan, older edits' first."""
+        with self._reading() as db:
+            rows = db.execute(
+                "SELECT summaries.key, summaries.text, summaries.item_ids FROM users JOIN plans USING (uid) "
+                "JOIN summaries USING (key) WHERE user_id = ? AND text IS NOT NULL ORDER BY start, place",
+                (user_id,),
+            ).fetchall()
+        return [UserSummary(key, text, tuple(json.loads(item_ids))) for key, text, item_ids in rows]
+
+    def texts(self, keys: Sequence[str]) -> dict[str, str]:
+        """Return the known summaries among `keys`; failed calls are not known."""
+        with self._reading() as db:
+            return SummaryTable(db).texts(keys)
+
+    def put(self, call: StoredCall) -> None:
+        """Commit one result, unless none of the users it was written for is still there."""
+        with self._writing(durable=False) as db:
+            users = [user for user_id in call.user_ids if (user := steps.find_user(db, user_id)) is not None]
+            if users:
+                SummaryTable(db).put(call)
+                steps.own_drafts(db, [user.uid for user in users], call.key)
+
+    # The queue of updates
+
+    def request_update(self, user_id: str) -> bool:
+        """Mark an update pending; return whether there is such a user."""
+        with self._writing() as db:
+            user = steps.find_user(db, user_id)
+            if user is not None:
+                steps.enqueue(db, user.uid, at_once=True)
+        self._work.set()
+        return user is not None
+
+    def pending(self, limit: int) -> list[PendingUpdate]:
+        """Return up to `limit` updates whose time has come, those that wait longest first."""
+        with self._reading() as db:
+            rows = db.execute(
+                "SELECT user_id, n_events, since, n_attempts, uid FROM pending JOIN users USING (uid) "
+                "WHERE due <= ? ORDER BY since, uid LIMIT ?",
+                (time.time(), limit),
+            ).fetchall()
+        return [
+            PendingUpdate(user_id, n_events, datetime.fromtimestamp(since, UTC), n_attempts, uid)
+            for user_id, n_events, since, n_attempts, uid in rows
+        ]
+
+    def finish(self, update: PendingUpdate, expected_version: int) -> None:
+        """Take an update that has nothing to add out of the queue, unless something came in between."""
+        with self._writing(durable=False) as db:
+            user = steps.find_user(db, update.user_id)
+            if user is None or user.uid != update.ticket:
+                return
+            if steps.newest_version(db, user.uid) == expected_version:
+                steps.dequeue(db, user, update.n_items)
+
+    def fail(self, update: PendingUpdate, error: str) -> None:
+        """Count a failed attempt and put the next one off."""
+        with self._writing(durable=False) as db:
+            steps.put_off(db, update.ticket, error)
+
+    def wait(self, seconds: float) -> None:
+        """Return when an update may have become pending, or after some seconds."""
+        self._work.wait(seconds)
+        self._work.clear()
+
+    def wake(self) -> None:
+        """Let a thread in `wait` return now."""
+        self._work.set()
+
+    # The catalogue
+
+    def items(self) -> Iterator[Item]:
+        """Yield all items, sorted by id."""
+        with self._reading() as db:
+            rows = db.execute("SELECT item_id, fields FROM items ORDER BY item_id").fetchall()
+        for item_id, fields in rows:
+            yield Item(item_id, json.loads(fields))
+
+    def item(self, item_id: str) -> Item | None:
+        """Return an item, or None if it is unknown."""
+        with self._reading() as db:
+            row = db.execute("SELECT fields FROM items WHERE item_id = ?", (item_id,)).fetchone()
+        return None if row is None else Item(item_id, json.loads(row[0]))
+
+    def put_items(self, items: Sequence[Item]) -> None:
+        """Add items; those whose ids are known take the new fields."""
+        rows = [(item.item_id, json.dumps(dict(item.fields), ensure_ascii=False)) for item in items]
+        with self._writing() as db:
+            db.executemany(
+                "INSERT INTO items (item_id, fields) VALUES (?, ?) "
+                "ON CONFLICT (item_id) DO UPDATE SET fields = excluded.fields",
+                rows,
+            )
+
+    # All of it
+
+    def delete_user(self, user_id: str) -> bool:
+        """Forget a user; return whether there was one."""
+        with self._writing() as db:
+            user = steps.find_user(db, user_id)
+            if user is not None:
+                steps.delete_all_of(db, user.uid)
+        return user is not None
+
+    def vacuum(self) -> None:
+        """Write the database anew, so that no byte of what was deleted is left in the file or its `-wal`."""
+        with self._write_lock, self._read_lock, as_one_sentence(self.path, WHAT):
+            self._db.execute("VACUUM")
+            # In WAL mode the new pages went to the `-wal` file, beside the old ones.
+            (busy, _, _) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise OutputError(
+                f"The {WHAT} {self.path} is in use by another process, so that deleted texts may still be in "
+                "its -wal file; end that process, then try again."
+            )
+
+    def facts(self) -> dict[str, float]:
+        """Return counts for metrics."""
+        with self._reading() as db:
+            users, events = db.execute("SELECT count(*), coalesce(sum(n_events), 0) FROM users").fetchone()
+            pending, failing, since = db.execute(
+                "SELECT count(*), coalesce(sum(n_attempts > 0), 0), min(since) FROM pending"
+            ).fetchone()
+            (behind,) = db.execute(
+                "SELECT coalesce(sum(n_events - coalesce((SELECT n_items FROM profiles "
+                "WHERE profiles.uid = users.uid ORDER BY version DESC LIMIT 1), 0)), 0) "
+                "FROM pending JOIN users USING (uid)"
+            ).fetchone()
+            counts = {
+                name: db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+                for name, table in (
+                    ("items", "items"),
+                    ("profiles", "profiles"),
+                    ("edits", "profiles WHERE author = 'person'"),
+                )
+            }
+        waited = 0.0 if since is None else max(0.0, time.time() - since)
+        return {
+            "users": users,
+            "events": events,
+            **counts,
+            "pending": pending,
+            "failing": failing,
+            "oldest_pending_seconds": waited,
+            "items_behind": behind,
+        }
+
+    def close(self) -> None:
+        """Close the file; safe to call twice."""
+        with self._write_lock, self._read_lock:
+            self._reader.close()
+            self._db.close()

@@ -1,0 +1,201 @@
+"""The seam between the service and its database: everything that is known of users and items.
+
+What a method has returned from is kept, whatever happens to the process. Events, imports, edits, items and
+deletions also survive a power cut; what the model made may be lost by one, and is then made again. All
+methods may be called from several threads at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+from trsr.serve.records import Author, Event, PendingUpdate, Profile, StoredEvent, UserSummary
+from trsr.summarize.store import TextStore
+from trsr.types import History, Item
+
+
+class ServeStore(TextStore, Protocol):
+    """Users with their events and profiles, the queue of updates, summary texts, and the catalogue.
+
+    It is the `TextStore` of the summariser too. A text that `put` brings belongs to the users it was written
+    for (`StoredCall.user_ids`), those of them who are still there; with nobody left it is not kept.
+
+    Raises:
+        OutputError: (any method) the database cannot be written or is busy for long.
+    """
+
+    # Events and histories
+
+    def add_events(self, user_id: str, events: Sequence[Event]) -> list[bool]:
+        """Append events to a user's history in the order given; the user is made as needed.
+
+        A history is kept in the order of arrival: an event that comes late goes to the end, whatever its
+        timestamp, so that blocks already summarised stay as they are. Events and the pending update are
+        committed together before this returns.
+
+        Returns:
+            For each event, whether it was new. One whose id the user already has is ignored, even if it
+            names another item.
+
+        Raises:
+            ValueError: a timestamp has no time zone.
+        """
+        ...
+
+    def import_histories(
+        self, histories: Iterable[History], source: str = "data", follow: bool = False
+    ) -> int:
+        """Append whole histories, all or none; the ids of their events are `data:POSITION`.
+
+        A source is imported once: the second time nothing is read, so that a user who was deleted does not
+        come back when the service starts again.
+
+        Args:
+            histories: Whose events.
+            source: Names where they come from, such as a data set's fingerprint.
+            follow: Whether profiles are to be made for these users now; else their next event starts it.
+
+        Returns:
+            How many events were new.
+        """
+        ...
+
+    def history(self, user_id: str) -> History | None:
+        """Return a user's items, oldest first, with times if every event has one; None: nobody of that id."""
+        ...
+
+    def events(self, user_id: str) -> list[StoredEvent]:
+        """Return a user's events, oldest first; none for an unknown user."""
+        ...
+
+    def users(self, query: str = "", limit: int = 50) -> list[str]:
+        """Return the first `limit` user ids that contain `query`, letter case counting, sorted."""
+        ...
+
+    # Profiles
+
+    def profiles(self, user_id: str) -> list[Profile]:
+        """Return all versions of a user's profile, oldest first."""
+        ...
+
+    def latest_profile(self, user_id: str, author: Author | None = None) -> Profile | None:
+        """Return the newest version, or the newest by this author; None if there is none."""
+        ...
+
+    def add_profile(
+        self,
+        user_id: str,
+        text: str,
+        author: Author,
+        n_items: int,
+        key: str | None = None,
+        summary_keys: Sequence[str] = (),
+        expected_version: int | None = None,
+        ticket: int | None = None,
+    ) -> Profile | None:
+        """Add a version of a user's profile.
+
+        A person's edit leaves an update pending where the history is longer than `n_items`; a model's version
+        takes the pending update out of the queue unless the history is longer.
+
+        Args:
+            user_id: Whose.
+            text: The profile.
+            author: Who wrote it.
+            n_items: How many of the oldest items it has seen; for an edit those of the version the person
+                saw, 0 if there was none.
+            key: The key of the last call that made it.
+            summary_keys: The keys of all calls behind it since the last edit, in the order of the plan. They
+                replace those of the model's last version since that edit; a text nobody uses any more goes.
+            expected_version: The newest version there must be (0 for none); None for whatever there is.
+            ticket: The user's ticket there must be; None for any.
+
+        Returns:
+            The version, or None, and nothing changes: no such user, or another version, or another ticket.
+        """
+        ...
+
+    def user_summaries(self, user_id: str) -> list[UserSummary]:
+        """Return the summaries behind the newest profile in the order of its plan, older edits' first."""
+        ...
+
+    # The queue of updates
+
+    def request_update(self, user_id: str) -> bool:
+        """Mark an update pending, as new events do; return whether there is such a user."""
+        ...
+
+    def pending(self, limit: int) -> list[PendingUpdate]:
+        """Return up to `limit` updates whose time has come, those that wait longest first.
+
+        They stay in the queue until `add_profile` or `finish`, so a killed process leaves them to the next.
+        """
+        ...
+
+    def finish(self, update: PendingUpdate, expected_version: int) -> None:
+        """Take an update that has nothing to add out of the queue.
+
+        It stays if there are newer events, if the newest version is not `expected_version` (0 for none), or
+        if the user is not the one of `update.ticket`.
+        """
+        ...
+
+    def fail(self, update: PendingUpdate, error: str) -> None:
+        """Count a failed attempt; the next is due in 1 second, then in twice as long each, up to 5 minutes.
+
+        `error` is kept until the update succeeds or the user is deleted.
+        """
+        ...
+
+    def wait(self, seconds: float) -> None:
+        """Return when an update may have become pending, or after some seconds."""
+        ...
+
+    def wake(self) -> None:
+        """Let a thread in `wait` return now."""
+        ...
+
+    # The catalogue
+
+    def items(self) -> Iterator[Item]:
+        """Yield all items, sorted by id."""
+        ...
+
+    def item(self, item_id: str) -> Item | None:
+        """Return an item, or None if it is unknown."""
+        ...
+
+    def put_items(self, items: Sequence[Item]) -> None:
+        """Add items; those whose ids are known take the new fields."""
+        ...
+
+    # All of it
+
+    def delete_user(self, user_id: str) -> bool:
+        """Forget a user: events, profiles, edits, updates, and the summaries no other user has.
+
+        Returns whether there was such a user. Their texts are out of reach at once and leave the disk with
+        the next `vacuum`.
+        """
+        ...
+
+    def vacuum(self) -> None:
+        """Write the database anew, so that no byte of what was deleted is left on disk.
+
+        Other calls wait meanwhile; it takes time in proportion to the database.
+        """
+        ...
+
+    def facts(self) -> dict[str, float]:
+        """Return counts for metrics.
+
+        `users`, `events`, `items`, `profiles` (versions), `edits`, `pending` (updates),
+        `failing` (of these, with a failed attempt), `oldest_pending_seconds`, and `items_behind`: the events
+        that the profiles of pending users have not seen.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close the database; safe to call twice."""
+        ...

@@ -1,0 +1,51 @@
+"""A finished run becomes a service: its users are there, and what happens is kept in the database."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from trsr.data.tables import Dataset
+from trsr.errors import InputError
+from trsr.pipeline.service import open_service
+from trsr.serve.app import create_app
+from trsr.serve.settings import Settings
+
+
+def test_the_users_of_a_run_are_served_and_imported_once(finished_run: Path, tmp_path: Path) -> None:
+    settings = Settings(api_keys=())
+    database = tmp_path / "kept" / "serve.sqlite"
+    history, other = list(Dataset.open(finished_run / "data").histories())[:2]
+    said: list[str] = []
+    service = open_service(finished_run, None, database, settings, said.append)
+    client = TestClient(create_app(service, settings), base_url="http://localhost")
+    try:
+        assert "events of the data set" in said[-1]
+        user = client.get(f"/v1/users/{history.user_id}").json()
+        assert tuple(event["item_id"] for event in user["history"]) == history.item_ids
+        found = client.post("/v1/recommend", json={"user_id": history.user_id, "top_n": 5, "explain": True})
+        assert found.status_code == 200, found.text
+        results = found.json()["results"]
+        assert len(results) == 5
+        assert not {result["item_id"] for result in results} & set(history.item_ids)
+        assert len(results[0]["explanation"]["without_item"]) == 2  # as many as the prompt shows
+        assert client.delete(f"/v1/users/{other.user_id}").status_code == 204
+    finally:
+        service.close()
+    said.clear()
+    service = open_service(finished_run, None, database, settings, said.append)
+    try:
+        assert len(said) == 1
+        assert service.store.history(other.user_id) is None  # who was deleted does not come back
+        assert service.store.history(history.user_id) is not None
+    finally:
+        service.close()
+
+
+def test_a_folder_that_is_no_run_leaves_no_database(tmp_path: Path) -> None:
+    database = tmp_path / "serve.sqlite"
+    with pytest.raises(InputError):
+        open_service(tmp_path, None, database, Settings(api_keys=()))
+    assert not database.exists()

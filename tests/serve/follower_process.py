@@ -1,0 +1,63 @@
+"""A process that keeps events and lets profiles follow, told what to do over a pipe.
+
+It imports nothing heavy: tests start it often.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from multiprocessing.connection import Connection
+from typing import Literal, NamedTuple
+
+from stores import summariser_of_many
+
+from trsr.llm.fake import FakeGenerator
+from trsr.serve.follower import Follower
+from trsr.serve.records import Event
+from trsr.serve.sqlite_store import SqliteServeStore
+from trsr.serve.store import ServeStore
+
+
+class Message(NamedTuple):
+    """Something to be kept; its number comes back when it is.
+
+    `text` is an item's id for an event, and a profile for an edit that has seen the first `n_items` items.
+    `idle` is acknowledged when no update is pending.
+    """
+
+    number: int
+    kind: Literal["event", "edit", "idle"]
+    user_id: str = ""
+    text: str = ""
+    n_items: int = 0
+
+
+def keep(store: ServeStore, message: Message) -> None:
+    """Do what a message says."""
+    if message.kind == "event":
+        store.add_events(message.user_id, [Event(f"event-{message.number}", message.text)])
+    elif message.kind == "edit":
+        assert store.add_profile(message.user_id, message.text, "person", message.n_items) is not None
+    else:
+        while store.facts()["pending"]:
+            time.sleep(0.002)
+
+
+def serve(file: str, method: str, pipe: Connection) -> None:
+    """Acknowledge messages after they are kept, until the pipe is closed."""
+    store = SqliteServeStore(file)
+    stop = threading.Event()
+    follower = Follower(store, summariser_of_many(method, block_size=3, fan_in=2), FakeGenerator(delay=0.002))
+    thread = threading.Thread(target=follower.run, args=(stop,), daemon=True)
+    thread.start()
+    try:
+        while True:
+            message = Message(*pipe.recv())
+            keep(store, message)
+            pipe.send(message.number)
+    except EOFError:
+        stop.set()
+        store.wake()
+        thread.join()
+        store.close()

@@ -1,0 +1,111 @@
+"""A whole service over forty items, with fake models, for the tests of its HTTP side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from helpers import ITEMS, item_ids
+from starlette.testclient import TestClient
+
+from trsr.llm.base import LabelScorer
+from trsr.llm.fake import FakeGenerator, FakeScorer, FakeTokenizer
+from trsr.prompt.ranking import PromptBuilder, PromptConfig, load_ranking_template
+from trsr.serve.app import create_app
+from trsr.serve.auth import key_hash
+from trsr.serve.batching import ModelQueue
+from trsr.serve.catalogue import Catalogue
+from trsr.serve.follower import Follower
+from trsr.serve.ranking import Ranker
+from trsr.serve.recommender import Recommender
+from trsr.serve.retrieval import Retriever
+from trsr.serve.service import Service
+from trsr.serve.settings import Settings
+from trsr.serve.sqlite_store import SqliteServeStore
+from trsr.summarize.plan import SummaryConfig
+from trsr.summarize.prompts import load_summary_template
+from trsr.summarize.run import Summariser
+
+KEY = "trsr_a-key-for-tests"
+FIELDS = ("category", "title")
+LOCAL = "http://localhost"
+
+
+@dataclass
+class Shop:
+    """A service that was not started, and a client that calls it in this process."""
+
+    service: Service
+    client: TestClient
+    engine: FakeGenerator
+    settings: Settings
+    sent: dict[str, int] = field(default_factory=dict)
+
+    def follow(self) -> None:
+        """Let all profiles catch up."""
+        while self.service.follower.step():
+            pass
+
+    def buy(self, user_id: str, *items: str) -> None:
+        """Post one event for each item."""
+        n = self.sent.get(user_id, 0)
+        self.sent[user_id] = n + len(items)
+        events = [{"event_id": f"e{n + k}", "item_id": item} for k, item in enumerate(items)]
+        answer = self.client.post(f"/v1/users/{user_id}/events", json={"events": events})
+        assert answer.status_code == 202, answer.text
+
+
+def make_settings(**changes: Any) -> Settings:
+    """Return settings with one key, whatever the environment says."""
+    return Settings(**{"api_keys": (key_hash(KEY),), **changes})
+
+
+def make_service(
+    file: Path, settings: Settings, *, scorer: LabelScorer | None = None, engine: FakeGenerator | None = None
+) -> Service:
+    """Return a service whose profiles are chains over blocks of three items."""
+    catalogue = Catalogue({name: ITEMS[name] for name in item_ids(0, 40)}, FIELDS)
+    tokenizer = FakeTokenizer()
+    config = PromptConfig(n_recent=3, max_field_tokens=64, max_tokens=4096)
+    template = load_ranking_template("products", "products")
+    builder = PromptBuilder(template, config, tokenizer, catalogue.texts(None, 64, tokenizer))
+    recommender = Recommender(
+        scorer or FakeScorer(), builder, builder.labels(), catalogue, model_name="tiny-trsr"
+    )
+    summariser = Summariser(
+        config=SummaryConfig.model_validate(
+            {"method": "recurrent", "segmentation": {"kind": "count", "block_size": 3}}
+        ),
+        template=load_summary_template("generic", "any"),
+        items=catalogue.items,
+        item_text=catalogue.texts(None, 24, None),
+        category_fields=("category",),
+        title_field="title",
+    )
+    store = SqliteServeStore(file)
+    ranker = Ranker(
+        recommender,
+        ModelQueue(recommender, max_waiting=settings.max_waiting),
+        Retriever(catalogue, ("category",)),
+        n_retrieved=settings.n_retrieved,
+        max_candidates=settings.max_candidates,
+        seconds=settings.request_seconds,
+    )
+    return Service(store, Follower(store, summariser, engine or FakeGenerator()), ranker, summariser)
+
+
+@contextmanager
+def open_shop(file: Path, scorer: LabelScorer | None = None, **changes: Any) -> Iterator[Shop]:
+    """Open a shop on a database file, and close it at the end; `changes` are settings."""
+    settings = make_settings(**changes)
+    engine = FakeGenerator()
+    service = make_service(file, settings, scorer=scorer, engine=engine)
+    headers = {"Authorization": f"Bearer {KEY}"} if settings.api_keys else {}
+    client = TestClient(create_app(service, settings), base_url=LOCAL, headers=headers)
+    try:
+        yield Shop(service, client, engine, settings)
+    finally:
+        service.close()

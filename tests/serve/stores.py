@@ -1,0 +1,57 @@
+"""Small builders for tests of the service's store and follower."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from helpers import item, make_summariser
+
+from trsr.llm.base import Generation, GenerationParams, Prompt
+from trsr.llm.fake import FakeGenerator
+from trsr.serve.follower import Follower
+from trsr.serve.records import Event
+from trsr.serve.store import ServeStore
+from trsr.summarize.run import Summariser
+
+N_ITEMS = 600
+CATALOGUE = {f"i{number}": item(number) for number in range(N_ITEMS)}
+
+
+def events(start: int, stop: int) -> list[Event]:
+    """Return events `eSTART` to `eSTOP`, the last one left out, each of the item of its number."""
+    return [Event(f"e{number}", f"i{number}") for number in range(start, stop)]
+
+
+def summariser_of_many(method: str = "recurrent", **settings: Any) -> Summariser:
+    """Return a summariser of `N_ITEMS` items, five a block unless said otherwise."""
+    settings = {"block_size": 5, **settings}
+    return dataclasses.replace(
+        make_summariser(method, **settings),
+        items=CATALOGUE,
+        item_text=lambda item_id: f"Title: {CATALOGUE[item_id].fields['title']}",
+    )
+
+
+class HearingEngine(FakeGenerator):
+    """Keeps the last message of every prompt it answers."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.heard: list[str] = []
+
+    def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
+        for result in super().generate(prompts, params):
+            self.heard.append(prompts[result.index].messages[-1].content)
+            yield result
+
+
+def follow(store: ServeStore, summariser: Summariser, engine: FakeGenerator | None = None) -> int:
+    """Fold until no update is due; return how many calls were made."""
+    engine = engine or FakeGenerator()
+    before = engine.n_calls
+    follower = Follower(store, summariser, engine)
+    while follower.step():
+        pass
+    return engine.n_calls - before

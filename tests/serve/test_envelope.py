@@ -1,0 +1,102 @@
+"""Every answer has an id and its security headers; the log has neither users nor texts, unless asked for."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from shop import Shop, open_shop
+
+SECRET = "a most private sentence"
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/nowhere", "/v1/users/nobody", "/openapi.json", "/metrics"])
+def test_every_answer_has_the_headers(shop: Shop, path: str) -> None:
+    headers = shop.client.get(path).headers
+    assert "default-src 'none'" in headers["content-security-policy"]
+    assert "frame-ancestors 'none'" in headers["content-security-policy"]
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["cache-control"] == "no-store"
+    assert len(headers["x-request-id"]) == 32
+
+
+def test_refusals_at_the_gate_have_them_too(shop: Shop) -> None:
+    answer = shop.client.get("/metrics", headers={"Authorization": "no"})
+    assert answer.status_code == 401
+    assert "content-security-policy" in answer.headers
+
+
+def test_a_caller_may_name_the_request(shop: Shop) -> None:
+    answer = shop.client.get("/v1/users/nobody", headers={"X-Request-ID": "order-17.retry_2"})
+    assert answer.headers["x-request-id"] == "order-17.retry_2"
+    assert answer.json()["instance"] == "urn:trsr:request:order-17.retry_2"
+
+
+@pytest.mark.parametrize("name", ["a b", "x" * 65, "<script>", "ü"])
+def test_a_strange_name_is_not_taken(shop: Shop, name: str) -> None:
+    answer = shop.client.get("/healthz", headers={"X-Request-ID": name.encode()})
+    assert len(answer.headers["x-request-id"]) == 32
+
+
+def use_texts(shop: Shop) -> None:
+    """Send texts and ids of a user to every address that takes them."""
+    client = shop.client
+    shop.buy("jane-doe", "i1", "i2", "i3")
+    client.put("/v1/users/jane-doe/profile", json={"text": SECRET})
+    client.put("/v1/users/jane-doe/profile", json={"text": [SECRET], SECRET: SECRET})
+    client.post("/v1/rerank", json={"query": SECRET, "documents": [SECRET]})
+    client.post("/v1/recommend", json={"user_id": "jane-doe"})
+    client.get("/v1/users/jane-doe")
+    shop.follow()
+    client.delete("/v1/users/jane-doe")
+
+
+def test_the_log_has_routes_and_times_but_no_people(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    use_texts(shop)
+    lines = [
+        json.loads(r.getMessage()) for r in caplog.records if r.name == "trsr.serve" and "{" in r.getMessage()
+    ]
+    assert [line["route"] for line in lines][:2] == [
+        "/v1/users/{user_id}/events",
+        "/v1/users/{user_id}/profile",
+    ]
+    assert [line["status"] for line in lines][:3] == [202, 200, 422]
+    assert all(line["ms"] >= 0 and line["caller"].startswith("key-") for line in lines)
+    said = " ".join(record.getMessage() for record in caplog.records if record.name.startswith("trsr"))
+    assert SECRET not in said
+    assert "jane-doe" not in said
+
+
+def test_an_unexpected_error_is_a_problem_and_its_text_stays_out_of_the_log(
+    shop: Shop, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(user_id: str) -> None:
+        raise RuntimeError(SECRET)
+
+    monkeypatch.setattr(shop.service, "user", fail)
+    answer = shop.client.get("/v1/users/jane-doe", headers={"X-Request-ID": "r1"})
+    assert (answer.status_code, answer.json()["type"]) == (500, "urn:trsr:problem:internal")
+    assert "content-security-policy" in answer.headers
+    said = "\n".join(record.getMessage() for record in caplog.records)
+    assert "request r1 failed with RuntimeError" in said
+    assert "test_envelope.py" in said  # where it came from
+    assert SECRET not in said + answer.text
+
+
+def test_texts_are_logged_where_that_is_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(user_id: str) -> None:
+        raise RuntimeError(SECRET)
+
+    caplog.set_level(logging.INFO)
+    with open_shop(tmp_path / "serve.sqlite", log_texts=True) as shop:
+        monkeypatch.setattr(shop.service, "user", fail)
+        shop.client.get("/v1/users/jane-doe")
+    said = "\n".join(record.getMessage() for record in caplog.records)
+    assert SECRET in said
+    assert "/v1/users/jane-doe" in said

@@ -1,0 +1,405 @@
+"""Profiles follow events at the price of the new blocks, and never write over what a person wrote."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import word
+from stores import HearingEngine, events, follow, summariser_of_many
+
+from trsr.llm.base import Generation, GenerationParams, Prompt
+from trsr.llm.fake import FakeGenerator
+from trsr.serve.follower import Follower, blocks_between_edits
+from trsr.serve.records import PendingUpdate
+from trsr.serve.sqlite_store import SqliteServeStore
+
+EDIT = "This user likes accordions, never gloves."
+METHODS = ["recurrent", "hierarchical"]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SqliteServeStore]:
+    store = SqliteServeStore(tmp_path / "serve.sqlite")
+    yield store
+    store.close()
+
+
+class MeddlingEngine(HearingEngine):
+    """Lets something happen while the first text is being written."""
+
+    def __init__(self, meddle: Callable[[], object]) -> None:
+        super().__init__()
+        self.meddle: Callable[[], object] | None = meddle
+
+    def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
+        for result in super().generate(prompts, params):
+            if self.meddle is not None:
+                meddle, self.meddle = self.meddle, None
+                meddle()
+            yield result
+
+
+def text(store: SqliteServeStore, user_id: str = "u") -> str:
+    latest = store.latest_profile(user_id)
+    assert latest is not None
+    return latest.text
+
+
+def seen(store: SqliteServeStore, user_id: str = "u") -> list[tuple[str, int]]:
+    """Return who wrote each version, and how much of the history it has seen."""
+    return [(profile.author, profile.n_items) for profile in store.profiles(user_id)]
+
+
+def due_now(store: SqliteServeStore) -> None:
+    """Let the updates that were put off be due."""
+    store._db.execute("UPDATE pending SET due = 0")
+
+
+def depth(n: int, fan_in: int) -> int:
+    levels = 0
+    while n > 1:
+        n = -(-n // fan_in)
+        levels += 1
+    return levels
+
+
+def test_five_new_events_on_500_cost_one_call_of_a_chain(store: SqliteServeStore) -> None:
+    summariser = summariser_of_many("recurrent")
+    store.add_events("u", events(0, 500))
+    assert follow(store, summariser) == 100
+    store.add_events("u", events(500, 505))
+    assert follow(store, summariser) == 1
+    assert seen(store) == [("model", 500), ("model", 505)]
+    assert len(store.user_summaries("u")) == 101
+
+
+def test_five_new_events_on_500_cost_one_path_of_a_tree(store: SqliteServeStore) -> None:
+    summariser = summariser_of_many("hierarchical", fan_in=4)
+    store.add_events("u", events(0, 500))
+    assert follow(store, summariser) > 100
+    store.add_events("u", events(500, 505))
+    assert 2 <= follow(store, summariser) <= 1 + depth(101, 4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_profile_does_not_depend_on_when_it_followed(store: SqliteServeStore, method: str) -> None:
+    summariser = summariser_of_many(method, fan_in=2)
+    store.add_events("at once", events(0, 23))
+    follow(store, summariser)
+    for stop in (3, 4, 11, 23):
+        store.add_events("bit by bit", events(0, stop))
+        follow(store, summariser)
+    assert text(store, "at once") == text(store, "bit by bit")
+    assert store.user_summaries("at once") == store.user_summaries("bit by bit")
+    assert seen(store, "bit by bit") == [("model", n) for n in (3, 4, 11, 23)]
+
+
+def test_many_users_are_folded_in_one_stream(store: SqliteServeStore) -> None:
+    sizes = []
+
+    class Counting(FakeGenerator):
+        def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
+            sizes.append(len(prompts))
+            yield from super().generate(prompts, params)
+
+    for number in range(5):
+        store.add_events(f"u{number}", events(10 * number, 10 * number + 5))
+    follower = Follower(store, summariser_of_many(), Counting())
+    assert follower.step(limit=4) == 4
+    assert follower.step(limit=4) == 1
+    assert follower.step(limit=4) == 0
+    assert sizes == [4, 1]
+    assert (follower.n_updates, follower.totals.n_calls_made, follower.totals.n_calls_failed) == (5, 5, 0)
+    assert follower.totals.n_generated_tokens > 0
+
+
+def test_an_update_with_nothing_new_adds_no_version(store: SqliteServeStore) -> None:
+    summariser = summariser_of_many()
+    store.add_events("u", events(0, 7))
+    follow(store, summariser)
+    store.request_update("u")
+    assert follow(store, summariser) == 0
+    assert seen(store) == [("model", 7)]
+    assert store.pending(9) == []
+
+
+@pytest.mark.parametrize(("method", "n_calls"), [("recurrent", 1), ("hierarchical", 2)])
+def test_an_edit_is_kept_and_later_updates_fold_it_in(
+    store: SqliteServeStore, method: str, n_calls: int
+) -> None:
+    summariser = summariser_of_many(method)
+    store.add_events("u", events(0, 12))
+    follow(store, summariser)
+    store.add_profile("u", EDIT, "person", 12)
+    assert follow(store, summariser) == 0
+    store.add_events("u", events(12, 17))
+    engine = HearingEngine()
+    assert follow(store, summariser, engine) == n_calls
+    assert [heard for heard in engine.heard if "accordions" in heard] == engine.heard[-1:]
+    assert not [heard for heard in engine.heard if word(11) in heard], (
+        "what the edit has seen is not read again"
+    )
+    assert seen(store) == [("model", 12), ("person", 12), ("model", 17)]
+    assert store.profiles("u")[1].text == EDIT
+    store.add_events("u", events(17, 22))
+    engine = HearingEngine()
+    follow(store, summariser, engine)
+    if method == "recurrent":  # the chain goes on from the text that read the edit
+        assert engine.n_calls == 1
+    assert seen(store)[-1] == ("model", 22)
+
+
+def test_an_edit_of_an_older_version_makes_what_it_has_not_seen_be_folded_in(store: SqliteServeStore) -> None:
+    summariser = summariser_of_many()
+    store.add_events("u", events(0, 5))
+    follow(store, summariser)
+    store.add_events("u", events(5, 10))
+    store.add_profile("u", EDIT, "person", 5)
+    engine = HearingEngine()
+    follow(store, summariser, engine)
+    assert "accordions" in engine.heard[0]
+    assert word(5) in engine.heard[0]
+    assert seen(store) == [("model", 5), ("person", 5), ("model", 10)]
+
+
+def test_an_edit_while_a_profile_is_written_wins(store: SqliteServeStore) -> None:
+    store.add_events("u", events(0, 5))
+    engine = MeddlingEngine(lambda: store.add_profile("u", EDIT, "person", 0))
+    follower = Follower(store, summariser_of_many(), engine)
+    assert follower.step() == 0
+    assert seen(store) == [("person", 0)]
+    assert follower.step() == 1
+    assert "accordions" in engine.heard[-1]
+    assert seen(store) == [("person", 0), ("model", 5)]
+
+
+def test_a_second_edit_takes_the_place_of_the_first(store: SqliteServeStore) -> None:
+    store.add_events("u", events(0, 5))
+    store.add_profile("u", EDIT, "person", 0)
+    store.add_profile("u", "This user likes harps.", "person", 0)
+    engine = HearingEngine()
+    follow(store, summariser_of_many(), engine)
+    assert "harps" in engine.heard[0]
+    assert not [heard for heard in engine.heard if "accordions" in heard]
+    assert [profile.text for profile in store.profiles("u")][:2] == [EDIT, "This user likes harps."]
+
+
+def test_a_blank_edit_starts_anew_from_what_comes_after_it(store: SqliteServeStore) -> None:
+    summariser = summariser_of_many()
+    store.add_events("u", events(0, 5))
+    follow(store, summariser)
+    store.add_profile("u", " ", "person", 5)
+    store.add_events("u", events(5, 10))
+    follow(store, summariser)
+    store.add_events("another", events(5, 10))
+    assert follow(store, summariser) == 0
+    assert text(store) == text(store, "another")
+
+
+def test_summaries_of_before_an_edit_stay_and_those_no_plan_reads_go(store: SqliteServeStore) -> None:
+    summariser = summariser_of_many()
+    store.add_events("u", events(0, 7))
+    follow(store, summariser)
+    before = store.user_summaries("u")
+    assert [len(summary.item_ids) for summary in before] == [5, 2]
+    store.add_events("u", events(7, 9))
+    follow(store, summariser)
+    assert [len(summary.item_ids) for summary in store.user_summaries("u")] == [5, 4]
+    assert store.texts([before[1].key]) == {}, "the text of the shorter block is of no use any more"
+    store.add_profile("u", EDIT, "person", 9)
+    store.add_events("u", events(9, 11))
+    follow(store, summariser)
+    after = store.user_summaries("u")
+    assert [summary.item_ids for summary in after] == [
+        tuple(f"i{n}" for n in span) for span in (range(5), range(5, 9), range(9, 11))
+    ]
+    blocks = blocks_between_edits([f"i{n}" for n in range(11)], summariser, [9])
+    assert [block.item_ids for block in blocks] == [summary.item_ids for summary in after]
+    assert [(block.index, block.start) for block in blocks] == [(0, 0), (1, 5), (2, 9)]
+
+
+def test_counts_follow_an_edit_without_a_model(store: SqliteServeStore) -> None:
+    summariser = summariser_of_many("counted")
+    follower = Follower(store, summariser, None)
+    store.add_events("u", events(0, 6))
+    assert follower.step() == 1
+    store.add_profile("u", EDIT, "person", 6)
+    store.add_events("u", events(6, 9))
+    assert follower.step() == 1
+    assert text(store).startswith(f"{EDIT} Since then: Most often: kind")
+    assert seen(store) == [("model", 6), ("person", 6), ("model", 9)]
+
+
+def test_without_a_method_only_people_write(store: SqliteServeStore) -> None:
+    follower = Follower(store, summariser_of_many("none"), None)
+    store.add_events("u", events(0, 6))
+    assert follower.step() == 0
+    assert store.profiles("u") == []
+    assert store.pending(9) == []
+    store.add_profile("u", EDIT, "person", 0)
+    assert follower.step() == 0
+    assert (text(store), store.pending(9)) == (EDIT, [])
+
+
+def test_events_that_come_while_a_profile_is_written_are_folded_next(store: SqliteServeStore) -> None:
+    store.add_events("u", events(0, 5))
+    engine = MeddlingEngine(lambda: store.add_events("u", events(5, 8)))
+    follower = Follower(store, summariser_of_many(), engine)
+    assert [follower.step(), follower.step(), follower.step()] == [1, 1, 0]
+    assert seen(store) == [("model", 5), ("model", 8)]
+    assert engine.n_calls == 2
+
+
+def test_a_user_whose_calls_fail_holds_up_nobody(store: SqliteServeStore) -> None:
+    bad = FakeGenerator(fail_on=lambda prompt: word(50) in prompt.messages[-1].content)
+    store.add_events("bad", events(50, 55))
+    store.add_events("good", events(0, 5))
+    follower = Follower(store, summariser_of_many(), bad)
+    assert follower.step() == 1
+    assert seen(store, "good") == [("model", 5)]
+    assert follower.step() == 0, "put off"
+    assert follower.totals.n_calls_failed == 1
+    assert store.facts()["failing"] == 1
+    (error,) = store._db.execute("SELECT error FROM pending").fetchone()
+    assert "told to fail" in error
+    due_now(store)
+    assert follower.step() == 0
+    due_now(store)
+    assert follow(store, summariser_of_many()) == 1
+    assert seen(store, "bad") == [("model", 5)]
+    assert store.pending(9) == []
+
+
+class Breaking(FakeGenerator):
+    """Fails as a whole, in a way nobody foresaw, when a word comes up."""
+
+    def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
+        for prompt in prompts:
+            if word(50) in prompt.messages[-1].content:
+                raise RuntimeError("out of memory")
+        yield from super().generate(prompts, params)
+
+
+def test_a_user_who_breaks_the_engine_holds_others_up_once(store: SqliteServeStore) -> None:
+    store.add_events("bad", events(50, 55))
+    store.add_events("good", events(0, 5))
+    follower = Follower(store, summariser_of_many(), Breaking())
+    assert follower.step() == 0
+    due_now(store)
+    assert follower.step() == 1
+    assert [update.n_attempts for update in waiting(store)] == [2]
+
+
+def test_a_history_that_cannot_be_planned_is_put_off(store: SqliteServeStore) -> None:
+    def n_tokens(item_id: str) -> int:
+        return {"i0": 1}[item_id]
+
+    summariser = summariser_of_many()
+    broken = type(summariser)(
+        **{
+            **{name: getattr(summariser, name) for name in summariser.__dataclass_fields__},
+            "config": summariser.config.model_validate({"segmentation": {"kind": "tokens"}}),
+            "n_tokens": n_tokens,
+        }
+    )
+    store.add_events("bad", events(0, 2))
+    store.add_events("good", events(0, 1))
+    assert Follower(store, broken, FakeGenerator()).step() == 1
+    assert [update.user_id for update in waiting(store)] == ["bad"]
+
+
+def waiting(store: SqliteServeStore) -> list[PendingUpdate]:
+    due_now(store)
+    return store.pending(9)
+
+
+def test_a_user_deleted_while_their_profile_is_written_stays_deleted(store: SqliteServeStore) -> None:
+    store.add_events("u", events(0, 10))
+    engine = MeddlingEngine(lambda: store.delete_user("u"))
+    assert Follower(store, summariser_of_many(), engine).step() == 0
+    assert engine.n_calls == 2
+    for table in ("users", "events", "profiles", "pending", "plans", "drafts", "summaries"):
+        assert store._db.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,), table
+
+
+def test_a_user_who_comes_back_meanwhile_gets_nothing_of_the_old_profile(store: SqliteServeStore) -> None:
+    def leave_and_come_back() -> None:
+        store.delete_user("u")
+        store.add_events("u", events(20, 30))
+
+    store.add_events("u", events(0, 10))
+    engine = MeddlingEngine(leave_and_come_back)
+    follower = Follower(store, summariser_of_many(), engine)
+    assert follower.step() == 0
+    assert store.profiles("u") == []
+    assert follower.step() == 1
+    (keys,) = store._db.execute("SELECT count(*) FROM summaries").fetchone()
+    assert keys == len(store.user_summaries("u")) == 2
+    assert {item for s in store.user_summaries("u") for item in s.item_ids} == {
+        f"i{n}" for n in range(20, 30)
+    }
+
+
+def run_in_background(follower: Follower, stop: threading.Event) -> threading.Thread:
+    thread = threading.Thread(target=follower.run, args=(stop,))
+    thread.start()
+    return thread
+
+
+def wait_until(condition: Callable[[], Any]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.002)
+
+
+def test_the_loop_follows_and_stops(store: SqliteServeStore) -> None:
+    stop = threading.Event()
+    thread = run_in_background(Follower(store, summariser_of_many(), FakeGenerator()), stop)
+    store.add_events("u", events(0, 5))
+    wait_until(lambda: seen(store) == [("model", 5)])
+    store.add_events("u", events(5, 6))
+    wait_until(lambda: seen(store) == [("model", 5), ("model", 6)])
+    stop.set()
+    store.wake()
+    thread.join(timeout=60)
+    assert not thread.is_alive()
+
+
+def test_stopping_does_not_wait_for_a_long_history(store: SqliteServeStore) -> None:
+    stop = threading.Event()
+    engine = MeddlingEngine(stop.set)
+    store.add_events("u", events(0, 100))
+    thread = run_in_background(Follower(store, summariser_of_many(), engine), stop)
+    thread.join(timeout=60)
+    assert not thread.is_alive()
+    assert engine.n_calls == 1
+    assert follow(store, summariser_of_many()) == 19, "the text that was written is not paid for again"
+
+
+def test_nothing_ends_the_loop_and_no_text_of_a_user_is_logged(
+    store: SqliteServeStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real, failures = store.pending, [RuntimeError("said: likes lamps"), RuntimeError("again")]
+
+    def pending(limit: int) -> list[PendingUpdate]:
+        if failures:
+            raise failures.pop()
+        return real(limit)
+
+    monkeypatch.setattr(store, "pending", pending)
+    stop = threading.Event()
+    thread = run_in_background(Follower(store, summariser_of_many(), Breaking()), stop)
+    store.add_events("u", events(0, 5))
+    store.add_events("bad", events(50, 55))
+    wait_until(lambda: store.facts()["failing"] and seen(store))
+    stop.set()
+    thread.join(timeout=60)
+    assert "RuntimeError" in caplog.text
+    assert "lamps" not in caplog.text
+    assert "out of memory" not in caplog.text

@@ -1,0 +1,144 @@
+"""Killed twenty times under load, a service has every acknowledged event once, and the profiles it would have."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import signal
+import time
+from collections import Counter
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import pytest
+from follower_process import Message, keep, serve
+from stores import follow, summariser_of_many
+
+from trsr.seeding import derive_seed
+from trsr.serve.records import Profile
+from trsr.serve.sqlite_store import SqliteServeStore
+
+pytestmark = pytest.mark.slow
+
+N_KILLS = 20
+N_EVENTS = 300
+USERS = ("ann", "bob", "cat", "dan", "eve")
+# The server imports once; its children begin in milliseconds.
+PROCESSES = multiprocessing.get_context("forkserver")
+
+
+def messages() -> list[Message]:
+    """Return events of all users, mixed, with an edit of two users in their midst."""
+    rng = random.Random(derive_seed(7, "messages"))
+    sent: list[Message] = []
+    n_items: Counter[str] = Counter()
+    while len(sent) < N_EVENTS:
+        user = rng.choice(USERS)
+        sent.append(Message(len(sent), "event", user, f"i{rng.randrange(600)}"))
+        n_items[user] += 1
+        if user in {"ann", "eve"} and n_items[user] in {20, 40}:
+            edit = f"{user} likes accordions since {n_items[user]}."
+            sent.append(Message(len(sent), "edit", user, edit, n_items[user]))
+    return sent
+
+
+def start(file: Path, method: str) -> tuple[ForkServerProcess, Connection]:
+    """Start a process; return it with this side of its pipe."""
+    ours, theirs = PROCESSES.Pipe()
+    process = PROCESSES.Process(target=serve, args=(str(file), method, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    return process, ours
+
+
+def acknowledged(pipe: Connection, at_least: int) -> list[int]:
+    """Wait for some acknowledgements; with 0, take those that are there, up to the end of the pipe."""
+    numbers: list[int] = []
+    try:
+        while len(numbers) < at_least or (not at_least and pipe.poll()):
+            numbers.append(pipe.recv())
+    except (EOFError, ConnectionResetError):
+        pass
+    return numbers
+
+
+def kill_under_load(file: Path, method: str, outbox: list[Message], rng: random.Random) -> list[int]:
+    """Send a part of the outbox, kill the process at a moment of chance, and return what it acknowledged."""
+    process, pipe = start(file, method)
+    for message in outbox[: rng.randint(1, 40)]:
+        pipe.send(message)
+    numbers = acknowledged(pipe, at_least=1)
+    time.sleep(rng.uniform(0, 0.08))
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    numbers += acknowledged(pipe, at_least=0)
+    pipe.close()
+    return numbers
+
+
+def check(store: SqliteServeStore, sent: list[Message], known: set[int]) -> None:
+    """Hold the store against what was sent and what was acknowledged."""
+    for user in USERS:
+        ids = [event.event_id for event in store.events(user)]
+        theirs = [m for m in sent if m.kind == "event" and m.user_id == user]
+        assert ids == [f"event-{m.number}" for m in theirs][: len(ids)], "each once and in order"
+        assert {f"event-{m.number}" for m in theirs if m.number in known} <= set(ids), (
+            "acknowledged, but lost"
+        )
+        edits = {p.text for p in store.profiles(user) if p.author == "person"}
+        assert {m.text for m in sent if m.kind == "edit" and m.user_id == user and m.number in known} <= edits
+        latest = store.latest_profile(user)
+        behind = len(ids) - (latest.n_items if latest else 0)
+        pending = store._db.execute("SELECT 1 FROM pending JOIN users USING (uid) WHERE user_id = ?", (user,))
+        assert behind == 0 or pending.fetchone(), "events that no update would ever see"
+        assert [p.version for p in store.profiles(user)] == list(range(1, len(store.profiles(user)) + 1))
+
+
+def facts(profile: Profile | None) -> tuple[str, str, int, str | None]:
+    assert profile is not None
+    return profile.text, profile.author, profile.n_items, profile.key
+
+
+@pytest.mark.parametrize("method", ["recurrent", "hierarchical"])
+def test_twenty_kills_lose_nothing_and_change_no_profile(tmp_path: Path, method: str) -> None:
+    PROCESSES.set_forkserver_preload(["follower_process"])
+    sent = messages()
+    undisturbed = SqliteServeStore(tmp_path / "undisturbed.sqlite")
+    for message in sent:
+        keep(undisturbed, message)
+    follow(undisturbed, summariser_of_many(method, block_size=3, fan_in=2))
+
+    file = tmp_path / "killed.sqlite"
+    rng = random.Random(derive_seed(7, "kills", method))
+    known: set[int] = set()
+    n_interrupted = 0
+    for _ in range(N_KILLS):
+        outbox = [message for message in sent if message.number not in known]
+        known |= set(kill_under_load(file, method, outbox, rng))
+        store = SqliteServeStore(file)
+        check(store, sent, known)
+        n_interrupted += store.facts()["pending"] > 0
+        store.close()
+    assert n_interrupted > N_KILLS / 2, "most kills have to come while there is work"
+    assert 0 < len(known) < len(sent)
+
+    process, pipe = start(file, method)
+    rest = [message for message in sent if message.number not in known]
+    for message in [*rest, Message(-1, "idle")]:
+        pipe.send(message)
+    assert acknowledged(pipe, at_least=len(rest) + 1) == [*(m.number for m in rest), -1]
+    pipe.close()
+    process.join()
+    assert process.exitcode == 0
+    store = SqliteServeStore(file)
+    check(store, sent, {message.number for message in sent})
+    for user in USERS:
+        assert store.history(user) == undisturbed.history(user)
+        assert facts(store.latest_profile(user)) == facts(undisturbed.latest_profile(user))
+        if user not in {"ann", "eve"}:  # what stood before an edit depends on when the edit came
+            assert store.user_summaries(user) == undisturbed.user_summaries(user)
+    assert store.facts()["pending"] == 0
+    store.close()
+    undisturbed.close()

@@ -1,0 +1,119 @@
+"""An item that wants to speak to the model changes no other item's margin, and cannot leave its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from serve_parts import (
+    CANDIDATES,
+    HISTORY,
+    HOSTILE,
+    PROFILE,
+    Recording,
+    catalogue,
+    fake_recommender,
+    make_builder,
+    tiny_recommender,
+)
+
+from trsr.llm.transformers import HfTokenizer
+from trsr.serve.questions import Ask, TextAsk
+from trsr.serve.recommender import Recommender
+from trsr.types import Item
+
+KINDS = sorted(HOSTILE)
+
+
+def hostile(kind: str) -> Item:
+    """Return an item that is hostile in every field."""
+    return Item("evil", dict.fromkeys(("category", "title", "brand"), HOSTILE[kind]))
+
+
+@pytest.mark.parametrize("max_tokens", [1024, 440], ids=["whole", "cut"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_read_of_the_others_stays_the_same_to_the_token(kind: str, max_tokens: int) -> None:
+    recommender = fake_recommender(items=catalogue(hostile(kind)), max_tokens=max_tokens)
+    (alone,) = recommender.score([Ask(HISTORY, PROFILE, CANDIDATES)])
+    (beside,) = recommender.score([Ask(HISTORY, PROFILE, ("evil", *CANDIDATES))])
+    np.testing.assert_array_equal(beside.margins[1:], alone.margins)
+    assert (alone.n_cut_tokens > 0) == (max_tokens == 440)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_users_answer_in_the_same_batch_stays_the_same(kind: str) -> None:
+    recommender = fake_recommender(items=catalogue(hostile(kind)))
+    asks = [Ask(("evil",), HOSTILE[kind], ("evil",)), TextAsk(HOSTILE[kind], [HOSTILE[kind]])]
+    (alone,) = recommender.score([Ask(HISTORY, PROFILE, CANDIDATES)])
+    *_, beside = recommender.score([*asks, Ask(HISTORY, PROFILE, CANDIDATES)])
+    np.testing.assert_array_equal(beside.margins, alone.margins)
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_model: Path) -> Recommender:
+    return tiny_recommender(tiny_model, cache_bytes=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_model_gives_the_others_the_same_margins(kind: str, tiny: Recommender) -> None:
+    """To the last bit beside a harmless text of the same length, which is all that a pass is laid out by."""
+    builder, group = tiny.builder, Ask(HISTORY, PROFILE, CANDIDATES)
+    tiny.put_items([hostile(kind)])
+    evil = builder.suffix("evil")
+    harmless = builder.suffix("i20")[:-10]
+    harmless = (*(harmless * len(evil))[: len(evil) - 10], *builder.suffix("i20")[-10:])
+    assert len(harmless) == len(evil)
+    prefix = builder.build(group.user_history, group.profile, CANDIDATES).group.prefix
+    others = [builder.suffix(item) for item in CANDIDATES]
+
+    def margins(*suffixes: tuple[int, ...]) -> np.ndarray:
+        from trsr.llm.base import ScoringGroup
+
+        ((_, found),) = tiny.scorer.score([ScoringGroup(prefix, suffixes)], tiny.labels)
+        return found
+
+    beside = margins(*others[:3], evil, *others[3:])
+    np.testing.assert_array_equal(
+        np.delete(beside, 3), np.delete(margins(*others[:3], harmless, *others[3:]), 3)
+    )
+    np.testing.assert_allclose(np.delete(beside, 3), margins(*others), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_text_holds_a_special_token(kind: str, tiny_model: Path) -> None:
+    """The frame's own stay: as many as beside a harmless text, wherever the hostile one stands."""
+    tokenizer = HfTokenizer(tiny_model)
+    tokenizer.hf.add_special_tokens({"additional_special_tokens": ["[MASK]"]})
+    tokenizer = _again(tokenizer)
+    special = {tokenizer.encode(text)[0] for text in tokenizer.special_texts}
+    assert len(special) == 3
+    items = catalogue(hostile(kind))
+    builder = make_builder(items, tokenizer)
+
+    def found(tokens: tuple[int, ...]) -> list[int]:
+        return [token for token in tokens if token in special]
+
+    harmless = builder.build(HISTORY, PROFILE, ("i1",)).group
+    group = builder.build((*HISTORY[:2], "evil"), HOSTILE[kind], ("evil",)).group
+    assert found(group.prefix) == found(harmless.prefix)
+    assert found(group.suffixes[0]) == found(harmless.suffixes[0])
+    assert len(found(harmless.prefix)) > 1
+
+
+def _again(tokenizer: HfTokenizer) -> HfTokenizer:
+    """Return the tokenizer as it is opened after it was changed."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.hf.save_pretrained(folder)
+        return HfTokenizer(folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_hostile_text_is_no_longer_than_any_text_may_be(kind: str) -> None:
+    recommender = fake_recommender(items=catalogue(hostile(kind)))
+    assert len(recommender.builder.suffix("evil")) <= recommender._item_room
+    scorer = Recording()
+    fake_recommender(scorer).rerank("q", [HOSTILE[kind]])
+    assert len(scorer.calls[0][0].suffixes[0]) <= recommender._document_room

@@ -1,0 +1,109 @@
+"""Retrieval finds unseen items by words, obeys filters, and knows what was put later."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+from serve_parts import ITEMS, catalogue
+
+from trsr.errors import DataError
+from trsr.rank.baselines import Bm25Ranker
+from trsr.serve.catalogue import Catalogue
+from trsr.serve.retrieval import Retriever
+from trsr.types import Item, RankingExample
+
+CATEGORY = ("category",)
+
+
+def test_the_best_are_those_of_the_bm25_ranker() -> None:
+    items = catalogue()
+    profile, history = "likes a lamp, rope and seed", ("i3", "i7")
+    found = Retriever(items, CATEGORY).top(profile, history, 10)
+    names = tuple(name for name in ITEMS if name not in history)
+    text = items.texts(None, 10_000, None)
+    ranker = Bm25Ranker({name: text(name) for name in ITEMS}, profiles={"e": profile})
+    (answer,) = ranker.rank([RankingExample("e", "u", history, names, (0,) * len(names))])
+    best = [names[i] for i in np.argsort(-answer.margins, kind="stable")[:10]]
+    assert answer.margins.max() > 0
+    by_name = dict(zip(names, answer.margins.tolist(), strict=True))
+    assert [by_name[name] for name in found] == pytest.approx([by_name[name] for name in best])
+
+
+def test_seen_items_are_left_out() -> None:
+    retriever = Retriever(catalogue())
+    best = retriever.top("lamp", (), 3)
+    again = retriever.top("lamp", best, 40)
+    assert not set(best) & set(again)
+    assert len(again) == len(ITEMS) - 3
+
+
+def test_the_newest_items_are_searched_for_too() -> None:
+    retriever = Retriever(catalogue(Item("twin", {"title": "zebra"}), Item("seen", {"title": "zebra"})))
+    assert retriever.top("", ("seen",), 1) == ["twin"]
+    assert retriever.top("", ("seen", "i1", "i2", "i3", "i4", "i5"), 1) != ["twin"]
+    assert Retriever(retriever.catalogue, n_recent=0).top("", ("seen",), 1) == ["i0"]
+
+
+def test_without_any_word_the_popular_come_first() -> None:
+    retriever = Retriever(catalogue(), popularity={"i9": 5, "i30": 7})
+    assert retriever.top("", (), 3) == ["i30", "i9", "i0"]
+    assert retriever.top("wordsthatnobodyuses", (), 2) == ["i30", "i9"]
+
+
+@pytest.mark.parametrize("value", ["paper", "OFFICE", "paper, office", " Paper,  office"])
+def test_a_filter_keeps_the_items_that_have_the_value_in_any_case(value: str) -> None:
+    found = Retriever(catalogue(), CATEGORY).top("lamp", ("i1",), 100, {"category": value})
+    assert set(found) == {name for name in ITEMS if int(name[1:]) % 3 == 1} - {"i1"}
+
+
+def test_filters_hold_together_and_may_leave_nothing() -> None:
+    retriever = Retriever(catalogue(Item("b", {"category": "pap", "brand": "Acme"})), ("category", "brand"))
+    assert retriever.top("", (), 9, {"category": "pap", "brand": "acme"}) == ["b"]
+    assert retriever.top("", (), 9, {"category": "paper", "brand": "acme"}) == []
+    assert retriever.top("", (), 9, {"category": "no such"}) == []
+
+
+def test_a_filter_on_another_field_and_an_unknown_history_are_refused_by_name() -> None:
+    retriever = Retriever(catalogue(), CATEGORY)
+    with pytest.raises(DataError, match="filter on 'title'; expected category"):
+        retriever.top("", (), 5, {"title": "lamp"})
+    with pytest.raises(DataError, match="'gone'"):
+        retriever.top("", ("gone",), 5)
+
+
+def test_items_put_later_are_found_and_changed_ones_by_their_new_words_only() -> None:
+    retriever = Retriever(catalogue(), CATEGORY)
+    retriever.put_items(
+        [
+            Item("new", {"title": "xylophone", "category": "music"}),
+            Item("i5", {"title": "trombone", "category": "music"}),
+        ]
+    )
+    assert retriever.top("xylophone", (), 1) == ["new"]
+    assert retriever.top("trombone", (), 1) == ["i5"]
+    assert set(retriever.top("", (), 9, {"category": "music"})) == {"new", "i5"}
+    old_words = retriever.top(ITEMS["i5"].fields["title"], (), len(ITEMS))
+    assert old_words.index("i5") > 5
+
+
+def test_items_put_by_many_threads_are_all_found() -> None:
+    retriever = Retriever(catalogue())
+    word = "abcdefgh"
+    threads = [
+        threading.Thread(target=retriever.put_items, args=([Item(f"n{n}", {"title": f"unique{word[n]}"})],))
+        for n in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert [retriever.top(f"unique{word[n]}", (), 1) for n in range(8)] == [[f"n{n}"] for n in range(8)]
+
+
+def test_items_without_any_words_do_no_harm() -> None:
+    retriever = Retriever(Catalogue({"a": Item("a", {}), "b": Item("b", {})}, ("title",)))
+    assert retriever.top("lamp", ("a",), 5) == ["b"]
+    retriever.put_items([Item("c", {"title": "lamp"})])
+    assert retriever.top("lamp", (), 1) == ["c"]

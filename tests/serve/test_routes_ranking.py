@@ -1,0 +1,252 @@
+"""Rankings over HTTP: documents for a profile, items for a user, with reasons; refused when too much."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from shop import Shop, open_shop
+
+from trsr.llm.base import LabelTokens, ScoringGroup
+from trsr.llm.fake import FakeScorer
+from trsr.serve.questions import Ask, TextAsk
+
+DOCUMENTS = ["Clay pot", "Graphics card", "Garden hose", "Saw"]
+
+
+class SlowScorer(FakeScorer):
+    """Answers only while `go` is set; `asked` is set as soon as a question has come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go, self.asked = threading.Event(), threading.Event()
+
+    def score(
+        self, groups: Sequence[ScoringGroup], labels: LabelTokens
+    ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+        """Wait, then answer."""
+        self.asked.set()
+        assert self.go.wait(30)
+        yield from super().score(groups, labels)
+
+
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank"])
+def test_documents_come_back_best_first_with_the_models_scores(shop: Shop, path: str) -> None:
+    body = {"model": "tiny-trsr", "query": "Likes gardens.", "documents": DOCUMENTS}
+    answer = shop.client.post(path, json=body)
+    assert answer.status_code == 200
+    found = answer.json()
+    (scored,) = shop.service.ranker.recommender.score([TextAsk("Likes gardens.", DOCUMENTS)])
+    order = np.argsort(-scored.margins).tolist()
+    assert [result["index"] for result in found["results"]] == order
+    assert [result["relevance_score"] for result in found["results"]] == scored.scores[order].tolist()
+    assert all(result["document"] is None for result in found["results"])
+    assert found["model"] == "tiny-trsr"
+    n_tokens = int(scored.n_prompt_tokens.sum())
+    assert found["usage"]["total_tokens"] == found["usage"]["prompt_tokens"] == n_tokens
+    assert 0 < found["usage"]["read_tokens"] < n_tokens
+
+
+def test_the_best_documents_can_be_returned_with_their_texts(shop: Shop) -> None:
+    body = {
+        "query": "Likes gardens.",
+        "documents": [*DOCUMENTS[:2], {"text": DOCUMENTS[2]}],
+        "top_n": 2,
+        "return_documents": True,
+    }
+    results = shop.client.post("/v1/rerank", json=body).json()["results"]
+    assert len(results) == 2
+    assert all(result["document"] == {"text": DOCUMENTS[result["index"]]} for result in results)
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "kind"),
+    [
+        ({"model": "rerank-9"}, 422, "unknown-model"),
+        ({"documents": []}, 422, "invalid-request"),
+        ({"documents": [{"url": "x"}]}, 422, "invalid-request"),
+        ({"query": ""}, 422, "invalid-request"),
+        ({"top_n": 0}, 422, "invalid-request"),
+        ({"max_tokens_per_doc": 3}, 422, "invalid-request"),
+        ({"documents": ["x"] * 201}, 413, "too-large"),
+    ],
+)
+def test_what_cannot_be_reranked_is_refused(
+    shop: Shop, change: dict[str, Any], status: int, kind: str
+) -> None:
+    answer = shop.client.post("/v1/rerank", json={"query": "q", "documents": ["d"], **change})
+    assert (answer.status_code, answer.json()["type"]) == (status, f"urn:trsr:problem:{kind}")
+
+
+def recommend(shop: Shop, **body: Any) -> dict[str, Any]:
+    """Ask for recommendations, and expect to get them."""
+    answer = shop.client.post("/v1/recommend", json=body)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def test_given_candidates_are_ranked_by_history_and_profile(shop: Shop) -> None:
+    shop.buy("ann", "i1", "i2", "i3", "i4")
+    shop.follow()
+    shop.client.put("/v1/users/ann/profile", json={"text": "Only presents."})
+    candidates = ["i10", "i11", "i12", "i4"]
+    found = recommend(shop, user_id="ann", candidates=candidates, top_n=3)
+    ask = Ask(("i1", "i2", "i3", "i4"), "Only presents.", candidates)
+    (scored,) = shop.service.ranker.recommender.score([ask])
+    order = np.argsort(-scored.margins)[:3].tolist()
+    assert [result["item_id"] for result in found["results"]] == [candidates[i] for i in order]
+    assert [result["rank"] for result in found["results"]] == [1, 2, 3]
+    assert [result["score"] for result in found["results"]] == scored.scores[order].tolist()
+    assert [result["margin"] for result in found["results"]] == scored.margins[order].tolist()
+    assert found["profile"] == {"source": "person", "version": 2, "n_items": 4}
+    assert all(result["explanation"] is None for result in found["results"])
+
+
+def test_the_old_profile_serves_with_the_new_items_until_it_has_followed(shop: Shop) -> None:
+    shop.buy("ann", "i1", "i2", "i3")
+    assert recommend(shop, user_id="ann")["profile"] == {"source": "counted", "version": None, "n_items": 3}
+    shop.follow()
+    assert recommend(shop, user_id="ann")["profile"] == {"source": "model", "version": 1, "n_items": 3}
+    shop.buy("ann", "i4")
+    stale = recommend(shop, user_id="ann", candidates=["i10", "i11"])
+    assert stale["profile"]["n_items"] == 3
+    text = shop.service.store.profiles("ann")[0].text
+    (scored,) = shop.service.ranker.recommender.score([Ask(("i2", "i3", "i4"), text, ["i10", "i11"])])
+    assert {r["item_id"]: r["margin"] for r in stale["results"]} == dict(
+        zip(["i10", "i11"], scored.margins.tolist(), strict=True)
+    )
+
+
+def test_a_history_needs_no_user(shop: Shop) -> None:
+    found = recommend(shop, history=["i1", "i2"], candidates=["i3", "i4"])
+    assert found["user_id"] is None
+    assert found["profile"] == {"source": "counted", "version": None, "n_items": 2}
+    assert recommend(shop, history=[], candidates=["i3"])["profile"]["source"] == "none"
+
+
+def test_without_candidates_the_catalogue_is_searched_for_what_is_unseen(shop: Shop) -> None:
+    shop.buy("ann", "i1", "i2", "i3")
+    found = recommend(shop, user_id="ann", top_n=1000)
+    ids = {result["item_id"] for result in found["results"]}
+    assert ids == {f"i{n}" for n in range(40)} - {"i1", "i2", "i3"}
+    scores = [result["score"] for result in found["results"]]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_only_so_many_are_retrieved(tmp_path: Path) -> None:
+    with open_shop(tmp_path / "serve.sqlite", n_retrieved=5, max_candidates=20) as shop:
+        assert len(recommend(shop, history=["i1"], top_n=3)["results"]) == 3
+        assert shop.service.ranker.queue.facts()["candidates"] == 5
+        assert len(recommend(shop, history=["i1"], top_n=30)["results"]) == 20
+
+
+def test_a_filter_leaves_only_items_with_its_values(shop: Shop) -> None:
+    found = recommend(shop, history=["i1"], filter={"category": "kind2"}, top_n=100)
+    assert {result["item_id"] for result in found["results"]} == {f"i{n}" for n in range(2, 40, 3)}
+    nothing = recommend(shop, history=["i1"], filter={"category": "none of them"})
+    assert nothing["results"] == []
+    assert nothing["usage"]["total_tokens"] == 0
+
+
+def test_an_explanation_leaves_out_each_recent_item_and_sentence(shop: Shop) -> None:
+    shop.buy("ann", "i1", "i2", "i3", "i4")
+    shop.client.put("/v1/users/ann/profile", json={"text": "Likes pots. Hates noise."})
+    found = recommend(shop, user_id="ann", candidates=["i10", "i11", "i12"], top_n=2, explain=True)
+    assert len(found["results"]) == 2
+    recommender = shop.service.ranker.recommender
+    for result in found["results"]:
+        ask = Ask(("i1", "i2", "i3", "i4"), "Likes pots. Hates noise.", ())
+        wanted = recommender.explain(ask, result["item_id"])
+        items = [(part["item_id"], part["margin_moved"]) for part in result["explanation"]["without_item"]]
+        texts = [(p["sentence"], p["margin_moved"]) for p in result["explanation"]["without_sentence"]]
+        assert items == list(wanted.without_item)
+        assert texts == list(wanted.without_sentence)
+        assert [name for name, _ in items] == ["i2", "i3", "i4"]
+        assert [text for text, _ in texts] == ["Likes pots.", "Hates noise."]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "kind"),
+    [
+        ({}, 422, "invalid-request"),
+        ({"user_id": "ann", "history": ["i1"]}, 422, "invalid-request"),
+        ({"history": ["i1"], "candidates": ["i2"], "filter": {}}, 422, "invalid-request"),
+        ({"history": ["i1"], "candidates": ["i2", "i2"]}, 422, "invalid-request"),
+        ({"history": ["i1"], "top_n": 0}, 422, "invalid-request"),
+        ({"history": ["i1"], "filter": {"title": "x"}}, 422, "unknown-fields"),
+        ({"history": ["i1"], "filter": {"colour": "red"}}, 422, "unknown-fields"),
+        ({"history": ["x7"]}, 422, "unknown-items"),
+        ({"history": ["i1"], "candidates": ["i2", "x8"]}, 422, "unknown-items"),
+        ({"user_id": "nobody"}, 404, "unknown-user"),
+        ({"history": ["i1"], "candidates": [f"i{n}" for n in range(201)]}, 413, "too-large"),
+    ],
+)
+def test_what_cannot_be_recommended_is_refused(
+    shop: Shop, body: dict[str, Any], status: int, kind: str
+) -> None:
+    answer = shop.client.post("/v1/recommend", json=body)
+    assert (answer.status_code, answer.json()["type"]) == (status, f"urn:trsr:problem:{kind}")
+
+
+def test_what_comes_too_late_is_503(tmp_path: Path) -> None:
+    scorer = SlowScorer()
+    with open_shop(tmp_path / "serve.sqlite", scorer, request_seconds=0.1) as shop:
+        began = time.monotonic()
+        answer = shop.client.post("/v1/rerank", json={"query": "q", "documents": ["d"]})
+        scorer.go.set()
+        assert (answer.status_code, answer.json()["type"]) == (503, "urn:trsr:problem:overloaded")
+        assert int(answer.headers["retry-after"]) >= 1
+        assert time.monotonic() - began < 5
+
+
+def test_what_finds_no_room_in_the_queue_is_503_at_once(tmp_path: Path) -> None:
+    scorer = SlowScorer()
+    with (
+        open_shop(tmp_path / "serve.sqlite", scorer, max_waiting=1) as shop,
+        shop.client,
+        ThreadPoolExecutor() as pool,
+    ):
+
+        def ask() -> tuple[int, str | None]:
+            answer = shop.client.post("/v1/rerank", json={"query": "q", "documents": ["d"]})
+            return answer.status_code, answer.headers.get("retry-after")
+
+        first = pool.submit(ask)
+        assert scorer.asked.wait(30)
+        waiting = pool.submit(ask)
+        while shop.service.ranker.queue.facts()["waiting"] < 1:
+            time.sleep(0.01)
+        status, retry_after = ask()
+        assert status == 503
+        assert retry_after is not None
+        assert int(retry_after) >= 1
+        # neither the store nor the event loop waits for the model
+        assert shop.client.get("/v1/users/nobody").status_code == 404
+        scorer.go.set()
+        assert [first.result()[0], waiting.result()[0]] == [200, 200]
+
+
+def test_requests_that_come_together_are_read_together(tmp_path: Path) -> None:
+    scorer = SlowScorer()
+    with open_shop(tmp_path / "serve.sqlite", scorer) as shop, shop.client, ThreadPoolExecutor(9) as pool:
+
+        def ask(number: int) -> int:
+            body = {"query": f"q{number}", "documents": ["d"]}
+            return shop.client.post("/v1/rerank", json=body).status_code
+
+        first = pool.submit(ask, 0)
+        assert scorer.asked.wait(30)
+        others = [pool.submit(ask, number) for number in range(1, 9)]
+        while shop.service.ranker.queue.facts()["waiting"] < 8:
+            time.sleep(0.01)
+        scorer.go.set()
+        assert {future.result() for future in [first, *others]} == {200}
+        assert shop.service.ranker.queue.facts()["batches"] == 2

@@ -1,0 +1,214 @@
+"""Users over HTTP: events once and for good, profiles that follow, a person's own words, forgetting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shop import Shop, open_shop
+
+EVENTS = "/v1/users/ann/events"
+
+
+def event(number: int, item: str | None = None, **more: Any) -> dict[str, Any]:
+    """Return an event as it is posted."""
+    return {"event_id": f"e{number}", "item_id": item or f"i{number}", **more}
+
+
+def test_events_are_kept_in_order_and_answered_one_by_one(shop: Shop) -> None:
+    time = "2026-11-23T09:30:00+02:00"
+    answer = shop.client.post(EVENTS, json={"events": [event(1, timestamp=time), event(2)]})
+    assert answer.status_code == 202
+    assert answer.json() == {
+        "user_id": "ann",
+        "n_new": 2,
+        "events": [
+            {"event_id": "e1", "item_id": "i1", "new": True},
+            {"event_id": "e2", "item_id": "i2", "new": True},
+        ],
+    }
+    assert shop.client.get("/v1/users/ann").json()["history"] == [
+        {"position": 0, "event_id": "e1", "item_id": "i1", "timestamp": "2026-11-23T07:30:00Z"},
+        {"position": 1, "event_id": "e2", "item_id": "i2", "timestamp": None},
+    ]
+
+
+def test_an_event_counts_once_however_often_it_is_sent(shop: Shop) -> None:
+    shop.client.post(EVENTS, json={"events": [event(1), event(2)]})
+    again = shop.client.post(EVENTS, json={"events": [event(2), event(3), event(3)]}).json()
+    assert [entry["new"] for entry in again["events"]] == [False, True, False]
+    assert again["n_new"] == 1
+    history = shop.client.get("/v1/users/ann").json()["history"]
+    assert [entry["item_id"] for entry in history] == ["i1", "i2", "i3"]
+
+
+def test_unknown_items_are_refused_by_name_and_nothing_is_kept(shop: Shop) -> None:
+    answer = shop.client.post(EVENTS, json={"events": [event(1), event(2, "x9"), event(3, "x8")]})
+    assert answer.status_code == 422
+    problem = answer.json()
+    assert problem["type"] == "urn:trsr:problem:unknown-items"
+    assert problem["unknown_items"] == ["x9", "x8"]
+    assert "'x9', 'x8'" in problem["detail"]
+    assert shop.client.get("/v1/users/ann").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "at"),
+    [
+        ({"events": []}, "body/events"),
+        ({"events": [{"item_id": "i1"}]}, "body/events/0/event_id"),
+        ({"events": [event(1, timestamp="2026-11-23T09:30:00")]}, "body/events/0/timestamp"),
+        ({"events": [event(1, timestamp="9999-12-31T23:59:59-12:00")]}, "body/events/0/timestamp"),
+        ({"events": [event(1, colour="red")]}, "body/events/0/colour"),
+        ({"events": [event(1, "i\n1")]}, "body/events/0/item_id"),
+        ({"events": [event(n) for n in range(1001)]}, "body/events"),
+        ([], "body"),
+    ],
+)
+def test_a_wrong_body_is_refused_and_the_place_named(shop: Shop, body: object, at: str) -> None:
+    answer = shop.client.post(EVENTS, json=body)
+    assert answer.status_code == 422
+    problem = answer.json()
+    assert problem["type"] == "urn:trsr:problem:invalid-request"
+    assert problem["errors"][0]["at"] == at
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"{", "invalid-request"),
+        (b"\xff\xfe\x00", "bad-request"),
+        (b"[" * 100_000, "bad-request"),
+        (b'{"events": [{"event_id": "\\ud800", "item_id": "i1"}]}', "invalid-request"),
+        (b'{"events": [{"event_id": "1", "item_id": "i1", "\\ud800": 1}]}', "invalid-request"),
+        (b"1" * 5000, "bad-request"),
+        (b'{"events": NaN}', "invalid-request"),
+    ],
+)
+def test_what_is_no_proper_json_is_refused(shop: Shop, content: bytes, kind: str) -> None:
+    answer = shop.client.post(EVENTS, content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code in (400, 422)
+    assert answer.json()["type"] == f"urn:trsr:problem:{kind}"
+
+
+def test_json_must_be_declared(shop: Shop) -> None:
+    # Else a page of another site could post here without the browser asking first.
+    answer = shop.client.post(EVENTS, content=b'{"events": []}', headers={"Content-Type": "text/plain"})
+    assert answer.status_code == 422
+    answer = shop.client.request("POST", EVENTS, content=b'{"events": []}', headers={"Content-Type": ""})
+    assert answer.status_code == 422
+
+
+def test_a_profile_follows_with_blocks_and_versions(shop: Shop) -> None:
+    shop.buy("ann", "i1", "i2", "i3")
+    before = shop.client.get("/v1/users/ann").json()
+    assert (before["profile"], before["versions"], before["pending"]) == (None, [], True)
+    shop.follow()
+    shop.buy("ann", "i4", "i5")
+    shop.follow()
+    after = shop.client.get("/v1/users/ann").json()
+    assert after["pending"] is False
+    assert [version["version"] for version in after["versions"]] == [1, 2]
+    assert [version["n_items"] for version in after["versions"]] == [3, 5]
+    assert after["profile"] == after["versions"][-1]
+    assert after["profile"]["author"] == "model"
+    assert [block["item_ids"] for block in after["blocks"]] == [["i1", "i2", "i3"], ["i4", "i5"]]
+    assert [block["complete"] for block in after["blocks"]] == [True, False]
+    assert after["blocks"][0]["summary"] == after["versions"][0]["text"]
+    assert after["blocks"][1]["summary"] == after["profile"]["text"]
+
+
+def test_a_persons_words_are_kept_and_built_upon(shop: Shop) -> None:
+    shop.buy("ann", "i1", "i2", "i3")
+    shop.follow()
+    mine = "I only look for presents."
+    answer = shop.client.put("/v1/users/ann/profile", json={"text": mine})
+    assert answer.status_code == 200
+    profile = answer.json()
+    assert (profile["version"], profile["author"], profile["text"], profile["n_items"]) == (
+        2,
+        "person",
+        mine,
+        3,
+    )
+    shop.buy("ann", "i4")
+    shop.follow()
+    versions = shop.client.get("/v1/users/ann").json()["versions"]
+    assert [version["author"] for version in versions] == ["model", "person", "model"]
+    assert versions[1]["text"] == mine
+
+
+def test_the_same_words_again_change_nothing(shop: Shop) -> None:
+    shop.buy("ann", "i1")
+    first = shop.client.put("/v1/users/ann/profile", json={"text": "Presents."}).json()
+    assert shop.client.put("/v1/users/ann/profile", json={"text": "Presents."}).json() == first
+
+
+def test_an_edit_of_an_older_version_has_seen_no_more_than_that(shop: Shop) -> None:
+    shop.buy("ann", "i1", "i2")
+    shop.follow()
+    shop.buy("ann", "i3")
+    shop.follow()
+    edit = shop.client.put("/v1/users/ann/profile", json={"text": "Presents.", "version": 1})
+    assert edit.json()["n_items"] == 2
+    assert shop.client.get("/v1/users/ann").json()["pending"] is True
+    missing = shop.client.put("/v1/users/ann/profile", json={"text": "Presents.", "version": 9})
+    assert (missing.status_code, missing.json()["type"]) == (422, "urn:trsr:problem:invalid-request")
+
+
+@pytest.mark.parametrize("body", [{}, {"text": "x" * 8001}, {"text": None}, {"text": "x", "author": "model"}])
+def test_a_wrong_profile_is_refused(shop: Shop, body: dict[str, Any]) -> None:
+    shop.buy("ann", "i1")
+    assert shop.client.put("/v1/users/ann/profile", json=body).status_code == 422
+
+
+def test_a_user_is_forgotten_to_the_last_byte(tmp_path: Path) -> None:
+    file = tmp_path / "serve.sqlite"
+    with open_shop(file) as shop:
+        shop.buy("ann-secret-name", "i1", "i2", "i3", "i4")
+        shop.follow()
+        profile = shop.client.get("/v1/users/ann-secret-name").json()["profile"]["text"]
+        shop.client.put("/v1/users/ann-secret-name/profile", json={"text": "unheard-of wishes"})
+        shop.buy("bob", "i7")
+        assert shop.client.delete("/v1/users/ann-secret-name").status_code == 204
+        assert shop.client.get("/v1/users/ann-secret-name").status_code == 404
+        assert shop.client.get("/v1/users/bob").status_code == 200
+        everything = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+        for text in ("ann-secret-name", "unheard-of wishes", profile):
+            assert text.encode() not in everything
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [("GET", "", None), ("PUT", "/profile", {"text": "x"}), ("DELETE", "", None)],
+)
+def test_an_unknown_user_is_404(shop: Shop, method: str, path: str, body: object) -> None:
+    answer = shop.client.request(method, f"/v1/users/nobody{path}", json=body)
+    assert (answer.status_code, answer.json()["type"]) == (404, "urn:trsr:problem:unknown-user")
+    assert "'nobody'" in answer.json()["detail"]
+
+
+def test_unknown_addresses_and_methods_are_problems(shop: Shop) -> None:
+    answer = shop.client.get("/v2/nothing")
+    assert (answer.status_code, answer.json()["type"]) == (404, "urn:trsr:problem:not-found")
+    answer = shop.client.patch("/v1/users/ann")
+    assert (answer.status_code, answer.json()["type"]) == (405, "urn:trsr:problem:method-not-allowed")
+    assert "GET" in answer.headers["allow"]
+
+
+def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
+    file = tmp_path / "serve.sqlite"
+    with open_shop(file) as shop:
+        shop.buy("ann", "i1", "i2", "i3")
+        shop.follow()
+        shop.client.put("/v1/users/ann/profile", json={"text": "Presents."})
+        shop.buy("ann", "i4")
+        shop.client.put("/v1/items", json={"items": [{"item_id": "new", "fields": {"title": "A new thing"}}]})
+        before = shop.client.get("/v1/users/ann").json()
+    with open_shop(file) as shop:
+        assert shop.client.get("/v1/users/ann").json() == before
+        answer = shop.client.post(EVENTS, json={"events": [event(0, "i1"), event(50, "new")]}).json()
+        assert [entry["new"] for entry in answer["events"]] == [False, True]
+        shop.follow()
+        assert shop.client.get("/v1/users/ann").json()["pending"] is False

@@ -1,0 +1,46 @@
+"""Settings come from flags and variables; what is open to strangers needs a key."""
+
+from __future__ import annotations
+
+import pytest
+
+from trsr.errors import ConfigError
+from trsr.serve.auth import key_hash
+from trsr.serve.settings import load_settings
+
+HASH = key_hash("one")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_loopback_needs_no_key(host: str) -> None:
+    assert load_settings(host=host).loopback
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.4", "example.org", ""])
+def test_to_listen_elsewhere_is_refused_without_a_key(host: str) -> None:
+    with pytest.raises(ConfigError, match=r"can be reached from other machines.*TRSR_API_KEYS"):
+        load_settings(host=host)
+    assert not load_settings(host=host, api_keys=HASH).loopback
+
+
+def test_keys_stand_in_a_variable_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRSR_API_KEYS", f" {HASH}, {key_hash('two')} ,")
+    assert load_settings().api_keys == (HASH, key_hash("two"))
+
+
+def test_a_flag_goes_before_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRSR_PORT", "9001")
+    assert load_settings(port=None).port == 9001
+    assert load_settings(port=9002).port == 9002
+
+
+def test_a_plain_key_is_refused_and_not_repeated() -> None:
+    with pytest.raises(ConfigError, match="--new-key") as caught:
+        load_settings(api_keys="my-secret-key")
+    assert "my-secret-key" not in str(caught.value)
+
+
+def test_all_mistakes_are_named_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(port=70_000, max_waiting=0)
+    assert [problem.partition(":")[0] for problem in caught.value.problems] == ["port", "max_waiting"]

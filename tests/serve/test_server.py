@@ -1,0 +1,107 @@
+"""The application in a real server: the official client of Cohere, and an end in order."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cohere
+import httpx2
+import pytest
+from cohere.core.api_error import ApiError
+from shop import KEY, make_service, make_settings
+
+from trsr.errors import OutputError
+from trsr.serve.server import listen, make_server
+from trsr.serve.service import Service
+from trsr.serve.settings import Settings
+
+
+@contextmanager
+def running(service: Service, settings: Settings) -> Iterator[str]:
+    """Serve in a thread; give the address, and stop in order at the end."""
+    with listen(settings) as listening:
+        server = make_server(service, settings)
+        thread = threading.Thread(target=lambda: asyncio.run(server._serve([listening])))
+        thread.start()
+        try:
+            while not server.started and thread.is_alive():
+                time.sleep(0.01)
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(60)
+            assert not thread.is_alive()
+
+
+def test_the_client_of_cohere_works_unchanged(tmp_path: Path) -> None:
+    settings = make_settings(port=0)
+    documents = ["Clay pot", "Graphics card", "Garden hose"]
+    service = make_service(tmp_path / "serve.sqlite", settings)
+    with running(service, settings) as address:
+        client = cohere.ClientV2(base_url=address, api_key=KEY)
+        answer = client.rerank(model="tiny-trsr", query="Likes gardens.", documents=documents, top_n=2)
+        scored = service.ranker.recommender.rerank("Likes gardens.", documents).scores
+        best = sorted(range(3), key=lambda i: -scored[i])[:2]
+        assert [result.index for result in answer.results] == best
+        assert [result.relevance_score for result in answer.results] == pytest.approx(scored[best].tolist())
+        assert answer.id
+        stranger = cohere.ClientV2(base_url=address, api_key="wrong")
+        with pytest.raises(ApiError) as caught:
+            stranger.rerank(model="tiny-trsr", query="q", documents=documents)
+        assert caught.value.status_code == 401
+
+
+def test_an_open_request_is_answered_before_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = make_settings(port=0)
+    service = make_service(tmp_path / "serve.sqlite", settings)
+    inside, go = threading.Event(), threading.Event()
+    add_events = service.add_events
+
+    def slowly(*arguments: object) -> list[bool]:
+        inside.set()
+        assert go.wait(60)
+        return add_events(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(service, "add_events", slowly)
+    found: list[int] = []
+    body = {"events": [{"event_id": "1", "item_id": "i1"}]}
+    with running(service, settings) as address:
+
+        def post() -> None:
+            headers = {"Authorization": f"Bearer {KEY}"}
+            found.append(
+                httpx2.post(
+                    f"{address}/v1/users/ann/events", json=body, headers=headers, timeout=60
+                ).status_code
+            )
+
+        thread = threading.Thread(target=post)
+        thread.start()
+        assert inside.wait(60)
+        threading.Timer(0.3, go.set).start()  # while the server is about to stop
+    thread.join(60)
+    assert found == [202]
+    again = make_service(tmp_path / "serve.sqlite", settings)
+    assert [event.event_id for event in again.store.events("ann")] == ["1"]
+    again.close()
+
+
+def test_the_server_says_neither_its_name_nor_its_version(tmp_path: Path) -> None:
+    settings = make_settings(port=0)
+    with running(make_service(tmp_path / "serve.sqlite", settings), settings) as address:
+        headers = httpx2.get(f"{address}/healthz", timeout=60).headers
+    assert "server" not in headers
+    assert "content-security-policy" in headers
+
+
+def test_a_port_that_is_taken_is_one_sentence() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        settings = make_settings(port=taken.getsockname()[1])
+        with pytest.raises(OutputError, match=r"cannot listen at 127\.0\.0\.1 port \d+ .*choose another"):
+            listen(settings)
