@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from serve_parts import (
     CANDIDATES,
@@ -18,6 +19,7 @@ from serve_parts import (
     tiny_recommender,
 )
 
+from trsr.llm.base import ScoringGroup
 from trsr.llm.transformers import HfTokenizer
 from trsr.serve.questions import Ask, TextAsk
 from trsr.serve.recommender import Recommender
@@ -67,9 +69,7 @@ def test_the_model_gives_the_others_the_same_margins(kind: str, tiny: Recommende
     prefix = builder.build(group.user_history, group.profile, CANDIDATES).group.prefix
     others = [builder.suffix(item) for item in CANDIDATES]
 
-    def margins(*suffixes: tuple[int, ...]) -> np.ndarray:
-        from trsr.llm.base import ScoringGroup
-
+    def margins(*suffixes: tuple[int, ...]) -> npt.NDArray[np.float32]:
         ((_, found),) = tiny.scorer.score([ScoringGroup(prefix, suffixes)], tiny.labels)
         return found
 
