@@ -21,7 +21,7 @@ from serve_parts import (
 
 from trsr.llm.base import ScoringGroup
 from trsr.llm.transformers import HfTokenizer
-from trsr.serve.questions import Ask, TextAsk
+from trsr.serve.questions import Ask, Question, TextAsk
 from trsr.serve.recommender import Recommender
 from trsr.types import Item
 
@@ -46,7 +46,7 @@ def test_what_is_read_of_the_others_stays_the_same_to_the_token(kind: str, max_t
 @pytest.mark.parametrize("kind", KINDS)
 def test_another_users_answer_in_the_same_batch_stays_the_same(kind: str) -> None:
     recommender = fake_recommender(items=catalogue(hostile(kind)))
-    asks = [Ask(("evil",), HOSTILE[kind], ("evil",)), TextAsk(HOSTILE[kind], [HOSTILE[kind]])]
+    asks: list[Question] = [Ask(("evil",), HOSTILE[kind], ("evil",)), TextAsk(HOSTILE[kind], [HOSTILE[kind]])]
     (alone,) = recommender.score([Ask(HISTORY, PROFILE, CANDIDATES)])
     *_, beside = recommender.score([*asks, Ask(HISTORY, PROFILE, CANDIDATES)])
     np.testing.assert_array_equal(beside.margins, alone.margins)
