@@ -27,8 +27,8 @@ def test_the_most_frequent_values_and_shared_words_are_named() -> None:
 
 
 def test_what_is_new_lately_is_named() -> None:
-    old = [item(name) for name in ("a", "b", "c", "d") for _ in range(3)]
-    assert profile(*old, item("e"), item("e")).endswith("Lately: e (2).")
+    old = [item(name) for name in "abcdefgh"[:N_VALUES] for _ in range(3)]
+    assert profile(*old, item("z"), item("z")).endswith("Lately: z (2).")
 
 
 def test_equal_counts_are_ordered_by_the_latest_then_by_name() -> None:

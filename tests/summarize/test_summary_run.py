@@ -404,6 +404,20 @@ def test_methods_without_a_model_need_no_engine(method: str, begins: str) -> Non
     assert (made.method, made.n_items, made.key) == (method, 5, None)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_counts_stand_behind_a_written_profile_and_cost_no_call(method: str) -> None:
+    history = [item_ids(0, 7)]
+    with SummaryStore(":memory:") as store:
+        (plain,) = fold_all(history, make_summariser(method), store)
+        calls = totals(store)["calls"]
+        summariser = make_summariser(method, counts=True)
+        (fold,) = fold_all(history, summariser, store)
+        assert totals(store)["calls"] == calls
+    counted = summariser.counted(fold.history)
+    assert counted.startswith("Most often: ")
+    assert profile(fold, summariser).text == f"{profile(plain, make_summariser(method)).text} {counted}"
+
+
 def test_a_method_with_a_model_needs_an_engine() -> None:
     with SummaryStore(":memory:") as store, pytest.raises(EngineError, match="no engine was given"):
         summarize([History("u", item_ids(0, 5))], make_summariser(), None, store)

@@ -40,10 +40,12 @@ def profile_frame(bench: Workbench) -> ProfileFrame:
     """Return the words of this run's profiles that do not come from users."""
     info, template = bench.dataset.info, bench.summariser.template
     fields = " ".join(info.text_fields).replace("_", " ")
+    labels = " ".join(LABELS)
     if not needs_calls(bench.config.summary):
-        return ProfileFrame(folded(f"{' '.join(LABELS)} {fields}"))
+        return ProfileFrame(folded(f"{labels} {fields}"))
+    counts = labels if bench.config.summary.counts else ""
     return ProfileFrame(
-        words=folded(f"{frame_text(template)} {fields}"),
+        words=folded(f"{frame_text(template)} {fields} {counts}"),
         example_words=folded(example_text(template)),
         prefill=template.own_text("prefill"),
     )

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from trsr.templating import plain_line
 from trsr.types import Item
 
-N_VALUES = 4
-N_WORDS = 6
+N_VALUES = 8
+N_WORDS = 12
 LATELY = 5
 LABELS = ("Most often", "Words", "Lately")
 

@@ -46,6 +46,8 @@ class SummaryConfig(BaseModel):
     an update or a merge speaks of all it has read, the newest first."""
     block_words: int = Field(default=8, ge=1)
     """Words at most that a grounded summary says of a block, and a merge of each summary it reads."""
+    counts: bool = False
+    """Put the counts of `counted` behind a written profile: how often costs nothing to know exactly."""
     fan_in: int = Field(default=6, ge=2)
     """Summaries read by one merge (hierarchical)."""
 

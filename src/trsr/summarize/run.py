@@ -75,12 +75,14 @@ class Summariser:
 
         A given text stays as it is; by `counted` the counts of the items since are put behind it.
         """
-        text = given
-        if self.config.method == "counted":
-            items = [self.items[item_id] for item_id in history.item_ids]
-            counted = counted_profile(items, self.category_fields, self.title_field)
-            text = f"{given} Since then: {counted}" if given and counted else given or counted
+        counted = self.counted(history) if self.config.method == "counted" else ""
+        text = f"{given} Since then: {counted}" if given and counted else given or counted
         return PreferenceSummary(history.user_id, text, self.config.method, len(history))
+
+    def counted(self, history: History) -> str:
+        """Return what the items of a history have most in common."""
+        items = [self.items[item_id] for item_id in history.item_ids]
+        return counted_profile(items, self.category_fields, self.title_field)
 
 
 @dataclass(slots=True)
@@ -195,12 +197,11 @@ def profile(fold: Fold, summariser: Summariser) -> PreferenceSummary:
     if not fold.calls:
         return summariser.without_calls(fold.history, fold.given)
     last = len(fold.calls) - 1
+    text = fold.texts[last]
+    if summariser.config.counts and (counted := summariser.counted(fold.history)):
+        text = f"{text}{' Since then:' if fold.given else ''} {counted}"
     return PreferenceSummary(
-        fold.history.user_id,
-        fold.texts[last],
-        summariser.config.method,
-        len(fold.history),
-        fold.keys.get(last),
+        fold.history.user_id, text, summariser.config.method, len(fold.history), fold.keys.get(last)
     )
 
 
