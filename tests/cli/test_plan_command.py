@@ -81,7 +81,7 @@ def test_a_dry_run_writes_nothing(trsr: Trsr, tmp_path: Path) -> None:
     [
         (["--engine", "steam"], "steam"),
         (["--tokenizer", "./nowhere"], "The tokenizer of './nowhere' is not on this machine"),
-        (["--data", "./nowhere"], "has no dataset.json"),
+        (["--data", "./nowhere"], "There is no dataset folder nowhere"),
     ],
 )
 def test_a_mistake_is_one_sentence(trsr: Trsr, config_file: Path, options: list[str], said: str) -> None:

@@ -20,11 +20,19 @@ CHARACTERS_A_TOKEN = 4
 
 @dataclass(frozen=True, slots=True)
 class TokenCounter:
-    """Counts a prompt's tokens; `how` says in words by what, `exact` whether the engine counts the same."""
+    """Counts a prompt's tokens.
+
+    Attributes:
+        count: A prompt to its tokens.
+        how: Says in words by what.
+        exact: Whether the engine counts the same.
+        model: Whose tokenizer it is; empty for none.
+    """
 
     count: Callable[[Prompt], int]
     how: str
     exact: bool
+    model: str = ""
 
 
 class RoughTokenizer:
@@ -111,7 +119,7 @@ def token_counter(config: EngineConfig, tokenizer: str | None = None) -> TokenCo
     if found is None:
         how = f"{CHARACTERS_A_TOKEN} characters a token, for want of the tokenizer of {name}"
         return TokenCounter(_counting(RoughTokenizer()), how, exact=False)
-    return TokenCounter(_counting(found), f"the tokenizer of {name}", exact=True)
+    return TokenCounter(_counting(found), f"the tokenizer of {name}", exact=True, model=name)
 
 
 def _counting(tokenizer: Tokenizer) -> Callable[[Prompt], int]:

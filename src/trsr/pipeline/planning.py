@@ -31,6 +31,9 @@ from trsr.summarize.store import TextStore
 from trsr.summarize.stores import open_store
 from trsr.types import History, RankingExample
 
+OTHER_TOKENIZER = 4
+"""Tokens that one tokenizer makes of a token of another, at most: no more than a token has bytes, about."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -156,8 +159,8 @@ class Planner:
         )
         return (
             f"train, rank: tokens are counted by {how}, prefixes once a user; exact where the profile is "
-            f"known, else at most. A token of training counts as {TRAINING_WEIGHT} read; "
-            "training may stop early."
+            f"known, else at most ({self._n_more()} tokens a profile). A token of training counts as "
+            f"{TRAINING_WEIGHT} read; training may stop early."
         )
 
     def _builder(self) -> PromptBuilder:
@@ -182,8 +185,8 @@ class Planner:
         of_train, of_valid, of_test = ([next(known) for _ in part] for part in (train, valid, splits.test))
 
         def count(asked: Sequence[RankingExample], texts: Sequence[str | None]) -> PromptCounts:
-            stand_in, cap = unwritten_text(summariser), config.summary.max_new_tokens
-            return count_prompts(builder, asked, texts, stand_in=stand_in, n_more=cap)
+            stand_in = unwritten_text(summariser)
+            return count_prompts(builder, asked, texts, stand_in=stand_in, n_more=self._n_more())
 
         work = []
         if config.train is not None:
@@ -198,6 +201,11 @@ class Planner:
             work.append(self._work("calibrate", count(valid, of_valid)))
         asked = count(splits.test, of_test)
         return work + [self._work(f"rank {name}", asked) for name in rankers]
+
+    def _n_more(self) -> int:
+        """Return the tokens that a profile has at most, for the model that ranks."""
+        same = self.counter.model == self.config.recommender.model
+        return self.config.summary.max_new_tokens * (1 if same else OTHER_TOKENIZER)
 
     def _work(self, stage: str, counts: PromptCounts, weight: int = 1) -> Work:
         shared = self.config.recommender.sharing != "separate"

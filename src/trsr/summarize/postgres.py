@@ -50,7 +50,7 @@ class PostgresStore:
         self.place = redacted(url)
         try:
             address = make_url(url).set(drivername="postgresql+psycopg")
-        except ArgumentError as error:
+        except (ArgumentError, ValueError) as error:
             raise StoreError(
                 f"{self.place} is not the URL of a database; check how it is written."
             ) from error
