@@ -61,7 +61,8 @@ def test_a_folder_that_is_no_run_is_one_line(trsr: Trsr, tmp_path: Path) -> None
 @pytest.mark.slow
 def test_a_served_run_keeps_events_and_ends_in_order(finished_run: Path, tmp_path: Path) -> None:
     database = tmp_path / "serve.sqlite"
-    command = [sys.executable, "-m", "trsr", "serve", finished_run, "--port", "0", "--db", database]
+    command = [sys.executable, "-m", "trsr", "serve", str(finished_run), "--port", "0"]
+    command += ["--db", str(database)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         said = []

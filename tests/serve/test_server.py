@@ -44,15 +44,17 @@ def test_the_client_of_cohere_works_unchanged(tmp_path: Path) -> None:
     documents = ["Clay pot", "Graphics card", "Garden hose"]
     service = make_service(tmp_path / "serve.sqlite", settings)
     with running(service, settings) as address:
-        client = cohere.ClientV2(base_url=address, api_key=KEY)
-        answer = client.rerank(model="tiny-trsr", query="Likes gardens.", documents=documents, top_n=2)
+        with cohere.ClientV2(base_url=address, api_key=KEY) as client:
+            answer = client.rerank(model="tiny-trsr", query="Likes gardens.", documents=documents, top_n=2)
         scored = service.ranker.recommender.rerank("Likes gardens.", documents).scores
         best = sorted(range(3), key=lambda i: -scored[i])[:2]
         assert [result.index for result in answer.results] == best
         assert [result.relevance_score for result in answer.results] == pytest.approx(scored[best].tolist())
         assert answer.id
-        stranger = cohere.ClientV2(base_url=address, api_key="wrong")
-        with pytest.raises(ApiError) as caught:
+        with (
+            cohere.ClientV2(base_url=address, api_key="wrong") as stranger,
+            pytest.raises(ApiError) as caught,
+        ):
             stranger.rerank(model="tiny-trsr", query="q", documents=documents)
         assert caught.value.status_code == 401
 
