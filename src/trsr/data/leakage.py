@@ -16,14 +16,16 @@ from trsr.data.examples import Splits
 from trsr.data.tables import TIME, Dataset
 from trsr.types import RankingExample
 
-_ASKED = {
-    "number": pl.UInt32,
-    "example_id": pl.String,
-    "user_id": pl.String,
-    "asked_at": TIME,
-    "history": pl.List(pl.String),
-    "targets": pl.List(pl.String),
-}
+_ASKED = pl.Schema(
+    [
+        ("number", pl.UInt32()),
+        ("example_id", pl.String()),
+        ("user_id", pl.String()),
+        ("asked_at", TIME),
+        ("history", pl.List(pl.String)),
+        ("targets", pl.List(pl.String)),
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)
