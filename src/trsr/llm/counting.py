@@ -42,6 +42,11 @@ class RoughTokenizer:
         self._pieces: list[str] = []
         self._ids: dict[str, int] = {}
 
+    @property
+    def special_texts(self) -> tuple[str, ...]:
+        """None: nothing is counted differently from other text."""
+        return ()
+
     def encode(self, text: str) -> list[int]:
         """Return one id for every four characters."""
         ids = []

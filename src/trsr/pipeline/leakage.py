@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -20,9 +21,11 @@ from trsr.llm.base import prompt_key
 from trsr.pipeline.profiles import needs_calls
 from trsr.pipeline.variants import variant_benches
 from trsr.pipeline.workbench import Workbench
+from trsr.summarize.places import is_database
 from trsr.summarize.plan import plan_calls
 from trsr.summarize.run import Summariser
-from trsr.summarize.store import StoredCall, SummaryStore
+from trsr.summarize.store import StoredCall
+from trsr.summarize.stores import open_store
 from trsr.types import History, RankingExample
 
 PROFILES = "profiles.parquet"
@@ -82,8 +85,9 @@ def profile_leaks(bench: Workbench) -> tuple[Checked, int]:
     ]
     stored: dict[str, StoredCall] = {}
     keys: dict[str, list[str]] = {}
-    if needs_calls(bench.config.summary) and bench.store_path.exists():
-        with SummaryStore(bench.store_path) as store:
+    place = bench.store_place
+    if needs_calls(bench.config.summary) and (is_database(place) or Path(place).exists()):
+        with open_store(place) as store:
             stored = store.calls([row["key"] for row in rows.values() if row["key"] is not None])
             keys = {e.example_id: _keys(bench.summariser, e, rows, stored) for e in examples}
             stored |= store.calls(sorted({key for found in keys.values() for key in found}))

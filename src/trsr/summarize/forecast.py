@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from trsr.llm.base import Prompt, prompt_key
 from trsr.summarize.plan import Call, plan_calls
-from trsr.summarize.prompts import render_call, summary_text
+from trsr.summarize.prompts import summary_text
 from trsr.summarize.run import Fold, Summariser
 from trsr.summarize.store import TextStore
 from trsr.types import History
@@ -180,12 +180,10 @@ class _Forecaster:
 
     def _question(self, fold: Fold, place: int) -> _Question:
         call = fold.calls[place]
-        items = [] if call.kind == "merge" else [self.summariser.item_text(i) for i in call.item_ids]
         unwritten = [fold.keys[i] for i in call.inputs if i not in fold.texts]
         stand_in = unwritten_text(self.summariser)
         inputs = [fold.texts.get(i, stand_in) for i in call.inputs]
-        grounded = self.summariser.config.grounded
-        prompt = render_call(self.summariser.template, call, items, inputs, grounded=grounded)
+        prompt = self.summariser.prompt(call, inputs)
         name = prompt_key(prompt, self.model_id, self.summariser.config.params)
         if unwritten:  # two such prompts are equal where those of their inputs are
             name = hashlib.sha256("|".join([name, *unwritten]).encode()).hexdigest()

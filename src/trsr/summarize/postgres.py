@@ -17,7 +17,7 @@ from typing import Any, Self
 from trsr.errors import MissingExtraError, OutputError, StoreError
 from trsr.summarize.places import redacted
 from trsr.summarize.rows import PAGE, Choice, Part, Row
-from trsr.summarize.store import StoredCall
+from trsr.summarize.store import CALL, StoredCall, stored_call
 
 try:
     import psycopg  # noqa: F401 - the driver, which SQLAlchemy loads by its name
@@ -119,6 +119,17 @@ class PostgresStore:
                 asked = literal(list(keys[start : start + PAGE]), ARRAY(Text))
                 query = select(_ROW.key, _ROW.text).where(_ROW.key == any_(asked), _ROW.text.is_not(None))
                 found.update((key, text) for key, text in connection.execute(query))
+        return found
+
+    def calls(self, keys: Sequence[str]) -> dict[str, StoredCall]:
+        """Return what is known of the calls among `keys`, failed ones included."""
+        found: dict[str, StoredCall] = {}
+        columns = [_ROW[name] for name in CALL]
+        with self._connection() as connection:
+            for start in range(0, len(keys), PAGE):
+                asked = literal(list(keys[start : start + PAGE]), ARRAY(Text))
+                query = select(*columns).where(_ROW.key == any_(asked))
+                found.update((row[0], stored_call(row)) for row in connection.execute(query))
         return found
 
     def put(self, call: StoredCall) -> None:

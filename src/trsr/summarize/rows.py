@@ -5,12 +5,12 @@ For looking after stores (`trsr store`); writing summaries needs no more than `s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
-from trsr.summarize.store import TextStore
+from trsr.summarize.store import StoredCall, TextStore
 
 PAGE = 1000
 """Rows read or written at once."""
@@ -79,6 +79,10 @@ class Store(TextStore, Protocol):
 
     def close(self) -> None:
         """Give back files and connections; safe to call twice."""
+        ...
+
+    def calls(self, keys: Sequence[str]) -> dict[str, StoredCall]:
+        """Return what is known of the calls among `keys`, failed ones included."""
         ...
 
     def rows(self) -> Iterator[Row]:

@@ -11,10 +11,10 @@ import sqlite3
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from trsr.data.sqlite_file import as_one_sentence, open_sqlite
 
@@ -59,6 +59,26 @@ class StoredCall:
     n_generated_tokens: int
     seconds: float
     user_ids: tuple[str, ...] = ()
+
+
+CALL = (
+    "key",
+    "text",
+    "error",
+    "model",
+    "template_hash",
+    "item_ids",
+    "n_prompt_tokens",
+    "n_generated_tokens",
+    "seconds",
+)
+"""The columns that every store has of a call; `item_ids` is a JSON list."""
+
+
+def stored_call(row: Sequence[Any]) -> StoredCall:
+    """Return the call of a row that holds the columns `CALL`."""
+    values = dict(zip(CALL, row, strict=True))
+    return StoredCall(**values | {"item_ids": tuple(json.loads(values["item_ids"]))})
 
 
 class TextStore(Protocol):
@@ -156,19 +176,15 @@ class SummaryStore:
 
     def calls(self, keys: Sequence[str]) -> dict[str, StoredCall]:
         """Return what is known of the calls among `keys`, failed ones included."""
-        names = [field.name for field in fields(StoredCall) if field.name != "user_ids"]
         found: dict[str, StoredCall] = {}
         with self._as_one_sentence():
             for start in range(0, len(keys), 500):
                 part = keys[start : start + 500]
                 rows = self._db.execute(
-                    f"SELECT {', '.join(names)} FROM summaries WHERE key IN ({','.join('?' * len(part))})",
+                    f"SELECT {', '.join(CALL)} FROM summaries WHERE key IN ({','.join('?' * len(part))})",
                     part,
                 )
-                for row in rows:
-                    values = dict(zip(names, row, strict=True))
-                    values["item_ids"] = tuple(json.loads(values["item_ids"]))
-                    found[values["key"]] = StoredCall(**values)
+                found.update((row[0], stored_call(row)) for row in rows)
         return found
 
     def put(self, call: StoredCall) -> None:
