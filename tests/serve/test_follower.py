@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -325,6 +326,23 @@ def test_a_user_deleted_while_their_profile_is_written_stays_deleted(store: Sqli
     assert engine.n_calls == 2
     for table in ("users", "events", "profiles", "pending", "plans", "drafts", "summaries"):
         assert store._db.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,), table
+
+
+def test_a_text_that_two_share_names_each_ones_own_items(store: SqliteServeStore) -> None:
+    """Merges read texts only, so two users come to the same call by different items."""
+
+    class Laconic(FakeGenerator):
+        def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
+            for result in super().generate(prompts, params):
+                yield dataclasses.replace(result, text="lamps.")
+
+    for user, start in (("a", 0), ("b", 100)):
+        store.add_events(user, events(start, start + 10))
+        Follower(store, summariser_of_many("hierarchical"), Laconic()).step()
+    one, other = store.user_summaries("a"), store.user_summaries("b")
+    assert one[-1].key == other[-1].key
+    assert one[-1].item_ids == tuple(f"i{n}" for n in range(10))
+    assert other[-1].item_ids == tuple(f"i{n}" for n in range(100, 110))
 
 
 def test_a_user_who_comes_back_meanwhile_gets_nothing_of_the_old_profile(store: SqliteServeStore) -> None:
