@@ -48,7 +48,7 @@ def serve(file: str, method: str, pipe: Connection) -> None:
     """Acknowledge messages after they are kept, until the pipe is closed."""
     store = SqliteServeStore(file)
     stop = threading.Event()
-    follower = Follower(store, summariser_of_many(method, block_size=3, fan_in=2), FakeGenerator(delay=0.002))
+    follower = Follower(store, summariser_of_many(method, block_size=3, fan_in=2), FakeGenerator(delay=0.004))
     thread = threading.Thread(target=follower.run, args=(stop,), daemon=True)
     thread.start()
     try:

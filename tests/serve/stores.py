@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from helpers import item, make_summariser
+from helpers import item, make_summariser, word
 
 from trsr.llm.base import Generation, GenerationParams, Prompt
 from trsr.llm.fake import FakeGenerator
@@ -47,6 +47,31 @@ class HearingEngine(FakeGenerator):
             yield result
 
 
+class MeddlingEngine(HearingEngine):
+    """Lets something happen while the first text is being written."""
+
+    def __init__(self, meddle: Callable[[], object]) -> None:
+        super().__init__()
+        self.meddle: Callable[[], object] | None = meddle
+
+    def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
+        for result in super().generate(prompts, params):
+            if self.meddle is not None:
+                meddle, self.meddle = self.meddle, None
+                meddle()
+            yield result
+
+
+class BreakingEngine(FakeGenerator):
+    """Fails as a whole, in a way nobody foresaw, when a word comes up."""
+
+    def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
+        for prompt in prompts:
+            if word(50) in prompt.messages[-1].content:
+                raise RuntimeError("out of memory")
+        yield from super().generate(prompts, params)
+
+
 def follow(store: ServeStore, summariser: Summariser, engine: FakeGenerator | None = None) -> int:
     """Fold until no update is due; return how many calls were made."""
     engine = engine or FakeGenerator()
@@ -55,3 +80,8 @@ def follow(store: ServeStore, summariser: Summariser, engine: FakeGenerator | No
     while follower.step():
         pass
     return engine.n_calls - before
+
+
+def seen(store: ServeStore, user_id: str = "u") -> list[tuple[str, int]]:
+    """Return who wrote each version, and how much of the history it has seen."""
+    return [(profile.author, profile.n_items) for profile in store.profiles(user_id)]

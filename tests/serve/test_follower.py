@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from helpers import word
-from stores import HearingEngine, events, follow, summariser_of_many
+from stores import (
+    BreakingEngine,
+    HearingEngine,
+    MeddlingEngine,
+    events,
+    follow,
+    seen,
+    summariser_of_many,
+)
 
 from trsr.llm.base import Generation, GenerationParams, Prompt
 from trsr.llm.fake import FakeGenerator
@@ -29,30 +35,10 @@ def store(tmp_path: Path) -> Iterator[SqliteServeStore]:
     store.close()
 
 
-class MeddlingEngine(HearingEngine):
-    """Lets something happen while the first text is being written."""
-
-    def __init__(self, meddle: Callable[[], object]) -> None:
-        super().__init__()
-        self.meddle: Callable[[], object] | None = meddle
-
-    def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
-        for result in super().generate(prompts, params):
-            if self.meddle is not None:
-                meddle, self.meddle = self.meddle, None
-                meddle()
-            yield result
-
-
 def text(store: SqliteServeStore, user_id: str = "u") -> str:
     latest = store.latest_profile(user_id)
     assert latest is not None
     return latest.text
-
-
-def seen(store: SqliteServeStore, user_id: str = "u") -> list[tuple[str, int]]:
-    """Return who wrote each version, and how much of the history it has seen."""
-    return [(profile.author, profile.n_items) for profile in store.profiles(user_id)]
 
 
 def due_now(store: SqliteServeStore) -> None:
@@ -275,20 +261,10 @@ def test_a_user_whose_calls_fail_holds_up_nobody(store: SqliteServeStore) -> Non
     assert store.pending(9) == []
 
 
-class Breaking(FakeGenerator):
-    """Fails as a whole, in a way nobody foresaw, when a word comes up."""
-
-    def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
-        for prompt in prompts:
-            if word(50) in prompt.messages[-1].content:
-                raise RuntimeError("out of memory")
-        yield from super().generate(prompts, params)
-
-
 def test_a_user_who_breaks_the_engine_holds_others_up_once(store: SqliteServeStore) -> None:
     store.add_events("bad", events(50, 55))
     store.add_events("good", events(0, 5))
-    follower = Follower(store, summariser_of_many(), Breaking())
+    follower = Follower(store, summariser_of_many(), BreakingEngine())
     assert follower.step() == 0
     due_now(store)
     assert follower.step() == 1
@@ -327,6 +303,23 @@ def test_a_user_deleted_while_their_profile_is_written_stays_deleted(store: Sqli
         assert store._db.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,), table
 
 
+def test_a_text_that_two_share_names_each_ones_own_items(store: SqliteServeStore) -> None:
+    """Merges read texts only, so two users come to the same call by different items."""
+
+    class Laconic(FakeGenerator):
+        def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
+            for result in super().generate(prompts, params):
+                yield dataclasses.replace(result, text="lamps.")
+
+    for user, start in (("a", 0), ("b", 100)):
+        store.add_events(user, events(start, start + 10))
+        Follower(store, summariser_of_many("hierarchical"), Laconic()).step()
+    one, other = store.user_summaries("a"), store.user_summaries("b")
+    assert one[-1].key == other[-1].key
+    assert one[-1].item_ids == tuple(f"i{n}" for n in range(10))
+    assert other[-1].item_ids == tuple(f"i{n}" for n in range(100, 110))
+
+
 def test_a_user_who_comes_back_meanwhile_gets_nothing_of_the_old_profile(store: SqliteServeStore) -> None:
     def leave_and_come_back() -> None:
         store.delete_user("u")
@@ -343,63 +336,3 @@ def test_a_user_who_comes_back_meanwhile_gets_nothing_of_the_old_profile(store: 
     assert {item for s in store.user_summaries("u") for item in s.item_ids} == {
         f"i{n}" for n in range(20, 30)
     }
-
-
-def run_in_background(follower: Follower, stop: threading.Event) -> threading.Thread:
-    thread = threading.Thread(target=follower.run, args=(stop,))
-    thread.start()
-    return thread
-
-
-def wait_until(condition: Callable[[], Any]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.002)
-
-
-def test_the_loop_follows_and_stops(store: SqliteServeStore) -> None:
-    stop = threading.Event()
-    thread = run_in_background(Follower(store, summariser_of_many(), FakeGenerator()), stop)
-    store.add_events("u", events(0, 5))
-    wait_until(lambda: seen(store) == [("model", 5)])
-    store.add_events("u", events(5, 6))
-    wait_until(lambda: seen(store) == [("model", 5), ("model", 6)])
-    stop.set()
-    store.wake()
-    thread.join(timeout=60)
-    assert not thread.is_alive()
-
-
-def test_stopping_does_not_wait_for_a_long_history(store: SqliteServeStore) -> None:
-    stop = threading.Event()
-    engine = MeddlingEngine(stop.set)
-    store.add_events("u", events(0, 100))
-    thread = run_in_background(Follower(store, summariser_of_many(), engine), stop)
-    thread.join(timeout=60)
-    assert not thread.is_alive()
-    assert engine.n_calls == 1
-    assert follow(store, summariser_of_many()) == 19, "the text that was written is not paid for again"
-
-
-def test_nothing_ends_the_loop_and_no_text_of_a_user_is_logged(
-    store: SqliteServeStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    real, failures = store.pending, [RuntimeError("said: likes lamps"), RuntimeError("again")]
-
-    def pending(limit: int) -> list[PendingUpdate]:
-        if failures:
-            raise failures.pop()
-        return real(limit)
-
-    monkeypatch.setattr(store, "pending", pending)
-    stop = threading.Event()
-    thread = run_in_background(Follower(store, summariser_of_many(), Breaking()), stop)
-    store.add_events("u", events(0, 5))
-    store.add_events("bad", events(50, 55))
-    wait_until(lambda: store.facts()["failing"] and seen(store))
-    stop.set()
-    thread.join(timeout=60)
-    assert "RuntimeError" in caplog.text
-    assert "lamps" not in caplog.text
-    assert "out of memory" not in caplog.text

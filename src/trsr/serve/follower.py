@@ -173,14 +173,14 @@ class Follower:
         ):
             self.store.finish(job.update, job.version)
             return False
-        keys = [key for _, key in sorted(job.fold.keys.items())]
+        calls = [(key, job.fold.calls[place].item_ids) for place, key in sorted(job.fold.keys.items())]
         added = self.store.add_profile(
             job.update.user_id,
             made.text,
             "model",
             job.n_items,
             made.key,
-            keys,
+            calls,
             expected_version=job.version,
             ticket=job.update.ticket,
         )

@@ -53,13 +53,15 @@ MIGRATIONS = (
     "CREATE INDEX pending_by_age ON pending (since)",
     SUMMARIES,
     # Who has a text: `plans` holds the calls behind profiles (`start`: the items before the plan's first
-    # block), `drafts` those of profiles that are not finished.
+    # block), `drafts` those of profiles that are not finished. Two users may share a text that they came to
+    # by different items, so the items stand here, and not with the text.
     """
     CREATE TABLE plans (
         uid INTEGER NOT NULL,
         start INTEGER NOT NULL,
         place INTEGER NOT NULL,
         key TEXT NOT NULL,
+        item_ids TEXT NOT NULL,
         PRIMARY KEY (uid, start, place)
     ) WITHOUT ROWID
     """,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
 from collections.abc import Iterable, Sequence
@@ -129,18 +130,25 @@ def own_drafts(db: sqlite3.Connection, uids: Iterable[int], key: str) -> None:
     db.executemany("INSERT INTO drafts (uid, key) VALUES (?, ?) ON CONFLICT DO NOTHING", rows)
 
 
-def own_plan(db: sqlite3.Connection, uid: int, start: int, keys: Sequence[str]) -> None:
-    """Let a user have the calls of a plan that begins after `start` items, and none of an older such plan."""
-    rows = db.execute("SELECT start, place, key FROM plans WHERE uid = ? AND start >= ?", (uid, start))
-    before = {(first, place): key for first, place, key in rows}
-    now = {(start, place): key for place, key in enumerate(keys)}
-    gone = [(uid, *where) for where, key in before.items() if now.get(where) != key]
+def own_plan(
+    db: sqlite3.Connection, uid: int, start: int, calls: Sequence[tuple[str, Sequence[str]]]
+) -> None:
+    """Let a user have the calls of a plan that begins after `start` items, and none of an older such plan.
+
+    `calls` are keys with the items below them; rows that stay as they are, as most do, are not written.
+    """
+    rows = db.execute(
+        "SELECT start, place, key, item_ids FROM plans WHERE uid = ? AND start >= ?", (uid, start)
+    )
+    before = {(first, place): (key, item_ids) for first, place, key, item_ids in rows}
+    now = {(start, place): (key, json.dumps(list(item_ids))) for place, (key, item_ids) in enumerate(calls)}
+    gone = [(uid, *where) for where, call in before.items() if now.get(where) != call]
     db.executemany("DELETE FROM plans WHERE uid = ? AND start = ? AND place = ?", gone)
-    added = [(uid, *where, key) for where, key in now.items() if before.get(where) != key]
-    db.executemany("INSERT INTO plans (uid, start, place, key) VALUES (?, ?, ?, ?)", added)
+    added = [(uid, *where, *call) for where, call in now.items() if before.get(where) != call]
+    db.executemany("INSERT INTO plans (uid, start, place, key, item_ids) VALUES (?, ?, ?, ?, ?)", added)
     drafts = db.execute("SELECT key FROM drafts WHERE uid = ?", (uid,)).fetchall()
     db.execute("DELETE FROM drafts WHERE uid = ?", (uid,))
-    drop_unowned(db, {*before.values(), *(key for (key,) in drafts)} - set(keys))
+    drop_unowned(db, {key for key, _ in before.values()} | {key for (key,) in drafts})
 
 
 def drop_unowned(db: sqlite3.Connection, keys: Iterable[str]) -> None:

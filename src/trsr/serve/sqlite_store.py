@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -162,7 +163,7 @@ class SqliteServeStore:
         author: Author,
         n_items: int,
         key: str | None = None,
-        summary_keys: Sequence[str] = (),
+        calls: Sequence[tuple[str, Sequence[str]]] = (),
         expected_version: int | None = None,
         ticket: int | None = None,
     ) -> Profile | None:
@@ -181,7 +182,7 @@ class SqliteServeStore:
                 (user.uid, version + 1, text, author, n_items, key, time.time()),
             )
             if author == "model":
-                steps.own_plan(db, user.uid, edit.n_items if edit else 0, summary_keys)
+                steps.own_plan(db, user.uid, edit.n_items if edit else 0, calls)
                 steps.dequeue(db, user, n_items)
             elif n_items < user.n_events:
                 steps.enqueue(db, user.uid, at_once=True)
@@ -193,7 +194,7 @@ class SqliteServeStore:
         """Return the summaries behind the newest profile, in the order of its plan, older edits' first."""
         with self._reading() as db:
             rows = db.execute(
-                "SELECT summaries.key, summaries.text, summaries.item_ids FROM users JOIN plans USING (uid) "
+                "SELECT plans.key, summaries.text, plans.item_ids FROM users JOIN plans USING (uid) "
                 "JOIN summaries USING (key) WHERE user_id = ? AND text IS NOT NULL ORDER BY start, place",
                 (user_id,),
             ).fetchall()
@@ -209,7 +210,7 @@ class SqliteServeStore:
         with self._writing(durable=False) as db:
             users = [user for user_id in call.user_ids if (user := steps.find_user(db, user_id)) is not None]
             if users:
-                SummaryTable(db).put(call)
+                SummaryTable(db).put(replace(call, item_ids=()))  # see the schema on `plans`
                 steps.own_drafts(db, [user.uid for user in users], call.key)
 
     # The queue of updates

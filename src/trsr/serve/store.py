@@ -90,7 +90,7 @@ class ServeStore(TextStore, Protocol):
         author: Author,
         n_items: int,
         key: str | None = None,
-        summary_keys: Sequence[str] = (),
+        calls: Sequence[tuple[str, Sequence[str]]] = (),
         expected_version: int | None = None,
         ticket: int | None = None,
     ) -> Profile | None:
@@ -106,8 +106,9 @@ class ServeStore(TextStore, Protocol):
             n_items: How many of the oldest items it has seen; for an edit those of the version the person
                 saw, 0 if there was none.
             key: The key of the last call that made it.
-            summary_keys: The keys of all calls behind it since the last edit, in the order of the plan. They
-                replace those of the model's last version since that edit; a text nobody uses any more goes.
+            calls: The keys of all calls behind it since the last edit, in the order of the plan, each with
+                the items below it. They replace those of the model's last version since that edit; a text
+                nobody uses any more goes.
             expected_version: The newest version there must be (0 for none); None for whatever there is.
             ticket: The user's ticket there must be; None for any.
 
