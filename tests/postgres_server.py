@@ -63,16 +63,18 @@ class Server:
     def start(self) -> None:
         """Start, and wait until connections are taken."""
         settings = [part for name, value in SETTINGS.items() for part in ("-c", f"{name}={value}")]
-        command = [self.binaries / "postgres", "-D", self.folder / "data", "-p", str(self.port), *settings]
+        program, data = str(self.binaries / "postgres"), str(self.folder / "data")
+        command = [program, "-D", data, "-p", str(self.port), *settings]
         if shutil.which("setpriv"):  # the server ends with this process, even if that is killed
             command = ["setpriv", "--pdeathsig=INT", *command]
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
+            process: subprocess.Popen[bytes] = subprocess.Popen(
                 command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd="/", **self._identity
             )
-        ready = [self.binaries / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        self._process = process
+        ready = [str(self.binaries / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
         for _ in range(300):
-            if self._process.poll() is not None:
+            if process.poll() is not None:
                 raise RuntimeError(f"PostgreSQL did not start: {(self.folder / 'log').read_text()}")
             if subprocess.run(ready, check=False).returncode == 0:
                 return
