@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import polars as pl
 import pytest
@@ -44,10 +45,16 @@ def target(example: RankingExample) -> str:
     return example.candidates[example.labels.index(1)]
 
 
+def with_split(splits: Splits, split: str, examples: list[RankingExample]) -> Splits:
+    """Return the splits with the examples of one of them replaced."""
+    changed: dict[str, Any] = {split: examples}
+    return replace(splits, **changed)
+
+
 def with_first(splits: Splits, split: str, edit: Edit) -> Splits:
     """Return the splits with the first example of one of them changed."""
     first, *rest = getattr(splits, split)
-    return replace(splits, **{split: [edit(first), *rest]})
+    return with_split(splits, split, [edit(first), *rest])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -99,7 +106,7 @@ def test_a_later_event_in_a_history_is_found(dataset: Dataset, made: dict[str, S
 @pytest.mark.parametrize(("split", "later"), [("train", "test"), ("train", "valid"), ("valid", "test")])
 def test_a_row_of_a_held_out_user_is_found(split: str, later: str, made: dict[str, Splits]) -> None:
     splits = made["sampled"]
-    leaky = replace(splits, **{split: [*getattr(splits, split), getattr(splits, later)[0]]})
+    leaky = with_split(splits, split, [*getattr(splits, split), getattr(splits, later)[0]])
     assert len(split_leaks(leaky).leaks) == 1
     assert f"the {'training' if split == 'train' else 'validation'} example" in split_leaks(leaky).leaks[0]
 

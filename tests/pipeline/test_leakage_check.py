@@ -14,6 +14,7 @@ import yaml
 from conftest import tiny_run
 
 from trsr.config import load_config
+from trsr.data.examples import build_examples
 from trsr.errors import LeakageError
 from trsr.pipeline import stages
 from trsr.pipeline.evaluating import evaluate_scores
@@ -21,6 +22,7 @@ from trsr.pipeline.folder import RunFolder
 from trsr.pipeline.leakage import check_run, profile_leaks
 from trsr.pipeline.stages import run_stages
 from trsr.pipeline.workbench import Workbench
+from trsr.types import History
 
 N_EXAMPLES = 8 + 3 + 12
 
@@ -135,11 +137,10 @@ def test_examples_that_leak_end_the_stage_that_makes_them(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def leaky(*arguments: Any) -> Any:
-        splits = build(*arguments)
+        splits = build_examples(*arguments)
         splits.train.append(splits.test[0])
         return splits
 
-    build = stages.build_examples
     monkeypatch.setattr(stages, "build_examples", leaky)
     bench = small(tiny_model, tmp_path / "run")
     with pytest.raises(LeakageError, match="the training example"):
@@ -156,5 +157,5 @@ def test_each_point_of_a_users_history_has_its_own_profile(tiny_model: Path, tmp
     assert in_two, "users are asked in several stretches"
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["leakage"]["found"] == 0
     for example in bench.splits.train:
-        profile = bench.summariser.without_calls(stages.History(example.user_id, example.history)).text
+        profile = bench.summariser.without_calls(History(example.user_id, example.history)).text
         assert bench.profiles[example.example_id] == profile

@@ -68,6 +68,8 @@ def test_invented_profiles_are_listed_with_their_words_in_a_folded_table(bench: 
     text = "This person likes Zorblax <b>and</b> Quuxville."
     invented = pl.when(pl.col("example_id") == first).then(pl.lit(text)).otherwise(pl.col("text"))
     pl.read_parquet(file).with_columns(invented.alias("text")).write_parquet(file)
+    # Without the store nobody can tell that it was not written so; with it the leakage check would.
+    made.store_path.unlink()
     again = bench("recurrent")
     evaluate_scores(again)
     metrics, markdown, page = read(again)

@@ -37,7 +37,7 @@ def test_every_test_example_has_its_traits(bench: Workbench) -> None:
 
 
 def test_without_categories_words_of_titles_stand_for_interests(bench: Workbench) -> None:
-    bench.summariser = dataclasses.replace(bench.summariser, category_fields=())  # type: ignore[misc]
+    bench.summariser = dataclasses.replace(bench.summariser, category_fields=())
     traits, catalogue = example_traits(bench), bench.dataset.catalogue()
     for example in bench.splits.test:
         words = [title_words(catalogue[i], bench.summariser.title_field) for i in example.history]
