@@ -77,7 +77,7 @@ def follow(store: ServeStore, summariser: Summariser, engine: FakeGenerator | No
     engine = engine or FakeGenerator()
     before = engine.n_calls
     follower = Follower(store, summariser, engine)
-    while follower.step():
+    while follower.step() or [update for update in store.pending(99) if not update.n_attempts]:
         pass
     return engine.n_calls - before
 

@@ -320,6 +320,21 @@ def test_a_text_that_two_share_names_each_ones_own_items(store: SqliteServeStore
     assert other[-1].item_ids == tuple(f"i{n}" for n in range(100, 110))
 
 
+def test_a_shared_text_that_goes_meanwhile_is_written_again(store: SqliteServeStore) -> None:
+    """One user has read it, the other is deleted before the profile of the first is done."""
+    summariser = summariser_of_many()
+    store.add_events("leaver", events(0, 5))
+    follow(store, summariser)
+    store.add_events("stayer", events(0, 10))
+    engine = MeddlingEngine(lambda: store.delete_user("leaver"))
+    follower = Follower(store, summariser, engine)
+    assert follower.step() == 0
+    assert store.profiles("stayer") == []
+    assert follower.step() == 1
+    assert engine.n_calls == 2
+    assert [len(summary.item_ids) for summary in store.user_summaries("stayer")] == [5, 5]
+
+
 def test_a_user_who_comes_back_meanwhile_gets_nothing_of_the_old_profile(store: SqliteServeStore) -> None:
     def leave_and_come_back() -> None:
         store.delete_user("u")

@@ -175,6 +175,10 @@ class SqliteServeStore:
             version = steps.newest_version(db, user.uid)
             if expected_version not in (None, version):
                 return None
+            keys = {key for key, _ in calls}
+            # A text that only others had may have gone with them since it was read.
+            if len(SummaryTable(db).texts(list(keys))) < len(keys):
+                return None
             edit = steps.newest_profile(db, user_id, "person")
             db.execute(
                 "INSERT INTO profiles (uid, version, text, author, n_items, key, created_at) "

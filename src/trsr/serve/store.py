@@ -113,7 +113,8 @@ class ServeStore(TextStore, Protocol):
             ticket: The user's ticket there must be; None for any.
 
         Returns:
-            The version, or None, and nothing changes: no such user, or another version, or another ticket.
+            The version, or None, and nothing changes: no such user, another version, another ticket, fewer
+            than `n_items` items, or the text of one of the calls is gone, as those it was shared with are.
         """
         ...
 
