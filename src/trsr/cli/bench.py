@@ -16,12 +16,14 @@ from typing import Annotated, Any
 import typer
 
 from trsr.cli.bench_models import bench_score, bench_train
+from trsr.cli.bench_serve import bench_serve
 from trsr.cli.bench_summarize import bench_summarize
 
 app = typer.Typer(name="bench", no_args_is_help=True, help="Measure speed and memory; prints JSON.")
 app.command("score")(bench_score)
 app.command("train")(bench_train)
 app.command("summarize")(bench_summarize)
+app.command("serve")(bench_serve)
 
 _N_NEWS = 20_000
 _N_CANDIDATES = 20
