@@ -69,7 +69,7 @@ def test_invented_profiles_are_listed_with_their_words_in_a_folded_table(bench: 
     invented = pl.when(pl.col("example_id") == first).then(pl.lit(text)).otherwise(pl.col("text"))
     pl.read_parquet(file).with_columns(invented.alias("text")).write_parquet(file)
     # Without the store nobody can tell that it was not written so; with it the leakage check would.
-    made.store_path.unlink()
+    Path(made.store_place).unlink()
     again = bench("recurrent")
     evaluate_scores(again)
     metrics, markdown, page = read(again)
