@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -176,26 +176,30 @@ def _server(model_or_run: Path, data: Path | None) -> Iterator[int]:
 
 
 def _port_of(process: subprocess.Popen[str]) -> int:
-    """Return the port that the server says it listens at; what it says later is read and dropped."""
+    """Return the port that the server says it listens at; what comes later is read and dropped."""
     assert process.stderr is not None
     said = []
     for line in process.stderr:
         said.append(line.strip())
         if found := _ADDRESS.search(line):
-            threading.Thread(target=process.stderr.read, daemon=True).start()
+            threading.Thread(target=process.stderr.read, daemon=True).start()  # a full pipe would stop it
             _wait_until_ready(int(found[1]))
             return int(found[1])
     raise EngineError(f"The server did not start: {' '.join(said[-3:]) or 'it said nothing'}.")
+
+
+def _connected(port: int) -> AbstractContextManager[http.client.HTTPConnection]:
+    return closing(http.client.HTTPConnection("127.0.0.1", port, timeout=120))
 
 
 def _wait_until_ready(port: int) -> None:
     until = time.monotonic() + _START_SECONDS
     while time.monotonic() < until:
         try:
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-            connection.request("GET", "/readyz")
-            if connection.getresponse().status == 200:
-                return
+            with _connected(port) as connection:
+                connection.request("GET", "/readyz")
+                if connection.getresponse().status == 200:
+                    return
         except OSError:
             pass
         time.sleep(0.1)
@@ -208,16 +212,17 @@ def _load(port: int, known: Sequence[Known], candidates: int, *, n_clients: int,
     started = time.perf_counter()
 
     def client(number: int) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
         turn = 0
-        while time.perf_counter() - started < seconds:
-            user = known[(number + turn * n_clients) % len(known)]
-            turn += 1
-            asked = time.perf_counter()
-            if _recommend(connection, user, user.candidates(candidates, 10 + turn)):
-                load.seconds.append(time.perf_counter() - asked)
-            else:
-                load.errors += 1
+        with _connected(port) as connection:
+            while time.perf_counter() - started < seconds:
+                user = known[(number + turn * n_clients) % len(known)]
+                turn += 1
+                wanted = user.candidates(candidates, 10 + turn)
+                asked = time.perf_counter()
+                if _recommend(connection, user, wanted):
+                    load.seconds.append(time.perf_counter() - asked)
+                else:
+                    load.errors += 1
 
     threads = [threading.Thread(target=client, args=(number,)) for number in range(n_clients)]
     for thread in threads:
@@ -229,10 +234,10 @@ def _load(port: int, known: Sequence[Known], candidates: int, *, n_clients: int,
 
 
 def _ask_in_turn(port: int, known: Sequence[Known], candidates: int, turn: int) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
-    for user in known:
-        if not _recommend(connection, user, user.candidates(candidates, turn)):
-            raise EngineError(f"The server did not rank for the user {user.user_id!r}.")
+    with _connected(port) as connection:
+        for user in known:
+            if not _recommend(connection, user, user.candidates(candidates, turn)):
+                raise EngineError(f"The server did not rank for the user {user.user_id!r}.")
 
 
 def _recommend(connection: http.client.HTTPConnection, user: Known, candidates: Sequence[str]) -> bool:
@@ -248,9 +253,9 @@ def _recommend(connection: http.client.HTTPConnection, user: Known, candidates: 
 
 
 def _cache_counts(port: int) -> tuple[float, float]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    connection.request("GET", "/metrics")
-    found = dict(_METRIC.findall(connection.getresponse().read().decode()))
+    with _connected(port) as connection:
+        connection.request("GET", "/metrics")
+        found = dict(_METRIC.findall(connection.getresponse().read().decode()))
     return float(found["hits"]), float(found["misses"])
 
 
