@@ -52,7 +52,7 @@ def engine(kind: str, model: Path) -> EngineConfig:
 def test_a_dry_run_foretells_the_run(
     data: Path, tiny_model: Path, tmp_path: Path, method: Any, kind: str
 ) -> None:
-    summary = SummaryConfig(method=method, max_field_tokens=6, max_new_tokens=6, fan_in=2)
+    summary = SummaryConfig(method=method, max_field_tokens=6, max_new_tokens=12, fan_in=2)
     chosen = ProfileSettings(summary=summary, engine=engine(kind, tiny_model))
     file = tmp_path / "s.sqlite"
     limit = 8 if kind == "transformers" else None
