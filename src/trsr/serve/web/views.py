@@ -42,7 +42,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class BlockView:
-    """A block: items `first` to `last` (from 1), newest last; `change` is None where there is no text."""
+    """A block: items `first` to `last` (from 1), newest last; `change` is None at the first text."""
 
     number: int
     first: int
@@ -199,7 +199,7 @@ def _blocks(service: Service, user: User) -> list[BlockView]:
                 complete=block.complete,
                 items=[(item_view(service, event.item_id), event.timestamp) for event in events],
                 summary=summary,
-                change=change(before or "", summary) if summary is not None else None,
+                change=change(before, summary) if summary is not None and before is not None else None,
             )
         )
         before = summary if summary is not None else before
