@@ -41,7 +41,7 @@ def test_to_listen_to_others_without_a_key_is_refused(
 def test_nothing_to_serve_is_a_wrong_use(trsr: Trsr) -> None:
     answer = trsr("serve")
     assert (answer.code, answer.out) == (2, "")
-    assert "give a run or model folder" in answer.err
+    assert "give a run folder or a model folder" in answer.err
 
 
 def test_a_taken_port_is_said_before_anything_is_loaded(trsr: Trsr, tmp_path: Path) -> None:
@@ -61,7 +61,8 @@ def test_a_folder_that_is_no_run_is_one_line(trsr: Trsr, tmp_path: Path) -> None
 @pytest.mark.slow
 def test_a_served_run_keeps_events_and_ends_in_order(finished_run: Path, tmp_path: Path) -> None:
     database = tmp_path / "serve.sqlite"
-    command = [sys.executable, "-m", "trsr", "serve", finished_run, "--port", "0", "--db", database]
+    command = [sys.executable, "-m", "trsr", "serve", str(finished_run), "--port", "0"]
+    command += ["--db", str(database)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         said = []

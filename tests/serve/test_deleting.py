@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -100,8 +101,9 @@ def test_texts_that_later_ones_replaced_are_gone_too(tmp_path: Path) -> None:
 
 def test_a_failed_update_leaves_nothing_either(tmp_path: Path) -> None:
     class Babbling(FakeGenerator):
-        def _answer(self, index: int, prompt: Prompt, params: GenerationParams) -> Generation:
-            return Generation(index, "", 1, 0, 0.0, "It babbled of quaggas.")
+        def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
+            for result in super().generate(prompts, params):
+                yield dataclasses.replace(result, text="", error="It babbled of quaggas.")
 
     store = SqliteServeStore(tmp_path / "serve.sqlite")
     store.add_events("u", theirs("u", range(5)))

@@ -1,4 +1,4 @@
-"""Killed twenty times under load, a service has every acknowledged event once, and the profiles it would have."""
+"""Killed twenty times under load, every acknowledged event is there once, and the profiles are as ever."""
 
 from __future__ import annotations
 

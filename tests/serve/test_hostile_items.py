@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from serve_parts import (
     CANDIDATES,
@@ -18,8 +19,9 @@ from serve_parts import (
     tiny_recommender,
 )
 
+from trsr.llm.base import ScoringGroup
 from trsr.llm.transformers import HfTokenizer
-from trsr.serve.questions import Ask, TextAsk
+from trsr.serve.questions import Ask, Question, TextAsk
 from trsr.serve.recommender import Recommender
 from trsr.types import Item
 
@@ -44,7 +46,7 @@ def test_what_is_read_of_the_others_stays_the_same_to_the_token(kind: str, max_t
 @pytest.mark.parametrize("kind", KINDS)
 def test_another_users_answer_in_the_same_batch_stays_the_same(kind: str) -> None:
     recommender = fake_recommender(items=catalogue(hostile(kind)))
-    asks = [Ask(("evil",), HOSTILE[kind], ("evil",)), TextAsk(HOSTILE[kind], [HOSTILE[kind]])]
+    asks: list[Question] = [Ask(("evil",), HOSTILE[kind], ("evil",)), TextAsk(HOSTILE[kind], [HOSTILE[kind]])]
     (alone,) = recommender.score([Ask(HISTORY, PROFILE, CANDIDATES)])
     *_, beside = recommender.score([*asks, Ask(HISTORY, PROFILE, CANDIDATES)])
     np.testing.assert_array_equal(beside.margins, alone.margins)
@@ -67,9 +69,7 @@ def test_the_model_gives_the_others_the_same_margins(kind: str, tiny: Recommende
     prefix = builder.build(group.user_history, group.profile, CANDIDATES).group.prefix
     others = [builder.suffix(item) for item in CANDIDATES]
 
-    def margins(*suffixes: tuple[int, ...]) -> np.ndarray:
-        from trsr.llm.base import ScoringGroup
-
+    def margins(*suffixes: tuple[int, ...]) -> npt.NDArray[np.float32]:
         ((_, found),) = tiny.scorer.score([ScoringGroup(prefix, suffixes)], tiny.labels)
         return found
 

@@ -111,7 +111,7 @@ def test_nothing_breaks_the_server(
     @seed(20_261_123)
     @settings(max_examples=12, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(case=operation.as_strategy(generation_mode=mode))
-    def ask(case: Case) -> None:
+    def ask(case: Case[Any]) -> None:
         send(running, case)
         if mode is GenerationMode.POSITIVE:  # and once more about a user and items that are there
             if "user_id" in case.path_parameters:
@@ -122,7 +122,7 @@ def test_nothing_breaks_the_server(
     ask()
 
 
-def send(shop: Shop, case: Case) -> None:
+def send(shop: Shop, case: Case[Any]) -> None:
     """Send a case in this process and check the answer against the description."""
     sent = requests.Request(**case.as_transport_kwargs(base_url=LOCAL)).prepare()
     headers = {name: value for name, value in sent.headers.items() if name.lower() != "content-length"}

@@ -210,7 +210,9 @@ class TestExplain:
             [Ask(HISTORY, PROFILE, ("i30",)), Ask(HISTORY[-2:], PROFILE, ("i30",))]
         )
         expected = float(whole.margins[0]) - float(without.margins[0])
-        assert found.without_item[0] == (HISTORY[-3], pytest.approx(expected, abs=1e-5))
+        item, moved = found.without_item[0]
+        assert item == HISTORY[-3]
+        assert moved == pytest.approx(expected, abs=1e-5)
         assert abs(expected) > 1e-3
 
     def test_only_what_the_prompt_shows_is_left_out(self) -> None:

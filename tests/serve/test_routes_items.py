@@ -33,7 +33,8 @@ def test_new_items_are_found_by_their_words_and_filters_and_can_be_bought(shop: 
     assert {result["item_id"] for result in found["results"]} == {"L1", "L2"}
     shop.buy("ann", "L1")
     shop.follow()
-    assert "zebra" in shop.client.get("/v1/users/ann").json()["profile"]["text"].lower()
+    assert [summary.item_ids for summary in shop.service.store.user_summaries("ann")] == [("L1",)]
+    assert "Zebra lantern" in shop.service.summariser.item_text("L1")
 
 
 def test_a_changed_item_is_read_anew(shop: Shop) -> None:

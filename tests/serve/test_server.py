@@ -35,7 +35,7 @@ def running(service: Service, settings: Settings) -> Iterator[str]:
             yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         finally:
             server.should_exit = True
-            thread.join(30)
+            thread.join(60)
             assert not thread.is_alive()
 
 
@@ -44,15 +44,17 @@ def test_the_client_of_cohere_works_unchanged(tmp_path: Path) -> None:
     documents = ["Clay pot", "Graphics card", "Garden hose"]
     service = make_service(tmp_path / "serve.sqlite", settings)
     with running(service, settings) as address:
-        client = cohere.ClientV2(base_url=address, api_key=KEY)
-        answer = client.rerank(model="tiny-trsr", query="Likes gardens.", documents=documents, top_n=2)
+        with cohere.ClientV2(base_url=address, api_key=KEY) as client:
+            answer = client.rerank(model="tiny-trsr", query="Likes gardens.", documents=documents, top_n=2)
         scored = service.ranker.recommender.rerank("Likes gardens.", documents).scores
         best = sorted(range(3), key=lambda i: -scored[i])[:2]
         assert [result.index for result in answer.results] == best
         assert [result.relevance_score for result in answer.results] == pytest.approx(scored[best].tolist())
         assert answer.id
-        stranger = cohere.ClientV2(base_url=address, api_key="wrong")
-        with pytest.raises(ApiError) as caught:
+        with (
+            cohere.ClientV2(base_url=address, api_key="wrong") as stranger,
+            pytest.raises(ApiError) as caught,
+        ):
             stranger.rerank(model="tiny-trsr", query="q", documents=documents)
         assert caught.value.status_code == 401
 
@@ -65,7 +67,7 @@ def test_an_open_request_is_answered_before_the_end(tmp_path: Path, monkeypatch:
 
     def slowly(*arguments: object) -> list[bool]:
         inside.set()
-        assert go.wait(30)
+        assert go.wait(60)
         return add_events(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(service, "add_events", slowly)
@@ -76,14 +78,16 @@ def test_an_open_request_is_answered_before_the_end(tmp_path: Path, monkeypatch:
         def post() -> None:
             headers = {"Authorization": f"Bearer {KEY}"}
             found.append(
-                httpx2.post(f"{address}/v1/users/ann/events", json=body, headers=headers).status_code
+                httpx2.post(
+                    f"{address}/v1/users/ann/events", json=body, headers=headers, timeout=60
+                ).status_code
             )
 
         thread = threading.Thread(target=post)
         thread.start()
-        assert inside.wait(30)
+        assert inside.wait(60)
         threading.Timer(0.3, go.set).start()  # while the server is about to stop
-    thread.join(30)
+    thread.join(60)
     assert found == [202]
     again = make_service(tmp_path / "serve.sqlite", settings)
     assert [event.event_id for event in again.store.events("ann")] == ["1"]
@@ -93,7 +97,7 @@ def test_an_open_request_is_answered_before_the_end(tmp_path: Path, monkeypatch:
 def test_the_server_says_neither_its_name_nor_its_version(tmp_path: Path) -> None:
     settings = make_settings(port=0)
     with running(make_service(tmp_path / "serve.sqlite", settings), settings) as address:
-        headers = httpx2.get(f"{address}/healthz").headers
+        headers = httpx2.get(f"{address}/healthz", timeout=60).headers
     assert "server" not in headers
     assert "content-security-policy" in headers
 

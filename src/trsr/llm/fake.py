@@ -139,7 +139,7 @@ def _logit(token_ids: tuple[int, ...], label: int) -> float:
 class FakeTokenizer:
     """A reversible byte-level `Tokenizer`; chat markers and the words yes and no are one token each."""
 
-    special_texts = _SPECIAL[:2]
+    special_texts: tuple[str, ...] = _SPECIAL[:2]
 
     def encode(self, text: str) -> list[int]:
         """Return byte values, and 256 and up for the special texts."""

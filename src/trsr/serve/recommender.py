@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trsr.data.verbalize import NO_TEXT, capped_line, verbalize_item
-from trsr.errors import BudgetError, CandidateTooLongError, DataError, TrsrError
+from trsr.errors import BudgetError, CandidateTooLongError, DataError
 from trsr.llm.base import LabelScorer, LabelTokens
 from trsr.prompt.ranking import PromptBuilder, RankingPrompt
 from trsr.rank.base import sigmoid
@@ -85,7 +85,7 @@ class Recommender:
         for place, question in enumerate(questions):
             try:
                 prompts[place] = self._prompt(question)
-            except TrsrError as error:
+            except Exception as error:  # also one of ours: the others can still be answered
                 yield place, error
         for place, answer in self._scored(prompts):
             if isinstance(answer, CandidateTooLongError):

@@ -110,11 +110,11 @@ class Retriever:
         new = [name for name, text in texts.items() if self._words.get(name, ("",))[0] != text]
         for name, words in zip(new, self._split_all([texts[name] for name in new]), strict=True):
             self._words[name] = texts[name], words
-        words = [self._words[item.item_id][1] if texts[item.item_id] else [] for item in items]
+        documents = [self._words[item.item_id][1] for item in items]
         bm25 = None
-        if any(words):
+        if any(documents):
             bm25 = self._bm25s.BM25(k1=1.5, b=0.75, method="lucene")
-            bm25.index(words, show_progress=False)
+            bm25.index(documents, show_progress=False)
         by_value: dict[tuple[str, str], list[int]] = {}
         for row, item in enumerate(items):
             for field in self.category_fields:

@@ -26,7 +26,7 @@ def _example(**values: Any) -> ConfigDict:
     return ConfigDict(extra="forbid", json_schema_extra={"examples": [values]})
 
 
-_PROFILE = {
+_PROFILE: dict[str, Any] = {
     "version": 2,
     "text": "This shopper buys garden tools and clay pots, lately also string lights.",
     "author": "model",

@@ -223,20 +223,25 @@ class Service:
         Raises:
             Problem: there is no such user, and what `Ranker.recommend` says.
         """
-        reader = await run_in_threadpool(self.user_reader if isinstance(whom, str) else self._stranger, whom)
+        reader = await run_in_threadpool(self.reader, whom)
         results, tokens = await self.ranker.recommend(reader, wish)
         return Recommendation(reader, results, tokens)
 
-    def user_reader(self, user_id: str) -> Reader:
+    def reader(self, whom: str | tuple[str, ...]) -> Reader:
         """Return a user with the newest profile there is, which may know fewer items than the history has.
 
+        Args:
+            whom: A user, or a history of nobody in particular (item ids, oldest first).
+
         Raises:
-            Problem: there is no such user.
+            Problem: there is no such user, or an item of the history is unknown.
         """
-        history = self.store.history(user_id)
+        if not isinstance(whom, str):
+            return self._stranger(whom)
+        history = self.store.history(whom)
         if history is None:
-            raise _unknown(user_id)
-        profile = self.store.latest_profile(user_id)
+            raise _unknown(whom)
+        profile = self.store.latest_profile(whom)
         if profile is None:
             return self._stranger(history.item_ids)
         return Reader(history.item_ids, profile.text, profile.author, profile.version, profile.n_items)
