@@ -36,9 +36,6 @@ class Change:
     more_added: int
     more_gone: int
 
-    def __bool__(self) -> bool:
-        return bool(self.added or self.gone)
-
 
 @dataclass(frozen=True, slots=True)
 class BlockView:
