@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,23 @@ ADDRESSES = (
 )
 
 
+class Handlers(HTMLParser):
+    """Finds attributes that would run something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    @classmethod
+    def of(cls, html: str) -> list[str]:
+        parser = cls()
+        parser.feed(html)
+        return parser.found
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [f"{tag} {name}" for name, _ in attrs if name.startswith("on")]
+
+
 def send(shop: Shop, action: str, *, part: bool = False, **fields: str) -> Any:
     """Send a form as a browser does, without following where it leads."""
     headers = {**ORIGIN, **(HTMX if part else {})}
@@ -45,7 +63,7 @@ def send(shop: Shop, action: str, *, part: bool = False, **fields: str) -> Any:
 
 def page(shop: Shop, address: str = "/?user=ann", **headers: str) -> str:
     answer = shop.client.get(address, headers=headers)
-    assert answer.status_code == 200, answer.text
+    assert answer.status_code == 200, re.findall("<h1>.*</h1>", answer.text)
     return str(answer.text)
 
 
@@ -127,7 +145,7 @@ def test_a_score_is_explained_and_two_methods_compared(ann: Shop) -> None:
     why = page(ann, f"/page/why?user=ann&item={item}")
     wish = {"user_id": "ann", "candidates": [item], "explain": True}
     explained = ann.client.post("/v1/recommend", json=wish).json()["results"][0]["explanation"]
-    parts = [*explained["items"], *explained["sentences"]]
+    parts = [*explained["without_item"], *explained["without_sentence"]]
     moved = re.findall(r'class="number">([+−]?[\d.]+)<', why)
     assert len(moved) == len(parts) > 3
     assert "Recent items" in why
@@ -167,7 +185,7 @@ def test_hostile_texts_are_shown_as_text(shop: Shop, name: str) -> None:
         html = page(shop, address)
         assert html.count("<script") == html.count("</script>") == 1
         assert "<img" not in html
-        assert not re.search(r"<[^>]*\son\w+\s*=", html)
+        assert not Handlers.of(html)
         assert html.count("<textarea") == html.count("</textarea>") <= 1
         assert len(html) < 400_000  # a text of 100 kB is cut
     assert "{{ 7 * 7 }}" in page(shop, f"/page/profile?{query}")

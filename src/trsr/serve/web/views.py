@@ -144,11 +144,13 @@ def user_view(service: Service, user_id: str) -> UserView:
         Problem: there is no such user.
     """
     user = service.user(user_id)
-    return UserView(user_id, _profile(service, user), _blocks(service, user), service.summariser.config.method)
+    return UserView(
+        user_id, _profile(service, user), _blocks(service, user), service.summariser.config.method
+    )
 
 
 def _profile(service: Service, user: User) -> ProfileView:
-    reader = service.user_reader(user.user_id)
+    reader = service.reader(user.user_id)
     update = service.store.update_of(user.user_id)
     state: State = "current"
     if update is not None:
