@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ LONG = "Donaudampfschifffahrtselektrizitätenhauptbetriebswerkbauunterbeamtenges
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.browser,
+    # Of the plugins that bring the browser.
+    pytest.mark.filterwarnings("ignore:Session-scoped fixtures defined as instance methods"),
     pytest.mark.skipif(
         not Path(CHROMIUM).exists() and not os.environ.get("CI"), reason=f"there is no {CHROMIUM}"
     ),
@@ -92,7 +95,7 @@ def serious(tab: Any) -> list[str]:
 def test_find_a_user_and_read_the_blocks(live: Live, tab: Any) -> None:
     tab.goto(live.address)
     tab.get_by_label("User id").press_sequentially("an")
-    tab.wait_for_function("document.querySelectorAll('.users a').length === 1")
+    tab.get_by_text("1 user with “an”").wait_for()
     tab.get_by_role("link", name="ann").click()
     assert tab.get_by_role("heading", level=1).inner_text() == "ann"
     history = tab.locator("#history")
@@ -117,7 +120,7 @@ def test_edit_the_profile_and_see_the_order_change(live: Live, tab: Any) -> None
     tab.goto(f"{live.address}/?user=ann")
     before = order(tab)
     tab.get_by_role("link", name="Edit the profile").press("Enter")
-    tab.wait_for_function("document.activeElement.id === 'text'")
+    tab.locator("#text:focus").wait_for()
     tab.keyboard.press("Control+A")
     tab.keyboard.type("I only look for presents.")
     tab.keyboard.press("Tab")
@@ -213,6 +216,8 @@ def test_everything_is_readable_and_reachable(live: Live, tab: Any, width: int, 
     live.service.put_items([strange])
     live.service.edit_profile("ann", f"{LONG} مرحبا. " + "Likes long sentences. " * 60)
     buy(live.service, "ann", "i9")
+    while live.service.store.update_of("ann"):
+        time.sleep(0.05)
     tab.set_viewport_size({"width": width, "height": 900})
     tab.emulate_media(color_scheme=scheme)
     for address in ("/", "/?q=zoe", "/?user=nobody", "/?user=bob"):
@@ -221,8 +226,7 @@ def test_everything_is_readable_and_reachable(live: Live, tab: Any, width: int, 
         assert serious(tab) == []
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
     tab.goto(f"{live.address}/?user=ann&rank=1&edit=1&compare=1&find=i9&explain=i9")
-    for folded in tab.locator("details:not([open]) > summary").all():
-        folded.dispatch_event("click")
+    tab.evaluate("document.querySelectorAll('details').forEach(folded => folded.open = true)")
     tab.wait_for_load_state("networkidle")
     assert serious(tab) == []
     assert tab.evaluate("document.documentElement.scrollWidth") <= width

@@ -1,4 +1,4 @@
-"""Rankings as the page shows them: bars, moves since the ranking before, reasons, two methods side by side."""
+"""Rankings as the page shows them: bars, moves since the ranking before, reasons, two methods compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From templates to answers: everything a page shows is escaped, and nothing it loads comes from elsewhere."""
+"""From templates to answers: everything a page shows is escaped, and nothing comes from elsewhere."""
 
 from __future__ import annotations
 
