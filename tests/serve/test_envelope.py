@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from shop import Shop, open_shop
 
+from trsr.errors import OutputError
+
 SECRET = "a most private sentence"
 
 
@@ -100,3 +102,15 @@ def test_texts_are_logged_where_that_is_asked_for(
     said = "\n".join(record.getMessage() for record in caplog.records)
     assert SECRET in said
     assert "/v1/users/jane-doe" in said
+
+
+def test_a_store_that_cannot_write_is_a_failure_of_ours_and_logged(
+    shop: Shop, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(user_id: str) -> None:
+        raise OutputError("The disk is full.")
+
+    monkeypatch.setattr(shop.service, "user", fail)
+    answer = shop.client.get("/v1/users/jane-doe")
+    assert (answer.status_code, answer.json()["type"]) == (500, "urn:trsr:problem:internal")
+    assert "failed with OutputError" in caplog.text

@@ -39,6 +39,7 @@ def test_callers_do_not_take_from_each_other() -> None:
 def test_silence_is_not_saved_up() -> None:
     clock = Clock()
     limit = RateLimit(60, clock)
+    limit.seconds_to_wait("a")
     clock.now += 3600
     assert sum(limit.seconds_to_wait("a") == 0.0 for _ in range(50)) == 10
 

@@ -163,6 +163,13 @@ def test_a_wrong_profile_is_refused(shop: Shop, body: dict[str, Any]) -> None:
     assert shop.client.put("/v1/users/ann/profile", json=body).status_code == 422
 
 
+def test_a_refusal_does_not_repeat_what_was_sent(shop: Shop) -> None:
+    shop.buy("ann", "i1")
+    answer = shop.client.put("/v1/users/ann/profile", json={"text": ["private words"]})
+    assert answer.status_code == 422
+    assert "private words" not in answer.text
+
+
 def test_a_user_is_forgotten_to_the_last_byte(tmp_path: Path) -> None:
     file = tmp_path / "serve.sqlite"
     with open_shop(file) as shop:
