@@ -55,7 +55,7 @@ class Handlers(HTMLParser):
         self.found += [f"{tag} {name}" for name, _ in attrs if name.startswith("on")]
 
 
-def send(shop: Shop, action: str, *, part: bool = False, **fields: str) -> Any:
+def send(shop: Shop, action: str, *, part: bool = False, **fields: Any) -> Any:
     """Send a form as a browser does, without following where it leads."""
     headers = {**ORIGIN, **(HTMX if part else {})}
     return shop.client.post(f"/page/{action}", data=fields, headers=headers, follow_redirects=False)

@@ -37,7 +37,7 @@ def add_actions(router: APIRouter, service: Service) -> None:
         event = Event(form.id("event_id"), item_id, datetime.now(UTC))
         await run_in_threadpool(service.add_events, user_id, [event])
         said = f"“{item_view(service, item_id).title}” is in the history now; the profile follows."
-        return _answer(request, user_id, "added", said, "user-changed")
+        return _answer(request, user_id, "added", said)
 
     @router.post("/page/profile")
     async def edit_profile(request: Request) -> Response:
@@ -49,13 +49,13 @@ def add_actions(router: APIRouter, service: Service) -> None:
             )
         edited = await run_in_threadpool(service.edit_profile, user_id, text, _version(form))
         said = f"Saved as version {edited.version}. The ranking uses your words now."
-        return _answer(request, user_id, "saved", said, "user-changed")
+        return _answer(request, user_id, "saved", said)
 
     @router.post("/page/follow")
     async def follow(request: Request) -> Response:
         user_id = (await read_form(request)).id("user")
         await run_in_threadpool(service.store.request_update, user_id)
-        return _answer(request, user_id, "asked", "The profile is being written.", "user-changed")
+        return _answer(request, user_id, "asked", "The profile is being written.")
 
     @router.post("/page/delete")
     async def delete(request: Request) -> Response:
@@ -85,9 +85,11 @@ def add_actions(router: APIRouter, service: Service) -> None:
         return answer
 
 
-def _answer(request: Request, user_id: str, done: str, said: str, event: str) -> Response:
+def _answer(request: Request, user_id: str, done: str, said: str) -> Response:
     if request.headers.get("hx-request") == "true":
-        return render("part_note.html", {"said": said}, headers={"HX-Trigger": event})
+        # The field that was typed in is gone: whoever uses the keyboard goes on from the note.
+        values = {"said": said, "focus": done == "saved"}
+        return render("part_note.html", values, headers={"HX-Trigger": "user-changed"})
     return RedirectResponse(link("/", user=user_id, rank=True, done=done), 303, headers=HEADERS)
 
 
