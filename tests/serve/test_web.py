@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -336,6 +337,24 @@ def test_nobody_waits_for_a_profile_that_nobody_writes(shop: Shop) -> None:
     assert "is being written" in page(shop)
     shop.follow()
     assert "written by the model" in page(shop)
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [("none", "There is no profile."), ("counted", "Most often: "), ("hierarchical", "written by the model")],
+)
+def test_every_method_has_its_page(shop: Shop, method: str, said: str) -> None:
+    service = shop.service
+    config = service.summariser.config.model_copy(update={"method": method})
+    service.summariser = service.follower.summariser = replace(service.summariser, config=config)
+    shop.buy("ann", "i1", "i2", "i3", "i4")
+    shop.follow()
+    html = page(shop, "/?user=ann&rank=1&compare=1&explain=i9")
+    assert said in html
+    assert len(ranked(html)) == 10
+    assert ("blocks are not summarised" in html) == (method != "hierarchical")
+    assert "every 1s" not in html
+    assert "Write it now" not in html
 
 
 def test_a_failing_update_is_told(shop: Shop) -> None:
