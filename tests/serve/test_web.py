@@ -357,6 +357,23 @@ def test_every_method_has_its_page(shop: Shop, method: str, said: str) -> None:
     assert "Write it now" not in html
 
 
+def test_a_long_life_is_folded(shop: Shop) -> None:
+    for n in range(40):
+        shop.buy("ann", f"i{n}")
+        shop.client.put("/v1/users/ann/profile", json={"text": f"wish{n} and so on. " * 60})
+    html = page(shop)
+    assert "40 versions" in html
+    assert "20 older versions not shown" in html
+    newest = html.index("Version 39</span> a person")
+    assert html.index("<ins><bdi>wish39", html.index('class="versions"')) < newest
+    assert "<ins><bdi>wish20" in html  # what the oldest one shown brought, though the one before is not shown
+    assert "<del><bdi>wish19" in html
+    assert "wish18" not in html
+    assert "older block" in html
+    assert "Read all of it" in html
+    assert send(shop, "follow", user="nobody").status_code == 404
+
+
 def test_a_failing_update_is_told(shop: Shop) -> None:
     shop.service.follower.engine = FakeGenerator(fail_on=lambda _: True)
     shop.buy("ann", "i1")

@@ -14,7 +14,7 @@ from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse, Response
 
-from trsr.serve.problems import INVALID, Problem
+from trsr.serve.problems import INVALID, UNKNOWN_USER, Problem
 from trsr.serve.records import Event
 from trsr.serve.schemas import MAX_PROFILE
 from trsr.serve.service import Service
@@ -54,7 +54,8 @@ def add_actions(router: APIRouter, service: Service) -> None:
     @router.post("/page/follow")
     async def follow(request: Request) -> Response:
         user_id = (await read_form(request)).id("user")
-        await run_in_threadpool(service.store.request_update, user_id)
+        if not await run_in_threadpool(service.store.request_update, user_id):
+            raise Problem(UNKNOWN_USER, f"There is no user {user_id!r}; a first event makes one.")
         return _answer(request, user_id, "asked", "The profile is being written.")
 
     @router.post("/page/delete")

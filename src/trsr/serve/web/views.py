@@ -15,6 +15,8 @@ from trsr.templating import plain_line
 MAX_TITLE = 140
 MAX_FIELD = 1_200
 MAX_WORDS = 14
+MAX_VERSIONS = 20
+"""Newest versions of a profile that are listed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +72,8 @@ class ProfileView:
     """The profile that serves now.
 
     `state`: it knows the whole history; an update waits or runs; one failed and will be tried again; nothing
-    is under way although there is news; or the model reads no profile at all. `seen` changes when there is
-    something new to show.
+    is under way although there is news; or the model reads no profile at all. `versions` has the newest ones,
+    newest first. `seen` changes when there is something new to show.
     """
 
     user_id: str
@@ -83,6 +85,7 @@ class ProfileView:
     n_attempts: int
     state: State
     versions: list[VersionView]
+    n_versions: int
 
     @property
     def seen(self) -> str:
@@ -159,6 +162,10 @@ def _profile(service: Service, user: User) -> ProfileView:
         state = "unread"
     elif user.pending and service.summariser.config.method != "none":
         state = "behind"
+    shown = user.profiles[-MAX_VERSIONS:]
+    before = [profile.text for profile in user.profiles[-MAX_VERSIONS - 1 :]]
+    if len(before) == len(shown):  # the first version is among them
+        before = ["", *before]
     versions = [
         VersionView(
             profile.version,
@@ -166,11 +173,9 @@ def _profile(service: Service, user: User) -> ProfileView:
             profile.author,
             profile.n_items,
             profile.created_at,
-            change(before, profile.text),
+            change(text, profile.text),
         )
-        for before, profile in zip(
-            ["", *(profile.text for profile in user.profiles)], user.profiles, strict=False
-        )
+        for text, profile in zip(before, shown, strict=False)
     ]
     return ProfileView(
         user.user_id,
@@ -182,6 +187,7 @@ def _profile(service: Service, user: User) -> ProfileView:
         update.n_attempts if update else 0,
         state,
         versions[::-1],
+        len(user.profiles),
     )
 
 
