@@ -303,7 +303,7 @@ def test_a_wrong_edit_keeps_what_was_typed(ann: Shop) -> None:
 
 
 def test_an_event_is_added_once_and_the_profile_is_watched(ann: Shop) -> None:
-    fields = {"user": "ann", "item": "i5", "event_id": "page:1"}
+    fields: dict[str, Any] = {"user": "ann", "item": "i5", "event_id": "page:1"}
     assert send(ann, "events", part=True, **fields).headers["hx-trigger"] == "user-changed"
     assert send(ann, "events", **fields).status_code == 303
     assert [event.item_id for event in ann.service.store.events("ann")] == ["i1", "i2", "i3", "i4", "i5"]
