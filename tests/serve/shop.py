@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +25,7 @@ from trsr.serve.follower import Follower
 from trsr.serve.ranking import Ranker
 from trsr.serve.recommender import Recommender
 from trsr.serve.retrieval import Retriever
+from trsr.serve.server import listen, make_server
 from trsr.serve.service import Service
 from trsr.serve.settings import Settings
 from trsr.serve.sqlite_store import SqliteServeStore
@@ -109,3 +113,20 @@ def open_shop(file: Path, scorer: LabelScorer | None = None, **changes: Any) -> 
         yield Shop(service, client, engine, settings)
     finally:
         service.close()
+
+
+@contextmanager
+def running(service: Service, settings: Settings) -> Iterator[str]:
+    """Serve in a thread; give the address, and stop in order at the end."""
+    with listen(settings) as listening:
+        server = make_server(service, settings)
+        thread = threading.Thread(target=lambda: asyncio.run(server._serve([listening])))
+        thread.start()
+        try:
+            while not server.started and thread.is_alive():
+                time.sleep(0.01)
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(60)
+            assert not thread.is_alive()

@@ -2,41 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import cohere
 import httpx2
 import pytest
 from cohere.core.api_error import ApiError
-from shop import KEY, make_service, make_settings
+from shop import KEY, make_service, make_settings, running
 
 from trsr.errors import OutputError
-from trsr.serve.server import listen, make_server
-from trsr.serve.service import Service
-from trsr.serve.settings import Settings
-
-
-@contextmanager
-def running(service: Service, settings: Settings) -> Iterator[str]:
-    """Serve in a thread; give the address, and stop in order at the end."""
-    with listen(settings) as listening:
-        server = make_server(service, settings)
-        thread = threading.Thread(target=lambda: asyncio.run(server._serve([listening])))
-        thread.start()
-        try:
-            while not server.started and thread.is_alive():
-                time.sleep(0.01)
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join(60)
-            assert not thread.is_alive()
+from trsr.serve.server import listen
 
 
 def test_the_client_of_cohere_works_unchanged(tmp_path: Path) -> None:

@@ -254,6 +254,20 @@ def test_an_update_is_not_finished_when_something_came_in_between(store: ServeSt
     assert store.pending(9) == []
 
 
+def test_an_update_can_be_looked_at_while_it_is_put_off(store: SqliteServeStore) -> None:
+    assert store.update_of("ann") is None
+    store.add_events("ann", events(0, 2))
+    (update,) = store.pending(10)
+    assert store.update_of("ann") == update
+    store.fail(update, "no answer")
+    assert store.pending(10) == []
+    found = store.update_of("ann")
+    assert found is not None
+    assert (found.n_attempts, found.n_items) == (1, 2)
+    store.add_profile("ann", "Likes pots.", "model", 2)
+    assert store.update_of("ann") is None
+
+
 def test_a_failed_update_is_put_off_for_longer_each_time(store: SqliteServeStore) -> None:
     store.add_events("u", events(0, 1))
     (update,) = store.pending(9)

@@ -32,11 +32,13 @@ def compare_summarisers(bench: Workbench) -> str:
 
 
 def next_steps(out: Path) -> str:
-    """Return three commands to try next."""
+    """Return commands to try next; the last opens the page."""
     config = Path(os.path.relpath(CONFIG_FILE))
     return (
         "Try next:\n"
         f"  trsr rank {config} --out {out} --dry-run      # the prompt the model reads\n"
         f"  trsr summarize {out}/data --engine llamacpp --limit 5      # profiles of other users\n"
         f"  trsr run {config} --out {out}-counted --set summary.method=counted  # no model\n"
+        f"See and correct what it believes about each user, at http://127.0.0.1:8000 in a browser:\n"
+        f"  trsr serve {out}\n"
     )

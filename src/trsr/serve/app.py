@@ -1,4 +1,4 @@
-"""Puts routes, gate and envelope around a service: the ASGI application."""
+"""Puts routes, gate, envelope and the page around a service: the ASGI application."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ from trsr.serve.routes_ranking import ranking_router
 from trsr.serve.routes_users import users_router
 from trsr.serve.service import Service
 from trsr.serve.settings import Settings
+from trsr.serve.web.assets import ASSETS
+from trsr.serve.web.door import KEY_PATH, Door
+from trsr.serve.web.pages import page_router
 
 _DESCRIPTION = """
 Recommendations from profiles that follow their users. Every refusal is problem JSON (RFC 9457) with a stable
@@ -54,11 +57,14 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
     for router in (users_router(service), ranking_router(service), items_router(service)):
         app.include_router(router, dependencies=key)
     app.include_router(health_router(service, metrics))
+    app.include_router(page_router(service, settings))
     answer_with_problems(app)
     # From the innermost outwards. The first one counts what is read; what is announced is seen at the gate.
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
-    app.add_middleware(Gate, settings=settings)
+    open_paths = frozenset({KEY_PATH, *(asset.path for asset in ASSETS.values())})
+    app.add_middleware(Gate, settings=settings, open_paths=open_paths)
     app.add_middleware(Envelope, metrics=metrics, log_texts=settings.log_texts)
+    app.add_middleware(Door)
     _describe_problems(app)
     return app
 

@@ -1,6 +1,7 @@
 """Who is let in: before a request's body is read or any route is chosen.
 
-Every address needs a key where keys are set, so that no route can be forgotten; only `OPEN` ones do not.
+Every address needs a key where keys are set, so that no route can be forgotten; only `OPEN` ones do not, and
+those the page needs before it has a key (its looks, and the form that takes the key).
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 class Gate:
     """ASGI middleware that asks for the key, counts requests and looks at the announced size."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, open_paths: frozenset[str] = frozenset()) -> None:
         self.app = app
+        self._open = OPEN | open_paths
         self._keys = Keys(settings.api_keys)
         self._rate = RateLimit(settings.requests_per_minute)
         self._max_body_bytes = settings.max_body_bytes
@@ -36,7 +38,7 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
-        if scope["type"] == "http" and scope["path"] not in OPEN:
+        if scope["type"] == "http" and scope["path"] not in self._open:
             try:
                 self._check(scope, Headers(scope=scope))
             except Problem as problem:

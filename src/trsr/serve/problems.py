@@ -38,6 +38,7 @@ class Kind:
 BAD_REQUEST = Kind("bad-request", 400, "The request cannot be read")
 WRONG_HOST = Kind("wrong-host", 400, "The server is not known by this name")
 UNAUTHORIZED = Kind("unauthorized", 401, "A key is needed")
+WRONG_ORIGIN = Kind("wrong-origin", 403, "The request comes from another site")
 NOT_FOUND = Kind("not-found", 404, "There is no such address")
 UNKNOWN_USER = Kind("unknown-user", 404, "The user is not known")
 METHOD_NOT_ALLOWED = Kind("method-not-allowed", 405, "The address does not do this")

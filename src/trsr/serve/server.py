@@ -54,5 +54,5 @@ def run_server(
     logging.getLogger("trsr").setLevel(logging.INFO)
     host, port = listening.getsockname()[:2]
     name = f"[{host}]" if ":" in host else host
-    say(f"Serving {service.model_name} at http://{name}:{port} (GET /openapi.json describes it).")
+    say(f"Serving {service.model_name} at http://{name}:{port}: a page, and an API (GET /openapi.json).")
     make_server(service, settings).run(sockets=[listening])

@@ -27,6 +27,7 @@ from trsr.summarize.store import StoredCall, SummaryTable
 from trsr.types import History, Item
 
 WHAT = "service database"
+_UPDATES = "SELECT user_id, n_events, since, n_attempts, uid FROM pending JOIN users USING (uid)"
 
 
 class SqliteServeStore:
@@ -228,18 +229,19 @@ class SqliteServeStore:
         self._work.set()
         return user is not None
 
+    def update_of(self, user_id: str) -> PendingUpdate | None:
+        """Return a user's update in the queue, due or put off; None if there is none."""
+        with self._reading() as db:
+            row = db.execute(f"{_UPDATES} WHERE user_id = ?", (user_id,)).fetchone()
+        return _update(row) if row else None
+
     def pending(self, limit: int) -> list[PendingUpdate]:
         """Return up to `limit` updates whose time has come, those that wait longest first."""
         with self._reading() as db:
             rows = db.execute(
-                "SELECT user_id, n_events, since, n_attempts, uid FROM pending JOIN users USING (uid) "
-                "WHERE due <= ? ORDER BY since, uid LIMIT ?",
-                (time.time(), limit),
+                f"{_UPDATES} WHERE due <= ? ORDER BY since, uid LIMIT ?", (time.time(), limit)
             ).fetchall()
-        return [
-            PendingUpdate(user_id, n_events, datetime.fromtimestamp(since, UTC), n_attempts, uid)
-            for user_id, n_events, since, n_attempts, uid in rows
-        ]
+        return [_update(row) for row in rows]
 
     def finish(self, update: PendingUpdate, expected_version: int) -> None:
         """Take an update that has nothing to add out of the queue, unless something came in between."""
@@ -347,3 +349,9 @@ class SqliteServeStore:
         with self._write_lock, self._read_lock:
             self._reader.close()
             self._db.close()
+
+
+def _update(row: tuple[str, int, float, int, int]) -> PendingUpdate:
+    """Read a row of `_UPDATES`."""
+    user_id, n_events, since, n_attempts, uid = row
+    return PendingUpdate(user_id, n_events, datetime.fromtimestamp(since, UTC), n_attempts, uid)

@@ -128,6 +128,10 @@ class ServeStore(TextStore, Protocol):
         """Mark an update pending, as new events do; return whether there is such a user."""
         ...
 
+    def update_of(self, user_id: str) -> PendingUpdate | None:
+        """Return a user's update in the queue, due or put off; None if there is none."""
+        ...
+
     def pending(self, limit: int) -> list[PendingUpdate]:
         """Return up to `limit` updates whose time has come, those that wait longest first.
 

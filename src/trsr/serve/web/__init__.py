@@ -1,0 +1,1 @@
+"""The page: what the service believes about a user, why, and the means to correct it."""

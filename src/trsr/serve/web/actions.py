@@ -1,0 +1,104 @@
+"""What can be done on the page: add an event, edit the profile, ask for one, delete the user, bring the key.
+
+Every post is checked to come from this server's own page. With htmx the answer is a note and the name of what
+changed, and the parts of the page that show it ask anew; without, it leads back to the page.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+
+from fastapi import APIRouter, Request
+from starlette.background import BackgroundTask
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import RedirectResponse, Response
+
+from trsr.serve.problems import INVALID, UNKNOWN_USER, Problem
+from trsr.serve.records import Event
+from trsr.serve.schemas import MAX_PROFILE
+from trsr.serve.service import Service
+from trsr.serve.web.door import COOKIE, KEY_PATH
+from trsr.serve.web.forms import Form, read_form
+from trsr.serve.web.rendering import HEADERS, link, render
+from trsr.serve.web.views import item_view
+
+_KEY = re.compile(r"[A-Za-z0-9._~+/=-]{1,256}")
+KEY_SECONDS = 30 * 24 * 3600
+
+
+def add_actions(router: APIRouter, service: Service) -> None:
+    """Add the addresses that change something to the page's router."""
+
+    @router.post("/page/events")
+    async def add_event(request: Request) -> Response:
+        form = await read_form(request)
+        user_id, item_id = form.id("user"), form.id("item")
+        event = Event(form.id("event_id"), item_id, datetime.now(UTC))
+        await run_in_threadpool(service.add_events, user_id, [event])
+        said = f"“{item_view(service, item_id).title}” is in the history now; the profile follows."
+        return _answer(request, user_id, "added", said)
+
+    @router.post("/page/profile")
+    async def edit_profile(request: Request) -> Response:
+        form = await read_form(request)
+        user_id, text = form.id("user"), form.get("text", "").strip()
+        if len(text) > MAX_PROFILE:
+            raise Problem(
+                INVALID, f"The profile has {len(text)} letters; at most {MAX_PROFILE} are kept. Shorten it."
+            )
+        edited = await run_in_threadpool(service.edit_profile, user_id, text, _version(form))
+        said = f"Saved as version {edited.version}. The ranking uses your words now."
+        return _answer(request, user_id, "saved", said)
+
+    @router.post("/page/follow")
+    async def follow(request: Request) -> Response:
+        user_id = (await read_form(request)).id("user")
+        if not await run_in_threadpool(service.store.request_update, user_id):
+            raise Problem(UNKNOWN_USER, f"There is no user {user_id!r}; a first event makes one.")
+        return _answer(request, user_id, "asked", "The profile is being written.")
+
+    @router.post("/page/delete")
+    async def delete(request: Request) -> Response:
+        form = await read_form(request)
+        user_id = form.id("user")
+        if form.get("sure") != "yes":
+            raise Problem(INVALID, "Deleting cannot be undone: tick the box to confirm it.")
+        await run_in_threadpool(service.delete_user, user_id)
+        where = link("/", done="deleted")
+        return RedirectResponse(where, 303, headers=HEADERS, background=BackgroundTask(service.clean))
+
+    @router.post(KEY_PATH)
+    async def bring_key(request: Request) -> Response:
+        key = (await read_form(request)).get("key", "").strip()
+        if not _KEY.fullmatch(key):
+            raise Problem(INVALID, "That is no key; copy the whole of it, without blanks.")
+        answer = RedirectResponse("/", 303, headers=HEADERS)
+        secure = request.url.scheme == "https"
+        answer.set_cookie(COOKIE, key, KEY_SECONDS, httponly=True, samesite="strict", secure=secure)
+        return answer
+
+    @router.post("/page/forget-key")
+    async def forget_key(request: Request) -> Response:
+        await read_form(request)
+        answer = RedirectResponse("/", 303, headers=HEADERS)
+        answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
+        return answer
+
+
+def _answer(request: Request, user_id: str, done: str, said: str) -> Response:
+    if request.headers.get("hx-request") == "true":
+        # The field that was typed in is gone: whoever uses the keyboard goes on from the note.
+        values = {"said": said, "focus": done == "saved"}
+        return render("part_note.html", values, headers={"HX-Trigger": "user-changed"})
+    return RedirectResponse(link("/", user=user_id, rank=True, done=done), 303, headers=HEADERS)
+
+
+def _version(form: Form) -> int | None:
+    """Return the version that was edited, where there was one."""
+    text = form.get("version", "")
+    if not text:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise Problem(INVALID, "The version is no number.")
+    return int(text)

@@ -1,0 +1,149 @@
+"""The page's addresses to look at: the whole page, and the parts of it that htmx asks for.
+
+What needs the model is asked for after the page is there. Without JavaScript the same parts come inside the
+page, by its links: `rank`, `edit`, `explain`, `compare` and `find` in the query of `/`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+from uuid import uuid4
+
+from fastapi import APIRouter, Query
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import HTMLResponse, Response
+
+from trsr.serve.service import Service
+from trsr.serve.settings import Settings
+from trsr.serve.web.actions import add_actions
+from trsr.serve.web.assets import ASSETS, HEADERS, Asset
+from trsr.serve.web.rankings import comparison_view, ranking_view, why_view
+from trsr.serve.web.rendering import render
+from trsr.serve.web.views import ItemView, item_view, user_view
+
+N_USERS = 50
+N_FOUND = 8
+Text = Annotated[str, Query(max_length=256)]
+Items = Annotated[list[str], Query(max_length=50)]
+DONE = {
+    "deleted": "The user is deleted, with everything that was known about them.",
+    "saved": "Your words are saved; they serve from now on.",
+    "added": "The event is kept; the profile follows.",
+    "asked": "The profile is being written.",
+}
+
+
+def page_router(service: Service, settings: Settings) -> APIRouter:
+    """Return the page's addresses; those that need the model wait for it without holding a thread."""
+    router = APIRouter(include_in_schema=False)
+    for asset in ASSETS.values():
+        router.add_api_route(asset.path, _give(asset), methods=["GET"])
+    add_actions(router, service)
+    _add_parts(router, service)
+
+    @router.get("/")
+    async def page(
+        user: Text = "",
+        q: Text = "",
+        find: Text = "",
+        explain: Text = "",
+        done: Text = "",
+        rank: bool = False,
+        edit: bool = False,
+        compare: bool = False,
+    ) -> HTMLResponse:
+        frame: dict[str, Any] = {
+            "model": service.model_name,
+            "has_keys": bool(settings.api_keys),
+            "query": q,
+            "done": DONE.get(done),
+        }
+        if not user:
+            users = await run_in_threadpool(_users, service, q)
+            return render("home.html", {**frame, **users})
+        view = await run_in_threadpool(user_view, service, user)
+        values: dict[str, Any] = {"view": view, "profile": view.profile, "user_id": user, "edit": edit}
+        values["find"] = find
+        values["found"] = await run_in_threadpool(_found, service, find)
+        values["event_id"] = _event_id()
+        ranked = rank or bool(explain)
+        values["ranking"] = await ranking_view(service, user, (), explain or None) if ranked else None
+        values["comparison"] = await comparison_view(service, user) if compare else None
+        return render("user.html", {**frame, **values})
+
+    return router
+
+
+def _add_parts(router: APIRouter, service: Service) -> None:
+    @router.get("/page/nothing")
+    async def nothing() -> HTMLResponse:
+        return HTMLResponse("")
+
+    @router.get("/page/users")
+    def users(q: Text = "") -> HTMLResponse:
+        return render("part_users.html", _users(service, q))
+
+    @router.get("/page/profile")
+    def profile(user: Text, seen: Text = "") -> Response:
+        view = user_view(service, user).profile
+        if seen == view.seen:
+            return Response(status_code=204)  # asked again and again while an update waits
+        headers = {"HX-Trigger": "profile-changed"} if seen else {}
+        return render("part_profile.html", {"profile": view, "user_id": user}, headers=headers)
+
+    @router.get("/page/editor")
+    def editor(user: Text) -> HTMLResponse:
+        view = user_view(service, user).profile
+        return render("part_editor.html", {"profile": view, "user_id": user})
+
+    @router.get("/page/history")
+    def history(user: Text) -> HTMLResponse:
+        return render("part_history.html", {"view": user_view(service, user), "user_id": user})
+
+    @router.get("/page/items")
+    def items(user: Text, find: Text = "") -> HTMLResponse:
+        values = {"user_id": user, "find": find, "found": _found(service, find), "event_id": _event_id()}
+        return render("part_found.html", values)
+
+    @router.get("/page/ranking")
+    async def ranking(user: Text, before: Items = []) -> HTMLResponse:  # noqa: B006
+        view = await ranking_view(service, user, before)
+        return render("part_ranking.html", {"ranking": view, "user_id": user, "event_id": _event_id()})
+
+    @router.get("/page/why")
+    async def why(user: Text, item: Text) -> HTMLResponse:
+        return render("part_why.html", {"why": await why_view(service, user, item), "user_id": user})
+
+    @router.get("/page/compare")
+    async def compare(user: Text) -> HTMLResponse:
+        view = await comparison_view(service, user)
+        return render("part_compare.html", {"comparison": view, "user_id": user})
+
+
+def _users(service: Service, query: str) -> dict[str, Any]:
+    """Return the users whose ids contain the query, one of exactly this id first."""
+    found = service.store.users(query, N_USERS + 1)
+    exact = [query] if query and service.store.history(query) is not None else []
+    users = list(dict.fromkeys([*exact, *found]))
+    return {"users": users[:N_USERS], "more": len(users) > N_USERS, "query": query}
+
+
+def _found(service: Service, words: str) -> list[ItemView]:
+    """Return the items that fit some words best, one of exactly this id first; none for no words."""
+    if not words.strip():
+        return []
+    exact = [words.strip()] if words.strip() in service.catalogue else []
+    found = service.ranker.retriever.top(words, (), N_FOUND)
+    return [item_view(service, name) for name in list(dict.fromkeys([*exact, *found]))[:N_FOUND]]
+
+
+def _event_id() -> str:
+    """Return a name for the next event; a form that is sent twice counts once."""
+    return f"page:{uuid4()}"
+
+
+def _give(asset: Asset) -> Any:
+    async def give() -> Response:
+        return Response(asset.content, media_type=asset.media_type, headers=HEADERS)
+
+    return give

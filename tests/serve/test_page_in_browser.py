@@ -1,0 +1,243 @@
+"""The page's stories in a real browser: find a user, read why, correct it, add to it, delete it."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shop import KEY, make_service, make_settings, running
+
+from trsr.llm.fake import FakeGenerator
+from trsr.serve.records import Event
+from trsr.serve.service import Service
+from trsr.types import History, Item
+
+CHROMIUM = "/usr/bin/chromium"
+FLAGS = "--no-sandbox --disable-gpu --disable-quic --disable-background-networking --disable-component-update"
+AXE = Path(__file__).with_name("vendor") / "axe.min.js"
+LONG = "Donaudampfschifffahrtselektrizitätenhauptbetriebswerkbauunterbeamtengesellschaft"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.browser,
+    # Of the plugins that bring the browser.
+    pytest.mark.filterwarnings("ignore:Session-scoped fixtures defined as instance methods"),
+    pytest.mark.skipif(
+        not Path(CHROMIUM).exists() and not os.environ.get("CI"), reason=f"there is no {CHROMIUM}"
+    ),
+]
+
+
+@pytest.fixture(scope="session")
+def browser_type_launch_args() -> dict[str, Any]:
+    return {"executable_path": CHROMIUM, "args": [*FLAGS.split(), "--disable-sync"]}
+
+
+@dataclass
+class Live:
+    """A running server: where it is, and what is behind it."""
+
+    address: str
+    service: Service
+
+
+@pytest.fixture
+def live(tmp_path: Path) -> Iterator[Live]:
+    """A server without keys in which ann has two summarised blocks."""
+    settings = make_settings(api_keys=(), port=0, requests_per_minute=1_000_000)
+    service = make_service(tmp_path / "serve.sqlite", settings, engine=FakeGenerator(delay=0.4))
+    buy(service, "ann", "i1", "i2", "i3")
+    service.follower.step()
+    buy(service, "ann", "i4")
+    service.follower.step()
+    service.store.import_histories([History("bob", ("i5", "i6"))])
+    with running(service, settings) as address:
+        yield Live(address, service)
+
+
+@pytest.fixture
+def tab(page: Any) -> Iterator[Any]:
+    """A page of the browser, in which nothing may go wrong and nothing may be asked of another server."""
+    wrong: list[str] = []
+    hosts: set[str] = set()
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None)
+    page.on("request", lambda request: hosts.add(request.url.split("/")[2].split(":")[0]))
+    page.set_default_timeout(10_000)
+    yield page
+    assert not [text for text in wrong if "status of 4" not in text and "status of 5" not in text]
+    assert hosts <= {"127.0.0.1"}
+
+
+def buy(service: Service, user: str, *items: str) -> None:
+    n = len(service.store.events(user))
+    service.add_events(user, [Event(f"e{n + k}", item) for k, item in enumerate(items)])
+
+
+def order(tab: Any) -> list[str]:
+    tab.wait_for_selector(".ranking > li")
+    return [field.get_attribute("value") for field in tab.locator("[name=before]").all()]
+
+
+def serious(tab: Any) -> list[str]:
+    """Return what axe finds, of any weight."""
+    run = "; const found = await axe.run(); return found.violations.map(v => v.id + ': ' + v.nodes[0].html)"
+    found: list[str] = tab.evaluate("async () => {" + AXE.read_text(encoding="utf-8") + run + "}")
+    return found
+
+
+def test_find_a_user_and_read_the_blocks(live: Live, tab: Any) -> None:
+    tab.goto(live.address)
+    tab.get_by_label("User id").press_sequentially("an")
+    tab.get_by_text("1 user with “an”").wait_for()
+    tab.get_by_role("link", name="ann").click()
+    assert tab.get_by_role("heading", level=1).inner_text() == "ann"
+    history = tab.locator("#history")
+    assert [text.split("\n")[0].split(" item")[0] for text in history.locator("h3").all_inner_texts()] == [
+        "Block 2",
+        "Block 1",
+    ]
+    _, summary = live.service.user("ann").blocks[0]
+    assert history.get_by_text(str(summary)).is_visible()
+    assert history.locator("ins").count() > 0
+    history.get_by_text("3 items").click()
+    assert history.locator(".items").nth(1).locator("li").count() == 3
+    tab.locator("#ranking summary").nth(1).click()  # a score is explained
+    tab.wait_for_selector(".reasons li")
+    assert tab.locator(".why h3").all_inner_texts() == ["Sentences of the profile", "Recent items"]
+    tab.get_by_role("link", name="Compare").click()
+    tab.wait_for_selector("#compare tbody tr")
+    assert tab.locator("#compare h3").all_inner_texts() == ["Written by the model", "Counted from the items"]
+
+
+def test_edit_the_profile_and_see_the_order_change(live: Live, tab: Any) -> None:
+    tab.goto(f"{live.address}/?user=ann")
+    before = order(tab)
+    tab.get_by_role("link", name="Edit the profile").press("Enter")
+    tab.locator("#text:focus").wait_for()
+    tab.keyboard.press("Control+A")
+    tab.keyboard.type("I only look for presents.")
+    tab.keyboard.press("Tab")
+    tab.keyboard.press("Enter")
+    tab.get_by_text("The order has changed.", exact=True).wait_for()
+    after = order(tab)
+    assert after != before
+    assert tab.locator("#profile > .prose").inner_text() == "I only look for presents."
+    moves = [len(row.locator(".move").all()) for row in tab.locator(".ranking > li").all()]
+    expected = [int(item not in before or before.index(item) != rank) for rank, item in enumerate(after)]
+    assert moves == expected
+    assert tab.get_by_text("Saved as version 3").is_visible()
+    assert tab.locator("textarea").count() == 0
+
+
+def test_a_wrong_edit_is_told_and_the_words_stay(live: Live, tab: Any) -> None:
+    tab.goto(f"{live.address}/?user=ann&edit=1")
+    tab.evaluate("document.querySelector('textarea').removeAttribute('maxlength')")
+    tab.get_by_label("The profile in your own words").fill("x" * 8001)
+    tab.get_by_role("button", name="Save").click()
+    tab.get_by_role("alert").get_by_text("at most 8000 are kept").wait_for()
+    assert len(tab.locator("textarea").input_value()) == 8001
+    tab.get_by_role("button", name="Close").click()
+    tab.get_by_role("alert").wait_for(state="detached")
+
+
+def test_add_an_event_and_watch_the_profile_follow(live: Live, tab: Any) -> None:
+    tab.goto(f"{live.address}/?user=ann")
+    order(tab)
+    title = live.service.catalogue.item("i7").fields["title"]
+    tab.get_by_label("An item, by words or id").press_sequentially(title)
+    tab.wait_for_selector(".found li")
+    tab.get_by_role("button", name=f"Add {title}", exact=True).click()
+    tab.get_by_text("The profile is following 1 new item.").wait_for()
+    tab.locator("#profile").get_by_text("Version 3", exact=True).first.wait_for()
+    assert tab.locator("#profile .state").count() == 0
+    tab.locator("#history").get_by_text(title).wait_for()
+    tab.locator("#ranking").get_by_text("By version 3 of the profile").wait_for()
+    assert "i7" not in order(tab)
+    assert [event.item_id for event in live.service.store.events("ann")][-1] == "i7"
+
+
+def test_delete_the_user(live: Live, tab: Any) -> None:
+    tab.goto(f"{live.address}/?user=ann")
+    tab.get_by_text("Delete this user…").click()
+    tab.get_by_role("button", name="Delete for good").click()
+    assert live.service.store.history("ann") is not None  # the tick is missing
+    tab.get_by_label("Yes, delete everything").check()
+    tab.get_by_role("button", name="Delete for good").click()
+    tab.get_by_text("The user is deleted").wait_for()
+    assert tab.locator(".users a").all_inner_texts() == ["bob\n→"]
+    assert live.service.store.history("ann") is None
+
+
+def test_the_stories_work_without_javascript(live: Live, browser: Any) -> None:
+    with browser.new_context(java_script_enabled=False) as context:
+        tab = context.new_page()
+        tab.goto(live.address)
+        tab.get_by_role("link", name="bob").click()
+        tab.get_by_role("button", name="Write it now").click()
+        tab.get_by_role("link", name="Edit the profile").click()
+        tab.get_by_label("The profile in your own words").fill("Only presents.")
+        tab.get_by_role("button", name="Save").click()
+        assert tab.get_by_text("Your words are saved").is_visible()
+        assert tab.locator(".ranking > li").count() == 10
+        tab.get_by_label("An item, by words or id").fill("i9")
+        tab.get_by_role("button", name="Find").click()
+        tab.locator(".found button").first.click()
+        assert tab.get_by_text("The event is kept").is_visible()
+        assert live.service.store.events("bob")[-1].item_id == "i9"
+
+
+def test_the_key_is_asked_for_once(tmp_path: Path, tab: Any) -> None:
+    settings = make_settings(port=0)
+    with running(make_service(tmp_path / "s.sqlite", settings), settings) as address:
+        tab.goto(address)
+        tab.get_by_label("Key").fill("trsr_wrong")
+        tab.get_by_role("button", name="Open").click()
+        tab.get_by_text("is not known here").wait_for()
+        assert serious(tab) == []
+        tab.get_by_label("Key").fill(KEY)
+        tab.get_by_role("button", name="Open").click()
+        tab.get_by_text("There are no users yet").wait_for()
+        assert tab.evaluate("document.cookie") == ""
+        assert {c["sameSite"] for c in tab.context.cookies()} == {"Strict"}
+        tab.get_by_role("button", name="Forget my key").click()
+        tab.get_by_label("Key").wait_for()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
+def test_everything_is_readable_and_reachable(live: Live, tab: Any, width: int, scheme: str) -> None:
+    strange = Item("i9", {"title": f"{LONG} \u202eשלום {LONG}", "category": f"<b>{LONG}</b>"})
+    live.service.put_items([strange])
+    live.service.edit_profile("ann", f"{LONG} مرحبا. " + "Likes long sentences. " * 60)
+    buy(live.service, "ann", "i9")
+    while live.service.store.update_of("ann"):
+        time.sleep(0.05)
+    tab.set_viewport_size({"width": width, "height": 900})
+    tab.emulate_media(color_scheme=scheme)
+    for address in ("/", "/?q=zoe", "/?user=nobody", "/?user=bob"):
+        tab.goto(live.address + address)
+        tab.wait_for_load_state("networkidle")
+        assert serious(tab) == []
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    tab.goto(f"{live.address}/?user=ann&rank=1&edit=1&compare=1&find=i9&explain=i9")
+    tab.evaluate("document.querySelectorAll('details').forEach(folded => folded.open = true)")
+    tab.wait_for_load_state("networkidle")
+    assert serious(tab) == []
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    tab.evaluate("scrollTo(0, 0); document.activeElement.blur()")
+    tab.keyboard.press("Tab")
+    for _ in range(25):  # whatever the keyboard reaches shows that it is there
+        style = tab.evaluate(
+            "(() => { const e = document.activeElement, s = getComputedStyle(e);"
+            "return [e.tagName, s.outlineStyle, parseFloat(s.outlineWidth)] })()"
+        )
+        assert style[1] == "solid", style
+        assert style[2] >= 2, style
+        tab.keyboard.press("Tab")
+    assert re.fullmatch(r"[A-Z]+", tab.evaluate("document.activeElement.tagName"))

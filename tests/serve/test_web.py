@@ -1,0 +1,447 @@
+"""The page: what it shows, what it escapes, whom it lets in, and what becomes of its forms."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serve_parts import HOSTILE
+from shop import KEY, LOCAL, Shop, open_shop
+from starlette.testclient import TestClient
+
+from trsr.llm.fake import FakeGenerator, FakeScorer
+from trsr.serve.app import create_app
+from trsr.serve.web.assets import ASSETS
+from trsr.types import History
+
+ORIGIN = {"Origin": LOCAL}
+HTMX = {"HX-Request": "true"}
+ADDRESSES = (
+    "/",
+    "/?user=ann",
+    "/?user=ann&rank=1&edit=1&compare=1&find=kind1",
+    "/?user=ann&explain=i9",
+    "/?user=nobody",
+    "/page/profile?user=ann",
+    "/page/history?user=ann",
+    "/page/ranking?user=ann",
+    "/page/why?user=ann&item=i9",
+    "/page/compare?user=ann",
+    "/page/items?user=ann&find=kind1",
+    "/page/editor?user=ann",
+    "/page/users?q=a",
+)
+
+
+class Handlers(HTMLParser):
+    """Finds attributes that would run something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    @classmethod
+    def of(cls, html: str) -> list[str]:
+        parser = cls()
+        parser.feed(html)
+        return parser.found
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [f"{tag} {name}" for name, _ in attrs if name.startswith("on")]
+
+
+def send(shop: Shop, action: str, *, part: bool = False, **fields: Any) -> Any:
+    """Send a form as a browser does, without following where it leads."""
+    headers = {**ORIGIN, **(HTMX if part else {})}
+    return shop.client.post(f"/page/{action}", data=fields, headers=headers, follow_redirects=False)
+
+
+def page(shop: Shop, address: str = "/?user=ann", **headers: str) -> str:
+    answer = shop.client.get(address, headers=headers)
+    assert answer.status_code == 200, re.findall("<h1>.*</h1>", answer.text)
+    return str(answer.text)
+
+
+def ranked(html: str) -> list[str]:
+    return re.findall(r'name="before" value="([^"]*)"', html)
+
+
+@pytest.fixture
+def ann(shop: Shop) -> Shop:
+    """A shop in which ann has two blocks, both summarised."""
+    shop.buy("ann", "i1", "i2", "i3")
+    shop.follow()
+    shop.buy("ann", "i4")
+    shop.follow()
+    return shop
+
+
+# What it shows
+
+
+def test_users_are_listed_and_found(shop: Shop) -> None:
+    assert "There are no users yet" in page(shop, "/")
+    for user in ("ann", "bob", "anna/b&c=d"):
+        shop.service.store.import_histories([History(user, ("i1",))], source=user)
+    assert "3 users" in page(shop, "/")
+    found = page(shop, "/?q=ann")
+    assert 'href="/?user=ann"' in found
+    assert 'href="/?user=anna%2Fb%26c%3Dd"' in found
+    assert 'href="/?user=bob"' not in found
+    assert "anna/b&amp;c=d</bdi></h1>" in page(shop, "/?user=anna%2Fb%26c%3Dd")
+    assert "No user has “<bdi>zoe</bdi>”" in page(shop, "/page/users?q=zoe")
+
+
+def test_a_long_list_says_so_and_finds_the_exact_id_first(shop: Shop) -> None:
+    users = [History(f"u{n:03d}", ("i1",)) for n in range(60)] + [History("9", ("i1",))]
+    shop.service.store.import_histories(users)
+    assert "The first 50 users" in page(shop, "/")
+    found = page(shop, "/page/users?q=9")
+    assert found.index("user=9") < found.index("user=u009")
+
+
+def test_a_user_is_shown_with_blocks_profile_and_versions(ann: Shop) -> None:
+    html = page(ann)
+    user = ann.service.user("ann")
+    assert user.profiles[-1].text in html
+    assert "knows all 4 items" in html
+    assert "2 versions" in html
+    first, second = html.index("Block 1"), html.index("Block 2")
+    assert second < first  # newest first
+    assert "items 1–3" in html
+    assert "item 4 · still filling" in html
+    for _, summary in user.blocks:
+        assert summary is not None
+        assert summary in html
+    assert "<ins>" in html
+    assert "<del>" in html
+
+
+def test_a_ranking_names_its_profile_and_what_moved(ann: Shop) -> None:
+    html = page(ann, "/page/ranking?user=ann")
+    items = ranked(html)
+    assert len(items) == 10
+    assert "By version 2 of the profile" in html
+    assert "The order has changed" not in html
+    expected = ann.client.post("/v1/recommend", json={"user_id": "ann", "top_n": 10}).json()["results"]
+    assert items == [result["item_id"] for result in expected]
+    query = "".join(f"&before={item}" for item in [items[2], items[0], "i99"])
+    html = page(ann, f"/page/ranking?user=ann{query}")
+    assert "The order has changed" in html
+    assert '<span class="unseen">up </span>1' in html  # the first was second
+    assert '<span class="unseen">down </span>2' in html  # the third was first
+    assert html.count(">new</span>") == 8
+    same = "".join(f"&before={item}" for item in items)
+    assert "The order has changed" not in page(ann, f"/page/ranking?user=ann{same}")
+
+
+def test_a_score_is_explained_and_two_methods_compared(ann: Shop) -> None:
+    item = ranked(page(ann, "/page/ranking?user=ann"))[0]
+    why = page(ann, f"/page/why?user=ann&item={item}")
+    wish = {"user_id": "ann", "candidates": [item], "explain": True}
+    explained = ann.client.post("/v1/recommend", json=wish).json()["results"][0]["explanation"]
+    parts = [*explained["without_item"], *explained["without_sentence"]]
+    moved = re.findall(r'class="number">([+−]?[\d.]+)<', why)
+    assert len(moved) == len(parts) > 3
+    assert "Recent items" in why
+    html = page(ann, "/page/compare?user=ann")
+    assert "Counted from the items" in html
+    assert "Most often: " in html
+    assert "Written by the model" in html
+    rows = re.findall(r'<span class="place">(\d+)\.</span>', html)
+    assert {"1", "10"} <= set(rows[::2])
+    assert {"1", "10"} <= set(rows[1::2])
+
+
+def test_without_javascript_the_parts_come_inside_the_page(ann: Shop) -> None:
+    html = page(ann, "/?user=ann&rank=1&edit=1&compare=1&find=kind1")
+    assert len(ranked(html)) == 10
+    assert '<textarea id="text"' in html
+    assert "<table>" in html
+    assert html.count('action="/page/events"') == 18
+    item = ranked(html)[3]
+    assert 'class="reasons"' in page(ann, f"/?user=ann&explain={item}")
+
+
+# What it escapes, and what it may load
+
+
+@pytest.mark.parametrize("name", sorted(HOSTILE))
+def test_hostile_texts_are_shown_as_text(shop: Shop, name: str) -> None:
+    text = HOSTILE[name]
+    bad = {"item_id": "i0", "fields": {"title": text, "category": text[:2000]}}
+    assert shop.client.put("/v1/items", json={"items": [bad]}).status_code == 200
+    user = '<img src=x onerror=alert(1)>"\u202e'
+    shop.service.store.import_histories([History(user, ("i0", "i1"))])
+    query = "user=%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E%22%E2%80%AE"
+    evil = "</textarea><script>alert(2)</script> {{ 7 * 7 }} " + text[:6000]
+    assert send(shop, "profile", user=user, text=evil).status_code == 303
+    for address in (f"/?{query}&edit=1&rank=1&compare=1&find=i0&explain=i0", f"/?q={query[5:]}", "/"):
+        html = page(shop, address)
+        assert html.count("<script") == html.count("</script>") == 1
+        assert "<img" not in html
+        assert not Handlers.of(html)
+        assert html.count("<textarea") == html.count("</textarea>") <= 1
+        assert len(html) < 400_000  # a text of 100 kB is cut
+    assert "{{ 7 * 7 }}" in page(shop, f"/page/profile?{query}")
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_every_answer_is_strict(ann: Shop, address: str) -> None:
+    answer = ann.client.get(address)
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "script-src 'self'" in policy
+    assert "unsafe" not in policy
+    assert "*" not in policy
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["content-type"].startswith("text/html")
+    assert not re.search(r"\sstyle=|<style|javascript:|hx-on|hx-vals=.js", answer.text)
+    assert not re.search(r"(?:src|href|action|url\()\W*(?:https?:)?//", answer.text)
+
+
+def test_assets_are_kept_for_good_and_need_no_key(shop: Shop) -> None:
+    stranger = TestClient(shop.client.app, base_url=LOCAL)
+    for asset in ASSETS.values():
+        answer = stranger.get(asset.path)
+        assert answer.status_code == 200
+        assert hashlib.sha256(answer.content).hexdigest()[:16] in asset.path
+        assert "immutable" in answer.headers["cache-control"]
+    assert b"url(" not in ASSETS["page.css"].content
+    assert ASSETS["page.css"].path in page(shop, "/")
+
+
+# Whom it lets in
+
+
+def test_the_key_is_asked_for_once_and_kept_from_scripts(shop: Shop) -> None:
+    browser = TestClient(shop.client.app, base_url=LOCAL)
+    asked = browser.get("/?user=ann")
+    assert asked.status_code == 401
+    assert 'action="/page/key"' in asked.text
+    assert "not known" not in asked.text
+    assert "default-src 'none'" in asked.headers["content-security-policy"]
+    wrong = browser.post("/page/key", data={"key": "trsr_wrong"}, headers=ORIGIN)
+    assert wrong.status_code == 401
+    assert "is not known here" in wrong.text
+    assert browser.post("/page/key", data={"key": "a b;c\u00e9"}, headers=ORIGIN).status_code == 422
+    answer = browser.post("/page/key", data={"key": KEY}, headers=ORIGIN, follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+    cookie = answer.headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "samesite=strict" in cookie
+    assert browser.get("/").status_code == 200
+    assert browser.get("/v1/users/ann").status_code == 401  # a cookie never opens the JSON addresses
+    assert browser.post("/v1/users/ann/events", json={"events": []}).status_code == 401
+    browser.post("/page/forget-key", headers={**ORIGIN, "Content-Type": "application/x-www-form-urlencoded"})
+    assert browser.get("/").status_code == 401
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Origin": "null"},
+        {"Origin": "http://evil.example"},
+        {"Origin": "http://localhost:1"},
+        {"Origin": LOCAL, "Sec-Fetch-Site": "cross-site"},
+        {"Origin": LOCAL, "Sec-Fetch-Site": "same-site"},
+    ],
+)
+@pytest.mark.parametrize("action", ["events", "profile", "follow", "delete", "key", "forget-key"])
+def test_posts_of_other_sites_change_nothing(ann: Shop, headers: dict[str, str], action: str) -> None:
+    before = ann.client.get("/v1/users/ann").json()
+    fields = {"user": "ann", "item": "i5", "event_id": "x", "text": "evil", "sure": "yes", "key": KEY}
+    answer = ann.client.post(f"/page/{action}", data=fields, headers=headers, follow_redirects=False)
+    assert answer.status_code == 403
+    assert "set-cookie" not in answer.headers
+    assert ann.client.get("/v1/users/ann").json() == before
+
+
+def test_other_bodies_than_forms_are_refused(ann: Shop) -> None:
+    answer = ann.client.post("/page/delete", json={"user": "ann", "sure": "yes"}, headers=ORIGIN)
+    assert answer.status_code == 400
+    headers = {**ORIGIN, "Content-Type": "application/x-www-form-urlencoded"}
+    for body in (b"user=%ff", b"user=ann\xff", b"&a=" * 30):
+        assert ann.client.post("/page/delete", content=body, headers=headers).status_code == 400
+    assert ann.client.get("/v1/users/ann").status_code == 200
+
+
+# What becomes of its forms
+
+
+def test_an_edit_is_saved_and_moves_the_ranking(ann: Shop) -> None:
+    before = ranked(page(ann, "/page/ranking?user=ann"))
+    answer = send(ann, "profile", part=True, user="ann", text="Only\r\npresents.", version="2")
+    assert answer.headers["hx-trigger"] == "user-changed"
+    assert "Saved as version 3" in answer.text
+    newest = ann.client.get("/v1/users/ann").json()["profile"]
+    assert (newest["text"], newest["author"]) == ("Only\npresents.", "person")
+    html = page(ann)
+    assert "in a person’s own words" in html
+    assert ranked(page(ann, "/page/ranking?user=ann")) != before
+    answer = send(ann, "profile", user="ann", text="")
+    assert answer.headers["location"] == "/?user=ann&rank=1&done=saved"
+    assert "A person took everything out" in page(ann, answer.headers["location"])
+
+
+def test_a_wrong_edit_keeps_what_was_typed(ann: Shop) -> None:
+    for fields in ({"text": "x" * 8001}, {"text": "x", "version": "9"}, {"text": "x", "version": "²"}):
+        answer = send(ann, "profile", part=True, user="ann", **fields)
+        assert answer.status_code == 422
+        assert answer.headers["hx-retarget"] == "#notices"
+        assert 'role="alert"' in answer.text
+        assert "<html" not in answer.text
+    assert len(ann.service.user("ann").profiles) == 2
+
+
+def test_an_event_is_added_once_and_the_profile_is_watched(ann: Shop) -> None:
+    fields: dict[str, Any] = {"user": "ann", "item": "i5", "event_id": "page:1"}
+    assert send(ann, "events", part=True, **fields).headers["hx-trigger"] == "user-changed"
+    assert send(ann, "events", **fields).status_code == 303
+    assert [event.item_id for event in ann.service.store.events("ann")] == ["i1", "i2", "i3", "i4", "i5"]
+    waiting = page(ann, "/page/profile?user=ann")
+    assert "following 1 new item" in waiting
+    poll = re.search(r'hx-get="([^"]*seen=[^"]*)" hx-trigger="every 1s"', waiting)
+    assert poll is not None
+    address = poll.group(1).replace("&amp;", "&")
+    assert ann.client.get(address).status_code == 204
+    ann.follow()
+    followed = ann.client.get(address)
+    assert followed.headers["hx-trigger"] == "profile-changed"
+    assert "Version 3" in followed.text
+    assert "every" not in followed.text
+    assert "i5" in page(ann, "/page/history?user=ann") or "Block 2" in page(ann)
+
+
+def test_an_unknown_item_is_refused_by_name(ann: Shop) -> None:
+    answer = send(ann, "events", part=True, user="ann", item="<b>", event_id="1")
+    assert answer.status_code == 422
+    assert "&lt;b&gt;" in answer.text
+
+
+def test_nobody_waits_for_a_profile_that_nobody_writes(shop: Shop) -> None:
+    shop.service.store.import_histories([History("ann", ("i1", "i2"))])
+    html = page(shop)
+    assert "Counted" in html
+    assert "Write it now" in html
+    assert "every 1s" not in html
+    assert send(shop, "follow", part=True, user="ann").status_code == 200
+    assert "is being written" in page(shop)
+    shop.follow()
+    assert "written by the model" in page(shop)
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [("none", "There is no profile."), ("counted", "Most often: "), ("hierarchical", "written by the model")],
+)
+def test_every_method_has_its_page(shop: Shop, method: str, said: str) -> None:
+    service = shop.service
+    config = service.summariser.config.model_copy(update={"method": method})
+    service.summariser = service.follower.summariser = replace(service.summariser, config=config)
+    shop.buy("ann", "i1", "i2", "i3", "i4")
+    shop.follow()
+    html = page(shop, "/?user=ann&rank=1&compare=1&explain=i9")
+    assert said in html
+    assert len(ranked(html)) == 10
+    assert ("blocks are not summarised" in html) == (method != "hierarchical")
+    assert "every 1s" not in html
+    assert "Write it now" not in html
+
+
+def test_a_long_life_is_folded(shop: Shop) -> None:
+    for n in range(40):
+        shop.buy("ann", f"i{n}")
+        shop.client.put("/v1/users/ann/profile", json={"text": f"wish{n} and so on. " * 60})
+    html = page(shop)
+    assert "40 versions" in html
+    assert "20 older versions not shown" in html
+    newest = html.index("Version 39</span> a person")
+    assert html.index("<ins><bdi>wish39", html.index('class="versions"')) < newest
+    assert "<ins><bdi>wish20" in html  # what the oldest one shown brought, though the one before is not shown
+    assert "<del><bdi>wish19" in html
+    assert "wish18" not in html
+    assert "older block" in html
+    assert "Read all of it" in html
+    assert send(shop, "follow", user="nobody").status_code == 404
+
+
+def test_a_failing_update_is_told(shop: Shop) -> None:
+    shop.service.follower.engine = FakeGenerator(fail_on=lambda _: True)
+    shop.buy("ann", "i1")
+    shop.service.follower.step()
+    html = page(shop)
+    assert "could not be updated (1 attempt so far)" in html
+    assert "every 2s" in html
+
+
+def test_deleting_needs_a_tick(ann: Shop) -> None:
+    assert send(ann, "delete", user="ann").status_code == 422
+    assert ann.client.get("/v1/users/ann").status_code == 200
+    answer = send(ann, "delete", user="ann", sure="yes")
+    assert answer.headers["location"] == "/?done=deleted"
+    assert ann.client.get("/v1/users/ann").status_code == 404
+    assert "The user is deleted" in page(ann, "/?done=deleted")
+    assert "There is no user" in ann.client.get("/?user=ann").text
+
+
+# When it goes wrong
+
+
+def test_a_refusal_is_a_page_or_a_part_of_one(ann: Shop) -> None:
+    whole = ann.client.get("/?user=nobody")
+    assert whole.status_code == 404
+    assert "<h1>The user is not known</h1>" in whole.text
+    part = ann.client.get("/page/history?user=nobody", headers=HTMX)
+    assert part.status_code == 404
+    assert "hx-retarget" not in part.headers
+    assert "<html" not in part.text
+    assert ann.client.get("/page/none").status_code == 404
+    assert ann.client.get("/page/why?user=ann").status_code == 422
+    assert ann.client.get(f"/?q={'x' * 300}").status_code == 422
+    assert ann.client.get("/v1/users/nobody").headers["content-type"] == "application/problem+json"
+
+
+def test_a_fault_of_ours_is_a_page_too(ann: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("secret words")
+
+    monkeypatch.setattr(ann.service, "user", fail)
+    answer = ann.client.get("/?user=ann")
+    assert answer.status_code == 500
+    assert "<h1>The server failed</h1>" in answer.text
+    assert "secret words" not in answer.text
+
+
+def test_a_busy_model_holds_up_nothing_else(tmp_path: Path) -> None:
+    go = threading.Event()
+
+    class Slow(FakeScorer):
+        def score(self, groups: Any, labels: Any) -> Any:
+            assert go.wait(30)
+            return super().score(groups, labels)
+
+    with open_shop(tmp_path / "s.sqlite", scorer=Slow(), request_seconds=0.5) as shop:
+        shop.buy("ann", "i1")
+        answer = shop.client.get("/page/ranking?user=ann", headers=HTMX)
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"] == "1"
+        assert "busy" in answer.text
+        assert "1 user" in page(shop, "/")
+        go.set()
+        assert len(ranked(page(shop, "/page/ranking?user=ann"))) == 10
+
+
+def test_without_keys_no_key_is_asked_for(tmp_path: Path) -> None:
+    with open_shop(tmp_path / "s.sqlite", api_keys=()) as shop:
+        assert "Forget my key" not in page(shop, "/")
+        app = create_app(shop.service, shop.settings)
+        assert TestClient(app, base_url="http://evil.example").get("/").status_code == 400
