@@ -12,7 +12,7 @@ import pytest
 
 from trsr.errors import EngineError
 from trsr.llm import models
-from trsr.llm.base import Generation, GenerationParams, TextGenerator, WordPart
+from trsr.llm.base import Generation, GenerationParams, PhrasePart, TextGenerator
 from trsr.llm.openai import OpenAIGenerator
 from trsr.testing.engines import TextGeneratorContract, ask
 from trsr.testing.scripted_server import (
@@ -246,7 +246,7 @@ def test_prompts_are_sent_in_the_order_given_so_that_server_prefix_caches_hit() 
 )
 def test_a_grammar_is_sent_as_the_server_takes_it(field: Any, path: list[str]) -> None:
     with scripted(say("tea")) as server:
-        _generate(_engine(server, grammar=field), [replace(ask("What?"), parts=(WordPart(("tea",)),))])
+        _generate(_engine(server, grammar=field), [replace(ask("What?"), parts=(PhrasePart(("tea",), 1),))])
     (found,) = server.requests
     for name in path:
         found = found[name]
@@ -256,7 +256,7 @@ def test_a_grammar_is_sent_as_the_server_takes_it(field: Any, path: list[str]) -
 
 def test_a_prompt_held_to_words_needs_a_server_that_takes_grammars() -> None:
     with scripted(say("tea")) as server, pytest.raises(EngineError, match=r"set engine\.grammar to"):
-        _generate(_engine(server), [replace(ask("What?"), parts=(WordPart(("tea",)),))])
+        _generate(_engine(server), [replace(ask("What?"), parts=(PhrasePart(("tea",), 1),))])
 
 
 def test_the_frequency_penalty_is_sent() -> None:

@@ -1,38 +1,36 @@
-"""Whatever is drawn from the allowed tokens is made of the allowed words, and every word can be said."""
+"""Whatever is drawn from the allowed tokens is made of the phrases, and every choice of them can be said."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trsr.llm.base import WordPart
+from trsr.llm.base import PhrasePart
 from trsr.llm.fake import FakeTokenizer
-from trsr.llm.wording import (
-    Wording,
-    grammar,
-    strange_words,
-    vocabulary,
-    without_broken_end,
-    words_of,
-)
+from trsr.llm.wording import Wording, grammar, strange_phrases, tidy
 
 END = 256
 # Pieces that build each other's words: a model could put "Kingkrapers" together from them.
-WORDS = ("King", "Kingston", "krap", "papers", "pap", "NFL", "AT&T", "don't", "12.5", "l'été")
+PHRASES = (
+    "King",
+    "Kingston papers",
+    "Kingston",
+    "krap",
+    "pap",
+    "NFL",
+    "AT&T",
+    "don't",
+    "12.5 miles",
+    "l'été",
+)
 ENCODE = FakeTokenizer().encode
-words = st.lists(st.sampled_from(WORDS), min_size=1, max_size=6, unique=True)
+phrases = st.lists(st.sampled_from(PHRASES), min_size=1, max_size=6, unique=True)
 
 
-def free(allowed: Sequence[str]) -> tuple[WordPart, ...]:
-    """Return one part without a bound."""
-    return (WordPart(tuple(allowed)),)
-
-
-def written_at_random(wording: Wording, seed: int, n_tokens: int = 60) -> list[int]:
+def drawn(wording: Wording, seed: int, n_tokens: int = 400) -> list[int]:
     """Return tokens drawn from what is allowed, ended or cut off."""
     draw, written = random.Random(seed), list[int]()
     while len(written) < n_tokens:
@@ -43,98 +41,89 @@ def written_at_random(wording: Wording, seed: int, n_tokens: int = 60) -> list[i
     return written
 
 
-@given(words, st.integers(0, 1000))
-def test_only_allowed_words_can_be_written(allowed: list[str], seed: int) -> None:
-    written = written_at_random(Wording(free(allowed), ENCODE, [END]), seed)
-    text = FakeTokenizer().decode(written)
-    assert strange_words(without_broken_end(text, free(allowed)), allowed) == []
+def said(text: str) -> list[str]:
+    return text.strip().removesuffix(".").split(", ")
 
 
-@given(words)
-def test_every_sentence_of_allowed_words_can_be_written(allowed: list[str]) -> None:
-    wording = Wording(free(allowed), ENCODE, [END])
-    tokens = ENCODE(" " + ", ".join(allowed) + ".")
+@given(phrases, st.integers(1, 8), st.integers(0, 1000))
+def test_as_many_different_phrases_are_said_as_asked(allowed: list[str], n: int, seed: int) -> None:
+    text = FakeTokenizer().decode(drawn(Wording([PhrasePart(tuple(allowed), n)], ENCODE, [END]), seed))
+    assert len(said(text)) == len(set(said(text))) == min(n, len(allowed))
+    assert set(said(text)) <= set(allowed)
+
+
+@given(phrases, phrases, st.integers(1, 3), st.integers(0, 1000))
+def test_parts_follow_each_other(new: list[str], old: list[str], n: int, seed: int) -> None:
+    parts = (PhrasePart(tuple(new), n), PhrasePart(tuple(old), n, lead="before that"))
+    text = FakeTokenizer().decode(drawn(Wording(parts, ENCODE, [END]), seed))
+    first, second = text.split("; before that ")
+    assert set(said(first)) <= set(new)
+    assert set(said(second)) <= set(old)
+    assert strange_phrases(text, parts) == []
+    assert tidy(text, parts).rstrip(".") == text.strip().rstrip(".")
+
+
+@given(phrases, st.integers(0, 1000), st.integers(1, 60))
+def test_a_text_cut_off_anywhere_is_made_whole(allowed: list[str], seed: int, n_tokens: int) -> None:
+    parts = (PhrasePart(tuple(allowed), 3), PhrasePart(("Queen",), 1, lead="before that"))
+    text = FakeTokenizer().decode(drawn(Wording(parts, ENCODE, [END]), seed, n_tokens))
+    assert strange_phrases(tidy(text, parts), parts) == []
+
+
+@given(st.permutations(PHRASES))
+def test_every_order_of_phrases_can_be_written(order: list[str]) -> None:
+    wording = Wording([PhrasePart(PHRASES, len(PHRASES))], ENCODE, [END])
+    tokens = ENCODE(" " + ", ".join(order) + ".")
     for place, token in enumerate(tokens):
         assert token in wording.allowed(tokens[:place])
-    assert END in wording.allowed(tokens)
+    assert wording.allowed(tokens) == [END]
 
 
-def test_a_text_ends_between_words_and_never_before_the_first() -> None:
-    wording = Wording(free(["King", "Kingston"]), ENCODE, [END])
-    assert wording.allowed([]) == ENCODE(" ")
-    assert END not in wording.allowed(ENCODE(" Kin"))
-    assert wording.allowed(ENCODE(" King")) == sorted([END, *ENCODE(" s,.")])
-    assert wording.allowed(ENCODE(" King,")) == sorted([END, *ENCODE(" ")])
-
-
-@given(words, words, st.integers(1, 3), st.integers(0, 1000))
-def test_parts_follow_each_other_within_their_bounds(
-    new: list[str], old: list[str], bound: int, seed: int
-) -> None:
-    parts = (WordPart(tuple(new), bound), WordPart(tuple(old), bound, lead="before that"))
-    text = FakeTokenizer().decode(written_at_random(Wording(parts, ENCODE, [END]), seed, 200))
-    first, second = text.split("; before that ")
-    for said, part in ((first, new), (second, old)):
-        assert 1 <= len(words_of(said)) <= bound
-        assert strange_words(said, part) == []
-
-
-def test_a_part_that_is_not_the_last_ends_with_the_next_one_only() -> None:
-    parts = (WordPart(("King",), 1), WordPart(("Queen",), 2, lead="before that"))
+def test_a_part_goes_on_until_it_has_its_phrases_and_a_text_ends_then_only() -> None:
+    parts = (PhrasePart(("King", "Kingston"), 1), PhrasePart(("Queen",), 2, lead="before that"))
     wording = Wording(parts, ENCODE, [END])
-    assert wording.allowed(ENCODE(" King")) == ENCODE(";")
+    assert wording.allowed([]) == ENCODE(" ")
+    assert wording.allowed(ENCODE(" King")) == sorted(ENCODE("s;"))
+    assert wording.allowed(ENCODE(" Kingston")) == ENCODE(";")
     assert wording.allowed(ENCODE(" King; before")) == ENCODE(" ")
     assert wording.allowed(ENCODE(" King; before that")) == ENCODE(" ")
-    assert wording.allowed(ENCODE(" King; before that Queen")) == sorted([END, *ENCODE(" ,.")])
-    assert wording.allowed(ENCODE(" King; before that Queen Queen")) == [END]
+    assert wording.allowed(ENCODE(" King; before that Queen")) == sorted([END, *ENCODE(".")])
+    two = Wording([PhrasePart(("King", "Kingston"), 2)], ENCODE, [END])
+    assert two.allowed(ENCODE(" King")) == sorted(ENCODE("s,"))
+    assert two.allowed(ENCODE(" King, King")) == ENCODE("s"), "none comes twice"
 
 
 def test_what_was_never_allowed_is_a_mistake_of_the_caller() -> None:
     with pytest.raises(ValueError, match="does not follow"):
-        Wording(free(["King"]), ENCODE, [END]).allowed(ENCODE(" Queen"))
-
-
-def test_words_keep_what_stands_within_them() -> None:
-    text = "AT&T's 12.5-inch l'été (new!) -- don't... 3/4 U.S. x_y"
-    assert words_of(text) == ["AT&T's", "12.5-inch", "l'été", "new", "don't", "3/4", "U.S", "x", "y"]
-
-
-def test_the_vocabulary_knows_words_as_written_and_in_small_letters() -> None:
-    assert vocabulary(["NFL news", "the NFL"]) == ("NFL", "news", "nfl", "the")
-    assert vocabulary([]) == ()
+        Wording([PhrasePart(("King",), 1)], ENCODE, [END]).allowed(ENCODE(" Queen"))
 
 
 @pytest.mark.parametrize(
     ("text", "kept"),
     [
-        ("King, Queens", "King, Queens"),
-        ("Quee King", "Quee King"),  # strange, but not cut off: judged by others
-        ("King, Que", "King"),
-        ("King", "King"),
+        ("King, Queens; before that tea", "King, Queens; before that tea."),
+        ("King, Que", "King."),
+        ("King, King, Queens.", "King, Queens."),
+        ("King;", "King."),
+        ("King; bef", "King."),
+        ("King; before that", "King."),
+        ("King; before that te", "King."),
         ("Ki", ""),
-        ("King.", "King."),
         ("", ""),
     ],
 )
-def test_a_word_cut_off_by_the_cap_is_taken_away(text: str, kept: str) -> None:
-    assert without_broken_end(text, free(["King", "Queens"])) == kept
+def test_what_the_cap_cut_off_and_what_came_twice_is_taken_away(text: str, kept: str) -> None:
+    parts = (PhrasePart(("King", "Queens"), 2), PhrasePart(("tea",), 1, lead="before that"))
+    assert tidy(text, parts) == kept
 
 
-@pytest.mark.parametrize("cut", [";", "; bef", "; before", "; before that", "; before that Que"])
-def test_a_lead_cut_off_from_its_part_is_taken_away(cut: str) -> None:
-    parts = (WordPart(("King",)), WordPart(("Queen",), lead="before that"))
-    assert without_broken_end(f"King{cut}", parts) == "King"
-    assert without_broken_end("King; before that Queen", parts) == "King; before that Queen"
+def test_a_strange_phrase_that_is_not_cut_off_stays_to_be_judged() -> None:
+    parts = (PhrasePart(("King", "Queens"), 2),)
+    assert strange_phrases(tidy("Quaggas, King", parts), parts) == ["Quaggas"]
 
 
-def test_the_grammar_lists_every_word_and_quotes_what_it_must() -> None:
-    rule = grammar(free(["AT&T", "12.5"]))
-    assert rule.splitlines()[0].startswith("root ::= ")
-    assert '"AT&T" | "12.5"' in rule
-
-
-def test_the_grammar_has_a_rule_a_part() -> None:
-    rule = grammar((WordPart(("tea",), 3), WordPart(("jazz",), lead="before that")))
-    assert 'part0 "; before that " part1' in rule
-    assert 'part0 ::= word0 (mark? " " word0){0,2}' in rule
-    assert 'part1 ::= word1 (mark? " " word1)*' in rule
+def test_the_grammar_has_a_rule_a_part_and_quotes_what_it_must() -> None:
+    rule = grammar((PhrasePart(("AT&T", 'so "said"'), 3), PhrasePart(("jazz",), 1, lead="before that")))
+    assert rule.splitlines()[0] == 'root ::= " "? part0 "; before that " part1 "."?'
+    assert 'part0 ::= phrase0 (", " phrase0){1,1}' in rule, "there are two"
+    assert 'phrase0 ::= "AT&T" | "so \\"said\\""' in rule

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trsr.errors import TemplateError
+from trsr.llm.base import PhrasePart
 from trsr.summarize.plan import Call
 from trsr.summarize.prompts import (
     example_text,
@@ -76,36 +77,35 @@ def test_a_summary_is_the_prefill_and_what_the_model_wrote_on_one_line() -> None
     assert "<|im_end|>" not in summary_text(TEMPLATE, "lamps<|im_end|>")
 
 
-def test_a_grounded_call_may_use_the_words_it_reads_and_no_name_of_a_field() -> None:
+def test_a_grounded_call_is_made_of_phrases_it_reads_and_of_no_name_of_a_field() -> None:
     template = load_summary_template("products", "any")
-    texts = ["Category: Garden; Title: Hose: 50 Foot"]
-    known = ["This shopper buys Seeds; before that Pots"]
-    parts = render_call(template, Call("update", (0,), ("a",)), texts, known, block_words=3).parts
-    assert parts is not None
-    new, old = (set(part.words) for part in parts)
-    assert {"Garden", "garden", "Hose", "hose", "50", "Foot", "and"} <= new
-    assert {"Seeds", "seeds", "Pots", "and"} <= old
-    assert not {"Category", "Title", "title", "shopper", "Products", "before"} & (new | old)
-    assert not {"Seeds"} & new
-    assert not {"Garden"} & old
-    assert [(part.max_words, part.lead) for part in parts] == [(3, ""), (None, "before that")]
+    texts = ["Category: Garden; Title: Garden Hose: 50 Foot"]
+    known = ["This shopper buys Seeds; before that Clay Pots."]
+    parts = render_call(template, Call("update", (0,), ("a",)), texts, known, n_phrases=6).parts
+    assert parts == (
+        PhrasePart(("Garden", "Garden Hose", "50 Foot"), 2),
+        PhrasePart(("Seeds", "Clay Pots"), 4, lead="before that"),
+    )
     assert render_call(template, Call("first", (), ("a",)), texts, []).parts is None
+    (first,) = render_call(template, Call("first", (), ("a",)), texts, [], n_phrases=6).parts or ()
+    assert first == parts[0]
 
 
 def test_a_grounded_merge_speaks_of_every_summary_the_newest_first() -> None:
     template = load_summary_template("products", "any")
     call = Call("merge", (0, 1), ("a",))
-    parts = render_call(template, call, [], ["Seeds", "Hose; before that Pots"], block_words=2).parts
-    assert parts is not None
-    assert [(part.max_words, part.lead) for part in parts] == [(2, ""), (2, "before that")]
-    assert "Hose" in parts[0].words
-    assert "Pots" in parts[0].words
-    assert "Seeds" in parts[1].words
+    parts = render_call(template, call, [], ["Seeds.", "Hose; before that Pots."], n_phrases=6).parts
+    assert parts == (PhrasePart(("Hose", "Pots"), 3), PhrasePart(("Seeds",), 3, lead="before that"))
 
 
-def test_a_template_without_joining_words_cannot_be_grounded() -> None:
+def test_texts_without_a_phrase_leave_a_call_free() -> None:
+    template = load_summary_template("products", "any")
+    assert render_call(template, Call("first", (), ("a",)), ["7"], [], n_phrases=6).parts is None
+
+
+def test_a_template_without_a_lead_cannot_be_grounded() -> None:
     with pytest.raises(TemplateError, match=r"has no section \[\[before\]\]"):
-        render_call(TEMPLATE, Call("first", (), ("a",)), ["bulb"], [], block_words=8)
+        render_call(TEMPLATE, Call("first", (), ("a",)), ["bulb"], [], n_phrases=6)
 
 
 def test_worked_examples_are_kept_apart_from_what_a_template_says_in_every_call() -> None:

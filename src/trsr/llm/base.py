@@ -28,17 +28,17 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
-class WordPart:
-    """One part of an answer that is held to given words, with commas and full stops between them.
+class PhrasePart:
+    """One part of an answer that is held to given phrases, with commas between them.
 
     Attributes:
-        words: The only words it may be made of, at least one.
-        max_words: Words at most; None for as many as the answer's cap lets in.
+        phrases: The only phrases it may be made of, at least one, without commas and semicolons.
+        n_phrases: How many different ones it says; all, if there are fewer.
         lead: What stands between the part before and this one, after a semicolon: `before that`.
     """
 
-    words: tuple[str, ...]
-    max_words: int | None = None
+    phrases: tuple[str, ...]
+    n_phrases: int
     lead: str = ""
 
 
@@ -55,7 +55,7 @@ class Prompt:
 
     messages: tuple[Message, ...]
     prefill: str = ""
-    parts: tuple[WordPart, ...] | None = None
+    parts: tuple[PhrasePart, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,8 +100,8 @@ def fake_text(prompt: Prompt, params: GenerationParams) -> str:
     if prompt.parts is not None:
         text = ""
         for part in prompt.parts:
-            held = [word for word in words if word in part.words] or list(part.words[:4])
-            text += f"{text and f'; {part.lead} '}{' '.join(held[: part.max_words])}"
+            liked = sorted(part.phrases, key=lambda phrase: -counts[phrase.split()[0].lower()])
+            text += f"{text and f'; {part.lead} '}{', '.join(liked[: part.n_phrases])}"
         return " ".join(text.split()[: params.max_new_tokens])
     text = f"{verb} {', '.join(words)}." if words else f"{verb} nothing in particular."
     if not prompt.prefill:

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from trsr.errors import EngineError, MissingExtraError
-from trsr.llm.base import Generation, GenerationParams, Prompt, WordPart
+from trsr.llm.base import Generation, GenerationParams, PhrasePart, Prompt
 from trsr.llm.wording import grammar as word_grammar
 
 try:
@@ -231,7 +231,7 @@ class OpenAIGenerator:
             request["extra_body"] = extra
         return request
 
-    def _grammar_field(self, parts: Sequence[WordPart]) -> dict[str, Any]:
+    def _grammar_field(self, parts: Sequence[PhrasePart]) -> dict[str, Any]:
         rule = word_grammar(parts)
         match self._grammar:
             case "llama.cpp":

@@ -1,105 +1,119 @@
-"""Keeps a text to given words, so that a small model cannot invent any.
+"""Holds a text to given phrases, so that a small model cannot invent anything.
 
-A text may have several parts, each with words of its own and a bound: what is new, and before that what was
-known. So a model that would rather copy what it reads has to speak of both.
-
-A model writes tokens, and the pieces of allowed words can be put together to words that nobody said. So what
-may follow is read from a tree of whole words: a word that was begun must be ended as one of them. The same
-rule as a grammar serves engines that take one.
+A model writes tokens, and pieces of phrases can be put together to words that nobody said. So what may follow
+is read from a tree of whole phrases: one that was begun must be ended as one of them, and none comes twice. A
+text has one or more parts, each with phrases of its own: what is new, and before that what was known. So a
+model that would rather copy what it reads has to speak of both; which phrases, and in which order, is its
+choice. The same rule as a grammar serves engines that take one.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from trsr.llm.base import WordPart
+from trsr.llm.base import PhrasePart
 
-PUNCTUATION = (",", ".")
-# Between two parts, and nowhere else, so that a reader of tokens knows in which part a word stands.
+COMMA = ","
+# Between two parts, and nowhere else.
 BREAK = ";"
-_WORD = re.compile(r"[^\W_]+(?:['’&./-][^\W_]+)*")
+STOP = "."
 
 
-def words_of(text: str) -> list[str]:
-    """Return the words of a text in order: letters and digits, joined by what stands within a word."""
-    return _WORD.findall(text)
+def tidy(text: str, parts: Sequence[PhrasePart]) -> str:
+    """Return a text of some parts without what its cap cut off, and without phrases that came before.
+
+    Only what an engine could not be held to is taken away: a phrase at the very end that is none of its part,
+    a lead without its part, a repetition. Anything else stays as it is.
+    """
+    said = _phrases_by_part(text, parts)
+    if said and said[-1] and said[-1][-1] not in parts[len(said) - 1].phrases:
+        said[-1].pop()
+    shown = ""
+    for phrases, part in zip(said, parts, strict=False):
+        if not phrases:
+            break
+        shown += _between(part) if shown else ""
+        shown += f"{COMMA} ".join(dict.fromkeys(phrases))
+    return shown and f"{shown}{STOP}"
 
 
-def vocabulary(texts: Iterable[str]) -> tuple[str, ...]:
-    """Return the words of some texts, as written and in small letters, each once, in alphabetical order."""
-    found: set[str] = set()
-    for text in texts:
-        for word in words_of(text):
-            found |= {word, word.lower()}
-    return tuple(sorted(found))
+def strange_phrases(text: str, parts: Sequence[PhrasePart]) -> list[str]:
+    """Return the phrases of a text that are none of their part, in order."""
+    said = _phrases_by_part(text, parts)
+    return [
+        phrase
+        for phrases, part in zip(said, parts, strict=False)
+        for phrase in phrases
+        if phrase not in part.phrases
+    ]
 
 
-def words_of_parts(parts: Sequence[WordPart]) -> frozenset[str]:
-    """Return all words that a text of these parts may hold."""
-    return frozenset(word for part in parts for word in (*part.words, *words_of(part.lead)))
+def _between(part: PhrasePart) -> str:
+    return f"{BREAK} {part.lead} "
 
 
-def strange_words(text: str, allowed: Collection[str]) -> list[str]:
-    """Return the words of a text that are not allowed, in order."""
-    return [word for word in words_of(text) if word not in allowed]
-
-
-def without_broken_end(text: str, parts: Sequence[WordPart]) -> str:
-    """Return a text without what its cap cut off: a word that is none by itself, a lead without its part."""
-    allowed = words_of_parts(parts)
-    text = text.rstrip("\N{REPLACEMENT CHARACTER}")  # of a letter that was cut off itself
-    *_, last = [None, *_WORD.finditer(text)]
-    if last is not None and last.end() == len(text) and last[0] not in allowed:
-        text = text[: last.start()].rstrip(" ,;")
-    before, _, after = text.rpartition(BREAK)
-    begins_lead = any(part.lead.startswith(after.strip()) for part in parts[1:])
-    return before if before and begins_lead else text
+def _phrases_by_part(text: str, parts: Sequence[PhrasePart]) -> list[list[str]]:
+    """Take a text apart at its breaks and commas; the last part takes what has no place."""
+    rest = text.strip().rstrip("\N{REPLACEMENT CHARACTER}").removesuffix(STOP)
+    said = []
+    for part in parts[1:]:
+        before, found, after = rest.partition(_between(part))
+        if not found:
+            break
+        said.append(before)
+        rest = after
+    head, _, tail = rest.rpartition(BREAK)
+    if head and len(said) < len(parts) - 1 and parts[len(said) + 1].lead.startswith(tail.strip()):
+        rest = head
+    return [[p for p in (s.strip() for s in one.split(COMMA)) if p] for one in (*said, rest)]
 
 
 @dataclass(slots=True)
 class _Node:
-    """A place in a tree of words: tokens that may follow, and whether a word ends here."""
+    """A place in a tree of phrases: tokens that may follow, phrases below or here, and the one ending here."""
 
     children: dict[int, _Node] = field(default_factory=dict)
-    ends_word: bool = False
+    below: set[int] = field(default_factory=set)
+    phrase: int | None = None
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a text stands: in which part, after how many words of it, at which node.
+    """Where a text stands: in which part, which of its phrases are said, and at which node.
 
-    `lead` holds the tokens that must come before the part's first word.
+    `forced` holds the tokens that must come next, before the part's first phrase. Behind the last phrase and
+    its stop `ended` is true.
     """
 
     part: int
     node: _Node
-    n_words: int = 0
-    lead: tuple[int, ...] = ()
+    said: frozenset[int] = frozenset()
+    forced: tuple[int, ...] = ()
+    ended: bool = False
 
 
 class Wording:
     """What may be written next in a text of given parts.
 
     Args:
-        parts: At least one.
+        parts: At least one; each with at least one phrase.
         encode: Text to token ids, without special tokens.
         ends: Tokens that end a text.
     """
 
     def __init__(
-        self, parts: Sequence[WordPart], encode: Callable[[str], list[int]], ends: Iterable[int]
+        self, parts: Sequence[PhrasePart], encode: Callable[[str], list[int]], ends: Iterable[int]
     ) -> None:
-        self._parts = parts
-        self._roots = [_tree(part.words, encode) for part in parts]
+        self._roots = [_tree(part.phrases, encode) for part in parts]
+        self._n_phrases = [min(part.n_phrases, len(set(part.phrases))) for part in parts]
         self._ends = frozenset(ends)
 
         def after_word(text: str) -> tuple[int, ...]:  # not the tokens that it is by itself
             return tuple(encode(f"a{text}")[len(encode("a")) :])
 
-        self._marks = {after_word(mark)[-1] for mark in PUNCTUATION}
-        self._leads = [after_word(f"{BREAK} {part.lead}".rstrip()) for part in parts[1:]]
+        self._comma, self._stop = after_word(COMMA)[-1], after_word(STOP)[-1]
+        self._leads = [after_word(_between(part).rstrip()) for part in parts[1:]]
 
     def allowed(self, written: Sequence[int]) -> list[int]:
         """Return the tokens that may follow those written so far, in ascending order.
@@ -110,75 +124,71 @@ class Wording:
         place = _Place(0, self._roots[0])
         for token in written:
             place = self._after(place, token)
-        if place.lead:
-            return [place.lead[0]]
-        found = set(place.node.children)
-        if self._may_begin_word(place):
-            found |= set(self._roots[place.part].children)
-        if place.node.ends_word and self._has_room(place):
-            found |= self._marks
-        if self._may_end_part(place):
-            found |= self._ends if place.part == len(self._parts) - 1 else {self._leads[place.part][0]}
+        if place.forced:
+            return [place.forced[0]]
+        if place.ended:
+            return sorted(self._ends)
+        found = {token for token, child in place.node.children.items() if child.below - place.said}
+        if self._ends_phrase(place):
+            found |= self._behind_phrase(place)
         return sorted(found)
+
+    def _ends_phrase(self, place: _Place) -> bool:
+        return place.node.phrase is not None and place.node.phrase not in place.said
+
+    def _behind_phrase(self, place: _Place) -> set[int]:
+        """Return what may follow a whole phrase."""
+        if len(place.said) + 1 < self._n_phrases[place.part]:
+            return {self._comma}
+        if place.part < len(self._leads):
+            return {self._leads[place.part][0]}
+        return {self._stop, *self._ends}
 
     def _after(self, place: _Place, token: int) -> _Place:
         """Return the place after one more token."""
-        root = self._roots[place.part]
-        if place.lead:
-            if token == place.lead[0]:
-                return _Place(place.part, place.node, lead=place.lead[1:])
-        elif token in place.node.children:
-            begins = place.node is root
-            return _Place(place.part, place.node.children[token], place.n_words + begins)
-        elif place.node.ends_word and token in root.children and self._has_room(place):
-            return _Place(place.part, root.children[token], place.n_words + 1)
-        elif place.node.ends_word and token in self._marks and self._has_room(place):
-            return _Place(place.part, root, place.n_words)
-        elif self._may_end_part(place) and place.part < len(self._leads):
-            lead = self._leads[place.part]
-            if token == lead[0]:
-                return _Place(place.part + 1, self._roots[place.part + 1], lead=lead[1:])
-        raise ValueError(f"Token {token} does not follow from the allowed words.")
-
-    def _has_room(self, place: _Place) -> bool:
-        limit = self._parts[place.part].max_words
-        return limit is None or place.n_words < limit
-
-    def _may_begin_word(self, place: _Place) -> bool:
-        between_words = place.node.ends_word or place.node is self._roots[place.part]
-        return between_words and self._has_room(place)
-
-    def _may_end_part(self, place: _Place) -> bool:
-        after_mark = place.node is self._roots[place.part] and place.n_words > 0
-        return place.node.ends_word or (after_mark and place.part == len(self._parts) - 1)
+        if place.forced and token == place.forced[0]:
+            return _Place(place.part, place.node, forced=place.forced[1:])
+        child = None if place.forced or place.ended else place.node.children.get(token)
+        if child is not None and child.below - place.said:
+            return _Place(place.part, child, place.said)
+        if not place.forced and not place.ended and self._ends_phrase(place):
+            if token not in self._behind_phrase(place):
+                raise ValueError(f"Token {token} does not follow from the allowed phrases.")
+            assert place.node.phrase is not None
+            said = place.said | {place.node.phrase}
+            if len(said) < self._n_phrases[place.part]:
+                return _Place(place.part, self._roots[place.part], said)
+            if place.part < len(self._leads):
+                forced = self._leads[place.part][1:]
+                return _Place(place.part + 1, self._roots[place.part + 1], forced=forced)
+            return _Place(place.part, place.node, said, ended=True)
+        raise ValueError(f"Token {token} does not follow from the allowed phrases.")
 
 
-def _tree(words: Sequence[str], encode: Callable[[str], list[int]]) -> _Node:
-    """Return the tree of the words' tokens, each with the blank before it."""
+def _tree(phrases: Sequence[str], encode: Callable[[str], list[int]]) -> _Node:
+    """Return the tree of the phrases' tokens, each with the blank before it."""
     root = _Node()
-    for word in words:
+    for number, phrase in enumerate(dict.fromkeys(phrases)):
         node = root
-        for token in encode(f" {word}"):
+        for token in encode(f" {phrase}"):
             node = node.children.setdefault(token, _Node())
-        node.ends_word = True
+            node.below.add(number)
+        node.phrase = number
     return root
 
 
-def grammar(parts: Sequence[WordPart]) -> str:
-    """Return the same rule in GBNF, as llama.cpp reads it."""
-    marks = " | ".join(f'"{mark}"' for mark in PUNCTUATION)
-    names = [f"part{number}" for number in range(len(parts))]
-    whole = names[0]
-    for name, part in zip(names[1:], parts[1:], strict=True):
-        whole += f' "{_escaped(f"{BREAK} {part.lead}".rstrip())} " {name}'
-    rules = [f'root ::= " "? {whole} mark?', f"mark ::= {marks}"]
-    for name, part in zip(names, parts, strict=True):
-        more = "*" if part.max_words is None else f"{{0,{part.max_words - 1}}}"
-        word = name.replace("part", "word")
-        rules.append(f'{name} ::= {word} (mark? " " {word}){more}')
-        rules.append(f"{word} ::= " + " | ".join(f'"{_escaped(w)}"' for w in part.words))
+def grammar(parts: Sequence[PhrasePart]) -> str:
+    """Return the same rule in GBNF, as llama.cpp reads it; it cannot forbid repetitions (see `tidy`)."""
+    whole = "part0"
+    for number, part in enumerate(parts[1:], start=1):
+        whole += f' "{_escaped(_between(part))}" part{number}'
+    rules = [f'root ::= " "? {whole} "{STOP}"?']
+    for number, part in enumerate(parts):
+        n_more = min(part.n_phrases, len(set(part.phrases))) - 1
+        rules.append(f'part{number} ::= phrase{number} ("{COMMA} " phrase{number}){{{n_more},{n_more}}}')
+        rules.append(f"phrase{number} ::= " + " | ".join(f'"{_escaped(p)}"' for p in part.phrases))
     return "\n".join(rules) + "\n"
 
 
-def _escaped(word: str) -> str:
-    return word.replace("\\", "\\\\").replace('"', '\\"')
+def _escaped(phrase: str) -> str:
+    return phrase.replace("\\", "\\\\").replace('"', '\\"')

@@ -42,10 +42,11 @@ class SummaryConfig(BaseModel):
     frequency_penalty: float = Field(default=0.5, ge=0, le=2)
     """Keeps small models from repeating themselves."""
     grounded: bool = False
-    """Hold summaries to words of the items they are made of, and a few that join them: none is invented, and
-    an update or a merge speaks of all it has read, the newest first."""
-    block_words: int = Field(default=8, ge=1)
-    """Words at most that a grounded summary says of a block, and a merge of each summary it reads."""
+    """Hold summaries to phrases of the items they are made of: none is invented, and an update or a merge
+    speaks of all it has read, the newest first. The model chooses which phrases, and their order."""
+    n_phrases: int = Field(default=12, ge=3)
+    """Phrases of a grounded profile, a third of them of its newest block; a first summary has that third, and
+    a merge takes its share from each summary it reads. See that `max_new_tokens` has room for them."""
     counts: bool = False
     """Put the counts of `counted` behind a written profile: how often costs nothing to know exactly."""
     fan_in: int = Field(default=6, ge=2)

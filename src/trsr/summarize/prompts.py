@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from trsr.llm.base import Message, Prompt, WordPart
-from trsr.llm.wording import BREAK, vocabulary
+from trsr.llm.base import Message, PhrasePart, Prompt
+from trsr.summarize.phrases import phrases_of
 from trsr.summarize.plan import Call
 from trsr.templating import Template, load_template, plain_line
 
@@ -34,7 +34,7 @@ def render_call(
     item_texts: Sequence[str],
     inputs: Sequence[str],
     *,
-    block_words: int | None = None,
+    n_phrases: int | None = None,
 ) -> Prompt:
     """Render one call.
 
@@ -44,12 +44,11 @@ def render_call(
         call: What to ask.
         item_texts: The texts of the block's items, oldest first; unused by a merge.
         inputs: The texts of the calls it reads, oldest first.
-        block_words: Given, the answer is held to words of the items and texts it reads and those of the
-            template's section `joining`, so many of each at most, the newest first; what an update knew
-            before is bounded by the answer's cap only. The section `before` stands between them.
+        n_phrases: Given, the answer is held to phrases of the items and texts it reads, in parts, the newest
+            first; see `SummaryConfig.n_phrases`. The template's section `before` stands between the parts.
 
     Raises:
-        TemplateError: the answer is to be held so, and the template lacks one of these sections.
+        TemplateError: the answer is to be held so, and the template has no such section.
     """
     prefill = template.render("prefill", items=[], previous="", summaries=[])
     # Without the words every summary begins with: a small model that sees them again copies what follows.
@@ -68,25 +67,30 @@ def render_call(
         ]
     messages.append(Message("user", template.render(call.kind, **values)))
     parts = None
-    if block_words is not None:
+    if n_phrases is not None:
         lead = template.render("before", **values)
-        joining = template.render("joining", **values)
-        known = [[text.replace(f"{BREAK} {lead} ", f"{BREAK} "), joining] for text in reversed(summaries)]
-        if call.kind == "merge":
-            limits: list[int | None] = [block_words] * len(known)
-        else:
-            known = [[*map(_without_labels, values["items"]), joining], *known]
-            limits = [block_words, None]
-        parts = tuple(
-            WordPart(vocabulary(texts), limit, lead if number else "")
-            for number, (texts, limit) in enumerate(zip(known, limits, strict=False))
-        )
+        known = [text.replace(f"; {lead} ", "; ") for text in summaries]
+        parts = _parts(call, values["items"], known, n_phrases, lead) or None
     return Prompt(tuple(messages), prefill, parts)
+
+
+def _parts(
+    call: Call, items: Sequence[str], known: Sequence[str], n_phrases: int, lead: str
+) -> tuple[PhrasePart, ...]:
+    """Return what a grounded answer is made of: phrases of the block, then of what was known before."""
+    share = n_phrases // 3
+    if call.kind == "merge":
+        sources = [(text, -(-n_phrases // len(known))) for text in reversed(known)]
+    else:
+        block = "; ".join(_without_labels(item) for item in items)
+        sources = [(block, share), *((text, n_phrases - share) for text in known)]
+    found = [(phrases, n) for text, n in sources if (phrases := phrases_of(text))]
+    return tuple(PhrasePart(phrases, n, lead if number else "") for number, (phrases, n) in enumerate(found))
 
 
 def _without_labels(item_text: str) -> str:
     """Return an item's text without the names of its fields."""
-    return _LABEL.sub(" ", item_text)
+    return _LABEL.sub("; ", item_text)
 
 
 def summary_text(template: Template, generated: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from trsr.errors import EngineError
 from trsr.llm.base import Generation, GenerationParams, Prompt, TextGenerator, prompt_key
-from trsr.llm.wording import strange_words, without_broken_end, words_of_parts
+from trsr.llm.wording import strange_phrases, tidy
 from trsr.segment import segment
 from trsr.summarize.counted import counted_profile
 from trsr.summarize.plan import Call, SummaryConfig, plan_calls
@@ -67,8 +67,8 @@ class Summariser:
     def prompt(self, call: Call, inputs: Sequence[str]) -> Prompt:
         """Render a call of a plan; `inputs` are the texts of the calls it reads, oldest first."""
         texts = [] if call.kind == "merge" else [self.item_text(i) for i in call.item_ids]
-        block_words = self.config.block_words if self.config.grounded else None
-        return render_call(self.template, call, texts, inputs, block_words=block_words)
+        n_phrases = self.config.n_phrases if self.config.grounded else None
+        return render_call(self.template, call, texts, inputs, n_phrases=n_phrases)
 
     def without_calls(self, history: History, given: str = "") -> PreferenceSummary:
         """Return the profile by `none` or `counted`.
@@ -297,10 +297,10 @@ class _Stream:
         """Commit a result and hand its text on; return the calls that waited for nothing else."""
         written, parts = result.text, question.prompt.parts
         if parts is not None:
-            written = without_broken_end(written, parts)
+            written = tidy(written, parts)
         error = result.error or (None if plain_line(written) else "the model wrote nothing")
-        if error is None and parts is not None and (strange := strange_words(written, words_of_parts(parts))):
-            error = f"the model wrote {strange[0]!r}, which is not among the words it was held to"
+        if error is None and parts is not None and (strange := strange_phrases(written, parts)):
+            error = f"the model wrote {strange[0]!r}, which is not among the phrases it was held to"
         text = summary_text(self.summariser.template, written) if error is None else None
         self.store.put(
             StoredCall(
