@@ -64,7 +64,8 @@ def _phrases_by_part(text: str, parts: Sequence[PhrasePart]) -> list[list[str]]:
         said.append(before)
         rest = after
     head, _, tail = rest.rpartition(BREAK)
-    if head and len(said) < len(parts) - 1 and parts[len(said) + 1].lead.startswith(tail.strip()):
+    following = parts[len(said) + 1 :][:1]
+    if head and any(part.lead.startswith(tail.strip()) for part in following):
         rest = head
     return [[p for p in (s.strip() for s in one.split(COMMA)) if p] for one in (*said, rest)]
 
