@@ -72,7 +72,7 @@ def _phrases_by_part(text: str, parts: Sequence[PhrasePart]) -> list[list[str]]:
 
 @dataclass(slots=True)
 class _Node:
-    """A place in a tree of phrases: tokens that may follow, phrases below or here, and the one ending here."""
+    """A place in a tree of phrases: tokens that may follow, phrases from here on, the one ending here."""
 
     children: dict[int, _Node] = field(default_factory=dict)
     below: set[int] = field(default_factory=set)
