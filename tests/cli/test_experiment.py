@@ -241,7 +241,7 @@ def test_the_demo_shows_both_summarisers_the_metrics_and_what_to_try_next(trsr: 
     for text in ("Block 1", "(update of 1)", "Profile"):
         assert text in answer.out
     commands = [line.split()[1] for line in answer.out.splitlines() if line.startswith("  trsr ")]
-    assert commands == ["rank", "summarize", "run"]
+    assert commands == ["rank", "summarize", "run", "serve"]
 
 
 @pytest.mark.usefixtures("tiny_demo")
