@@ -83,7 +83,7 @@ def bench_serve(
 
     Raises:
         InputError: the data set has too few users or items.
-        EngineError: the server did not start.
+        EngineError: the server did not start, or answered nothing.
     """
     serving = open_for_serving(model_or_run, data)
     known = _known_users(serving, users, candidates)
@@ -96,6 +96,8 @@ def bench_serve(
         one = _load(port, known, candidates, n_clients=1, seconds=seconds / 2)
         several = _load(port, known, candidates, n_clients=clients, seconds=seconds / 2)
         hits, misses = (a - b for a, b in zip(_cache_counts(port), before, strict=True))
+    if not one.seconds or not several.seconds:
+        raise EngineError("The server answered no request under load; look at what it logs.")
     return {
         "benchmark": "serve",
         "served": model_or_run.name,
@@ -264,4 +266,4 @@ def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def _at(seconds: Sequence[float], percentile: float) -> float:
-    return float(np.percentile(seconds, percentile)) if len(seconds) else float("nan")
+    return float(np.percentile(seconds, percentile))

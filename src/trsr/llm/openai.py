@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from trsr.errors import EngineError, MissingExtraError
 from trsr.llm.base import Generation, GenerationParams, PhrasePart, Prompt
-from trsr.llm.wording import grammar as word_grammar
+from trsr.llm.wording import grammar as gbnf
 
 try:
     import httpx2
@@ -232,7 +232,7 @@ class OpenAIGenerator:
         return request
 
     def _grammar_field(self, parts: Sequence[PhrasePart]) -> dict[str, Any]:
-        rule = word_grammar(parts)
+        rule = gbnf(parts)
         match self._grammar:
             case "llama.cpp":
                 return {"grammar": rule}
