@@ -91,3 +91,12 @@ def test_a_process_that_forgets_to_close_still_ends() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "None"
+
+
+def test_a_server_that_was_never_asked_stops() -> None:
+    gguf = models.gguf_file(models.EMBEDDED_MODEL)
+    code = (
+        "import sys; from pathlib import Path; from trsr.llm.llamacpp import open_server\n"
+        "for _ in range(8): open_server(Path(sys.argv[1]), n_parallel=1, slot_tokens=64, threads=1)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(gguf)], check=True, timeout=120)

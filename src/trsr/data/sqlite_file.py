@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from trsr.errors import OutputError, StoreError
+
+PATIENCE = 30.0
+"""Seconds to wait for a database that another process is writing."""
 
 
 @contextmanager
@@ -61,21 +65,48 @@ def open_sqlite(
     """
     with as_one_sentence(path, what):
         path.parent.mkdir(parents=True, exist_ok=True)
-        db = sqlite3.connect(path, isolation_level=None, timeout=30.0, check_same_thread=not many_threads)
+        started = time.monotonic()
+        db = sqlite3.connect(path, isolation_level=None, timeout=PATIENCE, check_same_thread=not many_threads)
         try:
-            _migrate(db, path, what, application_id, migrations)
+            while not _migrated(db, path, what, application_id, migrations, deadline=started + PATIENCE):
+                time.sleep(0.01)
         except BaseException:
             db.close()
             raise
     return db
 
 
+def _migrated(
+    db: sqlite3.Connection,
+    path: Path,
+    what: str,
+    application_id: int,
+    migrations: Sequence[str],
+    *,
+    deadline: float,
+) -> bool:
+    """Bring a database up to date; False when another process is doing so and there is time to wait for it."""
+    try:
+        _migrate(db, path, what, application_id, migrations)
+    except sqlite3.OperationalError as error:
+        # SQLite does not wait where two processes switch a new file to WAL at once: it refuses one of them.
+        if "locked" not in str(error) or time.monotonic() > deadline:
+            raise
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        return False
+    return True
+
+
 def _migrate(
     db: sqlite3.Connection, path: Path, what: str, application_id: int, migrations: Sequence[str]
 ) -> None:
+    # One transaction: else another process could make the tables between two of the questions.
+    db.execute("BEGIN")
     (version,) = db.execute("PRAGMA user_version").fetchone()
     (application,) = db.execute("PRAGMA application_id").fetchone()
     (n_tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    db.execute("COMMIT")
     if n_tables and application != application_id:
         raise StoreError(f"{path} is a database of another program; name another file.")
     if version > len(migrations):

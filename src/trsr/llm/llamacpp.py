@@ -165,12 +165,15 @@ def open_server(gguf: Path, *, n_parallel: int, slot_tokens: int, threads: int) 
     params.warmup = False
     params.verbosity = 0
     try:
-        return xllamacpp.Server(params)
+        server = xllamacpp.Server(params)
     except RuntimeError as error:
         raise ModelError(
             f"llama.cpp could not load {gguf} ({error}): check that it is a whole GGUF file and that "
             f"{n_parallel} slots of {slot_tokens} tokens fit into memory."
         ) from error
+    # An object that dies before its loop has begun to run waits for that loop for ever.
+    server.handle_completions({"prompt": ".", "max_tokens": 1})
+    return server
 
 
 def render_chat(server: Any, prompt: Prompt) -> str:

@@ -18,7 +18,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from trsr.data.sqlite_file import as_one_sentence, open_sqlite
+from trsr.data.sqlite_file import PATIENCE, as_one_sentence, open_sqlite
 from trsr.errors import OutputError
 from trsr.serve import sqlite_steps as steps
 from trsr.serve.records import Author, Event, PendingUpdate, Profile, StoredEvent, UserSummary
@@ -45,7 +45,7 @@ class SqliteServeStore:
         self.path = Path(path)
         self._db = open_sqlite(self.path, WHAT, APPLICATION_ID, MIGRATIONS, many_threads=True)
         self._db.execute("PRAGMA secure_delete = ON")
-        self._reader = sqlite3.connect(self.path, isolation_level=None, timeout=30.0, check_same_thread=False)
+        self._reader = sqlite3.connect(self.path, isolation_level=None, timeout=PATIENCE, check_same_thread=False)
         self._reader.execute("PRAGMA query_only = ON")
         self._write_lock = threading.Lock()
         self._read_lock = threading.Lock()
