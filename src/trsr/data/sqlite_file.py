@@ -85,7 +85,7 @@ def _migrated(
     *,
     deadline: float,
 ) -> bool:
-    """Bring a database up to date; False when another process is doing so and there is time to wait for it."""
+    """Bring a database up to date; False when another process does so and there is time to wait."""
     try:
         _migrate(db, path, what, application_id, migrations)
     except sqlite3.OperationalError as error:

@@ -45,7 +45,9 @@ class SqliteServeStore:
         self.path = Path(path)
         self._db = open_sqlite(self.path, WHAT, APPLICATION_ID, MIGRATIONS, many_threads=True)
         self._db.execute("PRAGMA secure_delete = ON")
-        self._reader = sqlite3.connect(self.path, isolation_level=None, timeout=PATIENCE, check_same_thread=False)
+        self._reader = sqlite3.connect(
+            self.path, isolation_level=None, timeout=PATIENCE, check_same_thread=False
+        )
         self._reader.execute("PRAGMA query_only = ON")
         self._write_lock = threading.Lock()
         self._read_lock = threading.Lock()
