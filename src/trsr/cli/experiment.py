@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trsr.cli.options import Concurrency, GpusPerWorker, Runner
+
 if TYPE_CHECKING:
     from trsr.pipeline.workbench import Workbench
 
@@ -126,13 +128,20 @@ def rank(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show one prompt with its token counts; load no model.")
     ] = False,
+    runner: Runner = "local",
+    concurrency: Concurrency = None,
+    gpus_per_worker: GpusPerWorker = None,
     as_json: AsJson = False,
 ) -> None:
     """Run an experiment up to the scores of every ranker.
 
     Example: trsr rank configs/demo.yaml --out out/demo --dry-run
     """
+    from trsr.batch.runner import choose_runner
+
+    cluster = choose_runner(runner, concurrency, gpus_per_worker)
     bench = _open(config, out, changes)
+    bench.runner = cluster
     if dry_run:
         from trsr.pipeline.dry_run import describe_prompt
 

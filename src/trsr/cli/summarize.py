@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from trsr.cli.options import Concurrency, GpusPerWorker, Runner
 from trsr.cli.plan import PricePerMillion, TokensPerSecond, Within
 
 
@@ -38,6 +39,9 @@ def summarize(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Count calls and tokens; ask no model (see `trsr plan`).")
     ] = False,
+    runner: Runner = "local",
+    concurrency: Concurrency = None,
+    gpus_per_worker: GpusPerWorker = None,
     tokens_per_second: TokensPerSecond = None,
     price_per_million: PricePerMillion = None,
     within: Within = 24.0,
@@ -47,10 +51,20 @@ def summarize(
 
     Example: trsr summarize data/mind --method recurrent --engine llamacpp --limit 100
     """
-    from trsr.pipeline.dataset_profiles import describe_fold, settings, summarize_dataset
+    from trsr.batch.runner import choose_runner
+    from trsr.errors import ConfigError
+    from trsr.pipeline.dataset_profiles import (
+        describe_fold,
+        settings,
+        summarize_dataset,
+        summarize_dataset_on_ray,
+    )
     from trsr.summarize.places import resolved
 
     chosen = settings(method, engine, model, base_url, block_size)
+    cluster = choose_runner(runner, concurrency, gpus_per_worker)
+    if cluster is not None and show is not None:
+        raise ConfigError("--show reads one user in this process; leave --runner ray out.")
     place = None if store is None else resolved(store)
     if dry_run:
         from trsr.pipeline.costs import Rates
@@ -60,13 +74,21 @@ def summarize(
         plan = plan_dataset(data, chosen, place or data / "summaries.sqlite", limit, show, rates)
         typer.echo(json.dumps(plan) if as_json else render(plan))
         return
+    if cluster is not None:
+        _print(summarize_dataset_on_ray(data, chosen, place, limit, cluster), as_json)
+        return
     result = summarize_dataset(data, chosen, place, limit, show)
-    facts = result.written.facts()
-    if as_json:
-        typer.echo(json.dumps(facts))
-    elif show is not None:
+    if show is not None and not as_json:
         (fold,), (profile,) = result.written.folds, result.written.profiles
         typer.echo(describe_fold(fold, result.summariser, profile.text))
     else:
-        for name, value in facts.items():
-            typer.echo(f"{name}: {value}")
+        _print(result.written.facts(), as_json)
+
+
+def _print(facts: dict[str, int | float], as_json: bool) -> None:
+    """Print counts."""
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    for name, value in facts.items():
+        typer.echo(f"{name}: {value}")

@@ -192,12 +192,15 @@ class Dataset:
             for row in table.iter_rows()
         }
 
-    def histories(self) -> Iterator[History]:
+    def histories(self, start: int = 0, stop: int | None = None) -> Iterator[History]:
         """Yield each user's history, oldest first, in the order of user_id; memory stays flat.
 
-        `timestamps` is None unless every event of the user has one.
+        `timestamps` is None unless every event of the user has one. With `start` and `stop` only these rows
+        of the events are read; they have to be those of whole users.
         """
-        for batch in user_batches(self.events().select("user_id", "item_id", "timestamp"), _READ_ROWS):
+        n_rows = None if stop is None else stop - start
+        events = self.events().select("user_id", "item_id", "timestamp").slice(start, n_rows)
+        for batch in user_batches(events, _READ_ROWS):
             users = batch.group_by("user_id", maintain_order=True).agg(pl.all())
             for user, items, times in users.iter_rows():
                 yield History(user, tuple(items), None if None in times else tuple(times))

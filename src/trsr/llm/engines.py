@@ -31,6 +31,10 @@ class FakeEngine(_Engine):
     """Deterministic texts made from the prompt's own words; for tests and dry runs."""
 
     kind: Literal["fake"] = "fake"
+    delay: float = Field(default=0.0, ge=0)
+    """Seconds that each call takes."""
+    log: str | None = None
+    """A file that gets a line at the beginning of each call, in JSON: its key, the time, the process."""
 
 
 class LlamaCppEngine(_Engine):
@@ -112,7 +116,7 @@ def open_generator(config: EngineConfig) -> TextGenerator:
         case FakeEngine():
             from trsr.llm.fake import FakeGenerator
 
-            return FakeGenerator()
+            return FakeGenerator(delay=config.delay, log=config.log)
         case LlamaCppEngine():
             from trsr.llm.llamacpp import LlamaCppGenerator
 

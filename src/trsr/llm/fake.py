@@ -7,15 +7,18 @@ they write depends on the prompt alone, so caching, resuming and parallelism can
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from trsr.llm.base import Generation, GenerationParams, LabelTokens, Prompt, ScoringGroup
+from trsr.llm.base import Generation, GenerationParams, LabelTokens, Prompt, ScoringGroup, prompt_key
 from trsr.seeding import derive_seed
 
 _WORD = re.compile(r"[^\W\d_]{4,}")
@@ -37,6 +40,8 @@ class FakeGenerator:
         fail_on: Which calls fail: every nth one (counted over the generator's life, from 1), or those
             whose prompt makes the function true.
         shuffle: Whether results come in another order than the prompts.
+        log: A file that gets a line at the beginning of each call: its key, the time, the process. Several
+            processes may write to one.
 
     Attributes:
         n_calls: Calls made so far, failed ones included.
@@ -50,11 +55,13 @@ class FakeGenerator:
         delay: float = 0.0,
         fail_on: int | Callable[[Prompt], bool] | None = None,
         shuffle: bool = True,
+        log: str | Path | None = None,
     ) -> None:
         self.n_calls = 0
         self._delay = delay
         self._fail_on = fail_on
         self._shuffle = shuffle
+        self._log = None if log is None else Path(log)
 
     def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
         """Yield one result a prompt; one token is one word."""
@@ -69,12 +76,24 @@ class FakeGenerator:
 
     def _answer(self, index: int, prompt: Prompt, params: GenerationParams) -> Generation:
         self.n_calls += 1
+        if self._log is not None:
+            self._note(self._log, prompt_key(prompt, self.model_id, params))
         time.sleep(self._delay)
         n_read = n_words(prompt)
         if self._fails(prompt):
             return Generation(index, "", n_read, 0, self._delay, "The fake engine was told to fail here.")
         text = fake_text(prompt, params)
         return Generation(index, text, n_read, len(text.split()), self._delay)
+
+    @staticmethod
+    def _note(log: Path, key: str) -> None:
+        """Append one line in one move, so that it is whole whatever other processes write."""
+        line = json.dumps({"key": key, "time": time.time(), "process": os.getpid()}) + "\n"
+        file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(file, line.encode())
+        finally:
+            os.close(file)
 
     def close(self) -> None:
         """Do nothing; there is nothing to give back."""

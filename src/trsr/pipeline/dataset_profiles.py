@@ -5,16 +5,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from trsr.batch.runner import RayRunner
 from trsr.config import validation_sentences
 from trsr.data.tables import Dataset
 from trsr.errors import ConfigError, DataError
 from trsr.llm.engines import EngineConfig
 from trsr.pipeline.profiles import WrittenProfiles, save_profiles, write_profiles
+from trsr.pipeline.ray_profiles import Source, dataset_slices, users_a_piece, write_on_ray
 from trsr.pipeline.workbench import make_summariser
 from trsr.summarize.changes import word_changes
 from trsr.summarize.places import is_database
@@ -81,9 +84,41 @@ def summarize_dataset(
     place = store or data / "summaries.sqlite"
     written = write_profiles(histories, summariser, chosen.engine, place)
     if user_id is None:
-        folder = data if is_database(place) else Path(place).parent
-        save_profiles(folder / "profiles.parquet", [h.user_id for h in histories], written)
+        save_profiles(_profiles_file(data, place), [h.user_id for h in histories], written)
     return DatasetProfiles(summariser, written)
+
+
+def summarize_dataset_on_ray(
+    data: Path, chosen: ProfileSettings, store: str | Path | None, limit: int | None, runner: RayRunner
+) -> dict[str, int | float]:
+    """Write profiles as `summarize_dataset` does, on the workers of a Ray cluster; return counts.
+
+    Raises:
+        ConfigError: the cluster has several machines, and the store is a file.
+        DataError: the folder is no dataset, or has no user with an item that has text.
+    """
+    dataset = Dataset.open(data)
+    make_summariser(dataset, chosen.summary)  # so that a wrong template is said at once
+    place = store or data / "summaries.sqlite"
+    n_users = min(dataset.info.counts["users"], limit or dataset.info.counts["users"])
+    slices, n_users = dataset_slices(dataset, users_a_piece(n_users, runner), limit)
+    opened = partial(_open_source, data.resolve(), chosen.summary)
+    file = _profiles_file(data, place)
+    return write_on_ray(slices, n_users, opened, chosen.engine, place, runner, file)
+
+
+def _open_source(data: Path, config: SummaryConfig) -> Source:
+    """Open the dataset in a worker; a piece is a slice of the rows of its events."""
+    dataset = Dataset.open(data)
+
+    def histories(start: int, stop: int) -> list[tuple[str, History]]:
+        return [(h.user_id, h) for h in histories_with_text(dataset, start=start, stop=stop)]
+
+    return Source(make_summariser(dataset, config), histories)
+
+
+def _profiles_file(data: Path, store: str | Path) -> Path:
+    return (data if is_database(store) else Path(store).parent) / "profiles.parquet"
 
 
 def user_histories(dataset: Dataset, limit: int | None, user_id: str | None) -> list[History]:
@@ -99,10 +134,15 @@ def user_histories(dataset: Dataset, limit: int | None, user_id: str | None) -> 
     return histories
 
 
-def histories_with_text(dataset: Dataset, user_id: str | None = None) -> Iterator[History]:
-    """Yield histories of items that have text; a user without any is passed over."""
+def histories_with_text(
+    dataset: Dataset, user_id: str | None = None, start: int = 0, stop: int | None = None
+) -> Iterator[History]:
+    """Yield histories of items that have text; a user without any is passed over.
+
+    `start` and `stop` are rows of the events, see `Dataset.histories`.
+    """
     catalogue = dataset.catalogue()
-    for history in dataset.histories():
+    for history in dataset.histories(start, stop):
         if user_id is None or history.user_id == user_id:
             items = tuple(i for i in history.item_ids if catalogue[i].fields)
             if items:

@@ -29,16 +29,20 @@ class WrittenProfiles:
 
     def facts(self) -> dict[str, int | float]:
         """Return counts: of this process, and what the store answered."""
-        made = self.progress
-        return {
-            "profiles": len(self.profiles),
-            "calls": made.n_calls,
-            "calls_made": made.n_calls_made,
-            "calls_from_store": made.n_calls_known,
-            "prompt_tokens": made.n_prompt_tokens,
-            "generated_tokens": made.n_generated_tokens,
-            "tokens_per_second": round(made.n_generated_tokens / max(self.seconds, 1e-9), 1),
-        }
+        return profile_facts(len(self.profiles), self.progress, self.seconds)
+
+
+def profile_facts(n_profiles: int, made: SummaryProgress, seconds: float) -> dict[str, int | float]:
+    """Return what the command says about profiles that were written in so many seconds."""
+    return {
+        "profiles": n_profiles,
+        "calls": made.n_calls,
+        "calls_made": made.n_calls_made,
+        "calls_from_store": made.n_calls_known,
+        "prompt_tokens": made.n_prompt_tokens,
+        "generated_tokens": made.n_generated_tokens,
+        "tokens_per_second": round(made.n_generated_tokens / max(seconds, 1e-9), 1),
+    }
 
 
 def needs_calls(config: SummaryConfig) -> bool:
@@ -77,22 +81,27 @@ def write_profiles(
 
 
 def save_profiles(file: Path, names: Sequence[str], written: WrittenProfiles) -> None:
-    """Write a Parquet file of profiles in one move; `names` are example ids.
+    """Write a Parquet file of profiles in one move (see `profile_table`); `names` are example ids."""
+    write_whole(file, profile_table(names, written.folds, written.profiles).write_parquet)
+
+
+def profile_table(
+    names: Sequence[str], folds: Sequence[Fold], profiles: Sequence[PreferenceSummary]
+) -> pl.DataFrame:
+    """Return one row a profile; `names` are example ids.
 
     The column `texts` holds the texts of all calls of a profile's plan, those of its blocks first.
     """
-    profiles = written.profiles
-    frame = pl.DataFrame(
+    return pl.DataFrame(
         {
-            "example_id": names,
-            "user_id": [p.user_id for p in profiles],
-            "text": [p.text for p in profiles],
-            "n_items": [p.n_items for p in profiles],
+            "example_id": pl.Series(names, dtype=pl.String),
+            "user_id": pl.Series([p.user_id for p in profiles], dtype=pl.String),
+            "text": pl.Series([p.text for p in profiles], dtype=pl.String),
+            "n_items": pl.Series([p.n_items for p in profiles], dtype=pl.Int64),
             "key": pl.Series([p.key for p in profiles], dtype=pl.String),
             "texts": pl.Series(
-                [[fold.texts[i] for i in range(len(fold.calls))] for fold in written.folds],
+                [[fold.texts[i] for i in range(len(fold.calls))] for fold in folds],
                 dtype=pl.List(pl.String),
             ),
         }
     )
-    write_whole(file, frame.write_parquet)

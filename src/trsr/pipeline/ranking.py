@@ -154,11 +154,21 @@ def _rank(
     missing = [i for i, file in enumerate(files) if not file.exists()]
     if not missing:
         return
+    parts = {i: examples[i * EXAMPLES_A_PART : (i + 1) * EXAMPLES_A_PART] for i in missing}
+    if bench.runner is not None and name in PROBABILISTIC:  # the others cost less than a worker's start
+        from trsr.pipeline.ray_ranking import rank_on_ray
+
+        rank_on_ray(bench, name, {files[i]: part for i, part in parts.items()}, bench.runner, on_progress)
+        return
     ranker = make_ranker(bench, name)
-    for i in missing:
-        part = examples[i * EXAMPLES_A_PART : (i + 1) * EXAMPLES_A_PART]
-        write_whole(files[i], _rows(ranker, part).write_parquet)
+    for i, part in parts.items():
+        write_part(files[i], ranker, part)
         on_progress(i * EXAMPLES_A_PART + len(part))
+
+
+def write_part(file: Path, ranker: Ranker, examples: Sequence[RankingExample]) -> None:
+    """Score some examples into a file of their own."""
+    write_whole(file, _rows(ranker, examples).write_parquet)
 
 
 def _rows(ranker: Ranker, examples: Sequence[RankingExample]) -> pl.DataFrame:

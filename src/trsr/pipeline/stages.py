@@ -21,6 +21,7 @@ from trsr.pipeline.leakage import check_examples
 from trsr.pipeline.preflight import check_dataset, check_recommender, dataset_digest
 from trsr.pipeline.profiles import save_profiles, write_profiles
 from trsr.pipeline.ranking import rank_candidates
+from trsr.pipeline.ray_profiles import summarize_examples
 from trsr.pipeline.variants import check_questions, variant_benches
 from trsr.pipeline.workbench import Workbench
 from trsr.train.config import TrainConfig
@@ -61,6 +62,8 @@ def write_summaries(bench: Workbench) -> Facts:
     """Write the profile of every example's history."""
     check_recommender(bench)
     examples = bench.all_examples()
+    if bench.runner is not None:
+        return summarize_examples(bench, bench.runner)
     written = write_profiles(
         [History(e.user_id, e.history) for e in examples],
         bench.summariser,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 
 import polars as pl
 
-from trsr.config import FolderData
+from trsr.batch.runner import RayRunner
+from trsr.config import FolderData, RunConfig
 from trsr.data.example_files import read_splits
 from trsr.data.examples import Splits
 from trsr.data.tables import Dataset
@@ -30,6 +31,10 @@ NO_CAP = 10_000
 """More tokens than a field has."""
 
 
+Place = tuple[Path, RunConfig, str]
+"""A run folder, its configuration, and the command that opened it."""
+
+
 class Workbench:
     """Everything derived from a run's configuration and its finished stages."""
 
@@ -40,6 +45,13 @@ class Workbench:
         self.base = base
         self.say: Callable[[str], None] = lambda _: None
         """Is told what long stages do."""
+        self.runner: RayRunner | None = base.runner if base else None
+        """Where profiles are written and the language model ranks; None for this process."""
+
+    def places(self) -> list[Place]:
+        """Return what `reopened` needs to open this workbench in another process."""
+        before = self.base.places() if self.base else []
+        return [*before, (self.folder.path.resolve(), self.config, self.folder.command)]
 
     @property
     def store_place(self) -> str | Path:
@@ -134,7 +146,16 @@ class Workbench:
         """The answer tokens."""
         return self.builder.labels()
 
-    def item_texts(
+    def reopened(places: Sequence[Place]) -> Workbench:
+    """Open the workbench whose `places` these are, the run's first and then its variant's."""
+    bench: Workbench | None = None
+    for path, config, command in places:
+        bench = Workbench(RunFolder(path, config, command), bench)
+    assert bench is not None
+    return bench
+
+
+def item_texts(
         self, fields: tuple[str, ...] | None, max_field_tokens: int, tokenizer: Tokenizer | None
     ) -> Callable[[str], str]:
         """Return a function from item id to item text that remembers what it made."""

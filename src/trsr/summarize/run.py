@@ -7,8 +7,10 @@ committed when it arrives. Killing the process loses the calls in flight.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from trsr.errors import EngineError
 from trsr.llm.base import Generation, GenerationParams, Prompt, TextGenerator, prompt_key
@@ -20,6 +22,17 @@ from trsr.summarize.prompts import render_call, summary_text
 from trsr.summarize.store import StoredCall, TextStore
 from trsr.templating import Template, plain_line
 from trsr.types import Block, History, Item, PreferenceSummary
+
+ELSEWHERE = 0.2
+"""Seconds between two looks for texts that another process writes."""
+
+
+class Claims(Protocol):
+    """Shares calls among processes that use one store, so that none is made twice."""
+
+    def claim(self, keys: Sequence[str]) -> set[str]:
+        """Return those of the keys that are this process's to ask; another one is about to ask the others."""
+        ...
 
 
 @dataclass(slots=True)
@@ -163,8 +176,11 @@ def complete(
     engine: TextGenerator | None,
     store: TextStore,
     on_progress: Callable[[SummaryProgress], None] = lambda _: None,
+    claims: Claims | None = None,
 ) -> None:
     """Get the texts of all calls of these folds, as `summarize` does; those that got theirs are `done`.
+
+    What `claims` leaves to another process is taken from the store when it is there.
 
     Raises:
         EngineError: calls failed; the folds that did not need them are done.
@@ -177,11 +193,14 @@ def complete(
             raise EngineError(
                 "Summaries have to be written, but no engine was given; name one with --engine."
             )
-        stream = _Stream(summariser, engine, store, progress, on_progress)
+        stream = _Stream(summariser, engine, store, progress, on_progress, claims)
         made = True
         while waiting and made:  # once is enough for an engine that takes calls up to its last result
             made = stream.run(waiting)
             waiting = [fold for fold in waiting if not fold.done]
+            if waiting and not made and stream.n_elsewhere:
+                time.sleep(ELSEWHERE)
+                made = True
         if waiting:
             first_error = next(iter(stream.errors.values()), "the engine gave no answer")
             raise EngineError(
@@ -226,18 +245,24 @@ def _reading_order(prompt: Prompt) -> tuple[str, ...]:
 
 @dataclass(slots=True)
 class _Stream:
-    """Asks what is ready; `errors` holds the keys that failed in this process."""
+    """Asks what is ready; `errors` holds the keys that failed in this process.
+
+    `n_elsewhere` counts the calls that `run` left to other processes.
+    """
 
     summariser: Summariser
     engine: TextGenerator
     store: TextStore
     progress: SummaryProgress
     on_progress: Callable[[SummaryProgress], None]
+    claims: Claims | None = None
     errors: dict[str, str] = field(default_factory=dict)
+    n_elsewhere: int = 0
 
     def run(self, folds: Sequence[Fold]) -> bool:
         """Ask every call of these folds as soon as it is ready; return whether a text was made."""
         asked: dict[str, _Question] = {}
+        self.n_elsewhere = 0
         ready = [(fold, place) for fold in folds for place in fold.ready()]
         keys = self._ask(ready, asked)
         keys.sort(key=lambda key: _reading_order(asked[key].prompt))
@@ -270,6 +295,9 @@ class _Stream:
         while ready:
             questions = self._questions(ready)
             known = self.store.texts([key for key in questions if key not in asked])
+            elsewhere = self._elsewhere(
+                [key for key in questions if key not in asked and key not in known], known
+            )
             ready = []
             for key, question in questions.items():
                 if key in known:
@@ -277,10 +305,23 @@ class _Stream:
                     ready += self._hand_on(question, known[key], key)
                 elif key in asked:
                     asked[key].askers.extend(question.askers)
-                else:
+                elif key not in elsewhere:
                     asked[key] = question
                     new.append(key)
         return new
+
+    def _elsewhere(self, unknown: Sequence[str], known: dict[str, str]) -> set[str]:
+        """Claim unknown calls; return those that another process makes.
+
+        What it has finished between the look into the store and the claim is added to `known`.
+        """
+        if self.claims is None or not unknown:
+            return set()
+        mine = self.claims.claim(unknown)
+        known.update(self.store.texts(unknown))
+        elsewhere = {key for key in unknown if key not in mine and key not in known}
+        self.n_elsewhere += len(elsewhere)
+        return elsewhere
 
     def _questions(self, ready: Sequence[tuple[Fold, int]]) -> dict[str, _Question]:
         """Return the distinct calls by key, those that failed before left out."""

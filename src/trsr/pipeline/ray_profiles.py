@@ -1,0 +1,231 @@
+"""Writes profiles on the workers of a Ray cluster, which share one store of summaries.
+
+Every worker commits each call to the store when it is answered, as the local runner does, so that neither a
+worker's end nor the driver's loses or repeats one. What a piece of the users has come to goes back to the
+driver as a table.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+
+import polars as pl
+
+from trsr.batch.claims import ClaimTable, RemoteClaims
+from trsr.batch.runner import RayRunner
+from trsr.data.files import write_whole
+from trsr.data.tables import Dataset
+from trsr.errors import ConfigError, DataError, EngineError
+from trsr.llm.engines import EngineConfig, open_generator
+from trsr.pipeline.profiles import needs_calls, profile_facts, profile_table
+from trsr.pipeline.progress import bar
+from trsr.pipeline.workbench import Place, Workbench, reopened
+from trsr.summarize.places import is_database
+from trsr.summarize.run import Summariser, SummaryProgress, complete, profile, start_fold
+from trsr.summarize.stores import open_store
+from trsr.types import History
+
+MAX_USERS = 1000
+"""Most users of a piece: enough to keep an engine full, and few enough to share among workers."""
+PIECES_A_WORKER = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a source's profiles; `owner` names it among all that share calls."""
+
+    owner: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where workers find what is to be summarised.
+
+    Attributes:
+        summariser: What the texts depend on.
+        histories: Start and stop of a piece to its histories, each with the name of its profile.
+    """
+
+    summariser: Summariser
+    histories: Callable[[int, int], list[tuple[str, History]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a piece has come to: its profiles, or why some are unfinished."""
+
+    table: pl.DataFrame | None
+    progress: SummaryProgress
+    error: str | None = None
+
+
+class ProfileWorker:
+    """Writes the profiles of pieces, with one engine and one connection to the store for all of them."""
+
+    def __init__(
+        self, open_source: Callable[[], Source], engine: EngineConfig, store: str, claims: object
+    ) -> None:
+        self._source = open_source()
+        self._store = open_store(store)
+        self._engine = open_generator(engine) if needs_calls(self._source.summariser.config) else None
+        self._claims = claims
+
+    def __call__(self, piece: Piece) -> Written:
+        """Write the profiles of a piece; failed calls are told, not raised, so that other pieces go on."""
+        summariser = self._source.summariser
+        named = self._source.histories(piece.start, piece.stop)
+        folds = [start_fold(history, summariser) for _, history in named]
+        claims = RemoteClaims(self._claims, piece.owner)
+        last = SummaryProgress()
+
+        def keep(progress: SummaryProgress) -> None:
+            nonlocal last
+            last = progress
+
+        try:
+            complete(folds, summariser, self._engine, self._store, keep, claims)
+        except EngineError as error:
+            last.n_users, last.n_users_done = len(folds), sum(fold.done for fold in folds)
+            return Written(None, last, str(error))
+        finally:
+            claims.release()
+        profiles = [profile(fold, summariser) for fold in folds]
+        return Written(profile_table([name for name, _ in named], folds, profiles), last)
+
+
+def write_on_ray(
+    slices: Sequence[tuple[int, int]],
+    n_users: int,
+    open_source: Callable[[], Source],
+    engine: EngineConfig,
+    store: str | Path,
+    runner: RayRunner,
+    file: Path,
+) -> dict[str, int | float]:
+    """Write profiles into a file and return counts (see `profile_facts`); the order is that of the slices.
+
+    Args:
+        slices: Start and stop of every piece, as `open_source` counts.
+        n_users: Profiles of all of them.
+        open_source: Opens the source in a worker.
+        engine: Each worker has one of its own.
+        store: A file, for workers on one machine, or a database.
+        runner: How many workers.
+        file: What `save_profiles` makes.
+
+    Raises:
+        ConfigError: the cluster has several machines, and the store is a file.
+        EngineError: some calls failed; the finished ones are kept.
+        StoreError, OutputError: the store cannot be used.
+    """
+    from trsr.batch import ray
+
+    started = time.perf_counter()
+    open_store(store).close()  # whatever is wrong with it is said before a cluster is waited for
+    with bar("Summarising") as shown:
+        ray.start(runner)
+        _check_shared(store, ray.n_machines())
+        claims, job = ray.make_actor(ClaimTable), ray.job_id()
+        place = str(store) if is_database(store) else str(Path(store).resolve())
+        pieces = [Piece(f"{job}-{i}", start, stop) for i, (start, stop) in enumerate(slices)]
+        total, tables, errors = SummaryProgress(), dict[int, pl.DataFrame](), list[str]()
+        open_work = partial(ProfileWorker, open_source, engine, place, claims)
+        for number, written in ray.do_pieces(pieces, open_work, runner):
+            _add(total, written.progress)
+            if written.table is not None:
+                tables[number] = written.table
+            if written.error is not None:
+                errors.append(written.error)
+            rate = total.n_generated_tokens / (time.perf_counter() - started)
+            shown.update(total.n_users_done, n_users, f"{rate:.0f} tokens/s")
+    if errors:
+        raise EngineError(
+            f"{total.n_calls_failed} summary calls failed in {len(errors)} of {len(pieces)} parts "
+            f"(the first said: {errors[0]})",
+            retryable=True,
+        )
+    table = pl.concat([tables[number] for number in range(len(pieces))])
+    write_whole(file, table.write_parquet)
+    return profile_facts(len(table), total, time.perf_counter() - started)
+
+
+def _check_shared(store: str | Path, n_machines: int) -> None:
+    """Refuse a file for workers on several machines: SQLite's locks do not reach from one to another."""
+    if n_machines > 1 and not is_database(store):
+        raise ConfigError(
+            f"The store {store} is a file, which the {n_machines} machines of the Ray cluster cannot share; "
+            "name a database with --store postgresql://USER:PASSWORD@HOST/DATABASE."
+        )
+
+
+def _add(total: SummaryProgress, part: SummaryProgress) -> None:
+    for counted in fields(SummaryProgress):
+        setattr(total, counted.name, getattr(total, counted.name) + getattr(part, counted.name))
+
+
+def users_a_piece(n_users: int, runner: RayRunner) -> int:
+    """Return how many users go to a worker at once."""
+    return max(1, min(MAX_USERS, math.ceil(n_users / (PIECES_A_WORKER * runner.concurrency))))
+
+
+def dataset_slices(dataset: Dataset, n_users: int, limit: int | None) -> tuple[list[tuple[int, int]], int]:
+    """Cut a dataset's events into slices of whole users, and count the users that have any text.
+
+    Args:
+        dataset: The dataset.
+        n_users: Users of a slice that have items with text.
+        limit: Only the first so many of them.
+
+    Raises:
+        DataError: there is none.
+    """
+    slices, start, stop, found, taken = list[tuple[int, int]](), 0, 0, 0, 0
+    catalogue = dataset.catalogue()
+    for history in dataset.histories():
+        stop += len(history)
+        if not any(catalogue[item].fields for item in history.item_ids):
+            continue
+        found += 1
+        taken += 1
+        if found == n_users or taken == limit:
+            slices.append((start, stop))
+            start, found = stop, 0
+        if taken == limit:
+            break
+    if found:
+        slices.append((start, stop))
+    if not taken:
+        raise DataError(f"{dataset.path} has no user with items that have text; import it anew.")
+    return slices, taken
+
+
+def summarize_examples(bench: Workbench, runner: RayRunner) -> dict[str, int | float]:
+    """Write the profile of every example of a run; the workers share its folder.
+
+    Raises:
+        As `write_on_ray`.
+    """
+    n_examples = len(bench.all_examples())
+    step = users_a_piece(n_examples, runner)
+    slices = [(start, min(start + step, n_examples)) for start in range(0, n_examples, step)]
+    opened = partial(_open_examples, bench.places())
+    file = bench.folder.path / "profiles.parquet"
+    return write_on_ray(slices, n_examples, opened, bench.config.engine, bench.store_place, runner, file)
+
+
+def _open_examples(places: Sequence[Place]) -> Source:
+    """Open a run in a worker; a piece is a slice of its examples."""
+    bench = reopened(places)
+    examples = bench.all_examples()
+
+    def histories(start: int, stop: int) -> list[tuple[str, History]]:
+        return [(e.example_id, History(e.user_id, e.history)) for e in examples[start:stop]]
+
+    return Source(bench.summariser, histories)
