@@ -146,20 +146,20 @@ class Workbench:
         """The answer tokens."""
         return self.builder.labels()
 
-    def reopened(places: Sequence[Place]) -> Workbench:
+    def item_texts(
+        self, fields: tuple[str, ...] | None, max_field_tokens: int, tokenizer: Tokenizer | None
+    ) -> Callable[[str], str]:
+        """Return a function from item id to item text that remembers what it made."""
+        return item_texts(self.dataset, fields, max_field_tokens, tokenizer)
+
+
+def reopened(places: Sequence[Place]) -> Workbench:
     """Open the workbench whose `places` these are, the run's first and then its variant's."""
     bench: Workbench | None = None
     for path, config, command in places:
         bench = Workbench(RunFolder(path, config, command), bench)
     assert bench is not None
     return bench
-
-
-def item_texts(
-        self, fields: tuple[str, ...] | None, max_field_tokens: int, tokenizer: Tokenizer | None
-    ) -> Callable[[str], str]:
-        """Return a function from item id to item text that remembers what it made."""
-        return item_texts(self.dataset, fields, max_field_tokens, tokenizer)
 
 
 def item_texts(
