@@ -41,22 +41,25 @@ def start(runner: RayRunner) -> None:
         return
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     address = os.environ.get("RAY_ADDRESS")
-    try:
-        ray.init(address="auto", **quiet)
-    except ConnectionError as error:
-        if address not in {None, "", "local"}:
-            raise ConfigError(
-                f"No Ray cluster answers at RAY_ADDRESS={address}; start one with `ray start --head`."
-            ) from error
-        cpus = max(runner.concurrency, os.cpu_count() or 1)
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
-        needed, there = runner.concurrency * runner.gpus_per_worker, ray.cluster_resources().get("GPU", 0)
-        if needed > there:
-            ray.shutdown()
-            raise ConfigError(
-                f"{runner.concurrency} workers need {needed:g} GPUs, this machine has {there:g}; "
-                "lower --concurrency or --gpus-per-worker, or join a cluster."
-            ) from error
+    if address != "local":
+        try:
+            ray.init(address="auto", **quiet)
+        except ConnectionError as error:
+            if address:
+                raise ConfigError(
+                    f"No Ray cluster answers at RAY_ADDRESS={address}; start one with `ray start --head`."
+                ) from error
+        else:
+            return
+    cpus = max(runner.concurrency, os.cpu_count() or 1)
+    ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+    needed, there = runner.concurrency * runner.gpus_per_worker, ray.cluster_resources().get("GPU", 0)
+    if needed > there:
+        ray.shutdown()
+        raise ConfigError(
+            f"{runner.concurrency} workers need {needed:g} GPUs, this machine has {there:g}; "
+            "lower --concurrency or --gpus-per-worker, or join a cluster."
+        )
 
 
 def n_machines() -> int:
