@@ -54,7 +54,7 @@ def hidden() -> str:
         for module, owners in packages.items()
         if not installed & {re.sub(r"[-_.]+", "-", owner).lower() for owner in owners}
     }
-    assert names >= {"torch", "transformers", "openai", "sqlalchemy", "psycopg", "xllamacpp", "peft"}
+    assert names >= {"torch", "transformers", "openai", "ray", "sqlalchemy", "psycopg", "xllamacpp", "peft"}
     assert not names & {"numpy", "polars", "pydantic", "typer", "trsr"}
     return json.dumps(sorted(names))
 
@@ -94,6 +94,19 @@ def test_import_validate_and_plan_need_no_extra(hidden: str, tmp_path: Path) -> 
     assert facts["stages"][0]["calls"] == 2000  # eight items in blocks of five
     assert facts["stages"][-1]["hours"] > 0
     assert any("4 characters a token, for want of the tokenizer" in note for note in facts["notes"])
+
+
+def test_the_ray_runner_names_its_extra(hidden: str, tmp_path: Path) -> None:
+    items = "\n".join(f"i{n},Lamp number {n}" for n in range(9))
+    (tmp_path / "items.csv").write_text(f"item_id,title\n{items}\n")
+    (tmp_path / "events.csv").write_text(
+        "user_id,item_id,timestamp\n" + "".join(f"u1,i{n},{n}\n" for n in range(9))
+    )
+    files = ("--items", tmp_path / "items.csv", "--events", tmp_path / "events.csv")
+    assert bare(hidden, "import", "table", *files, "--out", tmp_path / "data").returncode == 0
+    answer = bare(hidden, "summarize", tmp_path / "data", "--engine", "fake", "--runner", "ray")
+    assert answer.returncode == 1
+    assert answer.stderr == "Error: The package 'ray' is not installed: run `pip install 'trsr[ray]'`.\n"
 
 
 def test_what_needs_an_extra_names_it(hidden: str, tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ def start(runner: RayRunner) -> None:
         except ConnectionError as error:
             if address:
                 raise ConfigError(
-                    f"No Ray cluster answers at RAY_ADDRESS={address}; start one with `ray start --head`."
+                    f"No Ray cluster that takes this machine answers at RAY_ADDRESS={address}; start one "
+                    "with `ray start --head`, and set its RAY_AUTH_MODE and RAY_AUTH_TOKEN here too."
                 ) from error
         else:
             return
