@@ -47,10 +47,11 @@ def running_cluster() -> Iterator[dict[str, str]]:
         text=True,
         start_new_session=True,
     )
+    output = cluster.stdout
+    assert output is not None
     try:
-        assert cluster.stdout is not None
         said = []
-        for line in cluster.stdout:
+        for line in output:
             said.append(line)
             if "Ray runtime started" in line:
                 break
@@ -64,5 +65,5 @@ def running_cluster() -> Iterator[dict[str, str]]:
         except subprocess.TimeoutExpired:
             os.killpg(cluster.pid, signal.SIGKILL)
             cluster.wait()
-        cluster.stdout.close()
+        output.close()
         shutil.rmtree(folder, ignore_errors=True)

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -62,7 +63,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def rows(store: Path, columns: str = COLUMNS) -> list[tuple[object, ...]]:
+def rows(store: Path, columns: str = COLUMNS) -> list[tuple[Any, ...]]:
     """Return a store's rows in the order of their keys; none while it is being made."""
     if not store.exists():
         return []
@@ -125,10 +126,10 @@ class Job:
         assert self.process is not None
         assert self.process.wait() == 0, self.process.stderr and self.process.stderr.read()
 
-    def calls(self) -> list[dict[str, object]]:
+    def calls(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
 
-    def wait_for_calls(self, number: int) -> list[dict[str, object]]:
+    def wait_for_calls(self, number: int) -> list[dict[str, Any]]:
         assert self.process is not None
         while len(calls := self.calls()) < number:
             assert self.process.poll() is None, f"it ended before call {number}, after {len(calls)}"
@@ -138,8 +139,9 @@ class Job:
     def check(self, local: Path, n_in_flight: int) -> None:
         """See that the store is the local runner's, and that only calls in flight were made again."""
         assert rows(self.store) == rows(local / "s.sqlite")
-        calls, committed = self.calls(), dict(rows(self.store, "key, created_at"))
-        repeated = [c for c in calls if float(str(c["time"])) > float(str(committed[c["key"]]))]
+        calls = self.calls()
+        committed: dict[str, float] = dict(rows(self.store, "key, created_at"))
+        repeated = [c for c in calls if c["time"] > committed[c["key"]]]
         assert not repeated, "a finished call was made again"
         counts = Counter(c["key"] for c in calls)
         assert counts.keys() == committed.keys()
@@ -162,13 +164,13 @@ def moments(n_calls: int) -> list[int]:
 
 def test_workers_killed_at_moments_of_chance_lose_and_repeat_nothing(job: Job, local: Path) -> None:
     job.start()
-    killed: set[object] = set()
+    killed: set[int] = set()
     for moment in moments(len(rows(local / "s.sqlite"))):
         calls = job.wait_for_calls(moment)
         while calls[-1]["process"] in killed:
             calls = job.wait_for_calls(len(calls) + 1)
         before = rows(job.store, "key, text, created_at")
-        os.kill(int(str(calls[-1]["process"])), signal.SIGKILL)
+        os.kill(calls[-1]["process"], signal.SIGKILL)
         killed.add(calls[-1]["process"])
         assert set(before) <= set(rows(job.store, "key, text, created_at"))
     job.end()
