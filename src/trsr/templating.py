@@ -11,6 +11,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -76,22 +77,32 @@ class Template:
     @cached_property
     def sections(self) -> Mapping[str, jinja2.Template]:
         """The compiled sections by name."""
-        parts = _SECTION.split(self.source)
-        return {
-            name: _ENVIRONMENT.from_string(body.strip("\n"))
-            for name, body in zip(parts[1::2], parts[2::2], strict=True)
-        }
+        return {name: _ENVIRONMENT.from_string(body.strip("\n")) for name, body in self._bodies.items()}
 
-    @property
+    @cached_property
+    def _bodies(self) -> Mapping[str, str]:
+        """The sources of the sections by name."""
+        parts = _SECTION.split(self.source)
+        return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+    @cached_property
     def hash(self) -> str:
         """Sha256 of the source in hex: changes whenever a letter of the template does."""
         return hashlib.sha256(self.source.encode()).hexdigest()
 
+    @cached_property
+    def _fixed(self) -> Mapping[str, str]:
+        """The texts of sections that use no variable, by name: nearly every call says them."""
+        found = {}
+        for name, section in self.sections.items():
+            if not jinja2.meta.find_undeclared_variables(_ENVIRONMENT.parse(self._bodies[name])):
+                with suppress(*_RENDER_ERRORS):  # `render` says what is wrong
+                    found[name] = section.render().strip()
+        return found
+
     def own_text(self, section: str) -> str:
         """Return what a section says by itself, without its variables; empty if there is no such section."""
-        parts = _SECTION.split(self.source)
-        bodies = dict(zip(parts[1::2], parts[2::2], strict=True))
-        tokens = _ENVIRONMENT.lex(bodies.get(section, ""))
+        tokens = _ENVIRONMENT.lex(self._bodies.get(section, ""))
         return "".join(text for _, kind, text in tokens if kind == "data").strip()
 
     def render(self, section: str, **variables: object) -> str:
@@ -100,6 +111,8 @@ class Template:
         Raises:
             TemplateError: the section is missing, or uses a variable that was not given.
         """
+        if section in self._fixed:
+            return self._fixed[section]
         if section not in self.sections:
             raise TemplateError(
                 f"The template {self.name!r} has no section [[{section}]]; add it "

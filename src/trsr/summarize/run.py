@@ -2,13 +2,17 @@
 
 A call is asked as soon as the texts it reads are there, whatever other users wait for. What the store already
 has costs nothing, however deep in a plan it stands; what two users share is asked once; every result is
-committed when it arrives. Killing the process loses the calls in flight.
+committed when it arrives. Killing the process loses the calls in flight. Users are started in windows, so that
+what is kept in memory does not grow with their number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import overload
 
 from trsr.errors import EngineError
 from trsr.llm.base import Generation, GenerationParams, Prompt, TextGenerator, prompt_key
@@ -22,6 +26,10 @@ from trsr.templating import Template, plain_line
 from trsr.types import Block, History, Item, PreferenceSummary
 
 
+WINDOW = 4096
+"""Users whose profiles are being written at once; more are started when half of them are done."""
+
+
 @dataclass(slots=True)
 class SummaryProgress:
     """What has happened so far; counts of users, calls and tokens of this process."""
@@ -29,7 +37,7 @@ class SummaryProgress:
     n_users: int = 0
     n_users_done: int = 0
     n_calls: int = 0
-    """Calls of all plans."""
+    """Calls of all plans; by `summarize_each`, of those started so far."""
     n_calls_known: int = 0
     """Calls answered by the store, or by an equal call of another user."""
     n_calls_made: int = 0
@@ -98,6 +106,8 @@ class Fold:
     given: str = ""
     texts: dict[int, str] = field(default_factory=dict)
     keys: dict[int, str] = field(default_factory=dict)
+    failed: bool = False
+    """Whether one of its calls failed, so that this process cannot finish it."""
 
     def __post_init__(self) -> None:
         for place, call in enumerate(self.calls):
@@ -157,6 +167,38 @@ def summarize(
     return folds
 
 
+def summarize_each(
+    histories: Iterable[History],
+    summariser: Summariser,
+    engine: TextGenerator | None,
+    store: TextStore,
+    on_progress: Callable[[SummaryProgress], None] = lambda _: None,
+    *,
+    n_users: int = 0,
+    window: int = WINDOW,
+) -> Iterator[Fold]:
+    """Fold any number of histories into profiles, in memory that does not grow with them.
+
+    Args:
+        histories: One entry a profile; read as they are needed.
+        summariser: What the texts depend on.
+        engine: See `summarize`.
+        store: See `summarize`.
+        on_progress: Called after every result, and at the end.
+        n_users: How many there are, for `on_progress`; 0 if not known.
+        window: How many are being written at once.
+
+    Yields:
+        The fold of each history, in their order; one of which a call failed is not `done`.
+
+    Raises:
+        EngineError: calls failed; all others were made and kept, and all folds were yielded.
+    """
+    progress = SummaryProgress(n_users)
+    source = (start_fold(history, summariser) for history in histories)
+    yield from _Stream(summariser, engine, store, progress, on_progress, source, window).run()
+
+
 def complete(
     folds: Sequence[Fold],
     summariser: Summariser,
@@ -169,27 +211,11 @@ def complete(
     Raises:
         EngineError: calls failed; the folds that did not need them are done.
     """
-    progress = SummaryProgress(len(folds), n_calls=sum(len(fold.calls) - len(fold.texts) for fold in folds))
-    waiting = [fold for fold in folds if not fold.done]
-    progress.n_users_done = len(folds) - len(waiting)
-    if waiting:
-        if engine is None:
-            raise EngineError(
-                "Summaries have to be written, but no engine was given; name one with --engine."
-            )
-        stream = _Stream(summariser, engine, store, progress, on_progress)
-        made = True
-        while waiting and made:  # once is enough for an engine that takes calls up to its last result
-            made = stream.run(waiting)
-            waiting = [fold for fold in waiting if not fold.done]
-        if waiting:
-            first_error = next(iter(stream.errors.values()), "the engine gave no answer")
-            raise EngineError(
-                f"{len(stream.errors)} summary calls failed and {len(waiting)} of {len(folds)} profiles are "
-                f"unfinished (first error: {first_error}); run the same command again to retry only those.",
-                retryable=True,
-            )
-    on_progress(progress)
+    stream = _Stream(summariser, engine, store, SummaryProgress(len(folds)), on_progress, iter(folds))
+    stream.progress.n_calls = sum(len(fold.calls) - len(fold.texts) for fold in folds)
+    stream.counted = True
+    for _ in stream.run():
+        pass
 
 
 def profile(fold: Fold, summariser: Summariser) -> PreferenceSummary:
@@ -224,32 +250,139 @@ def _reading_order(prompt: Prompt) -> tuple[str, ...]:
     return (*(message.content for message in prompt.messages), prompt.prefill)
 
 
+class _Prompts(Sequence[Prompt]):
+    """The prompts of one call of an engine's `generate`, by index; those that were answered are let go."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, tuple[str, Prompt]] = {}
+        self._n = 0
+
+    def __len__(self) -> int:
+        return self._n
+
+    @overload
+    def __getitem__(self, index: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Prompt]: ...
+    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._n))]
+        if not -self._n <= index < self._n:
+            raise IndexError(index)
+        return self._open.get(index % self._n, ("", _ANSWERED))[1]
+
+    def append(self, key: str, prompt: Prompt) -> None:
+        """Put a prompt behind all others."""
+        self._open[self._n] = key, prompt
+        self._n += 1
+
+    def answered(self, index: int) -> str:
+        """Return the key of a prompt, which is not needed any more."""
+        return self._open.pop(index)[0]
+
+
+_ANSWERED = Prompt(())
+
+
 @dataclass(slots=True)
 class _Stream:
-    """Asks what is ready; `errors` holds the keys that failed in this process."""
+    """Asks what is ready, of a window of the folds that `source` gives, and hands them on in its order.
+
+    `errors` holds the keys that failed in this process.
+    """
 
     summariser: Summariser
-    engine: TextGenerator
+    engine: TextGenerator | None
     store: TextStore
     progress: SummaryProgress
     on_progress: Callable[[SummaryProgress], None]
+    source: Iterator[Fold]
+    window: int = WINDOW
+    counted: bool = False
+    """Whether the progress knows all calls from the beginning."""
     errors: dict[str, str] = field(default_factory=dict)
+    open: deque[Fold] = field(default_factory=deque)
+    """Started, and not handed on so far."""
+    n_started: int = 0
+    n_unfinished: int = 0
+    n_made_of_pass: int = 0
 
-    def run(self, folds: Sequence[Fold]) -> bool:
-        """Ask every call of these folds as soon as it is ready; return whether a text was made."""
+    def run(self) -> Iterator[Fold]:
+        """Yield every fold when it is done, or can not be; then say what failed."""
+        more = True
+        while more:  # once is enough for an engine that takes calls up to its last result
+            self.n_made_of_pass = 0
+            yield from self._pass()
+            more = self.n_made_of_pass > 0 and bool(self.open)
+        for fold in self.open:
+            self.n_unfinished += not fold.done
+            yield fold
+        if self.n_unfinished:
+            first_error = next(iter(self.errors.values()), "the engine gave no answer")
+            raise EngineError(
+                f"{len(self.errors)} summary calls failed and {self.n_unfinished} of {self.n_started} profiles "
+                f"are unfinished (first error: {first_error}); run the same command again to retry only those.",
+                retryable=True,
+            )
+        self.on_progress(self.progress)
+
+    def _pass(self) -> Iterator[Fold]:
+        """Ask an engine once for all that is or becomes ready."""
         asked: dict[str, _Question] = {}
-        ready = [(fold, place) for fold in folds for place in fold.ready()]
+        prompts = _Prompts()
+        self._add(self._ready(self.open), asked, prompts)
+        yield from self._advance(asked, prompts)
+        if not prompts:
+            return
+        for result in self._engine().generate(prompts, self.params):
+            key = prompts.answered(result.index)
+            ready = self._keep(key, asked.pop(key), result)
+            for new in self._ask(ready, asked):
+                prompts.append(new, asked[new].prompt)
+            yield from self._advance(asked, prompts)
+            self.on_progress(self.progress)
+
+    def _advance(self, asked: dict[str, _Question], prompts: _Prompts) -> Iterator[Fold]:
+        """Hand on the folds that nothing is to be done for, and start others where there is room."""
+        while True:
+            while self.open and (self.open[0].done or self.open[0].failed):
+                fold = self.open.popleft()
+                self.n_unfinished += not fold.done
+                yield fold
+            if len(self.open) > self.window // 2:
+                return
+            new = list(islice(self.source, self.window - len(self.open)))
+            if not new:
+                return
+            self._start(new)
+            self._add(self._ready(new), asked, prompts)
+
+    def _start(self, folds: Sequence[Fold]) -> None:
+        for fold in folds:
+            fold.failed = False  # of an earlier attempt
+        self.open.extend(folds)
+        self.n_started += len(folds)
+        self.progress.n_users = max(self.progress.n_users, self.n_started)
+        self.progress.n_users_done += sum(fold.done for fold in folds)
+        if not self.counted:
+            self.progress.n_calls += sum(len(fold.calls) - len(fold.texts) for fold in folds)
+
+    def _ready(self, folds: Iterable[Fold]) -> list[tuple[Fold, int]]:
+        return [(fold, place) for fold in folds for place in fold.ready()]
+
+    def _add(self, ready: list[tuple[Fold, int]], asked: dict[str, _Question], prompts: _Prompts) -> None:
+        """Ask the first calls of many folds."""
         keys = self._ask(ready, asked)
         keys.sort(key=lambda key: _reading_order(asked[key].prompt))
-        prompts = [asked[key].prompt for key in keys]
-        made_before = self.progress.n_calls_made
-        for result in self.engine.generate(prompts, self.params):
-            key = keys[result.index]
-            new = self._ask(self._keep(key, asked.pop(key), result), asked)
-            keys += new
-            prompts += [asked[key].prompt for key in new]
-            self.on_progress(self.progress)
-        return self.progress.n_calls_made > made_before
+        for key in keys:
+            prompts.append(key, asked[key].prompt)
+
+    def _engine(self) -> TextGenerator:
+        if self.engine is None:
+            raise EngineError(
+                "Summaries have to be written, but no engine was given; name one with --engine."
+            )
+        return self.engine
 
     @property
     def params(self) -> GenerationParams:
@@ -285,11 +418,16 @@ class _Stream:
     def _questions(self, ready: Sequence[tuple[Fold, int]]) -> dict[str, _Question]:
         """Return the distinct calls by key, those that failed before left out."""
         questions: dict[str, _Question] = {}
+        if not ready:
+            return questions
+        model_id, params = self._engine().model_id, self.params
         for fold, place in ready:
             call = fold.calls[place]
             prompt = self.summariser.prompt(call, [fold.texts[i] for i in call.inputs])
-            key = prompt_key(prompt, self.engine.model_id, self.params)
-            if key not in self.errors:
+            key = prompt_key(prompt, model_id, params)
+            if key in self.errors:
+                fold.failed = True
+            else:
                 questions.setdefault(key, _Question(prompt, call.item_ids, [])).askers.append((fold, place))
         return questions
 
@@ -307,7 +445,7 @@ class _Stream:
                 key=key,
                 text=text,
                 error=error,
-                model=self.engine.model_id,
+                model=self._engine().model_id,
                 template_hash=self.summariser.template.hash,
                 item_ids=question.item_ids,
                 n_prompt_tokens=result.n_prompt_tokens,
@@ -322,8 +460,11 @@ class _Stream:
         if text is None:
             self.errors[key] = str(error)
             progress.n_calls_failed += 1
+            for fold, _ in question.askers:
+                fold.failed = True
             return []
         progress.n_calls_made += 1
+        self.n_made_of_pass += 1
         progress.n_calls_known += len(question.askers) - 1
         return self._hand_on(question, text, key)
 
