@@ -42,6 +42,14 @@ _BRACKET = re.compile(
 )
 _HASHES = re.compile(r"#{2,}")
 _ROLE = re.compile(r"\b(assistant|system|user|human)\s*:", re.IGNORECASE)
+# With the sign that each cannot do without.
+_MARKERS = (
+    ("##", _HASHES, "#"),
+    ("<", _TAG, "< "),
+    (">", _BAR, " >"),
+    ("[", _BRACKET, "[ "),
+    (":", _ROLE, r"\1 -"),
+)
 
 
 def plain_line(text: str) -> str:
@@ -53,13 +61,14 @@ def plain_line(text: str) -> str:
     """
     if not text.isprintable():
         text = "".join(c for c in text if c in _LINE_WHITE or unicodedata.category(c) not in _UNSEEN)
+        text = _WHITE.sub(" ", text)
+    elif "  " in text:  # the only white space that is printable is a blank
+        text = _WHITE.sub(" ", text)
     # What shortens the text comes first: a marker must not appear only when its inside has shrunk.
-    text = _WHITE.sub(" ", text)
-    text = _HASHES.sub("#", text)
-    text = _TAG.sub("< ", text)
-    text = _BAR.sub(" >", text)
-    text = _BRACKET.sub("[ ", text)
-    return _ROLE.sub(r"\1 -", text).strip()
+    for sign, pattern, instead in _MARKERS:
+        if sign in text:  # most texts have none of them
+            text = pattern.sub(instead, text)
+    return text.strip()
 
 
 # Expressions of a template can also fail as Python does: `{{ 1 / 0 }}`, `{{ items + 1 }}`.

@@ -21,13 +21,16 @@ from trsr.segment import segment
 from trsr.summarize.counted import counted_profile
 from trsr.summarize.plan import Call, SummaryConfig, plan_calls
 from trsr.summarize.prompts import render_call, summary_text
-from trsr.summarize.store import StoredCall, TextStore
+from trsr.summarize.store import GroupStore, StoredCall, TextStore
 from trsr.templating import Template, plain_line
 from trsr.types import Block, History, Item, PreferenceSummary
 
 
 WINDOW = 4096
 """Users whose profiles are being written at once; more are started when half of them are done."""
+
+MOST_TOGETHER = 256
+"""Results committed together at most."""
 
 
 @dataclass(slots=True)
@@ -284,6 +287,25 @@ class _Prompts(Sequence[Prompt]):
 _ANSWERED = Prompt(())
 
 
+def _together(results: Iterator[Generation]) -> Iterator[list[Generation]]:
+    """Yield results in groups that arrived together; when the engine breaks, first what it had given."""
+    group: list[Generation] = []
+    try:
+        for result in results:
+            group.append(result)
+            if not result.more or len(group) == MOST_TOGETHER:
+                yield group
+                group = []
+    except GeneratorExit:
+        raise
+    except BaseException:
+        if group:
+            yield group
+        raise
+    if group:
+        yield group
+
+
 @dataclass(slots=True)
 class _Stream:
     """Asks what is ready, of a window of the folds that `source` gives, and hands them on in its order.
@@ -334,10 +356,9 @@ class _Stream:
         yield from self._advance(asked, prompts)
         if not prompts:
             return
-        for result in self._engine().generate(prompts, self.params):
-            key = prompts.answered(result.index)
-            ready = self._keep(key, asked.pop(key), result)
-            for new in self._ask(ready, asked):
+        for group in _together(self._engine().generate(prompts, self.params)):
+            results = [(key := prompts.answered(one.index), asked.pop(key), one) for one in group]
+            for new in self._ask(self._keep(results), asked):
                 prompts.append(new, asked[new].prompt)
             yield from self._advance(asked, prompts)
             self.on_progress(self.progress)
@@ -431,42 +452,51 @@ class _Stream:
                 questions.setdefault(key, _Question(prompt, call.item_ids, [])).askers.append((fold, place))
         return questions
 
-    def _keep(self, key: str, question: _Question, result: Generation) -> list[tuple[Fold, int]]:
-        """Commit a result and hand its text on; return the calls that waited for nothing else."""
+    def _keep(self, results: Sequence[tuple[str, _Question, Generation]]) -> list[tuple[Fold, int]]:
+        """Commit results that arrived together and hand them on; return the calls that now wait for nothing."""
+        calls = [self._stored(*result) for result in results]
+        if len(calls) > 1 and isinstance(self.store, GroupStore):
+            self.store.put_all(calls)
+        else:
+            for call in calls:
+                self.store.put(call)
+        ready = []
+        for call, (key, question, _) in zip(calls, results, strict=True):
+            progress = self.progress
+            progress.n_prompt_tokens += call.n_prompt_tokens
+            progress.n_generated_tokens += call.n_generated_tokens
+            if call.text is None:
+                self.errors[key] = str(call.error)
+                progress.n_calls_failed += 1
+                for fold, _place in question.askers:
+                    fold.failed = True
+            else:
+                progress.n_calls_made += 1
+                self.n_made_of_pass += 1
+                progress.n_calls_known += len(question.askers) - 1
+                ready += self._hand_on(question, call.text, key)
+        return ready
+
+    def _stored(self, key: str, question: _Question, result: Generation) -> StoredCall:
+        """Return what is kept of a result."""
         written, parts = result.text, question.prompt.parts
         if parts is not None:
             written = tidy(written, parts)
         error = result.error or (None if plain_line(written) else "the model wrote nothing")
         if error is None and parts is not None and (strange := strange_phrases(written, parts)):
             error = f"the model wrote {strange[0]!r}, which is not among the phrases it was held to"
-        text = summary_text(self.summariser.template, written) if error is None else None
-        self.store.put(
-            StoredCall(
-                key=key,
-                text=text,
-                error=error,
-                model=self._engine().model_id,
-                template_hash=self.summariser.template.hash,
-                item_ids=question.item_ids,
-                n_prompt_tokens=result.n_prompt_tokens,
-                n_generated_tokens=result.n_generated_tokens,
-                seconds=result.seconds,
-                user_ids=question.user_ids,
-            )
+        return StoredCall(
+            key=key,
+            text=summary_text(self.summariser.template, written) if error is None else None,
+            error=error,
+            model=self._engine().model_id,
+            template_hash=self.summariser.template.hash,
+            item_ids=question.item_ids,
+            n_prompt_tokens=result.n_prompt_tokens,
+            n_generated_tokens=result.n_generated_tokens,
+            seconds=result.seconds,
+            user_ids=question.user_ids,
         )
-        progress = self.progress
-        progress.n_prompt_tokens += result.n_prompt_tokens
-        progress.n_generated_tokens += result.n_generated_tokens
-        if text is None:
-            self.errors[key] = str(error)
-            progress.n_calls_failed += 1
-            for fold, _ in question.askers:
-                fold.failed = True
-            return []
-        progress.n_calls_made += 1
-        self.n_made_of_pass += 1
-        progress.n_calls_known += len(question.askers) - 1
-        return self._hand_on(question, text, key)
 
     def _hand_on(self, question: _Question, text: str, key: str) -> list[tuple[Fold, int]]:
         """Give a text to all that asked for it; return the calls that waited for nothing else."""

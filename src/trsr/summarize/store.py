@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 from trsr.data.sqlite_file import as_one_sentence, open_sqlite
 
@@ -99,6 +99,15 @@ class TextStore(Protocol):
         ...
 
 
+@runtime_checkable
+class GroupStore(TextStore, Protocol):
+    """A store that can also keep results together, which costs it less than one by one."""
+
+    def put_all(self, calls: Sequence[StoredCall]) -> None:
+        """Commit results that arrived together: all of them or none; else as `put`."""
+        ...
+
+
 class SummaryTable:
     """Reads and writes the table `summaries` of an open database; transactions are the caller's."""
 
@@ -120,31 +129,46 @@ class SummaryTable:
 
     def put(self, call: StoredCall) -> None:
         """Insert one result, or let it take the place of a failed one."""
-        self._db.execute(
-            """
-            INSERT INTO summaries (key, text, error, model, template_hash, item_ids,
-                                   n_prompt_tokens, n_generated_tokens, seconds, created_at)
-            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-            ON CONFLICT (key) DO UPDATE SET
-                text = excluded.text, error = excluded.error, seconds = excluded.seconds,
-                n_prompt_tokens = excluded.n_prompt_tokens,
-                n_generated_tokens = excluded.n_generated_tokens,
-                created_at = excluded.created_at, n_attempts = n_attempts + 1
-            WHERE summaries.text IS NULL
-            """,
-            (
-                call.key,
-                call.text,
-                call.error,
-                call.model,
-                call.template_hash,
-                json.dumps(call.item_ids),
-                call.n_prompt_tokens,
-                call.n_generated_tokens,
-                call.seconds,
-                time.time(),
-            ),
-        )
+        self._db.execute(_PUT, _values(call))
+
+    def put_all(self, calls: Sequence[StoredCall]) -> None:
+        """Do so with each of some results, in one transaction."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            self._db.executemany(_PUT, map(_values, calls))
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+
+_PUT = """
+    INSERT INTO summaries (key, text, error, model, template_hash, item_ids,
+                           n_prompt_tokens, n_generated_tokens, seconds, created_at)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (key) DO UPDATE SET
+        text = excluded.text, error = excluded.error, seconds = excluded.seconds,
+        n_prompt_tokens = excluded.n_prompt_tokens,
+        n_generated_tokens = excluded.n_generated_tokens,
+        created_at = excluded.created_at, n_attempts = n_attempts + 1
+    WHERE summaries.text IS NULL
+    """
+
+
+def _values(call: StoredCall) -> tuple[Any, ...]:
+    """Return the values that `_PUT` takes."""
+    return (
+        call.key,
+        call.text,
+        call.error,
+        call.model,
+        call.template_hash,
+        json.dumps(call.item_ids),
+        call.n_prompt_tokens,
+        call.n_generated_tokens,
+        call.seconds,
+        time.time(),
+    )
 
 
 class SummaryStore:
@@ -200,3 +224,8 @@ class SummaryStore:
         """Commit one result. A failed call is replaced and its attempts counted; a text is never."""
         with self._as_one_sentence():
             self._table.put(call)
+
+    def put_all(self, calls: Sequence[StoredCall]) -> None:
+        """Commit results that arrived together; see `GroupStore`."""
+        with self._as_one_sentence():
+            self._table.put_all(calls)
