@@ -3,8 +3,8 @@
     python benchmarks/scale.py --work FOLDER [--sizes 1000 10000 100000 1000000] [--postgres URL]
 
 Every stage of every size is a process of its own, so that its memory is its own. What is measured is written to
-`benchmarks/results/scale.json` at once; a stage that stands there for this commit's sizes is not made again
-(`--again` makes it), so the script can be killed and started again. Data and stores are kept in FOLDER.
+`benchmarks/results/scale.json` at once; what stands there is not measured again (`--again` does), so the script
+can be killed and started again. Data and stores are kept in FOLDER.
 """
 
 from __future__ import annotations
@@ -245,12 +245,13 @@ STAGES: dict[str, Callable[[Path, int, str | None], Facts]] = {
 
 
 def commit() -> str:
-    """Return the commit that is measured, with a mark where files differ from it."""
+    """Return the commit that is measured, with a mark where the package differs from it."""
+    root = Path(__file__).parents[1]
     said = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=7", "--dirty", "--exclude=*"],
-        capture_output=True, text=True, check=True, cwd=Path(__file__).parent,
-    )  # fmt: skip
-    return said.stdout.strip()
+        ["git", "rev-parse", "--short=7", "HEAD"], capture_output=True, text=True, check=True, cwd=root
+    )
+    same = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "src"], check=False, cwd=root).returncode == 0
+    return said.stdout.strip() + ("" if same else "-dirty")
 
 
 def in_own_process(stage: str, work: Path, n: int, url: str | None) -> Facts:

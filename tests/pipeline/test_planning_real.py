@@ -51,12 +51,12 @@ def test_calls_and_tokens_of_the_plan_are_those_of_the_run(name: str, tmp_path: 
     assert sum(row.n_prompt_tokens for row in first) == told.exact_tokens
     # The others read texts that are written only now: they are bounded, and so is what is written.
     assert told.exact_tokens < done["prompt_tokens"] <= told.prompt_tokens
-    assert 0 < done["generated_tokens"] <= told.n_to_make * told.max_new_tokens
+    assert 0 < done["generated_tokens"] <= told.n_to_make * plan.summaries.max_new_tokens
 
 
 @pytest.mark.parametrize("name", ["mind_recurrent", "amazon_office_hierarchical"])
 def test_with_every_input_written_the_tokens_of_a_whole_run_are_exact(name: str, tmp_path: Path) -> None:
-    """Each round, planned when the texts of the round before are there, sums up to what the run read."""
+    # Each round, planned when the texts of the round before are there, sums up to what the run read.
     if not os.environ.get("TRSR_REAL_DATA"):
         pytest.skip("TRSR_REAL_DATA names no folder with the real data sets")
     config = load_config(CONFIGS / f"{name}.yaml", CHANGES)
