@@ -2,9 +2,9 @@
 
     python benchmarks/scale.py --work FOLDER [--sizes 1000 10000 100000 1000000] [--postgres URL]
 
-Every stage of every size is a process of its own, so that its memory is its own. What is measured is written to
-`benchmarks/results/scale.json` at once; what stands there is not measured again (`--again` does), so the script
-can be killed and started again. Data and stores are kept in FOLDER.
+Every stage of every size is a process of its own, so that its memory is its own. What is measured is written
+to `benchmarks/results/scale.json` at once; what stands there is not measured again (`--again` does), so the
+script can be killed and started again. Data and stores are kept in FOLDER.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class SampledEngine(FakeGenerator):
         self.sample: list[Prompt] = []
 
     def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
+        """Answer, and keep the first prompts."""
         self.sample = [prompts[i] for i in range(min(len(prompts), 2000))]
         return super().generate(prompts, params)
 
@@ -126,7 +127,11 @@ def measure_plan(work: Path, n: int, _: str | None) -> Facts:
     calls = to_make = tokens = 0
     while some := list(itertools.islice(users, USERS_AT_ONCE)):
         total = forecast(some, summariser, model_id="fake@1", n_tokens=n_words, asked=asked).total()
-        calls, to_make, tokens = calls + total.n_calls, to_make + total.n_to_make, tokens + total.prompt_tokens
+        calls, to_make, tokens = (
+            calls + total.n_calls,
+            to_make + total.n_to_make,
+            tokens + total.prompt_tokens,
+        )
     return {**clock.facts(calls, "call"), "to_make": to_make, "tokens_at_most": tokens}
 
 
@@ -207,7 +212,8 @@ def measure_postgres(work: Path, n: int, url: str | None) -> Facts:
         facts["copied"] = clock.facts(len(rows), "row")
         clock = Clock()
         found = sum(
-            len(other.texts(keys[start : start + ROWS_AT_ONCE])) for start in range(0, len(keys), ROWS_AT_ONCE)
+            len(other.texts(keys[start : start + ROWS_AT_ONCE]))
+            for start in range(0, len(keys), ROWS_AT_ONCE)
         )
         return {**facts, "looked_up": clock.facts(found, "row")}
 
@@ -250,7 +256,9 @@ def commit() -> str:
     said = subprocess.run(
         ["git", "rev-parse", "--short=7", "HEAD"], capture_output=True, text=True, check=True, cwd=root
     )
-    same = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "src"], check=False, cwd=root).returncode == 0
+    same = (
+        subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "src"], check=False, cwd=root).returncode == 0
+    )
     return said.stdout.strip() + ("" if same else "-dirty")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import runpy
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 RESULTS = runpy.run_path(str(ROOT / "benchmarks" / "results_page.py"))
 SPEED = runpy.run_path(str(ROOT / "benchmarks" / "speed_page.py"))
+SCALING = runpy.run_path(str(ROOT / "benchmarks" / "scaling_page.py"))
 RUNS: list[dict[str, Any]] = RESULTS["read_runs"]()
 
 
@@ -31,6 +33,15 @@ def test_the_page_of_speeds_is_made_from_what_is_recorded() -> None:
     assert page == SPEED["page"](), "docs/speed.md is stale: run python benchmarks/speed_page.py"
     row = next(row for row in SPEED["read"]("score")["results"] if "growth" in row)
     assert SPEED["drawn"](row) in (ROOT / "docs" / "speed.svg").read_text(encoding="utf-8")
+
+
+def test_the_page_of_scaling_is_made_from_what_is_recorded() -> None:
+    record = SCALING["read"]()
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    assert page == SCALING["page"](record), "docs/scaling.md is stale: run python benchmarks/scaling_page.py"
+    assert SCALING["drawn"](record) in html.unescape(
+        (ROOT / "docs" / "scaling.svg").read_text(encoding="utf-8")
+    )
 
 
 def test_a_run_has_its_rankers_protocol_rates_and_comparisons() -> None:

@@ -90,8 +90,8 @@ class Generation:
         n_generated_tokens: Tokens written.
         seconds: Wall-clock time of the call, or its share of a batch.
         error: One sentence, when the call failed for good; None otherwise.
-        more: Whether another result arrived together with this one: it comes next, without waiting and whatever
-            the caller does, so that results can be kept together. False promises nothing.
+        more: Whether another result arrived together with this one: it comes next, without waiting and
+            whatever the caller does, so that results can be kept together. False promises nothing.
     """
 
     index: int

@@ -2,8 +2,8 @@
 
 A call is asked as soon as the texts it reads are there, whatever other users wait for. What the store already
 has costs nothing, however deep in a plan it stands; what two users share is asked once; every result is
-committed when it arrives. Killing the process loses the calls in flight. Users are started in windows, so that
-what is kept in memory does not grow with their number.
+committed when it arrives, those that arrive together at once. Killing the process loses the calls in flight.
+Users are started in windows, so that what is kept in memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from trsr.summarize.prompts import render_call, summary_text
 from trsr.summarize.store import GroupStore, StoredCall, TextStore
 from trsr.templating import Template, plain_line
 from trsr.types import Block, History, Item, PreferenceSummary
-
 
 WINDOW = 4096
 """Users whose profiles are being written at once; more are started when half of them are done."""
@@ -342,8 +341,9 @@ class _Stream:
         if self.n_unfinished:
             first_error = next(iter(self.errors.values()), "the engine gave no answer")
             raise EngineError(
-                f"{len(self.errors)} summary calls failed and {self.n_unfinished} of {self.n_started} profiles "
-                f"are unfinished (first error: {first_error}); run the same command again to retry only those.",
+                f"{len(self.errors)} summary calls failed and {self.n_unfinished} of {self.n_started} "
+                f"profiles are unfinished (first error: {first_error}); run the same command again to retry "
+                "only those.",
                 retryable=True,
             )
         self.on_progress(self.progress)
@@ -453,7 +453,7 @@ class _Stream:
         return questions
 
     def _keep(self, results: Sequence[tuple[str, _Question, Generation]]) -> list[tuple[Fold, int]]:
-        """Commit results that arrived together and hand them on; return the calls that now wait for nothing."""
+        """Commit results that arrived together and hand them on; return the calls that can now be asked."""
         calls = [self._stored(*result) for result in results]
         if len(calls) > 1 and isinstance(self.store, GroupStore):
             self.store.put_all(calls)
