@@ -163,7 +163,8 @@ def test_users_in_small_windows_get_the_texts_of_users_all_at_once(method: str) 
 
 
 def test_users_of_a_failed_call_are_handed_on_unfinished_and_the_others_are_done() -> None:
-    users, lost = [History(f"u{n}", items) for n, items in enumerate(HISTORIES)], []
+    users = [History(f"u{n}", items) for n, items in enumerate(HISTORIES)]
+    lost: list[tuple[str, ...]] = []
     engine = FakeGenerator(fail_on=lambda prompt: make_summariser().item_text("i30") in words(prompt))
     with SummaryStore(":memory:") as store:
         folds = summarize_each(users, make_summariser(), engine, store, window=2)
