@@ -40,6 +40,8 @@ TRAIN = (
 
 SUMMARIZE = (
     ("engine", "engine"),
+    ("users", "users"),
+    ("in_flight", "most in flight"),
     ("calls", "calls"),
     ("seconds", "s"),
     ("calls_per_s", "calls/s"),
@@ -113,7 +115,7 @@ def section(
 def engine_rows(recorded: dict[str, Any]) -> list[dict[str, Any]]:
     """Return one row an engine of `trsr bench summarize`."""
     return [
-        {"engine": name, **rates}
+        {"engine": name, "users": result["users"], "in_flight": result.get("in_flight") or "default", **rates}
         for result in recorded["results"]
         for name, rates in result["engines"].items()
     ]
@@ -133,7 +135,8 @@ def page() -> str:
         "![Seconds to rank one user against the number of candidates](speed.svg)",
         section("Training", train, train["results"], TRAIN),
         section("Summarising", summarize, engine_rows(summarize), SUMMARIZE),
-        "16 users in flight, recurrent summaries of synthetic news readers with the product's defaults.\n"
+        "Recurrent summaries of synthetic news readers with the product's defaults; all users are handed\n"
+        "over at once, and a user's calls follow each other.\n"
         "Most of a call is reading, since a prompt is far longer than its answer; *written a second* is\n"
         "the rate of the rest.",
     ]

@@ -84,6 +84,8 @@ class TransformersEngine(_Engine):
     """Positions of one batch, padding and new tokens included; memory grows with it."""
     max_prompt_tokens: int = Field(default=2048, ge=1)
     """Longest prompt."""
+    max_rows: int | None = Field(default=None, ge=1)
+    """Most texts written at the same time; by default as many as `max_batch_tokens` has room for."""
 
 
 EngineConfig = Annotated[
