@@ -115,7 +115,7 @@ class EngineError(TrsrError):
 
 
 class MissingLabelsError(EngineError):
-    """`n_missing` of `n_candidates` candidates got no margin: a label was not among the `top_k` likeliest tokens.
+    """`n_missing` of `n_candidates` candidates got no margin: a label was not among `top_k` tokens.
 
     There is no honest number for them, and a ranking without them is none.
     """
@@ -123,7 +123,7 @@ class MissingLabelsError(EngineError):
     def __init__(self, n_missing: int, n_candidates: int, top_k: int) -> None:
         self.n_missing, self.n_candidates, self.top_k = n_missing, n_candidates, top_k
         super().__init__(
-            f"For {n_missing} of {n_candidates} candidates an answer is not among the {top_k} likeliest tokens, "
-            "so they have no margin: raise top_logprobs (and the server's own limit), or use a server that "
+            f"For {n_missing} of {n_candidates} candidates an answer is not among the {top_k} likeliest "
+            "tokens, so they have no margin: raise top_logprobs (and the server's own limit), or use a server that "
             "scores labels (vllm, sglang)."
         )

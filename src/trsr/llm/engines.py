@@ -71,8 +71,8 @@ class OpenAIEngine(_Engine):
     grammar: Literal["llama.cpp", "vllm", "sglang"] | None = None
     """How the server takes a grammar, which grounded summaries need."""
     scoring: Scoring = "auto"
-    """How the server scores labels: vLLM's `/generative_scoring`, SGLang's `/v1/score`, or the top logprobs of
-    a completion. `auto` asks the server what it is."""
+    """How the server scores labels: vLLM's `/generative_scoring`, SGLang's `/v1/score`, or the top logprobs
+    of a completion. `auto` asks the server what it is."""
     top_logprobs: int = Field(default=20, ge=2)
     """Tokens whose logprob is asked for when scoring by `top_logprobs`. A label that is not among them is an
     error; servers have a limit (vLLM: `--max-logprobs`)."""

@@ -1,7 +1,7 @@
 """Scores labels with a model behind HTTP: vLLM, SGLang, or any server that tells top logprobs by token id.
 
-Prompts go as token ids, so a server sees exactly the tokens that training and local scoring saw; where it says
-how many it has read, that is compared. No margin is ever made up: a label without a number is an error with
+Prompts go as token ids, so a server sees exactly the tokens that training and local scoring saw; where it
+says how many it has read, that is compared. No margin is ever made up: a label without a number is an error with
 its count. Calls are tried again by the `openai` client (exponential back-off with jitter).
 """
 
@@ -243,8 +243,8 @@ class RemoteScorer:
             return {int(token): float(value) for token, value in listed if value > _NO_LOGPROB}
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise EngineError(
-                f"The server {self._base_url} tells no logprobs by token id, so its labels cannot be told apart "
-                "from tokens of the same text: score with vLLM, SGLang or llama.cpp."
+                f"The server {self._base_url} tells no logprobs by token id, so its labels cannot be told "
+                "apart from tokens of the same text: score with vLLM, SGLang or llama.cpp."
             ) from error
 
     def _body(self, group: ScoringGroup) -> dict[str, Any]:
@@ -278,13 +278,14 @@ class RemoteScorer:
         n_read = usage.get("prompt_tokens") if isinstance(usage, dict) else None
         if n_read is not None and n_read != n_sent:
             raise EngineError(
-                f"The server {self._base_url} read {n_read} prompt tokens where {n_sent} were sent, so it adds or "
-                "cuts some: raise its context length, and let it add no special tokens."
+                f"The server {self._base_url} read {n_read} prompt tokens where {n_sent} were sent, so it "
+                "adds or cuts some: raise its context length, and let it add no special tokens."
             )
 
     def _strange(self, expected: str) -> EngineError:
         return EngineError(
-            f"The server {self._base_url} answered something else than {expected}: check base_url and scoring."
+            f"The server {self._base_url} answered something else than {expected}: "
+            "check base_url and scoring."
         )
 
 
