@@ -312,7 +312,7 @@ def _variant_mistakes(settings: Mapping[str, Any], name: str, changes: Mapping[s
 
 
 def _changed(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of resolved settings with some changed, without variants and without the run's servers."""
+    """Return a copy of resolved settings with some changed, without variants and the run's servers."""
     content = copy.deepcopy({k: v for k, v in settings.items() if k not in {"variants", "sweep"}})
     content["recommender"]["servers"] = {}  # they hold the run's own models
     for setting, value in changes.items():

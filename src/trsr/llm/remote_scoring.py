@@ -1,8 +1,8 @@
 """Scores labels with a model behind HTTP: vLLM, SGLang, or any server that tells top logprobs by token id.
 
 Prompts go as token ids, so a server sees exactly the tokens that training and local scoring saw; where it
-says how many it has read, that is compared. No margin is ever made up: a label without a number is an error with
-its count. Calls are tried again by the `openai` client (exponential back-off with jitter).
+says how many it has read, that is compared. No margin is ever made up: a label without a number is an
+error with its count. Calls are tried again by the `openai` client (exponential back-off with jitter).
 """
 
 from __future__ import annotations

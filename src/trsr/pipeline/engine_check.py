@@ -143,7 +143,8 @@ def compare_engines(
         EngineError, ModelError: an engine cannot be used.
     """
     examples = _questions(bench, n_prompts)
-    asked, answers = [], []
+    asked: list[list[ScoringGroup]] = []
+    answers: list[list[npt.NDArray[np.float64]]] = []
     for engine in (first, second):
         with _open(bench, engine) as side:
             groups = [
@@ -153,7 +154,7 @@ def compare_engines(
             found = dict(side.scorer.score(groups, side.labels))
         asked.append(groups)
         answers.append([found[index].astype(np.float64) for index in range(len(groups))])
-    return _compared(*asked, *answers, tolerance=tolerance)
+    return _compared(asked, answers, tolerance=tolerance)
 
 
 def _questions(bench: Workbench, n_prompts: int) -> list[RankingExample]:
@@ -175,18 +176,17 @@ def _questions(bench: Workbench, n_prompts: int) -> list[RankingExample]:
 
 
 def _compared(
-    first_groups: Sequence[ScoringGroup],
-    second_groups: Sequence[ScoringGroup],
-    first: Sequence[npt.NDArray[np.float64]],
-    second: Sequence[npt.NDArray[np.float64]],
+    asked: Sequence[Sequence[ScoringGroup]],
+    answers: Sequence[Sequence[npt.NDArray[np.float64]]],
     *,
     tolerance: float,
 ) -> EngineComparison:
+    first, second = answers
     shifts = np.concatenate(second) - np.concatenate(first)
     taus = [tau for tau in map(kendall_tau, first, second) if tau is not None]
     same = [
         one.prefix + left == other.prefix + right
-        for one, other in zip(first_groups, second_groups, strict=True)
+        for one, other in zip(*asked, strict=True)
         for left, right in zip(one.suffixes, other.suffixes, strict=True)
     ]
     return EngineComparison(

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -225,16 +225,17 @@ def make_ranker(  # noqa: PLR0911 - one a name
             return make_fusion(bench)
 
 
-def _llm_ranker(bench: Workbench, name: Literal["llm", "llm_zero_shot"], *, served: bool) -> Ranker:
-    """Open the base model, for `llm` with the run's adapter, here or on its server."""
+def _llm_ranker(bench: Workbench, name: RankerName, *, served: bool) -> Ranker:
+    """Open the base model, or the fine-tuned one for what is that, here or on its server."""
     from trsr.rank.llm import LlmRanker
 
-    adapter = bench.folder.path / "model" if name == "llm" else None
+    adapter = bench.folder.path / "model" if name in OWN_MODEL else None
     recommender, template = bench.config.recommender, bench.ranking_template.hash
-    server = recommender.servers.get(name) if served else None
+    server = recommender.servers.get("llm" if adapter else "llm_zero_shot") if served else None
     scorer: LabelScorer
     if server is not None:
         scorer, info = open_server_scorer(server, recommender, adapter, template)
     else:
         scorer, info = open_scorer(recommender, adapter, template)
-    return LlmRanker(name, scorer, bench.builder, info.labels if info else bench.labels, bench.profiles)
+    profiles = bench.profiles_as(OWN_MODEL.get(name, "own"))
+    return LlmRanker(name, scorer, bench.builder, info.labels if info else bench.labels, profiles)
