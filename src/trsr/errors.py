@@ -124,6 +124,6 @@ class MissingLabelsError(EngineError):
         self.n_missing, self.n_candidates, self.top_k = n_missing, n_candidates, top_k
         super().__init__(
             f"For {n_missing} of {n_candidates} candidates an answer is not among the {top_k} likeliest "
-            "tokens, so they have no margin: raise top_logprobs (and the server's own limit), or use a server "
-            "that scores labels (vllm, sglang)."
+            "tokens, so they have no margin: raise top_logprobs (and the server's own limit), or use a "
+            "server that scores labels (vllm, sglang)."
         )

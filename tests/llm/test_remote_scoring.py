@@ -1,8 +1,8 @@
 """Label scoring over HTTP: llama.cpp's real server, and recorded shapes of vLLM and SGLang.
 
 The shapes of vLLM are those of its page "Generative Scoring" and of its completions with
-`return_tokens_as_token_ids`; those of SGLang are its models `ScoringRequest` and `ScoringResponse`. Neither server
-runs on every machine, so what they compute is not tested here.
+`return_tokens_as_token_ids`; those of SGLang are its models `ScoringRequest` and `ScoringResponse`. Neither
+server runs on every machine, so what they compute is not tested here.
 """
 
 import json
@@ -161,7 +161,7 @@ def test_vllms_top_logprobs_are_read_by_token_id() -> None:
 def test_missing_labels_are_counted_after_the_groups_that_are_whole(negative: dict[int, float]) -> None:
     good = _top({LABELS.positive: -1.5, LABELS.negative: -4.0})
     poor = _top({LABELS.positive: -1.0, **negative})
-    seen = []
+    seen: list[int] = []
     with scripted(good, poor, good) as server:
         answers = _scorer(server, scoring="top_logprobs", concurrency=1).score(GROUPS, LABELS)
         with pytest.raises(MissingLabelsError, match="For 1 of 3 candidates") as found:

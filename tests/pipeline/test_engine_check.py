@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Answer, save_tiny_model
-from scipy.stats import kendalltau
+from scipy.stats import kendalltau  # type: ignore[import-untyped]
 
 from trsr.config import load_config
 from trsr.errors import ConfigError, DataError, MissingLabelsError
