@@ -227,8 +227,8 @@ class OpenAIGenerator:
                 return {"ebnf": rule}
             case None:
                 raise EngineError(
-                    "Answers are to be held to given phrases, and nothing says how the server takes a grammar: "
-                    "set engine.grammar to llama.cpp, vllm or sglang, or summary.grounded to false."
+                    "Answers are to be held to given phrases, and nothing says how the server takes a "
+                    "grammar: set engine.grammar to llama.cpp, vllm or sglang, or summary.grounded to false."
                 )
 
 
