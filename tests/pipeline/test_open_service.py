@@ -47,7 +47,7 @@ def test_the_users_of_a_run_are_served_and_imported_once(finished_run: Path, tmp
 
 
 def test_what_the_run_wrote_is_not_written_again(finished_run: Path, tmp_path: Path) -> None:
-    """Users of the run's test part: the blocks that the run has summarised are complete, and stay as they are."""
+    """The complete blocks of its test users stay as they are."""
     users = {example.user_id for example in read_splits(finished_run / "examples").test}
     service = open_service(finished_run, None, tmp_path / "serve.sqlite", Settings(api_keys=()))
     try:

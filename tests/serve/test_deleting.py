@@ -34,7 +34,7 @@ class SilentEngine(TellingEngine):
 
     def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
         assert not prompts, "all was written before"
-        yield from ()
+        return super().generate(prompts, params)
 
 
 def theirs(user: str, numbers: Sequence[int]) -> list[Event]:
