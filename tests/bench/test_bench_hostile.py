@@ -14,6 +14,8 @@ from trsr.bench import hostile
 from trsr.pipeline.service import open_service
 from trsr.serve.service import Service
 from trsr.serve.settings import Settings
+from trsr.serve.web.rendering import render
+from trsr.serve.web.views import item_view
 from trsr.types import Item
 
 
@@ -51,8 +53,8 @@ def test_an_element_that_comes_from_an_item_is_seen(
     title = str(service.summariser.title_field)
     service.put_items([Item("evil", {title: hostile.HOSTILE["script"]}), Item("good", {title: "Lamp"})])
     assert hostile.shown_as_text(service, "evil", "good")
-    good = hostile.item_view(service, "good")
-    as_it_is = hostile.render
+    good = item_view(service, "good")
+    as_it_is = render
 
     def unescaped(*arguments: object) -> object:
         answer = as_it_is(*arguments)  # type: ignore[arg-type]
@@ -60,7 +62,7 @@ def test_an_element_that_comes_from_an_item_is_seen(
         return answer
 
     monkeypatch.setattr(hostile, "render", unescaped)
-    raw = replace(hostile.item_view(service, "evil"), title=hostile.HOSTILE["script"])
+    raw = replace(item_view(service, "evil"), title=hostile.HOSTILE["script"])
     monkeypatch.setattr(hostile, "item_view", lambda _, name: raw if name == "evil" else good)
     assert not hostile.shown_as_text(service, "evil", "good")
     service.close()
