@@ -188,8 +188,8 @@ class Recorder:
         self.params = params
         for result in self.engine.generate(prompts, params):
             self.results.append(result)
+            self.prompts.append(prompts[result.index])  # now: the caller may let it go after its result
             yield result
-        self.prompts += prompts
 
     @property
     def reading_seconds(self) -> float | None:
