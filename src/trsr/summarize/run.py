@@ -225,12 +225,17 @@ def profile(fold: Fold, summariser: Summariser) -> PreferenceSummary:
     if not fold.calls:
         return summariser.without_calls(fold.history, fold.given)
     last = len(fold.calls) - 1
-    text = fold.texts[last]
-    if summariser.config.counts and (counted := summariser.counted(fold.history)):
-        text = f"{text}{' Since then:' if fold.given else ''} {counted}"
+    text = with_counts(fold.texts[last], fold.history, summariser, fold.given)
     return PreferenceSummary(
         fold.history.user_id, text, summariser.config.method, len(fold.history), fold.keys.get(last)
     )
+
+
+def with_counts(text: str, history: History, summariser: Summariser, given: str = "") -> str:
+    """Return a written text with the counted facts of its history behind it, if settings ask for them."""
+    if summariser.config.counts and (counted := summariser.counted(history)):
+        return f"{text}{' Since then:' if given else ''} {counted}"
+    return text
 
 
 @dataclass(slots=True)
