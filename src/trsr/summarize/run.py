@@ -12,12 +12,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import overload
 
 from trsr.errors import EngineError
 from trsr.llm.base import Generation, GenerationParams, Prompt, TextGenerator, prompt_key
 from trsr.llm.wording import strange_phrases, tidy
 from trsr.segment import segment
+from trsr.summarize.asked_prompts import AskedPrompts
 from trsr.summarize.counted import counted_profile
 from trsr.summarize.plan import Call, SummaryConfig, plan_calls
 from trsr.summarize.prompts import render_call, summary_text
@@ -257,40 +257,6 @@ def _reading_order(prompt: Prompt) -> tuple[str, ...]:
     return (*(message.content for message in prompt.messages), prompt.prefill)
 
 
-class _Prompts(Sequence[Prompt]):
-    """The prompts of one call of an engine's `generate`, by index; those that were answered are let go."""
-
-    def __init__(self) -> None:
-        self._open: dict[int, tuple[str, Prompt]] = {}
-        self._n = 0
-
-    def __len__(self) -> int:
-        return self._n
-
-    @overload
-    def __getitem__(self, index: int) -> Prompt: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Prompt]: ...
-    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self._n))]
-        if not -self._n <= index < self._n:
-            raise IndexError(index)
-        return self._open.get(index % self._n, ("", _ANSWERED))[1]
-
-    def append(self, key: str, prompt: Prompt) -> None:
-        """Put a prompt behind all others."""
-        self._open[self._n] = key, prompt
-        self._n += 1
-
-    def answered(self, index: int) -> str:
-        """Return the key of a prompt, which is not needed any more."""
-        return self._open.pop(index)[0]
-
-
-_ANSWERED = Prompt(())
-
-
 def _together(results: Iterator[Generation]) -> Iterator[list[Generation]]:
     """Yield results in groups that arrived together; when the engine breaks, first what it had given."""
     group: list[Generation] = []
@@ -356,7 +322,7 @@ class _Stream:
     def _pass(self) -> Iterator[Fold]:
         """Ask an engine once for all that is or becomes ready."""
         asked: dict[str, _Question] = {}
-        prompts = _Prompts()
+        prompts = AskedPrompts()
         self._add(self._ready(self.open), asked, prompts)
         yield from self._advance(asked, prompts)
         if not prompts:
@@ -368,7 +334,7 @@ class _Stream:
             yield from self._advance(asked, prompts)
             self.on_progress(self.progress)
 
-    def _advance(self, asked: dict[str, _Question], prompts: _Prompts) -> Iterator[Fold]:
+    def _advance(self, asked: dict[str, _Question], prompts: AskedPrompts) -> Iterator[Fold]:
         """Hand on the folds that nothing is to be done for, and start others where there is room."""
         while True:
             while self.open and (self.open[0].done or self.open[0].failed):
@@ -396,7 +362,7 @@ class _Stream:
     def _ready(self, folds: Iterable[Fold]) -> list[tuple[Fold, int]]:
         return [(fold, place) for fold in folds for place in fold.ready()]
 
-    def _add(self, ready: list[tuple[Fold, int]], asked: dict[str, _Question], prompts: _Prompts) -> None:
+    def _add(self, ready: list[tuple[Fold, int]], asked: dict[str, _Question], prompts: AskedPrompts) -> None:
         """Ask the first calls of many folds."""
         keys = self._ask(ready, asked)
         keys.sort(key=lambda key: _reading_order(asked[key].prompt))
