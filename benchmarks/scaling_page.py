@@ -12,6 +12,7 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+from results_page import table
 
 ROOT = Path(__file__).parents[1]
 RESULT = Path(__file__).parent / "results" / "scale.json"
@@ -41,12 +42,6 @@ def sizes(record: Record) -> list[int]:
     return sorted(int(n) for n in record["results"])
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Return a Markdown table, numbers to the right."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def measured(record: Record) -> str:
     """Return CPU and memory of every stage and size."""
     head = ["users", *(f"{title}, µs a {of}" for title, _, of in STAGES.values()), "own µs a call", "MB"]
@@ -57,7 +52,7 @@ def measured(record: Record) -> str:
         own = f"{found['summarize']['own_cpu_us_a_call']:,.0f}" if "summarize" in found else "–"
         most = max((found[stage]["memory_mb"] for stage in found), default=0)
         rows.append([f"{n:,}", *cells, own, f"{most:,.0f}"])
-    return table(head, rows)
+    return table(head, rows, len(head) - 1)
 
 
 def stores(record: Record) -> str:
@@ -77,7 +72,7 @@ def stores(record: Record) -> str:
             )
         ]
         rows.append([f"{n:,}", *cells])
-    return table(head, rows)
+    return table(head, rows, len(head) - 1)
 
 
 def slope(record: Record) -> float:
@@ -121,7 +116,8 @@ def estimate(record: Record) -> str:
             ]
         )
     head = ["users", "million calls", "billion tokens at most", "own CPU hours", "engine hours"]
-    return table([*head, "money", "store, GB", "exact plan, GB of memory"], rows)
+    head += ["money", "store, GB", "exact plan, GB of memory"]
+    return table(head, rows, len(head) - 1)
 
 
 def drawn(record: Record) -> str:
