@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -28,6 +29,8 @@ pytest.importorskip("ray.data", exc_type=ImportError)
 
 Trsr = Callable[..., Answer]
 N_KILLS = 5
+DELAY = 0.05
+"""Seconds of a call, in tests that kill."""
 COLUMNS = "key, text, error, model, template_hash, item_ids, n_prompt_tokens, n_generated_tokens, n_attempts"
 # What `trsr summarize --runner ray` calls, with an engine that takes its time and notes what it is asked.
 DRIVER = """
@@ -51,13 +54,21 @@ def cluster() -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A shop in which every history is that of two users, so that workers could ask the same."""
+    """A shop in which every four users are followed by four like them: two workers meet the same calls."""
     folder = tmp_path_factory.mktemp("data") / "shop"
     settings = SyntheticConfig(n_users=16, n_items=200, min_history=11, max_history=29, mean_history=20)
     generate(settings, folder)
     events = pl.read_parquet(folder / "events.parquet")
-    twins = events.with_columns(user_id=pl.lit("z") + pl.col("user_id"))
-    pl.concat([events, twins]).sort("user_id", "position").write_parquet(folder / "events.parquet")
+    users = events["user_id"].unique(maintain_order=True)
+    twins = [
+        events.with_columns(
+            user_id=pl.col("user_id").replace_strict(
+                {user: f"{number // 4}{copy}{number % 4}" for number, user in enumerate(users)}
+            )
+        )
+        for copy in "ab"
+    ]
+    pl.concat(twins).sort("user_id", "position").write_parquet(folder / "events.parquet")
     info = json.loads((folder / "dataset.json").read_text())
     info["counts"]["users"] *= 2
     (folder / "dataset.json").write_text(json.dumps(info))
@@ -110,25 +121,43 @@ def test_store_and_profiles_equal_those_of_the_local_runner(
     ).read_bytes()
 
 
+@pytest.mark.real_data
+@pytest.mark.skipif("TRSR_REAL_DATA" not in os.environ, reason="TRSR_REAL_DATA does not name the real data")
+def test_two_hundred_readers_of_mind_have_the_texts_of_the_local_runner(
+    cluster: dict[str, str], trsr: Trsr, tmp_path: Path
+) -> None:
+    source = Path(os.environ["TRSR_REAL_DATA"]) / "mind_small"
+    assert trsr("import", "mind", source, "--out", tmp_path / "mind").code == 0
+    options = ("summarize", tmp_path / "mind", "--engine", "fake", "--limit", "200", "--store")
+    assert trsr(*options, tmp_path / "s.sqlite").code == 0
+    call(cluster, *options, tmp_path / "ray.sqlite", "--runner", "ray", "--concurrency", "2")
+    assert rows(tmp_path / "ray.sqlite") == rows(tmp_path / "s.sqlite") != []
+
+
 class Job:
     """A driver on the cluster that can be started again, and the calls that its workers have begun."""
 
     def __init__(self, cluster: dict[str, str], data: Path, folder: Path) -> None:
-        self.cluster = cluster
-        self.store, self.log = folder / "s.sqlite", folder / "calls.jsonl"
-        self.command = [sys.executable, "-c", DRIVER, *map(str, (data, self.store, self.log, 0.05))]
+        self.cluster, self.data, self.store = cluster, data, folder / "s.sqlite"
+        self.logs: list[Path] = []
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> subprocess.Popen[str]:
-        self.process = subprocess.Popen(self.command, env=self.cluster, stderr=subprocess.PIPE, text=True)
+        self.logs.append(self.store.with_name(f"calls-{len(self.logs)}.jsonl"))
+        arguments = [str(value) for value in (self.data, self.store, self.logs[-1], DELAY)]
+        command = [sys.executable, "-c", DRIVER, *arguments]
+        self.process = subprocess.Popen(command, env=self.cluster, stderr=subprocess.PIPE, text=True)
         return self.process
 
     def end(self) -> None:
         assert self.process is not None
         assert self.process.wait() == 0, self.process.stderr and self.process.stderr.read()
 
+    def calls_of(self, log: Path) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
     def calls(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
+        return [call for log in self.logs for call in self.calls_of(log)]
 
     def wait_for_calls(self, number: int) -> list[dict[str, Any]]:
         assert self.process is not None
@@ -147,6 +176,9 @@ class Job:
         counts = Counter(c["key"] for c in calls)
         assert counts.keys() == committed.keys()
         assert len(calls) - len(committed) <= n_in_flight
+        begun = [[c["time"] for c in self.calls_of(log)] for log in self.logs]
+        for before, after in itertools.pairwise(times for times in begun if times):
+            assert max(before) < min(after), "workers of two drivers asked at once"
 
 
 @pytest.fixture

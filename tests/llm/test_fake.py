@@ -1,10 +1,14 @@
 """The fake engine keeps the contracts and its own promises."""
 
+import json
+import os
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trsr.llm.base import GenerationParams, LabelScorer, Message, Prompt, TextGenerator
+from trsr.llm.base import GenerationParams, LabelScorer, Message, Prompt, TextGenerator, prompt_key
 from trsr.llm.fake import FakeGenerator, FakeScorer, FakeTokenizer, fake_text
 from trsr.testing.engines import LabelScorerContract, TextGeneratorContract, ask
 
@@ -60,6 +64,15 @@ def test_results_come_out_of_order_unless_asked_not_to() -> None:
     ordered = [result.index for result in FakeGenerator(shuffle=False).generate(prompts, GenerationParams())]
     assert ordered == list(range(12))
     assert shuffled != ordered
+
+
+def test_a_log_names_every_call_when_it_begins(tmp_path: Path) -> None:
+    generator, keys = FakeGenerator(log=tmp_path / "calls.jsonl"), []
+    for result in generator.generate(PROMPTS, GenerationParams()):
+        keys.append(prompt_key(PROMPTS[result.index], generator.model_id, GenerationParams()))
+        noted = [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
+        assert [call["key"] for call in noted] == keys
+        assert {call["process"] for call in noted} == {os.getpid()}
 
 
 @given(st.text())

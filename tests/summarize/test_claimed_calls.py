@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from helpers import fold_all, item_ids, make_summariser
 
+from trsr.batch.claims import ClaimTable
 from trsr.errors import EngineError
 from trsr.llm.fake import FakeGenerator
 from trsr.summarize import run
@@ -33,7 +34,10 @@ class Others:
             self.n_left -= 1
             if self.n_left == 0:
                 self.store.put(self.known[self.theirs])
-        return set(keys) - {self.theirs}
+        return {self.theirs} & set(keys)
+
+    def release(self, keys: Sequence[str]) -> None:
+        raise AssertionError(f"{keys} did not fail")
 
 
 @pytest.fixture
@@ -58,12 +62,24 @@ def test_a_call_that_another_makes_is_waited_for_and_not_made(
     assert engine.n_calls == len(known) - 1
 
 
-def test_a_call_that_fails_is_not_waited_for(store: SummaryStore) -> None:
-    class Mine:
-        def claim(self, keys: Sequence[str]) -> set[str]:
-            return set(keys)
+def test_a_call_that_failed_is_free_for_others_and_no_other_is(store: SummaryStore) -> None:
+    table, summariser = ClaimTable(), make_summariser()
 
-    summariser = make_summariser()
-    folds = [start_fold(history, summariser) for history in USERS]
-    with pytest.raises(EngineError, match="calls failed"):
-        complete(folds, summariser, FakeGenerator(fail_on=lambda _: True), store, claims=Mine())
+    class Piece:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def claim(self, keys: Sequence[str]) -> set[str]:
+            return set(table.claim(self.name, keys))
+
+        def release(self, keys: Sequence[str]) -> None:
+            table.release(self.name, keys)
+
+    first, again = ([start_fold(history, summariser) for history in USERS] for _ in range(2))
+    failing = FakeGenerator(fail_on=lambda prompt: summariser.item_text("i3") in prompt.messages[-1].content)
+    with pytest.raises(EngineError, match="1 summary calls failed"):
+        complete(first, summariser, failing, store, claims=Piece("a"))
+    made = [key for fold in first for key in fold.keys.values()]
+    assert set(table.claim("c", made)) == set(made)
+    complete(again, summariser, FakeGenerator(), store, claims=Piece("b"))
+    assert all(fold.done for fold in again)

@@ -12,58 +12,71 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 PATIENCE = 900.0
-"""Seconds after which a claim no longer counts: its owner may have gone for good."""
+"""Seconds of silence after which a piece's claims no longer count: nobody may ever do it again."""
 
 
 class ClaimTable:
     """The claims of all pieces, by key.
 
     Args:
-        patience: Seconds that a claim holds.
+        patience: Seconds for which the claims of a piece hold after it was heard.
         clock: Tells the time in seconds.
     """
 
     def __init__(self, patience: float = PATIENCE, clock: Callable[[], float] = time.monotonic) -> None:
         self._patience = patience
         self._clock = clock
-        self._owners: dict[str, tuple[str, float]] = {}
+        self._owners: dict[str, str] = {}
         self._keys: dict[str, set[str]] = {}
+        self._heard: dict[str, float] = {}
 
     def claim(self, owner: str, keys: Sequence[str]) -> list[str]:
-        """Return those of the keys that are `owner`'s to ask, which it had before or has from now on."""
-        now, granted = self._clock(), []
+        """Give keys to `owner`, and return those that another one has, which stay its own."""
+        now = self._heard[owner] = self._clock()
+        left = []
         for key in keys:
-            other, since = self._owners.get(key, (owner, now))
-            if other != owner and now - since < self._patience:
+            other = self._owners.get(key, owner)
+            if other != owner and now - self._heard[other] < self._patience:
+                left.append(key)
                 continue
-            if other != owner:
-                self._keys[other].discard(key)
-            self._owners[key] = owner, now
+            self._keys.get(other, set()).discard(key)
             self._keys.setdefault(owner, set()).add(key)
-            granted.append(key)
-        return granted
+            self._owners[key] = owner
+        return left
 
-    def release(self, owner: str) -> None:
-        """Forget the claims of an owner, who has asked all it will."""
-        for key in self._keys.pop(owner, ()):
+    def release(self, owner: str, keys: Sequence[str] | None = None) -> None:
+        """Free some claims of an owner, or all when it has asked all it will."""
+        held = self._keys.get(owner, set())
+        for key in held.copy() if keys is None else held.intersection(keys):
+            held.discard(key)
             del self._owners[key]
 
 
 class RemoteClaims:
-    """The claims of one piece in a `ClaimTable` that is a Ray actor."""
+    """The claims of one piece in a `ClaimTable` that is a Ray actor; see `summarize.claims`."""
 
     def __init__(self, table: Any, owner: str) -> None:
         self._table = table
         self._owner = owner
+        self._told = time.monotonic()
 
     def claim(self, keys: Sequence[str]) -> set[str]:
-        """Return those of the keys that are this piece's to ask."""
+        """Take these calls; return those that are left to another piece."""
         import ray
 
-        return set(ray.get(self._table.claim.remote(self._owner, list(keys)))) if keys else set()
+        if not keys:
+            return set()
+        self._told = time.monotonic()
+        return set(ray.get(self._table.claim.remote(self._owner, list(keys))))
 
-    def release(self) -> None:
-        """Give all claims back."""
+    def keep(self) -> None:
+        """Tell now and then that the piece is being worked on, so that its claims hold."""
+        if time.monotonic() - self._told > PATIENCE / 10:
+            self._told = time.monotonic()
+            self._table.claim.remote(self._owner, [])
+
+    def release(self, keys: Sequence[str] | None = None) -> None:
+        """Give claims back: those of calls that failed, or all."""
         import ray
 
-        ray.get(self._table.release.remote(self._owner))
+        ray.get(self._table.release.remote(self._owner, keys))

@@ -17,6 +17,7 @@ from pathlib import Path
 import polars as pl
 
 from trsr.batch.claims import ClaimTable, RemoteClaims
+from trsr.batch.presence import stay, wait_for_workers
 from trsr.batch.runner import RayRunner
 from trsr.data.files import write_whole
 from trsr.data.tables import Dataset
@@ -70,8 +71,14 @@ class ProfileWorker:
     """Writes the profiles of pieces, with one engine and one connection to the store for all of them."""
 
     def __init__(
-        self, open_source: Callable[[], Source], engine: EngineConfig, store: str, claims: object
+        self,
+        open_source: Callable[[], Source],
+        engine: EngineConfig,
+        store: str,
+        claims: object,
+        output: Path,
     ) -> None:
+        stay(output)
         self._source = open_source()
         self._store = open_store(store)
         self._engine = open_generator(engine) if needs_calls(self._source.summariser.config) else None
@@ -88,6 +95,7 @@ class ProfileWorker:
         def keep(progress: SummaryProgress) -> None:
             nonlocal last
             last = progress
+            claims.keep()
 
         try:
             complete(folds, summariser, self._engine, self._store, keep, claims)
@@ -123,20 +131,22 @@ def write_on_ray(
     Raises:
         ConfigError: the cluster has several machines, and the store is a file.
         EngineError: some calls failed; the finished ones are kept.
-        StoreError, OutputError: the store cannot be used.
+        StoreError, OutputError: the store or the folder of `file` cannot be used.
     """
     from trsr.batch import ray
 
     started = time.perf_counter()
     open_store(store).close()  # whatever is wrong with it is said before a cluster is waited for
     with bar("Summarising") as shown:
+        waiting = "waiting for the workers of an earlier command to end"
+        wait_for_workers(file, lambda: shown.update(0, n_users, waiting))
         ray.start(runner)
         _check_shared(store, ray.n_machines())
         claims, job = ray.make_actor(ClaimTable), ray.job_id()
         place = str(store) if is_database(store) else str(Path(store).resolve())
         pieces = [Piece(f"{job}-{i}", start, stop) for i, (start, stop) in enumerate(slices)]
         total, tables, errors = SummaryProgress(), dict[int, pl.DataFrame](), list[str]()
-        open_work = partial(ProfileWorker, open_source, engine, place, claims)
+        open_work = partial(ProfileWorker, open_source, engine, place, claims, file.resolve())
         for number, written in ray.do_pieces(pieces, open_work, runner):
             _add(total, written.progress)
             if written.table is not None:
