@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Workers start when they are needed and as fast as other processes, the cluster ends at once, and nothing is told
-# to anyone.
+# Workers start when needed, as fast as other processes; the cluster ends at once; nothing is told to anyone.
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from trsr.batch import presence
 from trsr.batch.presence import wait_for_workers
 from trsr.errors import OutputError
 
@@ -60,10 +61,13 @@ def test_workers_of_another_output_are_not_waited_for(tmp_path: Path) -> None:
         wait_for_workers(tmp_path / "others.parquet", lambda: pytest.fail("it waits"))
 
 
-def test_a_worker_that_stays_is_not_waited_for_without_end(tmp_path: Path) -> None:
+def test_a_worker_that_stays_is_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presence, "PATIENCE", 0.0)
     file = tmp_path / "profiles.parquet"
     with worker(file), pytest.raises(OutputError, match="are still writing what belongs to"):
-        wait_for_workers(file, patience=0.0)
+        wait_for_workers(file)
 
 
 def test_a_folder_that_is_a_file_is_one_sentence(tmp_path: Path) -> None:

@@ -33,18 +33,16 @@ def stay(output: Path) -> int:
     return _locked(_lock_of(output), fcntl.LOCK_SH)
 
 
-def wait_for_workers(
-    output: Path, say: Callable[[], None] = lambda: None, patience: float = PATIENCE
-) -> None:
+def wait_for_workers(output: Path, say: Callable[[], None] = lambda: None) -> None:
     """Return when no worker is at `output`.
 
     Args:
         output: What the command makes, in a folder that all workers share.
         say: Called while there are some.
-        patience: Seconds to wait.
 
     Raises:
-        OutputError: there still are some, the folder cannot be written, or its file system has no locks.
+        OutputError: some are there for longer than `PATIENCE`, the folder cannot be written, or its file
+            system has no locks.
     """
     import fcntl
 
@@ -54,7 +52,7 @@ def wait_for_workers(
             os.close(_locked(_lock_of(output), fcntl.LOCK_EX | fcntl.LOCK_NB))
             return
         except BlockingIOError as error:
-            if time.monotonic() - started > patience:
+            if time.monotonic() - started > PATIENCE:
                 raise OutputError(
                     f"Workers of another command are still writing what belongs to {output}; let them end, "
                     "or stop their cluster, then run the same command again."

@@ -8,6 +8,7 @@ driver as a table.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -78,11 +79,18 @@ class ProfileWorker:
         claims: object,
         output: Path,
     ) -> None:
-        stay(output)
+        self._lock = stay(output)
         self._source = open_source()
         self._store = open_store(store)
         self._engine = open_generator(engine) if needs_calls(self._source.summariser.config) else None
         self._claims = claims
+
+    def close(self) -> None:
+        """Give everything back; a worker of Ray does so by its end."""
+        self._store.close()
+        if self._engine is not None:
+            self._engine.close()
+        os.close(self._lock)
 
     def __call__(self, piece: Piece) -> Written:
         """Write the profiles of a piece; failed calls are told, not raised, so that other pieces go on."""
