@@ -256,7 +256,7 @@ def test_llama_cpp_writes_the_same_on_workers(
 def test_what_a_worker_finds_wrong_is_one_sentence(
     cluster: dict[str, str], data: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "trsr", "summarize", str(data), "--engine", "transformers"]
+    command = [sys.executable, "-m", "trsr", "summarize", str(data), "--engine", "llamacpp"]
     options = ["--model", "./no/such/model", "--runner", "ray", "--store", str(tmp_path / "s.sqlite")]
     done = subprocess.run([*command, *options], env=cluster, capture_output=True, text=True, check=False)
     assert done.returncode == 2

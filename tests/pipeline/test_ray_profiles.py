@@ -1,4 +1,4 @@
-"""What goes to a worker, and that nobody else writes while it lives; the rest is in tests/batch/test_ray.py."""
+"""What goes to a worker, and that nobody else writes while it lives; more is in tests/batch/test_ray.py."""
 
 from __future__ import annotations
 
