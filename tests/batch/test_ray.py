@@ -247,10 +247,21 @@ def test_ranking_gives_the_scores_of_the_local_runner(
 def test_llama_cpp_writes_the_same_on_workers(
     cluster: dict[str, str], trsr: Trsr, data: Path, tmp_path: Path
 ) -> None:
-    options = ("summarize", data, "--engine", "llamacpp", "--limit", "2", "--block-size", "30", "--store")
-    assert trsr(*options, tmp_path / "s.sqlite").code == 0
-    call(cluster, *options, tmp_path / "ray.sqlite", "--runner", "ray", "--concurrency", "2")
-    assert rows(tmp_path / "ray.sqlite") == rows(tmp_path / "s.sqlite") != []
+    short = tmp_path / "short"
+    shutil.copytree(data, short)
+    events = pl.read_parquet(data / "events.parquet")
+    events.filter(pl.col("position") < 4).write_parquet(short / "events.parquet")
+    options = ("summarize", short, "--engine", "llamacpp", "--store")
+    for n_users in (
+        "1",
+        "2",
+        "3",
+    ):  # one prompt at a time, as on workers: together they may be read otherwise
+        assert trsr(*options, tmp_path / "s.sqlite", "--limit", n_users).code == 0
+    ray = ("--limit", "3", "--runner", "ray", "--concurrency", "2")
+    call(cluster, *options, tmp_path / "ray.sqlite", *ray)
+    assert len(rows(tmp_path / "s.sqlite")) == 3
+    assert rows(tmp_path / "ray.sqlite") == rows(tmp_path / "s.sqlite")
 
 
 def test_what_a_worker_finds_wrong_is_one_sentence(
