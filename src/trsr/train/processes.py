@@ -43,6 +43,12 @@ def is_main() -> bool:
     return index() == 0
 
 
+def speaks(error: Exception) -> bool:
+    """Whether this process should print an error: one it met alone, or else the main process for all."""
+    met = join.cache_info().currsize > 0  # before they meet, all of them read the same and find the same
+    return is_main() or (met and not isinstance(error, ProcessEndedError))
+
+
 def is_sharded() -> bool:
     """Whether accelerate's configuration asks for FSDP."""
     return count() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
