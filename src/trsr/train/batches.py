@@ -31,7 +31,8 @@ def passes_per_batch(config: TrainConfig, n_processes: int) -> int:
     if config.batch_size % n_at_once:
         raise ConfigError(
             f"train.batch_size: found {config.batch_size} users a step, which {n_processes} processes with "
-            f"micro_batch_size {config.micro_batch_size} cannot share equally; choose a multiple of {n_at_once}."
+            f"micro_batch_size {config.micro_batch_size} cannot share equally; "
+            f"choose a multiple of {n_at_once}."
         )
     return config.batch_size // n_at_once
 

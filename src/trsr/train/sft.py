@@ -104,7 +104,7 @@ class _GroupTrainer(Trainer):
 
 
 class _NewEpoch(TrainerCallback):
-    """Tells groups and shares which epoch begins; a data loader would not in every arrangement of samplers."""
+    """Tells groups and shares which epoch begins; a data loader would not in every arrangement."""
 
     def __init__(self, groups: EpochGroups, shares: Shares) -> None:
         self.groups, self.shares = groups, shares
@@ -185,7 +185,7 @@ def train(
     best = checkpoints / "best"
     objective = Objective(adapted, config.loss, labels)
     if processes.is_sharded():
-        _check_shardable(objective, model)
+        _check_shardable(objective, model, where)
     bf16 = precision is torch.bfloat16
     shares = Shares(len(groups), config, seed % 2**32, processes.count(), processes.index())
     with _one_sentence(checkpoints), objective.installed(adapted):
@@ -221,13 +221,19 @@ def _own_device(device: str) -> torch.device:
         return where
     if where.index is not None:
         raise ModelError(
-            f"recommender.device: found {device!r}, which {processes.count()} processes cannot share; use auto."
+            f"recommender.device: found {device!r}, which {processes.count()} processes cannot share; "
+            "use auto."
         )
     return torch.device(where.type, processes.local_index())
 
 
-def _check_shardable(objective: Objective, model: str) -> None:
-    """Refuse what FSDP cannot do here: its processes must make the same passes, and hold parameters one by one."""
+def _check_shardable(objective: Objective, model: str, where: torch.device) -> None:
+    """Refuse what FSDP cannot do: its processes must make the same passes, on GPUs."""
+    if where.type == "cpu":  # accelerate would leave the model whole, and say nothing
+        raise ModelError(
+            "recommender.device: found cpu, but accelerate shards models on GPUs only; "
+            "use configs/accelerate/cpu.yaml."
+        )
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise ModelError(
             "FSDP_VERSION: found 1, which cannot hold a frozen model with an adapter here; "
