@@ -11,11 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import Answer, tiny_run
 from safetensors.torch import load_file
-from together import learn, learn_until
+from together import adapter_after_a_step, learn, learn_until
 
+from trsr.errors import ModelError
+from trsr.train import processes
 from trsr.train.sft import _log_rows
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +73,25 @@ def test_two_processes_have_the_losses_of_one(trained: Path, folder: str) -> Non
 def test_unequal_parts_of_the_last_batch_count_by_their_users(trained: Path) -> None:
     assert losses(trained / "micro", 4) == pytest.approx(losses(trained / "one")[:4], abs=1e-4)
     assert losses(trained / "micro_one", 4) == pytest.approx(losses(trained / "one")[:4], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_a_model_in_shards_learns_the_same_and_its_adapter_is_put_together(
+    trained: Path, tiny_model: Path
+) -> None:
+    found = torch.load(trained / "sharded.pt")
+    alone = adapter_after_a_step(tiny_model, sharded=False)
+    assert found.keys() == alone.keys()
+    for name, weights in alone.items():
+        torch.testing.assert_close(found[name], weights, msg=name)
+
+
+def test_fsdp_on_cpus_is_one_sentence(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "is_sharded", lambda: True)
+    with pytest.raises(ModelError, match="GPUs only"):
+        learn(tiny_model, tmp_path)
 
 
 def test_the_job_script_has_no_syntax_error() -> None:

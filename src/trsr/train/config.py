@@ -34,7 +34,7 @@ class TrainConfig(BaseModel):
     learning_rate: float = Field(default=5e-4, gt=0)
     epochs: int = Field(default=1, ge=1)
     batch_size: int = Field(default=8, ge=1)
-    """Users an optimizer step of all processes together, reached by accumulation; each with all its candidates."""
+    """Users an optimizer step of all processes together, by accumulation; each with all its candidates."""
     micro_batch_size: int = Field(default=1, ge=1)
     """Users a forward pass of one process, at most `batch_size`; more than one pays off on a GPU."""
     resample_negatives: bool = True
