@@ -6,7 +6,7 @@
 # It can be killed at any moment and started again; settings.sh says what else can be set.
 set -eu
 cd "$(dirname "$0")/.."
-experiment=reproduce_mind
+experiment=mind_recurrent
 domain=news
 other_method=hierarchical
 . runs/settings.sh

@@ -31,7 +31,7 @@ if [ -n "${SMOKE:-}" ]; then
         --set "protocol={kind: sampled, min_history: 8, max_history: 13, n_train: 4, n_valid: 3, n_test: 6, negatives: $negatives}" \
         --set 'engine={kind: fake}' --set summary.fields=null --set summary.max_field_tokens=6 \
         --set 'prompt={n_recent: 2, max_field_tokens: 6, max_tokens: 320}' \
-        --set 'rankers=[random, popularity, bm25, llm_zero_shot, llm]'
+        --set 'rankers=[random, popularity, bm25, llm_zero_shot, llm_no_profile, llm_counted, llm]'
 fi
 
 # Runs an experiment to its end, or goes on where it was left, and records it.

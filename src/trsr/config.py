@@ -23,7 +23,7 @@ from trsr.prompt.ranking import PromptConfig
 from trsr.rank.settings import BaselinesConfig
 from trsr.summarize.places import checked, redacted
 from trsr.summarize.plan import SummaryConfig
-from trsr.train.config import TrainConfig
+from trsr.train.config import ProfileKind, TrainConfig
 
 RankerName = Literal[
     "random",
@@ -38,8 +38,12 @@ RankerName = Literal[
     "sasrec",
     "llm_zero_shot",
     "llm",
+    "llm_no_profile",
+    "llm_counted",
     "fusion",
 ]
+OWN_MODEL: dict[RankerName, ProfileKind] = {"llm": "own", "llm_no_profile": "none", "llm_counted": "counted"}
+"""The rankers that are the run's fine-tuned model, and the profile that it is asked with."""
 VARIABLE_PARTS = ("protocol", "summary", "engine", "prompt", "recommender", "train")
 """The parts of a configuration in which a variant may differ from its run."""
 StorePlace = Annotated[str, AfterValidator(checked), PlainSerializer(redacted, return_type=str)]
@@ -219,9 +223,7 @@ def _short(value: object) -> str:
 
 def _check_together(config: RunConfig) -> None:
     """Check what single fields cannot know."""
-    problems = []
-    if "llm" in config.rankers and config.train is None:
-        problems.append("rankers: `llm` is the fine-tuned model, but `train` is null; use `llm_zero_shot`.")
+    problems = list(_own_model_mistakes(config))
     if "fusion" in config.rankers and "llm" not in config.rankers:
         problems.append("rankers: `fusion` joins `llm` with cheap rankers; name `llm` too.")
     if not config.rankers:
@@ -230,6 +232,19 @@ def _check_together(config: RunConfig) -> None:
     problems += of_variants
     if problems:
         raise ConfigError(problems)
+
+
+def _own_model_mistakes(config: RunConfig) -> Iterable[str]:
+    """Say which rankers ask for a model that the run does not train."""
+    for name in (name for name in OWN_MODEL if name in config.rankers):
+        kind = OWN_MODEL[name]
+        if config.train is None:
+            yield f"rankers: `{name}` is the fine-tuned model, but `train` is null; use `llm_zero_shot`."
+        elif kind not in {"own", config.summary.method} and not getattr(config.train.profiles, kind):
+            yield (
+                f"rankers: `{name}` asks the model in a way that it was not trained on; give "
+                f"train.profiles.{kind} a share of the training users, such as 0.25."
+            )
 
 
 def swept(config: RunConfig) -> dict[str, dict[str, str]]:

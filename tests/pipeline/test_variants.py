@@ -37,10 +37,10 @@ def open_run(model: Path, out: Path, **changes: Any) -> Workbench:
 
 
 VARIANTS: dict[str, Any] = {
-    "variants": {"llm_no_profile": {"summary.method": "none"}},
+    "variants": {"no_profile": {"summary.method": "none"}},
     "sweep": {"prompt.n_recent": [0, 2], "protocol.negatives.n_train": [1]},
 }
-NAMES = ["llm_no_profile", "n_recent=0", "n_train=1"]
+NAMES = ["no_profile", "n_recent=0", "n_train=1"]
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +70,11 @@ def test_every_variant_is_a_ranker_of_its_run(with_variants: Workbench) -> None:
 
 
 def test_what_the_profile_adds_is_compared_on_every_slice(with_variants: Workbench) -> None:
-    assert profile_pair(with_variants.config) == ("llm", "llm_no_profile")
+    assert profile_pair(with_variants.config) == ("llm", "no_profile")
     metrics = json.loads((with_variants.folder.path / "metrics.json").read_text())
     assert list(metrics["slices"]) == list(metrics["protocol"]["slices"])
     pairs = [pair for parts in metrics["slices"].values() for part in parts for pair in part["comparisons"]]
-    assert {(pair["a"], pair["b"]) for pair in pairs} == {("llm", "llm_no_profile")}
+    assert {(pair["a"], pair["b"]) for pair in pairs} == {("llm", "no_profile")}
     assert {pair["metric"] for pair in pairs} == {pair["metric"] for pair in metrics["comparisons"]}
 
 
@@ -93,7 +93,7 @@ def test_only_a_variant_that_differs_in_nothing_else_stands_for_no_profile(
 def test_a_variant_differs_where_it_says_and_nowhere_else(with_variants: Workbench) -> None:
     run = with_variants.folder.path
     for name, part, setting, value in [
-        ("llm_no_profile", "summary", "method", "none"),
+        ("no_profile", "summary", "method", "none"),
         ("n_recent=0", "prompt", "n_recent", 0),
     ]:
         whole = yaml.safe_load((run / "config.yaml").read_text())
@@ -102,7 +102,7 @@ def test_a_variant_differs_where_it_says_and_nowhere_else(with_variants: Workben
         for key in ("rankers", "variants", "sweep"):
             del whole[key], other[key]
         assert other == whole
-    profiles = pl.read_parquet(run / "variants" / "llm_no_profile" / "profiles.parquet")
+    profiles = pl.read_parquet(run / "variants" / "no_profile" / "profiles.parquet")
     assert profiles["text"].unique().to_list() == [""]
     assert pl.read_parquet(run / "variants" / "n_train=1" / "examples" / "train.parquet")[
         "labels"
@@ -135,7 +135,7 @@ def test_a_run_broken_off_between_variants_makes_no_model_twice(
     with pytest.raises(KeyboardInterrupt):
         run_stages(open_run(tiny_model, tmp_path / "run", **VARIANTS))
     run_stages(open_run(tiny_model, tmp_path / "run", **VARIANTS))
-    assert trained == ["run", "llm_no_profile", "broken off", "n_recent=0", "n_train=1"]
+    assert trained == ["run", "no_profile", "broken off", "n_recent=0", "n_train=1"]
     whole = with_variants.folder.path
     assert (tmp_path / "run" / "metrics.json").read_bytes() == (whole / "metrics.json").read_bytes()
 
@@ -154,14 +154,14 @@ def test_a_finished_run_takes_more_rankers_and_variants_and_asks_only_those(
         return real(bench, name)
 
     monkeypatch.setattr(ranking, "make_ranker", note)
-    more = {"rankers": ["popularity", *RANKERS], "variants": {"llm_no_profile": {"summary.method": "none"}}}
+    more = {"rankers": ["popularity", *RANKERS], "variants": {"no_profile": {"summary.method": "none"}}}
     run_stages(open_run(tiny_model, out, **more))
-    assert asked == ["llm_no_profile:llm", "llm_no_profile:llm", "run:popularity"]  # validation, test
+    assert asked == ["no_profile:llm", "no_profile:llm", "run:popularity"]  # validation, test
     assert margins(out, "llm") == before
     assert set(json.loads((out / "metrics.json").read_text())["rankers"]) == {
         "popularity",
         *RANKERS,
-        "llm_no_profile",
+        "no_profile",
     }
 
 

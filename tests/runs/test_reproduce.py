@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LEFT = {"MORE", "FULL"}
+CONFIGS = {"mind": "mind_recurrent", "amazon": "amazon_office_hierarchical"}
 
 
 @pytest.mark.parametrize("name", ["mind", "amazon"])
@@ -34,11 +35,11 @@ def test_an_experiment_ends_with_a_record(name: str, tiny_model: Path, tmp_path:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    record = json.loads((tmp_path / f"reproduce_{name}-smoke.json").read_text(encoding="utf-8"))
+    record = json.loads((tmp_path / f"{CONFIGS[name]}-smoke.json").read_text(encoding="utf-8"))
     assert record["machine"] == "a laptop"
     assert record["metrics"]["leakage"]["found"] == 0
     assert {"popularity", "bm25", "llm_zero_shot", "llm", "llm_no_profile", "llm_counted"} <= set(
         record["metrics"]["rankers"]
     )
-    assert f"configs/reproduce_{name}.yaml" in record["command"]
+    assert f"configs/{CONFIGS[name]}.yaml" in record["command"]
     assert (tmp_path / "run" / "report.html").exists()

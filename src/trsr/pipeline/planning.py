@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trsr.config import FolderData, RunConfig, variants_of
+from trsr.config import OWN_MODEL, FolderData, RunConfig, variants_of
 from trsr.data.examples import Splits, build_examples, make_resampler
 from trsr.data.import_config import run_import
 from trsr.data.synthetic import SyntheticConfig, generate
@@ -29,6 +29,8 @@ from trsr.summarize.rows import Store
 from trsr.summarize.run import Summariser
 from trsr.summarize.store import TextStore
 from trsr.summarize.stores import open_store
+from trsr.train.config import ProfileKind
+from trsr.train.dataset import profile_kind
 from trsr.types import History, RankingExample
 
 OTHER_TOKENIZER = 4
@@ -178,7 +180,7 @@ class Planner:
     ) -> list[Work]:
         """Return the work of training, calibrating and ranking."""
         config, train, valid = self.config, splits.train, splits.valid
-        rankers = [name for name in ("llm_zero_shot", "llm") if name in config.rankers]
+        rankers = [name for name in ("llm_zero_shot", *OWN_MODEL) if name in config.rankers]
         if config.train is None and not rankers:
             return []
         builder, known = self._builder(), iter(profiles)
@@ -188,19 +190,30 @@ class Planner:
             stand_in = unwritten_text(summariser)
             return count_prompts(builder, asked, texts, stand_in=stand_in, n_more=self._n_more())
 
+        def texts(
+            asked: Sequence[RankingExample], own: Sequence[str | None], kinds: Sequence[ProfileKind]
+        ) -> list[str | None]:
+            return [_profile(summariser, *each) for each in zip(asked, own, kinds, strict=True)]
+
         work = []
         if config.train is not None:
+            mix = config.train.profiles
             learnt, checked = PromptCounts(), PromptCounts()
             resample = make_resampler(self.dataset, config.protocol, config.seed)
             for epoch in range(config.train.epochs):
                 fresh = epoch > 0 and config.train.resample_negatives
-                learnt.add(count([resample(e, epoch) for e in train] if fresh else train, of_train))
+                kinds = [profile_kind(mix, config.seed, e.example_id, epoch) for e in train]
+                shown = [resample(e, epoch) for e in train] if fresh else train
+                learnt.add(count(shown, texts(shown, of_train, kinds)))
             checked.add(count(valid, of_valid), config.train.evaluations * config.train.epochs)
             work.append(self._work("train", learnt, TRAINING_WEIGHT))
             work.append(self._work("validate", checked))
             work.append(self._work("calibrate", count(valid, of_valid)))
-        asked = count(splits.test, of_test)
-        return work + [self._work(f"rank {name}", asked) for name in rankers]
+        for name in rankers:
+            kinds = [OWN_MODEL.get(name, "own")] * len(splits.test)
+            asked = count(splits.test, texts(splits.test, of_test, kinds))
+            work.append(self._work(f"rank {name}", asked))
+        return work
 
     def _n_more(self) -> int:
         """Return the tokens that a profile has at most, for the model that ranks."""
@@ -211,3 +224,12 @@ class Planner:
         shared = self.config.recommender.sharing != "separate"
         read = counts.read_tokens if shared else counts.prompt_tokens
         return Work(stage, counts.n_prompts, read, weight=weight, read_exact=counts.n_exact)
+
+
+def _profile(
+    summariser: Summariser, example: RankingExample, own: str | None, kind: ProfileKind
+) -> str | None:
+    """Return the profile that an example is shown with; None where it is not written yet."""
+    if kind == "counted":
+        return summariser.counted(History(example.user_id, example.history))
+    return "" if kind == "none" else own

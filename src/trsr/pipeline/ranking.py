@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from trsr.config import RankerName, RunConfig, variants_of
+from trsr.config import OWN_MODEL, RankerName, RunConfig, variants_of
 from trsr.data.files import write_whole
 from trsr.data.fitting import fit_events
 from trsr.llm.adapter import read_adapter_info
@@ -41,7 +41,7 @@ SCHEMA = {
     "n_prompt_tokens": pl.Int32,
     "n_cut_tokens": pl.Int32,
 }
-PROBABILISTIC = frozenset({"llm", "llm_zero_shot"})
+PROBABILISTIC = frozenset({*OWN_MODEL, "llm_zero_shot"})
 
 
 def rank_candidates(bench: Workbench) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def rank_candidates(bench: Workbench) -> dict[str, Any]:
     """
     check_baselines(bench)
     examples, rankers = bench.splits.test, bench.config.rankers
-    calibration = model_calibration(bench) if "llm" in rankers else None
+    calibration = model_calibration(bench) if OWN_MODEL.keys() & set(rankers) else None
     file = bench.folder.path / "scores.parquet"
     _take_apart(file, rankers, examples)
     with bar("Ranking") as shown:
@@ -112,7 +112,7 @@ def score_in_parts(
         examples: Of one split.
         file: Columns as in `SCHEMA`.
         shown: Progress.
-        calibration: Makes the scores of `llm`; its margins stay as they are.
+        calibration: Makes the scores of the fine-tuned model; its margins stay as they are.
         more: Scores of others, put behind.
     """
     parts = file.with_suffix(".parts")
@@ -129,7 +129,7 @@ def _calibrated(scores: pl.DataFrame, calibration: Calibration | None) -> pl.Dat
         return scores
     values = pl.Series(calibration.apply(scores["margin"].to_numpy()))
     return scores.with_columns(
-        score=pl.when(pl.col("ranker") == "llm").then(values).otherwise(pl.col("score"))
+        score=pl.when(pl.col("ranker").is_in(list(OWN_MODEL))).then(values).otherwise(pl.col("score"))
     )
 
 
@@ -202,7 +202,7 @@ def make_ranker(bench: Workbench, name: RankerName) -> Ranker:  # noqa: PLR0911 
             return Bm25Ranker(bench.bm25_index, profiles=bench.profiles)
         case "popularity_decayed" | "embedding" | "ncf" | "gru4rec" | "bert4rec" | "sasrec":
             return make_baseline(bench, name)
-        case "llm_zero_shot" | "llm":
+        case "llm_zero_shot" | "llm" | "llm_no_profile" | "llm_counted":
             return _llm_ranker(bench, name)
         case "fusion":
             from trsr.pipeline.fusion import make_fusion
@@ -211,9 +211,10 @@ def make_ranker(bench: Workbench, name: RankerName) -> Ranker:  # noqa: PLR0911 
 
 
 def _llm_ranker(bench: Workbench, name: RankerName) -> Ranker:
-    """Load the base model, with the run's adapter merged in for `llm`."""
+    """Load the base model, with the run's adapter merged in for what is the fine-tuned one."""
     from trsr.rank.llm import LlmRanker
 
-    adapter = bench.folder.path / "model" if name == "llm" else None
+    adapter = bench.folder.path / "model" if name in OWN_MODEL else None
     scorer, info = open_scorer(bench.config.recommender, adapter, bench.ranking_template.hash)
-    return LlmRanker(name, scorer, bench.builder, info.labels if info else bench.labels, bench.profiles)
+    profiles = bench.profiles_as(OWN_MODEL.get(name, "own"))
+    return LlmRanker(name, scorer, bench.builder, info.labels if info else bench.labels, profiles)

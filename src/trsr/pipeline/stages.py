@@ -26,7 +26,7 @@ from trsr.pipeline.variants import check_questions, variant_benches
 from trsr.pipeline.workbench import Workbench
 from trsr.train import processes
 from trsr.train.config import TrainConfig
-from trsr.train.dataset import EpochGroups, TrainingGroup, training_groups
+from trsr.train.dataset import EpochGroups, TrainingGroup, profile_kind, training_groups
 from trsr.types import History
 
 if TYPE_CHECKING:
@@ -135,14 +135,18 @@ def _train(bench: Workbench, train_config: TrainConfig) -> None:
 
 def _epochs(bench: Workbench, config: TrainConfig) -> EpochGroups:
     """Return the training groups; epoch 0 reads the examples as they are written in the run folder."""
-    resample = make_resampler(bench.dataset, bench.config.protocol, bench.config.seed)
+    seed, mix, train = bench.config.seed, config.profiles, bench.splits.train
+    resample = make_resampler(bench.dataset, bench.config.protocol, seed)
 
     def groups(epoch: int) -> list[TrainingGroup]:
-        examples = [resample(example, epoch) for example in bench.splits.train]
-        return training_groups(examples, bench.profiles, bench.builder)
+        fresh = epoch > 0 and config.resample_negatives
+        kinds = {e.example_id: profile_kind(mix, seed, e.example_id, epoch) for e in train}
+        profiles = {name: bench.profiles_as(kind).get(name, "") for name, kind in kinds.items()}
+        examples = [resample(example, epoch) for example in train] if fresh else train
+        return training_groups(examples, profiles, bench.builder)
 
-    first = training_groups(bench.splits.train, bench.profiles, bench.builder)
-    return EpochGroups(first, groups if config.resample_negatives else None)
+    changes = config.resample_negatives or mix.none or mix.counted
+    return EpochGroups(groups(0), groups if changes else None)
 
 
 def run_variants(bench: Workbench) -> Facts:

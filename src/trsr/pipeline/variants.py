@@ -50,9 +50,14 @@ def variant_scores(bench: Workbench) -> list[pl.DataFrame]:
 
 
 def profile_pair(config: RunConfig) -> tuple[str, str] | None:
-    """Return the run's own model and the variant that differs only in having no profile, if there is one."""
+    """Return the run's own model and how it is called without a profile, if it is asked so.
+
+    That is the same model asked without, or a variant that differs only in having none.
+    """
     if config.summary.method == "none":
         return None
+    if {"llm", "llm_no_profile"} <= set(config.rankers):
+        return "llm", "llm_no_profile"
     apart = {"summary", "rankers", "variants", "sweep"}
     own = config.model_dump(exclude=apart)
     for name, variant in variants_of(config).items():

@@ -23,7 +23,8 @@ from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.prompts import load_summary_template
 from trsr.summarize.run import Summariser
 from trsr.templating import Template
-from trsr.types import RankingExample
+from trsr.train.config import ProfileKind
+from trsr.types import History, RankingExample
 
 NO_CAP = 10_000
 """More tokens than a field has."""
@@ -81,6 +82,17 @@ class Workbench:
         """Profile texts by example id, of finished stage `summarize`."""
         frame = pl.read_parquet(self.folder.path / "profiles.parquet", columns=["example_id", "text"])
         return dict(frame.iter_rows())
+
+    @cached_property
+    def counted_profiles(self) -> dict[str, str]:
+        """Counted profiles by example id, whatever the run's own method."""
+        return {
+            e.example_id: self.summariser.counted(History(e.user_id, e.history)) for e in self.all_examples()
+        }
+
+    def profiles_as(self, kind: ProfileKind) -> dict[str, str]:
+        """Return one kind of profile by example id; an example that is left out has none."""
+        return {} if kind == "none" else self.counted_profiles if kind == "counted" else self.profiles
 
     @cached_property
     def summary_texts(self) -> dict[str, list[str]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 MAX_WORDS = 4
-_PIECE = re.compile(r"[^\W_]+(?:['’./-][^\W_]+)*|[^\w\s]+")
+_PIECE = re.compile(r"[^\W_]+(?:(?:['’./-]|_+)[^\W_]+)*|[^\w\s]+|_+")  # `football_nfl` is one word
 _FUNCTION = """
     a about after again against all also am an and another any anyone are aren't around as at away
     be because been before behind being below between both but by can can't could did didn't do does
@@ -47,7 +47,7 @@ def phrases_of(text: str) -> tuple[str, ...]:
 def _runs(text: str) -> list[list[str]]:
     """Return the longest runs of content words."""
     runs: list[list[str]] = [[]]
-    for piece in _PIECE.findall(text.replace("_", " ")):
+    for piece in _PIECE.findall(text):
         if piece[0].isalnum() and piece.lower() not in _FUNCTION_WORDS:
             runs[-1].append(piece)
         elif runs[-1]:

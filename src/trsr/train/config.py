@@ -7,6 +7,8 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Loss = Literal["answer", "listwise", "joint", "full"]
+ProfileKind = Literal["own", "none", "counted"]
+"""Which profile a prompt has: the one that the run writes, no profile, or the counted one."""
 
 
 class LoraConfig(BaseModel):
@@ -24,6 +26,27 @@ class LoraConfig(BaseModel):
     """Layers that get an adapter; the paper's are `[q_proj, k_proj, v_proj, o_proj]`."""
 
 
+class ProfileMix(BaseModel):
+    """Shares of the training users, drawn anew each epoch, who are shown without the profile of the run.
+
+    One model then ranks with a written, a counted and no profile, so that the three can be compared on the
+    same weights, and users whose profile is not written yet are asked about in a way it has learned.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    none: float = Field(default=0.0, ge=0, le=1)
+    """Without a profile."""
+    counted: float = Field(default=0.0, ge=0, le=1)
+    """With a counted profile."""
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        if self.none + self.counted > 1:
+            raise ValueError(f"none and counted are {self.none + self.counted:g} together, more than 1")
+        return self
+
+
 class TrainConfig(BaseModel):
     """How the recommender is fine-tuned."""
 
@@ -39,6 +62,8 @@ class TrainConfig(BaseModel):
     """Users a forward pass of one process, at most `batch_size`; more than one pays off on a GPU."""
     resample_negatives: bool = True
     """Whether each epoch draws its negatives anew."""
+    profiles: ProfileMix = ProfileMix()
+    """Users shown with no profile or a counted one."""
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps over which the learning rate rises."""
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from trsr.llm.base import ScoringGroup
 from trsr.prompt.ranking import PromptBuilder
+from trsr.seeding import derive_rng
+from trsr.train.config import ProfileKind, ProfileMix
 from trsr.types import RankingExample
 
 
@@ -33,6 +35,16 @@ def training_groups(
         )
         for e in examples
     ]
+
+
+def profile_kind(mix: ProfileMix, seed: int, example_id: str, epoch: int) -> ProfileKind:
+    """Return which profile a training example has in an epoch; depends on nothing else."""
+    if not mix.none and not mix.counted:
+        return "own"
+    draw = derive_rng(seed, "profile", example_id, epoch).random()
+    if draw < mix.none:
+        return "none"
+    return "counted" if draw < mix.none + mix.counted else "own"
 
 
 class EpochGroups:
