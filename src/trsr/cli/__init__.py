@@ -58,5 +58,6 @@ def main() -> None:
             typer.echo("\n".join(f"Error: {line}" for line in str(error).splitlines()), err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        typer.echo("Stopped. What was finished is kept; run the same command again to go on.", err=True)
+        if processes.is_main():
+            typer.echo("Stopped. What was finished is kept; run the same command again to go on.", err=True)
         sys.exit(130)

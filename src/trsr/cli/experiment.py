@@ -132,11 +132,7 @@ def train(config: ConfigFile, out: Out, changes: Set = None, as_json: AsJson = F
     check_processes(chosen)
     if processes.count() > 1:
         processes.join(cpu=chosen.recommender.device == "cpu")
-    train_together(
-        lambda: _open_folder(chosen, out),
-        (out / "config.yaml").exists,
-        say=lambda line: typer.echo(line, err=True),
-    )
+    train_together(out, lambda: _open_folder(chosen, out), say=lambda line: typer.echo(line, err=True))
     if not processes.is_main():
         return
     info = (out / "model" / "trsr.json").read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from trsr.config import RunConfig
 from trsr.errors import ConfigError, OutputError
@@ -27,27 +28,26 @@ def check_processes(config: RunConfig) -> None:
 
 
 def train_together(
-    open_folder: Callable[[], RunFolder], is_there: Callable[[], bool], say: Callable[[str], None]
+    out: Path, open_folder: Callable[[], RunFolder], say: Callable[[str], None] = lambda _: None
 ) -> None:
     """Run the stages of a run up to the calibrated model folder; every process calls this, having joined.
 
     Args:
-        open_folder: Opens the run folder; the others do so when the main process has finished what comes
-            before the training.
-        is_there: Whether the run folder is seen by this process.
+        out: Where the run folder is, or will be.
+        open_folder: Opens it; the others do so when the main process has finished what comes before the
+            training.
         say: Is told what is done, in the main process.
 
     Raises:
         OutputError: the machines do not share the run folder.
     """
+    to_train = False
     if processes.is_main():
         bench = Workbench(open_folder())
         run_stages(bench, "summarize", say)
-        to_train = not (bench.folder.path / "model").exists()
-    else:
-        to_train = False
+        to_train = "train" not in bench.folder.stages() and not (out / "model").exists()
     to_train = processes.agree(to_train)
-    seen = processes.gather(is_there())
+    seen = processes.gather((out / "config.yaml").exists())
     if not all(seen):
         raise OutputError(
             f"Process {seen.index(False)} does not see the run folder that the main process writes; "

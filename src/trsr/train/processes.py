@@ -45,34 +45,33 @@ def is_main() -> bool:
 
 def speaks(error: Exception) -> bool:
     """Whether this process should print an error: one it met alone, or else the main process for all."""
-    met = join.cache_info().currsize > 0  # before they meet, all of them read the same and find the same
+    met = _group.cache_info().currsize > 0  # before they meet, all of them read the same and find the same
     return is_main() or (met and not isinstance(error, ProcessEndedError))
 
 
 def is_sharded() -> bool:
     """Whether accelerate's configuration asks for FSDP."""
-    return count() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    return "RANK" in os.environ and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
-@cache
-def join(cpu: bool) -> Any:
-    """Meet the other processes; returns the group through which they wait and agree.
+def join(cpu: bool) -> None:
+    """Meet the other processes.
 
     Args:
         cpu: Whether the training runs on CPUs.
     """
     from accelerate import PartialState
-    from torch import distributed
 
     PartialState(cpu=cpu)
-    # Its own group: over sockets, and with a patience that collectives of the training should not have.
-    return distributed.new_group(backend="gloo", timeout=_LONGEST_WAIT)
+    _group()
 
 
+@cache
 def _group() -> Any:
-    from torch import cuda
+    """Return the group in which they wait and agree: over sockets, and more patient than the training's."""
+    from torch import distributed
 
-    return join(not cuda.is_available())
+    return distributed.new_group(backend="gloo", timeout=_LONGEST_WAIT)
 
 
 def gather(value: T) -> list[T]:

@@ -93,7 +93,7 @@ class _GroupTrainer(Trainer):
             for start in range(0, n, step):
                 group = self.valid[min(start + processes.index(), n - 1)]
                 (margins,) = self.objective.margins(model, [group.group])
-                own.append(recall_sum(margins.float().cpu().numpy(), group.labels))
+                own.append(recall_sum(margins.cpu().numpy(), group.labels))
         every = processes.gather(own)
         return [every[place % step][place // step] for place in range(n)]
 
@@ -108,10 +108,6 @@ class _NewEpoch(TrainerCallback):
 
     def __init__(self, groups: EpochGroups, shares: Shares) -> None:
         self.groups, self.shares = groups, shares
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
-        if processes.count() > 1:  # the adapter is made, equal everywhere; dropout should not be
-            torch.manual_seed(args.seed + processes.index())
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
         epoch = int((state.epoch or 0) + 1e-6)  # a fraction after a restart within an epoch
@@ -173,7 +169,7 @@ def train(
         OutputError: the folder cannot be written.
         RunMismatchError: the checkpoints are of another kind: sharded, or not.
     """
-    passes_per_batch(config, processes.count())
+    shares = Shares(len(groups), config, seed % 2**32, processes.count(), processes.index())
     set_seed(seed % 2**32)
     where = _own_device(device)
     precision = resolve_dtype(dtype, where)
@@ -187,7 +183,6 @@ def train(
     if processes.is_sharded():
         _check_shardable(objective, model, where)
     bf16 = precision is torch.bfloat16
-    shares = Shares(len(groups), config, seed % 2**32, processes.count(), processes.index())
     with _one_sentence(checkpoints), objective.installed(adapted):
         trainer = _GroupTrainer(
             objective,
@@ -203,6 +198,8 @@ def train(
         )
         if not progress:
             trainer.remove_callback(PrinterCallback)
+        if processes.count() > 1:  # the adapter is made, equal everywhere; dropout should not be
+            torch.manual_seed(seed % 2**32 + processes.index())
         history = _go_on(trainer, checkpoints, config.patience)
         if not valid:
             _save_best(trainer.model, best, 0.0, trainer.state.global_step)

@@ -1,7 +1,8 @@
-"""What `test_together.py` starts in two processes: trainings, whole, killed and gone on with."""
+"""What `test_processes.py` starts in two processes: trainings, whole, killed and gone on with."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,24 +20,25 @@ from trsr.train.dataset import EpochGroups
 from trsr.train.objective import Objective
 from trsr.train.sft import TrainingReport, train, with_adapter
 
+# Every process draws its own dropout, so only without it do two learn what one learns.
+PLAIN = LoraConfig(r=4)
 
-def learn(model: Path, folder: Path, **changes: Any) -> TrainingReport:
-    """Train without dropout, so that every process count draws the same numbers."""
-    config = CONFIG.model_copy(update={"lora": LoraConfig(r=4), **changes})
-    groups = EpochGroups(GROUPS, other_users)
+
+def learn(model: Path, folder: Path, lora: LoraConfig = PLAIN, **changes: Any) -> TrainingReport:
+    """Train in all processes that there are."""
     return train(
-        groups,
+        EpochGroups(GROUPS, other_users),
         VALID,
         model=str(model),
         labels=ANSWERS,
-        config=config,
+        config=CONFIG.model_copy(update={"lora": lora, **changes}),
         checkpoints=folder,
         seed=3,
         device="cpu",
     )[1]
 
 
-def learn_until(model: Path, folder: Path, step: int) -> None:
+def learn_until(step: int, model: Path, folder: Path, lora: LoraConfig = PLAIN) -> None:
     """Train until `step` steps are done, then end as a kill would."""
     whole = sft._GroupTrainer.compute_loss
 
@@ -47,44 +49,46 @@ def learn_until(model: Path, folder: Path, step: int) -> None:
 
     sft._GroupTrainer.compute_loss = until  # type: ignore[method-assign]
     try:
-        learn(model, folder)
+        learn(model, folder, lora)
     except Killed:
         return
     finally:
         sft._GroupTrainer.compute_loss = whole  # type: ignore[method-assign]
 
 
-def adapter_after_a_step(model: Path, sharded: bool) -> dict[str, torch.Tensor]:
-    """Return a whole adapter after a plain gradient step on four users, of a model in shards or whole."""
+def save_after_a_step(model: Path, folder: Path) -> None:
+    """Save the adapter after one gradient step on four users; with FSDP each process holds a shard."""
     base = load_causal_lm(str(model), device="cpu")
     shared_attention.enable(base, "auto")
     torch.manual_seed(0)
-    adapted = with_adapter(base, CONFIG.model_copy(update={"lora": LoraConfig(r=4)})).train()
+    adapted = with_adapter(base, CONFIG.model_copy(update={"lora": PLAIN})).train()
     objective = Objective(adapted, "joint", ANSWERS)
     with objective.installed(adapted):
-        if sharded:
+        if processes.is_sharded():
             mesh = init_device_mesh("cpu", (processes.count(),))
             for layer in base.model.layers:
                 fully_shard(layer, mesh=mesh)
             fully_shard(adapted, mesh=mesh)
         objective(adapted, GROUPS[processes.index() : 4 : processes.count()]).mean().backward()
-    learning = {name: weights for name, weights in adapted.named_parameters() if weights.requires_grad}
-    torch.optim.SGD(learning.values(), lr=0.1).step()
-    if sharded:
-        return sft._whole_adapter(adapted)
-    return {name: weights.detach() for name, weights in learning.items()}
+    torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.1).step()
+    sft._save_best(adapted, folder / "best", 1.0, 1)
+
+
+def main(model: Path, root: Path) -> None:
+    """Train in many ways, each in a folder of its own."""
+    learn(model, root / "two")
+    learn(model, root / "micro", epochs=1, micro_batch_size=2)
+    learn_until(5, model, root / "two_then_one")
+    learn(model, root / "one_then_two")
+    learn(model, root / "dropout", CONFIG.lora)
+    learn_until(5, model, root / "dropout_killed", CONFIG.lora)
+    learn(model, root / "dropout_killed", CONFIG.lora)
+    os.environ["ACCELERATE_USE_FSDP"] = "true"
+    save_after_a_step(model, root / "sharded")
 
 
 if __name__ == "__main__":
-    model, root = Path(sys.argv[1]), Path(sys.argv[2])
     processes.join(cpu=True)
     assert processes.count() == 2
-    learn(model, root / "two")
-    learn(model, root / "micro", epochs=1, micro_batch_size=2)
-    learn_until(model, root / "two_then_one", 5)
-    learn(model, root / "one_then_two")
-    adapter = adapter_after_a_step(model, sharded=True)
-    if processes.is_main():
-        torch.save(adapter, root / "sharded.pt")
-    processes.wait()
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
     processes.leave()
