@@ -135,4 +135,4 @@ def test_a_model_wrapped_for_several_processes_gives_the_same_gradients(tmp_path
 def test_losses_of_a_tiny_model_have_not_moved() -> None:
     losses: list[Loss] = ["answer", "listwise", "joint", "full"]
     found = [loss_and_gradients(adapted("llama", share=True), loss, GROUPS)[0] for loss in losses]
-    assert found == pytest.approx([0.81868, 1.40846, 1.57219, 4.65194], abs=1e-3)
+    assert found == pytest.approx([0.81868, 1.40846, 1.57219, 4.61345], abs=1e-3)

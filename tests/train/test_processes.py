@@ -69,9 +69,12 @@ def test_unequal_parts_of_the_last_batch_count_by_their_users(trained: Path) -> 
 
 @pytest.mark.slow
 def test_two_killed_processes_end_with_the_weights_of_two_unbroken_ones(trained: Path) -> None:
-    (note, weights), (expected_note, expected) = best(trained / "dropout_killed"), best(trained / "dropout")
-    assert note == expected_note
-    assert losses(trained / "dropout_killed") == losses(trained / "dropout")
+    assert losses(trained / "dropout_killed", 4) == losses(trained / "dropout", 4)
+    weights, expected = (
+        load_file(trained / folder / "checkpoint-4" / "adapter_model.safetensors")
+        for folder in ("dropout_killed", "dropout")
+    )
+    assert weights.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(weights[name], tensor), name
 
@@ -79,7 +82,7 @@ def test_two_killed_processes_end_with_the_weights_of_two_unbroken_ones(trained:
 @pytest.mark.slow
 def test_each_process_draws_its_own_dropout(trained: Path) -> None:
     states = [
-        torch.load(trained / "dropout" / "checkpoint-8" / f"rng_state_{index}.pth", weights_only=False)["cpu"]
+        torch.load(trained / "dropout" / "checkpoint-4" / f"rng_state_{index}.pth", weights_only=False)["cpu"]
         for index in (0, 1)
     ]
     assert not torch.equal(*states)
@@ -105,6 +108,7 @@ def test_fsdp_on_cpus_is_one_sentence(
         learn(tiny_model, tmp_path)
 
 
+@pytest.mark.slow
 def test_checkpoints_without_shards_are_not_gone_on_with_in_shards(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,7 +38,7 @@ def learn(model: Path, folder: Path, lora: LoraConfig = PLAIN, **changes: Any) -
     )[1]
 
 
-def learn_until(step: int, model: Path, folder: Path, lora: LoraConfig = PLAIN) -> None:
+def learn_until(step: int, model: Path, folder: Path, lora: LoraConfig = PLAIN, **changes: Any) -> None:
     """Train until `step` steps are done, then end as a kill would."""
     whole = sft._GroupTrainer.compute_loss
 
@@ -49,7 +49,7 @@ def learn_until(step: int, model: Path, folder: Path, lora: LoraConfig = PLAIN) 
 
     sft._GroupTrainer.compute_loss = until  # type: ignore[method-assign]
     try:
-        learn(model, folder, lora)
+        learn(model, folder, lora, **changes)
     except Killed:
         return
     finally:
@@ -80,9 +80,9 @@ def main(model: Path, root: Path) -> None:
     learn(model, root / "micro", epochs=1, micro_batch_size=2)
     learn_until(5, model, root / "two_then_one")
     learn(model, root / "one_then_two")
-    learn(model, root / "dropout", CONFIG.lora)
-    learn_until(5, model, root / "dropout_killed", CONFIG.lora)
-    learn(model, root / "dropout_killed", CONFIG.lora)
+    learn(model, root / "dropout", CONFIG.lora, epochs=1)
+    learn_until(3, model, root / "dropout_killed", CONFIG.lora, epochs=1)
+    learn(model, root / "dropout_killed", CONFIG.lora, epochs=1)
     os.environ["ACCELERATE_USE_FSDP"] = "true"
     save_after_a_step(model, root / "sharded")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -200,6 +201,8 @@ def train(
             trainer.remove_callback(PrinterCallback)
         if processes.count() > 1:  # the adapter is made, equal everywhere; dropout should not be
             torch.manual_seed(seed % 2**32 + processes.index())
+            # torch has a new word for this that the Trainer does not know
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         history = _go_on(trainer, checkpoints, config.patience)
         if not valid:
             _save_best(trainer.model, best, 0.0, trainer.state.global_step)
