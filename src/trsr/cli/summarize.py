@@ -26,6 +26,9 @@ def summarize(
     ] = None,
     base_url: Annotated[str | None, typer.Option(help="Server of the openai engine.")] = None,
     block_size: Annotated[int, typer.Option(help="Items in a block.")] = 5,
+    grounded: Annotated[
+        bool, typer.Option("--grounded", help="Hold summaries to phrases of the items; for small models.")
+    ] = False,
     store: Annotated[
         str | None,
         typer.Option(
@@ -50,7 +53,7 @@ def summarize(
     from trsr.pipeline.dataset_profiles import describe_fold, settings, summarize_dataset
     from trsr.summarize.places import resolved
 
-    chosen = settings(method, engine, model, base_url, block_size)
+    chosen = settings(method, engine, model, base_url, block_size, grounded)
     place = None if store is None else resolved(store)
     if dry_run:
         from trsr.pipeline.costs import Rates
