@@ -1,17 +1,17 @@
-"""Runs the pages of the documentation: their commands in order, in one folder, against what they say is printed.
+"""Runs the pages of the documentation: their commands in order, in one folder; compares what is printed.
 
 What a page means to this program stands in the info strings of its fenced blocks, which readers do not see:
 
-    ```csv items.csv         a file, in any language but the next ones; or the line before ends in `items.csv`:
-    ```sh                    commands for bash; what they export is known to later blocks
-    ```sh server URL         a command that stays; the page goes on as soon as URL answers, and ends it last
-    ```sh skip: WHY          shown, not run
-    ```text                  what the block before prints; `...` stands for anything, alone for any lines
-    ```text numbers          the same with any numbers, and columns of any width
-    ```text words            the same with any words: of a line only what stands before its first colon counts,
-                             of JSON its names and the kinds of its values
+    ```csv items.csv       a file, in any language but those below; or the line before ends in `items.csv`:
+    ```sh                  commands for bash; what they export is known to later blocks
+    ```sh server URL       a command that stays; the page goes on once URL answers, and ends it at its end
+    ```sh skip: WHY        shown, not run
+    ```text                what the block before prints; `...` stands for anything, alone for any lines
+    ```text numbers        the same with any numbers, and columns of any width
+    ```text words          the same with any words: of a line only what stands before its first colon counts,
+                           of JSON its names and the kinds of its values
 
-`json` is as good as `text`. To run a page with its real models, and to put into it what its commands print now:
+`json` is as good as `text`. To run a page with its real models, and to put into it what is printed now:
 
     python tests/docs/page_runner.py docs/tutorial.md --folder /tmp/shop --write
 """
@@ -37,7 +37,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])
 OUTPUT = ("text", "json")
-_FENCE = re.compile(r"^(?P<fence>```+)(?P<language>[\w-]*) *(?P<info>[^\n]*)\n(?P<text>.*?)^(?P=fence)$", re.M | re.S)
+_FENCE = re.compile(
+    r"^(?P<fence>```+)(?P<language>[\w-]*) *(?P<info>[^\n]*)\n(?P<text>.*?)^(?P=fence)$", re.M | re.S
+)
 _NAMED_BEFORE = re.compile(r"`([\w./-]+\.\w+)`:?\s*$")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
@@ -77,7 +79,9 @@ def blocks_of(page: str) -> list[Block]:
         named = re.fullmatch(r"[\w./-]+\.\w+", info)
         file = None
         if language not in ("sh", ""):
-            file = named[0] if named else before[1] if before and not info and language not in OUTPUT else None
+            file = (
+                named[0] if named else before[1] if before and not info and language not in OUTPUT else None
+            )
         line = page.count("\n", 0, match.start()) + 1
         found.append(Block(language, info, match["text"], match.start("text"), line, file))
     return found
@@ -124,7 +128,9 @@ def _kinds(value: Any) -> Any:
         return {name: _kinds(entry) for name, entry in value.items()}
     if isinstance(value, list):
         return [_kinds(value[0])] if value else []
-    return "number" if isinstance(value, (int, float)) and not isinstance(value, bool) else type(value).__name__
+    return (
+        "number" if isinstance(value, (int, float)) and not isinstance(value, bool) else type(value).__name__
+    )
 
 
 class PageError(AssertionError):
@@ -232,7 +238,8 @@ class Runner:
 
     def _commands(self, commands: str, where: str) -> str:
         exported = shlex.quote(str(self._own / "exported"))
-        script = f"[ ! -e {exported} ] || . {exported}\nset -euo pipefail\n{commands}\n{{ export -p; export -fp; }} > {exported}\n"
+        keep = f"{{ export -p; export -fp; }} > {exported}"
+        script = f"[ ! -e {exported} ] || . {exported}\nset -euo pipefail\n{commands}\n{keep}\n"
         try:
             done = subprocess.run(
                 ["bash", "-c", script],
@@ -246,7 +253,7 @@ class Runner:
             )
         except subprocess.TimeoutExpired as error:
             raise PageError(f"{where}: not done within {self._timeout} seconds: {error.output!r}") from error
-        output = done.stdout.decode()
+        output = done.stdout.decode().replace("\r\n", "\n")  # as a terminal shows it
         if done.returncode:
             raise PageError(f"{where}: ended with {done.returncode} and printed\n{output}")
         return output
@@ -296,8 +303,8 @@ def main() -> None:
     """Run a page as a reader would, and say how long each block took."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("pages", type=Path, nargs="+")
-    parser.add_argument("--folder", type=Path, required=True, help="A new folder, or one where a page went before.")
-    parser.add_argument("--write", action="store_true", help="Put what the last page's commands print into it.")
+    parser.add_argument("--folder", type=Path, required=True, help="New, or one where a page was run before.")
+    parser.add_argument("--write", action="store_true", help="Put what is printed into the last page.")
     arguments = parser.parse_args()
     runner = Runner(arguments.folder, timeout=3600)
     for number, page in enumerate(arguments.pages, start=1):

@@ -96,7 +96,9 @@ def test_every_kind_of_refusal_is_explained_with_its_status() -> None:
 
 def test_every_setting_of_the_server_is_explained_with_its_default() -> None:
     shown: dict[str, str] = {}
-    for names, defaults in re.findall(r"^\| (`TRSR_.*?) \| (.*?) \|", _SERVING.read_text(encoding="utf-8"), re.M):
+    for names, defaults in re.findall(
+        r"^\| (`TRSR_.*?) \| (.*?) \|", _SERVING.read_text(encoding="utf-8"), re.M
+    ):
         shown.update(zip(re.findall(r"`TRSR_(\w+)`", names), defaults.split(", "), strict=True))
     found = {}
     for name, field in Settings.model_fields.items():
