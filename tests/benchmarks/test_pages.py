@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "benchmarks"))  # its scripts use one another
 RESULTS = runpy.run_path(str(ROOT / "benchmarks" / "results_page.py"))
 SPEED = runpy.run_path(str(ROOT / "benchmarks" / "speed_page.py"))
+PROFILES = runpy.run_path(str(ROOT / "benchmarks" / "profile_page.py"))
 RUNS: list[dict[str, Any]] = RESULTS["read_runs"]()
 
 
@@ -31,6 +34,21 @@ def test_the_page_of_speeds_is_made_from_what_is_recorded() -> None:
     assert page == SPEED["page"](), "docs/speed.md is stale: run python benchmarks/speed_page.py"
     row = next(row for row in SPEED["read"]("score")["results"] if "growth" in row)
     assert SPEED["drawn"](row) in (ROOT / "docs" / "speed.svg").read_text(encoding="utf-8")
+
+
+def test_the_page_of_profiles_is_made_from_what_is_recorded() -> None:
+    page = (ROOT / "docs" / "profiles.md").read_text(encoding="utf-8")
+    assert page == PROFILES["page"](), "docs/profiles.md is stale: run python benchmarks/profile_page.py"
+
+
+def test_every_recorded_gain_and_measure_is_a_row_with_its_command() -> None:
+    page = PROFILES["page"]()
+    for one in PROFILES["read"]("older_history")["results"]:
+        for added in one["older_items_add_to"].values():
+            assert PROFILES["signed"](added["mrr@10"]) in page
+    for one in PROFILES["read"]("profiles")["results"]:
+        assert RESULTS["cell"](one["measures"]["auc"]) in page
+        assert one["command"] in page
 
 
 def test_a_run_has_its_rankers_protocol_rates_and_comparisons() -> None:

@@ -60,7 +60,7 @@ class OpenAIGenerator:
         concurrency: Most calls in flight.
         timeout: Seconds without an answer after which a call is tried again.
         retries: How often a call is tried again.
-        grammar: How the server takes a grammar that holds an answer to given words; None if it takes none.
+        grammar: How the server takes a grammar that holds an answer to given phrases; None if it takes none.
     """
 
     def __init__(
@@ -242,7 +242,7 @@ class OpenAIGenerator:
                 return {"ebnf": rule}
             case None:
                 raise EngineError(
-                    "Answers are to be held to given words, and nothing says how the server takes a grammar: "
+                    "Answers are to be held to given phrases, and nothing says how the server takes a grammar: "
                     "set engine.grammar to llama.cpp, vllm or sglang, or summary.grounded to false."
                 )
 
