@@ -47,6 +47,9 @@ def page() -> str:
         "Measures without a judge (`docs/profile_quality.md` says what each is): `auc` ranks the\n"
         "candidates by the profile's words alone, `auc_gain` takes off what other users' profiles give.",
         profile_table(measured["results"]),
+        "Each command is that of the recipe at its commit; the recipes have changed since. Free texts were\n"
+        "written with the templates of their commit and at most 40 new tokens, grounded ones with later\n"
+        "templates and at most 64: part of a difference can be length.",
         commands([one["command"] for one in measured["results"]]),
         made_at(measured["results"]),
     ]

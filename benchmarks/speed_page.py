@@ -6,6 +6,7 @@ python benchmarks/speed_page.py
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ TRAIN = (
 
 SUMMARIZE = (
     ("engine", "engine"),
+    ("users", "users"),
+    ("in_flight", "most in flight"),
     ("calls", "calls"),
     ("seconds", "s"),
     ("calls_per_s", "calls/s"),
@@ -48,6 +51,15 @@ SUMMARIZE = (
     ("reading_tokens_per_s", "read a second"),
     ("writing_tokens_per_s", "written a second"),
     ("speedup_vs_single", "over one at a time"),
+)
+HOSTILE = (
+    ("kind", "text"),
+    ("hostile", "hostile"),
+    ("harmless", "harmless"),
+    ("hostile_towards_yes", "hostile, towards yes"),
+    ("harmless_towards_yes", "harmless, towards yes"),
+    ("more_than_harmless", "more than harmless"),
+    ("ci95", "95 % interval"),
 )
 
 
@@ -113,15 +125,39 @@ def section(
 def engine_rows(recorded: dict[str, Any]) -> list[dict[str, Any]]:
     """Return one row an engine of `trsr bench summarize`."""
     return [
-        {"engine": name, **rates}
+        {"engine": name, "users": result["users"], "in_flight": result.get("in_flight") or "default", **rates}
         for result in recorded["results"]
         for name, rates in result["engines"].items()
     ]
 
 
+def hostile_rows(recorded: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return one row a kind of text of `trsr bench hostile`, the first for all: moves of the own margin."""
+    (result,) = recorded["results"]
+    moves = {"all": result["own"], **result["own_by_kind"]}
+    return [{"kind": kind, **move["margin"]} for kind, move in moves.items()]
+
+
+def hostile_facts(recorded: dict[str, Any]) -> str:
+    """Return in words what holds exactly."""
+    (result,) = recorded["results"]
+    own = result["own"]["score"]
+    return textwrap.fill(
+        f"How far the margin of an item moves (mean over {result['items']} items) when a text stands in "
+        f"front of each of its fields. Scores move by {own['hostile']} with hostile texts and by "
+        f"{own['harmless']} with harmless ones, which are as long to the token. What is read "
+        "before the candidates stayed the "
+        f"same for {result['same_prefix']} items, and the margins of the others are to the last bit those "
+        f"beside a harmless text for {result['others_exactly_as_beside_a_harmless_text']}; beside the item "
+        f"as it was they differ by at most {result['others_max_abs_margin_moved']}, since passes of another "
+        f"length round differently. {result['shown_as_text']} were shown as text.",
+        width=105,
+    )
+
+
 def page() -> str:
     """Return docs/speed.md."""
-    score, train, summarize = read("score"), read("train"), read("summarize")
+    score, train, summarize, hostile = (read(name) for name in ("score", "train", "summarize", "hostile"))
     parts = [
         "# Speed",
         "Made by `python benchmarks/speed_page.py` from the files in `benchmarks/results/`.",
@@ -133,9 +169,12 @@ def page() -> str:
         "![Seconds to rank one user against the number of candidates](speed.svg)",
         section("Training", train, train["results"], TRAIN),
         section("Summarising", summarize, engine_rows(summarize), SUMMARIZE),
-        "16 users in flight, recurrent summaries of synthetic news readers with the product's defaults.\n"
+        "Recurrent summaries of synthetic news readers with the product's defaults; all users are handed\n"
+        "over at once, and a user's calls follow each other.\n"
         "Most of a call is reading, since a prompt is far longer than its answer; *written a second* is\n"
         "the rate of the rest.",
+        section("Hostile items", hostile, hostile_rows(hostile), HOSTILE),
+        hostile_facts(hostile),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -18,7 +18,7 @@ from trsr.data.protocols import ProtocolConfig, SampledProtocol
 from trsr.data.synthetic import SyntheticConfig
 from trsr.errors import ConfigError
 from trsr.llm.base import Sharing
-from trsr.llm.engines import DEFAULT_ENGINE, EngineConfig
+from trsr.llm.engines import DEFAULT_ENGINE, EngineConfig, OpenAIEngine
 from trsr.prompt.ranking import PromptConfig
 from trsr.rank.settings import BaselinesConfig
 from trsr.summarize.places import checked, redacted
@@ -77,6 +77,9 @@ class RecommenderConfig(_Part):
     reads it again for each. Results are equal; models that cannot share are read separately."""
     max_batch_tokens: int = Field(default=4096, ge=1)
     """Most tokens of a forward pass when ranking; bounds the memory."""
+    servers: dict[Literal["llm", "llm_zero_shot"], OpenAIEngine] = {}
+    """Servers that score the test's candidates in place of this process, by ranker: for `llm` one that holds
+    the fine-tuned model, for `llm_zero_shot` the base model. `model` still names the tokenizer."""
 
 
 class EvaluateConfig(_Part):
@@ -309,8 +312,9 @@ def _variant_mistakes(settings: Mapping[str, Any], name: str, changes: Mapping[s
 
 
 def _changed(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of resolved settings with some changed, and without variants."""
+    """Return a copy of resolved settings with some changed, without variants and the run's servers."""
     content = copy.deepcopy({k: v for k, v in settings.items() if k not in {"variants", "sweep"}})
+    content["recommender"]["servers"] = {}  # they hold the run's own models
     for setting, value in changes.items():
         *parents, last = setting.split(".")
         place = content

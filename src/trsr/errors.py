@@ -15,6 +15,7 @@
     ├── MissingExtraError         an optional dependency is not installed
     ├── OverloadedError           a service has more questions than it can answer in time
     └── EngineError               a language model engine failed; `retryable` says whether to try again
+        └── MissingLabelsError    ... gave no number for an answer, so some candidates have no margin
 
 A message is one sentence: what was found, what was expected, what to do.
 """
@@ -111,3 +112,18 @@ class EngineError(TrsrError):
     def __init__(self, message: str, *, retryable: bool = False) -> None:
         super().__init__(message)
         self.retryable = retryable
+
+
+class MissingLabelsError(EngineError):
+    """`n_missing` of `n_candidates` candidates got no margin: a label was not among `top_k` tokens.
+
+    There is no honest number for them, and a ranking without them is none.
+    """
+
+    def __init__(self, n_missing: int, n_candidates: int, top_k: int) -> None:
+        self.n_missing, self.n_candidates, self.top_k = n_missing, n_candidates, top_k
+        super().__init__(
+            f"For {n_missing} of {n_candidates} candidates an answer is not among the {top_k} likeliest "
+            "tokens, so they have no margin: raise top_logprobs (and the server's own limit), or use a "
+            "server that scores labels (vllm, sglang)."
+        )

@@ -11,6 +11,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +42,14 @@ _BRACKET = re.compile(
 )
 _HASHES = re.compile(r"#{2,}")
 _ROLE = re.compile(r"\b(assistant|system|user|human)\s*:", re.IGNORECASE)
+# With the sign that each cannot do without.
+_MARKERS = (
+    ("##", _HASHES, "#"),
+    ("<", _TAG, "< "),
+    (">", _BAR, " >"),
+    ("[", _BRACKET, "[ "),
+    (":", _ROLE, r"\1 -"),
+)
 
 
 def plain_line(text: str) -> str:
@@ -52,13 +61,14 @@ def plain_line(text: str) -> str:
     """
     if not text.isprintable():
         text = "".join(c for c in text if c in _LINE_WHITE or unicodedata.category(c) not in _UNSEEN)
+        text = _WHITE.sub(" ", text)
+    elif "  " in text:  # the only white space that is printable is a blank
+        text = _WHITE.sub(" ", text)
     # What shortens the text comes first: a marker must not appear only when its inside has shrunk.
-    text = _WHITE.sub(" ", text)
-    text = _HASHES.sub("#", text)
-    text = _TAG.sub("< ", text)
-    text = _BAR.sub(" >", text)
-    text = _BRACKET.sub("[ ", text)
-    return _ROLE.sub(r"\1 -", text).strip()
+    for sign, pattern, instead in _MARKERS:
+        if sign in text:  # most texts have none of them
+            text = pattern.sub(instead, text)
+    return text.strip()
 
 
 # Expressions of a template can also fail as Python does: `{{ 1 / 0 }}`, `{{ items + 1 }}`.
@@ -76,22 +86,32 @@ class Template:
     @cached_property
     def sections(self) -> Mapping[str, jinja2.Template]:
         """The compiled sections by name."""
-        parts = _SECTION.split(self.source)
-        return {
-            name: _ENVIRONMENT.from_string(body.strip("\n"))
-            for name, body in zip(parts[1::2], parts[2::2], strict=True)
-        }
+        return {name: _ENVIRONMENT.from_string(body.strip("\n")) for name, body in self._bodies.items()}
 
-    @property
+    @cached_property
+    def _bodies(self) -> Mapping[str, str]:
+        """The sources of the sections by name."""
+        parts = _SECTION.split(self.source)
+        return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+    @cached_property
     def hash(self) -> str:
         """Sha256 of the source in hex: changes whenever a letter of the template does."""
         return hashlib.sha256(self.source.encode()).hexdigest()
 
+    @cached_property
+    def _fixed(self) -> Mapping[str, str]:
+        """The texts of sections that use no variable, by name: nearly every call says them."""
+        found = {}
+        for name, section in self.sections.items():
+            if not jinja2.meta.find_undeclared_variables(_ENVIRONMENT.parse(self._bodies[name])):
+                with suppress(*_RENDER_ERRORS):  # `render` says what is wrong
+                    found[name] = section.render().strip()
+        return found
+
     def own_text(self, section: str) -> str:
         """Return what a section says by itself, without its variables; empty if there is no such section."""
-        parts = _SECTION.split(self.source)
-        bodies = dict(zip(parts[1::2], parts[2::2], strict=True))
-        tokens = _ENVIRONMENT.lex(bodies.get(section, ""))
+        tokens = _ENVIRONMENT.lex(self._bodies.get(section, ""))
         return "".join(text for _, kind, text in tokens if kind == "data").strip()
 
     def render(self, section: str, **variables: object) -> str:
@@ -100,6 +120,8 @@ class Template:
         Raises:
             TemplateError: the section is missing, or uses a variable that was not given.
         """
+        if section in self._fixed:
+            return self._fixed[section]
         if section not in self.sections:
             raise TemplateError(
                 f"The template {self.name!r} has no section [[{section}]]; add it "

@@ -50,6 +50,22 @@ def test_prompts_longer_than_the_padded_way_takes_have_no_padded_time(
     assert result["max_abs_margin_difference"] <= 1e-4
 
 
+def test_the_slow_ways_can_be_left_out(
+    trsr: Command, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trsr.bench.scoring._slow_ways", lambda *_: pytest.fail("timed"))
+    options = ("--candidates", "3", "--slow-candidates", "0", *SMALL)
+    answer = trsr("bench", "score", "--model", tiny_model, *options, "--json")
+    assert answer.code == 0, answer.err
+    result = json.loads(answer.out)
+    assert result["slow_ways_timed_on_candidates"] == 0
+    assert (
+        result["pointwise_s"] is result["speedup_vs_pointwise"] is result["max_abs_margin_difference"] is None
+    )
+    assert result["shared_prefix_s"] > 0
+    assert result["peak_memory_mb"] > 0
+
+
 def test_training_is_measured_against_separate_sequences(trsr: Command, tiny_model: Path) -> None:
     answer = trsr("bench", "train", "--model", tiny_model, "--candidates", "4", "--users", "2", *SMALL)
     assert answer.code == 0, answer.err

@@ -17,10 +17,12 @@ from trsr.bench.summarizing import (
     Workload,
     faster_engine,
     installed_engines,
+    local_engine,
     measure_engine,
     news_workload,
 )
 from trsr.llm.base import Generation, GenerationParams, Prompt
+from trsr.llm.engines import LlamaCppEngine
 from trsr.llm.fake import FakeGenerator
 
 USERS, CALLS = 5, 3
@@ -138,3 +140,26 @@ def test_a_real_engine_is_measured(trsr: Callable[..., Answer], tiny_model: Path
     answer = trsr("bench", "summarize", "--engines", "transformers", "--model", tiny_model, *options)
     assert answer.code == 0, answer.err
     assert json.loads(answer.out)["engines"]["transformers"]["generated_tokens"] > 0
+
+
+def test_so_many_calls_are_in_flight_on_each_engine_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(summarizing, "require_package", lambda _kind: None)
+    assert local_engine("transformers", "m", 5).model_dump()["max_rows"] == 5
+    assert local_engine("llamacpp", "m", 5).model_dump()["n_parallel"] == 5
+    assert local_engine("llamacpp", "m") == LlamaCppEngine(model="m")
+
+
+def test_an_engine_that_times_its_reading_is_believed(
+    workload: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Timing(SlowEngine):
+        @property
+        def reading_seconds(self) -> float:
+            return self.now / 4
+
+    engine = Timing()
+    monkeypatch.setattr("time.perf_counter", lambda: engine.now)
+    found = measure_engine(engine, workload, single_users=1)
+    assert found["reading_was_timed"]
+    assert found["reading_seconds"] == pytest.approx(found["seconds"] / 4, abs=1e-3)
+    assert all(new == workload.summariser.config.max_new_tokens for _, new in engine.waves)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import runpy
 import sys
@@ -14,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "benchmarks"))  # its scripts use one another
 RESULTS = runpy.run_path(str(ROOT / "benchmarks" / "results_page.py"))
 SPEED = runpy.run_path(str(ROOT / "benchmarks" / "speed_page.py"))
+SCALING = runpy.run_path(str(ROOT / "benchmarks" / "scaling_page.py"))
 PROFILES = runpy.run_path(str(ROOT / "benchmarks" / "profile_page.py"))
 RUNS: list[dict[str, Any]] = RESULTS["read_runs"]()
 
@@ -34,6 +36,15 @@ def test_the_page_of_speeds_is_made_from_what_is_recorded() -> None:
     assert page == SPEED["page"](), "docs/speed.md is stale: run python benchmarks/speed_page.py"
     row = next(row for row in SPEED["read"]("score")["results"] if "growth" in row)
     assert SPEED["drawn"](row) in (ROOT / "docs" / "speed.svg").read_text(encoding="utf-8")
+
+
+def test_the_page_of_scaling_is_made_from_what_is_recorded() -> None:
+    record = SCALING["read"]()
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    assert page == SCALING["page"](record), "docs/scaling.md is stale: run python benchmarks/scaling_page.py"
+    assert SCALING["drawn"](record) in html.unescape(
+        (ROOT / "docs" / "scaling.svg").read_text(encoding="utf-8")
+    )
 
 
 def test_the_page_of_profiles_is_made_from_what_is_recorded() -> None:

@@ -254,16 +254,16 @@ def test_a_full_disk_during_an_import_is_one_sentence_and_the_old_dataset_stays(
 def test_a_full_disk_during_summaries_is_one_sentence_and_keeps_what_was_written(
     trsr: Trsr, tmp_path: Path
 ) -> None:
-    (tmp_path / "i.csv").write_text("item_id,title\n" + "".join(f"i{i},Lamp {i}\n" for i in range(60)))
-    (tmp_path / "e.csv").write_text("user_id,item_id\n" + "".join(f"u{i},i{i}\n" for i in range(60)))
+    (tmp_path / "i.csv").write_text("item_id,title\n" + "".join(f"i{i},Lamp {i}\n" for i in range(600)))
+    (tmp_path / "e.csv").write_text("user_id,item_id\n" + "".join(f"u{i},i{i}\n" for i in range(600)))
     files = ("--items", tmp_path / "i.csv", "--events", tmp_path / "e.csv", "--out", tmp_path / "d")
     assert trsr("import", "table", *files).code == 0
     command = ("summarize", tmp_path / "d", "--engine", "fake")
-    with full_disk(120_000):
+    with full_disk(240_000):
         assert_one_sentence(trsr(*command), "free space", "run the same command again")
     answer = json.loads(trsr(*command, "--json").out)
-    assert 0 < answer["calls_made"] < answer["calls"] == 60
-    assert answer["calls_made"] + answer["calls_from_store"] == 60
+    assert 0 < answer["calls_made"] < answer["calls"] == 600
+    assert answer["calls_made"] + answer["calls_from_store"] == 600
 
 
 def test_a_read_only_folder_is_one_sentence(load: Callable[..., Answer], trsr: Trsr, tmp_path: Path) -> None:

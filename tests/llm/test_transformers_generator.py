@@ -254,3 +254,44 @@ def test_a_closed_generator_says_so(tiny_model: Path) -> None:
     generator.close()
     with pytest.raises(EngineError, match="closed"):
         list(generator.generate(PROMPTS, GenerationParams()))
+
+
+def test_no_more_rows_are_written_together_than_allowed(
+    generator: TransformersGenerator, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = GenerationParams(max_new_tokens=10)
+    expected = [result.text for result in ordered(generator, PROMPTS, params)]
+    counter = Counter(monkeypatch)
+    narrow = TransformersGenerator(str(tiny_model), device="cpu", max_rows=2)
+    assert [result.text for result in ordered(narrow, PROMPTS, params)] == expected
+    assert max(counter.rows) == 2
+    assert max(counter.joined) == 2
+
+
+def test_prompts_that_follow_from_answers_wait_until_the_first_round_is_read(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[int] = []
+    join = RowWriter.join
+
+    def note(writer: RowWriter, texts: list[Text]) -> None:
+        order.extend(text.index for text in texts)
+        join(writer, texts)
+
+    monkeypatch.setattr(RowWriter, "join", note)
+    one_by_one = TransformersGenerator(str(tiny_model), device="cpu", max_rows=1)
+    prompts = [ask("Seeds?"), ask("Which pots, seeds?"), ask("Pots?")]
+    for result in one_by_one.generate(prompts, GenerationParams(max_new_tokens=2)):
+        if result.index < 3:
+            prompts.append(
+                ask("Known before: clay pots and seeds. And now " + "string lights " * result.index)
+            )
+    assert sorted(order[:3]) == [0, 1, 2]
+    assert sorted(order[3:]) == [3, 4, 5]
+
+
+def test_the_time_of_reading_is_a_part_of_the_whole(tiny_model: Path) -> None:
+    generator = TransformersGenerator(str(tiny_model), device="cpu")
+    started = time.perf_counter()
+    ordered(generator, PROMPTS, GenerationParams(max_new_tokens=4))
+    assert 0 < generator.reading_seconds < time.perf_counter() - started

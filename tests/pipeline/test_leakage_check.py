@@ -125,6 +125,16 @@ def small(model: Path, run: Path, **changes: Any) -> Workbench:
     return Workbench(RunFolder(run, load_config(file), "trsr"))
 
 
+def test_counts_behind_a_written_profile_are_derived_again(tiny_model: Path, tmp_path: Path) -> None:
+    bench = small(tiny_model, tmp_path / "run", summary={"method": "recurrent", "counts": True})
+    run_stages(bench, "summarize")
+    checked, n_derived = profile_leaks(bench)
+    assert checked.leaks == ()
+    assert n_derived == checked.n
+    plant(tmp_path / "run" / "profiles.parquet", lambda rows: rows[0].update(text=rows[0]["text"] + " (9)"))
+    assert len(profile_leaks(bench)[0].leaks) == 1
+
+
 def test_a_counted_profile_that_its_history_does_not_give_is_found(tiny_model: Path, tmp_path: Path) -> None:
     bench = small(tiny_model, tmp_path / "run")
     run_stages(bench, "summarize")

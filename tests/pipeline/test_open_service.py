@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
 
+from trsr.data.example_files import read_splits
 from trsr.data.tables import Dataset
 from trsr.errors import InputError
 from trsr.pipeline.service import open_service
@@ -40,6 +42,39 @@ def test_the_users_of_a_run_are_served_and_imported_once(finished_run: Path, tmp
         assert len(said) == 1
         assert service.store.history(other.user_id) is None  # who was deleted does not come back
         assert service.store.history(history.user_id) is not None
+    finally:
+        service.close()
+
+
+def test_what_the_run_wrote_is_not_written_again(finished_run: Path, tmp_path: Path) -> None:
+    """The complete blocks of its test users stay as they are."""
+    users = {example.user_id for example in read_splits(finished_run / "examples").test}
+    service = open_service(finished_run, None, tmp_path / "serve.sqlite", Settings(api_keys=()))
+    try:
+        for user in users:
+            service.store.request_update(user)
+        while service.follower.step():
+            pass
+        totals = service.follower.totals
+        assert service.follower.n_updates == len(users)
+        assert totals.n_calls_known > 0
+        assert all(service.store.user_summaries(user) for user in users)
+    finally:
+        service.close()
+
+
+def test_without_the_runs_summaries_all_are_written(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (run / "summaries.sqlite").write_text("This is no database.")
+    said: list[str] = []
+    user = read_splits(run / "examples").test[0].user_id
+    service = open_service(run, None, tmp_path / "serve.sqlite", Settings(api_keys=()), said.append)
+    try:
+        assert "written anew" in said[0]
+        service.store.request_update(user)
+        assert service.follower.step() == 1
+        assert service.follower.totals.n_calls_made > 0
     finally:
         service.close()
 

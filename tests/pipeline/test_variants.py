@@ -149,9 +149,9 @@ def test_a_finished_run_takes_more_rankers_and_variants_and_asks_only_those(
     asked: list[str] = []
     real = ranking.make_ranker
 
-    def note(bench: Workbench, name: Any) -> Any:
+    def note(bench: Workbench, name: Any, **how: Any) -> Any:
         asked.append(f"{bench.folder.path.name}:{name}")
-        return real(bench, name)
+        return real(bench, name, **how)
 
     monkeypatch.setattr(ranking, "make_ranker", note)
     more = {"rankers": ["popularity", *RANKERS], "variants": {"no_profile": {"summary.method": "none"}}}

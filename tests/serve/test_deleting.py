@@ -14,6 +14,9 @@ from trsr.llm.fake import FakeGenerator
 from trsr.serve.follower import Follower
 from trsr.serve.records import Event
 from trsr.serve.sqlite_store import SqliteServeStore
+from trsr.summarize.run import summarize
+from trsr.summarize.store import StoredCall, SummaryStore
+from trsr.types import History
 
 EDIT = "Quaggas, above all striped ones, and never zebras. " * 200  # more than a page of the database
 
@@ -24,6 +27,14 @@ class TellingEngine(FakeGenerator):
     def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
         for index, prompt in enumerate(prompts):
             yield Generation(index, f"wrote {prompt_key(prompt, self.model_id, params)}", 1, 1, 0.0)
+
+
+class SilentEngine(TellingEngine):
+    """Has the same name, and must not be asked."""
+
+    def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
+        assert not prompts, "all was written before"
+        return super().generate(prompts, params)
 
 
 def theirs(user: str, numbers: Sequence[int]) -> list[Event]:
@@ -81,6 +92,47 @@ def test_nothing_of_a_deleted_user_is_left_and_what_is_shared_stays(tmp_path: Pa
     assert found(store, ["stayer", "Okapis", *sorted(staying)]) == []
     store.close()
     assert found(store, [*gone, *sorted(staying)]) == []
+
+
+@pytest.mark.parametrize("method", ["recurrent", "hierarchical"])
+def test_what_was_written_elsewhere_is_used_copied_and_deleted_too(tmp_path: Path, method: str) -> None:
+    """A run wrote for the first items; the service asks for what comes after them only."""
+    file, summariser = tmp_path / "run" / "summaries.sqlite", summariser_of_many(method)
+    numbers = list(range(20))
+    with SummaryStore(file) as run:
+        summarize([History("u", tuple(f"i{n}" for n in numbers))], summariser, TellingEngine(), run)
+
+    def written(keys: Sequence[str]) -> dict[str, StoredCall]:
+        with SummaryStore(file) as run:
+            return run.calls(keys)
+
+    store = SqliteServeStore(tmp_path / "serve.sqlite", written)
+    engine = SilentEngine()
+    follower = Follower(store, summariser, engine)
+    store.add_events("u", theirs("u", numbers))
+    assert follower.step() == 1
+    assert follower.totals.n_calls_made == 0
+    texts = sorted(texts_of(store, "u"))
+    assert len(texts) >= 4
+    assert found(store, texts) == texts
+    file.unlink()  # what was copied does not need it
+    assert texts_of(store, "u") == set(texts)
+    store.delete_user("u")
+    store.vacuum()
+    assert found(store, texts) == []
+    store.close()
+
+
+def test_a_text_that_is_nowhere_any_more_makes_no_profile(tmp_path: Path) -> None:
+    here = {"k": StoredCall("k", "Quaggas.", None, "m", "t", (), 1, 1, 0.0)}
+    store = SqliteServeStore(tmp_path / "serve.sqlite", lambda keys: {k: here[k] for k in keys if k in here})
+    store.add_events("u", theirs("u", range(2)))
+    assert store.texts(["k", "other"]) == {"k": "Quaggas."}
+    assert store.add_profile("u", "Quaggas.", "model", 2, "k", [("k", ["i0"]), ("other", ["i1"])]) is None
+    assert found(store, ["Quaggas"]) == [], "nothing is copied that nobody has"
+    assert store.add_profile("u", "Quaggas.", "model", 2, "k", [("k", ["i0", "i1"])]) is not None
+    assert [summary.text for summary in store.user_summaries("u")] == ["Quaggas."]
+    store.close()
 
 
 def test_texts_that_later_ones_replaced_are_gone_too(tmp_path: Path) -> None:

@@ -135,6 +135,9 @@ def test_a_kept_text_names_the_users_that_waited_for_it() -> None:
         def put(self, call: StoredCall) -> None:
             seen.append(call.user_ids)
 
+        def put_all(self, calls: Sequence[StoredCall]) -> None:
+            seen.extend(call.user_ids for call in calls)
+
     seen: list[tuple[str, ...]] = []
     summariser = make_summariser()
     shared = [start_fold(History(name, item_ids(0, 3)), summariser) for name in ("b", "a", "a")]

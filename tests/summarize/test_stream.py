@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 import pytest
 from helpers import fold_all, item_ids, make_summariser
 
+from trsr.errors import EngineError
 from trsr.llm.base import Generation, GenerationParams, Prompt, prompt_key
 from trsr.llm.fake import FakeGenerator
-from trsr.summarize.run import SummaryProgress, summarize
-from trsr.summarize.store import SummaryStore
+from trsr.summarize.run import SummaryProgress, summarize, summarize_each
+from trsr.summarize.store import StoredCall, SummaryStore
 from trsr.types import History
 
 HISTORIES = [item_ids(start, start + 11) for start in (60, 0, 30, 90, 15, 45, 120)]
@@ -133,3 +134,53 @@ def test_users_are_counted_when_their_profile_is_there() -> None:
     assert seen[0][0] == 1 + 2, "the one without history, and those the store knows"
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert seen[-1] == (len(users), N_CALLS)
+
+
+@pytest.mark.parametrize("method", ["recurrent", "hierarchical"])
+def test_users_in_small_windows_get_the_texts_of_users_all_at_once(method: str) -> None:
+    users = [History(f"u{n}", items) for n, items in enumerate([*HISTORIES, (), HISTORIES[0]])]
+    summariser, n_open = make_summariser(method), 0
+
+    def told() -> Iterator[History]:
+        nonlocal n_open
+        for user in users:
+            n_open += 1
+            assert n_open <= 3, "no more users are read than the window holds"
+            yield user
+
+    with SummaryStore(":memory:") as store:
+        whole = [
+            (fold.history, fold.texts, fold.keys)
+            for fold in summarize(users, summariser, FakeGenerator(), store)
+        ]
+    found, engine = [], FakeGenerator()
+    with SummaryStore(":memory:") as store:
+        for fold in summarize_each(told(), summariser, engine, store, window=3):
+            n_open -= 1
+            found.append((fold.history, fold.texts, fold.keys))
+    assert found == whole
+    assert engine.n_calls == len({key for _, _, keys in whole for key in keys.values()})
+
+
+def test_users_of_a_failed_call_are_handed_on_unfinished_and_the_others_are_done() -> None:
+    users = [History(f"u{n}", items) for n, items in enumerate(HISTORIES)]
+    lost: list[tuple[str, ...]] = []
+    engine = FakeGenerator(fail_on=lambda prompt: make_summariser().item_text("i30") in words(prompt))
+    with SummaryStore(":memory:") as store:
+        folds = summarize_each(users, make_summariser(), engine, store, window=2)
+        with pytest.raises(EngineError, match="1 summary calls failed"):
+            lost.extend(fold.history.item_ids for fold in folds if not fold.done)
+    assert lost == [items for items in HISTORIES if "i30" in items[:3]]
+
+
+def test_results_that_arrive_together_are_kept_together() -> None:
+    class Counting(SummaryStore):
+        groups: list[int] = []  # noqa: RUF012 - of one store
+
+        def put_all(self, calls: Sequence[StoredCall]) -> None:
+            self.groups.append(len(calls))
+            super().put_all(calls)
+
+    with Counting(":memory:") as store:
+        fold_all(HISTORIES, make_summariser(), store)
+        assert store.groups == [len(HISTORIES)] * (N_CALLS // len(HISTORIES))

@@ -4,15 +4,17 @@
     pointwise           each candidate by itself, no padding, two rows of the head
     shared prefix       `SharedPrefixScorer`
 
-The slow ways are timed on a few candidates and multiplied; the result says on how many.
+The slow ways are timed on a few candidates and multiplied; the result says on how many. They can be left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from trsr.bench.measure import (
@@ -59,8 +61,8 @@ def bench_score(
         candidate_tokens: Of each suffix.
         candidates: Of a group; the slow ways are timed with the first count, the growth with all.
         max_batch_tokens: Of the shared way.
-        repeats: Timed runs; medians are reported.
-        slow_candidates: How many candidates the slow ways read.
+        repeats: Timed runs; medians are reported. A single one is not preceded by a run that warms up.
+        slow_candidates: How many candidates the slow ways read; 0 leaves these ways out.
         device: As `load_causal_lm` takes it.
         dtype: As `load_causal_lm` takes it.
         sharing: As `shared_attention.enable` takes it.
@@ -68,13 +70,19 @@ def bench_score(
     model = load_causal_lm(model_name, device=device, dtype=dtype)
     labels, where = any_labels(model), model.device
     groups = random_groups(model, users, prefix_tokens, candidate_tokens, candidates[0])
-    slow = _slow_ways(model, groups[0], labels, min(slow_candidates, candidates[0]))
+    slow = (
+        _slow_ways(model, groups[0], labels, min(slow_candidates, candidates[0])) if slow_candidates else None
+    )
     shared_attention.enable(model, sharing)
     scorer = SharedPrefixScorer(model, max_batch_tokens=max_batch_tokens)
-    shared = median_seconds(lambda: list(scorer.score(groups, labels)), where, repeats) / users
+    margins: dict[int, Any] = {}
+
+    def score() -> None:
+        margins.update(scorer.score(groups, labels))
+
+    runs = [seconds(score, where) for _ in range(repeats + (repeats > 1))]
+    shared = median(runs[1:] or runs) / users  # the first of several warms up
     gemm = gemm_gflops(where, model.dtype)
-    margins = dict(scorer.score(groups[:1], labels))[0]
-    difference = np.abs(margins[: len(slow["margins"])] - slow["margins"]).max()
     rate = forward_flops(model, groups) / users / shared / 1e9
     return {
         "benchmark": "score",
@@ -85,16 +93,9 @@ def bench_score(
         "candidates": candidates[0],
         "max_batch_tokens": max_batch_tokens,
         "sharing": sharing if scorer.shares_prefixes else "separate",
-        "slow_ways_timed_on_candidates": len(slow["margins"]),
-        "padded_pointwise_s": None if slow["padded"] is None else round(slow["padded"] * candidates[0], 3),
-        "pointwise_s": round(slow["pointwise"] * candidates[0], 3),
+        **_compared(slow, shared, candidates[0], margins[0]),
         "shared_prefix_s": round(shared, 4),
         "candidates_per_s": round(candidates[0] / shared, 1),
-        "speedup_vs_padded": (
-            None if slow["padded"] is None else round(slow["padded"] * candidates[0] / shared, 2)
-        ),
-        "speedup_vs_pointwise": round(slow["pointwise"] * candidates[0] / shared, 2),
-        "max_abs_margin_difference": float(f"{difference:.2g}"),
         "gemm_gflops": round(gemm, 1),
         "model_gflops": round(rate, 1),
         "fraction_of_gemm_peak": round(rate / gemm, 3),
@@ -102,6 +103,24 @@ def bench_score(
         **_growth(scorer, candidates, prefix_tokens, candidate_tokens, repeats, labels),
         "peak_memory_mb": round(peak_memory_mb(where), 1),
         **machine(model),
+    }
+
+
+def _compared(
+    slow: dict[str, Any] | None, shared: float, n: int, margins: npt.NDArray[np.float32]
+) -> dict[str, Any]:
+    """Return what `n` candidates take the slow ways, and how the shared one compares; None if not timed."""
+    times = {
+        way: slow[way] * n if slow and slow[way] is not None else None for way in ("padded", "pointwise")
+    }
+    difference = float(np.abs(margins[: len(slow["margins"])] - slow["margins"]).max()) if slow else None
+    return {
+        "slow_ways_timed_on_candidates": len(slow["margins"]) if slow else 0,
+        "padded_pointwise_s": None if times["padded"] is None else round(times["padded"], 3),
+        "pointwise_s": None if times["pointwise"] is None else round(times["pointwise"], 3),
+        "speedup_vs_padded": None if times["padded"] is None else round(times["padded"] / shared, 2),
+        "speedup_vs_pointwise": None if times["pointwise"] is None else round(times["pointwise"] / shared, 2),
+        "max_abs_margin_difference": None if difference is None else float(f"{difference:.2g}"),
     }
 
 

@@ -1,13 +1,12 @@
 """Times a running server from outside, against the engine inside it.
 
-First the engine alone, in this process: the questions of warm users, one by one and eight together. Then the
-server, in a process of its own: the same users and as many candidates over HTTP, by one client and by several
-at once. What HTTP, queue and store cost is the difference.
+The engine answers in this process, the server in one of its own, and they take turns with the same
+questions, so that what else a machine does slows both. First one question at a time, then several clients at
+once against as many questions in one call. What HTTP, queue and store cost is the difference.
 """
 
 from __future__ import annotations
 
-import gc
 import http.client
 import json
 import os
@@ -32,6 +31,8 @@ from trsr.serve.questions import Ask
 
 _ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)")
 _START_SECONDS = 300.0
+_PARTS = 4
+"""Of the load by several clients; the engine has its turn after each."""
 _METRIC = re.compile(r"^trsr_model_cache_(hits|misses)_total (\S+)$", re.MULTILINE)
 
 
@@ -57,15 +58,42 @@ class Load:
     errors: int = 0
     wall_seconds: float = 0.0
 
+    def rate(self) -> float:
+        """Return answers a second."""
+        return len(self.seconds) / self.wall_seconds
+
     def facts(self) -> dict[str, float | int]:
         """Return counts, rate and percentiles."""
-        done = len(self.seconds)
         return {
-            "requests": done,
+            "requests": len(self.seconds),
             "errors": self.errors,
-            "requests_per_s": round(done / self.wall_seconds, 3),
+            "requests_per_s": round(self.rate(), 3),
             **_percentiles(self.seconds),
         }
+
+
+class Engine:
+    """The engine inside the server, by itself: asked as the server would ask it for these users."""
+
+    def __init__(self, serving: Serving, known: Sequence[Known], candidates: int) -> None:
+        self._recommender = serving.recommender
+        self._candidates = candidates
+        histories = {h.user_id: h for h in serving.dataset.histories()}
+        counts = serving.summariser.config.method != "none"
+        self._profiles = {
+            user.user_id: serving.summariser.counted(histories[user.user_id]) if counts else ""
+            for user in known
+        }
+
+    def seconds(self, users: Sequence[Known], turn: int) -> float:
+        """Return how long one call takes that answers these users together."""
+        asks = [
+            Ask(user.history, self._profiles[user.user_id], user.candidates(self._candidates, turn))
+            for user in users
+        ]
+        started = time.perf_counter()
+        self._recommender.score(asks)
+        return time.perf_counter() - started
 
 
 def bench_serve(
@@ -77,7 +105,7 @@ def bench_serve(
         model_or_run: As `trsr serve` takes it.
         data: As `trsr serve` takes it.
         users: Users whose prefixes are read before anything is timed.
-        seconds: Of load; half of it from one client, half from several.
+        seconds: Of load; half of it from one client, half from several. The engine's own take as long again.
         clients: How many are several.
         candidates: Of each request.
 
@@ -87,32 +115,82 @@ def bench_serve(
     """
     serving = open_for_serving(model_or_run, data)
     known = _known_users(serving, users, candidates)
-    engine = _engine_alone(serving, known, candidates, clients)
-    del serving
-    gc.collect()
+    engine = Engine(serving, known, candidates)
     with _server(model_or_run, data) as port:
+        for user in known:
+            engine.seconds([user], turn=0)
         _ask_in_turn(port, known, candidates, turn=0)
         before = _cache_counts(port)
-        one = _load(port, known, candidates, n_clients=1, seconds=seconds / 2)
-        several = _load(port, known, candidates, n_clients=clients, seconds=seconds / 2)
+        alone, one = _one_at_a_time(engine, port, known, candidates, seconds / 2)
+        together, several = _several_at_once(engine, port, known, candidates, clients, seconds / 2)
         hits, misses = (a - b for a, b in zip(_cache_counts(port), before, strict=True))
     if not one.seconds or not several.seconds:
         raise EngineError("The server answered no request under load; look at what it logs.")
+    ratios = [served / itself for served, itself in zip(one.seconds, alone.seconds, strict=True)]
     return {
         "benchmark": "serve",
         "served": model_or_run.name,
         "users": len(known),
         "candidates": candidates,
         "clients": clients,
-        "engine": engine,
+        "engine": {"users_per_s": round(alone.rate(), 3), **_percentiles(alone.seconds)},
+        "engine_together": {"users_per_s": round(together.rate(), 3)},
         "one_client": one.facts(),
         "several_clients": several.facts(),
         "cache_hit_rate": round(hits / max(1.0, hits + misses), 4),
-        "p95_over_engine_median": round(_at(one.seconds, 95) / engine["p50_s"], 3),
-        "p95_over_engine_p95": round(_at(one.seconds, 95) / engine["p95_s"], 3),
-        "throughput_over_engine": round(several.facts()["requests_per_s"] / engine["users_per_s"], 3),
+        "p95_over_engine_median": round(_at(one.seconds, 95) / _at(alone.seconds, 50), 3),
+        "p95_over_engine_p95": round(_at(one.seconds, 95) / _at(alone.seconds, 95), 3),
+        "same_question_over_engine": {f"p{p}": round(_at(ratios, p), 3) for p in (50, 95)},
+        "throughput_over_engine": round(several.rate() / together.rate(), 3),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
+
+
+def _one_at_a_time(
+    engine: Engine, port: int, known: Sequence[Known], candidates: int, seconds: float
+) -> tuple[Load, Load]:
+    """Ask the engine and the server the same questions in turn, until the server was asked for some seconds.
+
+    Questions that the server failed count as errors, and not for the engine.
+    """
+    alone, served = Load(), Load()
+    turn = 0
+    with _connected(port) as connection:
+        while served.wall_seconds < seconds:
+            turn += 1
+            user = known[turn % len(known)]
+            if server_first := turn % 2 == 0:
+                asked = _timed(connection, user, candidates, turn)
+            itself = engine.seconds([user], turn)
+            if not server_first:
+                asked = _timed(connection, user, candidates, turn)
+            spent, answered = asked
+            served.wall_seconds += spent
+            if answered:
+                served.seconds.append(spent)
+                alone.seconds.append(itself)
+                alone.wall_seconds += itself
+            else:
+                served.errors += 1
+    return alone, served
+
+
+def _several_at_once(
+    engine: Engine, port: int, known: Sequence[Known], candidates: int, n_clients: int, seconds: float
+) -> tuple[Load, Load]:
+    """Let clients ask at once for a while, then ask the engine as many questions, `n_clients` a call."""
+    together, served = Load(), Load()
+    for part in range(_PARTS):
+        some = _load(port, known, candidates, n_clients, seconds / _PARTS, first_turn=10_000 * (part + 1))
+        served.seconds += some.seconds
+        served.errors += some.errors
+        served.wall_seconds += some.wall_seconds
+        for place in range(0, len(some.seconds), n_clients):
+            users = [known[(place + i) % len(known)] for i in range(min(n_clients, len(known)))]
+            itself = engine.seconds(users, turn=10_000 * (part + 1) + place)
+            together.seconds += [itself / len(users)] * len(users)
+            together.wall_seconds += itself
+    return together, served
 
 
 def _known_users(serving: Serving, users: int, candidates: int) -> list[Known]:
@@ -130,36 +208,6 @@ def _known_users(serving: Serving, users: int, candidates: int) -> list[Known]:
             "lower --candidates or name another data set."
         )
     return known
-
-
-def _engine_alone(
-    serving: Serving, known: Sequence[Known], candidates: int, together: int
-) -> dict[str, float]:
-    """Time the engine's answers for users whose prefixes it has read."""
-
-    def ask(user: Known, turn: int) -> Ask:
-        return Ask(user.history, profiles[user.user_id], user.candidates(candidates, turn))
-
-    counts = serving.summariser.config.method != "none"
-    histories = {h.user_id: h for h in serving.dataset.histories()}
-    profiles = {
-        user.user_id: serving.summariser.counted(histories[user.user_id]) if counts else "" for user in known
-    }
-    serving.recommender.score([ask(user, 0) for user in known])
-    each = []
-    for user in known:
-        started = time.perf_counter()
-        serving.recommender.score([ask(user, 1)])
-        each.append(time.perf_counter() - started)
-    started = time.perf_counter()
-    for place in range(0, len(known), together):
-        serving.recommender.score([ask(user, 2) for user in known[place : place + together]])
-    batched = time.perf_counter() - started
-    return {
-        "users_per_s": round(len(each) / sum(each), 3),
-        "users_per_s_together": round(len(known) / batched, 3),
-        **_percentiles(each),
-    }
 
 
 @contextmanager
@@ -208,7 +256,9 @@ def _wait_until_ready(port: int) -> None:
     raise EngineError(f"The server was not ready within {_START_SECONDS:.0f} seconds.")
 
 
-def _load(port: int, known: Sequence[Known], candidates: int, *, n_clients: int, seconds: float) -> Load:
+def _load(
+    port: int, known: Sequence[Known], candidates: int, n_clients: int, seconds: float, first_turn: int
+) -> Load:
     """Let clients ask, each one question after the other, until the time is over."""
     load = Load()
     started = time.perf_counter()
@@ -219,10 +269,9 @@ def _load(port: int, known: Sequence[Known], candidates: int, *, n_clients: int,
             while time.perf_counter() - started < seconds:
                 user = known[(number + turn * n_clients) % len(known)]
                 turn += 1
-                wanted = user.candidates(candidates, 10 + turn)
-                asked = time.perf_counter()
-                if _recommend(connection, user, wanted):
-                    load.seconds.append(time.perf_counter() - asked)
+                spent, answered = _timed(connection, user, candidates, first_turn + turn)
+                if answered:
+                    load.seconds.append(spent)
                 else:
                     load.errors += 1
 
@@ -233,6 +282,16 @@ def _load(port: int, known: Sequence[Known], candidates: int, *, n_clients: int,
         thread.join()
     load.wall_seconds = time.perf_counter() - started
     return load
+
+
+def _timed(
+    connection: http.client.HTTPConnection, user: Known, candidates: int, turn: int
+) -> tuple[float, bool]:
+    """Ask for a ranking; return the seconds it took and whether it came."""
+    wanted = user.candidates(candidates, turn)
+    started = time.perf_counter()
+    answered = _recommend(connection, user, wanted)
+    return time.perf_counter() - started, answered
 
 
 def _ask_in_turn(port: int, known: Sequence[Known], candidates: int, turn: int) -> None:

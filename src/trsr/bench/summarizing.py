@@ -46,7 +46,14 @@ class Workload:
 
 
 def bench_summarize(
-    folder: Path, engines: Sequence[str] | None, model: str, *, users: int, blocks: int, single_users: int
+    folder: Path,
+    engines: Sequence[str] | None,
+    model: str,
+    *,
+    users: int,
+    blocks: int,
+    single_users: int,
+    in_flight: int | None = None,
 ) -> dict[str, Any]:
     """Return the rates of engines and which is faster, as `trsr bench summarize` prints them.
 
@@ -54,9 +61,10 @@ def bench_summarize(
         folder: An empty one, for the dataset.
         engines: `transformers`, `llamacpp`; None for those that are installed.
         model: Model of all of them.
-        users: Users in flight.
+        users: Users to summarise, all handed over at once.
         blocks: Calls of a user, one after the other.
         single_users: How many of the users are timed the naive way.
+        in_flight: Most calls that an engine works on at the same time; None for its default.
 
     Raises:
         InputError: an engine is none of the local ones, or none is installed.
@@ -66,7 +74,7 @@ def bench_summarize(
     kinds = list(engines) if engines else installed_engines()
     if not kinds:
         raise InputError("No local engine is installed: run `pip install 'trsr[hf]'`, or `trsr[llamacpp]`.")
-    configs = {kind: local_engine(kind, model) for kind in kinds}
+    configs = {kind: local_engine(kind, model, in_flight) for kind in kinds}
     workload = news_workload(folder, users, blocks)
     measured = {}
     for kind, config in configs.items():
@@ -78,6 +86,7 @@ def bench_summarize(
     return {
         "benchmark": "summarize",
         "users": users,
+        "in_flight": in_flight,
         "calls_per_user": blocks,
         "block_size": BLOCK_SIZE,
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -92,8 +101,8 @@ def installed_engines() -> list[str]:
     return [kind for kind, need in needs.items() if need and importlib.util.find_spec(need[0])]
 
 
-def local_engine(kind: str, model: str) -> EngineConfig:
-    """Return a local engine (or `fake`, for tests) with its defaults.
+def local_engine(kind: str, model: str, in_flight: int | None = None) -> EngineConfig:
+    """Return a local engine (or `fake`, for tests) with its defaults, or with so many calls in flight.
 
     Raises:
         InputError: there is no such local engine.
@@ -101,9 +110,11 @@ def local_engine(kind: str, model: str) -> EngineConfig:
     """
     match kind:
         case "transformers":
-            config: EngineConfig = TransformersEngine(model=model)
+            config: EngineConfig = TransformersEngine(model=model, max_rows=in_flight)
         case "llamacpp":
             config = LlamaCppEngine(model=model)
+            if in_flight is not None:
+                config = config.model_copy(update={"n_parallel": in_flight})
         case "fake":
             config = FakeEngine()
         case _:
@@ -177,8 +188,14 @@ class Recorder:
         self.params = params
         for result in self.engine.generate(prompts, params):
             self.results.append(result)
+            self.prompts.append(prompts[result.index])  # now: the caller may let it go after its result
             yield result
-        self.prompts += prompts
+
+    @property
+    def reading_seconds(self) -> float | None:
+        """The engine's time of reading so far; None where it does not say."""
+        seconds: float | None = getattr(self.engine, "reading_seconds", None)
+        return seconds
 
     def close(self) -> None:
         """Close the engine."""
@@ -187,13 +204,14 @@ class Recorder:
 
 @dataclass(frozen=True)
 class Cost:
-    """What some calls cost; `reading_seconds` is about the part in which prompts are read."""
+    """What some calls cost; `reading_seconds` is the part in which prompts are read, timed or estimated."""
 
     seconds: float
     reading_seconds: float
     calls: int
     n_prompt_tokens: int
     n_generated_tokens: int
+    reading_was_timed: bool = False
 
     def rates(self) -> dict[str, int | float]:
         """Return counts and rates; the two last ones are of reading alone and of writing alone."""
@@ -207,6 +225,7 @@ class Cost:
             "prompt_tokens_per_s": round(self.n_prompt_tokens / self.seconds, 1),
             "generated_tokens_per_s": round(self.n_generated_tokens / self.seconds, 1),
             "reading_seconds": round(self.reading_seconds, 3),
+            "reading_was_timed": self.reading_was_timed,
             "reading_tokens_per_s": round(self.n_prompt_tokens / self.reading_seconds, 1),
             "writing_tokens_per_s": round(self.n_generated_tokens / writing, 1),
         }
@@ -215,24 +234,37 @@ class Cost:
 def _write(engine: TextGenerator, summariser: Summariser, groups: Sequence[Sequence[History]]) -> Cost:
     """Summarise groups of users from nothing, one group after the other, and return what it cost.
 
-    Reading is timed by asking as many of the prompts again as were in flight, for one token each; what that
-    says of all their tokens is taken from the whole, and the rest is writing.
+    An engine that times its own reading is believed. For others as many of the prompts are asked again as
+    there were users, for one token each; what that says of all their tokens is taken from the whole, and the
+    rest is writing.
     """
     recorder = Recorder(engine)
+    read_before = recorder.reading_seconds
     started = time.perf_counter()
     for histories in groups:
         with SummaryStore(":memory:") as store:
             summarize(histories, summariser, recorder, store)
     seconds = time.perf_counter() - started
-    one_token = replace(recorder.params, max_new_tokens=1)
-    started = time.perf_counter()
-    read_again = list(engine.generate(recorder.prompts[: len(groups[0])], one_token))
-    seconds_a_token = (time.perf_counter() - started) / sum(result.n_prompt_tokens for result in read_again)
     n_prompt_tokens = sum(result.n_prompt_tokens for result in recorder.results)
+    read_after = recorder.reading_seconds
+    was_timed = read_before is not None and read_after is not None
+    if read_before is not None and read_after is not None:
+        reading_seconds = read_after - read_before
+    else:
+        reading_seconds = _seconds_a_token_read(recorder, len(groups[0])) * n_prompt_tokens
     return Cost(
         seconds=seconds,
-        reading_seconds=seconds_a_token * n_prompt_tokens,
+        reading_seconds=reading_seconds,
         calls=len(recorder.results),
         n_prompt_tokens=n_prompt_tokens,
         n_generated_tokens=sum(result.n_generated_tokens for result in recorder.results),
+        reading_was_timed=was_timed,
     )
+
+
+def _seconds_a_token_read(recorder: Recorder, n_prompts: int) -> float:
+    """Ask the first prompts again, for one token each."""
+    one_token = replace(recorder.params, max_new_tokens=1)
+    started = time.perf_counter()
+    read_again = list(recorder.engine.generate(recorder.prompts[:n_prompts], one_token))
+    return (time.perf_counter() - started) / sum(result.n_prompt_tokens for result in read_again)

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from trsr.cli.bench_hostile import bench_hostile
 from trsr.cli.bench_models import bench_score, bench_train
 from trsr.cli.bench_serve import bench_serve
 from trsr.cli.bench_summarize import bench_summarize
@@ -24,6 +25,7 @@ app.command("score")(bench_score)
 app.command("train")(bench_train)
 app.command("summarize")(bench_summarize)
 app.command("serve")(bench_serve)
+app.command("hostile")(bench_hostile)
 
 _N_NEWS = 20_000
 _N_CANDIDATES = 20

@@ -11,7 +11,11 @@ import typer
 
 
 def bench_summarize(
-    users: Annotated[int, typer.Option(min=1, help="Users in flight.")] = 16,
+    users: Annotated[int, typer.Option(min=1, help="Users, handed over all at once.")] = 16,
+    in_flight: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most calls an engine works on at the same time; its default if left out."),
+    ] = None,
     calls: Annotated[int, typer.Option(min=1, max=20, help="Calls of a user, one after the other.")] = 4,
     engines: Annotated[
         str | None,
@@ -27,13 +31,19 @@ def bench_summarize(
 ) -> None:
     """Time the summaries of many users at once against one prompt at a time, on each engine.
 
-    Example: trsr bench summarize --users 16 --engines transformers,llamacpp
+    Example: trsr bench summarize --users 48 --in-flight 16 --engines transformers,llamacpp
     """
     from trsr.bench.summarizing import bench_summarize as measure
 
     kinds = [name.strip() for name in engines.split(",")] if engines else None
     with tempfile.TemporaryDirectory(prefix="trsr-bench-") as folder:
         result = measure(
-            Path(folder) / "news", kinds, model, users=users, blocks=calls, single_users=single_users
+            Path(folder) / "news",
+            kinds,
+            model,
+            users=users,
+            blocks=calls,
+            single_users=single_users,
+            in_flight=in_flight,
         )
     typer.echo(json.dumps(result, indent=None if as_json else 2))

@@ -19,6 +19,10 @@ models_app = typer.Typer(
 Name = Annotated[
     str, typer.Argument(help="smollm2-135m, a .gguf file, a model folder, or a hub id.", show_default=False)
 ]
+_ENGINE_HELP = (
+    "llm or llm_zero_shot (the run's own model, here), transformers[:MODEL], llamacpp[:GGUF], "
+    "openai:MODEL@URL, or the settings of an engine as '{kind: openai, ...}'."
+)
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -84,6 +88,52 @@ def cache_model(name: Name, as_json: AsJson = False) -> None:
 
     folder = models.hf_folder(name)
     _show({"name": name, "model_id": models.model_id(name), "folder": str(folder)}, as_json)
+
+
+@models_app.command("check")
+def check_engines(
+    first: Annotated[str, typer.Argument(metavar="ENGINE_A", help=_ENGINE_HELP, show_default=False)],
+    second: Annotated[str, typer.Argument(metavar="ENGINE_B", help="Likewise.", show_default=False)],
+    run: Annotated[Path, typer.Option(help="Run folder whose prompts are asked.", show_default=False)],
+    prompts: Annotated[int, typer.Option(min=2, help="Prompts of its test users.")] = 20,
+    tolerance: Annotated[
+        float, typer.Option(min=0.0, help="Largest difference of two margins at which they agree, in logits.")
+    ] = 0.5,
+    as_json: AsJson = False,
+) -> None:
+    """Score prompts of a run on two engines and compare margins and ranks; exit code 1 if they disagree.
+
+    Example: trsr models check llm openai:tuned@http://127.0.0.1:8000/v1 --run out/demo
+    """
+    from trsr.config import load_config
+    from trsr.errors import DataError
+    from trsr.pipeline.engine_check import compare_engines, parse_engine
+    from trsr.pipeline.folder import RunFolder
+    from trsr.pipeline.workbench import Workbench
+
+    engines = parse_engine(first), parse_engine(second)
+    if not (run / "config.yaml").is_file():
+        raise DataError(f"{run} is no run folder; make one with `trsr train` or `trsr run`.")
+    bench = Workbench(RunFolder(run, load_config(run / "config.yaml"), "trsr models check"))
+    found = compare_engines(bench, *engines, n_prompts=prompts, tolerance=tolerance)
+    if as_json:
+        typer.echo(json.dumps({"first": first, "second": second, **found.facts()}))
+    else:
+        tau = "undefined" if found.kendall_tau is None else f"{found.kendall_tau:.3f}"
+        _show(
+            {
+                "prompts": f"{found.n_prompts} of {found.n_users} users, "
+                f"{found.same_tokens:.0%} with the same tokens",
+                "difference": f"max {found.max_difference:.4f}, mean {found.mean_difference:.4f} logits",
+                "shift": f"{found.mean_shift:+.4f} (margins within a user spread by {found.spread:.4f})",
+                "ranks": f"Kendall's tau {tau}, same best candidate for {found.same_top:.0%} of users",
+                "verdict": f"{'agree' if found.agrees else 'DISAGREE'}: no margin may differ by more than "
+                f"{found.tolerance:g}",
+            },
+            as_json=False,
+        )
+    if not found.agrees:
+        raise typer.Exit(1)
 
 
 def _show(facts: dict[str, Any], as_json: bool) -> None:

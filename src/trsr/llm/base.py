@@ -10,7 +10,8 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, Protocol, runtime_checkable
+from functools import lru_cache
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -89,6 +90,8 @@ class Generation:
         n_generated_tokens: Tokens written.
         seconds: Wall-clock time of the call, or its share of a batch.
         error: One sentence, when the call failed for good; None otherwise.
+        more: Whether another result arrived together with this one: it comes next, without waiting and
+            whatever the caller does, so that results can be kept together. False promises nothing.
     """
 
     index: int
@@ -97,6 +100,7 @@ class Generation:
     n_generated_tokens: int
     seconds: float
     error: str | None = None
+    more: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +153,8 @@ class TextGenerator(Protocol):
         """Yield one `Generation` a prompt as each is finished.
 
         `prompts` may grow while the caller takes results: what was appended after one result is answered too,
-        so that a caller whose next prompts depend on earlier answers keeps the engine full.
+        so that a caller whose next prompts depend on earlier answers keeps the engine full. A prompt is not
+        read again after its result, so that the caller need not keep it.
 
         Raises:
             EngineError: the engine as a whole is unusable (a single failed call is a result with `error`).
@@ -174,6 +179,20 @@ class LabelScorer(Protocol):
 
 def prompt_key(prompt: Prompt, model_id: str, params: GenerationParams) -> str:
     """Return the sha256 (hex) that names a generation: rendered prompt, model and parameters."""
-    asked = {name: value for name, value in asdict(prompt).items() if value is not None}
-    content = {"prompt": asked, "model": model_id, "params": asdict(params)}
-    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    asked: dict[str, Any] = {
+        # By hand: `asdict` copies every value, which took longer than all the rest of a call.
+        "messages": [{"role": m.role, "content": m.content} for m in prompt.messages],
+        "prefill": prompt.prefill,
+    }
+    if prompt.parts is not None:
+        asked["parts"] = [asdict(part) for part in prompt.parts]
+    content = {"prompt": asked, "model": model_id, "params": _as_dict(params)}
+    return hashlib.sha256(_ENCODER.encode(content).encode()).hexdigest()
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False)
+
+
+@lru_cache(maxsize=16)
+def _as_dict(params: GenerationParams) -> dict[str, Any]:
+    return asdict(params)

@@ -12,7 +12,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from trsr.errors import MissingExtraError
-from trsr.llm.base import TextGenerator
+from trsr.llm.base import LabelScorer, TextGenerator
+
+Scoring = Literal["auto", "vllm", "sglang", "top_logprobs"]
 
 # Which package each engine needs, and the extra that brings it.
 REQUIRED_PACKAGES: dict[str, tuple[str, str] | None] = {
@@ -68,6 +70,12 @@ class OpenAIEngine(_Engine):
     """How often a failed call is tried again."""
     grammar: Literal["llama.cpp", "vllm", "sglang"] | None = None
     """How the server takes a grammar, which grounded summaries need."""
+    scoring: Scoring = "auto"
+    """How the server scores labels: vLLM's `/generative_scoring`, SGLang's `/v1/score`, or the top logprobs
+    of a completion. `auto` asks the server what it is."""
+    top_logprobs: int = Field(default=20, ge=2)
+    """Tokens whose logprob is asked for when scoring by `top_logprobs`. A label that is not among them is an
+    error; servers have a limit (vLLM: `--max-logprobs`)."""
 
 
 class TransformersEngine(_Engine):
@@ -84,6 +92,8 @@ class TransformersEngine(_Engine):
     """Positions of one batch, padding and new tokens included; memory grows with it."""
     max_prompt_tokens: int = Field(default=2048, ge=1)
     """Longest prompt."""
+    max_rows: int | None = Field(default=None, ge=1)
+    """Most texts written at the same time; by default as many as `max_batch_tokens` has room for."""
 
 
 EngineConfig = Annotated[
@@ -120,11 +130,23 @@ def open_generator(config: EngineConfig) -> TextGenerator:
         case OpenAIEngine():
             from trsr.llm.openai import OpenAIGenerator
 
-            return OpenAIGenerator(**config.model_dump(exclude={"kind"}))
+            return OpenAIGenerator(**config.model_dump(exclude={"kind", "scoring", "top_logprobs"}))
         case TransformersEngine():
             from trsr.llm.transformers_generator import TransformersGenerator
 
             return TransformersGenerator(**config.model_dump(exclude={"kind"}))
+
+
+def open_remote_scorer(config: OpenAIEngine) -> LabelScorer:
+    """Return the scorer over the server that `config` describes; nothing is asked yet.
+
+    Raises:
+        MissingExtraError: the client's package is not installed.
+    """
+    require_package(config.kind)
+    from trsr.llm.remote_scoring import RemoteScorer
+
+    return RemoteScorer(**config.model_dump(exclude={"kind", "revision", "grammar"}))
 
 
 def require_package(kind: str) -> None:

@@ -11,6 +11,8 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +29,10 @@ _COMMON = re.compile(
 )
 _SPECIAL = ("<|im_start|>", "<|im_end|>", "yes", "no", "Yes", "No")
 _SPLIT = re.compile(r"(<\|im_start\|>|<\|im_end\|>|\b(?:yes|no|Yes|No)\b)")
+
+
+TOGETHER = 64
+"""Results of `FakeGenerator` that arrive together, when it takes no time."""
 
 
 class FakeGenerator:
@@ -64,12 +70,15 @@ class FakeGenerator:
             n_seen = len(prompts)
             if self._shuffle:
                 order.sort(key=lambda index: derive_seed(index, "order"))
-            for index in order:
-                yield self._answer(index, prompts[index], params)
+            for place, index in enumerate(order, 1):
+                answer = self._answer(index, prompts[index], params)
+                together = not self._delay and place < len(order) and place % TOGETHER != 0
+                yield replace(answer, more=True) if together else answer
 
     def _answer(self, index: int, prompt: Prompt, params: GenerationParams) -> Generation:
         self.n_calls += 1
-        time.sleep(self._delay)
+        if self._delay:
+            time.sleep(self._delay)
         n_read = n_words(prompt)
         if self._fails(prompt):
             return Generation(index, "", n_read, 0, self._delay, "The fake engine was told to fail here.")
@@ -94,8 +103,9 @@ def fake_text(prompt: Prompt, params: GenerationParams) -> str:
     """Return a sentence about the prompt's most frequent words; ties and the verb depend on its hash."""
     content = "\n".join(message.content for message in prompt.messages)
     seed = params.seed if params.temperature > 0 else 0
-    counts = Counter(word for word in _WORD.findall(content.lower()) if not _COMMON.fullmatch(word))
-    words = sorted(counts, key=lambda word: (-counts[word], derive_seed(seed, content, word)))[:4]
+    found = Counter(_WORD.findall(content.lower()))
+    counts = Counter({word: n for word, n in found.items() if not _is_common(word)})
+    words = _most_frequent(counts, 4, seed, content)
     verb = ("likes", "prefers", "enjoys")[derive_seed(seed, content) % 3]
     if prompt.parts is not None:
         text = ""
@@ -110,6 +120,24 @@ def fake_text(prompt: Prompt, params: GenerationParams) -> str:
     for stop in params.stop:
         text = text.partition(stop)[0]
     return text.strip()
+
+
+@lru_cache(maxsize=32_768)
+def _is_common(word: str) -> bool:
+    return _COMMON.fullmatch(word) is not None
+
+
+def _most_frequent(counts: Counter[str], n: int, seed: int, content: str) -> list[str]:
+    """Return the `n` most frequent words; equal counts stand in the order of `derive_seed`."""
+    least = min((count for _, count in counts.most_common(n)), default=0)
+    begun = hashlib.sha256(f"{seed}\x1f{content}\x1f".encode())  # what `derive_seed` hashes before the word
+
+    def order(word: str) -> tuple[int, bytes]:
+        whole = begun.copy()
+        whole.update(word.encode())
+        return -counts[word], whole.digest()[:8]
+
+    return sorted((word for word in counts if counts[word] >= least), key=order)[:n]
 
 
 class FakeScorer:

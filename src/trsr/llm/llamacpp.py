@@ -183,22 +183,24 @@ def render_chat(server: Any, prompt: Prompt) -> str:
         EngineError: the model's chat template refuses the messages.
     """
     messages = [{"role": message.role, "content": message.content} for message in prompt.messages]
-    # The in-process interface lacks this call, so it goes over the loopback port (and past any proxy).
-    address = urlsplit(server.listening_address)
-    connection = http.client.HTTPConnection(address.hostname or "127.0.0.1", address.port, timeout=60)
-    try:
-        connection.request(
-            "POST",
-            "/apply-template",
-            json.dumps({"messages": messages}),
-            {"Content-Type": "application/json"},
-        )
-        answer = json.loads(connection.getresponse().read())
-    finally:
-        connection.close()
+    answer = ask_server(server, "/apply-template", {"messages": messages})
     if "prompt" not in answer:
         raise EngineError(f"The model's chat template refused the messages: {answer.get('error', answer)}.")
     return str(answer["prompt"]) + prompt.prefill
+
+
+def ask_server(server: Any, path: str, request: dict[str, Any]) -> dict[str, Any]:
+    """Return a server's JSON answer to what its in-process interface lacks.
+
+    It goes over the loopback port, and past any proxy.
+    """
+    address = urlsplit(server.listening_address)
+    connection = http.client.HTTPConnection(address.hostname or "127.0.0.1", address.port, timeout=60)
+    try:
+        connection.request("POST", path, json.dumps(request), {"Content-Type": "application/json"})
+        return dict(json.loads(connection.getresponse().read()))
+    finally:
+        connection.close()
 
 
 def physical_cores() -> int:

@@ -167,25 +167,10 @@ class OpenAIGenerator:
         started = time.perf_counter()
         try:
             answer = await self._ask(client, prompt, params)
-        except (AuthenticationError, PermissionDeniedError) as error:
-            raise EngineError(
-                f"The server {self._base_url} refused the key ({error.status_code}): "
-                f"set the environment variable {self._api_key_env}."
-            ) from error
-        except NotFoundError as error:
-            raise EngineError(
-                f"The server {self._base_url} knows no model {self._model!r} or no chat API (404): "
-                "check base_url (it usually ends in /v1) and model."
-            ) from error
-        except APIConnectionError as error:
-            if isinstance(error.__cause__, httpx2.ConnectError):
-                raise EngineError(
-                    f"The server {self._base_url} cannot be reached: start it, or check base_url.",
-                    retryable=True,
-                ) from error
-            return _failed(index, started, self._explain(error))
         except (OpenAIError, ValueError) as error:
-            return _failed(index, started, self._explain(error))
+            if fatal := unusable(error, self._base_url, self._model, self._api_key_env):
+                raise fatal from error
+            return _failed(index, started, explain(error, self._timeout, self._retries))
         try:
             text = answer.choices[0].message.content or ""
             usage = answer.usage
@@ -242,22 +227,42 @@ class OpenAIGenerator:
                 return {"ebnf": rule}
             case None:
                 raise EngineError(
-                    "Answers are to be held to given phrases, and nothing says how the server takes a grammar: "
-                    "set engine.grammar to llama.cpp, vllm or sglang, or summary.grounded to false."
+                    "Answers are to be held to given phrases, and nothing says how the server takes a "
+                    "grammar: set engine.grammar to llama.cpp, vllm or sglang, or summary.grounded to false."
                 )
 
-    def _explain(self, error: Exception) -> str:
-        """Say in one sentence why a call failed for good."""
-        tries = f"after {self._retries + 1} tries"
-        if isinstance(error, APITimeoutError):
-            waited = f"within {self._timeout:g} s, {tries}"
-            return f"The server did not answer {waited}: raise timeout or lower concurrency."
-        if isinstance(error, APIConnectionError):
-            return f"The connection to the server broke before the answer was whole, {tries}."
-        if isinstance(error, APIStatusError):
-            again = tries if error.status_code in {408, 409, 429} or error.status_code >= 500 else "at once"
-            return f"The server answered {error.status_code}, {again}: {_reason(error)}."
-        return "The server's answer is not JSON; check base_url."
+
+def unusable(error: Exception, base_url: str, model: str, api_key_env: str) -> EngineError | None:
+    """Return the error that ends all calls to a server; None if only this call has failed."""
+    if isinstance(error, AuthenticationError | PermissionDeniedError):
+        return EngineError(
+            f"The server {base_url} refused the key ({error.status_code}): "
+            f"set the environment variable {api_key_env}."
+        )
+    if isinstance(error, NotFoundError):
+        return EngineError(
+            f"The server {base_url} knows no model {model!r} or no such API (404): "
+            "check base_url (it usually ends in /v1) and model."
+        )
+    if isinstance(error, APIConnectionError) and isinstance(error.__cause__, httpx2.ConnectError):
+        return EngineError(
+            f"The server {base_url} cannot be reached: start it, or check base_url.", retryable=True
+        )
+    return None
+
+
+def explain(error: Exception, timeout: float, retries: int) -> str:
+    """Say in one sentence why a call failed for good."""
+    tries = f"after {retries + 1} tries"
+    if isinstance(error, APITimeoutError):
+        waited = f"within {timeout:g} s, {tries}"
+        return f"The server did not answer {waited}: raise timeout or lower concurrency."
+    if isinstance(error, APIConnectionError):
+        return f"The connection to the server broke before the answer was whole, {tries}."
+    if isinstance(error, APIStatusError):
+        again = tries if error.status_code in {408, 409, 429} or error.status_code >= 500 else "at once"
+        return f"The server answered {error.status_code}, {again}: {_reason(error)}."
+    return "The server's answer is not JSON; check base_url."
 
 
 def _reason(error: APIStatusError) -> str:

@@ -1,12 +1,14 @@
 """Writes texts with a Hugging Face causal language model, many prompts at once.
 
-Prompts wait in the order of their lengths, longest first, and join the texts being written as others finish,
-under a token budget. `prompt_reading` reads them, `row_writing` writes. Label scoring with the same models
-lives in `trsr.rank`.
+Prompts wait round by round, a round being as many as there were at first: those of later rounds follow from
+answers to earlier ones, and what is asked in the end should not be the long chain of a few. In a round the
+longest come first. They join the texts being written as others finish, under a token budget.
+`prompt_reading` reads them, `row_writing` writes. Label scoring with the same models lives in `trsr.rank`.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,7 +23,11 @@ from trsr.llm.wording import Wording
 
 
 class TransformersGenerator:
-    """Greedy or sampled generation of texts that take up at most `max_batch_tokens` positions together."""
+    """Greedy or sampled generation of texts, at most `max_rows` and `max_batch_tokens` positions together.
+
+    Attributes:
+        reading_seconds: Time spent on reading prompts so far.
+    """
 
     def __init__(
         self,
@@ -31,6 +37,7 @@ class TransformersGenerator:
         device: str = "auto",
         max_batch_tokens: int = 16384,
         max_prompt_tokens: int = 2048,
+        max_rows: int | None = None,
     ) -> None:
         self._model: Any = load_causal_lm(model, dtype=dtype, device=device)
         turn_thin_products(self._model)
@@ -38,6 +45,8 @@ class TransformersGenerator:
         self.model_id = models.model_id(model)
         self.max_batch_tokens = max_batch_tokens
         self.max_prompt_tokens = max_prompt_tokens
+        self.max_rows = max_rows
+        self.reading_seconds = 0.0
         eos = self._model.generation_config.eos_token_id
         self._eos = set(eos if isinstance(eos, list) else [eos]) | {self.tokenizer.hf.eos_token_id}
         self._token_texts: dict[int, str] = {}
@@ -60,18 +69,25 @@ class TransformersGenerator:
             self._model, reader, params, lambda written: self._goes_on(written, params.stop), self._eos
         )
         waiting: list[Text] = []
-        n_seen = 0
+        n_seen, n_first = 0, max(1, len(prompts))
         while True:
             if n_seen < len(prompts):
                 new = [self._text_of(index, prompts[index]) for index in range(n_seen, len(prompts))]
                 n_seen += len(new)
                 waiting += [text for text in new if len(text.prompt) <= self.max_prompt_tokens]
-                waiting.sort(key=lambda text: (-len(text.prompt), text.prompt))
+                waiting.sort(key=lambda text: (text.index // n_first, -len(text.prompt), text.prompt))
                 yield from (self._too_long(text) for text in new if len(text.prompt) > self.max_prompt_tokens)
-            budget = self.max_batch_tokens if reader.in_batches else 1
-            n_joining = how_many_join(waiting, writer.texts, params.max_new_tokens, budget)
+            n_joining = how_many_join(
+                waiting,
+                writer.texts,
+                params.max_new_tokens,
+                self.max_batch_tokens,
+                self.max_rows if reader.in_batches else 1,
+            )
             if n_joining:
+                started = time.perf_counter()
                 writer.join(waiting[:n_joining])
+                self.reading_seconds += time.perf_counter() - started
                 del waiting[:n_joining]
             if not writer.texts:
                 return
@@ -117,15 +133,23 @@ class TransformersGenerator:
         return str(self.tokenizer.hf.decode(tokens, skip_special_tokens=True))
 
 
-def how_many_join(waiting: Sequence[Text], present: Sequence[Text], n_new: int, budget: int) -> int:
-    """Return how many of the waiting texts, longest first, should join those present now.
+def how_many_join(
+    waiting: Sequence[Text], present: Sequence[Text], n_new: int, budget: int, max_rows: int | None = None
+) -> int:
+    """Return how many of the waiting texts, from the first on, should join those present now.
 
-    As many as fit the budget, rows counted at the length of the longest; but a third of those present at
-    least, since a pass over few prompts, and moving the others, costs more than a few rows that stand empty.
+    As many as fit the budget, rows counted at the length of the longest, and `max_rows`; but a third of those
+    present at least, since a pass over few prompts, and moving the others, costs more than a few rows that
+    stand empty.
     """
-    longest = max((len(text.prompt) for text in (*waiting[:1], *present)), default=0)
-    free = max(budget // (longest + n_new), 0 if present else 1) - len(present)
-    n_joining = max(0, min(len(waiting), free))
+    longest = max((len(text.prompt) for text in present), default=0)
+    n_joining = 0
+    for n_rows, text in enumerate(waiting, start=len(present) + 1):
+        longest = max(longest, len(text.prompt))
+        fits = n_rows * (longest + n_new) <= budget and (max_rows is None or n_rows <= max_rows)
+        if not fits and n_rows > 1:  # one is always written
+            break
+        n_joining += 1
     return n_joining if 3 * n_joining >= len(present) else 0
 
 

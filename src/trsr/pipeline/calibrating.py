@@ -35,7 +35,8 @@ def calibrate(bench: Workbench) -> dict[str, Any]:
     file = bench.folder.path / VALID_SCORES
     if not file.exists():
         with bar("Calibrating") as shown:
-            score_in_parts(bench, ("llm",), bench.splits.valid, file, shown)
+            # Here, since the model has just been made here: its server holds it later, if at all.
+            score_in_parts(bench, ("llm",), bench.splits.valid, file, shown, served=False)
     fit = fit_scores(pl.read_parquet(file), bench.config.seed)
     model = bench.folder.path / "model"
     saved = fit.calibration.to_json() if fit.calibration is not None else None

@@ -35,7 +35,8 @@ _LATE_STAGES = ("variants", "rank", "evaluate")
 class RunFolder:
     """A folder that holds one experiment.
 
-    A configuration that only adds rankers, variants or metrics to the one it began with is taken up.
+    A configuration that only adds rankers, variants or metrics to the one it began with is taken up; and one
+    that names other servers, as long as nothing was ranked: a trained model can be served before it ranks.
 
     Raises:
         RunMismatchError: the folder belongs to another configuration; the message says the differences.
@@ -63,7 +64,7 @@ class RunFolder:
         if "config.yaml" in names:
             found = self._read_config(self.path / "config.yaml")
             changed = differences(found, wanted)
-            if changed and not _grown(found, wanted):
+            if changed and not (_grown(found, wanted) or self._only_served(found, wanted)):
                 raise RunMismatchError(
                     f"{self.path} holds a run of another configuration ({'; '.join(changed)}); "
                     "name another folder with --out, or undo the changes."
@@ -78,6 +79,12 @@ class RunFolder:
                 f"{self.path} is not empty and holds no run; name another folder with --out."
             )
         self._write_config(wanted)
+
+    def _only_served(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+        """Whether nothing but the servers of models changed, and no candidate of the test has a score yet."""
+        if (self.path / "scores.parquet").exists() or (self.path / "scores.parts").exists():
+            return False
+        return _without_servers(old) == _without_servers(new)
 
     def _write_config(self, settings: Mapping[str, Any]) -> None:
         self.write_text("config.yaml", yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
@@ -152,6 +159,11 @@ def _grown(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
         for name, settings in new["baselines"].items()
         if name in old["rankers"]
     )
+
+
+def _without_servers(config: Mapping[str, Any]) -> dict[str, Any]:
+    recommender = {k: v for k, v in config.get("recommender", {}).items() if k != "servers"}
+    return {**config, "recommender": recommender}
 
 
 def environment() -> dict[str, Any]:

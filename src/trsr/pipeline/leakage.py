@@ -23,7 +23,7 @@ from trsr.pipeline.variants import variant_benches
 from trsr.pipeline.workbench import Workbench
 from trsr.summarize.places import is_database
 from trsr.summarize.plan import plan_calls
-from trsr.summarize.run import Summariser
+from trsr.summarize.run import Summariser, with_counts
 from trsr.summarize.store import StoredCall
 from trsr.summarize.stores import open_store
 from trsr.types import History, RankingExample
@@ -134,16 +134,17 @@ def _one_profile(
     """
     if row["user_id"] != example.user_id or row["n_items"] > len(example.history):
         return f"has seen {row['n_items']} items, its history has {len(example.history)}", False
+    history = History(example.user_id, example.history)
     calls = plan_calls(summariser.blocks(example.history), summariser.config)
     if not calls:
-        text = summariser.without_calls(History(example.user_id, example.history)).text
+        text = summariser.without_calls(history).text
         return ("", True) if row["text"] == text else ("is not what this version makes of its history", False)
     last = stored.get(row["key"])
     if last is None:
         return "", False
     if foreign := Counter(last.item_ids) - Counter(example.history):
         return f"was written from {next(iter(foreign))!r}, which is not in its history", False
-    if last.text != row["text"]:
+    if row["text"] != (last.text and with_counts(last.text, history, summariser)):
         return "is not the text that the store has under its key", False
     found = [stored[key].text if key in stored else None for key in keys]
     return "", keys[-1:] == [row["key"]] and found == row["texts"]

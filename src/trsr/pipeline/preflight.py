@@ -11,7 +11,7 @@ import json
 from trsr.config import RunConfig
 from trsr.errors import ModelError, RunMismatchError
 from trsr.llm import models
-from trsr.llm.engines import LlamaCppEngine, TransformersEngine
+from trsr.llm.engines import LlamaCppEngine, TransformersEngine, require_package
 from trsr.pipeline.profiles import needs_calls
 from trsr.pipeline.workbench import Workbench
 from trsr.summarize.places import is_database
@@ -23,7 +23,10 @@ def check_models(config: RunConfig) -> None:
 
     Raises:
         ModelError: one of them is unknown, or may not be looked into.
+        MissingExtraError: they are to be asked on a server, and the client is not installed.
     """
+    for server in config.recommender.servers.values():
+        require_package(server.kind)
     names = [config.recommender.model] if _uses_recommender(config) else []
     if needs_calls(config.summary) and isinstance(config.engine, LlamaCppEngine | TransformersEngine):
         names.append(config.engine.model)

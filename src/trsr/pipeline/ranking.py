@@ -18,9 +18,10 @@ from trsr.config import OWN_MODEL, RankerName, RunConfig, variants_of
 from trsr.data.files import write_whole
 from trsr.data.fitting import fit_events
 from trsr.llm.adapter import read_adapter_info
+from trsr.llm.base import LabelScorer
 from trsr.pipeline.baselines import check_baselines, make_baseline
 from trsr.pipeline.progress import Bar, bar
-from trsr.pipeline.scorer import open_scorer
+from trsr.pipeline.scorer import open_scorer, open_server_scorer
 from trsr.pipeline.variants import variant_scores
 from trsr.pipeline.workbench import Workbench
 from trsr.rank.base import ExampleScores, Ranker, sigmoid
@@ -101,6 +102,8 @@ def score_in_parts(
     shown: Bar,
     calibration: Calibration | None = None,
     more: Sequence[pl.DataFrame] = (),
+    *,
+    served: bool = True,
 ) -> None:
     """Score examples with some rankers into one file, in the order of rankers, examples and candidates.
 
@@ -114,10 +117,12 @@ def score_in_parts(
         shown: Progress.
         calibration: Makes the scores of the fine-tuned model; its margins stay as they are.
         more: Scores of others, put behind.
+        served: As for `make_ranker`.
     """
     parts = file.with_suffix(".parts")
     for number, name in enumerate(sorted(rankers, key=lambda name: name == "fusion")):  # it reads the others
-        _rank(bench, name, examples, parts, partial(_show, shown, rankers, number, len(examples)))
+        show = partial(_show, shown, rankers, number, len(examples))
+        _rank(bench, name, examples, parts, show, served=served)
     frames = [pl.read_parquet(part) for name in rankers for part in _parts(parts, name, examples)]
     write_whole(file, pl.concat([_calibrated(pl.concat(frames), calibration), *more]).write_parquet)
     shutil.rmtree(parts, ignore_errors=True)
@@ -148,13 +153,15 @@ def _rank(
     examples: Sequence[RankingExample],
     folder: Path,
     on_progress: Callable[[int], None],
+    *,
+    served: bool,
 ) -> None:
     """Write the missing parts of one ranker."""
     files = _parts(folder, name, examples)
     missing = [i for i, file in enumerate(files) if not file.exists()]
     if not missing:
         return
-    ranker = make_ranker(bench, name)
+    ranker = make_ranker(bench, name, served=served)
     for i in missing:
         part = examples[i * EXAMPLES_A_PART : (i + 1) * EXAMPLES_A_PART]
         write_whole(files[i], _rows(ranker, part).write_parquet)
@@ -187,8 +194,16 @@ def _rows(ranker: Ranker, examples: Sequence[RankingExample]) -> pl.DataFrame:
     return pl.concat(frames)
 
 
-def make_ranker(bench: Workbench, name: RankerName) -> Ranker:  # noqa: PLR0911 - one a name
-    """Make the ranker called `name`, fitted on what it may learn from."""
+def make_ranker(  # noqa: PLR0911 - one a name
+    bench: Workbench, name: RankerName, *, served: bool = True
+) -> Ranker:
+    """Make the ranker called `name`, fitted on what it may learn from.
+
+    Args:
+        bench: The run.
+        name: Which.
+        served: Whether a language model may be asked on the server that the run names for it.
+    """
     match name:
         case "random":
             return RandomRanker(bench.config.seed)
@@ -203,18 +218,24 @@ def make_ranker(bench: Workbench, name: RankerName) -> Ranker:  # noqa: PLR0911 
         case "popularity_decayed" | "embedding" | "ncf" | "gru4rec" | "bert4rec" | "sasrec":
             return make_baseline(bench, name)
         case "llm_zero_shot" | "llm" | "llm_no_profile" | "llm_counted":
-            return _llm_ranker(bench, name)
+            return _llm_ranker(bench, name, served=served)
         case "fusion":
             from trsr.pipeline.fusion import make_fusion
 
             return make_fusion(bench)
 
 
-def _llm_ranker(bench: Workbench, name: RankerName) -> Ranker:
-    """Load the base model, with the run's adapter merged in for what is the fine-tuned one."""
+def _llm_ranker(bench: Workbench, name: RankerName, *, served: bool) -> Ranker:
+    """Open the base model, or the fine-tuned one for what is that, here or on its server."""
     from trsr.rank.llm import LlmRanker
 
     adapter = bench.folder.path / "model" if name in OWN_MODEL else None
-    scorer, info = open_scorer(bench.config.recommender, adapter, bench.ranking_template.hash)
+    recommender, template = bench.config.recommender, bench.ranking_template.hash
+    server = recommender.servers.get("llm" if adapter else "llm_zero_shot") if served else None
+    scorer: LabelScorer
+    if server is not None:
+        scorer, info = open_server_scorer(server, recommender, adapter, template)
+    else:
+        scorer, info = open_scorer(recommender, adapter, template)
     profiles = bench.profiles_as(OWN_MODEL.get(name, "own"))
     return LlmRanker(name, scorer, bench.builder, info.labels if info else bench.labels, profiles)

@@ -1,4 +1,4 @@
-"""Loads the language model that ranks: the base model, or with a run's adapter merged in."""
+"""Opens the language model that ranks: here, with a run's adapter merged in or without, or on a server."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from trsr.config import RecommenderConfig
 from trsr.llm import models
 from trsr.llm.adapter import AdapterInfo, check_adapter, quiet_peft, read_adapter_info
+from trsr.llm.base import LabelScorer
+from trsr.llm.engines import OpenAIEngine, open_remote_scorer
 
 if TYPE_CHECKING:
     from trsr.rank.prefix_cache import PrefixCache
@@ -37,11 +39,7 @@ def open_scorer(
     from trsr.llm.transformers import load_causal_lm
     from trsr.rank.shared_prefix import SharedPrefixScorer
 
-    info = None
-    if adapter is not None:
-        info = read_adapter_info(adapter)
-        base = models.model_id(recommender.model)
-        check_adapter(info, adapter, template_hash=template_hash, base_model_id=base)
+    info = _checked_info(recommender, adapter, template_hash)
     model = load_causal_lm(recommender.model, dtype=recommender.dtype, device=recommender.device)
     shared_attention.enable(model, recommender.sharing)
     if adapter is not None:
@@ -51,3 +49,32 @@ def open_scorer(
             model = PeftModel.from_pretrained(model, adapter).merge_and_unload().eval()
     scorer = SharedPrefixScorer(model, max_batch_tokens=recommender.max_batch_tokens, cache=cache)
     return scorer, info
+
+
+def open_server_scorer(
+    server: OpenAIEngine, recommender: RecommenderConfig, adapter: Path | None, template_hash: str
+) -> tuple[LabelScorer, AdapterInfo | None]:
+    """Return a scorer over a server that holds the model, and what its adapter says about itself.
+
+    Args:
+        server: Where the model is.
+        recommender: As for `open_scorer`; no model is loaded.
+        adapter: The model folder of what is served; None for the base model as it is.
+        template_hash: Of the prompt template that will be rendered.
+
+    Raises:
+        RunMismatchError: as for `open_scorer`.
+        MissingExtraError: the client's package is not installed.
+    """
+    return open_remote_scorer(server), _checked_info(recommender, adapter, template_hash)
+
+
+def _checked_info(
+    recommender: RecommenderConfig, adapter: Path | None, template_hash: str
+) -> AdapterInfo | None:
+    if adapter is None:
+        return None
+    info = read_adapter_info(adapter)
+    base = models.model_id(recommender.model)
+    check_adapter(info, adapter, template_hash=template_hash, base_model_id=base)
+    return info

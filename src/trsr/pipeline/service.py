@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from trsr.data.tables import Dataset
+from trsr.errors import TrsrError
 from trsr.llm.engines import open_generator
 from trsr.pipeline.serving import Serving, open_for_serving
 from trsr.serve.batching import ModelQueue
@@ -13,7 +14,9 @@ from trsr.serve.follower import Follower
 from trsr.serve.ranking import Ranker
 from trsr.serve.service import Service
 from trsr.serve.settings import Settings
-from trsr.serve.sqlite_store import SqliteServeStore
+from trsr.serve.sqlite_store import SqliteServeStore, Written
+from trsr.summarize.store import StoredCall
+from trsr.summarize.stores import open_store
 
 
 def open_service(
@@ -36,7 +39,7 @@ def open_service(
         InputError: as `open_for_serving` and `SqliteServeStore` say.
     """
     serving = open_for_serving(model_or_run, data)
-    store = SqliteServeStore(database)
+    store = SqliteServeStore(database, _written(serving.summaries, say))
     try:
         say(f"Users are kept in {database}.")
         if n_events := store.import_histories(serving.dataset.histories(), _fingerprint(serving.dataset)):
@@ -60,6 +63,26 @@ def _join(serving: Serving, store: SqliteServeStore, settings: Settings) -> Serv
         seconds=settings.request_seconds,
     )
     return Service(store, Follower(store, summariser, engine), ranker, summariser)
+
+
+def _written(summaries: str | Path | None, say: Callable[[str], None]) -> Written:
+    """Return what looks calls up in a run's own store.
+
+    It is opened for each question: SQLite's connections belong to a thread, and few updates ask.
+    """
+
+    def look_up(keys: Sequence[str]) -> dict[str, StoredCall]:
+        if summaries is None or (isinstance(summaries, Path) and not summaries.is_file()):
+            return {}
+        with open_store(summaries) as store:
+            return store.calls(keys)
+
+    try:
+        look_up(["any"])
+    except TrsrError as error:  # as on a medium that cannot be written; its texts can be made again
+        say(f"The run's summaries are not used, they are written anew: {error}")
+        return lambda _: {}
+    return look_up
 
 
 def _fingerprint(dataset: Dataset) -> str:

@@ -37,6 +37,8 @@ class Serving:
     """Writes the profiles; not started."""
     dataset: Dataset
     catalogue: Catalogue
+    summaries: str | Path | None
+    """Where the run keeps the summaries it wrote: a file, or the URL of a database; None if nowhere."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class _Settings:
     summary: SummaryConfig
     engine: EngineConfig
     data: Path | None
+    summaries: str | Path | None
 
 
 def open_for_serving(
@@ -104,6 +107,7 @@ def open_for_serving(
         engine=settings.engine,
         dataset=dataset,
         catalogue=catalogue,
+        summaries=settings.summaries,
     )
 
 
@@ -114,12 +118,14 @@ def _settings(folder: Path) -> _Settings:
         adapter = folder / "model" if config.train is not None else None
         own = config.data.path if isinstance(config.data, FolderData) else folder / "data"
         prompt = _trained_prompt(adapter, config.prompt)
-        return _Settings(config.recommender, adapter, prompt, config.summary, config.engine, own)
+        file = folder / "summaries.sqlite"
+        summaries = config.store or (file if file.is_file() else None)
+        return _Settings(config.recommender, adapter, prompt, config.summary, config.engine, own, summaries)
     if (folder / FILE_NAME).is_file():
         info = read_adapter_info(folder)
         prompt = _trained_prompt(folder, PromptConfig.model_validate(info.prompt))
         base = RecommenderConfig(model=info.base_model)
-        return _Settings(base, folder, prompt, SummaryConfig(), DEFAULT_ENGINE, None)
+        return _Settings(base, folder, prompt, SummaryConfig(), DEFAULT_ENGINE, None, None)
     raise RunMismatchError(
         f"{folder} is neither a run folder nor a model folder; make one with `trsr run` or `trsr demo`."
     )

@@ -139,7 +139,13 @@ class Ranker:
             OverloadedError: there is no time for it.
         """
         ends = time.monotonic() + self._seconds
-        candidates = await run_in_threadpool(self._candidates, reader, wish)
+        self.check_items(reader.history)
+        if wish.candidates is None:
+            candidates = await run_in_threadpool(self._retrieved, reader, wish)
+        else:  # a look into a dict needs no thread, and each change of threads waits for its turn
+            candidates = list(wish.candidates)
+            self._check_number(len(candidates), "candidates")
+            self.check_items(candidates)
         if not candidates:
             return [], Tokens(0, 0)
         ask = Ask(reader.history, reader.profile, candidates)
@@ -167,13 +173,8 @@ class Ranker:
                 unknown_items=unknown,
             )
 
-    def _candidates(self, reader: Reader, wish: Wish) -> list[str]:
-        """Return the items to rank: the given ones, or what retrieval finds."""
-        self.check_items(reader.history)
-        if wish.candidates is not None:
-            self._check_number(len(wish.candidates), "candidates")
-            self.check_items(wish.candidates)
-            return list(wish.candidates)
+    def _retrieved(self, reader: Reader, wish: Wish) -> list[str]:
+        """Return the items worth ranking."""
         n = min(max(self._n_retrieved, wish.top_n), self._max_candidates)
         try:
             return self.retriever.top(reader.profile, reader.history, n, wish.filters)

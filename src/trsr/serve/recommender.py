@@ -84,7 +84,7 @@ class Recommender:
         prompts: dict[int, RankingPrompt] = {}
         for place, question in enumerate(questions):
             try:
-                prompts[place] = self._prompt(question)
+                prompts[place] = self.prompt(question)
             except Exception as error:  # also one of ours: the others can still be answered
                 yield place, error
         for place, answer in self._scored(prompts):
@@ -104,7 +104,7 @@ class Recommender:
 
     def leave_one_out(self, ask: Ask, candidate: str) -> LeaveOneOut:
         """Return the questions behind `explain`, for callers that put them into a queue."""
-        prompt = self._prompt(Ask(ask.user_history, ask.profile, (candidate,)))
+        prompt = self.prompt(Ask(ask.user_history, ask.profile, (candidate,)))
         n_shown = min(len(ask.user_history), self.builder.config.n_recent) - prompt.fitted.n_recent_cut
         shown = tuple(ask.user_history[len(ask.user_history) - n_shown :])
         profile = ask.profile if self.builder.config.use_profile else ""
@@ -122,7 +122,7 @@ class Recommender:
         """Add or change items; questions asked later see them (see `Catalogue.put`)."""
         self.catalogue.put(items)
 
-    def _prompt(self, question: Question) -> RankingPrompt:
+    def prompt(self, question: Question) -> RankingPrompt:
         """Build a question's prompt; see `score` for what is raised."""
         match question:
             case Ask(user_history=history, profile=profile, candidates=names):

@@ -12,7 +12,7 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -29,20 +29,29 @@ from trsr.types import History, Item
 WHAT = "service database"
 _UPDATES = "SELECT user_id, n_events, since, n_attempts, uid FROM pending JOIN users USING (uid)"
 
+Written = Callable[[Sequence[str]], Mapping[str, StoredCall]]
+
+
+def _nothing(_: Sequence[str]) -> Mapping[str, StoredCall]:
+    return {}
+
 
 class SqliteServeStore:
     """A `ServeStore` in one SQLite file; see there what the methods promise.
 
     Args:
         path: The file; it and its folder are made as needed.
+        written: Gives, of the calls of these keys, those that were written elsewhere, as by the run that is
+            served. A text is copied when a profile is made of it; then it is the user's and goes with them.
 
     Raises:
         StoreError: the file is something else, or a newer version of `trsr` made it.
         OutputError: the file cannot be written, or another process keeps it busy.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, written: Written = _nothing) -> None:
         self.path = Path(path)
+        self._written = written
         self._db = open_sqlite(self.path, WHAT, APPLICATION_ID, MIGRATIONS, many_threads=True)
         self._db.execute("PRAGMA secure_delete = ON")
         self._reader = sqlite3.connect(
@@ -178,9 +187,8 @@ class SqliteServeStore:
             version = steps.newest_version(db, user.uid)
             if expected_version not in (None, version):
                 return None
-            keys = {key for key, _ in calls}
             # A text that only others had may have gone with them since it was read.
-            if len(SummaryTable(db).texts(list(keys))) < len(keys):
+            if not self._has_all(db, {key for key, _ in calls}):
                 return None
             edit = steps.newest_profile(db, user_id, "person")
             db.execute(
@@ -208,9 +216,27 @@ class SqliteServeStore:
         return [UserSummary(key, text, tuple(json.loads(item_ids))) for key, text, item_ids in rows]
 
     def texts(self, keys: Sequence[str]) -> dict[str, str]:
-        """Return the known summaries among `keys`; failed calls are not known."""
+        """Return the known summaries among `keys`, here or written elsewhere; failed calls are not known."""
         with self._reading() as db:
-            return SummaryTable(db).texts(keys)
+            known = SummaryTable(db).texts(keys)
+        return known | {key: str(call.text) for key, call in self._elsewhere(keys, known).items()}
+
+    def _elsewhere(self, keys: Iterable[str], known: Mapping[str, str]) -> dict[str, StoredCall]:
+        """Return the calls that were written elsewhere among those that are not known."""
+        missing = [key for key in keys if key not in known]
+        found = self._written(missing) if missing else {}
+        return {key: call for key, call in found.items() if call.text is not None}
+
+    def _has_all(self, db: sqlite3.Connection, keys: set[str]) -> bool:
+        """Return whether these summaries are all here, those copied that were written elsewhere."""
+        table = SummaryTable(db)
+        known = table.texts(list(keys))
+        copies = self._elsewhere(keys, known)
+        if len(known) + len(copies) < len(keys):
+            return False
+        for call in copies.values():
+            table.put(replace(call, item_ids=()))  # see the schema on `plans`
+        return True
 
     def put(self, call: StoredCall) -> None:
         """Commit one result, unless none of the users it was written for is still there."""

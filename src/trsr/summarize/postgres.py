@@ -22,7 +22,7 @@ from trsr.summarize.store import CALL, StoredCall, stored_call
 try:
     import psycopg  # noqa: F401 - the driver, which SQLAlchemy loads by its name
     from sqlalchemy import ColumnElement, Text, any_, create_engine, delete, func, literal, select, true
-    from sqlalchemy.dialects.postgresql import ARRAY, insert
+    from sqlalchemy.dialects.postgresql import ARRAY, Insert, insert
     from sqlalchemy.engine import Connection, make_url
     from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
 
@@ -134,29 +134,15 @@ class PostgresStore:
 
     def put(self, call: StoredCall) -> None:
         """Commit one result. A failed call is replaced and its attempts counted; a text is never."""
-        row = Row(
-            key=call.key,
-            text=_storable(call.text),
-            error=_storable(call.error),
-            model=call.model,
-            template_hash=call.template_hash,
-            item_ids=json.dumps(call.item_ids),
-            n_prompt_tokens=call.n_prompt_tokens,
-            n_generated_tokens=call.n_generated_tokens,
-            seconds=call.seconds,
-            n_attempts=1,
-            created_at=time.time(),
-        )
-        statement = insert(SUMMARIES)
-        new = statement.excluded
-        replaced = ("text", "error", "seconds", "n_prompt_tokens", "n_generated_tokens", "created_at")
-        statement = statement.on_conflict_do_update(
-            index_elements=[_ROW.key],
-            set_={name: new[name] for name in replaced} | {"n_attempts": _ROW.n_attempts + 1},
-            where=_ROW.text.is_(None),
-        )
         with self._connection() as connection:
-            connection.execute(statement, row._asdict())
+            connection.execute(_put_statement(), _put_values(call))
+
+    def put_all(self, calls: Sequence[StoredCall]) -> None:
+        """Commit results that arrived together; see `GroupStore`."""
+        rows = [_put_values(call) for call in calls]
+        rows.sort(key=lambda row: str(row["key"]))  # two writers with one order never wait in a circle
+        with self._transaction() as connection:
+            connection.execute(_put_statement(), rows)
 
     def rows(self) -> Iterator[Row]:
         """Yield every row in the order of the keys; see `rows.Store`."""
@@ -226,6 +212,36 @@ class PostgresStore:
         with self._connection() as connection:
             size = connection.execute(select(func.pg_total_relation_size(SUMMARIES.name)))
             return int(size.scalar_one())
+
+
+def _put_statement() -> Insert:
+    """Return the statement that keeps a result, or lets it take the place of a failed one."""
+    statement = insert(SUMMARIES)
+    new = statement.excluded
+    replaced = ("text", "error", "seconds", "n_prompt_tokens", "n_generated_tokens", "created_at")
+    return statement.on_conflict_do_update(
+        index_elements=[_ROW.key],
+        set_={name: new[name] for name in replaced} | {"n_attempts": _ROW.n_attempts + 1},
+        where=_ROW.text.is_(None),
+    )
+
+
+def _put_values(call: StoredCall) -> dict[str, Any]:
+    """Return the values that it takes."""
+    row = Row(
+        key=call.key,
+        text=_storable(call.text),
+        error=_storable(call.error),
+        model=call.model,
+        template_hash=call.template_hash,
+        item_ids=json.dumps(call.item_ids),
+        n_prompt_tokens=call.n_prompt_tokens,
+        n_generated_tokens=call.n_generated_tokens,
+        seconds=call.seconds,
+        n_attempts=1,
+        created_at=time.time(),
+    )
+    return row._asdict()
 
 
 def _condition(choice: Choice) -> ColumnElement[bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from trsr.llm.base import Message, PhrasePart, Prompt
@@ -54,7 +55,7 @@ def render_call(
     # Without the words every summary begins with: a small model that sees them again copies what follows.
     summaries = [plain_line(text).removeprefix(prefill).strip() for text in inputs]
     values = {
-        "items": [plain_line(text) for text in item_texts],
+        "items": [_plain_item(text) for text in item_texts],
         "previous": summaries[0] if call.kind == "update" else "",
         "summaries": summaries,
     }
@@ -72,6 +73,12 @@ def render_call(
         known = [text.replace(f"; {lead} ", "; ") for text in summaries]
         parts = _parts(call, values["items"], known, n_phrases, lead) or None
     return Prompt(tuple(messages), prefill, parts)
+
+
+@lru_cache(maxsize=32_768)
+def _plain_item(text: str) -> str:
+    """Remember the plain text of an item: popular ones are in very many prompts."""
+    return plain_line(text)
 
 
 def _parts(

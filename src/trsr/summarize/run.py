@@ -2,24 +2,34 @@
 
 A call is asked as soon as the texts it reads are there, whatever other users wait for. What the store already
 has costs nothing, however deep in a plan it stands; what two users share is asked once; every result is
-committed when it arrives. Killing the process loses the calls in flight.
+committed when it arrives, those that arrive together at once. Killing the process loses the calls in flight.
+Users are started in windows, so that what is kept in memory does not grow with their number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from trsr.errors import EngineError
 from trsr.llm.base import Generation, GenerationParams, Prompt, TextGenerator, prompt_key
 from trsr.llm.wording import strange_phrases, tidy
 from trsr.segment import segment
+from trsr.summarize.asked_prompts import AskedPrompts
 from trsr.summarize.counted import counted_profile
 from trsr.summarize.plan import Call, SummaryConfig, plan_calls
 from trsr.summarize.prompts import render_call, summary_text
-from trsr.summarize.store import StoredCall, TextStore
+from trsr.summarize.store import GroupStore, StoredCall, TextStore
 from trsr.templating import Template, plain_line
 from trsr.types import Block, History, Item, PreferenceSummary
+
+WINDOW = 4096
+"""Users whose profiles are being written at once; more are started when half of them are done."""
+
+MOST_TOGETHER = 256
+"""Results committed together at most."""
 
 
 @dataclass(slots=True)
@@ -29,7 +39,7 @@ class SummaryProgress:
     n_users: int = 0
     n_users_done: int = 0
     n_calls: int = 0
-    """Calls of all plans."""
+    """Calls of all plans; by `summarize_each`, of those started so far."""
     n_calls_known: int = 0
     """Calls answered by the store, or by an equal call of another user."""
     n_calls_made: int = 0
@@ -98,6 +108,8 @@ class Fold:
     given: str = ""
     texts: dict[int, str] = field(default_factory=dict)
     keys: dict[int, str] = field(default_factory=dict)
+    failed: bool = False
+    """Whether one of its calls failed, so that this process cannot finish it."""
 
     def __post_init__(self) -> None:
         for place, call in enumerate(self.calls):
@@ -157,6 +169,38 @@ def summarize(
     return folds
 
 
+def summarize_each(
+    histories: Iterable[History],
+    summariser: Summariser,
+    engine: TextGenerator | None,
+    store: TextStore,
+    on_progress: Callable[[SummaryProgress], None] = lambda _: None,
+    *,
+    n_users: int = 0,
+    window: int = WINDOW,
+) -> Iterator[Fold]:
+    """Fold any number of histories into profiles, in memory that does not grow with them.
+
+    Args:
+        histories: One entry a profile; read as they are needed.
+        summariser: What the texts depend on.
+        engine: See `summarize`.
+        store: See `summarize`.
+        on_progress: Called after every result, and at the end.
+        n_users: How many there are, for `on_progress`; 0 if not known.
+        window: How many are being written at once.
+
+    Yields:
+        The fold of each history, in their order; one of which a call failed is not `done`.
+
+    Raises:
+        EngineError: calls failed; all others were made and kept, and all folds were yielded.
+    """
+    progress = SummaryProgress(n_users)
+    source = (start_fold(history, summariser) for history in histories)
+    yield from _Stream(summariser, engine, store, progress, on_progress, source, window).run()
+
+
 def complete(
     folds: Sequence[Fold],
     summariser: Summariser,
@@ -169,27 +213,11 @@ def complete(
     Raises:
         EngineError: calls failed; the folds that did not need them are done.
     """
-    progress = SummaryProgress(len(folds), n_calls=sum(len(fold.calls) - len(fold.texts) for fold in folds))
-    waiting = [fold for fold in folds if not fold.done]
-    progress.n_users_done = len(folds) - len(waiting)
-    if waiting:
-        if engine is None:
-            raise EngineError(
-                "Summaries have to be written, but no engine was given; name one with --engine."
-            )
-        stream = _Stream(summariser, engine, store, progress, on_progress)
-        made = True
-        while waiting and made:  # once is enough for an engine that takes calls up to its last result
-            made = stream.run(waiting)
-            waiting = [fold for fold in waiting if not fold.done]
-        if waiting:
-            first_error = next(iter(stream.errors.values()), "the engine gave no answer")
-            raise EngineError(
-                f"{len(stream.errors)} summary calls failed and {len(waiting)} of {len(folds)} profiles are "
-                f"unfinished (first error: {first_error}); run the same command again to retry only those.",
-                retryable=True,
-            )
-    on_progress(progress)
+    stream = _Stream(summariser, engine, store, SummaryProgress(len(folds)), on_progress, iter(folds))
+    stream.progress.n_calls = sum(len(fold.calls) - len(fold.texts) for fold in folds)
+    stream.counted = True
+    for _ in stream.run():
+        pass
 
 
 def profile(fold: Fold, summariser: Summariser) -> PreferenceSummary:
@@ -197,12 +225,17 @@ def profile(fold: Fold, summariser: Summariser) -> PreferenceSummary:
     if not fold.calls:
         return summariser.without_calls(fold.history, fold.given)
     last = len(fold.calls) - 1
-    text = fold.texts[last]
-    if summariser.config.counts and (counted := summariser.counted(fold.history)):
-        text = f"{text}{' Since then:' if fold.given else ''} {counted}"
+    text = with_counts(fold.texts[last], fold.history, summariser, fold.given)
     return PreferenceSummary(
         fold.history.user_id, text, summariser.config.method, len(fold.history), fold.keys.get(last)
     )
+
+
+def with_counts(text: str, history: History, summariser: Summariser, given: str = "") -> str:
+    """Return a written text with the counted facts of its history behind it, if settings ask for them."""
+    if summariser.config.counts and (counted := summariser.counted(history)):
+        return f"{text}{' Since then:' if given else ''} {counted}"
+    return text
 
 
 @dataclass(slots=True)
@@ -224,32 +257,124 @@ def _reading_order(prompt: Prompt) -> tuple[str, ...]:
     return (*(message.content for message in prompt.messages), prompt.prefill)
 
 
+def _together(results: Iterator[Generation]) -> Iterator[list[Generation]]:
+    """Yield results in groups that arrived together; when the engine breaks, first what it had given."""
+    group: list[Generation] = []
+    try:
+        for result in results:
+            group.append(result)
+            if not result.more or len(group) == MOST_TOGETHER:
+                yield group
+                group = []
+    except GeneratorExit:
+        raise
+    except BaseException:
+        if group:
+            yield group
+        raise
+    if group:
+        yield group
+
+
 @dataclass(slots=True)
 class _Stream:
-    """Asks what is ready; `errors` holds the keys that failed in this process."""
+    """Asks what is ready, of a window of the folds that `source` gives, and hands them on in its order.
+
+    `errors` holds the keys that failed in this process.
+    """
 
     summariser: Summariser
-    engine: TextGenerator
+    engine: TextGenerator | None
     store: TextStore
     progress: SummaryProgress
     on_progress: Callable[[SummaryProgress], None]
+    source: Iterator[Fold]
+    window: int = WINDOW
+    counted: bool = False
+    """Whether the progress knows all calls from the beginning."""
     errors: dict[str, str] = field(default_factory=dict)
+    open: deque[Fold] = field(default_factory=deque)
+    """Started, and not handed on so far."""
+    n_started: int = 0
+    n_unfinished: int = 0
+    n_made_of_pass: int = 0
 
-    def run(self, folds: Sequence[Fold]) -> bool:
-        """Ask every call of these folds as soon as it is ready; return whether a text was made."""
+    def run(self) -> Iterator[Fold]:
+        """Yield every fold when it is done, or can not be; then say what failed."""
+        more = True
+        while more:  # once is enough for an engine that takes calls up to its last result
+            self.n_made_of_pass = 0
+            yield from self._pass()
+            more = self.n_made_of_pass > 0 and bool(self.open)
+        for fold in self.open:
+            self.n_unfinished += not fold.done
+            yield fold
+        if self.n_unfinished:
+            first_error = next(iter(self.errors.values()), "the engine gave no answer")
+            raise EngineError(
+                f"{len(self.errors)} summary calls failed and {self.n_unfinished} of {self.n_started} "
+                f"profiles are unfinished (first error: {first_error}); run the same command again to retry "
+                "only those.",
+                retryable=True,
+            )
+        self.on_progress(self.progress)
+
+    def _pass(self) -> Iterator[Fold]:
+        """Ask an engine once for all that is or becomes ready."""
         asked: dict[str, _Question] = {}
-        ready = [(fold, place) for fold in folds for place in fold.ready()]
+        prompts = AskedPrompts()
+        self._add(self._ready(self.open), asked, prompts)
+        yield from self._advance(asked, prompts)
+        if not prompts:
+            return
+        for group in _together(self._engine().generate(prompts, self.params)):
+            results = [(key := prompts.answered(one.index), asked.pop(key), one) for one in group]
+            for new in self._ask(self._keep(results), asked):
+                prompts.append(new, asked[new].prompt)
+            yield from self._advance(asked, prompts)
+            self.on_progress(self.progress)
+
+    def _advance(self, asked: dict[str, _Question], prompts: AskedPrompts) -> Iterator[Fold]:
+        """Hand on the folds that nothing is to be done for, and start others where there is room."""
+        while True:
+            while self.open and (self.open[0].done or self.open[0].failed):
+                fold = self.open.popleft()
+                self.n_unfinished += not fold.done
+                yield fold
+            if len(self.open) > self.window // 2:
+                return
+            new = list(islice(self.source, self.window - len(self.open)))
+            if not new:
+                return
+            self._start(new)
+            self._add(self._ready(new), asked, prompts)
+
+    def _start(self, folds: Sequence[Fold]) -> None:
+        for fold in folds:
+            fold.failed = False  # of an earlier attempt
+        self.open.extend(folds)
+        self.n_started += len(folds)
+        self.progress.n_users = max(self.progress.n_users, self.n_started)
+        self.progress.n_users_done += sum(fold.done for fold in folds)
+        if not self.counted:
+            self.progress.n_calls += sum(len(fold.calls) - len(fold.texts) for fold in folds)
+
+    def _ready(self, folds: Iterable[Fold]) -> list[tuple[Fold, int]]:
+        return [(fold, place) for fold in folds for place in fold.ready()]
+
+    def _add(self, ready: list[tuple[Fold, int]], asked: dict[str, _Question], prompts: AskedPrompts) -> None:
+        """Ask the first calls of many folds."""
         keys = self._ask(ready, asked)
         keys.sort(key=lambda key: _reading_order(asked[key].prompt))
-        prompts = [asked[key].prompt for key in keys]
-        made_before = self.progress.n_calls_made
-        for result in self.engine.generate(prompts, self.params):
-            key = keys[result.index]
-            new = self._ask(self._keep(key, asked.pop(key), result), asked)
-            keys += new
-            prompts += [asked[key].prompt for key in new]
-            self.on_progress(self.progress)
-        return self.progress.n_calls_made > made_before
+        for key in keys:
+            prompts.append(key, asked[key].prompt)
+
+    def _engine(self) -> TextGenerator:
+        if self.engine is None:
+            raise EngineError(
+                "Summaries have to be written, but no engine was given; name one with --engine."
+            )
+        return self.engine
 
     @property
     def params(self) -> GenerationParams:
@@ -285,47 +410,64 @@ class _Stream:
     def _questions(self, ready: Sequence[tuple[Fold, int]]) -> dict[str, _Question]:
         """Return the distinct calls by key, those that failed before left out."""
         questions: dict[str, _Question] = {}
+        if not ready:
+            return questions
+        model_id, params = self._engine().model_id, self.params
         for fold, place in ready:
             call = fold.calls[place]
             prompt = self.summariser.prompt(call, [fold.texts[i] for i in call.inputs])
-            key = prompt_key(prompt, self.engine.model_id, self.params)
-            if key not in self.errors:
+            key = prompt_key(prompt, model_id, params)
+            if key in self.errors:
+                fold.failed = True
+            else:
                 questions.setdefault(key, _Question(prompt, call.item_ids, [])).askers.append((fold, place))
         return questions
 
-    def _keep(self, key: str, question: _Question, result: Generation) -> list[tuple[Fold, int]]:
-        """Commit a result and hand its text on; return the calls that waited for nothing else."""
+    def _keep(self, results: Sequence[tuple[str, _Question, Generation]]) -> list[tuple[Fold, int]]:
+        """Commit results that arrived together and hand them on; return the calls that can now be asked."""
+        calls = [self._stored(*result) for result in results]
+        if len(calls) > 1 and isinstance(self.store, GroupStore):
+            self.store.put_all(calls)
+        else:
+            for call in calls:
+                self.store.put(call)
+        ready = []
+        for call, (key, question, _) in zip(calls, results, strict=True):
+            progress = self.progress
+            progress.n_prompt_tokens += call.n_prompt_tokens
+            progress.n_generated_tokens += call.n_generated_tokens
+            if call.text is None:
+                self.errors[key] = str(call.error)
+                progress.n_calls_failed += 1
+                for fold, _place in question.askers:
+                    fold.failed = True
+            else:
+                progress.n_calls_made += 1
+                self.n_made_of_pass += 1
+                progress.n_calls_known += len(question.askers) - 1
+                ready += self._hand_on(question, call.text, key)
+        return ready
+
+    def _stored(self, key: str, question: _Question, result: Generation) -> StoredCall:
+        """Return what is kept of a result."""
         written, parts = result.text, question.prompt.parts
         if parts is not None:
             written = tidy(written, parts)
         error = result.error or (None if plain_line(written) else "the model wrote nothing")
         if error is None and parts is not None and (strange := strange_phrases(written, parts)):
             error = f"the model wrote {strange[0]!r}, which is not among the phrases it was held to"
-        text = summary_text(self.summariser.template, written) if error is None else None
-        self.store.put(
-            StoredCall(
-                key=key,
-                text=text,
-                error=error,
-                model=self.engine.model_id,
-                template_hash=self.summariser.template.hash,
-                item_ids=question.item_ids,
-                n_prompt_tokens=result.n_prompt_tokens,
-                n_generated_tokens=result.n_generated_tokens,
-                seconds=result.seconds,
-                user_ids=question.user_ids,
-            )
+        return StoredCall(
+            key=key,
+            text=summary_text(self.summariser.template, written) if error is None else None,
+            error=error,
+            model=self._engine().model_id,
+            template_hash=self.summariser.template.hash,
+            item_ids=question.item_ids,
+            n_prompt_tokens=result.n_prompt_tokens,
+            n_generated_tokens=result.n_generated_tokens,
+            seconds=result.seconds,
+            user_ids=question.user_ids,
         )
-        progress = self.progress
-        progress.n_prompt_tokens += result.n_prompt_tokens
-        progress.n_generated_tokens += result.n_generated_tokens
-        if text is None:
-            self.errors[key] = str(error)
-            progress.n_calls_failed += 1
-            return []
-        progress.n_calls_made += 1
-        progress.n_calls_known += len(question.askers) - 1
-        return self._hand_on(question, text, key)
 
     def _hand_on(self, question: _Question, text: str, key: str) -> list[tuple[Fold, int]]:
         """Give a text to all that asked for it; return the calls that waited for nothing else."""

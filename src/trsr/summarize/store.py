@@ -1,7 +1,9 @@
 """Keeps every text a model wrote, by the content of the question: the same question is never paid twice.
 
 SQLite in WAL mode, one writer. A row is committed when its result arrives, so a killed process loses only the
-calls in flight. Failed calls are rows too; the next run tries them again.
+calls in flight. A commit does not wait for the disk (`synchronous = NORMAL`): a power cut may take back the
+last ones, which are then made again, and harms nothing else. Failed calls are rows too; the next run tries
+them again.
 """
 
 from __future__ import annotations
@@ -14,12 +16,16 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 from trsr.data.sqlite_file import as_one_sentence, open_sqlite
 
 APPLICATION_ID = 0x74727372  # "trsr"
 WHAT = "summary store"
+CACHE_KIB = 64 * 1024
+"""Pages kept in memory: keys are hashes, so rows come in no order, and each touches another page."""
+WAL_PAGES = 8192
+"""Pages written ahead before they are put in their place: the more, the more of them are touched twice."""
 
 SUMMARIES = """
     CREATE TABLE summaries (
@@ -93,6 +99,15 @@ class TextStore(Protocol):
         ...
 
 
+@runtime_checkable
+class GroupStore(TextStore, Protocol):
+    """A store that can also keep results together, which costs it less than one by one."""
+
+    def put_all(self, calls: Sequence[StoredCall]) -> None:
+        """Commit results that arrived together: all of them or none; else as `put`."""
+        ...
+
+
 class SummaryTable:
     """Reads and writes the table `summaries` of an open database; transactions are the caller's."""
 
@@ -114,31 +129,46 @@ class SummaryTable:
 
     def put(self, call: StoredCall) -> None:
         """Insert one result, or let it take the place of a failed one."""
-        self._db.execute(
-            """
-            INSERT INTO summaries (key, text, error, model, template_hash, item_ids,
-                                   n_prompt_tokens, n_generated_tokens, seconds, created_at)
-            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-            ON CONFLICT (key) DO UPDATE SET
-                text = excluded.text, error = excluded.error, seconds = excluded.seconds,
-                n_prompt_tokens = excluded.n_prompt_tokens,
-                n_generated_tokens = excluded.n_generated_tokens,
-                created_at = excluded.created_at, n_attempts = n_attempts + 1
-            WHERE summaries.text IS NULL
-            """,
-            (
-                call.key,
-                call.text,
-                call.error,
-                call.model,
-                call.template_hash,
-                json.dumps(call.item_ids),
-                call.n_prompt_tokens,
-                call.n_generated_tokens,
-                call.seconds,
-                time.time(),
-            ),
-        )
+        self._db.execute(_PUT, _values(call))
+
+    def put_all(self, calls: Sequence[StoredCall]) -> None:
+        """Do so with each of some results, in one transaction."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            self._db.executemany(_PUT, map(_values, calls))
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+
+_PUT = """
+    INSERT INTO summaries (key, text, error, model, template_hash, item_ids,
+                           n_prompt_tokens, n_generated_tokens, seconds, created_at)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (key) DO UPDATE SET
+        text = excluded.text, error = excluded.error, seconds = excluded.seconds,
+        n_prompt_tokens = excluded.n_prompt_tokens,
+        n_generated_tokens = excluded.n_generated_tokens,
+        created_at = excluded.created_at, n_attempts = n_attempts + 1
+    WHERE summaries.text IS NULL
+    """
+
+
+def _values(call: StoredCall) -> tuple[Any, ...]:
+    """Return the values that `_PUT` takes."""
+    return (
+        call.key,
+        call.text,
+        call.error,
+        call.model,
+        call.template_hash,
+        json.dumps(call.item_ids),
+        call.n_prompt_tokens,
+        call.n_generated_tokens,
+        call.seconds,
+        time.time(),
+    )
 
 
 class SummaryStore:
@@ -152,6 +182,9 @@ class SummaryStore:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._db = open_sqlite(self.path, WHAT, APPLICATION_ID, MIGRATIONS)
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        self._db.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
         self._table = SummaryTable(self._db)
 
     def __enter__(self) -> Self:
@@ -191,3 +224,8 @@ class SummaryStore:
         """Commit one result. A failed call is replaced and its attempts counted; a text is never."""
         with self._as_one_sentence():
             self._table.put(call)
+
+    def put_all(self, calls: Sequence[StoredCall]) -> None:
+        """Commit results that arrived together; see `GroupStore`."""
+        with self._as_one_sentence():
+            self._table.put_all(calls)

@@ -109,8 +109,12 @@ class _Handler(BaseHTTPRequestHandler):
     server: ScriptedServer
     protocol_version = "HTTP/1.1"
 
+    def do_GET(self) -> None:
+        self.do_POST()
+
     def do_POST(self) -> None:
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        n_bytes = int(self.headers.get("Content-Length", 0))
+        request = json.loads(self.rfile.read(n_bytes)) if n_bytes else {}
         with self.server.lock:
             number = len(self.server.requests)
             self.server.requests.append(request)

@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from trsr.summarize.rows import PAGE, Choice, Row, Store
-from trsr.summarize.store import StoredCall
+from trsr.summarize.store import GroupStore, StoredCall
 from trsr.summarize.stores import open_store, read_rows, write_rows
 
 
@@ -99,6 +99,13 @@ class StoreContract:
         (before,) = store.rows()
         store.put(later)
         assert list(store.rows()) == [before]
+
+    def test_results_kept_together_are_what_they_would_be_one_by_one(self, store: Store) -> None:
+        assert isinstance(store, GroupStore)
+        store.put_all([call("c"), failed("b"), failed("a")])
+        store.put_all([call("a"), failed("c"), call("b", "another")])
+        assert store.texts(["a", "b", "c"]) == {"a": "Likes lamps.", "b": "another", "c": "Likes lamps."}
+        assert [found.n_attempts for found in store.rows()] == [2, 2, 1]
 
     def test_two_openers_see_each_others_texts_at_once(self, place: str | Path) -> None:
         with open_store(place) as one, open_store(place) as other:
