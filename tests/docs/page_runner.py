@@ -94,6 +94,8 @@ def difference(shown: str, printed: str, info: str = "") -> str | None:
             kinds = _kinds(json.loads(shown)), _kinds(json.loads(printed))
         except ValueError:
             shown, printed = _labels(shown), _labels(printed)
+            if not shown:
+                return "`words` compares what stands before colons, and there is none"
         else:
             return None if kinds[0] == kinds[1] else f"expected JSON like\n{kinds[0]}\nfound\n{kinds[1]}"
     pattern = "".join(_line_pattern(line, info) for line in shown.rstrip().split("\n"))
