@@ -75,16 +75,20 @@ def blocks_of(page: str) -> list[Block]:
     found = []
     for match in _FENCE.finditer(page):
         language, info = match["language"], match["info"].strip()
-        before = _NAMED_BEFORE.search(page[: match.start()].rstrip()[-200:])
-        named = re.fullmatch(r"[\w./-]+\.\w+", info)
-        file = None
-        if language not in ("sh", ""):
-            file = (
-                named[0] if named else before[1] if before and not info and language not in OUTPUT else None
-            )
+        file = _file_of(language, info, page[: match.start()])
         line = page.count("\n", 0, match.start()) + 1
         found.append(Block(language, info, match["text"], match.start("text"), line, file))
     return found
+
+
+def _file_of(language: str, info: str, before: str) -> str | None:
+    """Return the name under which a reader saves a block, None for a block that is no file."""
+    if language in ("sh", ""):
+        return None
+    if re.fullmatch(r"[\w./-]+\.\w+", info):
+        return info
+    named = _NAMED_BEFORE.search(before[-200:].rstrip())
+    return named[1] if named and not info and language not in OUTPUT else None
 
 
 def difference(shown: str, printed: str, info: str = "") -> str | None:

@@ -65,7 +65,7 @@ def test_the_tutorial_leaves_a_measured_and_served_recommender(after_tutorial: R
     with sqlite3.connect(run / "serve.sqlite") as db:
         (n_events,) = db.execute("SELECT count(*) FROM events WHERE event_id = 'order-1'").fetchone()
     assert n_events == 1
-    assert "customer07" in (after_tutorial.folder / "page.html").read_text()
+    assert "customer03" in (after_tutorial.folder / "page.html").read_text()
 
 
 def test_serving(after_tutorial: Runner) -> None:
