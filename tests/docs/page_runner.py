@@ -22,6 +22,7 @@ import argparse
 import json
 import os
 import re
+import resource
 import shlex
 import signal
 import subprocess
@@ -305,6 +306,12 @@ def rewritten(page: str, done: list[Done]) -> str:
     return page
 
 
+def _children_seconds() -> float:
+    """Return the CPU time of the commands so far, which says more than the wall where others work too."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def main() -> None:
     """Run a page as a reader would, and say how long each block took."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -315,10 +322,12 @@ def main() -> None:
     runner = Runner(arguments.folder, timeout=3600)
     for number, page in enumerate(arguments.pages, start=1):
         last = number == len(arguments.pages)
+        before = _children_seconds()
         done = runner.run(page, check=not (last and arguments.write))
         for step in done:
             print(f"{page}:{step.block.line}: {step.seconds:.1f} s")
-        print(f"{page}: {sum(step.seconds for step in done):.0f} s", flush=True)
+        used = _children_seconds() - before
+        print(f"{page}: {sum(step.seconds for step in done):.0f} s, {used:.0f} s of CPU", flush=True)
         if last and arguments.write:
             page.write_text(rewritten(page.read_text(encoding="utf-8"), done), encoding="utf-8")
 
