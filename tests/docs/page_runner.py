@@ -4,7 +4,7 @@ What a page means to this program stands in the info strings of its fenced block
 
     ```csv items.csv       a file, in any language but those below; or the line before ends in `items.csv`:
     ```sh                  commands for bash; what they export is known to later blocks
-    ```sh server URL       a command that stays; the page goes on once URL answers, and ends it at its end
+    ```sh server URL       one command that stays; the page goes on once URL answers, and ends it at its end
     ```sh skip: WHY        shown, not run
     ```text                what the block before prints; `...` stands for anything, alone for any lines
     ```text numbers        the same with any numbers, and columns of any width
@@ -38,6 +38,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])
 OUTPUT = ("text", "json")
+STOP_SECONDS = 60
 _FENCE = re.compile(
     r"^(?P<fence>```+)(?P<language>[\w-]*) *(?P<info>[^\n]*)\n(?P<text>.*?)^(?P=fence)$", re.M | re.S
 )
@@ -187,13 +188,17 @@ class Runner:
         for server in self._servers:
             if server.poll() is None:
                 os.killpg(server.pid, signal.SIGTERM)
+        killed = []
         for server in self._servers:
             try:
-                server.wait(30)
+                server.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 os.killpg(server.pid, signal.SIGKILL)
                 server.wait()
+                killed.append(str(server.args))
         self._servers.clear()
+        if killed:
+            raise PageError(f"Not ended {STOP_SECONDS} seconds after SIGTERM: {'; '.join(killed)}")
 
     def run(self, page: Path, *, check: bool = True) -> list[Done]:
         """Run a page from its first block to its last, and end its servers.
@@ -268,7 +273,8 @@ class Runner:
     def _serve(self, command: str, url: str, where: str) -> str:
         file = self._own / f"server{len(self._servers)}"
         exported = shlex.quote(str(self._own / "exported"))
-        script = f"[ ! -e {exported} ] || . {exported}\n{command}"
+        # The shell becomes the server: a shell would end at once, before the server has closed its files.
+        script = f"[ ! -e {exported} ] || . {exported}\nexec {command}"
         with file.open("wb") as output:
             server = subprocess.Popen(
                 ["bash", "-c", script],
