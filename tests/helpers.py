@@ -1,9 +1,10 @@
-"""Small builders that several tests share: a catalogue, a summariser, and places that cannot be written."""
+"""What several tests share: a catalogue, a summariser, places that cannot be written, a launcher."""
 
 from __future__ import annotations
 
 import os
 import resource
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from trsr.summarize.store import SummaryStore
 from trsr.templating import Template
 from trsr.types import History, Item
 
+ROOT = Path(__file__).parents[1]
 NOBODY = 65534
 
 
@@ -126,3 +128,14 @@ def full_disk(n_bytes: int = 0) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def launched_twice(*script: str | Path) -> tuple[list[str | Path], dict[str, str]]:
+    """Return the command that starts a script in two processes on CPUs, and the environment it needs."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+    paths = [ROOT / "src", ROOT / "tests", ROOT / "tests" / "train"]
+    environment = os.environ | {
+        "PYTHONPATH": ":".join(map(str, paths)),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # where accelerate is
+    }
+    return [*launcher, "--config_file", ROOT / "configs" / "accelerate" / "cpu.yaml", *script], environment

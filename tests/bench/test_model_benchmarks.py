@@ -31,7 +31,9 @@ def test_scoring_is_measured_against_both_slow_ways(trsr: Command, tiny_model: P
         result["model_gflops"] / result["gemm_gflops"], abs=0.2
     )
     assert [row["candidates"] for row in result["growth"]] == [7, 14, 28]
-    assert result["growth_ratio"] > 0
+    first, second, last = (row["shared_prefix_s"] for row in result["growth"])
+    line = first + (second - first) * (28 - 7) / (14 - 7)
+    assert result["growth_ratio"] * line == pytest.approx(last, rel=0.05, abs=0.002)
     assert result["cached_prefix_candidates"] == 5
     assert result["cached_s"] > 0
     assert result["peak_memory_mb"] > 0

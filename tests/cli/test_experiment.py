@@ -61,6 +61,16 @@ def test_train_without_training_says_what_to_change(trsr: Trsr, tiny_model: Path
     assert_one_sentence(trsr("train", tmp_path / "c.yaml", "--out", tmp_path / "out"), "train", "null")
 
 
+def test_only_train_is_done_by_several_processes(
+    trsr: Trsr, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for command in ("run", "rank"):
+        assert_one_sentence(trsr(command, config_file, "--out", tmp_path / "out"), "trsr train")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_dry_run_shows_the_prompt_with_token_counts(trsr: Trsr, config_file: Path, run: Path) -> None:
     answer = trsr("rank", config_file, "--out", run, "--dry-run")
     assert answer.code == 0

@@ -119,7 +119,7 @@ def _step(model: Any, labels: LabelTokens, passes: Sequence[Sequence[TrainingGro
         model.zero_grad()
         with objective.installed(model):
             for groups in passes:
-                (objective(model, groups) / len(passes)).backward()
+                (objective(model, groups).mean() / len(passes)).backward()
 
     return step
 

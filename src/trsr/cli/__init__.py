@@ -17,6 +17,7 @@ from trsr.cli.serve import serve
 from trsr.cli.store import store_app
 from trsr.cli.summarize import summarize
 from trsr.errors import TrsrError
+from trsr.train import processes
 
 app = typer.Typer(
     name="trsr",
@@ -53,8 +54,10 @@ def main() -> None:
     except TrsrError as error:
         if debug:
             raise
-        typer.echo("\n".join(f"Error: {line}" for line in str(error).splitlines()), err=True)
+        if processes.speaks(error):
+            typer.echo("\n".join(f"Error: {line}" for line in str(error).splitlines()), err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        typer.echo("Stopped. What was finished is kept; run the same command again to go on.", err=True)
+        if processes.is_main():
+            typer.echo("Stopped. What was finished is kept; run the same command again to go on.", err=True)
         sys.exit(130)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from trsr.config import RunConfig
+    from trsr.pipeline.folder import RunFolder
     from trsr.pipeline.workbench import Workbench
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file; see configs/.", show_default=False)]
@@ -23,16 +25,27 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 def _open(config: Path, out: Path, changes: list[str] | None) -> Workbench:
     from trsr.config import load_config
+    from trsr.errors import ConfigError
+    from trsr.pipeline.workbench import Workbench
+    from trsr.train import processes
+
+    if processes.count() > 1:
+        raise ConfigError(
+            f"WORLD_SIZE: found {processes.count()} processes, but only `trsr train` is done by several; "
+            "launch that, and this command without a launcher."
+        )
+    return Workbench(_open_folder(load_config(config, changes or ()), out))
+
+
+def _open_folder(chosen: RunConfig, out: Path) -> RunFolder:
     from trsr.pipeline.folder import RunFolder
     from trsr.pipeline.preflight import check_models, check_store
-    from trsr.pipeline.workbench import Workbench
     from trsr.summarize.places import redacted
 
-    chosen = load_config(config, changes or ())
     if not (out / "config.yaml").exists():
         check_models(chosen)  # a name that nobody knows must not cost a run folder
         check_store(chosen)
-    return Workbench(RunFolder(out, chosen, "trsr " + shlex.join(map(redacted, sys.argv[1:]))))
+    return RunFolder(out, chosen, "trsr " + shlex.join(map(redacted, sys.argv[1:])))
 
 
 def _run(bench: Workbench, until: str) -> None:
@@ -105,16 +118,23 @@ def _run_seeds(config: Path, out: Path, changes: list[str] | None, n_seeds: int)
 def train(config: ConfigFile, out: Out, changes: Set = None, as_json: AsJson = False) -> None:
     """Run an experiment up to the fine-tuned and calibrated model folder.
 
-    Example: trsr train configs/demo.yaml --out out/demo
-    """
-    from trsr.errors import ConfigError
+    Several processes train together where a launcher starts them; `batch_size` stays users a step of all.
 
-    bench = _open(config, out, changes)
-    if bench.config.train is None:
-        raise ConfigError(
-            "train: found null, so there is nothing to train; give it settings or use `trsr run`."
-        )
-    _run(bench, "calibrate")
+    Example: trsr train configs/demo.yaml --out out/demo
+
+    Example: accelerate launch --config_file configs/accelerate/ddp.yaml -m trsr train CONFIG --out OUT
+    """
+    from trsr.config import load_config
+    from trsr.pipeline.together import check_processes, train_together
+    from trsr.train import processes
+
+    chosen = load_config(config, changes or ())
+    check_processes(chosen)
+    if processes.count() > 1:
+        processes.join(cpu=chosen.recommender.device == "cpu")
+    train_together(out, lambda: _open_folder(chosen, out), say=lambda line: typer.echo(line, err=True))
+    if not processes.is_main():
+        return
     info = (out / "model" / "trsr.json").read_text(encoding="utf-8")
     typer.echo(info if as_json else f"Model: {out / 'model'}")
 

@@ -8,7 +8,8 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from trsr.config import FolderData
 from trsr.data.example_files import write_splits
@@ -23,9 +24,13 @@ from trsr.pipeline.profiles import save_profiles, write_profiles
 from trsr.pipeline.ranking import rank_candidates
 from trsr.pipeline.variants import check_questions, variant_benches
 from trsr.pipeline.workbench import Workbench
+from trsr.train import processes
 from trsr.train.config import TrainConfig
 from trsr.train.dataset import EpochGroups, TrainingGroup, profile_kind, training_groups
 from trsr.types import History
+
+if TYPE_CHECKING:
+    from trsr.train.sft import TrainingReport
 
 Facts = dict[str, Any]
 
@@ -80,29 +85,39 @@ def fine_tune(bench: Workbench) -> Facts:
         _train(bench, bench.config.train)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     log = json.loads((folder / "training.json").read_text(encoding="utf-8"))["log"]
-    return {"users": len(bench.splits.train), "steps": len([row for row in log if "loss" in row])}
+    together = {"processes": processes.count()} if processes.count() > 1 else {}
+    steps = len([row for row in log if "loss" in row])
+    return {"users": len(bench.splits.train), "steps": steps, **together}
 
 
-def _train(bench: Workbench, train_config: TrainConfig) -> None:
-    from trsr.train.card import save_model_folder
+def learn(bench: Workbench) -> tuple[Path, TrainingReport]:
+    """Fine-tune the adapter, in every process that takes part; see `trsr.train.sft.train`."""
     from trsr.train.sft import train
 
     config = bench.config
-    for older in (bench.folder.path / VALID_SCORES, bench.folder.path / "calibration.json"):
-        older.unlink(missing_ok=True)  # of a model that is no longer there
-    adapter, report = train(
-        _epochs(bench, train_config),
+    assert config.train is not None
+    return train(
+        _epochs(bench, config.train),
         training_groups(bench.splits.valid, bench.profiles, bench.builder),
         model=config.recommender.model,
         labels=bench.labels,
-        config=train_config,
+        config=config.train,
         checkpoints=bench.folder.path / "checkpoints",
         seed=config.seed,
         dtype=config.recommender.dtype,
         device=config.recommender.device,
         sharing=config.recommender.sharing,
-        progress=sys.stderr.isatty(),
+        progress=sys.stderr.isatty() and processes.is_main(),
     )
+
+
+def _train(bench: Workbench, train_config: TrainConfig) -> None:
+    from trsr.train.card import save_model_folder
+
+    config = bench.config
+    for older in (bench.folder.path / VALID_SCORES, bench.folder.path / "calibration.json"):
+        older.unlink(missing_ok=True)  # of a model that is no longer there
+    adapter, report = learn(bench)
     bench.folder.write_json("training.json", {"log": report.log, "best_step": report.best_step})
     save_model_folder(
         bench.folder.path / "model",

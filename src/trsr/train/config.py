@@ -53,13 +53,14 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     loss: Loss = "answer"
-    """`answer`, `listwise`, `joint`, or `full` (the paper's: over the whole prompt)."""
+    """`answer`, `listwise`, `joint`, or `full` (the paper's: over every token of the prompts, here the mean
+    over a user's tokens, so that users with long prompts count as much as others)."""
     learning_rate: float = Field(default=5e-4, gt=0)
     epochs: int = Field(default=1, ge=1)
     batch_size: int = Field(default=8, ge=1)
-    """Users an optimizer step, reached by accumulation; each brings all its candidates."""
+    """Users an optimizer step of all processes together, by accumulation; each with all its candidates."""
     micro_batch_size: int = Field(default=1, ge=1)
-    """Users a forward pass, at most `batch_size`; more than one pays off on a GPU."""
+    """Users a forward pass of one process, at most `batch_size`; more than one pays off on a GPU."""
     resample_negatives: bool = True
     """Whether each epoch draws its negatives anew."""
     profiles: ProfileMix = ProfileMix()

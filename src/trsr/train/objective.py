@@ -50,14 +50,14 @@ class Objective:
             yield
 
     def __call__(self, model: Any, groups: Sequence[TrainingGroup]) -> torch.Tensor:
-        """Return the mean loss over groups, a scalar; `full` is the mean over tokens."""
+        """Return the loss of each group, shape (n_groups,); `full` is a group's mean over its tokens."""
         if self.loss == "full":
-            return self._over_all_tokens(model, groups)
+            return torch.stack([self._over_all_tokens(model, group) for group in groups])
         per_group = [
             _ON_MARGINS[self.loss](margins, torch.tensor(group.labels, device=margins.device))
             for margins, group in zip(self.margins(model, [g.group for g in groups]), groups, strict=True)
         ]
-        return torch.stack(per_group).mean()
+        return torch.stack(per_group)
 
     def margins(self, model: Any, groups: Sequence[ScoringGroup]) -> list[torch.Tensor]:
         """Return the margins (n_suffixes,) of each group."""
@@ -66,19 +66,18 @@ class Objective:
         packed = pack([Part(group.prefix, group.suffixes) for group in groups]).to(model.device)
         return list(packed_margins(model, packed, self._columns).split(packed.counts))
 
-    def _over_all_tokens(self, model: Any, groups: Sequence[TrainingGroup]) -> torch.Tensor:
+    def _over_all_tokens(self, model: Any, one: TrainingGroup) -> torch.Tensor:
         sums, counts = [], []
-        for one in groups:
-            for group, labels in self._sequences(one):
-                packed = pack([Part(group.prefix, group.suffixes)]).to(model.device)
-                if self.shares_prefixes:
-                    logits = run_packed(model, packed, every_position=True).logits[0]
-                else:
-                    logits = model(input_ids=packed.tokens, use_cache=False).logits[0]
-                wanted = torch.tensor(labels, device=logits.device)
-                total, count = full_loss(logits, group, wanted, self.answers)
-                sums.append(total)
-                counts.append(count)
+        for group, labels in self._sequences(one):
+            packed = pack([Part(group.prefix, group.suffixes)]).to(model.device)
+            if self.shares_prefixes:
+                logits = run_packed(model, packed, every_position=True).logits[0]
+            else:
+                logits = model(input_ids=packed.tokens, use_cache=False).logits[0]
+            wanted = torch.tensor(labels, device=logits.device)
+            total, count = full_loss(logits, group, wanted, self.answers)
+            sums.append(total)
+            counts.append(count)
         return torch.stack(sums).sum() / sum(counts)
 
     def _sequences(self, one: TrainingGroup) -> Iterator[tuple[ScoringGroup, tuple[int, ...]]]:

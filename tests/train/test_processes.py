@@ -1,0 +1,145 @@
+"""Two processes learn what one learns: the same losses, checkpoints either goes on from, one adapter."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import launched_twice
+from safetensors.torch import load_file
+from two_processes import learn, learn_until, save_after_a_step
+
+from trsr.errors import EngineError, ModelError, RunMismatchError
+from trsr.train import processes
+from trsr.train.sft import _log_rows
+
+SCRIPT = Path(__file__).with_name("two_processes.py")
+
+
+def losses(folder: Path, steps: int = 8) -> list[float]:
+    state = json.loads((folder / f"checkpoint-{steps}" / "trainer_state.json").read_text())
+    found = [row["loss"] for row in _log_rows(state["log_history"]) if "loss" in row]
+    assert len(found) == steps
+    return found
+
+
+def best(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Return what is noted of the best adapter, and its weights."""
+    note = json.loads((folder / "best" / "best.json").read_text())
+    assert (folder / "best" / "adapter_config.json").exists()
+    return note, load_file(folder / "best" / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of checkpoints by who wrote them."""
+    root = tmp_path_factory.mktemp("processes")
+    learn(tiny_model, root / "one")
+    learn(tiny_model, root / "epoch", epochs=1)
+    learn(tiny_model, root / "micro_one", epochs=1, micro_batch_size=2)
+    learn_until(5, tiny_model, root / "one_then_two")
+    command, environment = launched_twice(SCRIPT, tiny_model, root)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (root / "two_then_one" / "checkpoint-4" / "rng_state_1.pth").exists()
+    learn(tiny_model, root / "two_then_one")
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", ["two", "two_then_one", "one_then_two"])
+def test_two_processes_have_the_losses_of_one(trained: Path, folder: str) -> None:
+    assert losses(trained / folder) == pytest.approx(losses(trained / "one"), abs=1e-4)
+    (ours, weights), (theirs, expected) = best(trained / folder), best(trained / "one")
+    assert ours == theirs
+    assert weights.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(weights[name], tensor, rtol=0, atol=1e-4, msg=name)
+
+
+@pytest.mark.slow
+def test_unequal_parts_of_the_last_batch_count_by_their_users(trained: Path) -> None:
+    assert losses(trained / "micro", 4) == pytest.approx(losses(trained / "epoch", 4), abs=1e-4)
+    assert losses(trained / "micro_one", 4) == pytest.approx(losses(trained / "epoch", 4), abs=1e-4)
+
+
+@pytest.mark.slow
+def test_two_killed_processes_end_with_the_weights_of_two_unbroken_ones(trained: Path) -> None:
+    assert losses(trained / "dropout_killed", 4) == losses(trained / "dropout", 4)
+    weights, expected = (
+        load_file(trained / folder / "checkpoint-4" / "adapter_model.safetensors")
+        for folder in ("dropout_killed", "dropout")
+    )
+    assert weights.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(weights[name], tensor), name
+
+
+@pytest.mark.slow
+def test_each_process_draws_its_own_dropout(trained: Path) -> None:
+    states = [
+        torch.load(trained / "dropout" / "checkpoint-4" / f"rng_state_{index}.pth", weights_only=False)["cpu"]
+        for index in (0, 1)
+    ]
+    assert not torch.equal(*states)
+
+
+@pytest.mark.slow
+def test_a_model_in_shards_learns_the_same_and_its_adapter_is_put_together(
+    trained: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    save_after_a_step(tiny_model, tmp_path)
+    (_, weights), (_, expected) = best(trained / "sharded"), best(tmp_path)
+    assert weights.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(weights[name], tensor, msg=name)
+    assert any(tensor.abs().sum() > 0 for name, tensor in weights.items() if "lora_B" in name)
+
+
+def test_fsdp_on_cpus_is_one_sentence(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "is_sharded", lambda: True)
+    with pytest.raises(ModelError, match="GPUs only"):
+        learn(tiny_model, tmp_path)
+
+
+@pytest.mark.slow
+def test_checkpoints_without_shards_are_not_gone_on_with_in_shards(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn_until(3, tiny_model, tmp_path)
+    monkeypatch.setattr(processes, "is_sharded", lambda: True)
+    monkeypatch.setattr("trsr.train.sft._check_shardable", lambda *_: None)
+    with pytest.raises(RunMismatchError, match="without FSDP"):
+        learn(tiny_model, tmp_path)
+
+
+def test_a_process_is_known_by_what_its_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")  # without a rank, somebody else's
+    assert (processes.count(), processes.index(), processes.is_main()) == (1, 0, True)
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert (processes.count(), processes.index(), processes.is_main()) == (4, 3, False)
+    assert processes.local_index() == 1
+    assert not processes.is_sharded()
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert processes.is_sharded()
+
+
+def test_one_process_agrees_with_itself() -> None:
+    assert processes.gather(3) == [3]
+    assert processes.agree("x") == "x"
+    processes.wait()
+    processes.leave()
+
+
+def test_before_the_processes_meet_only_the_main_one_tells_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert processes.speaks(EngineError("mine"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert not processes.speaks(EngineError("read by all of them"))

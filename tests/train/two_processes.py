@@ -1,0 +1,94 @@
+"""What `test_processes.py` starts in two processes: trainings, whole, killed and gone on with."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from test_sft import ANSWERS, CONFIG, GROUPS, VALID, Killed, other_users
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from trsr.llm import shared_attention
+from trsr.llm.transformers import load_causal_lm
+from trsr.train import processes, sft
+from trsr.train.config import LoraConfig
+from trsr.train.dataset import EpochGroups
+from trsr.train.objective import Objective
+from trsr.train.sft import TrainingReport, train, with_adapter
+
+# Every process draws its own dropout, so only without it do two learn what one learns.
+PLAIN = LoraConfig(r=4)
+
+
+def learn(model: Path, folder: Path, lora: LoraConfig = PLAIN, **changes: Any) -> TrainingReport:
+    """Train in all processes that there are."""
+    return train(
+        EpochGroups(GROUPS, other_users),
+        VALID,
+        model=str(model),
+        labels=ANSWERS,
+        config=CONFIG.model_copy(update={"lora": lora, **changes}),
+        checkpoints=folder,
+        seed=3,
+        device="cpu",
+    )[1]
+
+
+def learn_until(step: int, model: Path, folder: Path, lora: LoraConfig = PLAIN, **changes: Any) -> None:
+    """Train until `step` steps are done, then end as a kill would."""
+    whole = sft._GroupTrainer.compute_loss
+
+    def until(self: Any, *arguments: Any, **more: Any) -> Any:
+        if self.state.global_step == step:
+            raise Killed
+        return whole(self, *arguments, **more)
+
+    sft._GroupTrainer.compute_loss = until  # type: ignore[method-assign]
+    try:
+        learn(model, folder, lora, **changes)
+    except Killed:
+        return
+    finally:
+        sft._GroupTrainer.compute_loss = whole  # type: ignore[method-assign]
+
+
+def save_after_a_step(model: Path, folder: Path) -> None:
+    """Save the adapter after one gradient step on four users; with FSDP each process holds a shard."""
+    base = load_causal_lm(str(model), device="cpu")
+    shared_attention.enable(base, "auto")
+    torch.manual_seed(0)
+    adapted = with_adapter(base, CONFIG.model_copy(update={"lora": PLAIN})).train()
+    objective = Objective(adapted, "joint", ANSWERS)
+    with objective.installed(adapted):
+        if processes.is_sharded():
+            mesh = init_device_mesh("cpu", (processes.count(),))
+            for layer in base.model.layers:
+                fully_shard(layer, mesh=mesh)
+            fully_shard(adapted, mesh=mesh)
+        objective(adapted, GROUPS[processes.index() : 4 : processes.count()]).mean().backward()
+    torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.1).step()
+    sft._save_best(adapted, folder / "best", 1.0, 1)
+
+
+def main(model: Path, root: Path) -> None:
+    """Train in many ways, each in a folder of its own."""
+    learn(model, root / "two")
+    learn(model, root / "micro", epochs=1, micro_batch_size=2)
+    learn_until(5, model, root / "two_then_one")
+    learn(model, root / "one_then_two")
+    learn(model, root / "dropout", CONFIG.lora, epochs=1)
+    learn_until(3, model, root / "dropout_killed", CONFIG.lora, epochs=1)
+    learn(model, root / "dropout_killed", CONFIG.lora, epochs=1)
+    os.environ["ACCELERATE_USE_FSDP"] = "true"
+    save_after_a_step(model, root / "sharded")
+
+
+if __name__ == "__main__":
+    processes.join(cpu=True)
+    assert processes.count() == 2
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    processes.leave()
