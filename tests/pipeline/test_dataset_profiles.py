@@ -148,3 +148,9 @@ def test_a_full_disk_keeps_the_texts_and_the_older_profiles(data: Path) -> None:
         save_profiles(data / "profiles.parquet", ["ann", "bob"], written)
     assert (data / "profiles.parquet").read_bytes() == before
     assert summarize_dataset(data, FAKE, None, None, None).written.facts()["calls_made"] == 0
+
+
+def test_a_grounded_profile_has_room_for_its_phrases() -> None:
+    grounded, free = (settings("recurrent", "fake", None, None, 2, on).summary for on in (True, False))
+    assert (grounded.grounded, free.grounded) == (True, False)
+    assert grounded.max_new_tokens >= 8 * grounded.n_phrases > free.max_new_tokens

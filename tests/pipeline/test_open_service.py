@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ from starlette.testclient import TestClient
 
 from trsr.data.example_files import read_splits
 from trsr.data.tables import Dataset
-from trsr.errors import InputError
+from trsr.errors import InputError, RunMismatchError
 from trsr.pipeline.service import open_service
 from trsr.serve.app import create_app
 from trsr.serve.settings import Settings
+from trsr.serve.sqlite_store import SqliteServeStore
+from trsr.types import History
 
 
 def test_the_users_of_a_run_are_served_and_imported_once(finished_run: Path, tmp_path: Path) -> None:
@@ -77,6 +80,16 @@ def test_without_the_runs_summaries_all_are_written(finished_run: Path, tmp_path
         assert service.follower.totals.n_calls_made > 0
     finally:
         service.close()
+
+
+def test_a_database_of_another_data_set_is_refused(finished_run: Path, tmp_path: Path) -> None:
+    database = tmp_path / "serve.sqlite"
+    with closing(SqliteServeStore(database)) as store:
+        store.import_histories([History("ann", ("i1",))], source="before it changed")
+    with pytest.raises(RunMismatchError, match=r"holds the histories of another data set.*--db"):
+        open_service(finished_run, None, database, Settings(api_keys=()))
+    with closing(SqliteServeStore(database)) as store:
+        assert store.users() == ["ann"]
 
 
 def test_a_folder_that_is_no_run_leaves_no_database(tmp_path: Path) -> None:

@@ -192,6 +192,7 @@ def test_a_data_set_is_imported_once(store: ServeStore) -> None:
     assert store.import_histories([History("v", ("i4",))], source="more", follow=True) == 1
     assert [event.item_id for event in store.events("v")] == ["i3", "i4"]
     assert [update.user_id for update in store.pending(9)] == ["v"]
+    assert store.sources() == ["data", "more"]
 
 
 def test_an_import_that_fails_leaves_nothing(store: ServeStore) -> None:

@@ -27,6 +27,9 @@ def summarize(
     ] = None,
     base_url: Annotated[str | None, typer.Option(help="Server of the openai engine.")] = None,
     block_size: Annotated[int, typer.Option(help="Items in a block.")] = 5,
+    grounded: Annotated[
+        bool, typer.Option("--grounded", help="Hold summaries to phrases of the items; for small models.")
+    ] = False,
     store: Annotated[
         str | None,
         typer.Option(
@@ -61,7 +64,7 @@ def summarize(
     )
     from trsr.summarize.places import resolved
 
-    chosen = settings(method, engine, model, base_url, block_size)
+    chosen = settings(method, engine, model, base_url, block_size, grounded)
     cluster = choose_runner(runner, concurrency, gpus_per_worker)
     if cluster is not None and show is not None:
         raise ConfigError("--show reads one user in this process; leave --runner ray out.")

@@ -25,6 +25,9 @@ from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.run import Fold, Summariser
 from trsr.types import History
 
+GROUNDED_TOKENS = 96
+"""Room for the twelve phrases of a grounded profile, eight tokens each."""
+
 
 class ProfileSettings(BaseModel):
     """What `trsr summarize` can be told."""
@@ -36,7 +39,12 @@ class ProfileSettings(BaseModel):
 
 
 def settings(
-    method: str, engine: str, model: str | None, base_url: str | None, block_size: int
+    method: str,
+    engine: str,
+    model: str | None,
+    base_url: str | None,
+    block_size: int,
+    grounded: bool = False,
 ) -> ProfileSettings:
     """Return checked settings from the command's options.
 
@@ -48,13 +56,12 @@ def settings(
         named["model"] = model
     if base_url is not None:
         named["base_url"] = base_url
+    segmentation = {"kind": "count", "block_size": block_size}
+    summary = {"method": method, "segmentation": segmentation, "grounded": grounded}
+    if grounded:
+        summary["max_new_tokens"] = GROUNDED_TOKENS
     try:
-        return ProfileSettings.model_validate(
-            {
-                "summary": {"method": method, "segmentation": {"kind": "count", "block_size": block_size}},
-                "engine": named,
-            }
-        )
+        return ProfileSettings.model_validate({"summary": summary, "engine": named})
     except ValidationError as error:
         raise ConfigError(list(validation_sentences(error))) from error
 

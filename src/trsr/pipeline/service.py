@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from trsr.data.tables import Dataset
-from trsr.errors import TrsrError
+from trsr.errors import RunMismatchError, TrsrError
 from trsr.llm.engines import open_generator
 from trsr.pipeline.serving import Serving, open_for_serving
 from trsr.serve.batching import ModelQueue
@@ -37,12 +37,19 @@ def open_service(
 
     Raises:
         InputError: as `open_for_serving` and `SqliteServeStore` say.
+        RunMismatchError: the database holds the histories of another dataset.
     """
     serving = open_for_serving(model_or_run, data)
     store = SqliteServeStore(database, _written(serving.summaries, say))
     try:
         say(f"Users are kept in {database}.")
-        if n_events := store.import_histories(serving.dataset.histories(), _fingerprint(serving.dataset)):
+        source = _fingerprint(serving.dataset)
+        if (before := store.sources()) and source not in before:
+            raise RunMismatchError(
+                f"{database} holds the histories of another data set, or of this one before its events "
+                "changed: name the data set that it was started with, or a new file with --db."
+            )
+        if n_events := store.import_histories(serving.dataset.histories(), source):
             say(f"{n_events} events of the data set were put there.")
         return _join(serving, store, settings)
     except BaseException:

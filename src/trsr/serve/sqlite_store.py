@@ -121,6 +121,11 @@ class SqliteServeStore:
         self._work.set()
         return n_new
 
+    def sources(self) -> list[str]:
+        """Return the names of what `import_histories` has taken, the first one first."""
+        with self._reading() as db:
+            return [name for (name,) in db.execute("SELECT source FROM imports ORDER BY imported_at")]
+
     def history(self, user_id: str) -> History | None:
         """Return a user's items, oldest first; None for nobody of that id."""
         with self._reading() as db:

@@ -61,6 +61,10 @@ class ServeStore(TextStore, Protocol):
         """
         ...
 
+    def sources(self) -> list[str]:
+        """Return the names of what `import_histories` has taken, the first one first."""
+        ...
+
     def history(self, user_id: str) -> History | None:
         """Return a user's items, oldest first, with times if every event has one; None: nobody of that id."""
         ...
