@@ -140,8 +140,9 @@ def open_server(gguf: Path, *, n_parallel: int, slot_tokens: int, threads: int) 
     It also answers the OpenAI API at `listening_address + "/v1"`.
 
     Flash attention and the reuse of earlier prompts are off: with them, a greedy text depends on which other
-    prompts happen to be in the batch or were in the slot before. Without them results are equal to the bit
-    whatever `n_parallel`, which is what makes two runs of one seed equal.
+    prompts happen to be in the batch or were in the slot before. What is left: prompts of several slots are
+    read together, and one that is a token longer than another was seen to get other last digits, which can
+    change a greedy text. With `n_parallel=1` two runs of one seed are equal.
 
     Args:
         gguf: The model file.
