@@ -40,7 +40,8 @@ def test_the_kind_chooses_the_configuration(content: dict[str, object], kind: ty
     "content",
     [
         {"kind": "vllm"},
-        {"kind": "fake", "delay": 1},
+        {"kind": "fake", "pause": 1},
+        {"kind": "fake", "delay": -1},
         {"kind": "llamacpp", "n_parallel": 0},
         {"kind": "openai", "model": "m"},
         {"kind": "transformers", "dtype": "int3"},

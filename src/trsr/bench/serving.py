@@ -75,9 +75,8 @@ class Load:
 class Engine:
     """The engine inside the server, by itself: asked as the server would ask it for these users."""
 
-    def __init__(self, serving: Serving, known: Sequence[Known], candidates: int) -> None:
+    def __init__(self, serving: Serving, known: Sequence[Known]) -> None:
         self._recommender = serving.recommender
-        self._candidates = candidates
         histories = {h.user_id: h for h in serving.dataset.histories()}
         counts = serving.summariser.config.method != "none"
         self._profiles = {
@@ -85,10 +84,10 @@ class Engine:
             for user in known
         }
 
-    def seconds(self, users: Sequence[Known], turn: int) -> float:
+    def seconds(self, users: Sequence[Known], candidates: int, turn: int) -> float:
         """Return how long one call takes that answers these users together."""
         asks = [
-            Ask(user.history, self._profiles[user.user_id], user.candidates(self._candidates, turn))
+            Ask(user.history, self._profiles[user.user_id], user.candidates(candidates, turn))
             for user in users
         ]
         started = time.perf_counter()
@@ -115,11 +114,11 @@ def bench_serve(
     """
     serving = open_for_serving(model_or_run, data)
     known = _known_users(serving, users, candidates)
-    engine = Engine(serving, known, candidates)
+    engine = Engine(serving, known)
     with _server(model_or_run, data) as port:
-        for user in known:
-            engine.seconds([user], turn=0)
-        _ask_in_turn(port, known, candidates, turn=0)
+        for user in known:  # one candidate is enough for the prefix to be kept
+            engine.seconds([user], 1, turn=0)
+        _ask_in_turn(port, known, 1, turn=0)
         before = _cache_counts(port)
         alone, one = _one_at_a_time(engine, port, known, candidates, seconds / 2)
         together, several = _several_at_once(engine, port, known, candidates, clients, seconds / 2)
@@ -161,7 +160,7 @@ def _one_at_a_time(
             user = known[turn % len(known)]
             if server_first := turn % 2 == 0:
                 asked = _timed(connection, user, candidates, turn)
-            itself = engine.seconds([user], turn)
+            itself = engine.seconds([user], candidates, turn)
             if not server_first:
                 asked = _timed(connection, user, candidates, turn)
             spent, answered = asked
@@ -187,7 +186,7 @@ def _several_at_once(
         served.wall_seconds += some.wall_seconds
         for place in range(0, len(some.seconds), n_clients):
             users = [known[(place + i) % len(known)] for i in range(min(n_clients, len(known)))]
-            itself = engine.seconds(users, turn=10_000 * (part + 1) + place)
+            itself = engine.seconds(users, candidates, turn=10_000 * (part + 1) + place)
             together.seconds += [itself / len(users)] * len(users)
             together.wall_seconds += itself
     return together, served
