@@ -154,23 +154,27 @@ def _one_at_a_time(
     """
     alone, served = Load(), Load()
     turn = 0
-    with _connected(port) as connection:
-        while served.wall_seconds < seconds:
-            turn += 1
-            user = known[turn % len(known)]
-            if server_first := turn % 2 == 0:
-                asked = _timed(connection, user, candidates, turn)
-            itself = engine.seconds([user], candidates, turn)
-            if not server_first:
-                asked = _timed(connection, user, candidates, turn)
-            spent, answered = asked
-            served.wall_seconds += spent
-            if answered:
-                served.seconds.append(spent)
-                alone.seconds.append(itself)
-                alone.wall_seconds += itself
-            else:
-                served.errors += 1
+
+    def ask(user: Known) -> tuple[float, bool]:
+        with _connected(port) as connection:  # anew: a server ends those that were silent for some seconds
+            return _timed(connection, user, candidates, turn)
+
+    while served.wall_seconds < seconds:
+        turn += 1
+        user = known[turn % len(known)]
+        if server_first := turn % 2 == 0:
+            asked = ask(user)
+        itself = engine.seconds([user], candidates, turn)
+        if not server_first:
+            asked = ask(user)
+        spent, answered = asked
+        served.wall_seconds += spent
+        if answered:
+            served.seconds.append(spent)
+            alone.seconds.append(itself)
+            alone.wall_seconds += itself
+        else:
+            served.errors += 1
     return alone, served
 
 
