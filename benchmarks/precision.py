@@ -2,7 +2,8 @@
 
 python benchmarks/precision.py --run out/mind_recurrent --users 10
 
-Prompts are those of the test users of a finished run, read by its fine-tuned model.
+Prompts are those of the test users of a finished run, read by its fine-tuned model. A way that is not done
+within `--limit` seconds, compiling among them, is given up and says so.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,21 @@ WAYS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@contextmanager
+def limited(seconds: int) -> Iterator[None]:
+    """Raise TimeoutError in what is done inside once `seconds` are over."""
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError(f"not done within {seconds} s")
+
+    signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
 def pairs_kept(margins: list[np.ndarray], reference: list[np.ndarray]) -> float:
     """Return the share of candidate pairs that both order alike."""
     same = total = 0
@@ -67,6 +85,7 @@ def main() -> None:
     )
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--users", type=int, default=10)
+    parser.add_argument("--limit", type=int, default=600, help="Seconds a way may take.")
     given = parser.parse_args()
     config = RunConfig.model_validate(yaml.safe_load((given.run / "config.yaml").read_text("utf-8")))
     bench = Workbench(RunFolder(given.run, config, "benchmarks/precision.py"))
@@ -78,12 +97,13 @@ def main() -> None:
         assert isinstance(ranker, LlmRanker)
         assert isinstance(ranker.scorer, SharedPrefixScorer)
         try:
-            ranker.scorer.model = change(ranker.scorer.model)
-            list(ranker.rank(examples[:1]))
-            started = time.perf_counter()
-            margins = [scores.margins for scores in ranker.rank(examples)]
-            seconds = time.perf_counter() - started
-        except (RuntimeError, NotImplementedError) as error:
+            with limited(given.limit):
+                ranker.scorer.model = change(ranker.scorer.model)
+                list(ranker.rank(examples[:1]))
+                started = time.perf_counter()
+                margins = [scores.margins for scores in ranker.rank(examples)]
+                seconds = time.perf_counter() - started
+        except (RuntimeError, NotImplementedError, TimeoutError) as error:
             found[name] = {"error": str(error).splitlines()[0]}
             continue
         reference = reference or margins
