@@ -104,9 +104,8 @@ def main() -> None:
                 margins = [scores.margins for scores in ranker.rank(examples)]
                 seconds = time.perf_counter() - started
         except (RuntimeError, NotImplementedError, TimeoutError) as error:
-            found[name] = {
-                "error": " ".join(str(error).split("\n")[:2])
-            }  # torch.compile puts the cause second
+            # torch.compile names the cause in its second line.
+            found[name] = {"error": " ".join(str(error).split("\n")[:2])}
             continue
         reference = reference or margins
         difference = max(float(np.abs(a - b).max()) for a, b in zip(margins, reference, strict=True))
