@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import threading
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
+import trsr.pipeline.service
 from trsr.data.example_files import read_splits
 from trsr.data.tables import Dataset
 from trsr.errors import InputError, RunMismatchError
@@ -47,6 +51,34 @@ def test_the_users_of_a_run_are_served_and_imported_once(finished_run: Path, tmp
         assert service.store.history(history.user_id) is not None
     finally:
         service.close()
+
+
+def test_the_threads_that_load_and_write_end(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else OpenMP keeps a team for each, and the thread that ranks waits longer for its own."""
+    computing: list[threading.Thread] = []
+
+    def noting(do: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*arguments: Any) -> Any:
+            computing.append(threading.current_thread())
+            return do(*arguments)
+
+        return noted
+
+    module = trsr.pipeline.service
+    monkeypatch.setattr(module, "open_for_serving", noting(module.open_for_serving))
+    service = open_service(finished_run, None, tmp_path / "serve.sqlite", Settings(api_keys=()))
+    try:
+        engine = service.follower.engine
+        assert engine is not None
+        monkeypatch.setattr(engine, "generate", noting(engine.generate))
+        service.store.request_update(read_splits(finished_run / "examples").test[0].user_id)
+        assert service.follower.step() == 1
+    finally:
+        service.close()
+    assert len(computing) > 1
+    assert not any(thread.is_alive() for thread in computing)
 
 
 def test_what_the_run_wrote_is_not_written_again(finished_run: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from trsr.data.tables import Dataset
 from trsr.errors import RunMismatchError, TrsrError
 from trsr.llm.engines import open_generator
+from trsr.llm.openmp import apart
 from trsr.pipeline.serving import Serving, open_for_serving
 from trsr.serve.batching import ModelQueue
 from trsr.serve.follower import Follower
@@ -39,7 +40,7 @@ def open_service(
         InputError: as `open_for_serving` and `SqliteServeStore` say.
         RunMismatchError: the database holds the histories of another dataset.
     """
-    serving = open_for_serving(model_or_run, data)
+    serving = apart(lambda: open_for_serving(model_or_run, data))  # only the queue's thread computes later
     store = SqliteServeStore(database, _written(serving.summaries, say))
     try:
         say(f"Users are kept in {database}.")

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from trsr.errors import EngineError
 from trsr.llm.base import TextGenerator
+from trsr.llm.openmp import apart
 from trsr.serve.records import PendingUpdate, Profile
 from trsr.serve.store import ServeStore
 from trsr.summarize.run import Fold, Summariser, SummaryProgress, complete, profile, start_fold
@@ -156,7 +157,8 @@ class Follower:
                 raise FollowerStoppedError
 
         try:
-            complete(folds, self.summariser, self.engine, self.store, note)
+            if folds:  # so that the thread which ranks is as quick afterwards as before
+                apart(lambda: complete(folds, self.summariser, self.engine, self.store, note))
         finally:
             for name in SummaryProgress.__slots__:
                 setattr(self.totals, name, getattr(self.totals, name) + getattr(last, name))
