@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-import trsr.pipeline.service
 from trsr.data.example_files import read_splits
 from trsr.data.tables import Dataset
 from trsr.errors import InputError, RunMismatchError
 from trsr.pipeline.service import open_service
+from trsr.pipeline.serving import open_for_serving
 from trsr.serve.app import create_app
 from trsr.serve.settings import Settings
 from trsr.serve.sqlite_store import SqliteServeStore
@@ -66,8 +66,7 @@ def test_the_threads_that_load_and_write_end(
 
         return noted
 
-    module = trsr.pipeline.service
-    monkeypatch.setattr(module, "open_for_serving", noting(module.open_for_serving))
+    monkeypatch.setattr("trsr.pipeline.service.open_for_serving", noting(open_for_serving))
     service = open_service(finished_run, None, tmp_path / "serve.sqlite", Settings(api_keys=()))
     try:
         engine = service.follower.engine
