@@ -61,6 +61,18 @@ PRECISION = (
     ("pairs_in_the_same_order", "pairs in the same order"),
     ("error", "error"),
 )
+SERVE = (
+    ("served", "run"),
+    ("clients", "clients"),
+    ("requests", "requests"),
+    ("errors", "errors"),
+    ("requests_per_s", "requests/s"),
+    ("p50_s", "p50 s"),
+    ("p95_s", "p95 s"),
+    ("p99_s", "p99 s"),
+    ("engine_p95_s", "engine's p95 s"),
+    ("over_engine", "over the engine"),
+)
 HOSTILE = (
     ("kind", "text"),
     ("hostile", "hostile"),
@@ -153,6 +165,31 @@ def precision_rows(recorded: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def serve_rows(recorded: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return two rows a run of `trsr bench serve`: one client at a time, then several."""
+    rows = []
+    for result in recorded["results"]:
+        one = {"clients": 1, **result["one_client"], "engine_p95_s": result["engine"]["p95_s"]}
+        one["over_engine"] = f"p95 {result['p95_over_engine_p95']} times"
+        several = {"clients": result["clients"], **result["several_clients"]}
+        several["over_engine"] = f"throughput {result['throughput_over_engine']} times"
+        rows += [{"served": result["served"], **row} for row in (one, several)]
+    return rows
+
+
+def serve_facts(recorded: dict[str, Any]) -> str:
+    """Return in words what was asked."""
+    result = recorded["results"][-1]
+    rates = " and ".join(str(one["cache_hit_rate"]) for one in recorded["results"])
+    return textwrap.fill(
+        f"`trsr serve` in a process of its own, asked over HTTP to rank {result['candidates']} candidates "
+        f"for {result['users']} users it has met; cache hit rate {rates}. The engine answers the same questions "
+        "in turn, in the process that asks. Clients that ask at once wait for each other's questions: there "
+        "the server's throughput is to be as good as the engine's when it gets them all in one call.",
+        width=105,
+    )
+
+
 def hostile_rows(recorded: dict[str, Any]) -> list[dict[str, Any]]:
     """Return one row a kind of text of `trsr bench hostile`, the first for all: moves of the own margin."""
     (result,) = recorded["results"]
@@ -179,8 +216,8 @@ def hostile_facts(recorded: dict[str, Any]) -> str:
 
 def page() -> str:
     """Return docs/speed.md."""
-    names = ("score", "train", "summarize", "precision", "hostile")
-    score, train, summarize, precision, hostile = map(read, names)
+    names = ("score", "train", "summarize", "serve", "precision", "hostile")
+    score, train, summarize, serve, precision, hostile = map(read, names)
     parts = [
         "# Speed",
         "Made by `python benchmarks/speed_page.py` from the files in `benchmarks/results/`.",
@@ -196,6 +233,8 @@ def page() -> str:
         "over at once, and a user's calls follow each other.\n"
         "Most of a call is reading, since a prompt is far longer than its answer; *written a second* is\n"
         "the rate of the rest.",
+        section("Serving", serve, serve_rows(serve), SERVE),
+        serve_facts(serve),
         section("Precision on a CPU", precision, precision_rows(precision), PRECISION),
         "Ranking the test users of finished runs in other ways than float32, which is the default on a\n"
         "CPU. A way would be the default where it is faster, margins stay within 0.01 and all candidates\n"
