@@ -183,9 +183,10 @@ def serve_facts(recorded: dict[str, Any]) -> str:
     rates = " and ".join(str(one["cache_hit_rate"]) for one in recorded["results"])
     return textwrap.fill(
         f"`trsr serve` in a process of its own, asked over HTTP to rank {result['candidates']} candidates "
-        f"for {result['users']} users it has met; cache hit rate {rates}. The engine answers the same questions "
-        "in turn, in the process that asks. Clients that ask at once wait for each other's questions: there "
-        "the server's throughput is to be as good as the engine's when it gets them all in one call.",
+        f"for {result['users']} users it has met; cache hit rate {rates}. The engine answers the same "
+        "questions in turn, in the process that asks. Clients that ask at once wait for each other's "
+        "questions: there the server's throughput is to be as good as the engine's when it gets them all "
+        "in one call.",
         width=105,
     )
 

@@ -95,6 +95,8 @@ def test_the_readme(after_tutorial: Runner, tiny_model: Path, tmp_path: Path) ->
     settings = yaml.safe_load((after_tutorial.folder / "shop.yaml").read_text())
     settings |= {"train": None, "engine": {"kind": "fake"}, "rankers": ["random", "recency"]}
     (runner.folder / "my.yaml").write_text(yaml.safe_dump(settings))
-    runner.replace |= {"USER_ID": "customer03"}
+    # No model is loaded but the served one: the tutorial has shown that models write.
+    fakes = {"--grounded --show": "--grounded --engine fake --show", "--limit": "--engine fake --limit"}
+    runner.replace |= {"USER_ID": "customer03", **fakes}
     runner.run(ROOT / "README.md")
     assert (runner.folder / "out" / "shop" / "serve.sqlite").exists()
