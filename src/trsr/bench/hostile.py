@@ -28,6 +28,7 @@ from trsr.serve.service import Service
 from trsr.serve.settings import Settings
 from trsr.serve.web.rendering import render
 from trsr.serve.web.views import item_view
+from trsr.train.injections import in_front
 from trsr.types import Item
 
 N_OTHERS = 4
@@ -96,8 +97,9 @@ def _one(service: Service, user: str, number: int, kind: str, text: str) -> Move
     own, *others = _unmet(service, reader.history, number)
     evil = f"{own}:{number}"
     shown = recommender.builder.config.fields or service.catalogue.fields
-    fields = service.catalogue.item(own).fields
-    recommender.put_items([Item(evil, {f: f"{text} {fields.get(f, '')}" for f in shown})])
+    front = in_front(text, service.catalogue.item(own), shown)
+    plain_text = in_front("plain words", service.catalogue.item(own), shown)
+    recommender.put_items([Item(evil, front.fields), Item(f"{own}:plain", plain_text.fields)])
 
     groups = [
         recommender.prompt(Ask(reader.history, reader.profile, [first, *others])).group
@@ -115,7 +117,7 @@ def _one(service: Service, user: str, number: int, kind: str, text: str) -> Move
         others_margin_moved=float(np.abs(bad[1:] - itself[1:]).max()),
         hostile=_difference(service, bad, itself),
         harmless=_difference(service, good, itself),
-        as_text=shown_as_text(service, evil, own),
+        as_text=shown_as_text(service, evil, f"{own}:plain"),
     )
 
 
