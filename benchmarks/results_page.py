@@ -162,10 +162,11 @@ def readme_rows(runs: Sequence[Record]) -> str:
 
 
 def readme(text: str, runs: Sequence[Record]) -> str:
-    """Return the README with its table of runs made anew."""
+    """Return the README with its table of runs made anew, of those that are recipes as they stand."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    return f"{before}{BEGIN}\n\n{readme_rows(runs)}\n\n{END}{after}"
+    recipes = [record for record in runs if "--set" not in command(record)]
+    return f"{before}{BEGIN}\n\n{readme_rows(recipes)}\n\n{END}{after}"
 
 
 def command(record: Record) -> str:
