@@ -104,8 +104,7 @@ def main() -> None:
                 margins = [scores.margins for scores in ranker.rank(examples)]
                 seconds = time.perf_counter() - started
         except (RuntimeError, NotImplementedError, TimeoutError) as error:
-            # torch.compile names the cause in its second line.
-            found[name] = {"error": " ".join(str(error).split("\n")[:2])}
+            found[name] = {"error": str(error).splitlines()[0]}
             continue
         reference = reference or margins
         difference = max(float(np.abs(a - b).max()) for a, b in zip(margins, reference, strict=True))

@@ -48,7 +48,7 @@ def test_texts_are_cut_as_those_of_other_candidates(bench: Workbench) -> None:
             assert len(bench.tokenizer.encode(text)) <= n_most
 
 
-def test_training_reads_them_and_validation_does_not(bench: Workbench) -> None:
+def test_the_groups_of_training_show_them_anew_each_epoch(bench: Workbench) -> None:
     assert bench.config.train is not None
     without, all_of_them = (
         stages._epochs(bench, bench.config.train.model_copy(update={"injections": share}))

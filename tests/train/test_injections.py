@@ -1,4 +1,4 @@
-"""Injected texts ask for an answer, stand before every field, and never tell which candidate was chosen."""
+"""Injected texts ask for an answer, stand before every field, and are not those measured with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_a_text_asks_for_one_of_the_answers_and_is_drawn_again_alike(seed: int) 
     assert text == injection(np.random.default_rng(seed), "yes", "no")
 
 
-def test_most_texts_ask_for_yes_and_no_two_are_alike() -> None:
+def test_most_texts_ask_for_yes_and_few_are_alike() -> None:
     rng = np.random.default_rng(0)
     texts = [injection(rng, "ja", "nein") for _ in range(500)]
     assert 0.7 < sum("ja" in text.lower() for text in texts) / 500 < 0.9

@@ -98,8 +98,8 @@ def _one(service: Service, user: str, number: int, kind: str, text: str) -> Move
     evil = f"{own}:{number}"
     shown = recommender.builder.config.fields or service.catalogue.fields
     front = in_front(text, service.catalogue.item(own), shown)
-    plain_text = in_front("plain words", service.catalogue.item(own), shown)
-    recommender.put_items([Item(evil, front.fields), Item(f"{own}:plain", plain_text.fields)])
+    harmless_item = in_front("plain words", service.catalogue.item(own), shown)
+    recommender.put_items([Item(evil, front.fields), Item(f"{own}:plain", harmless_item.fields)])
 
     groups = [
         recommender.prompt(Ask(reader.history, reader.profile, [first, *others])).group
