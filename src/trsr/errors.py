@@ -11,6 +11,7 @@
     │   │   └── CandidateTooLongError  ... or a forward pass
     │   ├── StoreError            a summary store of a newer version, or not a store at all
     │   ├── RunMismatchError      a run or model folder made by another configuration
+    │   ├── RunInUseError         a run folder that another process works on
     │   └── OutputError           a folder that cannot be written: read-only, or the disk is full
     ├── MissingExtraError         an optional dependency is not installed
     ├── OverloadedError           a service has more questions than it can answer in time
@@ -82,6 +83,10 @@ class StoreError(InputError):
 
 class RunMismatchError(InputError):
     """A run or model folder was made by a configuration that differs from the one given."""
+
+
+class RunInUseError(InputError):
+    """Another process works on the run folder."""
 
 
 class OutputError(InputError):

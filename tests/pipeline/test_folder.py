@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ import yaml
 from helpers import full_disk, read_only, temporary_folder
 
 from trsr.config import RunConfig
-from trsr.errors import OutputError, RunMismatchError
+from trsr.errors import OutputError, RunInUseError, RunMismatchError
 from trsr.pipeline.folder import RunFolder, environment
 
 
@@ -33,11 +36,13 @@ def test_a_new_folder_gets_the_whole_configuration(tmp_path: Path) -> None:
 def test_every_process_that_works_on_a_run_is_kept_the_first_one_first(tmp_path: Path) -> None:
     first = RunFolder(tmp_path, config(), "trsr train test.yaml")
     assert first.sittings() == []
-    first.begin()
-    first.begin()
+    for _ in range(2):
+        with first.working():
+            pass
     later = RunFolder(tmp_path, config(), "trsr run test.yaml")
     assert [sitting["command"] for sitting in later.sittings()] == ["trsr train test.yaml"]
-    later.begin()
+    with later.working():
+        pass
     sittings = json.loads((tmp_path / "env.json").read_text(encoding="utf-8"))
     assert [sitting["command"] for sitting in sittings] == ["trsr train test.yaml", "trsr run test.yaml"]
     for sitting in sittings:
@@ -46,12 +51,50 @@ def test_every_process_that_works_on_a_run_is_kept_the_first_one_first(tmp_path:
         assert set(environment()) <= set(sitting)
 
 
+WORK = """
+import sys, time
+from pathlib import Path
+from trsr.config import RunConfig
+from trsr.pipeline.folder import RunFolder
+
+settings = {"name": "test", "data": {"kind": "synthetic"}}
+with RunFolder(Path(sys.argv[1]), RunConfig.model_validate(settings), "trsr run first.yaml").working():
+    print("at work", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_process_is_refused_until_the_first_is_gone_however_it_went(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", WORK, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "at work\n"
+        folder = open_run(tmp_path)
+        with pytest.raises(RunInUseError) as caught, folder.working():
+            raise AssertionError("two at once")
+        first.kill()
+    assert f"is in use by process {first.pid} (`trsr run first.yaml`, since 20" in str(caught.value)
+    assert str(caught.value).endswith("wait until it ends, or name another folder with --out.")
+    assert len(folder.sittings()) == 1, "the one refused has not worked"
+    with folder.working():
+        assert [sitting["process"] for sitting in folder.sittings()] == [first.pid, os.getpid()]
+
+
+def test_work_that_fails_leaves_the_folder_free(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), open_run(tmp_path).working():
+        raise ZeroDivisionError
+    with open_run(tmp_path).working():
+        pass
+
+
 def test_an_older_run_that_kept_its_last_process_only_has_one_sitting(tmp_path: Path) -> None:
     folder = open_run(tmp_path)
     old = {"command": "trsr run old.yaml", "commit": "abc", "versions": {}, "python": "3.11.7"}
     (tmp_path / "env.json").write_text(json.dumps(old))
     assert folder.sittings() == [old]
-    folder.begin()
+    with folder.working():
+        pass
     assert [sitting["command"] for sitting in folder.sittings()] == [
         "trsr run old.yaml",
         "trsr run test.yaml",

@@ -197,8 +197,8 @@ def evaluate(
         raise DataError(f"{out} holds no scores.parquet; rank first with `trsr run CONFIG --out {out}`.")
     bench = _open(out / "config.yaml", out, None)
     check_dataset(bench)
-    bench.folder.begin()
-    evaluate_scores(bench)
+    with bench.folder.working():
+        evaluate_scores(bench)
     _print_metrics(out, as_json)
 
 

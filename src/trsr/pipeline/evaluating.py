@@ -91,7 +91,7 @@ def report_context(bench: Workbench) -> ReportContext:
         title=bench.config.name,
         command="\n".join(dict.fromkeys(sitting["command"] for sitting in sittings)),
         config_yaml=(folder.path / "config.yaml").read_text(encoding="utf-8"),
-        environment={k: v for k, v in sittings[0].items() if k != "command"},
+        environment={k: v for k, v in sittings[0].items() if k not in ("command", "process")},
         stages=[
             StageCost(name, facts["seconds"], facts.get("calls_made"), facts.get("generated_tokens"))
             for name, facts in stages.items()

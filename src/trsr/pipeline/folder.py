@@ -11,18 +11,20 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from trsr.config import RunConfig, differences
 from trsr.data.files import write_whole
-from trsr.errors import OutputError, RunMismatchError
+from trsr.errors import OutputError, RunInUseError, RunMismatchError
 
 _PACKAGES = ("trsr", "numpy", "polars", "torch", "transformers", "peft", "xllamacpp", "bm25s")
 
@@ -113,16 +115,55 @@ class RunFolder:
         self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     def sittings(self) -> list[dict[str, Any]]:
-        """Return one entry a process that worked on the run, the first one first; see `begin`."""
+        """Return one entry a process that worked on the run, the first one first; see `working`."""
         file = self.path / "env.json"
         found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
         return found if isinstance(found, list) else [found]  # the first runs kept the last sitting only
 
-    def begin(self) -> None:
-        """Add this process to `env.json`, once: its start (UTC), its command and its `environment`."""
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Keep every other process from working on the run; a process that dies no longer does.
+
+        Adds this process to `env.json`, once: its start (UTC), number, command and `environment`.
+
+        Raises:
+            RunInUseError: another process works on it; the message says which.
+            OutputError: the folder cannot be written.
+        """
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise RunInUseError(
+                f"{self.path} is in use by {self._worker()}; "
+                "wait until it ends, or name another folder with --out."
+            ) from error
+        except OSError as error:
+            raise OutputError(
+                f"{lock.lock_file} cannot be written ({error.strerror}); name another folder with --out."
+            ) from error
+        try:
+            self._begin()
+            yield
+        finally:
+            lock.release()
+
+    def _worker(self) -> str:
+        """Say which process works on the run: the one that came last."""
+        last = (self.sittings() or [{}])[-1]
+        if "process" not in last:
+            return "another process"
+        return f"process {last['process']} (`{last['command']}`, since {last['started']})"
+
+    def _begin(self) -> None:
         if not self._began:
             started = datetime.now(UTC).isoformat(timespec="seconds")
-            sitting = {"started": started, "command": self.command, **environment()}
+            sitting = {
+                "started": started,
+                "process": os.getpid(),
+                "command": self.command,
+                **environment(),
+            }
             self.write_json("env.json", [*self.sittings(), sitting])
             self._began = True
 

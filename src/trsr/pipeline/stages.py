@@ -185,19 +185,29 @@ def run_stages(
     """Run every unfinished stage up to and including `until`; finished ones are not repeated.
 
     Raises:
+        RunInUseError: another process works on the run.
         RunMismatchError: the dataset was changed since the run began.
     """
-    folder, bench.say = bench.folder, say
-    for name, stage in STAGES.items():
-        done = folder.stages()
-        if name not in done and not (name == "calibrate" and "rank" in done):  # ranked before there was one
-            check_dataset(bench)
-            folder.begin()
-            folder.log(name, "start")
-            started = time.perf_counter()
-            facts = stage(bench)
-            seconds = round(time.perf_counter() - started, 2)
-            folder.finish(name, {"seconds": seconds, **facts})
-            say(f"{name}: {seconds:.0f} s" + "".join(f", {k} {v}" for k, v in facts.items()))
-        if name == until:
-            break
+    bench.say = say
+    if _unfinished(bench, until):
+        with bench.folder.working():
+            for name in _unfinished(bench, until):  # another process may have finished some
+                _run_stage(bench, name)
+
+
+def _unfinished(bench: Workbench, until: str) -> list[str]:
+    """Return the stages up to and including `until` that are not done, in their order."""
+    done, names = bench.folder.stages(), list(STAGES)
+    wanted = names[: names.index(until) + 1]
+    ranked_without = {"calibrate"} if "rank" in done else set()  # ranked before there was such a stage
+    return [name for name in wanted if name not in done and name not in ranked_without]
+
+
+def _run_stage(bench: Workbench, name: str) -> None:
+    check_dataset(bench)
+    bench.folder.log(name, "start")
+    started = time.perf_counter()
+    facts = STAGES[name](bench)
+    seconds = round(time.perf_counter() - started, 2)
+    bench.folder.finish(name, {"seconds": seconds, **facts})
+    bench.say(f"{name}: {seconds:.0f} s" + "".join(f", {k} {v}" for k, v in facts.items()))
