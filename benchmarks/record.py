@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +18,23 @@ def record(run: Path, machine: str, note: str) -> dict[str, Any]:
     """Return what stands in `benchmarks/results/NAME.json`.
 
     Command, commit and versions are those of the first process that worked on the run; `later_sittings`
-    stands there only where others went on with it, so that a reader sees all that took part.
+    stands there only where others went on with it, so that a reader sees all that took part. For the folder
+    that `trsr run --seeds` makes, `seed` is a list and the minutes are sums.
     """
-    sittings = json.loads((run / "env.json").read_text(encoding="utf-8"))
-    if isinstance(sittings, dict):  # the first runs kept one sitting only
-        sittings = [sittings]
+    runs = _runs(run)
+    sittings = [sitting for folder in runs for sitting in _sittings(folder)]
     first = sittings[0]
-    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    stages = json.loads((run / "stages.json").read_text(encoding="utf-8"))
-    minutes = {name: round(facts["seconds"] / 60, 1) for name, facts in stages.items()}
-    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    configs = [yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) for folder in runs]
+    seeds = [config["seed"] for config in configs]
+    minutes = _minutes(runs)
+    metrics = _read_json(run / "metrics.json")
     metrics.get("profiles", {}).pop("worst", None)  # users' words stay with their data
     later = [{k: s[k] for k in ("started", "command", "commit", "versions")} for s in sittings[1:]]
     return {
-        "name": config["name"],
+        "name": configs[0]["name"],
         "command": first["command"],
         "commit": first["commit"],
-        "seed": config["seed"],
+        "seed": seeds if len(seeds) > 1 else seeds[0],
         "machine": machine,
         "versions": {"python": first["python"], **first["versions"]},
         "minutes": minutes | {"total": round(sum(minutes.values()), 1)},
@@ -41,6 +42,30 @@ def record(run: Path, machine: str, note: str) -> dict[str, Any]:
         "metrics": metrics,
         **({"later_sittings": later} if later else {}),
     }
+
+
+def _runs(folder: Path) -> list[Path]:
+    """Return the run folders of a result: the folder, or those of its seeds in their order."""
+    if (folder / "config.yaml").exists():
+        return [folder]
+    return sorted(folder.glob("seed*"), key=lambda path: int(path.name.removeprefix("seed")))
+
+
+def _sittings(run: Path) -> list[dict[str, Any]]:
+    found = _read_json(run / "env.json")
+    return found if isinstance(found, list) else [found]  # the first runs kept one sitting only
+
+
+def _minutes(runs: list[Path]) -> dict[str, float]:
+    """Return the minutes of each stage, those of all runs together."""
+    seconds: Counter[str] = Counter()
+    for run in runs:
+        seconds.update({name: facts["seconds"] for name, facts in _read_json(run / "stages.json").items()})
+    return {name: round(total / 60, 1) for name, total in seconds.items()}
+
+
+def _read_json(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def main() -> None:

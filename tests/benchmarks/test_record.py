@@ -59,3 +59,19 @@ def test_an_older_run_whose_env_is_one_object_is_recorded(run: Path) -> None:
     del sitting["started"]
     (run / "env.json").write_text(json.dumps(sitting))
     assert record(run)["command"] == sitting["command"]
+
+
+def test_a_result_of_several_seeds_is_one_record(run: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "seeds"
+    for seed in (9, 10):  # ten comes after nine, and before it in the alphabet
+        folder = Path(shutil.copytree(run, whole / f"seed{seed}"))
+        config = folder / "config.yaml"
+        config.write_text(config.read_text().replace("seed: 7", f"seed: {seed}"))
+        stages = {"rank": {"seconds": 60.0 * seed}, "evaluate": {"seconds": 1.0}}
+        (folder / "stages.json").write_text(json.dumps(stages))
+    shutil.copy(run / "metrics.json", whole)
+    content = record(whole)
+    assert content["seed"] == [9, 10]
+    assert content["minutes"] == {"rank": 19.0, "evaluate": 0.0, "total": 19.0}
+    assert len(content["later_sittings"]) == 1
+    assert (content["name"], content["command"]) == ("tiny", record(run)["command"])
