@@ -195,3 +195,18 @@ def test_differences_name_every_setting_that_differs() -> None:
     new = {"a": 1, "b": {"c": 3, "d": [1, 2]}, "new": None, "more": 1}
     assert differences(old, new) == ["b.c: 2 -> 3", "gone: 'x' -> None", "more: None -> 1"]
     assert differences(old, old) == []
+
+
+def test_grounded_summaries_of_a_server_need_its_grammar(tmp_path: Path) -> None:
+    server = {"kind": "openai", "base_url": "http://127.0.0.1:1/v1", "model": "m"}
+    wanted = (
+        "engine.grammar: is missing, and grounded summaries need it; set it to llama.cpp, vllm or sglang, "
+        "whichever the server is, or summary.grounded to false."
+    )
+    free = good(engine=server, summary={"method": "recurrent"})
+    assert problems(tmp_path, free, "summary.grounded=true") == [wanted]
+    assert problems(tmp_path, free, "variants={held: {summary.grounded: true}}") == [
+        f"variants.held: {wanted}"
+    ]
+    for fine in ("engine.grammar=vllm", "summary.method=counted", "engine={kind: fake}"):
+        assert load(tmp_path, free, "summary.grounded=true", fine).summary.grounded

@@ -226,13 +226,17 @@ def _short(value: object) -> str:
 
 def _check_together(config: RunConfig) -> None:
     """Check what single fields cannot know."""
-    problems = list(_own_model_mistakes(config))
+    problems = [*_own_model_mistakes(config), *grammar_mistakes(config.summary, config.engine)]
     if "fusion" in config.rankers and "llm" not in config.rankers:
         problems.append("rankers: `fusion` joins `llm` with cheap rankers; name `llm` too.")
     if not config.rankers:
         problems.append("rankers: the list is empty; name at least one.")
-    _, of_variants = _resolve_variants(config)
+    variants, of_variants = _resolve_variants(config)
     problems += of_variants
+    for name, variant in variants.items():
+        if (variant.summary, variant.engine) != (config.summary, config.engine):
+            mistakes = grammar_mistakes(variant.summary, variant.engine)
+            problems += [f"variants.{name}: {mistake}" for mistake in mistakes]
     if problems:
         raise ConfigError(problems)
 
@@ -248,6 +252,16 @@ def _own_model_mistakes(config: RunConfig) -> Iterable[str]:
                 f"rankers: `{name}` asks the model in a way that it was not trained on; give "
                 f"train.profiles.{kind} a share of the training users, such as 0.25."
             )
+
+
+def grammar_mistakes(summary: SummaryConfig, engine: EngineConfig) -> Iterable[str]:
+    """Say that a server must hold its answers to phrases, and nothing says how it is told them."""
+    held = summary.grounded and summary.needs_calls
+    if held and engine.kind == "openai" and engine.grammar is None:
+        yield (
+            "engine.grammar: is missing, and grounded summaries need it; set it to llama.cpp, vllm or "
+            "sglang, whichever the server is, or summary.grounded to false."
+        )
 
 
 def swept(config: RunConfig) -> dict[str, dict[str, str]]:

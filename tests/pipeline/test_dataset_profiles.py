@@ -10,6 +10,7 @@ from helpers import full_disk
 
 from trsr.data.tables import write_dataset
 from trsr.errors import ConfigError, DataError, OutputError
+from trsr.llm.engines import OpenAIEngine
 from trsr.pipeline.dataset_profiles import describe_fold, settings, summarize_dataset
 from trsr.pipeline.profiles import save_profiles
 
@@ -154,3 +155,12 @@ def test_a_grounded_profile_has_room_for_its_phrases() -> None:
     grounded, free = (settings("recurrent", "fake", None, None, 2, on).summary for on in (True, False))
     assert (grounded.grounded, free.grounded) == (True, False)
     assert grounded.max_new_tokens >= 8 * grounded.n_phrases > free.max_new_tokens
+
+
+def test_a_server_is_told_phrases_in_the_way_that_is_named() -> None:
+    server = ("recurrent", "openai", "m", "http://127.0.0.1:1/v1", 5, True)
+    with pytest.raises(ConfigError, match=r"^engine\.grammar: is missing"):
+        settings(*server)
+    chosen = settings(*server, grammar="sglang").engine
+    assert isinstance(chosen, OpenAIEngine)
+    assert chosen.grammar == "sglang"

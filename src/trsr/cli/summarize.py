@@ -30,6 +30,10 @@ def summarize(
     grounded: Annotated[
         bool, typer.Option("--grounded", help="Hold summaries to phrases of the items; for small models.")
     ] = False,
+    grammar: Annotated[
+        str | None,
+        typer.Option(help="What the openai engine's server is: llama.cpp, vllm or sglang; for --grounded."),
+    ] = None,
     store: Annotated[
         str | None,
         typer.Option(
@@ -64,7 +68,7 @@ def summarize(
     )
     from trsr.summarize.places import resolved
 
-    chosen = settings(method, engine, model, base_url, block_size, grounded)
+    chosen = settings(method, engine, model, base_url, block_size, grounded, grammar)
     cluster = choose_runner(runner, concurrency, gpus_per_worker)
     if cluster is not None and show is not None:
         raise ConfigError("--show reads one user in this process; leave --runner ray out.")

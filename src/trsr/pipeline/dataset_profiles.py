@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trsr.batch.runner import RayRunner
-from trsr.config import validation_sentences
+from trsr.config import grammar_mistakes, validation_sentences
 from trsr.data.tables import Dataset
 from trsr.errors import ConfigError, DataError
 from trsr.llm.engines import EngineConfig
@@ -45,6 +45,7 @@ def settings(
     base_url: str | None,
     block_size: int,
     grounded: bool = False,
+    grammar: str | None = None,
 ) -> ProfileSettings:
     """Return checked settings from the command's options.
 
@@ -56,14 +57,19 @@ def settings(
         named["model"] = model
     if base_url is not None:
         named["base_url"] = base_url
+    if grammar is not None:
+        named["grammar"] = grammar
     segmentation = {"kind": "count", "block_size": block_size}
     summary = {"method": method, "segmentation": segmentation, "grounded": grounded}
     if grounded:
         summary["max_new_tokens"] = GROUNDED_TOKENS
     try:
-        return ProfileSettings.model_validate({"summary": summary, "engine": named})
+        chosen = ProfileSettings.model_validate({"summary": summary, "engine": named})
     except ValidationError as error:
         raise ConfigError(list(validation_sentences(error))) from error
+    if mistakes := list(grammar_mistakes(chosen.summary, chosen.engine)):
+        raise ConfigError(mistakes)
+    return chosen
 
 
 @dataclass(frozen=True)

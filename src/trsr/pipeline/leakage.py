@@ -18,7 +18,6 @@ from trsr.data.fitting import fit_events
 from trsr.data.leakage import Checked, fit_leaks, history_leaks, split_leaks
 from trsr.errors import LeakageError
 from trsr.llm.base import prompt_key
-from trsr.pipeline.profiles import needs_calls
 from trsr.pipeline.variants import variant_benches
 from trsr.pipeline.workbench import Workbench
 from trsr.summarize.places import is_database
@@ -86,7 +85,7 @@ def profile_leaks(bench: Workbench) -> tuple[Checked, int]:
     stored: dict[str, StoredCall] = {}
     keys: dict[str, list[str]] = {}
     place = bench.store_place
-    if needs_calls(bench.config.summary) and (is_database(place) or Path(place).exists()):
+    if bench.config.summary.needs_calls and (is_database(place) or Path(place).exists()):
         with open_store(place) as store:
             stored = store.calls([row["key"] for row in rows.values() if row["key"] is not None])
             keys = {e.example_id: _keys(bench.summariser, e, rows, stored) for e in examples}

@@ -19,6 +19,7 @@ from trsr.pipeline.growth import grow
 from trsr.pipeline.planning import Planner, known_texts, planned_dataset, summary_notes, summary_work
 from trsr.pipeline.workbench import make_summariser
 from trsr.summarize.forecast import Forecast, forecast
+from trsr.summarize.plan import SummaryConfig
 
 SERVERS = ("vllm", "sglang")
 _UNKNOWN = "?"
@@ -63,7 +64,7 @@ def plan_experiment(
     """
     chosen = planned_engine(config, engine)
     counter = token_counter(chosen, tokenizer)
-    model_id, notes = _model_id(chosen, config.summary.method)
+    model_id, notes = _model_id(chosen, config.summary)
     with planned_dataset(config) as dataset, known_texts(store if model_id else None) as texts:
         plan = Planner(config, dataset, counter).plan(texts, model_id or "unknown")
         if n_users is None:
@@ -106,7 +107,7 @@ def plan_dataset(
     summariser = make_summariser(dataset, chosen.summary)
     histories = user_histories(dataset, limit, user_id)
     counter = token_counter(chosen.engine)
-    model_id, notes = _model_id(chosen.engine, chosen.summary.method)
+    model_id, notes = _model_id(chosen.engine, chosen.summary)
     with known_texts(store if model_id else None) as texts:
         told = forecast(
             histories, summariser, model_id=model_id or "unknown", n_tokens=counter.count, store=texts
@@ -115,12 +116,12 @@ def plan_dataset(
     return {"profiles": len(histories), **said}
 
 
-def _model_id(engine: EngineConfig, method: str) -> tuple[str | None, list[str]]:
+def _model_id(engine: EngineConfig, summary: SummaryConfig) -> tuple[str | None, list[str]]:
     """Return the engine's model id; without one the store cannot be looked into, and a note says so."""
     try:
         return engine_model_id(engine), []
     except (ModelError, MissingExtraError) as error:
-        return None, [] if method in {"none", "counted"} else [f"The store is not looked into: {error}"]
+        return None, [f"The store is not looked into: {error}"] if summary.needs_calls else []
 
 
 def _facts(told: Forecast, work: Sequence[Work], rates: Rates, notes: Sequence[str]) -> dict[str, Any]:

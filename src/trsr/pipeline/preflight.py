@@ -12,7 +12,6 @@ from trsr.config import RunConfig
 from trsr.errors import ModelError, RunMismatchError
 from trsr.llm import models
 from trsr.llm.engines import LlamaCppEngine, TransformersEngine, require_package
-from trsr.pipeline.profiles import needs_calls
 from trsr.pipeline.workbench import Workbench
 from trsr.summarize.places import is_database
 from trsr.summarize.stores import open_store
@@ -28,7 +27,7 @@ def check_models(config: RunConfig) -> None:
     for server in config.recommender.servers.values():
         require_package(server.kind)
     names = [config.recommender.model] if _uses_recommender(config) else []
-    if needs_calls(config.summary) and isinstance(config.engine, LlamaCppEngine | TransformersEngine):
+    if config.summary.needs_calls and isinstance(config.engine, LlamaCppEngine | TransformersEngine):
         names.append(config.engine.model)
     for name in names:
         try:

@@ -11,7 +11,6 @@ from trsr.evaluate.profile_prediction import predictive_values
 from trsr.evaluate.profile_quality import ProfileFrame, ProfileSource, profile_quality, without_prefill
 from trsr.evaluate.profile_summary import ProfileRow, summarise_profiles
 from trsr.evaluate.profile_words import folded
-from trsr.pipeline.profiles import needs_calls
 from trsr.pipeline.workbench import NO_CAP, Workbench
 from trsr.summarize.counted import LABELS, field_values
 from trsr.summarize.prompts import example_text, frame_text
@@ -41,7 +40,7 @@ def profile_frame(bench: Workbench) -> ProfileFrame:
     info, template = bench.dataset.info, bench.summariser.template
     fields = " ".join(info.text_fields).replace("_", " ")
     labels = " ".join(LABELS)
-    if not needs_calls(bench.config.summary):
+    if not bench.config.summary.needs_calls:
         return ProfileFrame(folded(f"{labels} {fields}"))
     counts = labels if bench.config.summary.counts else ""
     return ProfileFrame(
@@ -53,7 +52,7 @@ def profile_frame(bench: Workbench) -> ProfileFrame:
 
 def _source_maker(bench: Workbench) -> Callable[[RankingExample], ProfileSource]:
     """Return a function from an example to its profile and what that was made from."""
-    summariser, written = bench.summariser, needs_calls(bench.config.summary)
+    summariser, written = bench.summariser, bench.config.summary.needs_calls
     # A counted profile reads the whole title; what both may say of an item by its category is added below.
     title = tuple(filter(None, [summariser.title_field]))
     text = summariser.item_text if written else bench.item_texts(title, NO_CAP, None)

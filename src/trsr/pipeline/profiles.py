@@ -12,7 +12,6 @@ import polars as pl
 from trsr.data.files import write_whole
 from trsr.llm.engines import EngineConfig, open_generator
 from trsr.pipeline.progress import bar
-from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.run import Fold, Summariser, SummaryProgress, profile, summarize
 from trsr.summarize.stores import open_store
 from trsr.types import History, PreferenceSummary
@@ -45,11 +44,6 @@ def profile_facts(n_profiles: int, made: SummaryProgress, seconds: float) -> dic
     }
 
 
-def needs_calls(config: SummaryConfig) -> bool:
-    """Return whether a language model writes the profiles."""
-    return config.method in {"hierarchical", "recurrent"}
-
-
 def write_profiles(
     histories: Sequence[History], summariser: Summariser, engine_config: EngineConfig, store: str | Path
 ) -> WrittenProfiles:
@@ -62,7 +56,7 @@ def write_profiles(
     started = time.perf_counter()
     last = SummaryProgress()
     with open_store(store) as kept, bar("Summarising") as shown:
-        engine = open_generator(engine_config) if needs_calls(summariser.config) else None
+        engine = open_generator(engine_config) if summariser.config.needs_calls else None
 
         def show(progress: SummaryProgress) -> None:
             nonlocal last

@@ -24,7 +24,7 @@ from trsr.data.files import write_whole
 from trsr.data.tables import Dataset
 from trsr.errors import ConfigError, DataError, EngineError
 from trsr.llm.engines import EngineConfig, open_generator
-from trsr.pipeline.profiles import needs_calls, profile_facts, profile_table
+from trsr.pipeline.profiles import profile_facts, profile_table
 from trsr.pipeline.progress import bar
 from trsr.pipeline.workbench import Place, Workbench, reopened
 from trsr.summarize.places import is_database
@@ -82,7 +82,7 @@ class ProfileWorker:
         self._lock = stay(output)
         self._source = open_source()
         self._store = open_store(store)
-        self._engine = open_generator(engine) if needs_calls(self._source.summariser.config) else None
+        self._engine = open_generator(engine) if self._source.summariser.config.needs_calls else None
         self._claims = claims
 
     def close(self) -> None:

@@ -60,8 +60,7 @@ def open_service(
 
 def _join(serving: Serving, store: SqliteServeStore, settings: Settings) -> Service:
     summariser = serving.summariser
-    writes = summariser.config.method in ("hierarchical", "recurrent")
-    engine = open_generator(serving.engine) if writes else None
+    engine = open_generator(serving.engine) if summariser.config.needs_calls else None
     ranker = Ranker(
         serving.recommender,
         ModelQueue(serving.recommender, max_waiting=settings.max_waiting),

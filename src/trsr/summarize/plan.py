@@ -53,6 +53,11 @@ class SummaryConfig(BaseModel):
     """Summaries read by one merge (hierarchical)."""
 
     @property
+    def needs_calls(self) -> bool:
+        """Whether a language model writes the profiles."""
+        return self.method in {"hierarchical", "recurrent"}
+
+    @property
     def params(self) -> GenerationParams:
         """The generation parameters of every call; a summary is one line."""
         return GenerationParams(
