@@ -111,7 +111,7 @@ def test_a_trained_adapter_ranks_what_it_learned_first(
 
 
 def test_the_first_losses_have_not_moved(fine_tune: Run, tmp_path: Path) -> None:
-    _, report = fine_tune(tmp_path / "c", epochs=1, lora=LoraConfig(r=4))
+    _, report = fine_tune(tmp_path / "c", loss="answer", epochs=1, lora=LoraConfig(r=4))
     losses = [row["loss"] for row in report.log if "loss" in row]
     assert losses == pytest.approx([0.91291, 0.48454, 0.35281, 0.42211], abs=2e-3)
 
