@@ -199,7 +199,10 @@ def _growth(
     growth = {"growth": [{"candidates": n, "shared_prefix_s": round(s, 4)} for n, s in middle.items()]}
     if len(counts) < 3:
         return growth
-    first, second, last = counts[0], counts[1], counts[-1]
-    slope = (middle[second] - middle[first]) / (second - first)
-    line = middle[first] + slope * (last - first)
-    return growth | {"growth_ratio": round(middle[last] / line, 3)}
+    return growth | {"growth_ratio": round(growth_ratio(list(counts), list(middle.values())), 3)}
+
+
+def growth_ratio(counts: Sequence[int], times: Sequence[float]) -> float:
+    """Return the last time over the value there of the line through the first two; 1 is linear growth."""
+    slope = (times[1] - times[0]) / (counts[1] - counts[0])
+    return times[-1] / (times[0] + slope * (counts[-1] - counts[0]))
