@@ -104,7 +104,7 @@ def main() -> None:
                 margins = [scores.margins for scores in ranker.rank(examples)]
                 seconds = time.perf_counter() - started
         except (RuntimeError, NotImplementedError, TimeoutError) as error:
-            found[name] = {"error": str(error).splitlines()[0]}
+            found[name] = {"error": next(iter(str(error).splitlines()), type(error).__name__)}
             continue
         reference = reference or margins
         difference = max(float(np.abs(a - b).max()) for a, b in zip(margins, reference, strict=True))
