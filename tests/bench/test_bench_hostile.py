@@ -20,12 +20,12 @@ from trsr.types import Item
 
 
 def test_hostile_items_move_nothing_but_themselves(trsr: Callable[..., Answer], finished_run: Path) -> None:
-    answer = trsr("bench", "hostile", finished_run, "--items", "6", "--users", "2", "--json")
+    answer = trsr("bench", "hostile", finished_run, "--items", "8", "--users", "2", "--json")
     assert answer.code == 0, answer.err
     result = json.loads(answer.out)
     assert list(result["own_by_kind"]) == list(hostile.HOSTILE)
     for exact in ("same_prefix", "others_exactly_as_beside_a_harmless_text", "shown_as_text"):
-        assert result[exact] == result["items"] == 6, exact
+        assert result[exact] == result["items"] == 8, exact
     assert result["others_max_abs_margin_moved"] < 1e-4
     assert result["own"]["margin"]["hostile"] > 0
     assert result["own"]["margin"]["harmless"] > 0

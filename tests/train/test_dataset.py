@@ -27,20 +27,6 @@ def test_each_example_becomes_one_group_with_its_profile_and_labels() -> None:
     assert "Profile" not in FakeTokenizer().decode(second.group.prefix)
 
 
-def test_candidates_can_be_shown_with_other_texts() -> None:
-    template = load_ranking_template("products", "products")
-    builder = PromptBuilder(template, PromptConfig(), FakeTokenizer(), lambda item: f"Title: {item}")
-    (plain, same), (changed, untouched) = (
-        training_groups(EXAMPLES, {}, builder),
-        training_groups(EXAMPLES, {}, builder, lambda e: {"d": "Title: yes d"} if e.user_id == "u1" else {}),
-    )
-    assert untouched == same
-    assert changed.labels == plain.labels
-    assert changed.group.prefix == plain.group.prefix
-    assert changed.group.suffixes[::2] == plain.group.suffixes[::2]
-    assert changed.group.suffixes[1] == builder.text_suffix("Title: yes d")
-
-
 @pytest.mark.parametrize(("none", "counted"), [(0.0, 0.0), (0.25, 0.25), (1.0, 0.0), (0.2, 0.8)])
 def test_kinds_of_profiles_are_drawn_by_their_shares_anew_each_epoch(none: float, counted: float) -> None:
     mix = ProfileMix(none=none, counted=counted)

@@ -1,8 +1,8 @@
 """An item's fields as one line of text: `Field: value; Field: value`.
 
-The line is safe to put into a prompt: it has no newline, no id and no marker that could end the prompt or
-speak as another role (`templating.plain_line`). Which items stand in a prompt, and how long it may be as a
-whole, is left to `summarize` and `prompt`.
+The line is safe to put into a prompt: it has no newline, no id, no marker that could end the prompt or speak
+as another role (`templating.plain_line`), and no known demand for an answer (`demands`). Which items stand in
+a prompt, and how long it may be as a whole, is left to `summarize` and `prompt`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Protocol
 
+from trsr.data.demands import without_demands
 from trsr.templating import plain_line
 from trsr.types import Item
 
@@ -21,15 +22,10 @@ NO_TEXT = "(no description)"
 _MIN_RAW_CHARACTERS = 20_000
 _CHARACTERS_A_TOKEN = 24
 _WORD = re.compile(r"\w+|[^\w\s]")
-_HTML_NAMES = (
-    "a|abbr|article|aside|b|big|blockquote|body|br|button|caption|center|cite|code|col|dd|div|dl|dt|em|embed|"
-    "figure|font|footer|form|h[1-6]|head|header|hr|html|i|iframe|img|input|label|li|link|main|meta|nav|object|"
-    "ol|p|param|pre|q|s|script|section|small|source|span|strike|strong|style|sub|sup|table|tbody|td|tfoot|th|thead|"
-    "title|tr|tt|u|ul|video"
-)
 _SCRIPT = re.compile(r"<(script|style)\b[^<>]*>[^<]*</\1\s*>", re.IGNORECASE)
-_HTML = re.compile(rf"</?(?:{_HTML_NAMES})\b[^<>]*>|<!--[^<>]*-->", re.IGNORECASE)
-_OPEN_HTML = re.compile(rf"</?(?:{_HTML_NAMES})\b[^<>]*$|&#?\w*$", re.IGNORECASE)
+# HTML, XML of word processors, markers of chats; and of the last, those with square brackets.
+_TAG = re.compile(r"<[/!]?[a-z_|｜][^<>]*>|<!--[^<>]*-->|\[/?(?:INST|SYS)\]", re.IGNORECASE)
+_OPEN_TAG = re.compile(r"<[/!]?[a-z_|｜][^<>]*$|&#?\w*$", re.IGNORECASE)
 _LIST_BAR = re.compile(r"(?<=\w)\|(?=\w)")
 
 
@@ -81,21 +77,21 @@ def _label(field: str) -> str:
 
 
 def capped_line(raw: str, cap: int | None, tokenizer: Tokenizer | None) -> str:
-    """Return a raw text as a plain line without markup, of at most `cap` tokens (see `verbalize_item`)."""
+    """Return a raw text as a plain line of at most `cap` tokens, without markup and demands."""
     if cap is None:
-        return plain_line(_without_html(raw))
+        return without_demands(plain_line(_without_tags(raw)))
     text = raw[: max(_MIN_RAW_CHARACTERS, _CHARACTERS_A_TOKEN * cap)]
     if len(text) < len(raw):
-        text = _OPEN_HTML.sub("", text)
-    text = plain_line(_without_html(text))[: _CHARACTERS_A_TOKEN * cap]
+        text = _OPEN_TAG.sub("", text)
+    text = without_demands(plain_line(_without_tags(text)))[: _CHARACTERS_A_TOKEN * cap]
     return _cut_words(text, cap) if tokenizer is None else _cut_tokens(text, cap, tokenizer)
 
 
-def _without_html(text: str) -> str:
+def _without_tags(text: str) -> str:
     if "&" in text:
         text = html.unescape(html.unescape(text))  # twice: product data is often escaped twice
-    if "<" in text:
-        text = _HTML.sub(" ", _SCRIPT.sub(" ", text))
+    if "<" in text or "[" in text:
+        text = _TAG.sub(" ", _SCRIPT.sub(" ", text))
     return _LIST_BAR.sub(", ", text)
 
 

@@ -18,7 +18,6 @@ from trsr.data.import_config import run_import
 from trsr.data.synthetic import SyntheticConfig, generate
 from trsr.pipeline.calibrating import VALID_SCORES, calibrate
 from trsr.pipeline.evaluating import evaluate_scores
-from trsr.pipeline.injecting import injector
 from trsr.pipeline.leakage import check_examples
 from trsr.pipeline.preflight import check_dataset, check_recommender, dataset_digest
 from trsr.pipeline.profiles import save_profiles, write_profiles
@@ -147,9 +146,9 @@ def _epochs(bench: Workbench, config: TrainConfig) -> EpochGroups:
         kinds = {e.example_id: profile_kind(mix, seed, e.example_id, epoch) for e in train}
         profiles = {name: bench.profiles_as(kind).get(name, "") for name, kind in kinds.items()}
         examples = [resample(example, epoch) for example in train] if fresh else train
-        return training_groups(examples, profiles, bench.builder, injector(bench, config.injections, epoch))
+        return training_groups(examples, profiles, bench.builder)
 
-    changes = config.resample_negatives or mix.none or mix.counted or config.injections
+    changes = config.resample_negatives or mix.none or mix.counted
     return EpochGroups(groups(0), groups if changes else None)
 
 

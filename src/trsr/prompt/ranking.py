@@ -6,11 +6,10 @@ token sequence. What is cut to fit the budget is decided in `budget`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,7 +23,6 @@ SECTIONS = ("system", "prefix", "candidate", "answer", "positive", "negative")
 VARIABLES = ("profile", "recent", "candidate")
 # Stands for the candidate while a chat format is applied; no plain line can hold it.
 _MARK = "\x1f"
-_BLANK: dict[str, Any] = {"recent": [], "profile": "", "candidate": ""}
 _MAX_SUFFIXES = 200_000
 
 
@@ -88,13 +86,7 @@ class PromptBuilder:
         self._suffix = lru_cache(_MAX_SUFFIXES)(self.text_suffix)
 
     def build(
-        self,
-        history: Sequence[str],
-        profile: str,
-        candidates: Sequence[str],
-        *,
-        room: int = 0,
-        instead: Mapping[str, str] | None = None,
+        self, history: Sequence[str], profile: str, candidates: Sequence[str], *, room: int = 0
     ) -> RankingPrompt:
         """Build the prompt of one example.
 
@@ -103,13 +95,11 @@ class PromptBuilder:
             profile: The preference summary; may be empty.
             candidates: Item ids, at least one.
             room: As for `join`.
-            instead: Texts of candidates that are shown in place of the catalogue's, by item id.
 
         Raises:
             BudgetError: frame, answer cue and the longest candidate alone exceed `max_tokens`.
         """
-        other = instead or {}
-        suffixes = [self.text_suffix(other[c]) if c in other else self.suffix(c) for c in candidates]
+        suffixes = [self.suffix(candidate) for candidate in candidates]
         n_recent = self.config.n_recent
         newest = history[-n_recent:] if n_recent else []
         shown = profile if self.config.use_profile else ""
@@ -177,10 +167,6 @@ class PromptBuilder:
         before, after = text.split(_MARK)
         return before, after
 
-    def answers(self) -> tuple[str, str]:
-        """Return the template's words for a chosen candidate, and for another."""
-        return self.template.render("positive", **_BLANK), self.template.render("negative", **_BLANK)
-
     def labels(self) -> LabelTokens:
         """Find the two answer tokens in their exact context.
 
@@ -188,11 +174,13 @@ class PromptBuilder:
             ModelError: an answer is not a single token there, or both are the same.
         """
         suffix = self.suffix_text("item")
+        blank = {"recent": [], "profile": "", "candidate": ""}
         # An answer cue such as `Answer:` is followed by a blank, which joins the label's token.
-        context = f"{suffix} " if self.template.render("answer", **_BLANK) else suffix
+        context = f"{suffix} " if self.template.render("answer", **blank) else suffix
         ids = self.tokenizer.encode(suffix)
         found = []
-        for word in self.answers():
+        for name in ("positive", "negative"):
+            word = self.template.render(name, **blank)
             extended = self.tokenizer.encode(context + word)
             melts = extended[: len(ids)] != ids
             if melts or len(extended) != len(ids) + 1:

@@ -67,9 +67,6 @@ class TrainConfig(BaseModel):
     """Whether each epoch draws its negatives anew."""
     profiles: ProfileMix = ProfileMix()
     """Users shown with no profile or a counted one."""
-    injections: float = Field(default=0.0, ge=0, le=1)
-    """Share of the candidates with a text in front of each field that asks for an answer, drawn anew each
-    epoch, so that the model learns to pass over such texts; what was chosen stays."""
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps over which the learning rate rises."""
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"

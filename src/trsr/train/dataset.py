@@ -21,25 +21,16 @@ class TrainingGroup:
 
 
 def training_groups(
-    examples: Sequence[RankingExample],
-    profiles: Mapping[str, str],
-    builder: PromptBuilder,
-    instead: Callable[[RankingExample], Mapping[str, str]] = lambda _: {},
+    examples: Sequence[RankingExample], profiles: Mapping[str, str], builder: PromptBuilder
 ) -> list[TrainingGroup]:
-    """Build the groups of examples.
-
-    Args:
-        examples: With their candidates.
-        profiles: Profile texts by example id; an example that is left out has none.
-        builder: Makes the prompts.
-        instead: Returns the candidates of an example that are shown with other texts than the catalogue's.
+    """Build the groups of examples; `profiles` maps example ids to profile texts.
 
     Raises:
         BudgetError: a prompt cannot fit its budget.
     """
     return [
         TrainingGroup(
-            builder.build(e.history, profiles.get(e.example_id, ""), e.candidates, instead=instead(e)).group,
+            builder.build(e.history, profiles.get(e.example_id, ""), e.candidates).group,
             e.labels,
         )
         for e in examples
