@@ -178,21 +178,28 @@ class LabelScorer(Protocol):
 
 
 def prompt_key(prompt: Prompt, model_id: str, params: GenerationParams) -> str:
-    """Return the sha256 (hex) that names a generation: rendered prompt, model and parameters."""
-    asked: dict[str, Any] = {
-        # By hand: `asdict` copies every value, which took longer than all the rest of a call.
-        "messages": [{"role": m.role, "content": m.content} for m in prompt.messages],
-        "prefill": prompt.prefill,
-    }
+    """Return the sha256 (hex) that names a generation: rendered prompt, model and parameters.
+
+    Hashed is the JSON of all three, sorted by name. Calls of one kind differ in their last message, so what
+    stands before it is written and hashed once.
+    """
+    # By hand: `asdict` copies every value, which took longer than all the rest of a call.
+    last = [{"role": m.role, "content": m.content} for m in prompt.messages[-1:]]
+    rest: dict[str, Any] = {"messages": last, "prefill": prompt.prefill}
     if prompt.parts is not None:
-        asked["parts"] = [asdict(part) for part in prompt.parts]
-    content = {"prompt": asked, "model": model_id, "params": _as_dict(params)}
-    return hashlib.sha256(_ENCODER.encode(content).encode()).hexdigest()
+        rest["parts"] = [asdict(part) for part in prompt.parts]
+    hashed = _begun(model_id, params, prompt.messages[:-1]).copy()
+    hashed.update(f"{_ENCODER.encode(rest).removeprefix(_MESSAGES)}}}".encode())
+    return hashed.hexdigest()
 
 
 _ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False)
+_MESSAGES = '{"messages": ['
 
 
-@lru_cache(maxsize=16)
-def _as_dict(params: GenerationParams) -> dict[str, Any]:
-    return asdict(params)
+@lru_cache(maxsize=256)
+def _begun(model_id: str, params: GenerationParams, messages: tuple[Message, ...]) -> hashlib._Hash:
+    """Hash what stands before the last message of a prompt."""
+    head = _ENCODER.encode({"model": model_id, "params": asdict(params)}).removesuffix("}")
+    before = "".join(f"{_ENCODER.encode(asdict(message))}, " for message in messages)
+    return hashlib.sha256(f'{head}, "prompt": {_MESSAGES}{before}'.encode())
