@@ -172,15 +172,14 @@ def page(record: Record) -> str:
         verdict(record),
         "![Seconds of CPU against users](scaling.svg)",
         measured(record),
-        "*Own* is summarising with the fake engine's cost taken off, which is measured alone on 2,000 of\n"
-        "the prompts. Making the texts of 20,000 items is part of every size, so small ones cost more a\n"
-        "call. MB is the most memory of any stage, up to 64 MB of it SQLite's pages. The machine was busy\n"
-        "with other work, which makes CPU times longer than they would be alone. Ranking is measured on at\n"
-        "most 20,000 users, 20 candidates each.",
+        "*Own* is summarising without the time that the fake engine takes from each question to its\n"
+        "answer. Making the texts of 20,000 items is part of every size, so small ones cost more a call. MB\n"
+        "is the most memory of any stage, up to 64 MB of it SQLite's pages. Ranking is measured on at most\n"
+        "20,000 users, 20 candidates each.",
         "## Stores, rows a second",
         stores(record),
-        "Of the wall, on a machine that was busy with other work; a dash was not measured. PostgreSQL is\n"
-        "measured by `--postgres URL`, on at most 100,000 rows.",
+        "Of the wall; a dash was not measured. PostgreSQL runs on the same machine and is measured by\n"
+        "`--postgres URL`, on at most 100,000 rows.",
         "## On paper, to a hundred million users",
         estimate(record),
         "Calls, tokens, bytes and CPU of the largest size measured, scaled; an engine that reads and\n"

@@ -74,6 +74,7 @@ SERVE = (
     ("over_engine", "over the engine"),
 )
 HOSTILE = (
+    ("served", "run"),
     ("kind", "text"),
     ("hostile", "hostile"),
     ("harmless", "harmless"),
@@ -192,25 +193,29 @@ def serve_facts(recorded: dict[str, Any]) -> str:
 
 
 def hostile_rows(recorded: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return one row a kind of text of `trsr bench hostile`, the first for all: moves of the own margin."""
-    (result,) = recorded["results"]
-    moves = {"all": result["own"], **result["own_by_kind"]}
-    return [{"kind": kind, **move["margin"]} for kind, move in moves.items()]
+    """Return one row a run and kind of text of `trsr bench hostile`, first all: moves of the score."""
+    return [
+        {"served": result["served"], "kind": kind, **move["score"]}
+        for result in recorded["results"]
+        for kind, move in {"all": result["own"], **result["own_by_kind"]}.items()
+    ]
 
 
 def hostile_facts(recorded: dict[str, Any]) -> str:
-    """Return in words what holds exactly."""
-    (result,) = recorded["results"]
-    own = result["own"]["score"]
+    """Return in words what was measured, and what holds exactly."""
+    results = recorded["results"]
+    n = sum(result["items"] for result in results)
+    prefix = sum(result["same_prefix"] for result in results)
+    others = sum(result["others_exactly_as_beside_a_harmless_text"] for result in results)
+    most = max(result["others_max_abs_margin_moved"] for result in results)
+    as_text = sum(result["shown_as_text"] for result in results)
     return textwrap.fill(
-        f"How far the margin of an item moves (mean over {result['items']} items) when a text stands in "
-        f"front of each of its fields. Scores move by {own['hostile']} with hostile texts and by "
-        f"{own['harmless']} with harmless ones, which are as long to the token. What is read "
-        "before the candidates stayed the "
-        f"same for {result['same_prefix']} items, and the margins of the others are to the last bit those "
-        f"beside a harmless text for {result['others_exactly_as_beside_a_harmless_text']}; beside the item "
-        f"as it was they differ by at most {result['others_max_abs_margin_moved']}, since passes of another "
-        f"length round differently. {result['shown_as_text']} were shown as text.",
+        "How far the own score of an item moves (mean of the absolute move) when a text stands in front of "
+        "each of its fields, beside a harmless text that is as long to the token; *sure* and *reworded* are "
+        "wordings that are not taken out of item texts. What is read before the candidates stayed the same "
+        f"for {prefix} of {n} items, and the margins of the others are to the last bit those beside a "
+        f"harmless text for {others}; beside the item as it was they differ by at most {most}, since passes "
+        f"of another length round differently. {as_text} were shown as text.",
         width=105,
     )
 
