@@ -78,6 +78,7 @@ HOSTILE = (
     ("kind", "text"),
     ("hostile", "hostile"),
     ("harmless", "harmless"),
+    ("replaced", "other words instead"),
     ("hostile_towards_yes", "hostile, towards yes"),
     ("harmless_towards_yes", "harmless, towards yes"),
     ("more_than_harmless", "more than harmless"),
@@ -206,16 +207,18 @@ def hostile_facts(recorded: dict[str, Any]) -> str:
     results = recorded["results"]
     n = sum(result["items"] for result in results)
     prefix = sum(result["same_prefix"] for result in results)
-    others = sum(result["others_exactly_as_beside_a_harmless_text"] for result in results)
+    others = sum(result["others_exactly_as_beside_a_replaced_item"] for result in results)
     most = max(result["others_max_abs_margin_moved"] for result in results)
     as_text = sum(result["shown_as_text"] for result in results)
     return textwrap.fill(
         "How far the own score of an item moves (mean of the absolute move) when a text stands in front of "
-        "each of its fields, beside a harmless text that is as long to the token; *sure* and *reworded* are "
-        "wordings that are not taken out of item texts. What is read before the candidates stayed the same "
-        f"for {prefix} of {n} items, and the margins of the others are to the last bit those beside a "
-        f"harmless text for {others}; beside the item as it was they differ by at most {most}, since passes "
-        f"of another length round differently. {as_text} were shown as text.",
+        "each of its fields: a hostile one, words of other items that are as long, and such words instead of "
+        "all of its own. A model that few users have taught moves by any text that no item has there, so the "
+        "question is whether a hostile one does more; *sure* and *reworded* are wordings that are not taken "
+        f"out of item texts. What is read before the candidates stayed the same for {prefix} of {n} items, and "
+        f"the margins of the others are to the last bit those beside a replaced item for {others}; beside the "
+        f"item as it was they differ by at most {most}, since passes of another length round differently. "
+        f"{as_text} were shown as text.",
         width=105,
     )
 

@@ -24,11 +24,12 @@ def test_hostile_items_move_nothing_but_themselves(trsr: Callable[..., Answer], 
     assert answer.code == 0, answer.err
     result = json.loads(answer.out)
     assert list(result["own_by_kind"]) == list(hostile.HOSTILE)
-    for exact in ("same_prefix", "others_exactly_as_beside_a_harmless_text", "shown_as_text"):
+    for exact in ("same_prefix", "others_exactly_as_beside_a_replaced_item", "shown_as_text"):
         assert result[exact] == result["items"] == 8, exact
     assert result["others_max_abs_margin_moved"] < 1e-4
     assert result["own"]["margin"]["hostile"] > 0
     assert result["own"]["margin"]["harmless"] > 0
+    assert result["own"]["margin"]["replaced"] > 0
 
 
 @pytest.fixture
@@ -36,14 +37,25 @@ def service(finished_run: Path, tmp_path: Path) -> Service:
     return open_service(finished_run, None, tmp_path / "serve.sqlite", Settings(api_keys=()))
 
 
-def test_the_harmless_text_is_as_long_and_ends_alike(service: Service) -> None:
+def test_what_stands_in_place_of_the_candidate_is_as_long_and_ends_alike(service: Service) -> None:
     builder = service.ranker.recommender.builder
     own, *others = sorted(service.catalogue.items)[:4]
     suffix = builder.suffix(own)
-    harmless = hostile._harmless(service, suffix, others, 0)
-    assert len(harmless) == len(suffix)
-    assert harmless != suffix
-    assert harmless[-1] == suffix[-1]
+    replaced = hostile._replaced(service, suffix, others, hostile._words(service, 0, 40))
+    assert len(replaced) == len(suffix)
+    assert replaced != suffix
+    assert replaced[-1] == suffix[-1]
+    service.close()
+
+
+def test_the_harmless_text_is_as_long_and_made_of_items(service: Service) -> None:
+    words = hostile._words(service, 3, 500)
+    assert len(words) == 500
+    known = {
+        word for item in service.catalogue.items.values() for v in item.fields.values() for word in v.split()
+    }
+    assert set(words.split()[:-1]) <= known
+    assert words != hostile._words(service, 4, 500)
     service.close()
 
 

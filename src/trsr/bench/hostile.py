@@ -1,7 +1,9 @@
 """Measures what items can do that want to speak to the model, or to the page, of a served run.
 
-Each time a user has some candidates, one of which is read three times: as it is, with a hostile text in front
-of every field, and with words of other items in its place, of the same number of tokens.
+Each time a user has some candidates, one of which is read as it is, with a hostile text in front of every
+field, and with words of other items there, as long: any text there moves a score, the question is whether a
+hostile one moves it more. Replaced by words of other items, of as many tokens as the hostile candidate, it is
+what the others stand beside when their margins are compared to the last bit.
 """
 
 from __future__ import annotations
@@ -54,7 +56,9 @@ class Moved:
     others_margin_moved: float
     hostile: tuple[float, float]
     harmless: tuple[float, float]
-    """How far the own (margin, score) moved by the hostile, and by the harmless text."""
+    replaced: tuple[float, float]
+    """How far the own (margin, score) moved by the hostile text, by a harmless one in the same places, and by
+    words of other items instead of its own."""
     as_text: bool
 
 
@@ -98,28 +102,30 @@ def _one(service: Service, user: str, number: int, kind: str, text: str) -> Move
     reader = service.reader(user)
     own, *others = _unmet(service, reader.history, number)
     evil = f"{own}:{number}"
-    shown = recommender.builder.config.fields or service.catalogue.fields
-    front = _in_front(text, service.catalogue.item(own), shown)
-    harmless_item = _in_front("plain words", service.catalogue.item(own), shown)
-    recommender.put_items([Item(evil, front.fields), Item(f"{own}:plain", harmless_item.fields)])
+    item, shown = service.catalogue.item(own), recommender.builder.config.fields or service.catalogue.fields
+    words = _words(service, number, len(text))
+    plain = f"{own}:plain"
+    recommender.put_items(
+        Item(name, _in_front(front, item, shown).fields) for name, front in ((evil, text), (plain, words))
+    )
 
-    groups = [
+    itself, beside, calm = (
         recommender.prompt(Ask(reader.history, reader.profile, [first, *others])).group
-        for first in (own, evil)
-    ]
-    plain, beside = groups
-    replaced = _harmless(service, beside.suffixes[0], others, number)
-    harmless = ScoringGroup(plain.prefix, (replaced, *plain.suffixes[1:]))
-    _margins(service, plain)  # reads the prefix, so that the passes compared are laid out alike
-    itself, bad, good = (_margins(service, group) for group in (plain, beside, harmless))
+        for first in (own, evil, plain)
+    )
+    replaced = _replaced(service, beside.suffixes[0], others, words)
+    other = ScoringGroup(itself.prefix, (replaced, *itself.suffixes[1:]))
+    _margins(service, itself)  # reads the prefix, so that the passes compared are laid out alike
+    before, bad, good, new = (_margins(service, group) for group in (itself, beside, calm, other))
     return Moved(
         kind=kind,
-        same_prefix=beside.prefix == plain.prefix,
-        same_others=bool(np.array_equal(bad[1:], good[1:])),
-        others_margin_moved=float(np.abs(bad[1:] - itself[1:]).max()),
-        hostile=_difference(service, bad, itself),
-        harmless=_difference(service, good, itself),
-        as_text=shown_as_text(service, evil, f"{own}:plain"),
+        same_prefix=beside.prefix == itself.prefix,
+        same_others=bool(np.array_equal(bad[1:], new[1:])),
+        others_margin_moved=float(np.abs(bad[1:] - before[1:]).max()),
+        hostile=_difference(service, bad, before),
+        harmless=_difference(service, good, before),
+        replaced=_difference(service, new, before),
+        as_text=shown_as_text(service, evil, plain),
     )
 
 
@@ -135,15 +141,24 @@ def _unmet(service: Service, history: Sequence[str], number: int) -> list[str]:
     return [unmet[i] for i in rng.choice(len(unmet), size=1 + N_OTHERS, replace=False)]
 
 
-def _harmless(
-    service: Service, suffix: tuple[int, ...], others: Sequence[str], number: int
-) -> tuple[int, ...]:
-    """Return a candidate of as many tokens in the same frame, made of the texts of other items."""
-    builder = service.ranker.recommender.builder
+def _words(service: Service, number: int, length: int) -> str:
+    """Return words of other items, `length` characters of them."""
     rng = derive_rng(number, "bench-harmless")
     catalogue = sorted(name for name in service.catalogue.items if ":" not in name)
-    words = [builder.item_text(catalogue[i]) for i in rng.integers(len(catalogue), size=len(suffix))]
-    long = builder.text_suffix("; ".join(words))
+    words = ""
+    while len(words) < length:
+        fields = service.catalogue.item(catalogue[rng.integers(len(catalogue))]).fields
+        words += f"{' '.join(value for value in fields.values() if value)} "
+    return words[:length]
+
+
+def _replaced(
+    service: Service, suffix: tuple[int, ...], others: Sequence[str], words: str
+) -> tuple[int, ...]:
+    """Return a candidate of as many tokens in the same frame, made of these words, again and again."""
+    builder = service.ranker.recommender.builder
+    enough = 100 * len(suffix)  # characters
+    long = builder.text_suffix((f"{words} " * (1 + enough // len(words)))[:enough])
     ends = [tuple(reversed(builder.suffix(name))) for name in others[:2]]
     tail = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(*ends, strict=False))))
     return (*long[: len(suffix) - tail], *suffix[len(suffix) - tail :])
@@ -193,7 +208,7 @@ def _facts(moved: Sequence[Moved]) -> dict[str, Any]:
     return {
         "items": len(moved),
         "same_prefix": sum(one.same_prefix for one in moved),
-        "others_exactly_as_beside_a_harmless_text": sum(one.same_others for one in moved),
+        "others_exactly_as_beside_a_replaced_item": sum(one.same_others for one in moved),
         "others_max_abs_margin_moved": float(f"{max(one.others_margin_moved for one in moved):.2g}"),
         "shown_as_text": sum(one.as_text for one in moved),
         "own": _own(moved),
@@ -208,7 +223,10 @@ def _own(moved: Sequence[Moved]) -> dict[str, Any]:
     """Return the mean moves of the own margin and score, and how much larger the hostile ones are."""
     facts: dict[str, Any] = {}
     for place, name in enumerate(("margin", "score")):
-        bad, good = (np.array([getattr(one, way)[place] for one in moved]) for way in ("hostile", "harmless"))
+        bad, good, new = (
+            np.array([getattr(one, way)[place] for one in moved])
+            for way in ("hostile", "harmless", "replaced")
+        )
         more = np.abs(bad) - np.abs(good)
         interval = bootstrap_ci(more, [str(i) for i in range(len(more))], rng=0)
         facts[name] = {
@@ -216,6 +234,7 @@ def _own(moved: Sequence[Moved]) -> dict[str, Any]:
             "harmless": round(float(np.abs(good).mean()), 4),
             "hostile_towards_yes": round(float(bad.mean()), 4),
             "harmless_towards_yes": round(float(good.mean()), 4),
+            "replaced": round(float(np.abs(new).mean()), 4),
             "more_than_harmless": round(float(more.mean()), 4),
             "ci95": [round(interval.low, 4), round(interval.high, 4)],
         }
