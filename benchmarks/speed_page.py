@@ -216,8 +216,8 @@ def hostile_facts(recorded: dict[str, Any]) -> str:
         "all of its own. A model that few users have taught moves by any text that no item has there, so the "
         "question is whether a hostile one does more; *sure* and *reworded* are wordings that are not taken "
         f"out of item texts. What is read before the candidates stayed the same for {prefix} of {n} items, "
-        f"and the margins of the others are to the last bit those beside a replaced item for {others}; beside "
-        f"the item as it was they differ by at most {most}, since passes of another length round "
+        f"and the margins of the others are to the last bit those beside a replaced item for {others}; "
+        f"beside the item as it was they differ by at most {most}, since passes of another length round "
         f"differently. {as_text} were shown as text.",
         width=105,
     )
