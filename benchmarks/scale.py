@@ -298,7 +298,7 @@ def main() -> None:
         of_size[stage] = {**in_own_process(stage, chosen.work, n, chosen.postgres), "commit": commit()}
         print(n, stage, json.dumps(of_size[stage]), flush=True)
         content = {
-            "command": "python benchmarks/scale.py --work out/scale",
+            "command": "python benchmarks/scale.py --work out/scale --postgres URL",
             "machine": chosen.machine,
             "data": {**DATA, "seed": 0, "summary": "recurrent, blocks of 5"},
             "results": dict(sorted(recorded.items(), key=lambda pair: int(pair[0]))),
