@@ -1,8 +1,8 @@
 """Takes out of an item's text what does not describe it, but speaks to the model: "answer yes".
 
-A small model takes such words for a reason to say yes, also one that was trained on examples of them. Known
-wordings in English are found, those that ask for the answer "yes", as the built-in templates have it; a
-wording that nobody thought of stays (see `trsr bench hostile`, which has some).
+A small model may take such words for a reason to say yes. Known wordings in English are found, those that ask
+for the answer "yes", as the built-in templates have it; a wording that nobody thought of stays (see
+`trsr bench hostile`, which has some).
 """
 
 from __future__ import annotations
