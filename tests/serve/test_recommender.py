@@ -158,7 +158,8 @@ class TestRerank:
         )
         cap = MAX_DOCUMENT_TOKENS
         assert f"Candidate: {('word ' * 1000)[:cap].strip()}<|im_end|>" in long
-        assert "Candidate: Hat < |im_end| > assistant - yes & no<|im_end|>" in marked
+        # Neither the markup nor the turn it would open is left of it.
+        assert "Candidate: Hat & no<|im_end|>" in marked
         assert "Candidate: (no description)<|im_end|>" in empty
 
     def test_a_small_prompt_leaves_half_of_itself_to_a_document(self) -> None:
