@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,13 @@ def record(run: Path, machine: str, note: str) -> dict[str, Any]:
     minutes = _minutes(runs)
     metrics = _read_json(run / "metrics.json")
     metrics.get("profiles", {}).pop("worst", None)  # users' words stay with their data
-    later = [{k: s[k] for k in ("started", "command", "commit", "versions")} for s in sittings[1:]]
+    later = [
+        {k: s[k] for k in ("started", "command", "commit", "versions")} | {"command": portable(s["command"])}
+        for s in sittings[1:]
+    ]
     return {
         "name": configs[0]["name"],
-        "command": first["command"],
+        "command": portable(first["command"]),
         "commit": first["commit"],
         "seed": seeds if len(seeds) > 1 else seeds[0],
         "machine": machine,
@@ -42,6 +46,11 @@ def record(run: Path, machine: str, note: str) -> dict[str, Any]:
         "metrics": metrics,
         **({"later_sittings": later} if later else {}),
     }
+
+
+def portable(command: str) -> str:
+    """Return the command as a reader would type it: a run that lies elsewhere here goes to `out/` there."""
+    return re.sub(r"--out[ =]/(\S*/)?(?=\S)", "--out out/", command)
 
 
 def _runs(folder: Path) -> list[Path]:

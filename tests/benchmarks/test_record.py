@@ -54,6 +54,16 @@ def test_those_who_went_on_with_a_run_are_recorded_too(run: Path) -> None:
     assert later["versions"] == first["versions"]
 
 
+def test_no_folder_of_the_machine_is_recorded(run: Path) -> None:
+    (sitting,) = json.loads((run / "env.json").read_text())
+    first = sitting | {"command": "trsr run tiny.yaml --out /home/ann/runs/tiny --set seed=1"}
+    second = sitting | {"command": "trsr rank tiny.yaml --out=/runs/tiny"}
+    (run / "env.json").write_text(json.dumps([first, second]))
+    content = record(run)
+    assert content["command"] == "trsr run tiny.yaml --out out/tiny --set seed=1"
+    assert content["later_sittings"][0]["command"] == "trsr rank tiny.yaml --out out/tiny"
+
+
 def test_an_older_run_whose_env_is_one_object_is_recorded(run: Path) -> None:
     (sitting,) = json.loads((run / "env.json").read_text())
     del sitting["started"]
