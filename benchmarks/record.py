@@ -30,13 +30,10 @@ def record(run: Path, machine: str, note: str) -> dict[str, Any]:
     minutes = _minutes(runs)
     metrics = _read_json(run / "metrics.json")
     metrics.get("profiles", {}).pop("worst", None)  # users' words stay with their data
-    later = [
-        {k: s[k] for k in ("started", "command", "commit", "versions")} | {"command": portable(s["command"])}
-        for s in sittings[1:]
-    ]
+    later = [{k: s[k] for k in ("started", "command", "commit", "versions")} for s in sittings[1:]]
     return {
         "name": configs[0]["name"],
-        "command": portable(first["command"]),
+        "command": first["command"],
         "commit": first["commit"],
         "seed": seeds if len(seeds) > 1 else seeds[0],
         "machine": machine,
@@ -48,11 +45,6 @@ def record(run: Path, machine: str, note: str) -> dict[str, Any]:
     }
 
 
-def portable(command: str) -> str:
-    """Return the command as a reader would type it: a run that lies elsewhere here goes to `out/` there."""
-    return re.sub(r"--out[ =]/(\S*/)?(?=\S)", "--out out/", command)
-
-
 def _runs(folder: Path) -> list[Path]:
     """Return the run folders of a result: the folder, or those of its seeds in their order."""
     if (folder / "config.yaml").exists():
@@ -62,7 +54,13 @@ def _runs(folder: Path) -> list[Path]:
 
 def _sittings(run: Path) -> list[dict[str, Any]]:
     found = _read_json(run / "env.json")
-    return found if isinstance(found, list) else [found]  # the first runs kept one sitting only
+    sittings = found if isinstance(found, list) else [found]  # the first runs kept one sitting only
+    return [sitting | {"command": _portable(sitting["command"])} for sitting in sittings]
+
+
+def _portable(command: str) -> str:
+    """Return the command as a reader would type it: a run that lies elsewhere here goes to `out/` there."""
+    return re.sub(r"--out[ =]/(\S*/)?(?=\S)", "--out out/", command)
 
 
 def _minutes(runs: list[Path]) -> dict[str, float]:

@@ -161,12 +161,34 @@ def readme_rows(runs: Sequence[Record]) -> str:
     return table(["run", f"{' and '.join(MAIN)}", "command"], rows)
 
 
+def readme_gains(runs: Sequence[Record]) -> list[str]:
+    """Return, a run that compares kinds of profile, the written one against them and the best baseline."""
+    found = []
+    for record in runs:
+        metrics = record["metrics"]
+        best = next(name for name in by_value(metrics["rankers"]) if not name.startswith(("llm", "fusion")))
+        rows = [
+            against_other(pair, "llm")
+            for pair in metrics.get("comparisons", ())
+            if pair["metric"] == MAIN[1] and "llm" in (pair["a"], pair["b"])
+        ]
+        by_other = {row[1]: row for row in rows}
+        others = [name for name in ("llm_no_profile", "llm_counted", best) if name in by_other]
+        if others[:-1]:
+            said = [f"{name} {by_other[name][2]}, corrected p {by_other[name][3]}" for name in others]
+            found.append(
+                f"{record['name']}, llm with a written profile minus another, {MAIN[1]}: {'; '.join(said)}."
+            )
+    return found
+
+
 def readme(text: str, runs: Sequence[Record]) -> str:
-    """Return the README with its table of runs made anew, of those that are recipes as they stand."""
+    """Return the README with what it says of runs made anew, of those that are recipes as they stand."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
     recipes = [record for record in runs if "--set" not in command(record)]
-    return f"{before}{BEGIN}\n\n{readme_rows(recipes)}\n\n{END}{after}"
+    parts = [BEGIN, readme_rows(recipes), *readme_gains(recipes), END]
+    return before + "\n\n".join(parts) + after
 
 
 def command(record: Record) -> str:

@@ -92,6 +92,23 @@ def test_a_pair_is_read_from_the_side_asked_for() -> None:
     assert RESULTS["against_other"](pair, "y") == ["y", "x", "-0.200 [-0.300, -0.100]", "0.040", "-0.50"]
 
 
+def test_the_readme_says_what_a_written_profile_adds() -> None:
+    rankers = {name: {"mrr@10": {"value": value}} for name, value in (("llm", 0.5), ("llm_counted", 0.4))}
+    rankers |= {"sasrec": {"mrr@10": {"value": 0.7}}, "bm25": {"mrr@10": {"value": 0.2}}}
+    pair = {"metric": "mrr@10", "b": "llm", "p_holm": 0.04, "effect_size": 0.5}
+    pairs = [
+        pair | {"a": "sasrec", "difference": 0.2, "ci95": [0.1, 0.3]},
+        pair | {"a": "llm_counted", "difference": -0.2, "ci95": [-0.3, -0.1]},
+    ]
+    record = {"name": "shop", "metrics": {"rankers": rankers, "comparisons": pairs}}
+    assert RESULTS["readme_gains"]([record]) == [
+        "shop, llm with a written profile minus another, mrr@10: llm_counted +0.200 [+0.100, +0.300], "
+        "corrected p 0.040; sasrec -0.200 [-0.300, -0.100], corrected p 0.040."
+    ]
+    record["metrics"]["comparisons"] = pairs[:1]  # no other kind of profile
+    assert RESULTS["readme_gains"]([record]) == []
+
+
 def test_what_the_profile_adds_stands_slice_by_slice() -> None:
     pair = {
         "metric": "mrr@10",
