@@ -105,8 +105,8 @@ def test_the_readme_says_what_a_written_profile_adds() -> None:
         "shop, llm with a written profile minus another, mrr@10: llm_counted +0.200 [+0.100, +0.300], "
         "corrected p 0.040; sasrec -0.200 [-0.300, -0.100], corrected p 0.040."
     ]
-    record["metrics"]["comparisons"] = pairs[:1]  # no other kind of profile
-    assert RESULTS["readme_gains"]([record]) == []
+    without = {"name": "shop", "metrics": {"rankers": rankers, "comparisons": pairs[:1]}}
+    assert RESULTS["readme_gains"]([without]) == []
 
 
 def test_what_the_profile_adds_stands_slice_by_slice() -> None:
