@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trsr.config import FUSIONS
 from trsr.evaluate.ablations import ablations, sentence
 from trsr.evaluate.standings import NOTE, p_value, standings
 
@@ -149,8 +150,8 @@ def readme_rows(runs: Sequence[Record]) -> str:
         chance = ", ".join(f"{metric} {number(protocol['chance'][metric])}" for metric in MAIN)
         own = next((name for name in OWN if name in rankers), None)
         # Only language models give probabilities.
-        others = [n for n in by_value(rankers) if "logloss" not in rankers[n] and n != "fusion"]
-        named = [name for name in (own, "fusion", *others[:2], "llm_zero_shot") if name in rankers]
+        others = [n for n in by_value(rankers) if "logloss" not in rankers[n] and n not in FUSIONS]
+        named = [name for name in (own, *FUSIONS, *others[:2], "llm_zero_shot") if name in rankers]
         said = [
             f"{name} " + ", ".join(cell(rankers[name].get(metric)) for metric in MAIN)
             for name in dict.fromkeys(named)
@@ -162,24 +163,37 @@ def readme_rows(runs: Sequence[Record]) -> str:
 
 
 def readme_gains(runs: Sequence[Record]) -> list[str]:
-    """Return, a run that compares kinds of profile, the written one against them and the best baseline."""
+    """Return, a run, what a written profile adds to other kinds, and what `llm` adds to all baselines."""
     found = []
     for record in runs:
         metrics = record["metrics"]
         best = next(name for name in by_value(metrics["rankers"]) if not name.startswith(("llm", "fusion")))
-        rows = [
-            against_other(pair, "llm")
-            for pair in metrics.get("comparisons", ())
-            if pair["metric"] == MAIN[1] and "llm" in (pair["a"], pair["b"])
-        ]
-        by_other = {row[1]: row for row in rows}
-        others = [name for name in ("llm_no_profile", "llm_counted", best) if name in by_other]
-        if others[:-1]:
-            said = [f"{name} {by_other[name][2]}, corrected p {by_other[name][3]}" for name in others]
+        profile = _minus(metrics, "llm", ["llm_no_profile", "llm_counted"])
+        whole = _minus(metrics, "fusion_all", ["fusion_no_llm", best])
+        if profile:
+            said = "; ".join(profile + _minus(metrics, "llm", [best]))
+            found.append(f"{record['name']}, llm with a written profile minus another, {MAIN[1]}: {said}.")
+        if whole:
             found.append(
-                f"{record['name']}, llm with a written profile minus another, {MAIN[1]}: {'; '.join(said)}."
+                f"{record['name']}, all baselines and llm joined (fusion_all) minus another, {MAIN[1]}: "
+                f"{'; '.join(whole)}."
             )
     return found
+
+
+def _minus(metrics: Record, name: str, others: Sequence[str]) -> list[str]:
+    """Return the differences between one ranker and others, of those pairs that were compared."""
+    rows = [
+        against_other(pair, name)
+        for pair in metrics.get("comparisons", ())
+        if pair["metric"] == MAIN[1] and name in (pair["a"], pair["b"])
+    ]
+    by_other = {row[1]: row for row in rows}
+    return [
+        f"{other} {by_other[other][2]}, corrected p {by_other[other][3]}"
+        for other in others
+        if other in by_other
+    ]
 
 
 def readme(text: str, runs: Sequence[Record]) -> str:

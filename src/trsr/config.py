@@ -41,9 +41,13 @@ RankerName = Literal[
     "llm_no_profile",
     "llm_counted",
     "fusion",
+    "fusion_all",
+    "fusion_no_llm",
 ]
 OWN_MODEL: dict[RankerName, ProfileKind] = {"llm": "own", "llm_no_profile": "none", "llm_counted": "counted"}
 """The rankers that are the run's fine-tuned model, and the profile that it is asked with."""
+FUSIONS: tuple[RankerName, ...] = ("fusion", "fusion_all", "fusion_no_llm")
+"""The rankers that join others, and rank after them."""
 VARIABLE_PARTS = ("protocol", "summary", "engine", "prompt", "recommender", "train")
 """The parts of a configuration in which a variant may differ from its run."""
 StorePlace = Annotated[str, AfterValidator(checked), PlainSerializer(redacted, return_type=str)]
@@ -227,8 +231,7 @@ def _short(value: object) -> str:
 def _check_together(config: RunConfig) -> None:
     """Check what single fields cannot know."""
     problems = [*_own_model_mistakes(config), *grammar_mistakes(config.summary, config.engine)]
-    if "fusion" in config.rankers and "llm" not in config.rankers:
-        problems.append("rankers: `fusion` joins `llm` with cheap rankers; name `llm` too.")
+    problems += _fusion_mistakes(config.rankers)
     if not config.rankers:
         problems.append("rankers: the list is empty; name at least one.")
     variants, of_variants = _resolve_variants(config)
@@ -239,6 +242,21 @@ def _check_together(config: RunConfig) -> None:
             problems += [f"variants.{name}: {mistake}" for mistake in mistakes]
     if problems:
         raise ConfigError(problems)
+
+
+def _fusion_mistakes(rankers: Sequence[RankerName]) -> Iterable[str]:
+    """Say which fusions lack what they join."""
+    for name in ("fusion", "fusion_all"):
+        if name in rankers and "llm" not in rankers:
+            yield f"rankers: `{name}` joins `llm` with other rankers; name `llm` too."
+    for name in ("fusion_all", "fusion_no_llm"):
+        if name in rankers and not joinable(rankers):
+            yield f"rankers: `{name}` joins the baselines that stand beside it; name one, such as bm25."
+
+
+def joinable(rankers: Sequence[RankerName]) -> list[RankerName]:
+    """Return the baselines among some rankers that a fusion can learn from: all but `random`."""
+    return [n for n in rankers if n not in {"random", "llm_zero_shot", *OWN_MODEL, *FUSIONS}]
 
 
 def _own_model_mistakes(config: RunConfig) -> Iterable[str]:

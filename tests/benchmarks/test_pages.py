@@ -105,6 +105,12 @@ def test_the_readme_says_what_a_written_profile_adds() -> None:
         "shop, llm with a written profile minus another, mrr@10: llm_counted +0.200 [+0.100, +0.300], "
         "corrected p 0.040; sasrec -0.200 [-0.300, -0.100], corrected p 0.040."
     ]
+    joined = pair | {"a": "fusion_all", "b": "fusion_no_llm", "difference": 0.1, "ci95": [0.0, 0.2]}
+    both = {"name": "shop", "metrics": {"rankers": rankers, "comparisons": [*pairs, joined]}}
+    assert RESULTS["readme_gains"]([both])[1:] == [
+        "shop, all baselines and llm joined (fusion_all) minus another, mrr@10: "
+        "fusion_no_llm +0.100 [+0.000, +0.200], corrected p 0.040."
+    ]
     without = {"name": "shop", "metrics": {"rankers": rankers, "comparisons": pairs[:1]}}
     assert RESULTS["readme_gains"]([without]) == []
 

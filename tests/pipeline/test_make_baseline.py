@@ -14,7 +14,7 @@ import numpy.typing as npt
 import polars as pl
 import pytest
 
-from trsr.config import RankerName, load_config
+from trsr.config import FUSIONS, RankerName, load_config
 from trsr.data.tables import Dataset
 from trsr.errors import ConfigError, DataError, MissingExtraError, ModelError
 from trsr.pipeline import baselines
@@ -100,7 +100,7 @@ def test_a_baseline_repeats_itself_and_says_what_was_tried(bench: Workbench, nam
 
 
 def test_every_name_of_the_configuration_makes_a_ranker_of_that_name(bench: Workbench) -> None:
-    for name in set(get_args(RankerName)) - {"fusion"}:  # which joins scores that are there
+    for name in set(get_args(RankerName)) - set(FUSIONS):  # which join scores that are there
         assert make_ranker(bench, name).name == name
 
 

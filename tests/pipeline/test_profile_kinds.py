@@ -17,7 +17,7 @@ from trsr.pipeline import ranking, stages
 from trsr.pipeline.folder import RunFolder
 from trsr.pipeline.stages import run_stages
 from trsr.pipeline.variants import profile_pair
-from trsr.pipeline.workbench import Workbench
+from trsr.pipeline.workbench import Workbench, summarised
 from trsr.rank.calibration import Calibration
 from trsr.train.dataset import profile_kind
 
@@ -83,9 +83,27 @@ def test_training_shows_every_user_the_kind_that_was_drawn(asked: Workbench) -> 
         kinds = [profile_kind(mix, asked.config.seed, e.example_id, epoch) for e in train]
         assert len(set(kinds)) > 1
         for place, (example, kind) in enumerate(zip(train, kinds, strict=True)):
-            text = asked.profiles_as(kind).get(example.example_id, "")
+            text = "" if kind == "none" else asked.profiles_as(kind)[example.example_id]
             prefix = asked.builder.build(example.history, text, example.candidates).group.prefix
             assert epochs[place].group.prefix == prefix
+
+
+def test_profiles_are_written_for_those_examples_only_that_are_shown_with_one(asked: Workbench) -> None:
+    assert asked.config.train is not None
+    mix, splits = asked.config.train.profiles, asked.splits
+    shown = {
+        e.example_id
+        for e in splits.train
+        if "own" in [profile_kind(mix, asked.config.seed, e.example_id, epoch) for epoch in (0, 1)]
+    }
+    assert 0 < len(shown) < len(splits.train)
+    assert set(asked.profiles) == shown | {e.example_id for e in [*splits.valid, *splits.test]}
+    assert asked.folder.stages()["summarize"]["profiles"] == len(asked.profiles)
+
+
+def test_without_fine_tuning_training_users_get_no_profile(asked: Workbench) -> None:
+    untrained = asked.config.model_copy(update={"train": None})
+    assert summarised(asked.splits, untrained) == [*asked.splits.valid, *asked.splits.test]
 
 
 def test_a_model_is_not_asked_in_a_way_it_never_learned(tiny_model: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ exact, and so are the tokens of prompts whose texts are all known; the others ar
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from trsr.data.tables import Dataset
 from trsr.llm.base import Tokenizer
 from trsr.llm.counting import RoughTokenizer, TokenCounter, find_tokenizer
 from trsr.pipeline.costs import TRAINING_WEIGHT, Work
-from trsr.pipeline.workbench import item_texts, make_summariser
+from trsr.pipeline.workbench import item_texts, make_summariser, summarised
 from trsr.prompt.forecast import PromptCounts, count_prompts
 from trsr.prompt.ranking import PromptBuilder, load_ranking_template
 from trsr.summarize.forecast import Forecast, forecast, unwritten_text
@@ -133,7 +133,7 @@ class Planner:
         """
         asked = set() if asked is None else asked
         splits = build_examples(self.dataset, self.config.protocol, self.config.seed)
-        examples = [*splits.train, *splits.valid, *splits.test]
+        examples = summarised(splits, self.config)
         summariser = make_summariser(self.dataset, self.config.summary)
         told = forecast(
             [History(e.user_id, e.history) for e in examples],
@@ -143,7 +143,8 @@ class Planner:
             store=store,
             asked=asked,
         )
-        work = [summary_work(told), *self._model_work(splits, told.profiles, summariser)]
+        profiles = {e.example_id: text for e, text in zip(examples, told.profiles, strict=True)}
+        work = [summary_work(told), *self._model_work(splits, profiles, summariser)]
         notes = summary_notes(told, self.counter)
         if len(work) > 1:
             notes.append(self._ranking_note())
@@ -175,7 +176,7 @@ class Planner:
     def _model_work(
         self,
         splits: Splits,
-        profiles: Sequence[str | None],
+        profiles: Mapping[str, str | None],
         summariser: Summariser,
     ) -> list[Work]:
         """Return the work of training, calibrating and ranking."""
@@ -183,17 +184,12 @@ class Planner:
         rankers = [name for name in ("llm_zero_shot", *OWN_MODEL) if name in config.rankers]
         if config.train is None and not rankers:
             return []
-        builder, known = self._builder(), iter(profiles)
-        of_train, of_valid, of_test = ([next(known) for _ in part] for part in (train, valid, splits.test))
+        builder = self._builder()
 
-        def count(asked: Sequence[RankingExample], texts: Sequence[str | None]) -> PromptCounts:
+        def count(asked: Sequence[RankingExample], kinds: Sequence[ProfileKind]) -> PromptCounts:
+            texts = [_profile(summariser, e, profiles, kind) for e, kind in zip(asked, kinds, strict=True)]
             stand_in = unwritten_text(summariser)
             return count_prompts(builder, asked, texts, stand_in=stand_in, n_more=self._n_more())
-
-        def texts(
-            asked: Sequence[RankingExample], own: Sequence[str | None], kinds: Sequence[ProfileKind]
-        ) -> list[str | None]:
-            return [_profile(summariser, *each) for each in zip(asked, own, kinds, strict=True)]
 
         work = []
         if config.train is not None:
@@ -204,15 +200,15 @@ class Planner:
                 fresh = epoch > 0 and config.train.resample_negatives
                 kinds = [profile_kind(mix, config.seed, e.example_id, epoch) for e in train]
                 shown = [resample(e, epoch) for e in train] if fresh else train
-                learnt.add(count(shown, texts(shown, of_train, kinds)))
-            checked.add(count(valid, of_valid), config.train.evaluations * config.train.epochs)
+                learnt.add(count(shown, kinds))
+            asked_own = count(valid, ["own"] * len(valid))
+            checked.add(asked_own, config.train.evaluations * config.train.epochs)
             work.append(self._work("train", learnt, TRAINING_WEIGHT))
             work.append(self._work("validate", checked))
-            work.append(self._work("calibrate", count(valid, of_valid)))
+            work.append(self._work("calibrate", asked_own))
         for name in rankers:
             kinds = [OWN_MODEL.get(name, "own")] * len(splits.test)
-            asked = count(splits.test, texts(splits.test, of_test, kinds))
-            work.append(self._work(f"rank {name}", asked))
+            work.append(self._work(f"rank {name}", count(splits.test, kinds)))
         return work
 
     def _n_more(self) -> int:
@@ -227,9 +223,9 @@ class Planner:
 
 
 def _profile(
-    summariser: Summariser, example: RankingExample, own: str | None, kind: ProfileKind
+    summariser: Summariser, example: RankingExample, own: Mapping[str, str | None], kind: ProfileKind
 ) -> str | None:
     """Return the profile that an example is shown with; None where it is not written yet."""
     if kind == "counted":
         return summariser.counted(History(example.user_id, example.history))
-    return "" if kind == "none" else own
+    return "" if kind == "none" else own[example.example_id]

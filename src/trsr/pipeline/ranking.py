@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from trsr.config import OWN_MODEL, RankerName, RunConfig, variants_of
+from trsr.config import FUSIONS, OWN_MODEL, RankerName, RunConfig, variants_of
 from trsr.data.files import write_whole
 from trsr.data.fitting import fit_events
 from trsr.llm.adapter import read_adapter_info
@@ -120,7 +120,7 @@ def score_in_parts(
         served: As for `make_ranker`.
     """
     parts = file.with_suffix(".parts")
-    for number, name in enumerate(sorted(rankers, key=lambda name: name == "fusion")):  # it reads the others
+    for number, name in enumerate(sorted(rankers, key=lambda name: name in FUSIONS)):  # they read others
         show = partial(_show, shown, rankers, number, len(examples))
         _rank(bench, name, examples, parts, show, served=served)
     frames = [pl.read_parquet(part) for name in rankers for part in _parts(parts, name, examples)]
@@ -227,13 +227,15 @@ def make_ranker(  # noqa: PLR0911 - one a name
         case "bm25":
             return Bm25Ranker(bench.bm25_index, profiles=bench.profiles)
         case "popularity_decayed" | "embedding" | "ncf" | "gru4rec" | "bert4rec" | "sasrec":
-            return make_baseline(bench, name)
+            if name not in bench.fitted:
+                bench.fitted[name] = make_baseline(bench, name)
+            return bench.fitted[name]
         case "llm_zero_shot" | "llm" | "llm_no_profile" | "llm_counted":
             return _llm_ranker(bench, name, served=served)
-        case "fusion":
+        case "fusion" | "fusion_all" | "fusion_no_llm":
             from trsr.pipeline.fusion import make_fusion
 
-            return make_fusion(bench)
+            return make_fusion(bench, name)
 
 
 def _llm_ranker(bench: Workbench, name: RankerName, *, served: bool) -> Ranker:

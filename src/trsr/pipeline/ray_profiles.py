@@ -225,12 +225,12 @@ def dataset_slices(dataset: Dataset, n_users: int, limit: int | None) -> tuple[l
 
 
 def summarize_examples(bench: Workbench, runner: RayRunner) -> dict[str, int | float]:
-    """Write the profile of every example of a run; the workers share its folder.
+    """Write the profile of every example of a run that is shown with one; the workers share its folder.
 
     Raises:
         As `write_on_ray`.
     """
-    n_examples = len(bench.all_examples())
+    n_examples = len(bench.summarised_examples())
     step = users_a_piece(n_examples, runner)
     slices = [(start, min(start + step, n_examples)) for start in range(0, n_examples, step)]
     opened = partial(_open_examples, bench.places())
@@ -241,7 +241,7 @@ def summarize_examples(bench: Workbench, runner: RayRunner) -> dict[str, int | f
 def _open_examples(places: Sequence[Place]) -> Source:
     """Open a run in a worker; a piece is a slice of its examples."""
     bench = reopened(places)
-    examples = bench.all_examples()
+    examples = bench.summarised_examples()
 
     def histories(start: int, stop: int) -> list[tuple[str, History]]:
         return [(e.example_id, History(e.user_id, e.history)) for e in examples[start:stop]]

@@ -64,9 +64,9 @@ def make_examples(bench: Workbench) -> Facts:
 
 
 def write_summaries(bench: Workbench) -> Facts:
-    """Write the profile of every example's history."""
+    """Write the profile of every example that is shown with one."""
     check_recommender(bench)
-    examples = bench.all_examples()
+    examples = bench.summarised_examples()
     if bench.runner is not None:
         return summarize_examples(bench, bench.runner)
     written = write_profiles(
@@ -144,7 +144,7 @@ def _epochs(bench: Workbench, config: TrainConfig) -> EpochGroups:
     def groups(epoch: int) -> list[TrainingGroup]:
         fresh = epoch > 0 and config.resample_negatives
         kinds = {e.example_id: profile_kind(mix, seed, e.example_id, epoch) for e in train}
-        profiles = {name: bench.profiles_as(kind).get(name, "") for name, kind in kinds.items()}
+        profiles = {name: bench.profiles_as(kind)[name] for name, kind in kinds.items() if kind != "none"}
         examples = [resample(example, epoch) for example in train] if fresh else train
         return training_groups(examples, profiles, bench.builder)
 

@@ -19,12 +19,14 @@ from trsr.llm import models
 from trsr.llm.base import LabelTokens, Tokenizer
 from trsr.pipeline.folder import RunFolder
 from trsr.prompt.ranking import PromptBuilder, load_ranking_template
+from trsr.rank.base import Ranker
 from trsr.rank.baselines import Bm25Index
 from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.prompts import load_summary_template
 from trsr.summarize.run import Summariser
 from trsr.templating import Template
 from trsr.train.config import ProfileKind
+from trsr.train.dataset import shows_own_profile
 from trsr.types import History, RankingExample
 
 NO_CAP = 10_000
@@ -47,6 +49,8 @@ class Workbench:
         """Is told what long stages do."""
         self.runner: RayRunner | None = base.runner if base else None
         """Where profiles are written and the language model ranks; None for this process."""
+        self.fitted: dict[str, Ranker] = {}
+        """Baselines that this process has fitted, which rank themselves and in fusions."""
 
     def places(self) -> list[Place]:
         """Return what `reopened` needs to open this workbench in another process."""
@@ -84,6 +88,10 @@ class Workbench:
         """Return training, validation and test examples."""
         return [*self.splits.train, *self.splits.valid, *self.splits.test]
 
+    def summarised_examples(self) -> list[RankingExample]:
+        """Return the examples that a profile is written for."""
+        return summarised(self.splits, self.config)
+
     @cached_property
     def summariser(self) -> Summariser:
         """The summariser with its texts."""
@@ -103,7 +111,7 @@ class Workbench:
         }
 
     def profiles_as(self, kind: ProfileKind) -> dict[str, str]:
-        """Return one kind of profile by example id; an example that is left out has none."""
+        """Return one kind of profile by example id, of those examples that have one."""
         return {} if kind == "none" else self.counted_profiles if kind == "counted" else self.profiles
 
     @cached_property
@@ -194,6 +202,17 @@ def check_fields(dataset: Dataset, fields: tuple[str, ...] | None) -> None:
             f"The data set {dataset.info.name!r} has no text field {unknown[0]!r}; "
             f"choose from {', '.join(known)}."
         )
+
+
+def summarised(splits: Splits, config: RunConfig) -> list[RankingExample]:
+    """Return the examples whose profile something reads, in the order of training, validation and test.
+
+    Of the training examples these are the ones that fine-tuning shows with it in an epoch; for the others no
+    call is paid.
+    """
+    train = config.train
+    shown = [e for e in splits.train if train and shows_own_profile(train, config.seed, e.example_id)]
+    return [*shown, *splits.valid, *splits.test]
 
 
 def make_summariser(dataset: Dataset, config: SummaryConfig) -> Summariser:

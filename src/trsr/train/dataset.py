@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from trsr.llm.base import ScoringGroup
 from trsr.prompt.ranking import PromptBuilder
 from trsr.seeding import derive_rng
-from trsr.train.config import ProfileKind, ProfileMix
+from trsr.train.config import ProfileKind, ProfileMix, TrainConfig
 from trsr.types import RankingExample
 
 
@@ -45,6 +45,12 @@ def profile_kind(mix: ProfileMix, seed: int, example_id: str, epoch: int) -> Pro
     if draw < mix.none:
         return "none"
     return "counted" if draw < mix.none + mix.counted else "own"
+
+
+def shows_own_profile(config: TrainConfig, seed: int, example_id: str) -> bool:
+    """Return whether an epoch shows a training example with the profile of the run."""
+    epochs = range(config.epochs)
+    return any(profile_kind(config.profiles, seed, example_id, epoch) == "own" for epoch in epochs)
 
 
 class EpochGroups:
