@@ -117,6 +117,30 @@ def test_sampled_asks_for_the_last_item_of_users_with_a_history_in_range(tmp_pat
     assert "Leakage warning" in splits.warnings[0]
 
 
+def test_training_users_can_be_asked_for_several_last_items(tmp_path: Path) -> None:
+    users = random_users(0, 60, 60, times=True)
+    dataset = make(tmp_path / "d", users)
+    one = build_examples(dataset, SAMPLED, seed=1)
+    protocol = SAMPLED.model_copy(update={"train_targets": 3})
+    several = build_examples(dataset, protocol, seed=1)
+    assert (several.valid, several.test) == (one.valid, one.test)
+    assert [e.user_id for e in several.train] == [e.user_id for e in one.train]
+    full = {user: (history, times) for user, history, times in users}
+    resample = make_resampler(dataset, protocol, seed=1)
+    for example in [*several.train, *(resample(e, 1) for e in several.train)]:
+        history, times = full[example.user_id]
+        assert list(example.history) == history[:-3]
+        assert positives(example) == set(history[-3:])
+        assert times is not None
+        assert example.timestamp == times[-3]
+        negatives = set(example.candidates) - positives(example)
+        assert len(negatives) == protocol.negatives.n_train
+        assert not negatives & set(history)
+    assert "in training the last 3" in str(several.description["target"])
+    with pytest.raises(ValidationError, match="train_targets 4 leaves users with a history of min_history 3"):
+        SampledProtocol(min_history=3, max_history=10, train_targets=4)
+
+
 def test_sampled_can_keep_the_newest_part_of_long_histories_and_never_draws_the_cut_part(
     tmp_path: Path,
 ) -> None:

@@ -80,6 +80,18 @@ def test_a_target_in_its_own_history_is_found(
     assert repr(name) in leaks[0]
 
 
+def test_a_history_that_reaches_among_several_targets_is_found(dataset: Dataset) -> None:
+    protocol = SampledProtocol(min_history=5, max_history=13, n_valid=4, n_test=8, train_targets=3)
+    splits = build_examples(dataset, protocol, seed=3)
+    assert history_leaks(dataset, splits).leaks == ()
+    user = splits.train[0].user_id
+    met = dataset.events().filter(user_id=user).sort("position").collect()["item_id"].to_list()
+    for n_reached in (1, 2):  # of the targets stand in the history
+        history = tuple(met[: len(met) - 3 + n_reached])
+        leaky = with_first(splits, "train", lambda e, history=history: replace(e, history=history))  # type: ignore[misc]
+        assert len(history_leaks(dataset, leaky).leaks) == n_reached
+
+
 def test_an_item_met_more_often_than_before_its_target_is_found(
     dataset: Dataset, made: dict[str, Splits]
 ) -> None:

@@ -29,10 +29,19 @@ def test_the_answer_loss_is_the_cross_entropy_over_yes_and_no(rows: list[tuple[f
 
 
 @given(numbers)
-def test_the_listwise_loss_is_the_softmax_share_of_the_chosen(rows: list[tuple[float, int]]) -> None:
-    every = sum(math.exp(margin) for margin, _ in rows)
-    chosen = sum(math.exp(margin) for margin, label in rows if label)
-    assert float(listwise_loss(*split(rows))) == pytest.approx(-math.log(chosen / every), rel=1e-4, abs=1e-4)
+def test_the_listwise_loss_sets_each_chosen_against_all_that_were_not(rows: list[tuple[float, int]]) -> None:
+    others = sum(math.exp(margin) for margin, label in rows if not label)
+    chosen = [math.exp(margin) for margin, label in rows if label]
+    expected = -sum(math.log(one / (one + others)) for one in chosen) / len(chosen)
+    assert float(listwise_loss(*split(rows))) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def test_a_chosen_candidate_is_not_pushed_below_another_that_was_chosen() -> None:
+    margins = torch.tensor([4.0, -1.0, 0.0], requires_grad=True)
+    listwise_loss(margins, torch.tensor([1, 1, 0])).backward()
+    assert margins.grad is not None
+    assert (margins.grad[:2] < 0).all()  # both rise, the weaker one more
+    assert margins.grad[1] < margins.grad[0]
 
 
 @given(numbers)

@@ -39,7 +39,8 @@ class Checked:
 def history_leaks(dataset: Dataset, splits: Splits) -> Checked:
     """Look for history items that are not among the user's events strictly before the target.
 
-    - `sampled`: before the position of the target's last occurrence, and not later than the example's time.
+    - `sampled`: before the position of the target's last occurrence, of several targets the first of these,
+      and not later than the example's time.
     - `temporal`: before the example's time.
     - `impressions`: in the history that was logged with the impression.
 
@@ -159,13 +160,18 @@ def _asked(examples: Sequence[RankingExample]) -> pl.LazyFrame:
 
 
 def _places(dataset: Dataset, asked: pl.LazyFrame) -> pl.LazyFrame:
-    """Return number, user_id, asked_at and `cut`: the position of the target's last occurrence, or null."""
+    """Return number, user_id, asked_at and `cut`: where the target stands last, or null.
+
+    Of several targets the one that stands first, so that a history which reaches among them is found.
+    """
     targets = asked.select("number", "user_id", "asked_at", item_id="targets").explode("item_id")
     places = dataset.events().select("user_id", "item_id", "position")
     return (
         targets.join(places, on=["user_id", "item_id"], how="left")
+        .group_by("number", "user_id", "asked_at", "item_id")
+        .agg(place=pl.col("position").max())
         .group_by("number", "user_id", "asked_at")
-        .agg(cut=pl.col("position").max())
+        .agg(cut=pl.col("place").min())
     )
 
 

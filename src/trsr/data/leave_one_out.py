@@ -1,6 +1,11 @@
-"""The `sampled` protocol: one question a user, the last item as target, users split by seed."""
+"""The `sampled` protocol: one question a user, the last item as target, users split by seed.
+
+Training users can be asked for several of their last items at once.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import polars as pl
 
@@ -45,7 +50,10 @@ def plan_sampled(dataset: Dataset, protocol: SampledProtocol, seed: int) -> Plan
         eligible = long_enough.filter(pl.col("n") <= protocol.max_history)
     users = by_seed(eligible["user_id"].to_list(), seed)
     parts = divide(users, protocol.n_train, protocol.n_valid, protocol.n_test, "users")
-    found = _questions(events, items, [u for split in SPLITS for u in parts[split]], protocol.max_history)
+    n_targets = {
+        u: protocol.train_targets if split == "train" else 1 for split in SPLITS for u in parts[split]
+    }
+    found = _questions(events, items, n_targets, protocol.max_history)
     questions = {split: [found[u] for u in parts[split]] for split in SPLITS}
 
     popularity = None
@@ -68,29 +76,39 @@ def plan_sampled(dataset: Dataset, protocol: SampledProtocol, seed: int) -> Plan
             "users_truncated": sum(bool(q.also_met) for split in SPLITS for q in questions[split]),
             "users_not_drawn": len(eligible) - sum(map(len, parts.values())),
         },
-        description={"split": "users by seed", "target": "each user's last item"},
+        description={"split": "users by seed", "target": _target_in_words(protocol)},
         warnings=(_TIMES_UNUSED if has_times else _NO_TIMES,),
     )
 
 
 def _questions(
-    events: pl.LazyFrame, items: pl.DataFrame, users: list[str], max_history: int
+    events: pl.LazyFrame, items: pl.DataFrame, n_targets: Mapping[str, int], max_history: int
 ) -> dict[str, Question]:
+    """Make the question of each user in `n_targets`, which says how many last items are asked for."""
     known = {item_id: item_id for item_id in items["item_id"].to_list()}
     rows = (
-        events.join(pl.LazyFrame({"user_id": users}), on="user_id", how="semi")
+        events.join(pl.LazyFrame({"user_id": list(n_targets)}), on="user_id", how="semi")
         .sort("user_id", "position")
         .group_by("user_id", maintain_order=True)
-        .agg("item_id", pl.col("timestamp").last())
+        .agg("item_id", "timestamp")
         .collect()
     )
     questions = {}
-    for user_id, item_ids, timestamp in rows.iter_rows():
+    for user_id, item_ids, timestamps in rows.iter_rows():
         # One string object an item, not one an event: at a million users this is most of the memory.
-        *before, target = [known[item_id] for item_id in item_ids]
-        history, cut = newest(before, max_history)
-        questions[user_id] = Question(user_id, user_id, history, (target,), also_met=cut, timestamp=timestamp)
+        met = [known[item_id] for item_id in item_ids]
+        n = n_targets[user_id]
+        history, cut = newest(met[:-n], max_history)
+        targets = tuple(dict.fromkeys(met[-n:]))
+        questions[user_id] = Question(
+            user_id, user_id, history, targets, also_met=cut, timestamp=timestamps[-n]
+        )
     return questions
+
+
+def _target_in_words(protocol: SampledProtocol) -> str:
+    n = protocol.train_targets
+    return "each user's last item" + (f" (in training the last {n})" if n > 1 else "")
 
 
 def _popularity(events: pl.LazyFrame, held_out: list[str]) -> pl.DataFrame:

@@ -34,6 +34,11 @@ class SampledProtocol(BaseModel):
     n_train: int | None = Field(default=None, ge=1)
     """Training users; None for all that validation and test leave."""
 
+    train_targets: int = Field(default=1, ge=1)
+    """Targets of a training user: so many last items, all chosen, and the history ends before the first of
+    them. More of them teach more from one reading of the user (as PinnerFormer's training on a stretch of
+    actions, KDD 2022); validation and test have one. An item that was met twice is one target."""
+
     n_valid: int = Field(default=100, ge=0)
     """Validation users."""
 
@@ -58,6 +63,13 @@ class SampledProtocol(BaseModel):
     def _consistent(self) -> SampledProtocol:
         if self.min_history > self.max_history:
             raise ValueError(f"min_history {self.min_history} exceeds max_history {self.max_history}")
+        if self.train_targets > self.min_history:
+            raise ValueError(
+                f"train_targets {self.train_targets} leaves users with a history of min_history"
+                f" {self.min_history} without one; at most {self.min_history} fit"
+            )
+        if self.paper_exact and self.train_targets > 1:
+            raise ValueError("paper_exact has one target a user; leave `train_targets` out")
         if self.paper_exact and self.negatives != _PAPER_NEGATIVES:
             raise ValueError("paper_exact fixes the negatives (uniform, 1 and 20); leave `negatives` out")
         return self

@@ -109,7 +109,7 @@ def _negatives(plan: Plan, question: Question, n: int | None, rng: np.random.Gen
     assert n is not None
     if plan.paper_exact:
         return plan.sampler.draw_unchecked(rng, n)
-    met = (*question.history, *question.also_met)
+    met = (*question.history, *question.also_met, *question.positives)
     try:
         return plan.sampler.draw(rng, question.positives[0], met, n, n_known=question.n_known)
     except DataError as error:

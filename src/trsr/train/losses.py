@@ -23,13 +23,14 @@ def answer_loss(margins: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def listwise_loss(margins: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the softmax cross-entropy of the margins within the group.
+    """Return the softmax cross-entropy of each chosen candidate against all that were not, and its mean.
 
-    -log( sum_{i chosen} exp m_i / sum_i exp m_i ), ListNet's top-one form (Cao et al., ICML 2007); it is the
-    usual InfoNCE of rerankers where one candidate is chosen.
+    mean over chosen i of -log( exp m_i / (exp m_i + sum_{j not chosen} exp m_j) ): the InfoNCE of rerankers
+    (van den Oord et al., arXiv 1807.03748), so each chosen candidate has to rise by itself and none has to
+    beat another. With one chosen candidate it is ListNet's top-one form (Cao et al., ICML 2007).
     """
-    chosen = margins.masked_fill(labels == 0, float("-inf"))
-    return torch.logsumexp(margins, dim=0) - torch.logsumexp(chosen, dim=0)
+    others = torch.logsumexp(margins.masked_fill(labels != 0, float("-inf")), dim=0)
+    return functional.softplus(others - margins[labels != 0]).mean()
 
 
 def joint_loss(margins: torch.Tensor, labels: torch.Tensor, weight: float = JOINT_WEIGHT) -> torch.Tensor:
