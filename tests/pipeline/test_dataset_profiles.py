@@ -157,6 +157,14 @@ def test_a_grounded_profile_has_room_for_its_phrases() -> None:
     assert grounded.max_new_tokens >= 8 * grounded.n_phrases > free.max_new_tokens
 
 
+@pytest.mark.parametrize("engine", ["llamacpp", "openai", "transformers", "fake"])
+def test_an_engine_works_on_as_many_prompts_as_asked(engine: str) -> None:
+    model, url = ("m", "http://127.0.0.1:1/v1") if engine == "openai" else (None, None)
+    chosen = settings("recurrent", engine, model, url, 5, in_flight=3).engine.model_dump()
+    names = {"llamacpp": "n_parallel", "openai": "concurrency", "transformers": "max_rows"}
+    assert chosen.get(names.get(engine, "")) == (None if engine == "fake" else 3)
+
+
 def test_a_server_is_told_phrases_in_the_way_that_is_named() -> None:
     server = ("recurrent", "openai", "m", "http://127.0.0.1:1/v1", 5, True)
     with pytest.raises(ConfigError, match=r"^engine\.grammar: is missing"):

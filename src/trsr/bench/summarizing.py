@@ -19,6 +19,7 @@ from trsr.data.synthetic import SyntheticConfig, generate
 from trsr.errors import InputError
 from trsr.llm.base import Generation, GenerationParams, Prompt, TextGenerator
 from trsr.llm.engines import (
+    IN_FLIGHT,
     REQUIRED_PACKAGES,
     EngineConfig,
     FakeEngine,
@@ -110,16 +111,16 @@ def local_engine(kind: str, model: str, in_flight: int | None = None) -> EngineC
     """
     match kind:
         case "transformers":
-            config: EngineConfig = TransformersEngine(model=model, max_rows=in_flight)
+            config: EngineConfig = TransformersEngine(model=model)
         case "llamacpp":
             config = LlamaCppEngine(model=model)
-            if in_flight is not None:
-                config = config.model_copy(update={"n_parallel": in_flight})
         case "fake":
             config = FakeEngine()
         case _:
             raise InputError(f"--engines: found {kind!r}, expected {' or '.join(LOCAL_ENGINES)}.")
     require_package(kind)
+    if in_flight is not None and kind in IN_FLIGHT:
+        config = config.model_copy(update={IN_FLIGHT[kind]: in_flight})
     return config
 
 

@@ -34,6 +34,14 @@ def summarize(
         str | None,
         typer.Option(help="What the openai engine's server is: llama.cpp, vllm or sglang; for --grounded."),
     ] = None,
+    in_flight: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Most prompts that an engine works on at the same time. 1 makes llamacpp's texts depend on "
+            "nothing else.",
+        ),
+    ] = None,
     store: Annotated[
         str | None,
         typer.Option(
@@ -68,7 +76,7 @@ def summarize(
     )
     from trsr.summarize.places import resolved
 
-    chosen = settings(method, engine, model, base_url, block_size, grounded, grammar)
+    chosen = settings(method, engine, model, base_url, block_size, grounded, grammar, in_flight)
     cluster = choose_runner(runner, concurrency, gpus_per_worker)
     if cluster is not None and show is not None:
         raise ConfigError("--show reads one user in this process; leave --runner ray out.")

@@ -29,6 +29,10 @@ class _Engine(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+IN_FLIGHT = {"llamacpp": "n_parallel", "openai": "concurrency", "transformers": "max_rows"}
+"""The setting of each engine that bounds how many prompts it works on at the same time."""
+
+
 class FakeEngine(_Engine):
     """Deterministic texts made from the prompt's own words; for tests and dry runs."""
 

@@ -1,9 +1,10 @@
 """Writes texts with llama.cpp inside this process: GGUF models on a CPU, many prompts at once.
 
 The server lives in the process (`xllamacpp`), keeps `n_parallel` slots busy by continuous batching, and is
-started by the first prompt, so a run that needs no new text loads nothing. Greedy results do not depend on
-what else is in the batch; `open_server` says how that is held. The frequency penalty is left out: llama.cpp
-counts the prompt's words as written too, and would turn the text away from what it is about.
+started by the first prompt, so a run that needs no new text loads nothing. What else is in the batch hardly
+changes a greedy text, and with one slot there is nothing else; `open_server` says more. The frequency penalty
+is left out: llama.cpp counts the prompt's words as written too, and would turn the text away from what it is
+about.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from trsr.batch.runner import RayRunner
 from trsr.config import grammar_mistakes, validation_sentences
 from trsr.data.tables import Dataset
 from trsr.errors import ConfigError, DataError
-from trsr.llm.engines import EngineConfig
+from trsr.llm.engines import IN_FLIGHT, EngineConfig
 from trsr.pipeline.profiles import WrittenProfiles, save_profiles, write_profiles
 from trsr.pipeline.ray_profiles import Source, dataset_slices, users_a_piece, write_on_ray
 from trsr.pipeline.workbench import make_summariser
@@ -46,8 +46,11 @@ def settings(
     block_size: int,
     grounded: bool = False,
     grammar: str | None = None,
+    in_flight: int | None = None,
 ) -> ProfileSettings:
     """Return checked settings from the command's options.
+
+    `in_flight` bounds the prompts that the engine works on at the same time; None is the engine's own number.
 
     Raises:
         ConfigError: with every mistake.
@@ -59,6 +62,8 @@ def settings(
         named["base_url"] = base_url
     if grammar is not None:
         named["grammar"] = grammar
+    if in_flight is not None and engine in IN_FLIGHT:
+        named[IN_FLIGHT[engine]] = in_flight
     segmentation = {"kind": "count", "block_size": block_size}
     summary = {"method": method, "segmentation": segmentation, "grounded": grounded}
     if grounded:
