@@ -10,7 +10,7 @@ from tiny_models import random_model
 
 from trsr.llm import prompt_reading
 from trsr.llm.prompt_reading import PromptReader, common_prefix
-from trsr.llm.row_cache import joined
+from trsr.llm.row_cache import as_argument, joined
 
 # Two kinds of prompts with their own beginnings, one prompt alone, two equal ones; longer than the windows.
 FIRST, SECOND = list(range(5, 26)), list(range(30, 39))
@@ -60,7 +60,7 @@ class Writer:
                 torch.tensor([text[-1:] for text in self.texts]),
                 attention_mask=mask,
                 position_ids=positions,
-                past_key_values=self.cache,
+                **as_argument(self.model, self.cache),
             ).logits[:, -1]
         return logits
 
@@ -80,6 +80,7 @@ class Writer:
             torch.testing.assert_close(found[row], plain_logits(self.model, text), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")  # of an argument whose name changes
 @pytest.mark.parametrize("model_type", BATCHED)
 def test_a_batch_reads_and_writes_as_each_prompt_alone(
     model_type: str, monkeypatch: pytest.MonkeyPatch

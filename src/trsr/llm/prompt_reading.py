@@ -14,7 +14,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
-from trsr.llm.row_cache import Rows, has_plain_attention
+from trsr.llm.row_cache import Rows, as_argument, has_plain_attention
 
 # Tokens read in one pass: enough for full speed, and few enough that temporaries stay small.
 PASS_TOKENS = 4096
@@ -103,7 +103,11 @@ class PromptReader:
         positions = torch.arange(n_before, n_before + width, device=device).expand(len(rows), -1)
         mask = torch.ones(len(rows), n_before + width, dtype=torch.long, device=device)
         self._model(
-            tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
+            tokens,
+            attention_mask=mask,
+            position_ids=positions,
+            logits_to_keep=1,
+            **as_argument(self._model, cache),
         )
 
 

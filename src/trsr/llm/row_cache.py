@@ -6,6 +6,7 @@ gives its row up. What a library cache does by copying everything at each token 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,12 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+
+
+def as_argument(model: Any, cache: Cache) -> dict[str, Cache]:
+    """Return a cache as the argument that a model takes it by: its name changes in transformers 5.24."""
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    return {name: cache}
 
 
 def has_plain_attention(config: Any) -> bool:

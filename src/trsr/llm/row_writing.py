@@ -14,7 +14,7 @@ import torch
 
 from trsr.llm.base import GenerationParams
 from trsr.llm.prompt_reading import PromptReader
-from trsr.llm.row_cache import Rows, joined
+from trsr.llm.row_cache import Rows, as_argument, joined
 from trsr.llm.wording import Wording
 from trsr.seeding import derive_seed
 
@@ -109,8 +109,8 @@ class RowWriter:
                 self._tokens,
                 attention_mask=self._mask,
                 position_ids=self._positions,
-                past_key_values=self._cache,
                 logits_to_keep=1,
+                **as_argument(self._model, self._cache),
             )
             .logits[:, -1]
             .float()
