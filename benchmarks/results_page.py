@@ -12,6 +12,8 @@ from typing import Any
 
 from trsr.config import FUSIONS
 from trsr.evaluate.ablations import ablations, sentence
+from trsr.evaluate.claims import CLAIMS, verdicts
+from trsr.evaluate.claims import NOTE as CLAIMS_NOTE
 from trsr.evaluate.standings import NOTE, p_value, standings
 
 ROOT = Path(__file__).parents[1]
@@ -41,9 +43,23 @@ def page(runs: Sequence[Record]) -> str:
         "All rankers of a run answer the same questions with the same candidates. In brackets: 95 %\n"
         "interval over users. Values of runs that differ in protocol or users cannot be compared.",
         NOTE,
+        "## Which claims hold",
+        CLAIMS_NOTE,
+        claims_table(runs),
         *(run_section(record) for record in runs),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def claims_table(runs: Sequence[Record]) -> str:
+    """Return what the runs say of each claim."""
+    found = [(one, record["name"]) for record in runs for one in verdicts(record["metrics"])]
+    order = {claim: place for place, (claim, *_) in enumerate(CLAIMS)}
+    rows = [
+        [one.claim, name, f"{one.ranker} - {one.other}", one.metric, one.amount, p_value(one.p), one.words]
+        for one, name in sorted(found, key=lambda row: (order[row[0].claim], row[1]))
+    ]
+    return table(["claim", "run", "rankers", "metric", "difference", "corrected p", "verdict"], rows)
 
 
 def run_section(record: Record) -> str:

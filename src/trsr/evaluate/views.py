@@ -13,6 +13,8 @@ from markupsafe import Markup
 
 from trsr.errors import MissingExtraError
 from trsr.evaluate.ablations import ablation_plots, ablation_views
+from trsr.evaluate.claims import NOTE as CLAIMS_NOTE
+from trsr.evaluate.claims import claim_views
 from trsr.evaluate.context import ReportContext
 from trsr.evaluate.metrics import parse_metric
 from trsr.evaluate.plots import N_SERIES_COLORS, Bar, bar_plot, line_plot
@@ -66,6 +68,8 @@ def report_view(metrics: Mapping[str, Any], context: ReportContext) -> dict[str,
         " those of all other rankers and beyond chance; rows are in order of the first column.",
         "protocol": _plain_values(metrics["protocol"]) | _leakage(metrics),
         **({"beats": _beats(standing)} if standing else {}),
+        "claims": claim_views(metrics),
+        "claims_note": CLAIMS_NOTE,
         "details": _details(metrics),
         "ablations": ablation_views(metrics),
         "slices": slice_views(metrics, ordered, names[0], _headline(names)[:2]),

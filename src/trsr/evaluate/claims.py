@@ -1,0 +1,128 @@
+"""Claims about language models as recommenders, held against what a run measured: the paper's, and one more.
+
+Each claim is a comparison of two rankers that was planned before any result was seen, on one metric, so its
+p-value is corrected for the number of claims that the run can answer and not for all pairs of rankers.
+Reads `metrics.json` only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from trsr.evaluate.comparisons import holm
+from trsr.evaluate.rendering import NOTHING
+from trsr.evaluate.standings import ALPHA, p_value
+
+CLAIMS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("A written profile ranks better than no profile", "llm", ("llm_no_profile",)),
+    ("A written profile ranks better than a counted one", "llm", ("llm_counted",)),
+    ("Fine-tuning ranks better than the model as it came", "llm", ("llm_zero_shot",)),
+    ("Recurrent summaries rank better than hierarchical ones", "llm", ("llm_hierarchical",)),
+    ("Hierarchical summaries rank better than recurrent ones", "llm", ("llm_recurrent",)),
+    (
+        "The language model ranks better than the best sequential one",
+        "llm",
+        ("sasrec", "gru4rec", "bert4rec"),
+    ),
+    ("The language model knows what all baselines together do not", "fusion_all", ("fusion_no_llm",)),
+)
+"""What is claimed, of which ranker, and against which: of several the one with the best mean. The two on the
+ways to summarise look for the variant that a run of the other way has."""
+NOTE = (
+    "Claims of the paper (LLM-TRSR, WWW 2024), and the last one of ours. Each was planned as one comparison,"
+    " so p is corrected for the claims that a run can answer (Holm), not for all pairs of rankers; below"
+    f" {ALPHA} a claim holds, or its opposite. Not told apart: more users may tell."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a run says of a claim.
+
+    Attributes:
+        claim: What is claimed, as a sentence.
+        ranker: Of which ranker.
+        other: The ranker it is held against.
+        metric: On which metric.
+        difference: Mean of `ranker` minus mean of `other`, None if unknown; `low` and `high` likewise.
+        low: Lower end of the difference's 95 % interval.
+        high: Upper end.
+        p: Corrected for the claims of this run, None if unknown.
+    """
+
+    claim: str
+    ranker: str
+    other: str
+    metric: str
+    difference: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+
+    @property
+    def words(self) -> str:
+        """Say whether the claim holds."""
+        if self.p is None or self.difference is None or self.p >= ALPHA:
+            return "not told apart"
+        return "holds" if self.difference > 0 else "the opposite holds"
+
+    @property
+    def amount(self) -> str:
+        """Write the difference with its interval."""
+        if self.difference is None:
+            return NOTHING
+        ends = "" if self.low is None or self.high is None else f" [{self.low:+.3f}, {self.high:+.3f}]"
+        return f"{self.difference:+.3f}{ends}"
+
+
+def verdicts(metrics: Mapping[str, Any]) -> list[Verdict]:
+    """Return what a run says of each claim that it can answer, from the content of `metrics.json`.
+
+    The metric is the first of the compared ones that looks at the order of the best candidates (`mrr@10` by
+    default), else the first.
+    """
+    compared = list(dict.fromkeys(pair["metric"] for pair in metrics["comparisons"]))
+    metric = [*(name for name in compared if name.startswith(("mrr", "ndcg"))), *compared, ""][0]
+    pairs = {(p["a"], p["b"]): p for p in metrics["comparisons"] if p["metric"] == metric}
+    found = []
+    for claim, ranker, others in CLAIMS:
+        known = [o for o in others if (ranker, o) in pairs or (o, ranker) in pairs]
+        if known:
+            best = max(known, key=lambda name: metrics["rankers"][name][metric]["value"] or 0.0)
+            found.append(_verdict(claim, ranker, best, pairs))
+    return _corrected(found)
+
+
+def claim_views(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return what the templates show: a row a claim."""
+    return [
+        {
+            "claim": one.claim,
+            "pair": f"{one.ranker} - {one.other}",
+            "metric": one.metric,
+            "amount": one.amount,
+            "p": p_value(one.p),
+            "verdict": one.words,
+        }
+        for one in verdicts(metrics)
+    ]
+
+
+def _verdict(
+    claim: str, ranker: str, other: str, pairs: Mapping[tuple[str, str], Mapping[str, Any]]
+) -> Verdict:
+    sign, pair = (1, pairs[ranker, other]) if (ranker, other) in pairs else (-1, pairs[other, ranker])
+    low, high = ([None if end is None else sign * end + 0.0 for end in pair["ci95"]])[::sign]
+    difference = None if pair["difference"] is None else sign * pair["difference"] + 0.0
+    return Verdict(claim, ranker, other, pair["metric"], difference, low, high, pair["p"])
+
+
+def _corrected(found: list[Verdict]) -> list[Verdict]:
+    """Return the same with Holm's correction over all of them that have a p-value."""
+    of = [one for one in found if one.p is not None]
+    p = dict(zip((one.claim for one in of), holm(np.array([one.p for one in of])).tolist(), strict=True))
+    return [replace(one, p=p.get(one.claim)) for one in found]
