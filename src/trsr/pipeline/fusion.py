@@ -78,7 +78,7 @@ def _joined(bench: Workbench, name: RankerName) -> list[RankerName]:
         return joinable(bench.config.rankers)
     timed = fit_events(bench.dataset, bench.splits)["timestamp"].is_not_null().any()
     names: list[RankerName] = ["popularity", "popularity_decayed", "recency", "bm25"]
-    return [name for name in names if timed or name != "popularity_decayed"]
+    return [one for one in names if timed or one != "popularity_decayed"]
 
 
 def _llm_margins(bench: Workbench, name: RankerName) -> tuple[pl.DataFrame, pl.DataFrame]:
