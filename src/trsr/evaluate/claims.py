@@ -66,9 +66,14 @@ class Verdict:
     @property
     def words(self) -> str:
         """Say whether the claim holds."""
-        if self.p is None or self.difference is None or self.p >= ALPHA:
+        if self.is_open or self.difference is None:
             return "not told apart"
         return "holds" if self.difference > 0 else "the opposite holds"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the run cannot tell."""
+        return self.p is None or self.difference is None or self.p >= ALPHA
 
     @property
     def amount(self) -> str:
@@ -97,8 +102,8 @@ def verdicts(metrics: Mapping[str, Any]) -> list[Verdict]:
     return _corrected(found)
 
 
-def claim_views(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Return what the templates show: a row a claim."""
+def claim_views(metrics: Mapping[str, Any]) -> list[dict[str, str | bool]]:
+    """Return what the templates show: an entry a claim."""
     return [
         {
             "claim": one.claim,
@@ -107,6 +112,7 @@ def claim_views(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
             "amount": one.amount,
             "p": p_value(one.p),
             "verdict": one.words,
+            "open": one.is_open,
         }
         for one in verdicts(metrics)
     ]
