@@ -10,7 +10,13 @@ import pytest
 from trsr.errors import ModelError
 from trsr.llm import models
 from trsr.llm.base import GenerationParams, TextGenerator
-from trsr.llm.llamacpp import LlamaCppGenerator, open_server, physical_cores, render_chat
+from trsr.llm.llamacpp import (
+    LlamaCppGenerator,
+    default_threads,
+    open_server,
+    physical_cores,
+    render_chat,
+)
 from trsr.testing.engines import TextGeneratorContract, ask
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
@@ -62,6 +68,16 @@ def test_the_chat_format_ends_with_the_prefill() -> None:
 
 def test_at_least_one_core_is_found() -> None:
     assert 1 <= physical_cores() <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize(("named", "threads"), [("3", 3), ("0", None), ("many", None), (None, None)])
+def test_a_share_of_the_machine_is_kept_to(
+    named: str | None, threads: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if named is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", named)
+    assert default_threads() == (threads or physical_cores())
 
 
 def test_a_broken_file_is_one_sentence(tmp_path: Path) -> None:

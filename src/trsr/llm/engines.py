@@ -54,7 +54,8 @@ class LlamaCppEngine(_Engine):
     max_prompt_tokens: int = Field(default=1024, ge=1)
     """Longest prompt; memory grows with `n_parallel * max_prompt_tokens`."""
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads; by default the physical cores this process may use."""
+    """CPU threads; by default `OMP_NUM_THREADS`, which Ray sets for its workers, else the physical cores this
+    process may use."""
 
 
 class OpenAIEngine(_Engine):

@@ -37,7 +37,8 @@ class LlamaCppGenerator:
         model: See `models.gguf_file`.
         n_parallel: Slots, at least 1.
         max_prompt_tokens: Longest prompt in tokens, chat format included; a longer one is a failed result.
-        threads: CPU threads; by default the physical cores this process may use.
+        threads: CPU threads; by default `OMP_NUM_THREADS`, which Ray sets to a worker's share of its machine,
+            else the physical cores this process may use.
 
     Raises:
         ModelError: there is no such model, or it has no GGUF file.
@@ -55,7 +56,7 @@ class LlamaCppGenerator:
         self._model_id = models.model_id(model)
         self._n_parallel = n_parallel
         self._max_prompt_tokens = max_prompt_tokens
-        self._threads = threads or physical_cores()
+        self._threads = threads or default_threads()
         self._server: Any = None
         self._room = 0  # new tokens that a slot of the running server has room for
 
@@ -203,6 +204,15 @@ def ask_server(server: Any, path: str, request: dict[str, Any]) -> dict[str, Any
         return dict(json.loads(connection.getresponse().read()))
     finally:
         connection.close()
+
+
+def default_threads() -> int:
+    """Return `OMP_NUM_THREADS` where that is a number from 1, else the physical cores.
+
+    llama.cpp's threads wait by spinning: two workers that each take all cores are slower than one alone.
+    """
+    named = os.environ.get("OMP_NUM_THREADS", "")
+    return int(named) if named.isdecimal() and int(named) else physical_cores()
 
 
 def physical_cores() -> int:

@@ -240,14 +240,14 @@ def _open(bench: Workbench, engine: EngineConfig | str) -> Iterator[_Side]:
 def _open_llamacpp(bench: Workbench, engine: LlamaCppEngine) -> Iterator[_Side]:
     """Start llama.cpp on a loopback port; its GGUF file brings tokenizer and chat format."""
     require_package(engine.kind)
-    from trsr.llm.llamacpp import open_server, physical_cores
+    from trsr.llm.llamacpp import default_threads, open_server
     from trsr.llm.llamacpp_tokenizer import LlamaCppTokenizer
 
     server = open_server(
         models.gguf_file(engine.model),
         n_parallel=_SLOTS,
         slot_tokens=bench.config.prompt.max_tokens + 8,
-        threads=engine.threads or physical_cores(),
+        threads=engine.threads or default_threads(),
     )
     builder = _builder(bench, LlamaCppTokenizer(server, bench.tokenizer.special_texts))
     url = f"{server.listening_address}/v1"
