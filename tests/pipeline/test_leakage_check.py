@@ -163,9 +163,9 @@ def test_each_point_of_a_users_history_has_its_own_profile(tiny_model: Path, tmp
     negatives = {"kind": "uniform", "n_train": 2, "n_test": 5}
     bench = small(tiny_model, tmp_path / "run", protocol={**protocol, "negatives": negatives})
     run_stages(bench)
-    in_two = {e.user_id for e in bench.splits.train} & {e.user_id for e in bench.splits.test}
+    in_two = {e.user_id for e in bench.splits.valid} & {e.user_id for e in bench.splits.test}
     assert in_two, "users are asked in several stretches"
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["leakage"]["found"] == 0
-    for example in bench.splits.train:
+    for example in [*bench.splits.valid, *bench.splits.test]:
         profile = bench.summariser.without_calls(History(example.user_id, example.history)).text
         assert bench.profiles[example.example_id] == profile

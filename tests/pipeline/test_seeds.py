@@ -94,7 +94,7 @@ def test_summaries_of_the_seed_before_are_not_asked_for_again(tmp_path: Path) ->
     everyone = {"protocol": tiny_run(Path())["protocol"] | {"n_train": 25}}
     run(tmp_path / "out", **everyone)
     facts = json.loads((tmp_path / "out" / "seed8" / "stages.json").read_text())["summarize"]
-    assert facts["calls_from_store"] > facts["calls_made"] >= 0
+    assert facts["calls_from_store"] > 0  # of the users whom both seeds test
     assert not list((tmp_path / "out" / "seed8").glob(".*partial*"))
 
 
