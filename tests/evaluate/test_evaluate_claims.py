@@ -17,7 +17,16 @@ from trsr.evaluate.report import write_report
 
 def pair(a: str, b: str, p: float | None, difference: float = 0.1, metric: str = "mrr@10") -> dict[str, Any]:
     ends = [difference - 0.05, difference + 0.05]
-    return {"metric": metric, "a": a, "b": b, "difference": difference, "ci95": ends, "p": p, "p_holm": 1.0}
+    return {
+        "metric": metric,
+        "a": a,
+        "b": b,
+        "difference": difference,
+        "ci95": ends,
+        "p": p,
+        "p_holm": 1.0,
+        "effect_size": 0.2,
+    }
 
 
 def metrics(*pairs: dict[str, Any], **values: float) -> dict[str, Any]:

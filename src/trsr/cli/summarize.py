@@ -38,8 +38,8 @@ def summarize(
         int | None,
         typer.Option(
             min=1,
-            help="Most prompts that an engine works on at the same time. 1 makes llamacpp's texts depend on "
-            "nothing else.",
+            help="Most prompts that an engine works on at the same time. With 1, llamacpp's texts do not "
+            "depend on other prompts.",
         ),
     ] = None,
     store: Annotated[

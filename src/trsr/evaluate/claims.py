@@ -1,6 +1,6 @@
-"""Claims about language models as recommenders, held against what a run measured: the paper's, and one more.
+"""Claims about language models as recommenders, held against what a run measured.
 
-Each claim is a comparison of two rankers that was planned before any result was seen, on one metric, so its
+Each claim is one comparison of two rankers on one metric, named here and not chosen by its result, so its
 p-value is corrected for the number of claims that the run can answer and not for all pairs of rankers.
 Reads `metrics.json` only.
 """
@@ -15,7 +15,7 @@ import numpy as np
 
 from trsr.evaluate.comparisons import holm
 from trsr.evaluate.rendering import NOTHING
-from trsr.evaluate.standings import ALPHA, p_value
+from trsr.evaluate.standings import ALPHA, p_value, turned
 
 CLAIMS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("A written profile ranks better than no profile", "llm", ("llm_no_profile",)),
@@ -33,9 +33,10 @@ CLAIMS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 """What is claimed, of which ranker, and against which: of several the one with the best mean. The two on the
 ways to summarise look for the variant that a run of the other way has."""
 NOTE = (
-    "Claims of the paper (LLM-TRSR, WWW 2024), and the last one of ours. Each was planned as one comparison,"
-    " so p is corrected for the claims that a run can answer (Holm), not for all pairs of rankers; below"
-    f" {ALPHA} a claim holds, or its opposite. Not told apart: more users may tell."
+    "What the paper claims or asks (LLM-TRSR, WWW 2024); counted profiles and all baselines together are our"
+    " questions. Each is one comparison that no result has chosen, so p is corrected for the claims that a"
+    " run can answer (Holm), not for all pairs of rankers; the best sequential model is that of the run."
+    f" Below {ALPHA} a claim holds, or its opposite. Not told apart: more users may tell."
 )
 
 
@@ -121,10 +122,9 @@ def claim_views(metrics: Mapping[str, Any]) -> list[dict[str, str | bool]]:
 def _verdict(
     claim: str, ranker: str, other: str, pairs: Mapping[tuple[str, str], Mapping[str, Any]]
 ) -> Verdict:
-    sign, pair = (1, pairs[ranker, other]) if (ranker, other) in pairs else (-1, pairs[other, ranker])
-    low, high = ([None if end is None else sign * end + 0.0 for end in pair["ci95"]])[::sign]
-    difference = None if pair["difference"] is None else sign * pair["difference"] + 0.0
-    return Verdict(claim, ranker, other, pair["metric"], difference, low, high, pair["p"])
+    pair = pairs[ranker, other] if (ranker, other) in pairs else turned(pairs[other, ranker])
+    low, high = pair["ci95"]
+    return Verdict(claim, ranker, other, pair["metric"], pair["difference"], low, high, pair["p"])
 
 
 def _corrected(found: list[Verdict]) -> list[Verdict]:

@@ -97,7 +97,7 @@ def _standing(metric: str, pairs: Sequence[Mapping[str, Any]], rankers: Mapping[
     for name in others:
         pair = known.get((best, name))
         if pair is None:  # two means that are equal when rounded
-            pair = _turned(known[(name, best)])
+            pair = turned(known[(name, best)])
         ends = [None if end is None else sign * end for end in pair["ci95"]]
         low, high = ends[::sign]
         rivals.append(
@@ -114,7 +114,7 @@ def _standing(metric: str, pairs: Sequence[Mapping[str, Any]], rankers: Mapping[
     return Standing(metric, best, rankers[best][metric]["value"], tuple(rivals))
 
 
-def _turned(pair: Mapping[str, Any]) -> dict[str, Any]:
+def turned(pair: Mapping[str, Any]) -> dict[str, Any]:
     """Look at a pair from the other side."""
     low, high = pair["ci95"]
     return {
