@@ -14,7 +14,7 @@ from trsr.config import FUSIONS
 from trsr.evaluate.ablations import ablations, sentence
 from trsr.evaluate.claims import CLAIMS, verdicts
 from trsr.evaluate.claims import NOTE as CLAIMS_NOTE
-from trsr.evaluate.standings import NOTE, p_value, standings
+from trsr.evaluate.standings import NOTE, p_value, standings, turned
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -129,13 +129,12 @@ def comparison_tables(metrics: Mapping[str, Any]) -> list[str]:
 
 def against_other(pair: Mapping[str, Any], name: str) -> list[str]:
     """Return a pair as a row, from the side of `name`."""
-    sign = 1 if pair["a"] == name else -1
-    other = pair["b"] if sign == 1 else pair["a"]
-    low, high = ([None if end is None else sign * end for end in pair["ci95"]])[::sign]
+    seen = pair if pair["a"] == name else turned(pair)
+    low, high = seen["ci95"]
     ends = "" if low is None or high is None else f" [{low:+.3f}, {high:+.3f}]"
-    difference = "–" if pair["difference"] is None else f"{sign * pair['difference']:+.3f}{ends}"
-    effect = "–" if pair["effect_size"] is None else f"{sign * pair['effect_size']:+.2f}"
-    return [name, other, difference, p_value(pair["p_holm"]), effect]
+    difference = "–" if seen["difference"] is None else f"{seen['difference']:+.3f}{ends}"
+    effect = "–" if seen["effect_size"] is None else f"{seen['effect_size']:+.2f}"
+    return [name, pair["b"] if seen is pair else pair["a"], difference, p_value(seen["p_holm"]), effect]
 
 
 def slice_sentences(metrics: Mapping[str, Any]) -> list[str]:

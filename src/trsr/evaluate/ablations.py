@@ -13,7 +13,7 @@ from typing import Any
 
 from trsr.evaluate.plots import Bar, slice_plot
 from trsr.evaluate.rendering import number
-from trsr.evaluate.standings import ALPHA, p_value
+from trsr.evaluate.standings import ALPHA, p_value, turned
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +74,9 @@ def _effect(
         return Effect(entry["value"], low, high)
     if pair := pairs.get((metric, ranker, own)):
         return Effect(entry["value"], low, high, pair["difference"], pair["p_holm"])
-    pair = pairs.get((metric, own, ranker), {"difference": None, "p_holm": None})
-    difference = None if pair["difference"] is None else 0.0 - pair["difference"]
-    return Effect(entry["value"], low, high, difference, pair["p_holm"])
+    if pair := pairs.get((metric, own, ranker)):
+        return Effect(entry["value"], low, high, turned(pair)["difference"], pair["p_holm"])
+    return Effect(entry["value"], low, high)
 
 
 def sentence(ablation: Ablation) -> str:
