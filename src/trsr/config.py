@@ -32,6 +32,7 @@ RankerName = Literal[
     "recency",
     "bm25",
     "embedding",
+    "bag_of_words",
     "ncf",
     "gru4rec",
     "bert4rec",

@@ -17,13 +17,16 @@ from trsr.data.fitting import fit_events
 from trsr.errors import DataError
 from trsr.llm import models
 from trsr.pipeline.workbench import NO_CAP, Workbench
+from trsr.rank.bag_of_words import BagOfWordsRanker, require_sklearn
 from trsr.rank.base import Ranker
 from trsr.rank.cornac_tools import require_cornac
 from trsr.rank.settings import described
 from trsr.train.validation import recall_sum
 from trsr.types import RankingExample
 
-BaselineName = Literal["popularity_decayed", "embedding", "ncf", "gru4rec", "bert4rec", "sasrec"]
+BaselineName = Literal[
+    "popularity_decayed", "embedding", "bag_of_words", "ncf", "gru4rec", "bert4rec", "sasrec"
+]
 Point = dict[str, Any]
 Made = Callable[[Point], "FittedRanker"]
 
@@ -47,6 +50,8 @@ def check_baselines(bench: Workbench) -> None:
     wanted = set(bench.config.rankers)
     if "embedding" in wanted:
         models.locate(bench.config.baselines.embedding.model)
+    if "bag_of_words" in wanted:
+        require_sklearn()
     if wanted & {"ncf", "gru4rec", "bert4rec", "sasrec"}:
         require_cornac()
     if "popularity_decayed" in wanted:
@@ -94,6 +99,9 @@ def _maker(bench: Workbench, name: BaselineName) -> Made:
     """Return a function from settings to the ranker fitted with them; what they share is made once."""
     if name == "embedding":
         return _embedding(bench)
+    if name == "bag_of_words":
+        text = bench.item_texts(bench.config.prompt.fields, NO_CAP, None)
+        return lambda point: BagOfWordsRanker(bench.splits.train, text, point)
     events = fit_events(bench.dataset, bench.splits)
     seed = bench.config.seed
     if name == "popularity_decayed":

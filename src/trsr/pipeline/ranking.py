@@ -226,7 +226,7 @@ def make_ranker(  # noqa: PLR0911 - one a name
             return RecencyRanker({i: frozenset(field_values(item, fields)) for i, item in items.items()})
         case "bm25":
             return Bm25Ranker(bench.bm25_index, profiles=bench.profiles)
-        case "popularity_decayed" | "embedding" | "ncf" | "gru4rec" | "bert4rec" | "sasrec":
+        case "popularity_decayed" | "embedding" | "bag_of_words" | "ncf" | "gru4rec" | "bert4rec" | "sasrec":
             if name not in bench.fitted:
                 bench.fitted[name] = make_baseline(bench, name)
             return bench.fitted[name]

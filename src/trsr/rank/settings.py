@@ -57,6 +57,17 @@ class EmbeddingConfig(_Settings):
     """Whether the mean embedding of the catalogue is taken away first."""
 
 
+class BagOfWordsConfig(_Settings):
+    """Logistic regression on the words of candidates."""
+
+    C: Positives = (10.0, 1.0, 100.0)
+    """Inverse strength of the penalty on its weights."""
+    max_ngram: Counts = (2,)
+    """Longest run of words that is a feature."""
+    min_df: int = Field(default=2, ge=1)
+    """Training candidates in which such a run has to occur."""
+
+
 class _SequentialConfig(_Settings):
     dim: Counts = (64,)
     """Width of embeddings and layers."""
@@ -129,6 +140,7 @@ class BaselinesConfig(BaseModel):
 
     popularity_decayed: DecayedPopularityConfig = DecayedPopularityConfig()
     embedding: EmbeddingConfig = EmbeddingConfig()
+    bag_of_words: BagOfWordsConfig = BagOfWordsConfig()
     sasrec: SasRecConfig = SasRecConfig()
     gru4rec: Gru4RecConfig = Gru4RecConfig()
     bert4rec: Bert4RecConfig = Bert4RecConfig()
