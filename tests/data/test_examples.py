@@ -211,7 +211,7 @@ def test_the_position_of_the_target_says_nothing(tmp_path: Path) -> None:
     assert places.min() > 0
 
 
-@pytest.mark.parametrize("kind", ["uniform", "popularity", "same-category"])
+@pytest.mark.parametrize("kind", ["uniform", "popularity", "same-category", "targets"])
 def test_two_runs_and_two_row_orders_give_equal_examples(tmp_path: Path, kind: str) -> None:
     users = random_users(0, 60, 60, times=False)
     protocol = SampledProtocol.model_validate({**SAMPLED.model_dump(), "negatives": {"kind": kind}})

@@ -15,7 +15,7 @@ from trsr.data.negatives import NegativeSampler, NegativesConfig, NegativesKind
 from trsr.errors import DataError
 from trsr.seeding import derive_rng
 
-KINDS: tuple[NegativesKind, ...] = ("uniform", "popularity", "same-category")
+KINDS: tuple[NegativesKind, ...] = ("uniform", "popularity", "same-category", "targets")
 
 
 def sampler(n_items: int, kind: NegativesKind, n_shelves: int = 3) -> NegativeSampler:

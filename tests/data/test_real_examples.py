@@ -42,7 +42,7 @@ def from_lists(out: Path, items: pl.DataFrame, sequences: Path, category_fields:
     )
 
 
-@pytest.mark.parametrize("kind", ["uniform", "popularity", "same-category"])
+@pytest.mark.parametrize("kind", ["uniform", "popularity", "same-category", "targets"])
 def test_amazon_office_has_1281_users_of_the_papers_length(
     real_data: Path, tmp_path: Path, kind: str
 ) -> None:

@@ -69,7 +69,7 @@ def build_examples(dataset: Dataset, protocol: AnyProtocol, seed: int) -> Splits
         examples[split] = [example for example, _ in asked]
         n_widened += sum(widened for _, widened in asked)
     counts = plan.counts | {f"n_{split}": len(examples[split]) for split in SPLITS}
-    if plan.sampler is not None and plan.sampler.kind == "same-category":
+    if any(sampler.kind == "same-category" for sampler in plan.samplers.values()):
         counts["negatives_widened"] = n_widened
     counts |= _shape(examples["test"])
     description: dict[str, object] = {

@@ -58,7 +58,7 @@ def plan_impressions(dataset: Dataset, protocol: ImpressionsProtocol, seed: int)
     counts |= {"impressions_not_drawn": len(usable) - len(chosen), **text_counts(dataset, items)}
     return Plan(
         {split: [found[i] for i in parts[split]] for split in SPLITS},
-        sampler=None,
+        samplers={},
         n_negatives={"train": protocol.n_train_negatives, "valid": None, "test": None},
         counts=counts,
         description=description,

@@ -16,7 +16,7 @@ from trsr.data.questions import (
     Question,
     by_seed,
     divide,
-    make_sampler,
+    make_samplers,
     negatives_by_split,
     newest,
     readable_events,
@@ -64,7 +64,7 @@ def plan_sampled(dataset: Dataset, protocol: SampledProtocol, seed: int) -> Plan
     has_times = dataset.events().select(pl.col("timestamp").is_not_null().all()).collect().item()
     return Plan(
         questions,
-        make_sampler(dataset, items, protocol.negatives, popularity),
+        make_samplers(dataset, items, protocol.negatives, popularity, questions),
         negatives_by_split(protocol.negatives),
         paper_exact=protocol.paper_exact,
         counts={

@@ -1,7 +1,10 @@
 """Sampling of negatives: items that a user did not choose, to be ranked beside the one they did.
 
-Three kinds: `uniform` over the catalogue, `popularity` (in proportion to interactions + 1), `same-category`
-(the target's own shelf first). A negative is never the target, never an item the user is known to have met,
+Four kinds: `uniform` over the catalogue, `popularity` (in proportion to interactions + 1), `same-category`
+(the target's own shelf first), `targets` (what other users of the split chose, as often as they did, like the
+in-batch negatives of two-tower training; Yi et al., "Sampling-bias-corrected neural modeling", RecSys 2019).
+Against the last no ranker gains by knowing which items are chosen at all, only by knowing who chooses them.
+A negative is never the target, never an item the user is known to have met,
 never drawn twice for one example. Which items are excluded, and which random generator is used, is the
 caller's: see `examples`. No draw touches the whole catalogue, save where nearly all of it is excluded.
 """
@@ -21,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from trsr.errors import DataError
 
-NegativesKind = Literal["uniform", "popularity", "same-category"]
+NegativesKind = Literal["uniform", "popularity", "same-category", "targets"]
 _MAX_ROUNDS = 20
 _Ints = npt.NDArray[np.int64]
 
@@ -33,7 +36,9 @@ class NegativesConfig(BaseModel):
 
     kind: NegativesKind = "uniform"
     """`uniform`; `popularity`: in proportion to an item's interactions + 1; `same-category`: items that share
-    all the target's categories, then all but the last, and so on, then any item."""
+    all the target's categories, then all but the last, and so on, then any item; `targets`: in proportion to
+    how many users of the same split have the item as a target, so that an item's popularity says nearly
+    nothing about whether it is the chosen one."""
 
     n_train: int = Field(default=4, ge=1)
     """Negatives of a training example."""
@@ -57,7 +62,8 @@ class NegativeSampler:
         item_ids: The catalogue, without duplicates. With `n_known` in `draw`, its order is the order in which
             items became known.
         kind: How to draw.
-        popularity: Interactions by item id; needed for `popularity`, where an absent item counts 0.
+        popularity: Interactions by item id; needed for `popularity`, and for `targets`, which draws in
+            proportion to them; an absent item has 0.
         categories: Values of the category fields by item id, broad to narrow; needed for `same-category`.
             A value that lists several ("Paper, Notebooks" or "Drama|War") counts as several levels; the first
             None or empty value ends an item's path.
@@ -75,11 +81,16 @@ class NegativeSampler:
         self._ids = list(item_ids)
         self._index = {item_id: i for i, item_id in enumerate(self._ids)}
         self._cumulative: npt.NDArray[np.float64] | None = None
+        self._n_drawable: _Ints | None = None  # among the first i items; None where all are
         self._paths: list[tuple[str, ...]] = []
         self._shelves: dict[tuple[str, ...], list[int]] = {}
+        counts = popularity or {}
         if kind == "popularity":
-            counts = popularity or {}
             self._cumulative = np.cumsum([counts.get(i, 0) + 1.0 for i in self._ids], dtype=np.float64)
+        if kind == "targets":
+            self._cumulative = np.cumsum([counts.get(i, 0) for i in self._ids], dtype=np.float64)
+            drawable = [counts.get(i, 0) > 0 for i in self._ids]
+            self._n_drawable = np.cumsum([False, *drawable], dtype=np.int64)
         if kind == "same-category":
             self._fill_shelves(categories or {})
 
@@ -115,16 +126,29 @@ class NegativeSampler:
         """
         limit = len(self._ids) if n_known is None else n_known
         banned = {i for x in (target, *exclude) if (i := self._index.get(x, limit)) < limit}
-        if limit - len(banned) < n:
-            raise DataError(
-                f"Only {limit - len(banned)} items are left to draw {n} negatives from (catalogue of {limit},"
-                f" {len(banned)} of them the target or met by the user); ask for fewer negatives."
-            )
+        self._require(n, banned, limit)
         if self._cumulative is not None:
             return Draw(self._named(_draw_weighted(rng, self._cumulative[:limit], banned, n)))
         if self.kind == "uniform":
             return Draw(self._named(_draw_uniform(rng, limit, banned, n)))
         return self._draw_near(rng, target, banned, n, limit)
+
+    def _require(self, n: int, banned: set[int], limit: int) -> None:
+        if self._n_drawable is None:
+            if limit - len(banned) < n:
+                raise DataError(
+                    f"Only {limit - len(banned)} items are left to draw {n} negatives from (catalogue of"
+                    f" {limit}, {len(banned)} of them the target or met by the user); ask for fewer"
+                    " negatives."
+                )
+            return
+        before = self._n_drawable
+        left = before[limit] - sum(before[i + 1] - before[i] for i in banned)
+        if left < n:
+            raise DataError(
+                f"Only {left} targets of other users of the split are left to draw {n} negatives from; ask"
+                " for fewer negatives or more users."
+            )
 
     def _draw_near(self, rng: np.random.Generator, target: str, banned: set[int], n: int, limit: int) -> Draw:
         """Take what the target's narrowest shelf has, then widen, until there are `n`."""

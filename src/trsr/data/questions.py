@@ -7,6 +7,7 @@ protocol puts them into a history, a target or a candidate list; they are counte
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -56,7 +57,7 @@ class Plan:
 
     Attributes:
         questions: By split, in an order fixed by the seed.
-        sampler: Draws negatives; None for impressions.
+        samplers: What draws the negatives of each split; none for impressions.
         n_negatives: By split; None keeps all shown ones.
         paper_exact: Draw as the paper's released code does.
         counts: Plain numbers for the report.
@@ -65,7 +66,7 @@ class Plan:
     """
 
     questions: dict[Split, list[Question]]
-    sampler: NegativeSampler | None
+    samplers: Mapping[Split, NegativeSampler]
     n_negatives: Mapping[Split, int | None]
     paper_exact: bool = False
     counts: dict[str, int | float] = field(default_factory=dict)
@@ -82,7 +83,7 @@ def ask(
         The example, and how many of its negatives came from outside the target's category.
     """
     rng = derive_rng(seed, "negatives", split, question.example_id, *(() if epoch is None else (epoch,)))
-    negatives = _negatives(plan, question, plan.n_negatives[split], rng)
+    negatives = _negatives(plan, question, split, rng)
     candidates = (*question.positives, *negatives.item_ids)
     labels = (*(1 for _ in question.positives), *(0 for _ in negatives.item_ids))
     order = range(len(candidates))
@@ -99,19 +100,20 @@ def ask(
     return example, negatives.n_widened
 
 
-def _negatives(plan: Plan, question: Question, n: int | None, rng: np.random.Generator) -> Draw:
+def _negatives(plan: Plan, question: Question, split: Split, rng: np.random.Generator) -> Draw:
+    n = plan.n_negatives[split]
     if question.shown is not None:
         if n is None or n >= len(question.shown):
             return Draw(question.shown)
         places = sorted(rng.choice(len(question.shown), size=n, replace=False).tolist())
         return Draw(tuple(question.shown[i] for i in places))
-    assert plan.sampler is not None
     assert n is not None
+    sampler = plan.samplers[split]
     if plan.paper_exact:
-        return plan.sampler.draw_unchecked(rng, n)
+        return sampler.draw_unchecked(rng, n)
     met = (*question.history, *question.also_met, *question.positives)
     try:
-        return plan.sampler.draw(rng, question.positives[0], met, n, n_known=question.n_known)
+        return sampler.draw(rng, question.positives[0], met, n, n_known=question.n_known)
     except DataError as error:
         raise DataError(f"No negatives for the user {question.user_id!r}: {error}") from error
 
@@ -160,16 +162,21 @@ def negatives_by_split(config: NegativesConfig) -> dict[Split, int]:
     return {"train": config.n_train, "valid": config.n_test, "test": config.n_test}
 
 
-def make_sampler(
-    dataset: Dataset, items: pl.DataFrame, config: NegativesConfig, popularity: pl.DataFrame | None
-) -> NegativeSampler:
-    """Build the sampler over `items` in their given order.
+def make_samplers(
+    dataset: Dataset,
+    items: pl.DataFrame,
+    config: NegativesConfig,
+    popularity: pl.DataFrame | None,
+    questions: Mapping[Split, Sequence[Question]],
+) -> dict[Split, NegativeSampler]:
+    """Build the sampler of each split over `items` in their given order; only `targets` has several.
 
     Args:
         dataset: Names the category fields.
         items: Catalogue with columns item_id and the category fields.
         config: The kind of negatives.
         popularity: Columns item_id and n; needed for `popularity` only.
+        questions: Of each split; those of one split never lend their targets to another.
     """
     ids = items["item_id"].to_list()
     fields = dataset.info.category_fields
@@ -182,7 +189,10 @@ def make_sampler(
     categories = None
     if config.kind == "same-category":
         categories = {row[0]: row[1:] for row in items.select("item_id", *fields).iter_rows()}
-    return NegativeSampler(ids, config.kind, popularity=counts, categories=categories)
+    if config.kind == "targets":
+        chosen = {s: Counter(item for q in questions[s] for item in q.positives) for s in SPLITS}
+        return {split: NegativeSampler(ids, config.kind, popularity=chosen[split]) for split in SPLITS}
+    return dict.fromkeys(SPLITS, NegativeSampler(ids, config.kind, popularity=counts, categories=categories))
 
 
 def by_seed(names: Iterable[str], seed: int) -> list[str]:

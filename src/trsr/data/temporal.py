@@ -15,7 +15,7 @@ from trsr.data.questions import (
     Question,
     Split,
     by_seed,
-    make_sampler,
+    make_samplers,
     negatives_by_split,
     newest,
     readable_events,
@@ -59,7 +59,7 @@ def plan_temporal(dataset: Dataset, protocol: TemporalProtocol, seed: int) -> Pl
         popularity = events.filter(pl.col("timestamp") < valid_from).group_by("item_id").len("n").collect()
     return Plan(
         questions,
-        make_sampler(dataset, items, protocol.negatives, popularity),
+        make_samplers(dataset, items, protocol.negatives, popularity, questions),
         negatives_by_split(protocol.negatives),
         counts={
             **counts,
