@@ -214,7 +214,9 @@ def test_the_position_of_the_target_says_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["uniform", "popularity", "same-category", "targets"])
 def test_two_runs_and_two_row_orders_give_equal_examples(tmp_path: Path, kind: str) -> None:
     users = random_users(0, 60, 60, times=False)
-    protocol = SampledProtocol.model_validate({**SAMPLED.model_dump(), "negatives": {"kind": kind}})
+    protocol = SampledProtocol.model_validate(
+        {**SAMPLED.model_dump(), "negatives": {"kind": kind, "n_test": 1}}
+    )
     one = build_examples(make(tmp_path / "a", users), protocol, seed=0)
     two = build_examples(make(tmp_path / "b", users, reverse=True), protocol, seed=0)
     assert one == two

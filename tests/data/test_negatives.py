@@ -51,7 +51,8 @@ def test_negatives_are_new_known_and_different_or_there_is_a_clear_error(
     target %= n_items
     limit = n_items if n_known is None else min(n_known, n_items)
     history = [f"i{i}" for i in met]  # ids outside the catalogue are allowed: they have no text
-    free = {f"i{i}" for i in range(limit)} - {f"i{target}", *history}
+    drawable = [i for i in range(limit) if kind != "targets" or i % 7]  # nobody chose the others
+    free = {f"i{i}" for i in drawable} - {f"i{target}", *history}
 
     def draw() -> tuple[str, ...]:
         rng = derive_rng(seed, "negatives", "u")
@@ -82,6 +83,14 @@ def test_popularity_negatives_follow_interactions_plus_one() -> None:
     counts = Counter(popular.draw(derive_rng(0, i), "d", [], 1).item_ids[0] for i in range(4000))
     shares = {item: count / 4000 for item, count in counts.items()}
     assert shares == pytest.approx({"a": 10 / 16, "b": 5 / 16, "c": 1 / 16}, abs=0.03)
+
+
+def test_targets_are_drawn_as_often_as_they_were_chosen_and_others_never() -> None:
+    chosen = NegativeSampler(["a", "b", "c", "d"], "targets", popularity={"a": 6, "b": 2, "d": 999})
+    counts = Counter(chosen.draw(derive_rng(0, i), "d", [], 1).item_ids[0] for i in range(4000))
+    assert {item: n / 4000 for item, n in counts.items()} == pytest.approx({"a": 0.75, "b": 0.25}, abs=0.03)
+    with pytest.raises(DataError, match=r"Only 1 targets of other users .* ask for fewer negatives or more"):
+        chosen.draw(derive_rng(0), "d", ["a"], 2)
 
 
 def test_popularity_still_draws_when_the_history_holds_nearly_all_the_weight() -> None:

@@ -6,7 +6,8 @@ in-batch negatives of two-tower training; Yi et al., "Sampling-bias-corrected ne
 Against the last no ranker gains by knowing which items are chosen at all, only by knowing who chooses them.
 A negative is never the target, never an item the user is known to have met,
 never drawn twice for one example. Which items are excluded, and which random generator is used, is the
-caller's: see `examples`. No draw touches the whole catalogue, save where nearly all of it is excluded.
+caller's: see `examples`. No draw touches the whole catalogue, save where nearly all of it is excluded; one of
+`targets` touches all of the split's.
 """
 
 from __future__ import annotations
@@ -81,16 +82,14 @@ class NegativeSampler:
         self._ids = list(item_ids)
         self._index = {item_id: i for i, item_id in enumerate(self._ids)}
         self._cumulative: npt.NDArray[np.float64] | None = None
-        self._n_drawable: _Ints | None = None  # among the first i items; None where all are
+        self._chosen: dict[int, int] = {}
         self._paths: list[tuple[str, ...]] = []
         self._shelves: dict[tuple[str, ...], list[int]] = {}
         counts = popularity or {}
         if kind == "popularity":
             self._cumulative = np.cumsum([counts.get(i, 0) + 1.0 for i in self._ids], dtype=np.float64)
         if kind == "targets":
-            self._cumulative = np.cumsum([counts.get(i, 0) for i in self._ids], dtype=np.float64)
-            drawable = [counts.get(i, 0) > 0 for i in self._ids]
-            self._n_drawable = np.cumsum([False, *drawable], dtype=np.int64)
+            self._chosen = {i: n for i, item_id in enumerate(self._ids) if (n := counts.get(item_id, 0))}
         if kind == "same-category":
             self._fill_shelves(categories or {})
 
@@ -126,29 +125,28 @@ class NegativeSampler:
         """
         limit = len(self._ids) if n_known is None else n_known
         banned = {i for x in (target, *exclude) if (i := self._index.get(x, limit)) < limit}
-        self._require(n, banned, limit)
+        if self.kind == "targets":
+            return self._draw_targets(rng, banned, n, limit)
+        if limit - len(banned) < n:
+            raise DataError(
+                f"Only {limit - len(banned)} items are left to draw {n} negatives from (catalogue of {limit},"
+                f" {len(banned)} of them the target or met by the user); ask for fewer negatives."
+            )
         if self._cumulative is not None:
             return Draw(self._named(_draw_weighted(rng, self._cumulative[:limit], banned, n)))
         if self.kind == "uniform":
             return Draw(self._named(_draw_uniform(rng, limit, banned, n)))
         return self._draw_near(rng, target, banned, n, limit)
 
-    def _require(self, n: int, banned: set[int], limit: int) -> None:
-        if self._n_drawable is None:
-            if limit - len(banned) < n:
-                raise DataError(
-                    f"Only {limit - len(banned)} items are left to draw {n} negatives from (catalogue of"
-                    f" {limit}, {len(banned)} of them the target or met by the user); ask for fewer"
-                    " negatives."
-                )
-            return
-        before = self._n_drawable
-        left = before[limit] - sum(before[i + 1] - before[i] for i in banned)
-        if left < n:
+    def _draw_targets(self, rng: np.random.Generator, banned: set[int], n: int, limit: int) -> Draw:
+        left = [i for i in self._chosen if i < limit and i not in banned]
+        if len(left) < n:
             raise DataError(
-                f"Only {left} targets of other users of the split are left to draw {n} negatives from; ask"
-                " for fewer negatives or more users."
+                f"Only {len(left)} targets of other users of the split are left to draw {n} negatives from;"
+                " ask for fewer negatives or more users."
             )
+        weights = np.array([self._chosen[i] for i in left], dtype=np.float64)
+        return Draw(self._named([left[place] for place in _draw_proportional(rng, weights, n)]))
 
     def _draw_near(self, rng: np.random.Generator, target: str, banned: set[int], n: int, limit: int) -> Draw:
         """Take what the target's narrowest shelf has, then widen, until there are `n`."""
@@ -229,3 +227,25 @@ def _draw_weighted(
     weights[list(banned | chosen.keys())] = 0.0
     rest = rng.choice(len(weights), size=n - len(chosen), replace=False, p=weights / weights.sum())
     return [*chosen, *rest.tolist()]
+
+
+def _draw_proportional(rng: np.random.Generator, weights: npt.NDArray[np.float64], n: int) -> list[int]:
+    """Draw `n` different places, each with a probability exactly in proportion to its weight.
+
+    Systematic sampling in random order (Madow, Annals of Mathematical Statistics 1949): drawing one after the
+    other without putting back would take heavy ones less often than their weight says. A place whose
+    probability would exceed 1 is always taken, and the others share the rest.
+    """
+    order = rng.permutation(len(weights))
+    sure: list[int] = []
+    while n > len(sure):
+        shares = weights[order] / weights[order].sum() * (n - len(sure))
+        if (heavy := shares >= 1).any():
+            sure += order[heavy].tolist()
+            order = order[~heavy]
+            continue
+        ends = np.cumsum(shares)
+        ends[-1] = n - len(sure)  # not a rounding less
+        points = rng.random() + np.arange(n - len(sure))
+        return [*sure, *order[np.searchsorted(ends, points, side="right")].tolist()]
+    return sure
