@@ -47,7 +47,8 @@ def histories(n_users: int, n_items: int, *, skew: float = 0.0) -> list[list[int
     """Return eight items a user; item i is met in proportion to 1 / (i + 3) ^ skew."""
     weights = 1 / (np.arange(n_items) + 3.0) ** skew
     rng = derive_rng(0, "histories")
-    return rng.choice(n_items, size=(n_users, 8), p=weights / weights.sum()).tolist()
+    drawn = rng.choice(n_items, size=(n_users, 8), p=weights / weights.sum())
+    return [[int(item) for item in row] for row in drawn]
 
 
 def chosen(example: RankingExample) -> set[str]:
