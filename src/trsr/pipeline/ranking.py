@@ -73,6 +73,8 @@ def _take_apart(file: Path, rankers: Sequence[str], examples: Sequence[RankingEx
     scores, folder = pl.read_parquet(file), file.with_suffix(".parts")
     starts = range(0, len(examples), EXAMPLES_A_PART)
     for name in rankers:
+        if name in FUSIONS:  # there may be more to join now
+            continue
         rows = scores.filter(pl.col("ranker") == name)
         if rows.is_empty():
             continue
