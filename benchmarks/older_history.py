@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--max-history", type=int, default=25)
     parser.add_argument("--truncate", action="store_true", help="keep users with longer histories, cut")
     parser.add_argument("--test-users", type=int, default=500)
-    parser.add_argument("--negatives", default="uniform", help="uniform, popularity, same-category or targets")
+    parser.add_argument("--negatives", default="uniform", help="uniform, popularity, same-category, targets")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     protocol = SampledProtocol(

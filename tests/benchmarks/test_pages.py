@@ -73,7 +73,7 @@ def test_a_run_has_its_rankers_protocol_rates_and_comparisons() -> None:
         assert value in text
     for fact in ("*chance*", "sampled", "tie rate", "cut rate", "missing-text rate", "corrected p"):
         assert fact in text
-    for fact in (record["commit"], record["machine"], metrics["protocol"]["negatives"], "160 test users"):
+    for fact in (record["commit"], record["machine"], metrics["protocol"]["negatives"], "300 test users"):
         assert fact in text
     assert "trsr run configs/mind_recurrent.yaml" in text
     assert "--dry-run" not in text
