@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trsr.data.examples import build_examples, make_resampler
@@ -55,6 +55,7 @@ def chosen(example: RankingExample) -> set[str]:
     return {item for item, label in zip(example.candidates, example.labels, strict=True) if label}
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=12), st.data())
 def test_a_draw_takes_each_in_proportion_and_the_heavy_always(
     weights: list[int], data: st.DataObject
