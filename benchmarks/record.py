@@ -30,13 +30,15 @@ def record(run: Path, machine: str, note: str) -> dict[str, Any]:
     minutes = _minutes(runs)
     metrics = _read_json(run / "metrics.json")
     metrics.get("profiles", {}).pop("worst", None)  # users' words stay with their data
-    later = [{k: s[k] for k in ("started", "command", "commit", "versions")} for s in sittings[1:]]
+    told = ("started", "command", "commit", "versions", "gpus")
+    later = [{k: sitting[k] for k in told if k in sitting} for sitting in sittings[1:]]
     return {
         "name": configs[0]["name"],
         "command": first["command"],
         "commit": first["commit"],
         "seed": seeds if len(seeds) > 1 else seeds[0],
         "machine": machine,
+        "gpus": first.get("gpus", []),
         "versions": {"python": first["python"], **first["versions"]},
         "minutes": minutes | {"total": round(sum(minutes.values()), 1)},
         "note": note,

@@ -9,7 +9,7 @@ from tiny_models import random_model
 
 from trsr.llm.base import GenerationParams
 from trsr.llm.prompt_reading import PromptReader
-from trsr.llm.row_writing import RowWriter, Text, closed_up, penalise
+from trsr.llm.row_writing import RowWriter, Text, allow_only, closed_up, penalise
 
 
 @given(st.sets(st.integers(0, 20), min_size=1))
@@ -24,6 +24,19 @@ def test_each_time_a_token_was_written_costs_it_the_penalty(written: list[list[i
     logits = torch.zeros(len(written), 5)
     penalise(logits, written, 0.5)
     assert logits.tolist() == [[-0.5 * tokens.count(token) for token in range(5)] for tokens in written]
+
+
+@given(st.dictionaries(st.integers(0, 3), st.sets(st.integers(0, 4), min_size=1), min_size=1))
+def test_only_allowed_tokens_stay_possible_and_other_rows_are_left_alone(
+    allowed: dict[int, set[int]],
+) -> None:
+    before = torch.arange(20.0).view(4, 5)
+    after = before.clone()
+    allow_only(after, {row: sorted(tokens) for row, tokens in allowed.items()})
+    for row in range(4):
+        for token in range(5):
+            possible = row not in allowed or token in allowed[row]
+            assert after[row, token] == (before[row, token] if possible else -torch.inf)
 
 
 def make_writer(params: GenerationParams, ends: set[int]) -> RowWriter:

@@ -229,3 +229,16 @@ def test_the_environment_says_nothing_about_where_the_machine_keeps_things() -> 
     assert env["cpus"] >= 1
     assert "/" not in env["executable"]
     assert str(Path.home()) not in json.dumps(env)
+
+
+@pytest.mark.parametrize(
+    ("answer", "named"), [("echo A GPU; echo A GPU", ["A GPU", "A GPU"]), ("exit 9", [])]
+)
+def test_the_environment_names_the_gpus(
+    answer: str, named: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\n{answer}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert environment()["gpus"] == named

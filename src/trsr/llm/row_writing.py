@@ -6,7 +6,7 @@ Which texts are together changes nothing in any of them but the last bits of its
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -158,17 +158,25 @@ def choose(logits: torch.Tensor, texts: Sequence[Text], params: GenerationParams
     """
     if params.frequency_penalty:
         penalise(logits, [text.written for text in texts], params.frequency_penalty)
-    for row, text in enumerate(texts):
-        if text.wording is not None:
-            allowed = torch.tensor(text.wording.allowed(text.written), device=logits.device)
-            kept = logits[row, allowed].clone()
-            logits[row] = -torch.inf
-            logits[row, allowed] = kept
+    allowed = {
+        row: text.wording.allowed(text.written) for row, text in enumerate(texts) if text.wording is not None
+    }
+    if allowed:
+        allow_only(logits, allowed)
     if params.temperature <= 0:
         return logits.argmax(dim=-1)
     chances = torch.softmax(logits / params.temperature, dim=-1)
     drawn = [torch.multinomial(chances[row], 1, generator=text.generator) for row, text in enumerate(texts)]
     return torch.cat(drawn)
+
+
+def allow_only(logits: torch.Tensor, allowed: Mapping[int, Sequence[int]]) -> None:
+    """Make every token of some rows impossible, in place, except those allowed in that row."""
+    pairs = [(row, token) for row, tokens in allowed.items() for token in tokens]
+    rows, tokens = torch.tensor(pairs, device=logits.device).unbind(dim=1)
+    kept = logits[rows, tokens]
+    logits[torch.tensor(list(allowed), device=logits.device)] = -torch.inf
+    logits[rows, tokens] = kept
 
 
 def penalise(logits: torch.Tensor, written: Sequence[list[int]], penalty: float) -> None:

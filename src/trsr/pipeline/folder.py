@@ -219,10 +219,22 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "gpus": _gpus(),
         "versions": versions,
         "commit": _commit(),
         "executable": Path(sys.executable).name,
     }
+
+
+def _gpus() -> list[str]:
+    """Return the names of the machine's NVIDIA GPUs; asking torch would take longer than some runs."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=20
+        ).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return []
 
 
 def _commit() -> str | None:
