@@ -78,8 +78,9 @@ class RecommenderConfig(_Part):
     dtype: str = "auto"
     device: str = "auto"
     sharing: Sharing = "auto"
-    """How candidates share the reading of their prefix: `rows`, `blocks` (for GPUs), or `separate`, which
-    reads it again for each. Results are equal; models that cannot share are read separately."""
+    """How candidates share the reading of their prefix: `rows`, `padded` or `blocks` (both for GPUs), or
+    `separate`, which reads it again for each. Results are equal; models that cannot share are read
+    separately. `auto` is `padded` on a GPU, else `rows`."""
     max_batch_tokens: int = Field(default=4096, ge=1)
     """Most tokens of a forward pass when ranking; bounds the memory."""
     servers: dict[Literal["llm", "llm_zero_shot"], OpenAIEngine] = {}

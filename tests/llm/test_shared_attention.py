@@ -49,7 +49,7 @@ def architecture(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(scope="module", params=["rows", "rows adapter", "blocks"])
+@pytest.fixture(scope="module", params=["rows", "rows adapter", "padded", "padded adapter", "blocks"])
 def model(architecture: str, request: pytest.FixtureRequest) -> Any:
     way, *rest = request.param.split()
     base = random_model(architecture)
@@ -91,6 +91,21 @@ def test_a_prefix_that_was_read_before_gives_the_same_margins(model: Any) -> Non
         assert pack(parts).tokens.numel() == sum(len(s) for g in GROUPS for s in g.suffixes)
         found = packed_margins(model, pack(parts), columns)
     torch.testing.assert_close(found, alone(model), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral"])
+def test_what_is_filled_up_leaves_no_trace_in_gradients(architecture: str) -> None:
+    found = {}
+    for way in ("rows", "padded"):
+        model = random_model(architecture)
+        shared_attention.enable(model, way)
+        with label_head(model, LABELS) as columns:
+            packed_margins(
+                model, pack([Part(g.prefix, g.suffixes) for g in GROUPS]), columns
+            ).sum().backward()
+        found[way] = {name: weight.grad for name, weight in model.named_parameters()}
+    for name, gradient in found["rows"].items():
+        torch.testing.assert_close(found["padded"][name], gradient, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NOT_SHARING)

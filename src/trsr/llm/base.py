@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-Sharing = Literal["auto", "rows", "blocks", "separate"]
+Sharing = Literal["auto", "rows", "padded", "blocks", "separate"]
 """How candidates share the reading of their prefix, see `trsr.llm.shared_attention`."""
 
 

@@ -1,8 +1,9 @@
 """Attention over prefixes that many suffixes share, at the cost of what is really seen.
 
-Two ways, both exact: `rows` lets each prefix of a packed sequence (see `packing`) attend to itself once, and
-its suffixes to it and to themselves as a batch of short rows; `blocks` is one block-sparse product. `enable`
-gives one of them to a transformers model and checks on a small input that its answers stay what they are
+Three ways, all exact: `rows` lets each prefix of a packed sequence (see `packing`) attend to itself once, and
+its suffixes to it and to themselves as a batch of short rows; `padded` does so for all prefixes at once, with
+few products a layer however many users there are; `blocks` is one block-sparse product. `enable` gives one
+of them to a transformers model and checks on a small input that its answers stay what they are
 without sharing; a model whose answers change is left as it was.
 """
 
@@ -21,8 +22,9 @@ from transformers.masking_utils import sdpa_mask
 from trsr.llm.base import Sharing
 from trsr.llm.block_attention import block_attention
 from trsr.llm.packing import Layout, Packed, Part, Segment, pack
+from trsr.llm.padded_attention import can_pad, padded_attention
 
-NAMES: dict[Sharing, str] = {"auto": "trsr_rows", "rows": "trsr_rows", "blocks": "trsr_blocks"}
+NAMES: dict[Sharing, str] = {"rows": "trsr_rows", "padded": "trsr_padded", "blocks": "trsr_blocks"}
 # Arguments by which some architectures change the scores in ways this attention does not know.
 _UNKNOWN_TERMS = ("softcap", "s_aux", "position_bias", "head_mask")
 # Rotary positions that change with the longest sequence of a pass.
@@ -77,6 +79,8 @@ def shared_prefix_attention(
             raise NotImplementedError("attention in blocks has no dropout")
         out = block_attention(module, query, key, value, layout, scaling, sliding_window)
         return out.transpose(1, 2).contiguous(), None
+    if module.config._attn_implementation == NAMES["padded"] and can_pad(layout):
+        return padded_attention(query, key, value, layout, scaling, dropout, sliding_window), None
     options = {"dropout_p": dropout, "scale": scaling}
     parts = []
     for number, segment in enumerate(layout.segments):
@@ -172,7 +176,7 @@ def enable(model: Any, sharing: Sharing = "auto") -> bool:
 
     Args:
         model: A transformers causal language model, before any adapter wraps it.
-        sharing: How it shall attend; `auto` is the way that measured fastest (`rows`), `separate` leaves the
+        sharing: How it shall attend; `auto` is `padded` on a GPU and `rows` elsewhere, `separate` leaves the
             model as it is.
 
     Returns:
@@ -180,6 +184,8 @@ def enable(model: Any, sharing: Sharing = "auto") -> bool:
     """
     if sharing == "separate":
         return False
+    if sharing == "auto":
+        sharing = "padded" if model.device.type == "cuda" else "rows"
     before = model.config._attn_implementation
     reason = _obstacle(model, NAMES[sharing])
     if not reason:
@@ -206,7 +212,7 @@ def _obstacle(model: Any, name: str) -> str:
     try:
         model.set_attn_implementation(name)
         with torch.inference_mode():
-            packed = run_packed(model, pack([_PROBE]).to(model.device)).logits[0].float()
+            packed = run_packed(model, pack(_PROBES).to(model.device)).logits[0].float()
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as problem:
         return (str(problem).strip().splitlines() or [type(problem).__name__])[0]
     spread = (plain - plain.mean(dim=0)).norm()  # over the probe's answers, what a mistake would disturb
@@ -214,14 +220,17 @@ def _obstacle(model: Any, name: str) -> str:
     return "" if error <= _TOLERANCE[model.dtype] else f"its answers differ by {error:.1g}"
 
 
-_PROBE = Part((3, 7, 11, 5, 13, 2, 17), ((19, 4), (8,), (6, 23, 9), (4, 19)))
+_PROBES = (
+    Part((3, 7, 11, 5, 13, 2, 17), ((19, 4), (8,), (6, 23, 9), (4, 19))),
+    Part((14, 7, 3), ((8, 5, 21, 2), (19, 4))),
+)
 
 
 def _probe_plainly(model: Any) -> torch.Tensor:
-    """Return the logits after each of the probe's sequences, read one by one; shape (n, vocabulary)."""
+    """Return the logits after each of the probes' sequences, read one by one; shape (n, vocabulary)."""
     found = []
-    for suffix in _PROBE.suffixes:
-        tokens = torch.tensor([[*_PROBE.prefix, *suffix]], device=model.device)
+    for prefix, suffix in [(part.prefix, suffix) for part in _PROBES for suffix in part.suffixes]:
+        tokens = torch.tensor([[*prefix, *suffix]], device=model.device)
         with torch.inference_mode():
             found.append(model(input_ids=tokens, use_cache=False).logits[0, -1].float())
     return torch.stack(found)
