@@ -114,6 +114,8 @@ class Wording:
             return tuple(encode(f"a{text}")[len(encode("a")) :])
 
         self._comma, self._stop = after_word(COMMA)[-1], after_word(STOP)[-1]
+        self._followed: list[int] = []
+        self._place = _Place(0, self._roots[0])
         self._leads = [after_word(_between(part).rstrip()) for part in parts[1:]]
 
     def allowed(self, written: Sequence[int]) -> list[int]:
@@ -122,9 +124,7 @@ class Wording:
         Raises:
             ValueError: what was written does not follow from the parts.
         """
-        place = _Place(0, self._roots[0])
-        for token in written:
-            place = self._after(place, token)
+        place = self._reach(written)
         if place.forced:
             return [place.forced[0]]
         if place.ended:
@@ -133,6 +133,16 @@ class Wording:
         if self._ends_phrase(place):
             found |= self._behind_phrase(place)
         return sorted(found)
+
+    def _reach(self, written: Sequence[int]) -> _Place:
+        """Return the place after some tokens; only those are followed that were not there at the last call."""
+        n_known = len(self._followed)
+        if list(written[:n_known]) != self._followed:
+            n_known, self._place = 0, _Place(0, self._roots[0])
+        for token in written[n_known:]:
+            self._place = self._after(self._place, token)
+        self._followed = list(written)
+        return self._place
 
     def _ends_phrase(self, place: _Place) -> bool:
         return place.node.phrase is not None and place.node.phrase not in place.said
