@@ -10,7 +10,7 @@ from tiny_models import random_model
 
 from trsr.llm import prompt_reading
 from trsr.llm.prompt_reading import PromptReader, common_prefix
-from trsr.llm.row_cache import as_argument, joined
+from trsr.llm.row_cache import as_argument, joined, keep_rows
 
 # Two kinds of prompts with their own beginnings, one prompt alone, two equal ones; longer than the windows.
 FIRST, SECOND = list(range(5, 26)), list(range(30, 39))
@@ -68,7 +68,7 @@ class Writer:
         """Keep some rows and give each a token."""
         if rows != list(range(len(self.texts))):
             with torch.inference_mode():
-                self.cache.batch_select_indices(torch.tensor(rows))
+                keep_rows(self.cache, rows)
         self.texts = [self.texts[row] for row in rows]
         if tokens:
             self.texts = [[*text, token] for text, token in zip(self.texts, tokens, strict=True)]

@@ -18,6 +18,7 @@ from trsr.llm.row_cache import Rows, as_argument, has_plain_attention
 
 # Tokens read in one pass: enough for full speed, and few enough that temporaries stay small.
 PASS_TOKENS = 4096
+GPU_PASS_TOKENS = 32768
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class PromptReader:
         self._model = model
         self._beginnings: dict[Hashable, tuple[int, ...]] = {}
         self._read_beginnings: dict[tuple[int, ...], Cache] = {}
+        self._pass_tokens = PASS_TOKENS if model.device.type == "cpu" else GPU_PASS_TOKENS
         self.in_batches = has_plain_attention(model.config)
 
     def read(self, prompts: Sequence[list[int]], kinds: Sequence[Hashable]) -> list[Pass]:
@@ -59,7 +61,7 @@ class PromptReader:
         return [
             self._read_pass(beginning, places, bodies)
             for beginning, members in groups.items()
-            for places in _passes(members, bodies, len(beginning))
+            for places in _passes(members, bodies, len(beginning), self._pass_tokens)
         ]
 
     def _beginning(self, kind: Hashable, prompts: Sequence[list[int]]) -> tuple[int, ...]:
@@ -111,12 +113,12 @@ class PromptReader:
         )
 
 
-def _passes(members: list[int], bodies: list[list[int]], n_shared: int) -> Iterator[list[int]]:
-    """Cut prompts that share a beginning into passes of similar length, of about `PASS_TOKENS` each."""
+def _passes(members: list[int], bodies: list[list[int]], n_shared: int, n_tokens: int) -> Iterator[list[int]]:
+    """Cut prompts that share a beginning into passes of similar length, of about `n_tokens` each."""
     members = sorted(members, key=lambda place: -len(bodies[place]))
     start = 0
     while start < len(members):
-        n_rows = max(1, PASS_TOKENS // max(1, len(bodies[members[start]]) - n_shared))
+        n_rows = max(1, n_tokens // max(1, len(bodies[members[start]]) - n_shared))
         yield members[start : start + n_rows]
         start += n_rows
 

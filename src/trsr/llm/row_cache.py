@@ -66,6 +66,18 @@ def joined(parts: Sequence[Rows], config: Any, n_new: int) -> Cache:
     return Cache(layers=list(layers))
 
 
+def keep_rows(cache: Cache, order: Sequence[int]) -> None:
+    """Keep the rows `order` of a cache that `joined` made, in this order."""
+    moved = [slot for slot, source in enumerate(order) if slot != source]
+    layers = [layer for layer in cache.layers if isinstance(layer, _RowLayer)]
+    device = layers[0].device
+    # Copied to the device once for all layers, which then need not wait for it.
+    targets = torch.tensor(moved, dtype=torch.long, device=device)
+    sources = torch.tensor([order[slot] for slot in moved], dtype=torch.long, device=device)
+    for layer in layers:
+        layer.keep(len(order), targets, sources)
+
+
 class _RowLayer(DynamicLayer):
     """One layer; `keys` and `values` are views of what is filled, (rows, heads, columns, D)."""
 
@@ -89,14 +101,12 @@ class _RowLayer(DynamicLayer):
             room[:, :, start:end] = new
         return self._show(end)
 
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep the rows `indices`, in this order; rows that stay in place are not copied."""
-        if self._room is None:
-            return
-        moved = indices != torch.arange(len(indices), device=indices.device)
+    def keep(self, n_rows: int, targets: torch.Tensor, sources: torch.Tensor) -> None:
+        """Keep `n_rows` rows, those in `targets` with what `sources` held; the others are not copied."""
+        assert self._room is not None
         for room in self._room:
-            room[: len(indices)][moved] = room[indices[moved]]
-        self._room = (self._room[0][: len(indices)], self._room[1][: len(indices)])
+            room[targets] = room[sources]
+        self._room = (self._room[0][:n_rows], self._room[1][:n_rows])
         self._show(self.get_seq_length())
 
     def _rooms(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,7 +14,7 @@ import torch
 
 from trsr.llm.base import GenerationParams
 from trsr.llm.prompt_reading import PromptReader
-from trsr.llm.row_cache import Rows, as_argument, joined
+from trsr.llm.row_cache import Rows, as_argument, joined, keep_rows
 from trsr.llm.wording import Wording
 from trsr.seeding import derive_seed
 
@@ -140,7 +140,7 @@ class RowWriter:
         if len(keep) < len(self.texts):
             order = closed_up(keep)
             index = torch.tensor(order, device=chosen.device)
-            self._cache.batch_select_indices(index)
+            keep_rows(self._cache, order)
             chosen, self._mask, self._positions = chosen[index], self._mask[index], self._positions[index]
             self.texts = [self.texts[slot] for slot in order]
         self._tokens = chosen[:, None]
@@ -172,11 +172,13 @@ def choose(logits: torch.Tensor, texts: Sequence[Text], params: GenerationParams
 
 def allow_only(logits: torch.Tensor, allowed: Mapping[int, Sequence[int]]) -> None:
     """Make every token of some rows impossible, in place, except those allowed in that row."""
-    pairs = [(row, token) for row, tokens in allowed.items() for token in tokens]
-    rows, tokens = torch.tensor(pairs, device=logits.device).unbind(dim=1)
-    kept = logits[rows, tokens]
+    n_tokens = logits.shape[1]
+    places = [row * n_tokens + token for row, tokens in allowed.items() for token in tokens]
+    index = torch.tensor(places, device=logits.device)
+    flat = logits.view(-1)
+    kept = flat[index]
     logits[torch.tensor(list(allowed), device=logits.device)] = -torch.inf
-    logits[rows, tokens] = kept
+    flat[index] = kept
 
 
 def penalise(logits: torch.Tensor, written: Sequence[list[int]], penalty: float) -> None:

@@ -135,7 +135,7 @@ class Wording:
         return sorted(found)
 
     def _reach(self, written: Sequence[int]) -> _Place:
-        """Return the place after some tokens; only those are followed that were not there at the last call."""
+        """Return the place after some tokens, going on from those of the last call."""
         n_known = len(self._followed)
         if list(written[:n_known]) != self._followed:
             n_known, self._place = 0, _Place(0, self._roots[0])

@@ -89,12 +89,14 @@ class _GroupTrainer(Trainer):
     def _recall_sums(self, model: Any) -> list[float]:
         """Return each validation user's value; the processes take turns, each as many as the others."""
         n, step = len(self.valid), processes.count()
-        own = []
+        turns = [self.valid[min(start + processes.index(), n - 1)] for start in range(0, n, step)]
+        own: list[float] = []
+        together = self.args.per_device_train_batch_size
         with torch.no_grad():
-            for start in range(0, n, step):
-                group = self.valid[min(start + processes.index(), n - 1)]
-                (margins,) = self.objective.margins(model, [group.group])
-                own.append(recall_sum(margins.cpu().numpy(), group.labels))
+            for start in range(0, len(turns), together):
+                some = turns[start : start + together]
+                margins = self.objective.margins(model, [one.group for one in some])
+                own += [recall_sum(m.cpu().numpy(), one.labels) for m, one in zip(margins, some, strict=True)]
         every = processes.gather(own)
         return [every[place % step][place // step] for place in range(n)]
 
