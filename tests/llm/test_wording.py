@@ -93,6 +93,18 @@ def test_a_part_goes_on_until_it_has_its_phrases_and_a_text_ends_then_only() -> 
     assert two.allowed(ENCODE(" King, King")) == ENCODE("s"), "none comes twice"
 
 
+@given(phrases, st.integers(0, 1000), st.lists(st.integers(0, 60), max_size=6))
+def test_what_was_asked_before_changes_no_answer(allowed: list[str], seed: int, lengths: list[int]) -> None:
+    parts = (PhrasePart(tuple(allowed), 3), PhrasePart(tuple(allowed), 2, lead="before"))
+    asked = Wording(parts, ENCODE, [END])
+    texts = [drawn(Wording(parts, ENCODE, [END]), seed + number) for number in range(2)]
+    for number, length in enumerate(lengths):
+        written = texts[number % 2][:length]
+        assert asked.allowed(written) == Wording(parts, ENCODE, [END]).allowed(written)
+        with pytest.raises(ValueError, match="does not follow"):
+            asked.allowed([*written, -1])
+
+
 def test_what_was_never_allowed_is_a_mistake_of_the_caller() -> None:
     with pytest.raises(ValueError, match="does not follow"):
         Wording([PhrasePart(("King",), 1)], ENCODE, [END]).allowed(ENCODE(" Queen"))

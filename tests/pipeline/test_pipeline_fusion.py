@@ -69,6 +69,18 @@ def test_all_baselines_of_the_run_are_joined_with_and_without_llm(
         assert of[name] == pytest.approx(parts, abs=1e-5)
 
 
+def test_a_run_that_is_given_more_rankers_joins_them_too(bench: Workbench) -> None:
+    def rank(*rankers: RankerName) -> list[str]:
+        bench.config = bench.config.model_copy(update={"rankers": rankers})
+        rank_candidates(bench)
+        return list(json.loads((bench.folder.path / "fusion_all.json").read_text())["weights"])
+
+    assert rank("llm", "popularity", "fusion_all") == ["llm", "popularity"]
+    assert rank("llm", "popularity", "bm25", "fusion_all") == ["llm", "popularity", "bm25"]
+    scores = pl.read_parquet(bench.folder.path / "scores.parquet")
+    assert scores["ranker"].unique(maintain_order=True).to_list() == list(bench.config.rankers)
+
+
 @pytest.mark.parametrize("name", ["fusion", "fusion_all", "fusion_no_llm"])
 def test_the_labels_of_the_test_change_nothing(bench: Workbench, name: RankerName) -> None:
     examples = bench.splits.test

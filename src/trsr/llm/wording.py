@@ -136,13 +136,13 @@ class Wording:
 
     def _reach(self, written: Sequence[int]) -> _Place:
         """Return the place after some tokens, going on from those of the last call."""
-        n_known = len(self._followed)
+        n_known, place = len(self._followed), self._place
         if list(written[:n_known]) != self._followed:
-            n_known, self._place = 0, _Place(0, self._roots[0])
+            n_known, place = 0, _Place(0, self._roots[0])
         for token in written[n_known:]:
-            self._place = self._after(self._place, token)
-        self._followed = list(written)
-        return self._place
+            place = self._after(place, token)
+        self._followed, self._place = list(written), place
+        return place
 
     def _ends_phrase(self, place: _Place) -> bool:
         return place.node.phrase is not None and place.node.phrase not in place.said

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from pydantic import ValidationError
 from trsr.config import RunConfig, differences
 from trsr.data.files import write_whole
 from trsr.errors import OutputError, RunInUseError, RunMismatchError
+from trsr.versions import installed
 
 _PACKAGES = ("trsr", "numpy", "polars", "torch", "transformers", "peft", "xllamacpp", "bm25s")
 
@@ -209,18 +209,12 @@ def _without_servers(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Return what a reader needs to judge timings and to repeat a run: versions, machine, commit."""
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "gpus": _gpus(),
-        "versions": versions,
+        "versions": installed(_PACKAGES),
         "commit": _commit(),
         "executable": Path(sys.executable).name,
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from importlib.metadata import version
 from pathlib import Path
 
 from trsr.errors import OutputError
@@ -16,6 +15,7 @@ from trsr.prompt.ranking import PromptConfig
 from trsr.templating import Template
 from trsr.train.config import TrainConfig
 from trsr.train.sft import TrainingReport
+from trsr.versions import installed
 
 _PACKAGES = ("trsr", "torch", "transformers", "peft")
 
@@ -60,7 +60,7 @@ def save_model_folder(
         prompt=prompt.model_dump(mode="json"),
         training=config.model_dump(mode="json"),
         metrics={"valid_recall_sum": report.best_recall_sum, "best_step": float(report.best_step)},
-        versions={name: version(name) for name in _PACKAGES},
+        versions=installed(_PACKAGES),
     )
     fresh = folder.with_name(folder.name + ".new")
     try:
