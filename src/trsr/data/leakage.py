@@ -7,13 +7,14 @@ chooses what to fit on (`fitting`), so that a mistake in those is found here. Pr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import polars as pl
 
 from trsr.data.examples import Splits
 from trsr.data.tables import TIME, Dataset
+from trsr.errors import LeakageError
 from trsr.types import RankingExample
 
 _ASKED = pl.Schema(
@@ -34,6 +35,21 @@ class Checked:
 
     n: int
     leaks: tuple[str, ...] = ()
+
+
+def all_or_error(found: Mapping[str, Checked]) -> dict[str, int]:
+    """Return how much was checked of each kind.
+
+    Raises:
+        LeakageError: a leak was found.
+    """
+    leaks = [leak for checked in found.values() for leak in checked.leaks]
+    if leaks:
+        raise LeakageError(
+            f"{len(leaks)} leaks were found, the first: {leaks[0]}; expected only what came before each"
+            " target, so no metric was written: make the run anew in another folder."
+        )
+    return {name: checked.n for name, checked in found.items()}
 
 
 def history_leaks(dataset: Dataset, splits: Splits) -> Checked:

@@ -15,10 +15,10 @@ from typing import Any
 import polars as pl
 
 from trsr.data.fitting import fit_events
-from trsr.data.leakage import Checked, fit_leaks, history_leaks, split_leaks
-from trsr.errors import LeakageError
+from trsr.data.leakage import Checked, all_or_error, fit_leaks, history_leaks, split_leaks
 from trsr.llm.base import prompt_key
 from trsr.pipeline.variants import variant_benches
+from trsr.pipeline.warm_start import warm_start_leaks
 from trsr.pipeline.workbench import Workbench
 from trsr.summarize.places import is_database
 from trsr.summarize.plan import plan_calls
@@ -37,7 +37,7 @@ def check_examples(bench: Workbench) -> dict[str, int]:
         LeakageError: one has seen a target.
     """
     dataset, splits = bench.dataset, bench.splits
-    return _all_or_error(
+    return all_or_error(
         {
             "examples": history_leaks(dataset, splits),
             "training_and_validation_rows": split_leaks(splits),
@@ -61,7 +61,9 @@ def check_run(bench: Workbench) -> dict[str, Any]:
     for one in (bench, *variants):
         profiles, n_derived = profile_leaks(one)
         total.update(check_examples(one))
-        total.update(_all_or_error({"profiles": profiles, "scores_learned_from": learned_score_leaks(one)}))
+        total.update(all_or_error({"profiles": profiles, "scores_learned_from": learned_score_leaks(one)}))
+        if one.config.train is not None and one.config.train.warm_start is not None:
+            total.update(all_or_error({"examples_against_warm_start": warm_start_leaks(one)}))
         total["profiles_derived_again"] += n_derived
     return {"checked": dict(total), "found": 0}
 
@@ -167,18 +169,3 @@ def _keys(
     return [
         prompt_key(summariser.prompt(call, [texts[i] for i in call.inputs]), model, params) for call in calls
     ]
-
-
-def _all_or_error(found: dict[str, Checked]) -> dict[str, int]:
-    """Return how much was checked of each kind.
-
-    Raises:
-        LeakageError: a leak was found.
-    """
-    leaks = [leak for checked in found.values() for leak in checked.leaks]
-    if leaks:
-        raise LeakageError(
-            f"{len(leaks)} leaks were found, the first: {leaks[0]}; expected only what came before each"
-            " target, so no metric was written: make the run anew in another folder."
-        )
-    return {name: checked.n for name, checked in found.items()}

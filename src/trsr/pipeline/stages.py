@@ -24,6 +24,7 @@ from trsr.pipeline.profiles import save_profiles, write_profiles
 from trsr.pipeline.ranking import rank_candidates
 from trsr.pipeline.ray_profiles import summarize_examples
 from trsr.pipeline.variants import check_questions, variant_benches
+from trsr.pipeline.warm_start import check_warm_start
 from trsr.pipeline.workbench import Workbench
 from trsr.train import processes
 from trsr.train.config import TrainConfig
@@ -84,6 +85,7 @@ def fine_tune(bench: Workbench) -> Facts:
     folder = bench.folder.path
     if bench.config.train is None:
         return {}
+    check_warm_start(bench)
     if not (folder / "model").exists():  # else it was killed while the checkpoints were removed
         _train(bench, bench.config.train)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -138,6 +140,8 @@ def _train(bench: Workbench, train_config: TrainConfig) -> None:
 
 def _epochs(bench: Workbench, config: TrainConfig) -> EpochGroups:
     """Return the training groups; epoch 0 reads the examples as they are written in the run folder."""
+    if not config.epochs:
+        return EpochGroups([])
     seed, mix, train = bench.config.seed, config.profiles, bench.splits.train
     resample = make_resampler(bench.dataset, bench.config.protocol, seed)
 

@@ -58,7 +58,11 @@ class TrainConfig(BaseModel):
     largest mrr@10 on MIND and Amazon Office, beats `answer`, is not told apart from
     `listwise`, and unlike that its scores stay probabilities (`docs/results.md`)."""
     learning_rate: float = Field(default=5e-4, gt=0)
-    epochs: int = Field(default=1, ge=1)
+    warm_start: str | None = None
+    """The model folder of an earlier run, `RUN/model`, whose adapter training begins with; None for a fresh
+    one. The rest of that run must be there: it shows which targets the model has already seen."""
+    epochs: int = Field(default=1, ge=0)
+    """Times that every training user is read; 0 takes the model of `warm_start` as it is."""
     batch_size: int = Field(default=8, ge=1)
     """Users an optimizer step of all processes together, by accumulation; each with all its candidates."""
     micro_batch_size: int = Field(default=1, ge=1)
@@ -84,6 +88,12 @@ class TrainConfig(BaseModel):
     """Optimizer steps between checkpoints; a killed training repeats fewer than that."""
     report_to: str = "none"
     """Where else to log, in the Trainer's words: `tensorboard`, `wandb`, `mlflow`, ..."""
+
+    @model_validator(mode="after")
+    def _something_is_trained(self) -> Self:
+        if not self.epochs and self.warm_start is None:
+            raise ValueError("epochs 0 trains nothing; name a model in `warm_start`, or set `train: null`")
+        return self
 
     @model_validator(mode="after")
     def _micro_batches_fill_a_batch(self) -> Self:

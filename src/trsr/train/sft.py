@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
@@ -262,7 +262,10 @@ def _one_sentence(folder: Path) -> Iterator[None]:
 
 
 def with_adapter(base: Any, config: TrainConfig) -> Any:
-    """Return the model with a fresh LoRA adapter, the only part that learns."""
+    """Return the model with a LoRA adapter, fresh or that of `warm_start`, the only part that learns."""
+    if config.warm_start is not None:
+        with quiet_peft():
+            return PeftModel.from_pretrained(base, config.warm_start, is_trainable=True)
     targets = config.lora.target_modules
     lora = PeftLoraConfig(
         r=config.lora.r,
@@ -288,7 +291,10 @@ def _go_on(trainer: Trainer, checkpoints: Path, patience: int) -> list[dict[str,
         state = TrainerState.load_from_json(f"{newest}/trainer_state.json")
         if _is_over(state.log_history, patience):  # killed after an early stop
             return list(state.log_history)
-    trainer.train(resume_from_checkpoint=newest)
+    if trainer.args.num_train_epochs:
+        trainer.train(resume_from_checkpoint=newest)
+    elif trainer.eval_dataset is not None:
+        trainer.evaluate()
     return list(trainer.state.log_history)
 
 
@@ -346,6 +352,7 @@ def _arguments(
         use_cpu=device.type == "cpu",
         eval_strategy="steps" if validate else "no",
         eval_steps=max(1, steps // config.evaluations),
+        eval_on_start=validate and config.warm_start is not None,  # so that it cannot end worse than it began
         save_strategy="steps",
         save_steps=config.save_steps,
         save_total_limit=2,
