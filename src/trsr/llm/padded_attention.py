@@ -1,7 +1,7 @@
 """Attention over a packed sequence as two dense products, for GPUs: all prefixes at once, then all suffixes.
 
-Prefixes are filled up to the longest, rows of suffixes to the widest. What is multiplied in vain costs a GPU
-less than starting a product for every user in every layer, which is what it would else be busy with.
+Prefixes are filled up to the longest, rows of suffixes to the widest: some is multiplied in vain, so that a
+layer starts a few products and not several for every user.
 """
 
 from __future__ import annotations
