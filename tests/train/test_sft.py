@@ -226,6 +226,26 @@ def test_a_killed_training_ends_with_the_weights_of_an_unbroken_one(
     assert report == unbroken[1]
 
 
+def test_training_ends_after_max_steps_with_a_validation(fine_tune: Run, tmp_path: Path) -> None:
+    _, report = fine_tune(tmp_path / "c", epochs=5, max_steps=6, evaluations=1)
+    assert [row["step"] for row in report.log if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in report.log if "eval_recall_sum" in row] == [3, 6]
+    rates = [row["learning_rate"] for row in report.log if "loss" in row]
+    assert rates[-1] < 0.1 * max(rates)  # the schedule is that of the steps that are made
+
+
+@pytest.mark.parametrize(
+    ("epochs", "max_steps", "steps", "validations"),
+    [(2, None, 8, 4), (2, 100, 8, 4), (2, 6, 6, 3), (2, 1, 1, 1), (1, None, 4, 2), (0, None, 0, 0)],
+)
+def test_steps_and_validations_are_known_before(
+    epochs: int, max_steps: int | None, steps: int, validations: int
+) -> None:
+    config = CONFIG.model_copy(update={"epochs": epochs, "max_steps": max_steps, "evaluations": 2})
+    assert config.n_steps(14) == steps
+    assert config.n_validations(14) == validations
+
+
 def test_a_finished_training_is_not_repeated(
     fine_tune: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

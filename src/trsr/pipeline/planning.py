@@ -200,9 +200,13 @@ class Planner:
                 fresh = epoch > 0 and config.train.resample_negatives
                 kinds = [profile_kind(mix, config.seed, e.example_id, epoch) for e in train]
                 shown = [resample(e, epoch) for e in train] if fresh else train
-                learnt.add(count(shown, kinds))
+                n_read = max(
+                    0, config.train.n_steps(len(train)) * config.train.batch_size - epoch * len(train)
+                )
+                learnt.add(count(shown[:n_read], kinds[:n_read]))
             asked_own = count(valid, ["own"] * len(valid))
-            checked.add(asked_own, config.train.evaluations * config.train.epochs)
+            at_start = config.train.warm_start is not None
+            checked.add(asked_own, at_start + config.train.n_validations(len(train)))
             work.append(self._work("train", learnt, TRAINING_WEIGHT))
             work.append(self._work("validate", checked))
             work.append(self._work("calibrate", asked_own))

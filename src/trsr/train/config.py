@@ -63,6 +63,8 @@ class TrainConfig(BaseModel):
     one. The rest of that run must be there: it shows which targets the model has already seen."""
     epochs: int = Field(default=1, ge=0)
     """Times that every training user is read; 0 takes the model of `warm_start` as it is."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps after which training ends, though not all users are read; None for no limit."""
     batch_size: int = Field(default=8, ge=1)
     """Users an optimizer step of all processes together, by accumulation; each with all its candidates."""
     micro_batch_size: int = Field(default=1, ge=1)
@@ -88,6 +90,19 @@ class TrainConfig(BaseModel):
     """Optimizer steps between checkpoints; a killed training repeats fewer than that."""
     report_to: str = "none"
     """Where else to log, in the Trainer's words: `tensorboard`, `wandb`, `mlflow`, ..."""
+
+    def n_steps(self, n_users: int) -> int:
+        """Return the optimizer steps of a training on so many users that is not ended early."""
+        steps = self.epochs * self._epoch_steps(n_users)
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+    def n_validations(self, n_users: int) -> int:
+        """Return the validations of that training after its first step; the last is near its end."""
+        steps = self.n_steps(n_users)
+        return max(1, round(self.evaluations * steps / self._epoch_steps(n_users))) if steps else 0
+
+    def _epoch_steps(self, n_users: int) -> int:
+        return -(-n_users // self.batch_size)
 
     @model_validator(mode="after")
     def _something_is_trained(self) -> Self:

@@ -131,7 +131,7 @@ class _EarlyStop(TrainerCallback):
         control: TrainerControl,
         **_: Any,
     ) -> None:
-        control.should_training_stop = _is_over(state.log_history, self.patience)
+        control.should_training_stop |= _is_over(state.log_history, self.patience)
 
 
 def train(
@@ -334,7 +334,7 @@ def _arguments(
     bf16: bool,
     progress: bool,
 ) -> TrainingArguments:
-    steps = max(1, -(-n // config.batch_size))
+    steps = config.n_steps(n)
     saves_memory: dict[str, Any] = {"activation_checkpointing": True} if config.gradient_checkpointing else {}
     return TrainingArguments(
         output_dir=str(folder),
@@ -342,7 +342,8 @@ def _arguments(
         gradient_accumulation_steps=passes_per_batch(config, processes.count()),
         learning_rate=config.learning_rate,
         num_train_epochs=config.epochs,
-        warmup_steps=round(config.warmup_ratio * steps * config.epochs),
+        max_steps=steps if config.max_steps else -1,  # by which the Trainer means no limit
+        warmup_steps=round(config.warmup_ratio * steps),
         lr_scheduler_type=config.schedule,
         weight_decay=config.weight_decay,
         adam_beta1=config.adam_betas[0],
@@ -351,7 +352,7 @@ def _arguments(
         bf16=bf16,
         use_cpu=device.type == "cpu",
         eval_strategy="steps" if validate else "no",
-        eval_steps=max(1, steps // config.evaluations),
+        eval_steps=max(1, steps // max(1, config.n_validations(n))),
         eval_on_start=validate and config.warm_start is not None,  # so that it cannot end worse than it began
         save_strategy="steps",
         save_steps=config.save_steps,
