@@ -12,7 +12,7 @@ from typing import Any
 
 from trsr.config import FUSIONS
 from trsr.evaluate.ablations import ablations, sentence
-from trsr.evaluate.claims import CLAIMS, verdicts
+from trsr.evaluate.claims import CLAIMS, Verdict, verdicts
 from trsr.evaluate.claims import NOTE as CLAIMS_NOTE
 from trsr.evaluate.standings import NOTE, p_value, standings, turned
 
@@ -177,38 +177,22 @@ def readme_rows(runs: Sequence[Record]) -> str:
     return table(["run", f"{' and '.join(MAIN)}", "command"], rows)
 
 
-def readme_gains(runs: Sequence[Record]) -> list[str]:
-    """Return, a run, what a written profile adds to other kinds, and what `llm` adds to all baselines."""
-    found = []
-    for record in runs:
-        metrics = record["metrics"]
-        best = next(name for name in by_value(metrics["rankers"]) if not name.startswith(("llm", "fusion")))
-        profile = _minus(metrics, "llm", ["llm_no_profile", "llm_counted"])
-        whole = _minus(metrics, "fusion_all", ["fusion_no_llm", best])
-        if profile:
-            said = "; ".join(profile + _minus(metrics, "llm", [best]))
-            found.append(f"{record['name']}, llm with a written profile minus another, {MAIN[1]}: {said}.")
-        if whole:
-            found.append(
-                f"{record['name']}, all baselines and llm joined (fusion_all) minus another, {MAIN[1]}: "
-                f"{'; '.join(whole)}."
-            )
-    return found
-
-
-def _minus(metrics: Record, name: str, others: Sequence[str]) -> list[str]:
-    """Return the differences between one ranker and others, of those pairs that were compared."""
+def readme_claims(runs: Sequence[Record]) -> str:
+    """Return what the runs say of each claim: a row a claim, a column a run."""
+    found = [{one.claim: one for one in verdicts(record["metrics"])} for record in runs]
     rows = [
-        against_other(pair, name)
-        for pair in metrics.get("comparisons", ())
-        if pair["metric"] == MAIN[1] and name in (pair["a"], pair["b"])
+        [claim, *(claim_cell(said.get(claim)) for said in found)]
+        for claim, *_ in CLAIMS
+        if any(claim in said for said in found)
     ]
-    by_other = {row[1]: row for row in rows}
-    return [
-        f"{other} {by_other[other][2]}, corrected p {by_other[other][3]}"
-        for other in others
-        if other in by_other
-    ]
+    return table([f"claim, on {MAIN[1]}", *(record["name"] for record in runs)], rows)
+
+
+def claim_cell(one: Verdict | None) -> str:
+    """Write a verdict, the difference and its corrected p."""
+    if one is None:
+        return "–"
+    return f"{one.words}: {one.amount}, p {p_value(one.p)}"
 
 
 def readme(text: str, runs: Sequence[Record]) -> str:
@@ -216,14 +200,15 @@ def readme(text: str, runs: Sequence[Record]) -> str:
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
     recipes = [record for record in runs if "--set" not in command(record)]
-    parts = [BEGIN, readme_rows(recipes), *readme_gains(recipes), END]
+    parts = [BEGIN, readme_rows(recipes), readme_claims(recipes), END]
     return before + "\n\n".join(parts) + after
 
 
 def command(record: Record) -> str:
-    """Return the command that ran all stages; the first sitting may have been a try."""
+    """Return the command that ran all stages, if possible without settings; the first may have been a try."""
     sittings = [record["command"], *(one["command"] for one in record.get("later_sittings", ()))]
-    return next((one for one in sittings if one.startswith("trsr run ")), sittings[0])
+    runs = [one for one in sittings if one.startswith("trsr run ")]
+    return next((one for one in runs if "--set" not in one), [*runs, sittings[0]][0])
 
 
 def by_value(rankers: Mapping[str, Any]) -> list[str]:

@@ -92,27 +92,21 @@ def test_a_pair_is_read_from_the_side_asked_for() -> None:
     assert RESULTS["against_other"](pair, "y") == ["y", "x", "-0.200 [-0.300, -0.100]", "0.040", "-0.50"]
 
 
-def test_the_readme_says_what_a_written_profile_adds() -> None:
+def test_the_readme_says_which_claims_hold_in_which_run() -> None:
     rankers = {name: {"mrr@10": {"value": value}} for name, value in (("llm", 0.5), ("llm_counted", 0.4))}
     rankers |= {"sasrec": {"mrr@10": {"value": 0.7}}, "bm25": {"mrr@10": {"value": 0.2}}}
-    pair = {"metric": "mrr@10", "b": "llm", "p_holm": 0.04, "effect_size": 0.5}
-    pairs = [
-        pair | {"a": "sasrec", "difference": 0.2, "ci95": [0.1, 0.3]},
-        pair | {"a": "llm_counted", "difference": -0.2, "ci95": [-0.3, -0.1]},
-    ]
-    record = {"name": "shop", "metrics": {"rankers": rankers, "comparisons": pairs}}
-    assert RESULTS["readme_gains"]([record]) == [
-        "shop, llm with a written profile minus another, mrr@10: llm_counted +0.200 [+0.100, +0.300], "
-        "corrected p 0.040; sasrec -0.200 [-0.300, -0.100], corrected p 0.040."
-    ]
-    joined = pair | {"a": "fusion_all", "b": "fusion_no_llm", "difference": 0.1, "ci95": [0.0, 0.2]}
-    both = {"name": "shop", "metrics": {"rankers": rankers, "comparisons": [*pairs, joined]}}
-    assert RESULTS["readme_gains"]([both])[1:] == [
-        "shop, all baselines and llm joined (fusion_all) minus another, mrr@10: "
-        "fusion_no_llm +0.100 [+0.000, +0.200], corrected p 0.040."
-    ]
-    without = {"name": "shop", "metrics": {"rankers": rankers, "comparisons": pairs[:1]}}
-    assert RESULTS["readme_gains"]([without]) == []
+    pair = {"metric": "mrr@10", "b": "llm", "p_holm": 0.4, "effect_size": 0.5}
+    beaten = pair | {"a": "sasrec", "difference": 0.2, "ci95": [0.1, 0.3], "p": 0.01}
+    beats = pair | {"a": "llm_counted", "difference": -0.2, "ci95": [-0.3, -0.1], "p": 0.02}
+    both = {"name": "shop", "metrics": {"rankers": rankers, "comparisons": [beaten, beats]}}
+    one = {"name": "news", "metrics": {"rankers": rankers, "comparisons": [beats]}}
+    lines = RESULTS["readme_claims"]([both, one]).splitlines()
+    assert lines[0] == "| claim, on mrr@10 | shop | news |"
+    assert lines[2].endswith(
+        "| holds: +0.200 [+0.100, +0.300], p 0.020 | holds: +0.200 [+0.100, +0.300], p 0.020 |"
+    )
+    assert lines[3].endswith("| the opposite holds: -0.200 [-0.300, -0.100], p 0.020 | – |")
+    assert len(lines) == 4
 
 
 def test_what_the_profile_adds_stands_slice_by_slice() -> None:
