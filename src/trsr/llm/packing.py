@@ -108,6 +108,21 @@ class Segment:
         return torch.cat([prefix, own], dim=2)
 
 
+def near_mask(n: int, window: int | None, device: torch.device) -> torch.Tensor | None:
+    """Return which of n positions see which, bool, shape (n, n); None where they see all before them.
+
+    Args:
+        n: How many.
+        window: Of sliding-window layers: a token sees the last `window` positions, its own included.
+        device: Where.
+    """
+    if window is None or window >= n:
+        return None
+    step = torch.arange(n, device=device)
+    distance = step[:, None] - step[None, :]
+    return (distance >= 0) & (distance < window)
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where all parts of a packed sequence stand, and what attention has derived from that."""

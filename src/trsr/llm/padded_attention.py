@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from trsr.llm.packing import Layout, Segment
+from trsr.llm.packing import Layout, Segment, near_mask
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,7 @@ def padded_attention(
 
     known = [at(x, places.prefixes) for x in (key, value)]
     whole_keys, whole_values = (x.repeat_interleave(groups, dim=1) for x in known)
-    mask = None
-    if window is not None and window < places.prefixes.shape[1]:
-        mask = _near(places.prefixes.shape[1], window, query.device)
+    mask = near_mask(places.prefixes.shape[1], window, query.device)
     first = scaled_dot_product_attention(
         at(query, places.prefixes),
         whole_keys,
@@ -93,13 +91,6 @@ def padded_attention(
     later = later.reshape(n_rows, n_heads, width, -1)
     flat = torch.cat([x.transpose(1, 2).flatten(0, 1) for x in (first, later)])  # (B P + R W, H, D)
     return flat.index_select(0, places.order)[None]
-
-
-def _near(n: int, window: int, device: torch.device) -> torch.Tensor:
-    """Return which of n positions see which, shape (n, n)."""
-    step = torch.arange(n, device=device)
-    distance = step[:, None] - step[None, :]
-    return (distance >= 0) & (distance < window)
 
 
 def _find_places(segments: tuple[Segment, ...], window: int | None) -> _Places:

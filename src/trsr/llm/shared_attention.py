@@ -21,7 +21,7 @@ from transformers.masking_utils import sdpa_mask
 
 from trsr.llm.base import Sharing
 from trsr.llm.block_attention import block_attention
-from trsr.llm.packing import Layout, Packed, Part, Segment, pack
+from trsr.llm.packing import Layout, Packed, Part, Segment, near_mask, pack
 from trsr.llm.padded_attention import can_pad, padded_attention
 
 NAMES: dict[Sharing, str] = {"rows": "trsr_rows", "padded": "trsr_padded", "blocks": "trsr_blocks"}
@@ -110,12 +110,7 @@ def _prefix_outputs(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int | None, options: dict[str, Any]
 ) -> torch.Tensor:
     """Return the outputs of the prefix's own tokens, shape (1, H, P, D)."""
-    n = query.shape[2]
-    mask = None
-    if window is not None and window < n:
-        step = torch.arange(n, device=query.device)
-        distance = step[:, None] - step[None, :]
-        mask = (distance >= 0) & (distance < window)
+    mask = near_mask(query.shape[2], window, query.device)
     groups = query.shape[1] // key.shape[1]
     k, v = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     out: torch.Tensor = scaled_dot_product_attention(
