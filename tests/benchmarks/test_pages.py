@@ -109,6 +109,15 @@ def test_the_readme_says_which_claims_hold_in_which_run() -> None:
     assert len(lines) == 4
 
 
+def test_the_command_of_a_record_is_that_of_the_recipe_if_one_sitting_was() -> None:
+    tried = "trsr run a.yaml --set seed=1 --out out/a"
+    record: dict[str, Any] = {"command": "trsr train a.yaml", "later_sittings": [{"command": tried}]}
+    assert RESULTS["command"](record) == tried
+    record["later_sittings"].append({"command": "trsr run b.yaml --out out/a"})
+    assert RESULTS["command"](record) == "trsr run b.yaml --out out/a"
+    assert RESULTS["command"]({"command": "trsr train a.yaml"}) == "trsr train a.yaml"
+
+
 def test_what_the_profile_adds_stands_slice_by_slice() -> None:
     pair = {
         "metric": "mrr@10",

@@ -12,6 +12,7 @@ import pytest
 from conftest import tiny_run
 
 from trsr.config import RunConfig, load_config
+from trsr.data.protocols import SampledProtocol
 from trsr.data.synthetic import SyntheticConfig, generate
 from trsr.data.tables import Dataset
 from trsr.llm.counting import engine_model_id, token_counter
@@ -108,6 +109,20 @@ def test_a_plan_is_what_the_experiment_then_does(
     assert config.train is not None
     trained = pl.read_parquet(finished_run / "examples" / "train.parquet")["candidates"].list.len().sum()
     assert work["train"].calls == config.train.epochs * trained
+
+
+def test_a_training_of_so_many_steps_reads_no_more_users(
+    planned: tuple[RunConfig, Dataset, Plan],
+) -> None:
+    config, dataset, whole = planned
+    assert config.train is not None
+    assert isinstance(config.protocol, SampledProtocol)
+    one_step = config.train.model_copy(update={"max_steps": 1, "batch_size": 2, "micro_batch_size": 1})
+    planner = Planner(config.model_copy(update={"train": one_step}), dataset, token_counter(config.engine))
+    work = {part.stage: part for part in planner.plan(None, engine_model_id(config.engine)).work}
+    users = 2 * (1 + config.protocol.negatives.n_train)
+    assert work["train"].calls == users < {part.stage: part for part in whole.work}["train"].calls
+    assert work["validate"].calls == work["calibrate"].calls
 
 
 def test_with_the_texts_written_ranking_tokens_are_exact(

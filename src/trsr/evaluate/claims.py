@@ -29,7 +29,7 @@ CLAIMS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         ("sasrec", "gru4rec", "bert4rec"),
     ),
     (
-        "The language model ranks better than the candidates' words do, learned from the same rows",
+        "The language model ranks better than the candidates' words do, learned from the run's rows",
         "llm",
         ("bag_of_words",),
     ),

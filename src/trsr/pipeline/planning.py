@@ -196,14 +196,13 @@ class Planner:
             mix = config.train.profiles
             learnt, checked = PromptCounts(), PromptCounts()
             resample = make_resampler(self.dataset, config.protocol, config.seed)
+            left = config.train.n_steps(len(train)) * config.train.batch_size
             for epoch in range(config.train.epochs):
                 fresh = epoch > 0 and config.train.resample_negatives
                 kinds = [profile_kind(mix, config.seed, e.example_id, epoch) for e in train]
                 shown = [resample(e, epoch) for e in train] if fresh else train
-                n_read = max(
-                    0, config.train.n_steps(len(train)) * config.train.batch_size - epoch * len(train)
-                )
-                learnt.add(count(shown[:n_read], kinds[:n_read]))
+                learnt.add(count(shown[:left], kinds[:left]))
+                left = max(0, left - len(train))
             asked_own = count(valid, ["own"] * len(valid))
             at_start = config.train.warm_start is not None
             checked.add(asked_own, at_start + config.train.n_validations(len(train)))
