@@ -97,6 +97,16 @@ def test_another_lora_or_no_model_is_refused(config_file: Path, finished_run: Pa
         run_stages(start(config_file, tmp_path / "b", tmp_path / "nothing"), "train")
 
 
+def test_a_model_of_another_template_is_refused_before_summaries_are_paid_for(
+    config_file: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RunMismatchError, match="another one or another version"):
+        run_stages(
+            start(config_file, tmp_path / "run", finished_run / "model", "prompt.template=news"), "summarize"
+        )
+    assert not (tmp_path / "run" / "profiles.parquet").exists()
+
+
 def test_no_epochs_without_a_model_train_nothing(config_file: Path) -> None:
     with pytest.raises(ConfigError, match="epochs 0 trains nothing"):
         load_config(config_file, ["train.epochs=0"])

@@ -67,6 +67,7 @@ def make_examples(bench: Workbench) -> Facts:
 def write_summaries(bench: Workbench) -> Facts:
     """Write the profile of every example that is shown with one."""
     check_recommender(bench)
+    check_warm_start(bench)  # before summaries are paid for
     examples = bench.summarised_examples()
     if bench.runner is not None:
         return summarize_examples(bench, bench.runner)
@@ -85,7 +86,7 @@ def fine_tune(bench: Workbench) -> Facts:
     folder = bench.folder.path
     if bench.config.train is None:
         return {}
-    check_warm_start(bench)
+    check_warm_start(bench)  # again, since another model may lie there by now
     if not (folder / "model").exists():  # else it was killed while the checkpoints were removed
         _train(bench, bench.config.train)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
