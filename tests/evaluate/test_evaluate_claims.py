@@ -52,6 +52,21 @@ def test_p_is_corrected_for_the_claims_that_the_run_answers_and_for_nothing_else
     assert alone.p == 0.03
 
 
+def test_a_sweep_answers_for_the_way_to_summarise_and_the_number_of_recent_items() -> None:
+    asked = (
+        pair("llm", "method=hierarchical", 0.001),
+        pair("n_recent=0", "llm", 0.5),
+        pair("llm", "n_recent=1", 0.5),
+        pair("n_recent=5", "llm", 0.5, 0.02),
+    )
+    found = verdicts(metrics(*asked, **{"n_recent=5": 0.6}))
+    assert [(one.claim.split()[0], one.other, one.amount[:6]) for one in found] == [
+        ("Recurrent", "method=hierarchical", "+0.100"),
+        ("Recent", "n_recent=0", "-0.100"),
+        ("The", "n_recent=5", "-0.020"),
+    ]
+
+
 def test_the_best_of_the_sequential_models_is_the_one_to_beat() -> None:
     asked = (pair("gru4rec", "llm", 0.5), pair("llm", "sasrec", 0.5))
     (one,) = verdicts(metrics(*asked, gru4rec=0.7, sasrec=0.5))

@@ -21,8 +21,18 @@ CLAIMS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("A written profile ranks better than no profile", "llm", ("llm_no_profile",)),
     ("A written profile ranks better than a counted one", "llm", ("llm_counted",)),
     ("Fine-tuning ranks better than the model as it came", "llm", ("llm_zero_shot",)),
-    ("Recurrent summaries rank better than hierarchical ones", "llm", ("llm_hierarchical",)),
-    ("Hierarchical summaries rank better than recurrent ones", "llm", ("llm_recurrent",)),
+    (
+        "Recurrent summaries rank better than hierarchical ones",
+        "llm",
+        ("llm_hierarchical", "method=hierarchical"),
+    ),
+    ("Hierarchical summaries rank better than recurrent ones", "llm", ("llm_recurrent", "method=recurrent")),
+    ("Recent items beside the profile rank better than the profile alone", "llm", ("n_recent=0",)),
+    (
+        "The number of recent items of the run ranks better than other numbers",
+        "llm",
+        ("n_recent=1", "n_recent=2", "n_recent=3", "n_recent=5", "n_recent=10"),
+    ),
     (
         "The language model ranks better than the best sequential one",
         "llm",
@@ -35,8 +45,8 @@ CLAIMS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ),
     ("The language model knows what all baselines together do not", "fusion_all", ("fusion_no_llm",)),
 )
-"""What is claimed, of which ranker, and against which: of several the one with the best mean. The two on the
-ways to summarise look for the variant that a run of the other way has."""
+"""What is claimed, of which ranker, and against which: of several the one with the best mean. Those on ways
+to summarise and on recent items look for a variant of that name, or a sweep's over that setting."""
 NOTE = (
     "What the paper claims or asks (LLM-TRSR, WWW 2024); counted profiles, words alone and all baselines"
     " together are our questions. Each is one comparison that no result has chosen, so p is corrected for"
