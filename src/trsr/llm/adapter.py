@@ -90,8 +90,8 @@ def check_adapter(info: AdapterInfo, folder: Path, *, template_hash: str, base_m
     if info.template_hash != template_hash:
         raise RunMismatchError(
             f"The model in {folder} was trained with version {info.template_hash[:12]} of the template "
-            f"{info.template!r}, but is to be asked with {template_hash[:12]}, another one or another version; "
-            "use what it was trained with, or train again."
+            f"{info.template!r}, but is to be asked with {template_hash[:12]}, another one or another "
+            "version; use what it was trained with, or train again."
         )
     if info.base_model_id != base_model_id:
         raise RunMismatchError(
