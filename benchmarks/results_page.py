@@ -189,10 +189,11 @@ def readme_claims(runs: Sequence[Record]) -> str:
 
 
 def claim_cell(one: Verdict | None) -> str:
-    """Write a verdict, the difference and its corrected p."""
+    """Write the difference and its corrected p; a verdict only where there is one."""
     if one is None:
         return "–"
-    return f"{one.words}: {one.amount}, p {p_value(one.p)}"
+    verdict = "" if one.is_open else f"**{one.words}**: "
+    return f"{verdict}{one.amount}, p {p_value(one.p)}"
 
 
 def readme(text: str, runs: Sequence[Record]) -> str:
@@ -200,7 +201,8 @@ def readme(text: str, runs: Sequence[Record]) -> str:
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
     recipes = [record for record in runs if "--set" not in command(record)]
-    parts = [BEGIN, readme_rows(recipes), readme_claims(recipes), END]
+    open_ones = "Without a word before it, a difference is not told apart from none; p is corrected within its run."
+    parts = [BEGIN, readme_rows(recipes), readme_claims(recipes), open_ones, END]
     return before + "\n\n".join(parts) + after
 
 

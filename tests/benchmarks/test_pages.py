@@ -103,10 +103,12 @@ def test_the_readme_says_which_claims_hold_in_which_run() -> None:
     lines = RESULTS["readme_claims"]([both, one]).splitlines()
     assert lines[0] == "| claim, on mrr@10 | shop | news |"
     assert lines[2].endswith(
-        "| holds: +0.200 [+0.100, +0.300], p 0.020 | holds: +0.200 [+0.100, +0.300], p 0.020 |"
+        "| **holds**: +0.200 [+0.100, +0.300], p 0.020 | **holds**: +0.200 [+0.100, +0.300], p 0.020 |"
     )
-    assert lines[3].endswith("| the opposite holds: -0.200 [-0.300, -0.100], p 0.020 | – |")
+    assert lines[3].endswith("| **the opposite holds**: -0.200 [-0.300, -0.100], p 0.020 | – |")
     assert len(lines) == 4
+    unsure = {"name": "films", "metrics": {"rankers": rankers, "comparisons": [beats | {"p": 0.2}]}}
+    assert RESULTS["readme_claims"]([unsure]).endswith("| +0.200 [+0.100, +0.300], p 0.200 |")
 
 
 def test_the_command_of_a_record_is_that_of_the_recipe_if_one_sitting_was() -> None:
