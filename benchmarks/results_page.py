@@ -21,6 +21,7 @@ RESULTS = Path(__file__).parent / "results"
 PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
 BEGIN = "<!-- made by benchmarks/results_page.py: recorded runs -->"
 END = "<!-- end of recorded runs -->"
+OPEN_ONES = "A difference without a verdict is not told apart from none; p is corrected within its run."
 SHOWN = ("recall@3", "recall@5", "mrr@10", "ndcg@5", "ndcg@10", "mrr", "auc", "logloss", "ece")
 MAIN = ("recall@3", "mrr@10")
 OWN = ("llm", "llm_zero_shot")
@@ -201,8 +202,7 @@ def readme(text: str, runs: Sequence[Record]) -> str:
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
     recipes = [record for record in runs if "--set" not in command(record)]
-    open_ones = "Without a word before it, a difference is not told apart from none; p is corrected within its run."
-    parts = [BEGIN, readme_rows(recipes), readme_claims(recipes), open_ones, END]
+    parts = [BEGIN, readme_rows(recipes), readme_claims(recipes), OPEN_ONES, END]
     return before + "\n\n".join(parts) + after
 
 
