@@ -50,8 +50,8 @@ to summarise and on recent items look for a variant of that name, or a sweep's o
 NOTE = (
     "What the paper claims or asks (LLM-TRSR, WWW 2024); counted profiles, words alone and all baselines"
     " together are our questions. Each is one comparison that no result has chosen, so p is corrected for"
-    " the claims that a run can answer (Holm), not for all pairs of rankers; the best sequential model is"
-    " that of the run."
+    " the claims that a run can answer (Holm), not for all pairs of rankers; the best sequential model"
+    " and the best other number of recent items are those of the run."
     f" Below {ALPHA} a claim holds, or its opposite. Not told apart: more users may tell."
 )
 
