@@ -74,7 +74,10 @@ def test_the_best_documents_can_be_returned_with_their_texts(shop: Shop) -> None
         ({"documents": [{"url": "x"}]}, 422, "invalid-request"),
         ({"query": ""}, 422, "invalid-request"),
         ({"top_n": 0}, 422, "invalid-request"),
-        ({"max_tokens_per_doc": 3}, 422, "invalid-request"),
+        ({"documents": [{"title": "x"}], "rank_fields": ["title", "text"]}, 422, "invalid-request"),
+        ({"documents": [{"text": 3}]}, 422, "invalid-request"),
+        ({"documents": [{"text": "x" * 200_001}]}, 422, "invalid-request"),
+        ({"max_tokens_per_document": 3}, 422, "invalid-request"),
         ({"documents": ["x"] * 201}, 413, "too-large"),
     ],
 )
@@ -83,6 +86,36 @@ def test_what_cannot_be_reranked_is_refused(
 ) -> None:
     answer = shop.client.post("/v1/rerank", json={"query": "q", "documents": ["d"], **change})
     assert (answer.status_code, answer.json()["type"]) == (status, f"urn:trsr:problem:{kind}")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_tokens_per_doc": 4096, "priority": 0},  # Cohere v2
+        {"max_chunks_per_doc": 10, "return_documents": None},  # Cohere v1
+        {"truncation": True},  # Jina
+        {"max_tokens_per_doc": None, "top_n": None},
+    ],
+)
+def test_options_of_cohere_and_jina_are_taken(shop: Shop, options: dict[str, Any]) -> None:
+    body = {"query": "Likes gardens.", "documents": DOCUMENTS}
+    plain = shop.client.post("/v2/rerank", json=body).json()["results"]
+    assert shop.client.post("/v2/rerank", json={**body, **options}).json()["results"] == plain
+
+
+def test_rank_fields_choose_what_is_read_of_a_document(shop: Shop) -> None:
+    documents = [{"title": text, "category": "Pots", "price": 3} for text in DOCUMENTS]
+    body = {"query": "q", "documents": documents, "rank_fields": ["title", "category"]}
+    texts = [f"Title: {text}; Category: Pots" for text in DOCUMENTS]
+    expected = shop.client.post("/v1/rerank", json={"query": "q", "documents": texts}).json()
+    assert shop.client.post("/v1/rerank", json=body).json()["results"] == expected["results"]
+
+
+@pytest.mark.parametrize("body", ['{"query":', "hello", "[1,", '{"a": tru}'])
+def test_a_body_that_is_not_json_is_a_bad_request(shop: Shop, body: str) -> None:
+    headers = {"Content-Type": "application/json"}
+    answer = shop.client.post("/v1/rerank", content=body, headers=headers)
+    assert (answer.status_code, answer.json()["type"]) == (400, "urn:trsr:problem:bad-request")
 
 
 def recommend(shop: Shop, **body: Any) -> dict[str, Any]:

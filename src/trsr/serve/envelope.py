@@ -77,7 +77,7 @@ class Envelope:
             await problem_response(problem, scope)(scope, receive, send_in_envelope)
         finally:
             seconds = time.perf_counter() - began
-            route = getattr(scope.get("route"), "path", _UNMATCHED)
+            route = getattr(scope.get("route"), "path_format", _UNMATCHED)
             self._metrics.observe(scope["method"], route, status, seconds)
             self._log_request(scope, route, status, seconds)
 

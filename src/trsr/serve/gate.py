@@ -6,12 +6,15 @@ those the page needs before it has a key (its looks, and the form that takes the
 
 from __future__ import annotations
 
+from urllib.parse import unquote_to_bytes
+
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from trsr.serve.auth import Keys
 from trsr.serve.limits import RateLimit
 from trsr.serve.problems import (
+    BAD_REQUEST,
     TOO_LARGE,
     TOO_MANY_REQUESTS,
     UNAUTHORIZED,
@@ -47,6 +50,9 @@ class Gate:
         await self.app(scope, receive, send)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
+        # Replaced by U+FFFD, different ids would be one.
+        if not _is_utf8(scope.get("raw_path", b"")) or not _is_utf8(scope["query_string"]):
+            raise Problem(BAD_REQUEST, "The address holds bytes that are no UTF-8; encode it as UTF-8.")
         # A page of another site can make a browser call this machine under a name of its own (DNS rebinding).
         if not self._keys and _host_name(headers.get("host", "")) not in self._names:
             raise Problem(WRONG_HOST, "Without keys the server answers only as localhost or 127.0.0.1.")
@@ -60,6 +66,14 @@ class Gate:
         length = headers.get("content-length", "")
         if length.isdecimal() and (len(length) > 15 or int(length) > self._max_body_bytes):
             raise Problem(TOO_LARGE, f"The body has {length} bytes, at most {self._max_body_bytes} are read.")
+
+
+def _is_utf8(encoded: bytes) -> bool:
+    try:
+        unquote_to_bytes(encoded).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _host_name(host: str) -> str:

@@ -103,6 +103,8 @@ def _invalid(error: RequestValidationError) -> Problem:
         for entry in error.errors()[:20]
     ]
     first = errors[0]
+    if any(entry["type"] == "json_invalid" for entry in error.errors()):
+        return Problem(BAD_REQUEST, f"The body is not JSON (at character {error.errors()[0]['loc'][-1]}).")
     return Problem(INVALID, f"{first['at']}: {first['problem']}.", errors=errors)
 
 

@@ -33,6 +33,7 @@ from trsr.serve.schemas import (
     RerankResult,
     Usage,
     UsedProfile,
+    document_text,
 )
 from trsr.serve.service import Service
 
@@ -45,7 +46,7 @@ def ranking_router(service: Service) -> APIRouter:
     @router.post("/v2/rerank", responses=refusals(UNKNOWN_MODEL, TOO_LONG, OVERLOADED))
     async def rerank(body: RerankIn) -> RerankOut:
         """Rank documents for a profile; clients of Cohere's and Jina's rerank work unchanged."""
-        texts = [entry if isinstance(entry, str) else entry.text for entry in body.documents]
+        texts = [document_text(document, body.rank_fields) for document in body.documents]
         answer = await service.rerank(body.query, texts, body.model)
         results = [
             RerankResult(

@@ -15,21 +15,23 @@ from trsr.serve.schemas import (
     EventsOut,
     HistoryEntry,
     Id,
+    KnownId,
     ProfileIn,
     ProfileOut,
     UserOut,
 )
 from trsr.serve.service import Service
 
-UserId = Annotated[Id, Path(description="Of the user; made by their first event.")]
+UserId = Annotated[KnownId, Path(description="Of the user.")]
+NewUserId = Annotated[Id, Path(description="Of the user; made by their first event.")]
 
 
 def users_router(service: Service) -> APIRouter:
     """Return the addresses below `/v1/users`; they are plain functions, which run in threads."""
-    router = APIRouter(prefix="/v1/users/{user_id}", tags=["users"])
+    router = APIRouter(prefix="/v1/users/{user_id:path}", tags=["users"])
 
     @router.post("/events", status_code=202, responses=refusals(UNKNOWN_ITEMS))
-    def add_events(user_id: UserId, body: EventsIn) -> EventsOut:
+    def add_events(user_id: NewUserId, body: EventsIn) -> EventsOut:
         """Add events to a user's history; once this is answered, they are kept.
 
         An event with a known `event_id` changes nothing, so a request can be sent again. Events are kept in

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
@@ -15,7 +16,9 @@ MAX_TEXT = 200_000
 _EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
-"""An id of a user, an item or an event: no control characters."""
+"""An id that a request makes (of a user, an item, an event): no control characters."""
+KnownId = Annotated[str, StringConstraints(min_length=1)]
+"""An id that has to exist: whatever a data set has brought can be named, read and deleted."""
 Text = Annotated[str, StringConstraints(max_length=MAX_TEXT)]
 ProfileText = Annotated[str, StringConstraints(max_length=MAX_PROFILE)]
 Field_ = Annotated[str, StringConstraints(min_length=1, max_length=100)]
@@ -41,7 +44,7 @@ class EventIn(BaseModel):
     model_config = _example(event_id="order-17", item_id="B001", timestamp="2026-11-23T09:30:00Z")
 
     event_id: Id
-    item_id: Id
+    item_id: KnownId
     timestamp: Time | None = None
 
 
@@ -146,12 +149,22 @@ class ItemsOut(BaseModel):
     n_changed: int
 
 
-class DocumentIn(BaseModel):
-    """A document given as an object."""
+def document_text(document: str | Mapping[str, Any], rank_fields: Sequence[str] | None) -> str:
+    """Return the text to rank: the document itself, its `text`, or its `rank_fields` as an item is written.
 
-    model_config = ConfigDict(extra="forbid")
-
-    text: Text
+    Raises:
+        ValueError: a field is missing or not a text.
+    """
+    if isinstance(document, str):
+        return document
+    fields = rank_fields or ("text",)
+    if wrong := [name for name in fields if not isinstance(document.get(name), str)]:
+        raise ValueError(f"every document that is an object needs a text in its field {wrong[0][:100]!r}")
+    labelled = [f"{name.capitalize()}: {document[name]}" for name in fields]
+    text = str(document["text"]) if rank_fields is None else "; ".join(labelled)
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"a document has {len(text)} characters, at most {MAX_TEXT} are read")
+    return text
 
 
 class RerankIn(BaseModel):
@@ -166,9 +179,32 @@ class RerankIn(BaseModel):
 
     model: str | None = Field(default=None, max_length=500, description="The served one, or none.")
     query: Text = Field(min_length=1, description="The profile.")
-    documents: list[Text | DocumentIn] = Field(min_length=1, max_length=10_000)
+    documents: list[Text | dict[Field_, Any]] = Field(
+        min_length=1, max_length=10_000, description="Texts, or objects with a `text` or the `rank_fields`."
+    )
     top_n: int | None = Field(default=None, ge=1, description="All by default.")
-    return_documents: bool = False
+    return_documents: bool | None = False
+    rank_fields: list[Field_] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=100,
+        description="What is read of a document's object, in order.",
+    )
+    max_tokens_per_doc: int | None = Field(
+        default=None, ge=1, description="Ignored: documents are never cut."
+    )
+    max_chunks_per_doc: int | None = Field(
+        default=None, ge=1, description="Ignored: documents are never cut."
+    )
+    priority: int | None = Field(default=None, description="Ignored.")
+    truncation: bool | None = Field(default=None, description="Ignored: documents are never cut.")
+
+    @model_validator(mode="after")
+    def _texts_there(self) -> Self:
+        for document in self.documents:
+            if isinstance(document, dict):
+                document_text(document, self.rank_fields)
+        return self
 
 
 class DocumentOut(BaseModel):
@@ -207,9 +243,11 @@ class RecommendIn(BaseModel):
 
     model_config = _example(user_id="u1", filter={"category": "Garden"}, top_n=10, explain=False)
 
-    user_id: Id | None = None
-    history: list[Id] | None = Field(default=None, max_length=MAX_HISTORY, description="Items, oldest first.")
-    candidates: list[Id] | None = Field(default=None, min_length=1, max_length=10_000)
+    user_id: KnownId | None = None
+    history: list[KnownId] | None = Field(
+        default=None, max_length=MAX_HISTORY, description="Items, oldest first."
+    )
+    candidates: list[KnownId] | None = Field(default=None, min_length=1, max_length=10_000)
     filter: dict[Field_, Text] | None = Field(
         default=None, max_length=20, description="Only items whose fields have these values."
     )
