@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,8 +21,10 @@ from trsr.templating import Template, load_template, plain_line
 TEMPLATES = Path(__file__).parent / "templates"
 SECTIONS = ("system", "prefix", "candidate", "answer", "positive", "negative")
 VARIABLES = ("profile", "recent", "candidate")
-# Stands for the candidate while a chat format is applied; no plain line can hold it.
-_MARK = "\x1f"
+# Stands where the candidate begins while a chat format is applied. It is no white space, which some formats
+# trim, and no plain line can hold it, since `plain_line` folds its hashes.
+_MARK = "##Candidate-Begins-Here##"
+_CUE = "Answer:"
 _MAX_SUFFIXES = 200_000
 
 
@@ -84,6 +86,7 @@ class PromptBuilder:
         self.item_text = item_text
         # By text, not by item: a changed item is never answered with what it was.
         self._suffix = lru_cache(_MAX_SUFFIXES)(self.text_suffix)
+        self._check_split()
 
     def build(
         self, history: Sequence[str], profile: str, candidates: Sequence[str], *, room: int = 0
@@ -138,9 +141,9 @@ class PromptBuilder:
         return line
 
     def prefix(self, recent: Sequence[str], profile: str) -> tuple[int, ...]:
-        """Return the shared prefix: everything before the candidate."""
+        """Return the shared prefix: everything before the candidate, BOS included."""
         text, _ = self._split(recent, profile, "")
-        return tuple(self.tokenizer.encode(text))
+        return tuple(self.tokenizer.encode_prompt(text))
 
     def suffix(self, candidate: str) -> tuple[int, ...]:
         """Return a candidate's suffix: its text and the answer cue. Known texts are looked up."""
@@ -155,17 +158,44 @@ class PromptBuilder:
         return self._split([], "", candidate_text)[1]
 
     def _split(self, recent: Sequence[str], profile: str, candidate: str) -> tuple[str, str]:
-        """Render the whole prompt and cut it where the candidate begins."""
+        """Render the whole prompt and cut it where the candidate begins.
+
+        Raises:
+            ModelError: the chat template does not keep the text.
+        """
+        parts = self._render(recent, profile, candidate, _MARK).split(_MARK)
+        if len(parts) != 2:
+            raise ModelError(
+                f"The model's chat template writes the user's text {len(parts) - 1} times, once is needed to "
+                "find where the candidate begins; use another model or correct its template."
+            )
+        return parts[0], parts[1]
+
+    def _check_split(self) -> None:
+        """Refuse a chat template that writes the text before or behind the mark otherwise than without it."""
+        example = (["A lamp.", "A rope of many words. " * 20], "Likes lamps.", "A second lamp.")
+        if "".join(self._split(*example)) != self._render(*example, ""):
+            raise ModelError(
+                "The model's chat template changes the user's text, so it cannot be divided where the "
+                "candidate begins; use another model or correct its template."
+            )
+
+    def _render(self, recent: Sequence[str], profile: str, candidate: str, mark: str) -> str:
+        """Render the whole prompt with a mark where the candidate begins."""
         values = {"recent": list(recent), "profile": profile, "candidate": candidate}
         prefix = self.template.render("prefix", **values)
         suffix = self.template.render("candidate", **values)
         turns = (
             Message("system", self.template.render("system", **values)),
-            Message("user", f"{prefix}\n{_MARK}{suffix}"),
+            Message("user", f"{prefix}\n{mark}{suffix}"),
         )
-        text = self.tokenizer.render_chat(Prompt(turns, self.template.render("answer", **values)))
-        before, after = text.split(_MARK)
-        return before, after
+        return self.tokenizer.render_chat(Prompt(turns, self.cue), think=False)
+
+    @cached_property
+    def cue(self) -> str:
+        """What stands before the answer; never empty where no chat format says whose turn it is."""
+        cue = self.template.render("answer", recent=[], profile="", candidate="")
+        return cue or ("" if self.tokenizer.has_chat_template else _CUE)
 
     def labels(self) -> LabelTokens:
         """Find the two answer tokens in their exact context.
@@ -176,7 +206,7 @@ class PromptBuilder:
         suffix = self.suffix_text("item")
         blank = {"recent": [], "profile": "", "candidate": ""}
         # An answer cue such as `Answer:` is followed by a blank, which joins the label's token.
-        context = f"{suffix} " if self.template.render("answer", **blank) else suffix
+        context = f"{suffix} " if self.cue else suffix
         ids = self.tokenizer.encode(suffix)
         found = []
         for name in ("positive", "negative"):
