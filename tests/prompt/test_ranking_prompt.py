@@ -378,3 +378,46 @@ def test_a_model_without_chat_template_answers_behind_a_cue_and_reads_its_bos(te
         assert text.count("<s>") == 1
         assert text.endswith("\n\nAnswer:")
         assert tokenizer.encode_prompt(f"{text.removeprefix('<s>')} {words[0]}")[-1] == labels.positive
+
+
+RERANKER = """\
+<|im_start|>system
+Judge whether the Document meets the requirements based on the Query and the Instruct provided. \
+Note that the answer can only be "yes" or "no".<|im_end|>
+<|im_start|>user
+<Instruct>: Given a person's profile (their long-term interest) and recent items \
+(their short-term interest), judge whether they choose this item next
+<Query>: {}
+<Document>: {}<|im_end|>
+<|im_start|>assistant
+<think>
+
+</think>
+
+"""
+
+
+@pytest.mark.parametrize(
+    ("profile", "n_recent", "query"),
+    [
+        (PROFILE, 2, f"Profile: {PROFILE}\nRecent items, newest last:\n- {{}}\n- {{}}"),
+        ("", 2, "Recent items, newest last:\n- {}\n- {}"),
+        (PROFILE, 0, f"Profile: {PROFILE}"),
+        ("", 0, "nothing is known"),
+    ],
+)
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, Templated(str.upper)])
+def test_the_qwen3_rerankers_frame_is_kept_to_the_letter(
+    profile: str, n_recent: int, query: str, tokenizer: FakeTokenizer
+) -> None:
+    made = builder("qwen3_reranker", tokenizer, n_recent=n_recent)
+    group = made.build(HISTORY, profile, CANDIDATES).group
+    query = query.format(*(item_text(item) for item in HISTORY[-2:]))
+    for candidate, suffix in zip(CANDIDATES, group.suffixes, strict=True):
+        assert TOKENIZER.decode(group.prefix + suffix) == RERANKER.format(query, item_text(candidate))
+    assert made.labels() == LabelTokens(TOKENIZER.encode("yes")[0], TOKENIZER.encode("no")[0])
+
+
+def test_a_frame_of_another_family_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"'qwen3_reranker' is for models that know <\|im_start\|>"):
+        builder("qwen3_reranker", PlainTokenizer()).labels()

@@ -6,6 +6,7 @@ token sequence. What is cut to fit the budget is decided in `budget`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -20,11 +21,13 @@ from trsr.templating import Template, load_template, plain_line
 
 TEMPLATES = Path(__file__).parent / "templates"
 SECTIONS = ("system", "prefix", "candidate", "answer", "positive", "negative")
-VARIABLES = ("profile", "recent", "candidate")
+VARIABLES = ("profile", "recent", "candidate", "system", "user")
+"""The last two are for the section `frame` alone, which stands in place of the model's chat template."""
 # Stands where the candidate begins while a chat format is applied. It is no white space, which some formats
 # trim, and no plain line can hold it, since `plain_line` folds its hashes.
 _MARK = "##Candidate-Begins-Here##"
 _CUE = "Answer:"
+_SPECIAL = re.compile(r"<\|[^<>|\s]+\|>")
 _MAX_SUFFIXES = 200_000
 
 
@@ -34,7 +37,8 @@ class PromptConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     template: str = "auto"
-    """A built-in one (`news`, `products`, `movies`, `generic`, `paper`), a file, or `auto`: by domain."""
+    """A built-in one (`news`, `products`, `movies`, `generic`, `paper`), a file, or `auto`: by domain.
+    `qwen3_reranker` is for the models of that name."""
     n_recent: int = Field(default=5, ge=0)
     """The newest items shown in full."""
     use_profile: bool = True
@@ -185,24 +189,36 @@ class PromptBuilder:
         values = {"recent": list(recent), "profile": profile, "candidate": candidate}
         prefix = self.template.render("prefix", **values)
         suffix = self.template.render("candidate", **values)
-        turns = (
-            Message("system", self.template.render("system", **values)),
-            Message("user", f"{prefix}\n{mark}{suffix}"),
-        )
+        system, user = self.template.render("system", **values), f"{prefix}\n{mark}{suffix}"
+        if self._has_frame:
+            return self.template.render_whole("frame", system=system, user=user) + self.cue
+        turns = (Message("system", system), Message("user", user))
         return self.tokenizer.render_chat(Prompt(turns, self.cue), think=False)
+
+    @property
+    def _has_frame(self) -> bool:
+        """Whether the template brings a chat format of its own."""
+        return "frame" in self.template.sections
 
     @cached_property
     def cue(self) -> str:
         """What stands before the answer; never empty where no chat format says whose turn it is."""
         cue = self.template.render("answer", recent=[], profile="", candidate="")
-        return cue or ("" if self.tokenizer.has_chat_template else _CUE)
+        return cue or ("" if self._has_frame or self.tokenizer.has_chat_template else _CUE)
 
     def labels(self) -> LabelTokens:
         """Find the two answer tokens in their exact context.
 
         Raises:
-            ModelError: an answer is not a single token there, or both are the same.
+            ModelError: an answer is not a single token there, or both are the same; or the template's own
+                frame is not one of this model.
         """
+        for mark in _SPECIAL.findall(self.template.own_text("frame")):
+            if len(self.tokenizer.encode(mark)) != 1:
+                raise ModelError(
+                    f"The template {self.template.name!r} is for models that know {mark}, which is no token "
+                    "of this one; use another template or model."
+                )
         suffix = self.suffix_text("item")
         blank = {"recent": [], "profile": "", "candidate": ""}
         # An answer cue such as `Answer:` is followed by a blank, which joins the label's token.
