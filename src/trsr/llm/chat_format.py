@@ -21,6 +21,8 @@ ApplyTemplate = Callable[[list[dict[str, str]], dict[str, Any]], str]
 
 # Names under which chat templates know whether to think before the answer.
 _NO_THINKING = {"enable_thinking": False, "thinking": False}
+# Llama-3.2 and its kin write today's date, which would make a prompt of every day another one.
+_ALWAYS = {"date_string": "26 Jul 2024"}
 _OPEN_BLOCK = re.compile(r"<([\w:]*think\w*)>\s*$", re.IGNORECASE)
 _EXAMPLE = (Message("system", "Weigh Both Sides."), Message("user", "Lamp #1 or Rope #2?"))
 
@@ -80,7 +82,7 @@ class ChatFormat:
     def _write(self, turns: Sequence[Message], variables: dict[str, Any]) -> str:
         assert self._apply is not None
         try:
-            text = self._apply([{"role": t.role, "content": t.content} for t in turns], variables)
+            text = self._apply([{"role": t.role, "content": t.content} for t in turns], _ALWAYS | variables)
         except Exception as error:  # a template can fail in any way that Jinja and Python can
             reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
             raise ModelError(

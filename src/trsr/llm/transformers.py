@@ -39,7 +39,7 @@ class HfTokenizer(ChatTokenizer):
             ) from error
         added = [token.content for token in self.hf.added_tokens_decoder.values() if token.special]
         self.special_texts: tuple[str, ...] = tuple(dict.fromkeys([*self.hf.all_special_tokens, *added]))
-        self.has_chat_template = self.hf.chat_template is not None
+        self.has_chat_template = getattr(self.hf, "chat_template", None) is not None
         self.name = Path(folder).name
 
     def token_ids(self, text: str, *, adds_special: bool) -> list[int]:
