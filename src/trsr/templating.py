@@ -115,20 +115,24 @@ class Template:
         return "".join(text for _, kind, text in tokens if kind == "data").strip()
 
     def render(self, section: str, **variables: object) -> str:
-        """Render one section.
+        """Render one section, without the white space around it.
 
         Raises:
             TemplateError: the section is missing, or uses a variable that was not given.
         """
         if section in self._fixed:
             return self._fixed[section]
+        return self.render_whole(section, **variables).strip()
+
+    def render_whole(self, section: str, **variables: object) -> str:
+        """Render one section with the white space around it; see `render`."""
         if section not in self.sections:
             raise TemplateError(
                 f"The template {self.name!r} has no section [[{section}]]; add it "
                 f"(found: {', '.join(self.sections)})."
             )
         try:
-            return self.sections[section].render(**variables).strip()
+            return self.sections[section].render(**variables)
         except _RENDER_ERRORS as error:
             raise TemplateError(
                 f"The template {self.name!r}, section [[{section}]], failed: {str(error).rstrip('.')}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 
@@ -56,17 +57,29 @@ def test_an_unknown_setting_of_a_newer_version_is_refused(tmp_path: Path) -> Non
 
 
 def test_a_matching_adapter_is_accepted(tmp_path: Path) -> None:
-    check_adapter(INFO, tmp_path, template_hash="a" * 64, base_model_id="tiny@123")
+    check_adapter(INFO, tmp_path, template_hash="a" * 64, prompt_version=1, base_model_id="tiny@123")
 
 
 def test_another_template_is_refused_by_name_and_hash(tmp_path: Path) -> None:
     with pytest.raises(RunMismatchError, match=r"a{12} of the template 'products', but .* b{12},"):
-        check_adapter(INFO, tmp_path, template_hash="b" * 64, base_model_id="tiny@123")
+        check_adapter(INFO, tmp_path, template_hash="b" * 64, prompt_version=1, base_model_id="tiny@123")
 
 
 def test_another_base_model_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(RunMismatchError, match="trained on tiny@123, not on tiny@456"):
-        check_adapter(INFO, tmp_path, template_hash="a" * 64, base_model_id="tiny@456")
+        check_adapter(INFO, tmp_path, template_hash="a" * 64, prompt_version=1, base_model_id="tiny@456")
+
+
+def test_a_model_trained_on_other_prompts_is_refused_and_older_ones_have_the_first_version(
+    tmp_path: Path,
+) -> None:
+    older = INFO.model_dump(exclude={"prompt_version"})
+    (tmp_path / FILE_NAME).write_text(json.dumps(older))
+    assert read_adapter_info(tmp_path).prompt_version == 1
+    with pytest.raises(
+        RunMismatchError, match=r"prompts of version 1, those of tiny are now of version 2 \(BOS"
+    ):
+        check_adapter(INFO, tmp_path, template_hash="a" * 64, prompt_version=2, base_model_id="tiny@123")
 
 
 def test_only_the_one_warning_is_silenced() -> None:

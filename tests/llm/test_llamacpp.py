@@ -12,10 +12,10 @@ from trsr.llm import models
 from trsr.llm.base import GenerationParams, TextGenerator
 from trsr.llm.llamacpp import (
     LlamaCppGenerator,
+    LlamaCppTokenizer,
     default_threads,
     open_server,
     physical_cores,
-    render_chat,
 )
 from trsr.testing.engines import TextGeneratorContract, ask
 
@@ -62,7 +62,7 @@ def test_a_larger_cap_than_before_starts_larger_slots() -> None:
 
 def test_the_chat_format_ends_with_the_prefill() -> None:
     server = open_server(models.gguf_file(models.EMBEDDED_MODEL), n_parallel=1, slot_tokens=256, threads=1)
-    text = render_chat(server, ask("Name a colour.", prefill="The colour is"))
+    text = LlamaCppTokenizer(server, "x").render_chat(ask("Name a colour.", prefill="The colour is"))
     assert text.endswith("Name a colour.<|im_end|>\n<|im_start|>assistant\nThe colour is")
 
 

@@ -190,6 +190,31 @@ def test_a_server_that_refuses_to_continue_a_message_is_asked_without() -> None:
         assert len(server.requests) == 4
 
 
+@pytest.mark.parametrize(
+    "reason", ["System role not supported", "Conversation roles must alternate user/assistant/user/..."]
+)
+def test_a_server_that_refuses_the_system_role_gets_its_text_in_front_of_the_users(reason: str) -> None:
+    def strict(handler: Any, request: dict[str, Any]) -> None:
+        first = request["messages"][0]["role"]
+        (refuse(400, reason) if first == "system" else say("blue"))(handler, request)
+
+    with scripted(strict) as server:
+        prompts = [ask("Name a colour.")] * 3
+        assert [r.text for r in _generate(_engine(server, concurrency=1), prompts)] == ["blue"] * 3
+        assert len(server.requests) == 4
+        assert server.requests[-1]["messages"] == [
+            {"role": "user", "content": "You answer in one sentence.\n\nName a colour."}
+        ]
+
+
+def test_a_prompt_that_is_refused_in_any_role_fails_with_the_reason() -> None:
+    with scripted(refuse(400, "This system takes no roles")) as server:
+        (result,) = _generate(_engine(server), [ask("Name a colour.")])
+        assert result.error is not None
+        assert "takes no roles" in result.error
+        assert len(server.requests) == 2
+
+
 def test_the_request_holds_the_parameters() -> None:
     with scripted(say("ok")) as server:
         engine = _engine(server)

@@ -10,8 +10,15 @@ import pytest
 import torch
 
 from trsr.errors import ModelError
+from trsr.llm.base import Prompt
+from trsr.llm.counting import token_counter
+from trsr.llm.engines import TransformersEngine
 from trsr.llm.transformers import HfTokenizer, load_causal_lm, resolve_device, resolve_dtype
+from trsr.llm.transformers_generator import TransformersGenerator
+from trsr.prompt.ranking import PromptBuilder, PromptConfig, load_ranking_template
 from trsr.testing.engines import ask
+from trsr.train.dataset import training_groups
+from trsr.types import RankingExample
 
 
 def test_the_tokenizer_adds_nothing_and_reads_back(tiny_model: Path) -> None:
@@ -27,6 +34,54 @@ def test_a_model_without_chat_format_gets_plain_paragraphs(tiny_model: Path, tmp
     (tmp_path / "plain" / "chat_template.jinja").unlink()
     text = HfTokenizer(tmp_path / "plain").render_chat(ask("Seeds?", prefill="Yes,"))
     assert text == "You answer in one sentence.\n\nSeeds?\n\nYes,"
+
+
+@pytest.fixture
+def base_model(tiny_model: Path, tmp_path: Path) -> Path:
+    """A tiny model without chat template, whose tokenizer adds a BOS as Llama's and Gemma's do."""
+    shutil.copytree(tiny_model, tmp_path / "base")
+    (tmp_path / "base" / "chat_template.jinja").unlink()
+    file = tmp_path / "base" / "tokenizer.json"
+    tokens = json.loads(file.read_text())
+    bos = {"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}
+    tokens["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [bos, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [bos, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"<|im_start|>": {"id": "<|im_start|>", "ids": [0], "tokens": ["<|im_start|>"]}},
+    }
+    file.write_text(json.dumps(tokens))
+    return tmp_path / "base"
+
+
+def test_a_base_model_reads_one_bos_in_summaries_training_and_ranking(base_model: Path) -> None:
+    tokenizer = HfTokenizer(base_model)
+    (bos,) = tokenizer.leading_ids
+    assert tokenizer.hf("Seeds")["input_ids"] == tokenizer.encode_prompt("Seeds")
+    template = load_ranking_template("generic", "any")
+    builder = PromptBuilder(template, PromptConfig(), tokenizer, lambda item: f"Title: {item}")
+    example = RankingExample("e", "u", ("a", "b"), ("c", "d"), (0, 1))
+    (group,) = (one.group for one in training_groups([example], {"e": "Likes seeds."}, builder))
+    assert group == builder.build(("a", "b"), "Likes seeds.", ("c", "d")).group
+    text = TransformersGenerator(str(base_model), device="cpu")._text_of(0, ask("Seeds?"))
+    for ids in (text.prompt, [*group.prefix, *group.suffixes[0]]):
+        assert (ids[0], ids.count(bos)) == (bos, 1)
+    assert count_prompt(base_model, ask("Seeds?")) == len(text.prompt)
+    assert tokenizer.decode(group.prefix + group.suffixes[0]).endswith("\n\nAnswer:")
+    assert tokenizer.prompt_version == 2
+
+
+def test_a_chat_model_without_a_bos_of_its_own_keeps_the_first_version(tiny_model: Path) -> None:
+    tokenizer = HfTokenizer(tiny_model)
+    assert tokenizer.prompt_version == 1
+    prompt = ask("Seeds?", prefill="Yes,")
+    turns = [{"role": turn.role, "content": turn.content} for turn in prompt.messages]
+    ids = tokenizer.hf.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
+    assert tokenizer.encode_prompt(tokenizer.render_chat(prompt, think=False))[: len(ids)] == ids
+
+
+def count_prompt(model: Path, prompt: Prompt) -> int:
+    return token_counter(TransformersEngine(model=str(model))).count(prompt)
 
 
 def test_half_precision_is_only_chosen_where_the_device_computes_in_it() -> None:

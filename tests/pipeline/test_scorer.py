@@ -18,7 +18,7 @@ from trsr.rank.prefix_cache import PrefixCache
 def test_the_base_model_has_no_adapter_and_keeps_prefixes_where_it_is_told(tiny_model: Path) -> None:
     cache = PrefixCache(10**7)
     config = RecommenderConfig(model=str(tiny_model), dtype="float32", device="cpu", max_batch_tokens=99)
-    scorer, info = open_scorer(config, None, "any", cache=cache)
+    scorer, info = open_scorer(config, None, "any", 1, cache=cache)
     assert info is None
     assert scorer.max_batch_tokens == 99
     assert not scorer.knows((3, 4, 5))
@@ -49,4 +49,4 @@ def test_an_adapter_of_another_prompt_or_model_is_refused(
     monkeypatch.setattr("trsr.llm.transformers.load_causal_lm", lambda *_, **__: pytest.fail("it was loaded"))
     assert models.model_id(str(tiny_model)) != "other@1"
     with pytest.raises(RunMismatchError, match=said):
-        open_scorer(RecommenderConfig(model=str(tiny_model)), tmp_path, template_hash)
+        open_scorer(RecommenderConfig(model=str(tiny_model)), tmp_path, template_hash, 1)

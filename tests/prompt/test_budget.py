@@ -9,25 +9,20 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from trsr.errors import BudgetError
-from trsr.llm.base import Prompt
+from trsr.llm.fake import FakeTokenizer
 from trsr.prompt.budget import Fitted, fit
 
 WORDS = [f"w{number}" for number in range(100)]
 
 
-class WordTokenizer:
+class WordTokenizer(FakeTokenizer):
     """One token a word."""
-
-    special_texts = ()
 
     def encode(self, text: str) -> list[int]:
         return [WORDS.index(word) for word in text.split()]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return " ".join(WORDS[i] for i in token_ids)
-
-    def render_chat(self, prompt: Prompt) -> str:
-        raise NotImplementedError
 
 
 def text(first: int, length: int) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -11,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trsr.errors import BudgetError, ModelError
-from trsr.llm.base import LabelTokens, Message, Prompt
+from trsr.llm.base import LabelTokens, Message, Prompt, Tokenizer
+from trsr.llm.chat_format import ChatTokenizer
 from trsr.llm.fake import FakeTokenizer
 from trsr.prompt.ranking import SECTIONS, VARIABLES, PromptBuilder, PromptConfig, load_ranking_template
-from trsr.templating import parse_template
+from trsr.templating import parse_template, plain_line
 
 TOKENIZER = FakeTokenizer()
 HISTORY = item_ids(0, 8)
@@ -36,12 +38,12 @@ no
 """
 
 
-def builder(template: str = "generic", tokenizer: FakeTokenizer = TOKENIZER, **config: Any) -> PromptBuilder:
+def builder(template: str = "generic", tokenizer: Tokenizer = TOKENIZER, **config: Any) -> PromptBuilder:
     prompt_config = PromptConfig.model_validate({"max_tokens": 4096, **config})
     return PromptBuilder(load_ranking_template(template, "any"), prompt_config, tokenizer, item_text)
 
 
-def own_builder(source: str, tokenizer: FakeTokenizer = TOKENIZER) -> PromptBuilder:
+def own_builder(source: str, tokenizer: Tokenizer = TOKENIZER) -> PromptBuilder:
     template = parse_template("mine", source, sections=SECTIONS, variables=VARIABLES)
     return PromptBuilder(template, PromptConfig(max_tokens=4096), tokenizer, item_text)
 
@@ -280,3 +282,142 @@ def test_an_item_whose_text_changes_is_read_anew() -> None:
     before = made.suffix("a")
     texts["a"] = "Title: rope"
     assert TOKENIZER.decode(made.suffix("a")) == TOKENIZER.decode(before).replace("lamp", "rope")
+
+
+class Templated(FakeTokenizer):
+    """Writes turns as a function of their text does."""
+
+    def __init__(self, content: Callable[[str], str], *, system: bool = True, bos: str = "") -> None:
+        self.content, self.system, self.bos = content, system, bos
+
+    def render_chat(self, prompt: Prompt, *, think: bool = True) -> str:
+        turns = [turn for turn in prompt.messages if self.system or turn.role != "system"]
+        text = "".join(f"<{turn.role}>{self.content(turn.content)}</>\n" for turn in turns)
+        return f"{self.bos}{text}<assistant>{'' if think else '<think></think>'}{prompt.prefill}"
+
+
+_LINES = st.lists(st.text("ab #:<>|\n\t\x1f\u2003", max_size=12), max_size=3)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from([str, str.strip, str.lstrip, str.rstrip, lambda text: f" {text}\n"]),
+    st.sampled_from(["generic", "paper", "news"]),
+    _LINES,
+    st.text("ab #\x1f\n", max_size=9),
+    st.text("ab #\x1f\n", max_size=9),
+)
+def test_prefix_and_suffix_joined_are_the_prompt_that_is_rendered_without_a_mark(
+    content: Callable[[str], str], template: str, recent: list[str], profile: str, candidate: str
+) -> None:
+    made = builder(template, Templated(content, bos="<s>"))
+    recent, profile, candidate = [plain_line(t) for t in recent], plain_line(profile), plain_line(candidate)
+    values = {"profile": profile, "recent": recent, "candidate": candidate}
+    system, prefix, suffix = (made.template.render(n, **values) for n in ("system", "prefix", "candidate"))
+    turns = (Message("system", system), Message("user", f"{prefix}\n{suffix}"))
+    whole = made.tokenizer.render_chat(Prompt(turns), think=False)
+    found = TOKENIZER.decode(made.prefix(recent, profile)) + made.suffix_text(candidate)
+    assert found == whole
+    assert made.suffix_text(candidate).endswith("<assistant><think></think>")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (str.lower, "writes the user's text 0 times"),
+        (lambda text: text[:9], "writes the user's text 0 times"),
+        (lambda text: text + text, "writes the user's text 2 times"),
+        (lambda text: " ".join(text.split()), None),
+        (lambda text: textwrap.fill(text, 40, break_long_words=False), "changes the user's text"),
+    ],
+)
+def test_a_chat_template_that_does_not_keep_the_text_is_one_error(
+    content: Callable[[str], str], said: str | None
+) -> None:
+    if said is None:
+        builder(tokenizer=Templated(content)).labels()
+        return
+    with pytest.raises(ModelError, match=said):
+        builder(tokenizer=Templated(content)).labels()
+
+
+class PlainTokenizer(ChatTokenizer):
+    """Bytes without a chat template; line ends melt together, and an answer takes the blank before it."""
+
+    has_chat_template = False
+    name = "plain"
+    special_texts = ()
+    _pieces = ("\n\n", " yes", " no", " Yes", " No")
+
+    def token_ids(self, text: str, *, adds_special: bool) -> list[int]:
+        ids = [256 + len(self._pieces)] if adds_special else []
+        while text:
+            found = next((n for n, piece in enumerate(self._pieces) if text.startswith(piece)), None)
+            ids.append(text.encode()[0] if found is None else 256 + found)
+            text = text[1 if found is None else len(self._pieces[found]) :]
+        return ids
+
+    def apply_template(self, turns: list[dict[str, str]], variables: dict[str, Any]) -> str:
+        raise NotImplementedError
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return "".join(chr(i) if i < 256 else (*self._pieces, "<s>")[i - 256] for i in token_ids)
+
+
+@pytest.mark.parametrize("template", ["news", "products", "movies", "generic", "paper", CUED])
+def test_a_model_without_chat_template_answers_behind_a_cue_and_reads_its_bos(template: str) -> None:
+    tokenizer = PlainTokenizer()
+    made = own_builder(template, tokenizer) if "[[" in template else builder(template, tokenizer)
+    words = [made.template.render(n, recent=[], profile="", candidate="") for n in ("positive", "negative")]
+    labels = made.labels()
+    assert [tokenizer.decode([i]) for i in (labels.positive, labels.negative)] == [f" {w}" for w in words]
+    group = made.build(HISTORY, PROFILE, CANDIDATES).group
+    for suffix in group.suffixes:
+        text = tokenizer.decode(group.prefix + suffix)
+        assert text.startswith("<s>")
+        assert text.count("<s>") == 1
+        assert text.endswith("\n\nAnswer:")
+        assert tokenizer.encode_prompt(f"{text.removeprefix('<s>')} {words[0]}")[-1] == labels.positive
+
+
+RERANKER = """\
+<|im_start|>system
+Judge whether the Document meets the requirements based on the Query and the Instruct provided. \
+Note that the answer can only be "yes" or "no".<|im_end|>
+<|im_start|>user
+<Instruct>: Given a person's profile (their long-term interest) and recent items \
+(their short-term interest), judge whether they choose this item next
+<Query>: {}
+<Document>: {}<|im_end|>
+<|im_start|>assistant
+<think>
+
+</think>
+
+"""
+
+
+@pytest.mark.parametrize(
+    ("profile", "n_recent", "query"),
+    [
+        (PROFILE, 2, f"Profile: {PROFILE}\nRecent items, newest last:\n- {{}}\n- {{}}"),
+        ("", 2, "Recent items, newest last:\n- {}\n- {}"),
+        (PROFILE, 0, f"Profile: {PROFILE}"),
+        ("", 0, "nothing is known"),
+    ],
+)
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, Templated(str.upper)])
+def test_the_qwen3_rerankers_frame_is_kept_to_the_letter(
+    profile: str, n_recent: int, query: str, tokenizer: FakeTokenizer
+) -> None:
+    made = builder("qwen3_reranker", tokenizer, n_recent=n_recent)
+    group = made.build(HISTORY, profile, CANDIDATES).group
+    query = query.format(*(item_text(item) for item in HISTORY[-2:]))
+    for candidate, suffix in zip(CANDIDATES, group.suffixes, strict=True):
+        assert TOKENIZER.decode(group.prefix + suffix) == RERANKER.format(query, item_text(candidate))
+    assert made.labels() == LabelTokens(TOKENIZER.encode("yes")[0], TOKENIZER.encode("no")[0])
+
+
+def test_a_frame_of_another_family_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"'qwen3_reranker' is for models that know <\|im_start\|>"):
+        builder("qwen3_reranker", PlainTokenizer()).labels()

@@ -12,6 +12,7 @@ from trsr.prompt.ranking import TEMPLATES, load_ranking_template
 
 NAMES = sorted(file.stem for file in TEMPLATES.glob("*.j2"))
 VALUES = {"profile": "likes lamps", "recent": ["old bulb", "new bulb"], "candidate": "red lamp"}
+FRAME = {"system": "judge", "user": "this"}
 
 
 def section(name: str, which: str, **changes: object) -> str:
@@ -19,7 +20,7 @@ def section(name: str, which: str, **changes: object) -> str:
 
 
 def test_there_is_a_template_for_each_domain() -> None:
-    assert NAMES == ["generic", "movies", "news", "paper", "products"]
+    assert NAMES == ["generic", "movies", "news", "paper", "products", "qwen3_reranker"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -41,12 +42,12 @@ def test_the_suffix_shows_the_candidate_and_nothing_of_the_user(name: str) -> No
 def test_the_prompt_asks_for_the_two_answers_in_their_own_letters(name: str) -> None:
     text = section(name, "system") + section(name, "candidate")
     for answer in ("positive", "negative"):
-        assert re.search(rf"\b{section(name, answer)}\b", text.partition("Answer")[2])
+        assert re.search(rf"\b{section(name, answer)}\b", text.partition("nswer")[2])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_instruction_says_which_is_long_term_and_which_short_term(name: str) -> None:
-    text = section(name, "system")
+    text = section(name, "system") + section(name, "prefix", profile="", recent=[])
     assert "long-term" in text
     assert "short-term" in text
     assert not any(part in text for part in ("lamp", "bulb"))
@@ -55,11 +56,11 @@ def test_the_instruction_says_which_is_long_term_and_which_short_term(name: str)
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_of_the_template_language_is_left(name: str) -> None:
     template = load_ranking_template(name, "any")
-    text = "".join(template.render(which, **VALUES) for which in template.sections)
+    text = "".join(template.render(which, **VALUES, **FRAME) for which in template.sections)
     assert not any(mark in text for mark in ("{{", "{%", "{#", "[["))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "paper"])
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"paper", "qwen3_reranker"}))
 def test_an_empty_profile_and_no_recent_items_leave_no_trace(name: str) -> None:
     assert "Profile" not in section(name, "prefix", profile="")
     assert "Recent" not in section(name, "prefix", recent=[])

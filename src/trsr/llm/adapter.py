@@ -30,6 +30,8 @@ class AdapterInfo(BaseModel):
     """Its name and revision."""
     template: str
     template_hash: str
+    prompt_version: int = 1
+    """See `Tokenizer.prompt_version`; model folders made before it was noted have the first."""
     positive_token: int
     negative_token: int
     prompt: dict[str, Any]
@@ -81,7 +83,9 @@ def read_adapter_info(folder: Path) -> AdapterInfo:
         ) from error
 
 
-def check_adapter(info: AdapterInfo, folder: Path, *, template_hash: str, base_model_id: str) -> None:
+def check_adapter(
+    info: AdapterInfo, folder: Path, *, template_hash: str, prompt_version: int, base_model_id: str
+) -> None:
     """Refuse an adapter that was trained on another prompt or base model than the one at hand.
 
     Raises:
@@ -97,4 +101,10 @@ def check_adapter(info: AdapterInfo, folder: Path, *, template_hash: str, base_m
         raise RunMismatchError(
             f"The model in {folder} was trained on {info.base_model_id}, not on {base_model_id}; "
             "use that base model or train again."
+        )
+    if info.prompt_version != prompt_version:
+        raise RunMismatchError(
+            f"The model in {folder} was trained on prompts of version {info.prompt_version}, those of "
+            f"{info.base_model} are now of version {prompt_version} (BOS, answer cue, system text or think "
+            f"block differ): train again, or rank with trsr {info.versions.get('trsr', 'of its time')}."
         )

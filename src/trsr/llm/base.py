@@ -127,16 +127,43 @@ class Tokenizer(Protocol):
         """The texts that `encode` turns into special tokens, those of the chat format among them."""
         ...
 
+    @property
+    def prompt_version(self) -> int:
+        """1 where prompts are those of `trsr` before version 2, else 2.
+
+        Version 2 begins with the BOS that the tokenizer adds by itself, gives models without a chat template
+        an answer cue, models without a system role that text in front of the user's, closes think blocks
+        before the answer, and reads a candidate without a blank of the tokenizer's own before it.
+        """
+        ...
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether turns are written in a chat format; else they are paragraphs."""
+        ...
+
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of `text`, with no token added around it."""
+        """Return the token ids of a text that goes on another one, with no token added around it."""
+        ...
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Return the token ids of a text that begins a prompt: with one BOS, if the tokenizer adds it."""
         ...
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of the ids, special tokens included."""
         ...
 
-    def render_chat(self, prompt: Prompt) -> str:
-        """Return the whole prompt as the model's chat format writes it, ending where the answer begins."""
+    def render_chat(self, prompt: Prompt, *, think: bool = True) -> str:
+        """Return the whole prompt as the model's chat format writes it, ending where the answer begins.
+
+        Args:
+            prompt: The turns.
+            think: False closes the think block of a model that has one, so that the answer itself comes next.
+
+        Raises:
+            ModelError: the chat template fails, or does not keep the text of a turn.
+        """
         ...
 
 

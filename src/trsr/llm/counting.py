@@ -38,6 +38,9 @@ class TokenCounter:
 class RoughTokenizer:
     """A reversible `Tokenizer` without a model: every four characters are a token; chats are in ChatML."""
 
+    has_chat_template = True
+    prompt_version = 1
+
     def __init__(self) -> None:
         self._pieces: list[str] = []
         self._ids: dict[str, int] = {}
@@ -58,12 +61,16 @@ class RoughTokenizer:
             ids.append(self._ids[piece])
         return ids
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """Return the ids of a prompt; there is no BOS."""
+        return self.encode(text)
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of the ids."""
         return "".join(self._pieces[i] for i in token_ids)
 
-    def render_chat(self, prompt: Prompt) -> str:
-        """Return the prompt in ChatML."""
+    def render_chat(self, prompt: Prompt, *, think: bool = True) -> str:  # noqa: ARG002
+        """Return the prompt in ChatML, which has no think block."""
         turns = "".join(f"<|im_start|>{m.role}\n{m.content}<|im_end|>\n" for m in prompt.messages)
         return f"{turns}<|im_start|>assistant\n{prompt.prefill}"
 
@@ -128,4 +135,4 @@ def token_counter(config: EngineConfig, tokenizer: str | None = None) -> TokenCo
 
 
 def _counting(tokenizer: Tokenizer) -> Callable[[Prompt], int]:
-    return lambda prompt: len(tokenizer.encode(tokenizer.render_chat(prompt)))
+    return lambda prompt: len(tokenizer.encode_prompt(tokenizer.render_chat(prompt)))

@@ -195,6 +195,8 @@ class FakeTokenizer:
     """A reversible byte-level `Tokenizer`; chat markers and the words yes and no are one token each."""
 
     special_texts: tuple[str, ...] = _SPECIAL[:2]
+    has_chat_template = True
+    prompt_version = 1
 
     def encode(self, text: str) -> list[int]:
         """Return byte values, and 256 and up for the special texts."""
@@ -203,12 +205,16 @@ class FakeTokenizer:
             ids.extend([256 + _SPECIAL.index(part)] if part in _SPECIAL else part.encode())
         return ids
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """Return the ids of a prompt; there is no BOS."""
+        return self.encode(text)
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text; bytes that are not UTF-8 become replacement characters."""
         parts = (bytes([i]) if i < 256 else _SPECIAL[i - 256].encode() for i in token_ids)
         return b"".join(parts).decode(errors="replace")
 
-    def render_chat(self, prompt: Prompt) -> str:
-        """Return the prompt in ChatML."""
+    def render_chat(self, prompt: Prompt, *, think: bool = True) -> str:  # noqa: ARG002
+        """Return the prompt in ChatML, which has no think block."""
         turns = "".join(f"<|im_start|>{m.role}\n{m.content}<|im_end|>\n" for m in prompt.messages)
         return f"{turns}<|im_start|>assistant\n{prompt.prefill}"

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from trsr.errors import EngineError, MissingExtraError, ModelError
+from trsr.errors import MissingExtraError, ModelError
 from trsr.llm import models
 from trsr.llm.base import Generation, GenerationParams, Prompt
+from trsr.llm.chat_format import ChatTokenizer
 from trsr.llm.wording import grammar
 
 try:
@@ -58,6 +59,7 @@ class LlamaCppGenerator:
         self._max_prompt_tokens = max_prompt_tokens
         self._threads = threads or default_threads()
         self._server: Any = None
+        self._tokenizer: LlamaCppTokenizer | None = None
         self._room = 0  # new tokens that a slot of the running server has room for
 
     @property
@@ -91,7 +93,7 @@ class LlamaCppGenerator:
 
     def close(self) -> None:
         """Stop the server, its threads and its port; safe to call twice."""
-        self._server = None  # llama.cpp stops when the object dies
+        self._server = self._tokenizer = None  # llama.cpp stops when the object dies
 
     def _running(self, max_new_tokens: int) -> Any:
         """Return the server, started again when its slots have no room for so many new tokens."""
@@ -104,12 +106,14 @@ class LlamaCppGenerator:
                 slot_tokens=self._max_prompt_tokens + self._room,
                 threads=self._threads,
             )
+            self._tokenizer = LlamaCppTokenizer(self._server, self._model_id)
         return self._server
 
     def _call(self, server: Any, index: int, prompt: Prompt, params: GenerationParams) -> Generation:
+        assert self._tokenizer is not None
         started = time.perf_counter()
         request = {
-            "prompt": render_chat(server, prompt),
+            "prompt": self._tokenizer.render_chat(prompt),  # llama.cpp puts the BOS before it
             "max_tokens": params.max_new_tokens,
             "temperature": params.temperature,
             "seed": params.seed,
@@ -179,17 +183,46 @@ def open_server(gguf: Path, *, n_parallel: int, slot_tokens: int, threads: int) 
     return server
 
 
-def render_chat(server: Any, prompt: Prompt) -> str:
-    """Return the prompt in the chat format of the server's model, ending with the prefill.
+class LlamaCppTokenizer(ChatTokenizer):
+    """The tokenizer and chat format that llama.cpp reads from a GGUF file, asked of a running server.
 
-    Raises:
-        EngineError: the model's chat template refuses the messages.
+    A conversion can change either; asking the server itself is the only way to see it. It writes ChatML for a
+    file without a chat template, and no BOS into a text before which it puts one.
+
+    Args:
+        server: See `open_server`.
+        name: Of the model, for messages.
+        special_texts: Texts that stand for special tokens, which the server does not list.
     """
-    messages = [{"role": message.role, "content": message.content} for message in prompt.messages]
-    answer = ask_server(server, "/apply-template", {"messages": messages})
-    if "prompt" not in answer:
-        raise EngineError(f"The model's chat template refused the messages: {answer.get('error', answer)}.")
-    return str(answer["prompt"]) + prompt.prefill
+
+    has_chat_template = True
+
+    def __init__(self, server: Any, name: str, special_texts: tuple[str, ...] = ()) -> None:
+        self._server = server
+        self.name = name
+        self.special_texts = special_texts
+
+    def token_ids(self, text: str, *, adds_special: bool) -> list[int]:
+        """Return llama.cpp's own ids of a text, with or without the special tokens it adds by itself."""
+        asked = {"content": text, "add_special": adds_special, "parse_special": True}
+        return [int(token) for token in ask_server(self._server, "/tokenize", asked)["tokens"]]
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Return the ids of a text that begins a prompt, as the server reads it: behind its BOS."""
+        return [*self.leading_ids, *self.token_ids(text, adds_special=False)]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of the ids, special tokens included."""
+        return str(ask_server(self._server, "/detokenize", {"tokens": list(token_ids)})["content"])
+
+    def apply_template(self, turns: list[dict[str, str]], variables: dict[str, Any]) -> str:
+        """Return turns as the file's chat template writes them, ending where the answer begins."""
+        asked = {"messages": turns, "chat_template_kwargs": variables}
+        answer = ask_server(self._server, "/apply-template", asked)
+        if "prompt" not in answer:
+            error = answer.get("error", answer)
+            raise ModelError(str(error.get("message", error)))
+        return str(answer["prompt"])
 
 
 def ask_server(server: Any, path: str, request: dict[str, Any]) -> dict[str, Any]:

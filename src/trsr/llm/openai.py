@@ -13,16 +13,19 @@ import contextlib
 import json
 import os
 import queue
+import re
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from trsr.errors import EngineError, MissingExtraError
 from trsr.llm.base import Generation, GenerationParams, PhrasePart, Prompt
+from trsr.llm.chat_format import with_system_in_front
 from trsr.llm.wording import grammar as gbnf
 
 try:
@@ -43,6 +46,9 @@ except ImportError as _error:
 
 # A final assistant message is to be continued, not answered (vLLM, SGLang). llama.cpp does so by itself.
 _CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
+
+# How servers say that the model's chat template has no system role.
+_NO_SYSTEM = re.compile(r"\brole|\bsystem\b|developer instruction", re.IGNORECASE)
 
 GrammarField = Literal["llama.cpp", "vllm", "sglang"]
 _Waiting = asyncio.Queue[tuple[int, Prompt]]
@@ -83,6 +89,7 @@ class OpenAIGenerator:
         self._timeout = timeout
         self._retries = retries
         self._grammar = grammar
+        self._knows_system = True  # until the server has taken a prompt only without a system turn
         self._knows_continue = True  # until the server refuses the fields of `_CONTINUE`
 
     @property
@@ -166,7 +173,7 @@ class OpenAIGenerator:
         """Make one call; what only concerns this prompt becomes a failed result."""
         started = time.perf_counter()
         try:
-            answer = await self._ask(client, prompt, params)
+            answer = await self._ask_in_roles(client, prompt, params)
         except (OpenAIError, ValueError) as error:
             if fatal := unusable(error, self._base_url, self._model, self._api_key_env):
                 raise fatal from error
@@ -179,6 +186,20 @@ class OpenAIGenerator:
         text = text.strip().removeprefix(prompt.prefill.strip()).strip()  # some servers repeat it
         n_read, n_written = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
         return Generation(index, text, n_read, n_written, time.perf_counter() - started)
+
+    async def _ask_in_roles(self, client: AsyncOpenAI, prompt: Prompt, params: GenerationParams) -> Any:
+        """Send one request; with the system text in front of the user's where the server has no such role."""
+        moved = replace(prompt, messages=with_system_in_front(prompt.messages))
+        if not self._knows_system:
+            return await self._ask(client, moved, params)
+        try:
+            return await self._ask(client, prompt, params)
+        except BadRequestError as error:
+            if moved == prompt or not _NO_SYSTEM.search(str(error)):
+                raise
+            answer = await self._ask(client, moved, params)
+            self._knows_system = False
+            return answer
 
     async def _ask(self, client: AsyncOpenAI, prompt: Prompt, params: GenerationParams) -> Any:
         """Send one request; without the fields of `_CONTINUE` once the server has refused them."""

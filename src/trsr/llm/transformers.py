@@ -17,12 +17,12 @@ from transformers.utils import logging as hf_logging
 from trsr.errors import ModelError
 from trsr.llm import models
 from trsr.llm.allocator import reuse_large_buffers
-from trsr.llm.base import Prompt
+from trsr.llm.chat_format import ChatTokenizer
 
 hf_logging.disable_progress_bar()
 
 
-class HfTokenizer:
+class HfTokenizer(ChatTokenizer):
     """A Hugging Face tokenizer behind the `Tokenizer` protocol.
 
     Raises:
@@ -39,23 +39,22 @@ class HfTokenizer:
             ) from error
         added = [token.content for token in self.hf.added_tokens_decoder.values() if token.special]
         self.special_texts: tuple[str, ...] = tuple(dict.fromkeys([*self.hf.all_special_tokens, *added]))
+        self.has_chat_template = getattr(self.hf, "chat_template", None) is not None
+        self.name = Path(folder).name
 
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`; nothing is added around it."""
-        return list(self.hf(text, add_special_tokens=False, return_attention_mask=False)["input_ids"])
+    def token_ids(self, text: str, *, adds_special: bool) -> list[int]:
+        """Return the library's own ids of a text, with or without the special tokens it adds by itself."""
+        return list(self.hf(text, add_special_tokens=adds_special, return_attention_mask=False)["input_ids"])
+
+    def apply_template(self, turns: list[dict[str, str]], variables: dict[str, Any]) -> str:
+        """Return turns as the model's chat template writes them, ending where the answer begins."""
+        return str(
+            self.hf.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **variables)
+        )
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of the ids, special tokens included."""
         return str(self.hf.decode(list(token_ids), clean_up_tokenization_spaces=False))
-
-    def render_chat(self, prompt: Prompt) -> str:
-        """Return the prompt in the model's chat format; models without one get plain paragraphs."""
-        turns = [{"role": m.role, "content": m.content} for m in prompt.messages]
-        if self.hf.chat_template is None:
-            text = "\n\n".join(turn["content"] for turn in turns) + "\n\n"
-        else:
-            text = str(self.hf.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-        return text + prompt.prefill
 
 
 def _first_line(error: Exception) -> str:

@@ -97,7 +97,7 @@ class TransformersGenerator:
 
     def _text_of(self, index: int, prompt: Prompt) -> Text:
         """Return a prompt as token ids; prompts of one kind differ in the last message only."""
-        ids = self.tokenizer.encode(self.tokenizer.render_chat(prompt))
+        ids = self.tokenizer.encode_prompt(self.tokenizer.render_chat(prompt))
         wording = None
         if prompt.parts is not None:
             wording = Wording(prompt.parts, self._encode_word, self._eos)

@@ -229,10 +229,13 @@ def _open(bench: Workbench, engine: EngineConfig | str) -> Iterator[_Side]:
 
         builder = _builder(bench, HfTokenizer(models.hf_folder(engine.model)))
         own = RecommenderConfig(model=engine.model, dtype=engine.dtype, device=engine.device)
-        yield _Side(open_scorer(own, None, builder.template.hash)[0], builder, builder.labels())
+        version = builder.tokenizer.prompt_version
+        yield _Side(open_scorer(own, None, builder.template.hash, version)[0], builder, builder.labels())
     else:
         adapter = bench.folder.path / "model" if engine == "llm" else None
-        scorer, info = open_scorer(bench.config.recommender, adapter, bench.ranking_template.hash)
+        scorer, info = open_scorer(
+            bench.config.recommender, adapter, bench.ranking_template.hash, bench.tokenizer.prompt_version
+        )
         yield _Side(scorer, bench.builder, info.labels if info else bench.labels)
 
 
@@ -240,8 +243,7 @@ def _open(bench: Workbench, engine: EngineConfig | str) -> Iterator[_Side]:
 def _open_llamacpp(bench: Workbench, engine: LlamaCppEngine) -> Iterator[_Side]:
     """Start llama.cpp on a loopback port; its GGUF file brings tokenizer and chat format."""
     require_package(engine.kind)
-    from trsr.llm.llamacpp import default_threads, open_server
-    from trsr.llm.llamacpp_tokenizer import LlamaCppTokenizer
+    from trsr.llm.llamacpp import LlamaCppTokenizer, default_threads, open_server
 
     server = open_server(
         models.gguf_file(engine.model),
@@ -249,7 +251,7 @@ def _open_llamacpp(bench: Workbench, engine: LlamaCppEngine) -> Iterator[_Side]:
         slot_tokens=bench.config.prompt.max_tokens + 8,
         threads=engine.threads or default_threads(),
     )
-    builder = _builder(bench, LlamaCppTokenizer(server, bench.tokenizer.special_texts))
+    builder = _builder(bench, LlamaCppTokenizer(server, engine.model, bench.tokenizer.special_texts))
     url = f"{server.listening_address}/v1"
     served = OpenAIEngine(base_url=url, model=engine.model, concurrency=_SLOTS, top_logprobs=_TOP_LOGPROBS)
     yield _Side(open_remote_scorer(served), builder, builder.labels())

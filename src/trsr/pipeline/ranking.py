@@ -246,11 +246,12 @@ def _llm_ranker(bench: Workbench, name: RankerName, *, served: bool) -> Ranker:
 
     adapter = bench.folder.path / "model" if name in OWN_MODEL else None
     recommender, template = bench.config.recommender, bench.ranking_template.hash
+    version = bench.tokenizer.prompt_version
     server = recommender.servers.get("llm" if adapter else "llm_zero_shot") if served else None
     scorer: LabelScorer
     if server is not None:
-        scorer, info = open_server_scorer(server, recommender, adapter, template)
+        scorer, info = open_server_scorer(server, recommender, adapter, template, version)
     else:
-        scorer, info = open_scorer(recommender, adapter, template)
+        scorer, info = open_scorer(recommender, adapter, template, version)
     profiles = bench.profiles_as(OWN_MODEL.get(name, "own"))
     return LlmRanker(name, scorer, bench.builder, info.labels if info else bench.labels, profiles)

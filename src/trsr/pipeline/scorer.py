@@ -20,6 +20,7 @@ def open_scorer(
     recommender: RecommenderConfig,
     adapter: Path | None,
     template_hash: str,
+    prompt_version: int,
     *,
     cache: PrefixCache | None = None,
 ) -> tuple[SharedPrefixScorer, AdapterInfo | None]:
@@ -29,6 +30,7 @@ def open_scorer(
         recommender: Names the base model, its precision and its device.
         adapter: A model folder; None for the base model as it is.
         template_hash: Of the prompt template that will be rendered.
+        prompt_version: Of the tokenizer that will read it.
         cache: Where prefixes are kept between calls; None to forget them.
 
     Raises:
@@ -39,7 +41,7 @@ def open_scorer(
     from trsr.llm.transformers import load_causal_lm
     from trsr.rank.shared_prefix import SharedPrefixScorer
 
-    info = _checked_info(recommender, adapter, template_hash)
+    info = _checked_info(recommender, adapter, template_hash, prompt_version)
     model = load_causal_lm(recommender.model, dtype=recommender.dtype, device=recommender.device)
     shared_attention.enable(model, recommender.sharing)
     if adapter is not None:
@@ -52,7 +54,11 @@ def open_scorer(
 
 
 def open_server_scorer(
-    server: OpenAIEngine, recommender: RecommenderConfig, adapter: Path | None, template_hash: str
+    server: OpenAIEngine,
+    recommender: RecommenderConfig,
+    adapter: Path | None,
+    template_hash: str,
+    prompt_version: int,
 ) -> tuple[LabelScorer, AdapterInfo | None]:
     """Return a scorer over a server that holds the model, and what its adapter says about itself.
 
@@ -61,20 +67,23 @@ def open_server_scorer(
         recommender: As for `open_scorer`; no model is loaded.
         adapter: The model folder of what is served; None for the base model as it is.
         template_hash: Of the prompt template that will be rendered.
+        prompt_version: Of the tokenizer that will read it.
 
     Raises:
         RunMismatchError: as for `open_scorer`.
         MissingExtraError: the client's package is not installed.
     """
-    return open_remote_scorer(server), _checked_info(recommender, adapter, template_hash)
+    return open_remote_scorer(server), _checked_info(recommender, adapter, template_hash, prompt_version)
 
 
 def _checked_info(
-    recommender: RecommenderConfig, adapter: Path | None, template_hash: str
+    recommender: RecommenderConfig, adapter: Path | None, template_hash: str, prompt_version: int
 ) -> AdapterInfo | None:
     if adapter is None:
         return None
     info = read_adapter_info(adapter)
     base = models.model_id(recommender.model)
-    check_adapter(info, adapter, template_hash=template_hash, base_model_id=base)
+    check_adapter(
+        info, adapter, template_hash=template_hash, prompt_version=prompt_version, base_model_id=base
+    )
     return info

@@ -88,7 +88,11 @@ def open_for_serving(
     builder = PromptBuilder(template, prompt, tokenizer, texts)
     labels = builder.labels()
     scorer, info = open_scorer(
-        settings.recommender, settings.adapter, template.hash, cache=PrefixCache(cache_bytes)
+        settings.recommender,
+        settings.adapter,
+        template.hash,
+        tokenizer.prompt_version,
+        cache=PrefixCache(cache_bytes),
     )
     saved = info.calibration if info is not None else None
     recommender = Recommender(

@@ -28,7 +28,13 @@ def check_warm_start(bench: Workbench) -> None:
     folder = Path(config.train.warm_start)
     info = read_adapter_info(folder)
     base = models.model_id(config.recommender.model)
-    check_adapter(info, folder, template_hash=bench.ranking_template.hash, base_model_id=base)
+    check_adapter(
+        info,
+        folder,
+        template_hash=bench.ranking_template.hash,
+        prompt_version=bench.tokenizer.prompt_version,
+        base_model_id=base,
+    )
     wanted = config.train.lora.model_dump(mode="json")
     if info.training.get("lora") != wanted:
         raise RunMismatchError(

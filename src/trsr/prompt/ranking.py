@@ -6,9 +6,10 @@ token sequence. What is cut to fit the budget is decided in `budget`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,9 +21,13 @@ from trsr.templating import Template, load_template, plain_line
 
 TEMPLATES = Path(__file__).parent / "templates"
 SECTIONS = ("system", "prefix", "candidate", "answer", "positive", "negative")
-VARIABLES = ("profile", "recent", "candidate")
-# Stands for the candidate while a chat format is applied; no plain line can hold it.
-_MARK = "\x1f"
+VARIABLES = ("profile", "recent", "candidate", "system", "user")
+"""The last two are for the section `frame` alone, which stands in place of the model's chat template."""
+# Stands where the candidate begins while a chat format is applied. It is no white space, which some formats
+# trim, and no plain line can hold it, since `plain_line` folds its hashes.
+_MARK = "##Candidate-Begins-Here##"
+_CUE = "Answer:"
+_SPECIAL = re.compile(r"<\|[^<>|\s]+\|>")
 _MAX_SUFFIXES = 200_000
 
 
@@ -32,7 +37,8 @@ class PromptConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     template: str = "auto"
-    """A built-in one (`news`, `products`, `movies`, `generic`, `paper`), a file, or `auto`: by domain."""
+    """A built-in one (`news`, `products`, `movies`, `generic`, `paper`), a file, or `auto`: by domain.
+    `qwen3_reranker` is for the models of that name."""
     n_recent: int = Field(default=5, ge=0)
     """The newest items shown in full."""
     use_profile: bool = True
@@ -84,6 +90,7 @@ class PromptBuilder:
         self.item_text = item_text
         # By text, not by item: a changed item is never answered with what it was.
         self._suffix = lru_cache(_MAX_SUFFIXES)(self.text_suffix)
+        self._check_split()
 
     def build(
         self, history: Sequence[str], profile: str, candidates: Sequence[str], *, room: int = 0
@@ -138,9 +145,9 @@ class PromptBuilder:
         return line
 
     def prefix(self, recent: Sequence[str], profile: str) -> tuple[int, ...]:
-        """Return the shared prefix: everything before the candidate."""
+        """Return the shared prefix: everything before the candidate, BOS included."""
         text, _ = self._split(recent, profile, "")
-        return tuple(self.tokenizer.encode(text))
+        return tuple(self.tokenizer.encode_prompt(text))
 
     def suffix(self, candidate: str) -> tuple[int, ...]:
         """Return a candidate's suffix: its text and the answer cue. Known texts are looked up."""
@@ -155,28 +162,67 @@ class PromptBuilder:
         return self._split([], "", candidate_text)[1]
 
     def _split(self, recent: Sequence[str], profile: str, candidate: str) -> tuple[str, str]:
-        """Render the whole prompt and cut it where the candidate begins."""
+        """Render the whole prompt and cut it where the candidate begins.
+
+        Raises:
+            ModelError: the chat template does not keep the text.
+        """
+        parts = self._render(recent, profile, candidate, _MARK).split(_MARK)
+        if len(parts) != 2:
+            raise ModelError(
+                f"The model's chat template writes the user's text {len(parts) - 1} times, once is needed to "
+                "find where the candidate begins; use another model or correct its template."
+            )
+        return parts[0], parts[1]
+
+    def _check_split(self) -> None:
+        """Refuse a chat template that writes the text before or behind the mark otherwise than without it."""
+        example = (["A lamp.", "A rope of many words. " * 20], "Likes lamps.", "A second lamp.")
+        if "".join(self._split(*example)) != self._render(*example, ""):
+            raise ModelError(
+                "The model's chat template changes the user's text, so it cannot be divided where the "
+                "candidate begins; use another model or correct its template."
+            )
+
+    def _render(self, recent: Sequence[str], profile: str, candidate: str, mark: str) -> str:
+        """Render the whole prompt with a mark where the candidate begins."""
         values = {"recent": list(recent), "profile": profile, "candidate": candidate}
         prefix = self.template.render("prefix", **values)
         suffix = self.template.render("candidate", **values)
-        turns = (
-            Message("system", self.template.render("system", **values)),
-            Message("user", f"{prefix}\n{_MARK}{suffix}"),
-        )
-        text = self.tokenizer.render_chat(Prompt(turns, self.template.render("answer", **values)))
-        before, after = text.split(_MARK)
-        return before, after
+        system, user = self.template.render("system", **values), f"{prefix}\n{mark}{suffix}"
+        if self._has_frame:
+            return self.template.render_whole("frame", system=system, user=user) + self.cue
+        turns = (Message("system", system), Message("user", user))
+        return self.tokenizer.render_chat(Prompt(turns, self.cue), think=False)
+
+    @property
+    def _has_frame(self) -> bool:
+        """Whether the template brings a chat format of its own."""
+        return "frame" in self.template.sections
+
+    @cached_property
+    def cue(self) -> str:
+        """What stands before the answer; never empty where no chat format says whose turn it is."""
+        cue = self.template.render("answer", recent=[], profile="", candidate="")
+        return cue or ("" if self._has_frame or self.tokenizer.has_chat_template else _CUE)
 
     def labels(self) -> LabelTokens:
         """Find the two answer tokens in their exact context.
 
         Raises:
-            ModelError: an answer is not a single token there, or both are the same.
+            ModelError: an answer is not a single token there, or both are the same; or the template's own
+                frame is not one of this model.
         """
+        for mark in _SPECIAL.findall(self.template.own_text("frame")):
+            if len(self.tokenizer.encode(mark)) != 1:
+                raise ModelError(
+                    f"The template {self.template.name!r} is for models that know {mark}, which is no token "
+                    "of this one; use another template or model."
+                )
         suffix = self.suffix_text("item")
         blank = {"recent": [], "profile": "", "candidate": ""}
         # An answer cue such as `Answer:` is followed by a blank, which joins the label's token.
-        context = f"{suffix} " if self.template.render("answer", **blank) else suffix
+        context = f"{suffix} " if self.cue else suffix
         ids = self.tokenizer.encode(suffix)
         found = []
         for name in ("positive", "negative"):

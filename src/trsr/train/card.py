@@ -50,11 +50,13 @@ def save_model_folder(
     Raises:
         OutputError: the folder cannot be written.
     """
+    tokenizer = HfTokenizer(models.hf_folder(model))
     info = AdapterInfo(
         base_model=model,
         base_model_id=models.model_id(model),
         template=template.name,
         template_hash=template.hash,
+        prompt_version=tokenizer.prompt_version,
         positive_token=labels.positive,
         negative_token=labels.negative,
         prompt=prompt.model_dump(mode="json"),
@@ -67,7 +69,7 @@ def save_model_folder(
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.copytree(adapter, fresh, ignore=shutil.ignore_patterns("best.json", "README.md"))
         _name_base_model(fresh / "adapter_config.json", model)
-        HfTokenizer(models.hf_folder(model)).hf.save_pretrained(fresh)
+        tokenizer.hf.save_pretrained(fresh)
         write_adapter_info(fresh, info)
         (fresh / "README.md").write_text(_card(info, report, dataset, command), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)

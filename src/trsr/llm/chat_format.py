@@ -1,0 +1,172 @@
+"""Renders the turns of a prompt in a model's chat format, or as plain paragraphs where the model has none.
+
+Chat templates come with models and differ: some trim the text, some refuse or drop the system role, some
+open a think block. Whatever they do, the text of every turn is in the prompt as given, or there is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from trsr.errors import ModelError
+from trsr.llm.base import Message, Prompt
+
+ApplyTemplate = Callable[[list[dict[str, str]], dict[str, Any]], str]
+"""Turns and template variables to a text that ends where the answer begins."""
+
+# Names under which chat templates know whether to think before the answer.
+_NO_THINKING = {"enable_thinking": False, "thinking": False}
+# Llama-3.2 and its kin write today's date, which would make a prompt of every day another one.
+_ALWAYS = {"date_string": "26 Jul 2024"}
+_OPEN_BLOCK = re.compile(r"<([\w:]*think\w*)>\s*$", re.IGNORECASE)
+_EXAMPLE = (Message("system", "Weigh Both Sides."), Message("user", "Lamp #1 or Rope #2?"))
+
+
+class ChatFormat:
+    """The chat format of one model.
+
+    Args:
+        apply: Applies the model's chat template; None for a model without one.
+        name: Of the model, for messages.
+    """
+
+    def __init__(self, apply: ApplyTemplate | None, name: str) -> None:
+        self._apply = apply
+        self._name = name
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the model has no chat template, so that turns are paragraphs."""
+        return self._apply is None
+
+    @cached_property
+    def takes_system(self) -> bool:
+        """Whether a system turn can be given as such; else its text goes in front of the user's."""
+        try:
+            self._write(_EXAMPLE, {})
+        except ModelError:
+            return False
+        return True
+
+    @cached_property
+    def thinks(self) -> bool:
+        """Whether answers begin with a think block unless it is closed beforehand."""
+        example = Prompt(_EXAMPLE)
+        return self.render(example) != self.render(example, think=False)
+
+    def render(self, prompt: Prompt, *, think: bool = True) -> str:
+        """Return the whole prompt, prefill included, ending where the answer begins.
+
+        Args:
+            prompt: The turns.
+            think: False closes the think block of a model that has one, so that the answer itself comes next.
+
+        Raises:
+            ModelError: the chat template fails, or does not keep the text of a turn.
+        """
+        turns = prompt.messages
+        if self._apply is None:
+            return "\n\n".join(turn.content for turn in turns) + "\n\n" + prompt.prefill
+        if not self.takes_system:
+            turns = with_system_in_front(turns)
+        text = self._write(turns, {} if think else _NO_THINKING)
+        if not think and (opened := _OPEN_BLOCK.search(text)):
+            text = f"{text.rstrip()}\n\n</{opened[1]}>\n\n"
+        return text + prompt.prefill
+
+    def _write(self, turns: Sequence[Message], variables: dict[str, Any]) -> str:
+        assert self._apply is not None
+        try:
+            text = self._apply([{"role": t.role, "content": t.content} for t in turns], _ALWAYS | variables)
+        except Exception as error:  # a template can fail in any way that Jinja and Python can
+            reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+            raise ModelError(
+                f"The chat template of {self._name} failed ({reason}); "
+                "use another model or correct its template."
+            ) from error
+        for turn in turns:
+            if turn.content.strip() not in text:
+                raise ModelError(
+                    f"The chat template of {self._name} does not keep the text of the {turn.role} turn as it "
+                    "was given; use another model or correct its template."
+                )
+        return text
+
+
+def with_system_in_front(turns: Sequence[Message]) -> tuple[Message, ...]:
+    """Return the turns with the system text in front of the first user's, for models without that role."""
+    if not turns or turns[0].role != "system":
+        return tuple(turns)
+    system, *rest = turns
+    if not rest or rest[0].role != "user":
+        return replace(system, role="user"), *rest
+    return replace(rest[0], content=f"{system.content}\n\n{rest[0].content}"), *rest[1:]
+
+
+class ChatTokenizer(ABC):
+    """What the tokenizers of all model libraries have in common; see `Tokenizer`."""
+
+    name: str
+    has_chat_template: bool
+
+    @abstractmethod
+    def token_ids(self, text: str, *, adds_special: bool) -> list[int]:
+        """Return the library's own ids of a text, with or without the special tokens it adds by itself."""
+
+    @abstractmethod
+    def apply_template(self, turns: list[dict[str, str]], variables: dict[str, Any]) -> str:
+        """Return turns as the model's chat template writes them, ending where the answer begins."""
+
+    @cached_property
+    def chat_format(self) -> ChatFormat:
+        """How turns are written."""
+        return ChatFormat(self.apply_template if self.has_chat_template else None, self.name)
+
+    @cached_property
+    def leading_ids(self) -> tuple[int, ...]:
+        """What the tokenizer puts before a text by itself: its BOS, or nothing."""
+        whole, body = self.token_ids("x", adds_special=True), self.token_ids("x", adds_special=False)
+        starts = range(len(whole) - len(body) + 1)
+        return tuple(next((whole[:n] for n in starts if whole[n : n + len(body)] == body), ()))
+
+    @cached_property
+    def _line_end(self) -> list[int]:
+        return self.token_ids("\n", adds_special=False)
+
+    @cached_property
+    def _blanks_beginnings(self) -> bool:
+        """Whether the tokenizer puts a blank before a text that stands alone, as SentencePiece does."""
+        apart = [*self._line_end, *self.token_ids("x", adds_special=False)]
+        return self.token_ids("\nx", adds_special=False) != apart
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text that goes on another one; nothing is added around it."""
+        if self._blanks_beginnings:
+            ids = self.token_ids(f"\n{text}", adds_special=False)
+            n = len(self._line_end)
+            if ids[:n] == self._line_end:
+                return ids[n:]
+        return self.token_ids(text, adds_special=False)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Return the ids of a text that begins a prompt, after the tokenizer's BOS unless that is written."""
+        ids, leading = self.token_ids(text, adds_special=False), self.leading_ids
+        return ids if tuple(ids[: len(leading)]) == leading else [*leading, *ids]
+
+    def render_chat(self, prompt: Prompt, *, think: bool = True) -> str:
+        """Return the prompt in the model's chat format; see `ChatFormat.render`."""
+        return self.chat_format.render(prompt, think=think)
+
+    @cached_property
+    def prompt_version(self) -> int:
+        """See `Tokenizer.prompt_version`."""
+        chat = self.chat_format
+        if chat.is_plain or not chat.takes_system or chat.thinks or self._blanks_beginnings:
+            return 2
+        example = self.render_chat(Prompt(_EXAMPLE))
+        return 1 if self.encode_prompt(example) == self.token_ids(example, adds_special=False) else 2
