@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +24,7 @@ _ENGINE_HELP = (
     "llm or llm_zero_shot (the run's own model, here), transformers[:MODEL], llamacpp[:GGUF], "
     "openai:MODEL@URL, or the settings of an engine as '{kind: openai, ...}'."
 )
+_CHECKED_HELP = "As for `resolve`, or the folder of a fine-tuned model or its run; of two engines, the first."
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -91,20 +93,69 @@ def cache_model(name: Name, as_json: AsJson = False) -> None:
 
 
 @models_app.command("check")
-def check_engines(
-    first: Annotated[str, typer.Argument(metavar="ENGINE_A", help=_ENGINE_HELP, show_default=False)],
-    second: Annotated[str, typer.Argument(metavar="ENGINE_B", help="Likewise.", show_default=False)],
-    run: Annotated[Path, typer.Option(help="Run folder whose prompts are asked.", show_default=False)],
-    prompts: Annotated[int, typer.Option(min=2, help="Prompts of its test users.")] = 20,
+def check(
+    first: Annotated[str, typer.Argument(metavar="MODEL", help=_CHECKED_HELP, show_default=False)],
+    second: Annotated[
+        str | None, typer.Argument(metavar="[ENGINE_B]", help=_ENGINE_HELP, show_default=False)
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Two engines: run folder whose prompts are asked.", show_default=False)
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=2, help="Two engines: prompts of its test users.")] = 20,
     tolerance: Annotated[
-        float, typer.Option(min=0.0, help="Largest difference of two margins at which they agree, in logits.")
+        float,
+        typer.Option(min=0.0, help="Two engines: difference of two margins at which they agree, logits."),
     ] = 0.5,
+    template: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Ranking template to ask with, again for more; all built-in ones without.",
+            show_default=False,
+        ),
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=32, help="Tokens of the longest prompt to come.", show_default=False)
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Precision of the model.")] = "auto",
+    device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, ...")] = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Score prompts of a run on two engines and compare margins and ranks; exit code 1 if they disagree.
+    """Check whether a model can rank and write here; or, with two engines, whether they agree on a run.
 
+    Exit code 1 if a check fails. Nothing is written, and no server is asked.
+
+    Example: trsr models check meta-llama/Llama-2-7b-hf
     Example: trsr models check llm openai:tuned@http://127.0.0.1:8000/v1 --run out/demo
     """
+    from trsr.errors import ConfigError
+
+    if second is not None:
+        if run is None:
+            raise ConfigError("--run is missing; two engines are compared on the prompts of a run folder.")
+        _check_engines(first, second, run, prompts, tolerance, as_json)
+        return
+    if run is not None:
+        raise ConfigError("--run compares two engines; name the second, or leave --run out to check a model.")
+    from trsr.pipeline.model_check import CheckedModel, check_model
+
+    checked = CheckedModel(
+        first, templates=tuple(template or ()), max_tokens=max_tokens, dtype=dtype, device=device
+    )
+    found = list(check_model(checked))
+    if as_json:
+        typer.echo(
+            json.dumps({"model": first, "ok": all(f.ok for f in found), "checks": list(map(asdict, found))})
+        )
+    else:
+        width = max(len(finding.check) for finding in found)
+        for finding in found:
+            typer.echo(f"{finding.check:{width}}  {'ok  ' if finding.ok else 'FAIL'}  {finding.message}")
+    if not all(finding.ok for finding in found):
+        raise typer.Exit(1)
+
+
+def _check_engines(first: str, second: str, run: Path, prompts: int, tolerance: float, as_json: bool) -> None:
+    """Score prompts of a run on two engines and compare margins and ranks."""
     from trsr.config import load_config
     from trsr.errors import DataError
     from trsr.pipeline.engine_check import compare_engines, parse_engine

@@ -52,9 +52,10 @@ class AdapterInfo(BaseModel):
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Silence a warning that PEFT causes in transformers whenever it wraps a model, and that says nothing."""
+    """Silence warnings that say nothing: of every wrapped model, and of GPT-2's transposed linear layers."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
         yield
 
 
