@@ -81,8 +81,15 @@ def test_every_command_has_help_with_an_example(kind: str) -> None:
 def test_validate_says_nothing_is_wrong_or_exits_with_2(tmp_path: Path, shop: list[object]) -> None:
     trsr(*shop, "--out", tmp_path / "d")
     good = trsr("validate", tmp_path / "d")
-    assert (good.exit_code, good.stdout) == (0, f"{tmp_path / 'd'}: no problem found.\n")
-    assert json.loads(trsr("validate", tmp_path / "d", "--json").stdout)["valid"] is True
+    assert good.exit_code == 0
+    assert (
+        "events.csv: 3 rows, utf-8, delimiter ',', 0.0% unreadable, 33.3% to unknown items\n" in good.stdout
+    )
+    assert good.stdout.endswith(f"{tmp_path / 'd'}: no problem found in the files, but 2 warnings.\n")
+    report = json.loads(trsr("validate", tmp_path / "d", "--json").stdout)
+    assert report["valid"] is True
+    assert report["files"]["events.csv"]["reference_share"] == pytest.approx(1 / 3)
+    assert len(report["warnings"]) == 2
     (tmp_path / "d" / "items.parquet").unlink()
     bad = trsr("validate", tmp_path / "d")
     assert bad.exit_code == 2

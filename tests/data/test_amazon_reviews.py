@@ -30,9 +30,9 @@ META_2018 = [
     {"asin": "A2", "title": "", "category": [], "description": []},
 ]
 REVIEWS_2018 = [
-    {"reviewerID": "U", "asin": "A2", "overall": 5.0, "unixReviewTime": 200, "reviewText": "fine"},
-    {"reviewerID": "U", "asin": "A1", "overall": 2.0, "unixReviewTime": 100},
-    {"reviewerID": "V", "asin": "A9", "overall": 5.0, "unixReviewTime": 100},
+    {"reviewerID": "U", "asin": "A2", "overall": 5.0, "unixReviewTime": 1400000200, "reviewText": "fine"},
+    {"reviewerID": "U", "asin": "A1", "overall": 2.0, "unixReviewTime": 1400000100},
+    {"reviewerID": "V", "asin": "A9", "overall": 5.0, "unixReviewTime": 1400000100},
 ]
 META_2023 = [
     {

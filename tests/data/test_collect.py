@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
@@ -14,8 +15,16 @@ from trsr.data.tables import Dataset, DatasetWriter, Spool
 Events = list[tuple[str | None, str | None, str | None]]
 
 
+def day(n: int) -> str:
+    return f"2025-01-{n:02}"
+
+
 def collect(
-    tmp_path: Path, items: list[tuple[str | None, str | None]], events: Events, at_once: int = 2
+    tmp_path: Path,
+    items: list[tuple[str | None, str | None]],
+    events: Events,
+    at_once: int = 2,
+    keep_untimed: bool = False,
 ) -> Dataset:
     with DatasetWriter(tmp_path / "d", overwrite=True) as writer:
         item_collector = ItemCollector(writer, "items", ["title"])
@@ -23,7 +32,7 @@ def collect(
         rows = rows.with_row_index(ROW, offset=1).with_columns(pl.col("title").fill_null("-").alias(RAW))
         for start in range(0, len(rows), at_once):
             item_collector.add(rows.slice(start, at_once))
-        collector = EventCollector(writer, "events", item_collector.ids)
+        collector = EventCollector(writer, "events", item_collector.ids, keep_untimed=keep_untimed)
         schema = {"user_id": pl.String, "item_id": pl.String, "timestamp": pl.String}
         clicks = pl.DataFrame(events, schema=schema, orient="row")
         clicks = clicks.with_row_index(ROW, offset=1).with_columns(pl.lit("raw").alias(RAW))
@@ -88,14 +97,47 @@ def test_events_that_cannot_be_used_are_refused_each_with_its_reason(tmp_path: P
 
 def test_events_are_ordered_by_time_and_equal_times_by_place_in_the_file(tmp_path: Path) -> None:
     items: list[tuple[str | None, str | None]] = [(i, i) for i in "abcd"]
-    events: Events = [("v", "a", "9"), ("u", "a", "5"), ("u", "b", "3"), ("u", "c", "5"), ("u", "d", "3")]
+    events: Events = [
+        ("v", "a", day(9)),
+        *(("u", i, day(n)) for i, n in zip("abcd", (5, 3, 5, 3), strict=True)),
+    ]
     data = collect(tmp_path, items, events)
     assert [(h.user_id, h.item_ids) for h in data.histories()] == [("u", ("b", "d", "a", "c")), ("v", ("a",))]
 
 
-def test_a_user_with_a_missing_time_stays_in_the_order_of_the_file(tmp_path: Path) -> None:
-    data = collect(tmp_path, [("a", "x"), ("b", "y")], [("u", "b", "9"), ("u", "a", None), ("u", "b", "1")])
+def test_events_without_a_time_are_refused_where_others_have_one(tmp_path: Path) -> None:
+    items: list[tuple[str | None, str | None]] = [(i, i) for i in "abcd"]
+    data = collect(
+        tmp_path, items, [("u", "d", day(4)), ("u", "c", day(3)), ("u", "b", day(2)), ("u", "a", None)]
+    )
+    assert [h.item_ids for h in data.histories()] == [("b", "c", "d")]
+    assert data.rejects().collect().select("row", "reason").rows() == [(4, "no time")]
+    times = data.info.times
+    assert times is not None
+    assert (times.missing, times.n, times.first) == (1, 4, datetime(2025, 1, 2, tzinfo=UTC))
+
+
+def test_kept_events_without_a_time_leave_their_user_in_the_order_of_the_file(tmp_path: Path) -> None:
+    events: Events = [
+        ("u", "b", day(9)),
+        ("u", "a", None),
+        ("u", "b", day(1)),
+        ("v", "b", day(2)),
+        ("v", "a", day(1)),
+    ]
+    data = collect(tmp_path, [("a", "x"), ("b", "y")], events, keep_untimed=True)
+    assert [(h.item_ids, h.timestamps is None) for h in data.histories()] == [
+        (("b", "a", "b"), True),
+        (("a", "b"), False),
+    ]
+    counts = data.info.counts
+    assert (counts["events_without_time"], counts["users_in_file_order"], counts["rejects"]) == (1, 1, 0)
+
+
+def test_events_without_any_time_are_in_the_order_of_the_file(tmp_path: Path) -> None:
+    data = collect(tmp_path, [("a", "x"), ("b", "y")], [("u", "b", None), ("u", "a", None), ("u", "b", None)])
     assert [(h.item_ids, h.timestamps) for h in data.histories()] == [(("b", "a", "b"), None)]
+    assert data.info.counts["rejects"] == 0
 
 
 @settings(deadline=None, max_examples=30)

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import polars as pl
 import pytest
 
@@ -56,43 +54,6 @@ def test_empty_texts_and_nan_are_null_and_lists_are_joined() -> None:
     assert clean["categories"].to_list() == ["x|y, z", None, None, None, "x", None, "a|b"]
     assert clean["description"].to_list() == ["x y", None, None, None, None, "z", "z"]
     assert clean["missing"].to_list() == [None] * 7
-
-
-NOON = datetime(2019, 11, 12, 12, 0, 1, tzinfo=UTC)
-
-
-@pytest.mark.parametrize(
-    ("text", "time"),
-    [
-        ("1573560001", NOON),
-        ("1573560001.0", NOON),
-        ("1573560001000", NOON),
-        ("1573560001000000", NOON),
-        ("1573560001000000000", NOON),
-        ("2019-11-12T12:00:01Z", NOON),
-        ("2019-11-12T14:00:01+02:00", NOON),
-        ("2019-11-12 12:00:01", NOON),
-        ("2019-11-12T12:00:01.5", NOON.replace(microsecond=500_000)),
-        ("11/12/2019 12:00:01 PM", NOON),
-        (" 11/12/2019 2:14:46 AM", datetime(2019, 11, 12, 2, 14, 46, tzinfo=UTC)),
-        ("2019-11-12", datetime(2019, 11, 12, tzinfo=UTC)),
-        ("yesterday", None),
-        ("inf", None),
-        ("1e300", None),
-        ("-62135596800", datetime(1, 1, 1, tzinfo=UTC)),
-        ("-62135596801", None),
-        ("1e21", None),
-        ("", None),
-        (None, None),
-    ],
-)
-def test_times_are_read_in_every_usual_form(text: str | None, time: datetime | None) -> None:
-    assert columns.parse_times(pl.Series([text], dtype=pl.String)).to_list() == [time]
-
-
-def test_times_of_several_forms_in_one_column_are_all_read() -> None:
-    texts = pl.Series(["nothing", "2019-11-12 12:00:01", None, "1573560001", "11/12/2019 12:00:01 PM"])
-    assert columns.parse_times(texts).to_list() == [None, NOON, None, NOON, NOON]
 
 
 def test_lists_written_as_text_are_taken_apart() -> None:

@@ -91,7 +91,7 @@ def test_rows_that_cannot_be_used_are_refused_each_with_its_reason(tmp_path: Pat
         "7\tU1\t\tN1\t",
         BEHAVIORS[0],
     ]
-    data = import_mind(mind_files(tmp_path, behaviors=[*BEHAVIORS, *bad]), tmp_path / "out")
+    data = import_mind(mind_files(tmp_path, behaviors=[*BEHAVIORS, *bad]), tmp_path / "out", max_rejects=1)
     assert data.info.counts["impressions"] == 3
     rejects = data.rejects().filter(pl.col("reason") != "history entry without a news row").collect()
     assert rejects.select("row", "reason").rows() == [

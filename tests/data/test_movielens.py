@@ -9,7 +9,9 @@ from trsr.errors import DataError
 
 FILES = {
     "movies.csv": 'movieId,title,genres\n1,"Lamp, The (1990)",Drama|War\n2,Rain (1991),(no genres listed)\n',
-    "ratings.csv": "userId,movieId,rating,timestamp\n7,2,4.5,200\n7,1,2.0,100\n7,9,5.0,300\n",
+    "ratings.csv": (
+        "userId,movieId,rating,timestamp\n7,2,4.5,964982200\n7,1,2.0,964982100\n7,9,5.0,964982300\n"
+    ),
     "tags.csv": "userId,movieId,tag,timestamp\n7,1,dark,1\n7,1,Slow,1\n8,1,slow,1\n",
     "links.csv": "movieId,imdbId,tmdbId\n1,0001,501\n2,0002,\n",
 }
@@ -29,7 +31,7 @@ def test_films_and_ratings_are_read_in_the_order_of_time(tmp_path: Path, source:
     assert [(h.user_id, h.item_ids) for h in data.histories()] == [("7", ("1", "2"))]
     assert dict(data.catalogue()["1"].fields) == {"title": "Lamp, The (1990)", "genres": "Drama|War"}
     assert dict(data.catalogue()["2"].fields) == {"title": "Rain (1991)"}
-    assert data.rejects().collect().rows() == [("ratings.csv", 4, "unknown item", "7,9,5.0,300")]
+    assert data.rejects().collect().rows() == [("ratings.csv", 4, "unknown item", "7,9,5.0,964982300")]
 
 
 def test_lower_ratings_are_left_out_and_counted(tmp_path: Path, source: Path) -> None:

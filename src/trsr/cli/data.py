@@ -14,7 +14,6 @@ import typer
 
 if TYPE_CHECKING:
     from trsr.data.import_config import ImportConfig
-    from trsr.data.tables import Dataset
 
 import_app = typer.Typer(
     name="import",
@@ -31,6 +30,31 @@ MinRating = Annotated[
     float | None, typer.Option("--min-rating", help="Leave out lower ratings; they are counted.")
 ]
 
+Delimiter = Annotated[
+    str | None, typer.Option("--delimiter", help="Between fields: ';', '|', tab ...; found by default.")
+]
+Encoding = Annotated[
+    str | None, typer.Option("--encoding", help="Of text files: utf-8, utf-16, cp1252 ...; found by default.")
+]
+MaxRejects = Annotated[
+    float,
+    typer.Option(
+        "--max-rejects", min=0, max=1, help="Largest share of a file's rows that may be unreadable."
+    ),
+]
+TimeFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--time-format",
+        help="How times are written: day-first, month-first, year-first, epoch-s (-ms, -us, -ns, -days), "
+        "excel, or a pattern such as '%d.%m.%Y %H:%M'; found by default where only one form fits.",
+    ),
+]
+KeepUntimed = Annotated[
+    bool,
+    typer.Option("--keep-untimed", help="Keep events without a time; their users stay in the file's order."),
+]
+
 
 @import_app.command("mind")
 def import_mind(
@@ -39,6 +63,10 @@ def import_mind(
     name: Name = None,
     news: Annotated[str, typer.Option(help="News file in SRC.")] = "news.tsv",
     behaviors: Annotated[str, typer.Option(help="Impressions file in SRC.")] = "behaviors.tsv",
+    time_format: TimeFormat = None,
+    delimiter: Delimiter = None,
+    encoding: Encoding = None,
+    max_rejects: MaxRejects = 0.05,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -48,7 +76,16 @@ def import_mind(
     """
     from trsr.data.mind import MindImport
 
-    config = MindImport(source=source, name=name or "mind", news=news, behaviors=behaviors)
+    config = MindImport(
+        source=source,
+        name=name or "mind",
+        news=news,
+        behaviors=behaviors,
+        time_format=time_format,
+        delimiter=delimiter,
+        encoding=encoding,
+        max_rejects=max_rejects,
+    )
     _import(config, out, overwrite, as_json)
 
 
@@ -60,6 +97,9 @@ def import_amazon_m2(
     name: Name = None,
     products: Annotated[str, typer.Option(help="Products file in SRC.")] = "products_train.csv",
     sessions: Annotated[str, typer.Option(help="Sessions file in SRC.")] = "sessions_train.csv",
+    delimiter: Delimiter = None,
+    encoding: Encoding = None,
+    max_rejects: MaxRejects = 0.05,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -70,7 +110,14 @@ def import_amazon_m2(
     from trsr.data.amazon_m2 import AmazonM2Import
 
     config = AmazonM2Import(
-        source=source, name=name or "amazon-m2", locale=locale, products=products, sessions=sessions
+        source=source,
+        name=name or "amazon-m2",
+        locale=locale,
+        products=products,
+        sessions=sessions,
+        delimiter=delimiter,
+        encoding=encoding,
+        max_rejects=max_rejects,
     )
     _import(config, out, overwrite, as_json)
 
@@ -85,6 +132,11 @@ def import_amazon_reviews(
         str | None, typer.Option(help="Metadata file in SRC; found by its name meta*.")
     ] = None,
     min_rating: MinRating = None,
+    time_format: TimeFormat = None,
+    keep_untimed: KeepUntimed = False,
+    delimiter: Delimiter = None,
+    encoding: Encoding = None,
+    max_rejects: MaxRejects = 0.05,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -100,6 +152,11 @@ def import_amazon_reviews(
         reviews=reviews,
         metadata=metadata,
         min_rating=min_rating,
+        time_format=time_format,
+        keep_untimed=keep_untimed,
+        delimiter=delimiter,
+        encoding=encoding,
+        max_rejects=max_rejects,
     )
     _import(config, out, overwrite, as_json)
 
@@ -112,6 +169,11 @@ def import_movielens(
     min_rating: MinRating = None,
     tags: Annotated[bool, typer.Option("--tags", help="Add the films' tags as a text field.")] = False,
     overviews: Annotated[Path | None, typer.Option(help="File with overviews by movieId or tmdb_id.")] = None,
+    time_format: TimeFormat = None,
+    keep_untimed: KeepUntimed = False,
+    delimiter: Delimiter = None,
+    encoding: Encoding = None,
+    max_rejects: MaxRejects = 0.05,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -122,14 +184,25 @@ def import_movielens(
     from trsr.data.movielens import MovieLensImport
 
     config = MovieLensImport(
-        source=source, name=name or "movielens", min_rating=min_rating, tags=tags, overviews=overviews
+        source=source,
+        name=name or "movielens",
+        min_rating=min_rating,
+        tags=tags,
+        overviews=overviews,
+        time_format=time_format,
+        keep_untimed=keep_untimed,
+        delimiter=delimiter,
+        encoding=encoding,
+        max_rejects=max_rejects,
     )
     _import(config, out, overwrite, as_json)
 
 
 @import_app.command("table")
 def import_table(
-    items: Annotated[Path, typer.Option(help="Items: CSV, TSV, JSONL or Parquet.", show_default=False)],
+    items: Annotated[
+        Path, typer.Option(help="Items: CSV, TSV, JSONL, Parquet or Excel.", show_default=False)
+    ],
     events: Annotated[Path, typer.Option(help="Events, one a row or one list a user.", show_default=False)],
     out: Out,
     name: Name = None,
@@ -145,9 +218,17 @@ def import_table(
     item_id: Annotated[str | None, typer.Option(help="Item id column of the items.")] = None,
     event_item_id: Annotated[str | None, typer.Option(help="Item id column of the events.")] = None,
     user_id: Annotated[str | None, typer.Option(help="User id column.")] = None,
-    timestamp: Annotated[str | None, typer.Option(help="Column of the time or the list of times.")] = None,
+    timestamp: Annotated[
+        str | None,
+        typer.Option(help="Column of the time or of the list of times; DATE,TIME joins two columns."),
+    ] = None,
     item_list: Annotated[str | None, typer.Option(help="Column of the list of items.")] = None,
     quotes: Annotated[bool | None, typer.Option(help="Fields may be quoted; by default in CSV only.")] = None,
+    time_format: TimeFormat = None,
+    keep_untimed: KeepUntimed = False,
+    delimiter: Delimiter = None,
+    encoding: Encoding = None,
+    max_rejects: MaxRejects = 0.05,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -172,6 +253,11 @@ def import_table(
         timestamp=timestamp,
         item_list=item_list,
         quotes=quotes,
+        time_format=time_format,
+        keep_untimed=keep_untimed,
+        delimiter=delimiter,
+        encoding=encoding,
+        max_rejects=max_rejects,
     )
     _import(config, out, overwrite, as_json)
 
@@ -184,24 +270,38 @@ def validate(
 
     Example: trsr validate data/mind
     """
-    from trsr.data.validate import validate_dataset
+    from trsr.data.reading import import_warnings, reading_lines
+    from trsr.data.validate import imported_info, validate_dataset
 
+    info = imported_info(path)
     if as_json:
         problems = [
             {"file": problem.file, "row": problem.row, "problem": problem.message}
             for problem in validate_dataset(path)
         ]
-        typer.echo(json.dumps({"path": str(path), "valid": not problems, "problems": problems}, indent=2))
+        files = {} if info is None else info.files
+        report = {
+            "path": str(path),
+            "valid": not problems,
+            "problems": problems,
+            "files": {name: file.summary() for name, file in files.items()},
+            "warnings": [] if info is None else import_warnings(info),
+        }
+        typer.echo(json.dumps(report, indent=2))
         if problems:
             raise typer.Exit(2)
         return
     count = 0
     for count, problem in enumerate(validate_dataset(path), start=1):  # noqa: B007 - used below
         typer.echo(str(problem))
+    warnings = [] if info is None else import_warnings(info)
+    for line in [] if info is None else [*reading_lines(info), *(f"WARNING: {each}" for each in warnings)]:
+        typer.echo(line)
     if count:
         typer.echo(f"{path}: {count:,} problem{'s' if count > 1 else ''}.", err=True)
         raise typer.Exit(2)
-    typer.echo(f"{path}: no problem found.")
+    but = f" in the files, but {len(warnings)} warning{'s' if len(warnings) > 1 else ''}" if warnings else ""
+    typer.echo(f"{path}: no problem found{but}.")
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:
@@ -212,31 +312,23 @@ def _import(config: ImportConfig, out: Path, overwrite: bool, as_json: bool) -> 
     from rich.console import Console
 
     from trsr.data.import_config import run_import
+    from trsr.data.reading import import_summary, import_warnings, summary_lines
 
     with Console(file=sys.stderr).status(f"Importing {config.kind} ..."):  # silent unless a terminal
         dataset = run_import(config, out, overwrite=overwrite)
-    report = _report(dataset)
     if as_json:
-        typer.echo(json.dumps(report, indent=2))
+        typer.echo(json.dumps(import_summary(dataset), indent=2))
         return
-    typer.echo(f"{out}: {dataset.info.name}, {dataset.info.domain}")
-    typer.echo(f"  text fields: {', '.join(dataset.info.text_fields)}")
-    for what, count in dataset.info.counts.items():
+    info = dataset.info
+    typer.echo(f"{out}: {info.name}, {info.domain}")
+    typer.echo(f"  text fields: {', '.join(info.text_fields)}")
+    for what, count in info.counts.items():
         if what != "rejects":
             typer.echo(f"  {what.replace('_', ' ')}: {count:,}")
-    typer.echo(f"  rejects: {dataset.info.counts['rejects']:,}")
+    for line in summary_lines(info):
+        typer.echo(f"  {line}")
+    typer.echo(f"  rejects: {info.counts['rejects']:,}")
     for reason, count in dataset.rejects_by_reason().items():
         typer.echo(f"    {reason}: {count:,}")
-
-
-def _report(dataset: Dataset) -> dict[str, object]:
-    info = dataset.info
-    return {
-        "path": str(dataset.path),
-        "name": info.name,
-        "domain": info.domain,
-        "text_fields": info.text_fields,
-        "category_fields": info.category_fields,
-        "counts": info.counts,
-        "rejects": dataset.rejects_by_reason(),
-    }
+    for sentence in import_warnings(info):
+        typer.echo(f"  WARNING: {sentence}")

@@ -9,21 +9,20 @@ from pathlib import Path
 from typing import Literal
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict
 
 from trsr.data.collect import EventCollector, ItemCollector, keep_or_refuse
 from trsr.data.columns import clean_id, clean_texts, require_column, split_list
-from trsr.data.rawtables import RAW, ROW, read_frames
+from trsr.data.import_info import MAX_REJECTS
+from trsr.data.rawtables import RAW, ROW
+from trsr.data.reading import RawFiles, TextSettings
 from trsr.data.tables import Dataset, DatasetWriter
 from trsr.errors import DataError
 
 TEXT_FIELDS = ("title", "price", "brand", "color", "size", "model", "material", "author", "desc")
 
 
-class AmazonM2Import(BaseModel):
+class AmazonM2Import(TextSettings):
     """Options of `import_amazon_m2` as a configuration carries them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["amazon-m2"] = "amazon-m2"
     source: Path
@@ -41,6 +40,9 @@ def import_amazon_m2(
     locale: str = "UK",
     products: str = "products_train.csv",
     sessions: str = "sessions_train.csv",
+    delimiter: str | None = None,
+    encoding: str | None = None,
+    max_rejects: float = MAX_REJECTS,
     overwrite: bool = False,
 ) -> Dataset:
     """Make a dataset folder from one locale of Amazon-M2.
@@ -52,6 +54,9 @@ def import_amazon_m2(
         locale: "UK", "DE", "JP", "ES", "FR" or "IT"; rows of other locales are counted and left out.
         products: File of the products in `source`, plain or gz.
         sessions: File of the sessions in `source`, plain or gz.
+        delimiter: What separates the fields of delimited files; found in their first lines by default.
+        encoding: Encoding of text files; found in their first 4 MB by default.
+        max_rejects: Largest share of a file's rows that may be unreadable, in [0, 1].
         overwrite: Replace an existing dataset at `out`.
 
     Raises:
@@ -59,8 +64,9 @@ def import_amazon_m2(
     """
     source = Path(source)
     with DatasetWriter(out, overwrite=overwrite) as writer:
+        raw = RawFiles(writer, delimiter, encoding, max_rejects)
         items = ItemCollector(writer, products, TEXT_FIELDS)
-        for frame in read_frames(source / products, writer.reject):
+        for frame in raw.frames(source / products):
             item_id = require_column(products, frame.columns, "item id", ("id",))
             rows = _of_locale(writer, products, frame, locale)
             items.add(
@@ -69,7 +75,7 @@ def import_amazon_m2(
         if items.ids.is_empty():
             raise DataError(f"{products} has no product of the locale {locale!r}; choose another --locale.")
         events = EventCollector(writer, sessions, items.ids)
-        for frame in read_frames(source / sessions, writer.reject):
+        for frame in raw.frames(source / sessions):
             _add_sessions(writer, sessions, _of_locale(writer, sessions, frame, locale), events)
         events.finish()
         return writer.finish(

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Literal
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict
 
 from trsr.data.collect import EventCollector, ItemCollector, at_least
 from trsr.data.columns import clean_texts, find_column, require_column
-from trsr.data.rawtables import RAW, ROW, read_frames
+from trsr.data.import_info import MAX_REJECTS
+from trsr.data.rawtables import RAW, ROW
+from trsr.data.reading import RawFiles, TimeSettings
 from trsr.data.tables import Dataset, DatasetWriter
 from trsr.errors import DataError
 
@@ -33,10 +34,8 @@ TEXT_FIELDS = {
 }
 
 
-class AmazonReviewsImport(BaseModel):
+class AmazonReviewsImport(TimeSettings):
     """Options of `import_amazon_reviews` as a configuration carries them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["amazon-reviews"] = "amazon-reviews"
     source: Path
@@ -54,6 +53,11 @@ def import_amazon_reviews(
     reviews: str | None = None,
     metadata: str | None = None,
     min_rating: float | None = None,
+    time_format: str | None = None,
+    keep_untimed: bool = False,
+    delimiter: str | None = None,
+    encoding: str | None = None,
+    max_rejects: float = MAX_REJECTS,
     overwrite: bool = False,
 ) -> Dataset:
     """Make a dataset folder from a folder with a review file and a metadata file.
@@ -65,6 +69,11 @@ def import_amazon_reviews(
         reviews: The review file in `source`; by default the only JSON file not named "meta...".
         metadata: The metadata file in `source`; by default the only JSON file named "meta...".
         min_rating: Reviews with fewer stars are counted and left out; None keeps all.
+        time_format: How times are written (see `times.TimeReader`); by default what fits the whole column.
+        keep_untimed: Keep events without a time where others have one; their users stay in the file's order.
+        delimiter: What separates the fields of delimited files; found in their first lines by default.
+        encoding: Encoding of text files; found in their first 4 MB by default.
+        max_rejects: Largest share of a file's rows that may be unreadable, in [0, 1].
         overwrite: Replace an existing dataset at `out`.
 
     Raises:
@@ -74,12 +83,16 @@ def import_amazon_reviews(
     review_file = _pick(source, reviews, "reviews", meta=False)
     meta_file = _pick(source, metadata, "metadata", meta=True)
     with DatasetWriter(out, overwrite=overwrite) as writer:
+        raw = RawFiles(writer, delimiter, encoding, max_rejects)
         items = ItemCollector(writer, meta_file.name, list(TEXT_FIELDS))
         wanted = {*ITEM, *(key for keys in TEXT_FIELDS.values() for key in keys)}
-        for frame in read_frames(meta_file, writer.reject, keep=wanted):
+        for frame in raw.frames(meta_file, keep=wanted):
             items.add(_items(meta_file.name, frame))
-        events = EventCollector(writer, review_file.name, items.ids)
-        for frame in read_frames(review_file, writer.reject, keep={*ITEM, *USER, *TIME, *RATING}):
+        events = EventCollector(
+            writer, review_file.name, items.ids, time_format=time_format, keep_untimed=keep_untimed
+        )
+        for frame in raw.frames(review_file, keep={*ITEM, *USER, *TIME, *RATING}):
+            events.times.column = require_column(review_file.name, frame.columns, "time", TIME)
             events.add(_reviews(writer, review_file.name, frame, min_rating))
         events.finish()
         return writer.finish(

@@ -7,12 +7,15 @@ kinds of data. Only item ids (and a hash each) are held in memory, never the int
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 
 import polars as pl
 
-from trsr.data.columns import clean_id, parse_times
+from trsr.data.columns import clean_id
+from trsr.data.import_info import TimesInfo
 from trsr.data.rawtables import RAW, ROW
 from trsr.data.tables import TIME, DatasetWriter, Spool
+from trsr.data.times import UNREADABLE, TimeReader
 from trsr.errors import DataError
 
 RANGE_ROWS = 1_000_000  # events sorted at once
@@ -108,40 +111,112 @@ def _check_fields(file: str, text_fields: Sequence[str]) -> None:
 class EventCollector:
     """Takes events in any order; `finish` writes them by user, oldest first.
 
-    A user whose events all have a time is ordered by time, then by place in the file; any other user by place
-    in the file alone.
+    Users are ordered by time, then by place in the file; without any times, by place in the file alone.
+    Events without a time, where others have one, are rejected, or with `keep_untimed` kept and their users
+    left in the order of the file.
+
+    Attributes:
+        times: What is found of times; an importer names the column in it.
     """
 
-    def __init__(self, writer: DatasetWriter, file: str, item_ids: pl.DataFrame) -> None:
+    def __init__(
+        self,
+        writer: DatasetWriter,
+        file: str,
+        item_ids: pl.DataFrame,
+        *,
+        time_format: str | None = None,
+        keep_untimed: bool = False,
+    ) -> None:
         self._writer = writer
         self._file = file
         self._items = item_ids
+        self._keep_untimed = keep_untimed
+        self._format = time_format
+        self._reader: TimeReader | None = None
+        self._n_kept = 0
         self._spool = writer.spool("unordered_events")
+        self._open = writer.spool("events_of_open_times")
+        self._untimed = writer.spool("events_without_time")
+        self.times = writer.times = TimesInfo(file=file)
 
     def add(self, frame: pl.DataFrame) -> None:
         """Take a batch: `user_id`, `item_id`, `timestamp` (text or null), `ROW`, `RAW`."""
         frame = _single(frame, "user_id", "item_id", "timestamp")
         frame = frame.with_columns(clean_id(c).alias(c) for c in ("user_id", "item_id", "timestamp"))
-        frame = frame.with_columns(parse_times(frame["timestamp"]).alias("time"))
+        self._writer.file(self._file).entries += len(frame)
+        self.times.n += len(frame)
+        self.times.missing += frame["timestamp"].null_count()
+        times, later = self._times().read(frame["timestamp"])
+        frame = frame.with_columns(times.alias("time"), later.alias("later"))
+        missing = pl.col("timestamp").is_null()
         for good, reason in (
             (pl.col("user_id").is_not_null(), "no user id"),
             (pl.col("item_id").is_not_null(), "no item id"),
-            (pl.col("timestamp").is_null() | pl.col("time").is_not_null(), "time cannot be read"),
+            (missing | pl.col("later") | pl.col("time").is_not_null(), UNREADABLE),
         ):
-            frame = keep_or_refuse(self._writer, self._file, frame, good, reason)
+            frame = self._keep(frame, good, reason)
         unknown = frame.join(self._items, on="item_id", how="anti", maintain_order="left")
         refuse(self._writer, self._file, unknown, "unknown item")
         frame = frame.join(self._items, on="item_id", how="semi", maintain_order="left")
-        place = pl.int_range(self._spool.rows, self._spool.rows + len(frame), dtype=pl.Int64).alias("place")
-        self._spool.append(frame.select("user_id", "item_id", pl.col("time").alias("timestamp"), place))
+        place = pl.int_range(self._n_kept, self._n_kept + len(frame), dtype=pl.Int64).alias("place")
+        self._n_kept += len(frame)
+        frame = frame.with_columns(place)
+        self._append(frame.filter(pl.col("time").is_not_null()))
+        self._open.append(frame.filter("later"))
+        self._untimed.append(frame.filter(missing))
+
+    def _times(self) -> TimeReader:
+        if self._reader is None:
+            self._reader = TimeReader(self._file, self.times.column or "timestamp", self._format)
+        return self._reader
+
+    def _keep(self, frame: pl.DataFrame, good: pl.Expr, reason: str) -> pl.DataFrame:
+        right = frame.select(good.fill_null(False)).to_series()
+        if right.all():
+            return frame
+        refused = frame.filter(~right).select(pl.col(ROW).alias("row"), pl.col(RAW).alias("raw"))
+        self._writer.reject(self._file, refused, reason, entries=True)
+        return frame.filter(right)
+
+    def _append(self, frame: pl.DataFrame) -> None:
+        """Spool events whose times are read."""
+        times = frame["time"].drop_nulls()
+        if len(times):
+            first, last = times.min(), times.max()
+            assert isinstance(first, datetime)
+            assert isinstance(last, datetime)
+            self.times.first = min(first, self.times.first or first)
+            self.times.last = max(last, self.times.last or last)
+        self._spool.append(frame.select("user_id", "item_id", pl.col("time").alias("timestamp"), "place"))
 
     def finish(self) -> None:
-        """Order all events and give them to the writer."""
+        """Order all events and give them to the writer.
+
+        Raises:
+            DataError: the times of the column can be read in more than one way.
+        """
+        reader = self._times()
+        reader.decide()
+        for batch in self._open.batches():
+            times, _ = reader.read(batch["timestamp"], final=True)
+            read = batch.with_columns(times.alias("time"))
+            self._append(self._keep(read, pl.col("time").is_not_null(), UNREADABLE))
+        self.times.forms = dict(reader.forms)
+        any_time = self._spool.rows > 0
+        if any_time and self._keep_untimed:
+            self._writer.counts["events_without_time"] += self._untimed.rows
+        for batch in self._untimed.batches():
+            keep = pl.repeat(self._keep_untimed or not any_time, pl.len())
+            self._append(self._keep(batch, keep, "no time"))
         timed = pl.col("timestamp").is_not_null().all().over("user_id")
         key = pl.when(timed).then("timestamp").alias("key")
         position = pl.int_range(pl.len(), dtype=pl.Int64).over("user_id").alias("position")
         for part in by_user_ranges(self._spool):
             rows = part.collect(engine="streaming").with_columns(key).sort("user_id", "key", "place")
+            if any_time and self._keep_untimed:
+                in_order = rows.filter(pl.col("key").is_null())["user_id"].n_unique()
+                self._writer.counts["users_in_file_order"] += in_order
             self._writer.events.append(
                 rows.select("user_id", "item_id", position, pl.col("timestamp").cast(TIME))
             )

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 
 import polars as pl
 
-from trsr.data.tables import TIME
 from trsr.errors import DataError
 
 ITEM_ID = (
@@ -26,7 +25,6 @@ ITEM_ID = (
     "id",
 )
 USER_ID = ("user_id", "user", "userId", "reviewerID", "uid", "session_id", "visitorid")
-TIMESTAMP = ("timestamp", "timestamps", "time", "unixReviewTime", "datetime", "date", "event_time")
 ITEM_LIST = ("items", "item_ids", "history", "prev_items", "sequence")
 CATEGORIES = (
     "category",
@@ -42,15 +40,6 @@ CATEGORIES = (
 # Columns that are no text for a reader: ids, addresses, machine annotations.
 _NO_TEXT = re.compile(r"(^|_)(id|ids|asin|url|uri|link|image|images|entities)$|Id$|ID$|URL", re.ASCII)
 _MISSING = ("", "nan", "NaN")
-_YEARS_1_TO_9999 = (-62_135_596_800_000_000, 253_402_300_799_999_999)  # in microseconds: what Python can tell
-_TIME_FORMATS = (
-    "%Y-%m-%dT%H:%M:%S%.f%#z",
-    "%Y-%m-%d %H:%M:%S%.f%#z",
-    "%Y-%m-%dT%H:%M:%S%.f",
-    "%Y-%m-%d %H:%M:%S%.f",
-    "%m/%d/%Y %I:%M:%S %p",
-    "%Y-%m-%d",
-)
 
 
 def find_column(columns: Sequence[str], usual: Sequence[str], named: str | None = None) -> str | None:
@@ -128,42 +117,6 @@ def _clean_text(column: str, dtype: pl.DataType | None) -> pl.Expr:
         text = text.list.join("|" if column.lower() in CATEGORIES else " ")
     text = text.cast(pl.String).str.strip_chars()
     return pl.when(text.is_in(_MISSING)).then(None).otherwise(text).alias(column)
-
-
-def parse_times(texts: pl.Series) -> pl.Series:
-    """Read times: ISO 8601, MIND's American form, or a number since 1970 in s, ms, us or ns (by its size).
-
-    Null where the text cannot be read; a time without a zone is UTC.
-    """
-    texts = texts.str.strip_chars()
-    times = texts.to_frame("text").select(_since_1970(pl.col("text"))).to_series()
-    open_texts = texts.filter(times.is_null() & texts.is_not_null())
-    if open_texts.is_empty():
-        return times
-    # A form that does not fit is slow to find out, so the one that fits the first text is tried first.
-    for form in sorted(_TIME_FORMATS, key=lambda form: _written(open_texts.head(1), form).item() is None):
-        times = times.zip_with(times.is_not_null(), _written(texts, form))
-        if not (times.is_null() & texts.is_not_null()).any():
-            break
-    return times
-
-
-def _since_1970(text: pl.Expr) -> pl.Expr:
-    number = text.cast(pl.Float64, strict=False)
-    size = number.abs()
-    microseconds = (
-        pl.when(size < 1e11).then(1e6).when(size < 1e14).then(1e3).when(size < 1e17).then(1.0).otherwise(1e-3)
-    )
-    since = (number * microseconds).round()
-    return pl.when(since.is_between(*_YEARS_1_TO_9999)).then(since).cast(pl.Int64, strict=False).cast(TIME)
-
-
-def _written(texts: pl.Series, form: str) -> pl.Series:
-    if form == "%Y-%m-%d":
-        return texts.str.to_date(form, strict=False).cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-    zone = "UTC" if "z" in form else None
-    times = texts.str.to_datetime(form, strict=False, time_unit="us", time_zone=zone)
-    return times if zone else times.dt.replace_time_zone("UTC")
 
 
 def split_list(column: str, dtype: pl.DataType) -> pl.Expr:

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Literal
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict
 
 from trsr.data.collect import ItemCollector, by_user_ranges, keep_or_refuse, refuse
-from trsr.data.columns import clean_texts, parse_times
-from trsr.data.rawtables import RAW, ROW, read_frames
-from trsr.data.tables import IMPRESSIONS, TIME, Dataset, DatasetWriter
+from trsr.data.columns import clean_texts
+from trsr.data.import_info import MAX_REJECTS, TimesInfo
+from trsr.data.rawtables import RAW, ROW
+from trsr.data.reading import RawFiles, TextSettings
+from trsr.data.tables import IMPRESSIONS, TIME, Dataset, DatasetWriter, Spool
+from trsr.data.times import MONTH_FIRST, UNREADABLE, TimeReader
 from trsr.errors import DataError
 
 NEWS = (
@@ -38,10 +40,8 @@ _SPOOLED = pl.Schema([*IMPRESSIONS.items(), (ROW, pl.Int64()), (_HASH, pl.UInt64
 _HISTORY_ROWS = 1_000_000  # history positions ordered at once
 
 
-class MindImport(BaseModel):
+class MindImport(TextSettings):
     """Options of `import_mind` as a configuration carries them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["mind"] = "mind"
     source: Path
@@ -49,6 +49,7 @@ class MindImport(BaseModel):
     news: str = "news.tsv"
     behaviors: str = "behaviors.tsv"
     text_fields: tuple[str, ...] = TEXT_FIELDS
+    time_format: str | None = None
 
 
 def import_mind(
@@ -59,6 +60,10 @@ def import_mind(
     news: str = "news.tsv",
     behaviors: str = "behaviors.tsv",
     text_fields: Sequence[str] = TEXT_FIELDS,
+    time_format: str | None = None,
+    delimiter: str | None = None,
+    encoding: str | None = None,
+    max_rejects: float = MAX_REJECTS,
     overwrite: bool = False,
 ) -> Dataset:
     """Make a dataset folder from a folder of MIND.
@@ -70,6 +75,10 @@ def import_mind(
         news: File of the news in `source`.
         behaviors: File of the impressions in `source`.
         text_fields: Columns of the news kept as text, in rendering order.
+        time_format: How the times of impressions are written; MIND's own month-first form by default.
+        delimiter: What separates the fields of delimited files; found in their first lines by default.
+        encoding: Encoding of text files; found in their first 4 MB by default.
+        max_rejects: Largest share of a file's rows that may be unreadable, in [0, 1].
         overwrite: Replace an existing dataset at `out`.
 
     Raises:
@@ -79,11 +88,15 @@ def import_mind(
     if wrong := [field for field in text_fields if field not in NEWS[1:]]:
         raise DataError(f"MIND has no text field {wrong[0]!r}; choose from {', '.join(NEWS[1:])}.")
     with DatasetWriter(out, overwrite=overwrite) as writer:
+        raw = RawFiles(writer, delimiter, encoding, max_rejects)
         items = ItemCollector(writer, news, text_fields)
-        for frame in read_frames(source / news, writer.reject, columns=NEWS, quotes=False):
+        for frame in raw.frames(source / news, columns=NEWS, quotes=False):
             items.add(frame.select("item_id", ROW, RAW, *clean_texts(frame, text_fields)))
-        for frame in read_frames(source / behaviors, writer.reject, columns=BEHAVIORS, quotes=False):
-            writer.impressions.append(_impressions(writer, behaviors, frame))
+        times = TimeReader(behaviors, "time", time_format or MONTH_FIRST)
+        writer.times = TimesInfo(file=behaviors, column="time")
+        for frame in raw.frames(source / behaviors, columns=BEHAVIORS, quotes=False):
+            writer.impressions.append(_impressions(writer, behaviors, frame, times))
+        _note_times(writer.times, writer.impressions, times)
         _refuse_repeated(writer, behaviors)
         _write_histories(writer, behaviors, items.ids)
         return writer.finish(
@@ -95,13 +108,25 @@ def import_mind(
         )
 
 
-def _impressions(writer: DatasetWriter, file: str, frame: pl.DataFrame) -> pl.DataFrame:
+def _note_times(info: TimesInfo, impressions: Spool, times: TimeReader) -> None:
+    stamp = pl.col("timestamp")
+    found = impressions.scan(_SPOOLED).select(
+        stamp.min().alias("first"),
+        stamp.max().alias("last"),
+        pl.len().alias("n"),
+        stamp.null_count().alias("missing"),
+    )
+    info.first, info.last, info.n, info.missing = found.collect().row(0)
+    info.forms = dict(times.forms)
+
+
+def _impressions(writer: DatasetWriter, file: str, frame: pl.DataFrame, times: TimeReader) -> pl.DataFrame:
     """Return the logged impressions of a batch, with what `_write_histories` needs besides."""
     frame = frame.with_columns(pl.col(BEHAVIORS).str.strip_chars())
-    frame = frame.with_columns(parse_times(frame["time"]).alias("timestamp"))
+    frame = frame.with_columns(times.read(frame["time"])[0].alias("timestamp"))
     for good, reason in (
         (pl.col("impression_id") != "", "no impression id"),
-        ((pl.col("time") == "") | pl.col("timestamp").is_not_null(), "time cannot be read"),
+        ((pl.col("time") == "") | pl.col("timestamp").is_not_null(), UNREADABLE),
         (
             pl.col("candidates").str.contains(r"^\S+-[01]( +\S+-[01])*$"),
             "candidates are not of the form NEWS-0 or NEWS-1",
@@ -159,6 +184,7 @@ def _write_histories(writer: DatasetWriter, file: str, item_ids: pl.DataFrame) -
     for part in by_user_ranges(writer.impressions, max(1, share)):
         users = part.select("user_id", ROW, pl.col("history").alias("item_id")).join(kept, on=ROW, how="semi")
         clicks = users.collect(engine="streaming").sort("user_id").explode("item_id")
+        writer.file(file).entries += len(clicks)
         unknown = clicks.join(item_ids, on="item_id", how="anti", maintain_order="left")
         refuse(writer, file, unknown.rename({"item_id": RAW}), "history entry without a news row")
         clicks = clicks.join(item_ids, on="item_id", how="semi", maintain_order="left")

@@ -9,19 +9,18 @@ from pathlib import Path
 from typing import Literal
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict
 
 from trsr.data.collect import EventCollector, ItemCollector, at_least
 from trsr.data.columns import ITEM_ID, clean_id, clean_texts, find_column, require_column
-from trsr.data.rawtables import RAW, ROW, read_frames
+from trsr.data.import_info import MAX_REJECTS
+from trsr.data.rawtables import RAW, ROW
+from trsr.data.reading import RawFiles, TimeSettings
 from trsr.data.tables import Dataset, DatasetWriter
 from trsr.errors import DataError
 
 
-class MovieLensImport(BaseModel):
+class MovieLensImport(TimeSettings):
     """Options of `import_movielens` as a configuration carries them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["movielens"] = "movielens"
     source: Path
@@ -39,6 +38,11 @@ def import_movielens(
     min_rating: float | None = None,
     tags: bool = False,
     overviews: str | Path | None = None,
+    time_format: str | None = None,
+    keep_untimed: bool = False,
+    delimiter: str | None = None,
+    encoding: str | None = None,
+    max_rejects: float = MAX_REJECTS,
     overwrite: bool = False,
 ) -> Dataset:
     """Make a dataset folder from a folder of MovieLens.
@@ -52,6 +56,11 @@ def import_movielens(
             future.
         overviews: CSV, TSV or JSON Lines with `overview` and a film id (`movieId`, `item_id`, or `tmdb_id`,
             which is looked up in links.csv).
+        time_format: How times are written (see `times.TimeReader`); by default what fits the whole column.
+        keep_untimed: Keep events without a time where others have one; their users stay in the file's order.
+        delimiter: What separates the fields of delimited files; found in their first lines by default.
+        encoding: Encoding of text files; found in their first 4 MB by default.
+        max_rejects: Largest share of a file's rows that may be unreadable, in [0, 1].
         overwrite: Replace an existing dataset at `out`.
 
     Raises:
@@ -60,21 +69,25 @@ def import_movielens(
     source = Path(source)
     fields = ["title", "genres", *(["tags"] if tags else []), *(["overview"] if overviews else [])]
     with DatasetWriter(out, overwrite=overwrite) as writer:
+        raw = RawFiles(writer, delimiter, encoding, max_rejects)
         more: list[pl.DataFrame] = []
         if tags:
-            more.append(_read_tags(writer, source / "tags.csv"))
+            more.append(_read_tags(raw, source / "tags.csv"))
         if overviews:
-            more.append(_read_overviews(writer, Path(overviews), source / "links.csv"))
+            more.append(_read_overviews(raw, Path(overviews), source / "links.csv"))
         items = ItemCollector(writer, "movies.csv", fields)
-        for frame in read_frames(source / "movies.csv", writer.reject):
+        for frame in raw.frames(source / "movies.csv"):
             for column in ("movieId", "title", "genres"):
                 require_column("movies.csv", frame.columns, f"film's {column}", (column,))
             films = frame.with_columns(clean_id("movieId").alias("item_id"), _no_genre())
             for texts in more:
                 films = films.join(texts, on="item_id", how="left", maintain_order="left")
             items.add(films.select("item_id", ROW, RAW, *clean_texts(films, fields)))
-        events = EventCollector(writer, "ratings.csv", items.ids)
-        for frame in read_frames(source / "ratings.csv", writer.reject):
+        events = EventCollector(
+            writer, "ratings.csv", items.ids, time_format=time_format, keep_untimed=keep_untimed
+        )
+        events.times.column = "timestamp"
+        for frame in raw.frames(source / "ratings.csv"):
             events.add(_ratings(writer, frame, min_rating))
         events.finish()
         return writer.finish(
@@ -103,10 +116,10 @@ def _ratings(writer: DatasetWriter, frame: pl.DataFrame, min_rating: float | Non
     )
 
 
-def _read_tags(writer: DatasetWriter, file: Path) -> pl.DataFrame:
+def _read_tags(raw: RawFiles, file: Path) -> pl.DataFrame:
     """Return each film's distinct tags, the most frequent first."""
     frames = []
-    for frame in read_frames(file, writer.reject):
+    for frame in raw.frames(file):
         for column in ("movieId", "tag"):
             require_column(file.name, frame.columns, column, (column,))
         frames.append(frame.select(clean_id("movieId").alias("item_id"), clean_id("tag").alias("tags")))
@@ -119,10 +132,10 @@ def _read_tags(writer: DatasetWriter, file: Path) -> pl.DataFrame:
     return counted.group_by("item_id", maintain_order=True).agg(pl.col("tags").str.join(", "))
 
 
-def _read_overviews(writer: DatasetWriter, file: Path, links: Path) -> pl.DataFrame:
+def _read_overviews(raw: RawFiles, file: Path, links: Path) -> pl.DataFrame:
     """Return item_id and overview; the first overview of a film counts."""
     frames = []
-    for frame in read_frames(file, writer.reject):
+    for frame in raw.frames(file):
         text = require_column(file.name, frame.columns, "overview", ("overview", "description", "plot"))
         film = find_column(frame.columns, ITEM_ID[:-1])
         tmdb = find_column(frame.columns, ("tmdb_id", "tmdbId", "id"))
@@ -132,13 +145,13 @@ def _read_overviews(writer: DatasetWriter, file: Path, links: Path) -> pl.DataFr
             )
         rows = frame.select(clean_id(film or tmdb or "").alias("item_id"), *clean_texts(frame, [text]))
         rows = rows.rename({text: "overview"})
-        frames.append(rows if film else _by_tmdb(writer, rows, links))
+        frames.append(rows if film else _by_tmdb(raw, rows, links))
     return pl.concat(frames).drop_nulls().unique("item_id", keep="first", maintain_order=True)
 
 
-def _by_tmdb(writer: DatasetWriter, rows: pl.DataFrame, links: Path) -> pl.DataFrame:
+def _by_tmdb(raw: RawFiles, rows: pl.DataFrame, links: Path) -> pl.DataFrame:
     pairs = []
-    for frame in read_frames(links, writer.reject):
+    for frame in raw.frames(links):
         for column in ("movieId", "tmdbId"):
             require_column(links.name, frame.columns, column, (column,))
         pairs.append(frame.select(clean_id("movieId").alias("film"), clean_id("tmdbId").alias("item_id")))

@@ -7,8 +7,10 @@ rest of the file into one field; here only the line where it opens is refused, a
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+DELIMITERS = (",", ";", "\t", "|", "::")
 _MAX_RECORD = 4 * 2**20  # characters; a quote left open longer than this is taken for broken
 csv.field_size_limit(2**31 - 1)  # the default refuses fields over 128 kB
 
@@ -27,6 +29,30 @@ def split_line(text: str, separator: str, quotes: bool) -> list[str] | None:
     if not quotes or '"' not in text:
         return text.split(separator)
     return _parse(text, separator)
+
+
+def find_delimiter(texts: Sequence[str], usual: str, quotes: bool, width: int | None) -> str:
+    """Return the delimiter by which most of the first lines have as many fields as the header.
+
+    Args:
+        texts: The first lines.
+        usual: The delimiter that the file's name promises; it stays unless another one fits better.
+        quotes: Whether fields may stand in double quotes.
+        width: Number of columns, where the file has no header.
+    """
+    best, best_share = usual, 0.0
+    for delimiter in dict.fromkeys((usual, *DELIMITERS)):
+        lines = [
+            split_line(text, delimiter, quotes and len(delimiter) == 1) for text in texts if text.strip()
+        ]
+        fields = width or len((lines or [None])[0] or ())
+        whole = [len(line) == fields for line in lines if line is not None]
+        share = sum(whole) / len(whole) if whole and fields > 1 else 0.0
+        if delimiter == usual and share >= 0.5:
+            return usual
+        if share > best_share:
+            best, best_share = delimiter, share
+    return best
 
 
 def split_records(texts: list[str], separator: str, width: int, *, final: bool) -> tuple[list[Record], int]:

@@ -1,12 +1,15 @@
 """Lines of a raw text file, plain or gzip, in batches: memory depends on the batch, not on the file.
 
-Lines end at a line feed only (a description may hold U+2028). A line that is not UTF-8 is refused by itself,
-and reading goes on. What a line means is left to `rawtables`.
+The encoding is named or found from the first 4 MB. Lines end at a line feed only (a description may hold
+U+2028), or at a carriage return where these 4 MB have no line feed. A line that cannot be decoded is refused
+by itself, and reading continues. What a line means is left to `rawtables`.
 """
 
 from __future__ import annotations
 
+import codecs
 import gzip
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,10 +21,24 @@ import polars as pl
 from trsr.errors import DataError
 
 BATCH_BYTES = 8 * 2**20
+_SAMPLE_BYTES = 4 * 2**20
 _BOM = b"\xef\xbb\xbf"
+_MARKS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+_NOT_CP1252 = re.compile(rb"[\x81\x8d\x8f\x90\x9d\xff]")  # of no letter, or none in use
+_HIGH = re.compile(rb"[\x80-\xff]+")
+_BROKEN = "\udcff"  # what cannot be decoded; as it is no UTF-8 either, its line is refused
+codecs.register_error("trsr-broken", lambda error: (_BROKEN, getattr(error, "end", 0)))
 
 Reject = Callable[[str, pl.DataFrame, str], None]
 """Takes a file name, a frame of `row` and `raw`, and the reason: `DatasetWriter.reject`."""
+
+
+@dataclass(slots=True)
+class TextFormat:
+    """How a text file is written: None before it is read means that it is to be found out."""
+
+    delimiter: str | None = None
+    encoding: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,24 +58,24 @@ def reject_rows(rows: list[tuple[int, str]]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema={"row": pl.Int64, "raw": pl.String}, orient="row")
 
 
-def read_lines(file: Path, reject: Reject) -> Iterator[Lines]:
-    """Yield a file's lines in batches of about 8 MB.
+def read_lines(file: Path, reject: Reject, text: TextFormat | None = None) -> Iterator[Lines]:
+    """Yield a file's lines in batches of about 8 MB; `text.encoding` is filled in.
 
     Raises:
-        DataError: the file is missing, cannot be read, is empty, or is a damaged gzip file.
+        DataError: the file is missing, cannot be read, is empty, or is a damaged gzip file, or there is no
+            such encoding.
     """
+    text = TextFormat() if text is None else text
     first = 1
     rest = b""
     try:
         with _open(file) as stream:
-            while chunk := stream.read(BATCH_BYTES):
-                if first == 1 and not rest:
-                    chunk = chunk.removeprefix(_BOM)
+            for chunk in _utf8_chunks(stream, text):
                 head, newline, tail = chunk.rpartition(b"\n")
                 if not newline:
                     rest += chunk
                     continue
-                texts = _decode(file, rest + head, first, reject)
+                texts = _decode(file, rest + head, first, reject, text.encoding)
                 rest = tail
                 yield Lines(first, texts, last=False)
                 first += len(texts)
@@ -70,7 +87,71 @@ def read_lines(file: Path, reject: Reject) -> Iterator[Lines]:
         raise DataError(f"{file} cannot be read: {error.strerror or error}.") from error
     if first == 1 and not rest:
         raise DataError(f"{file} is empty; expected at least one row: check that it is the right file.")
-    yield Lines(first, _decode(file, rest, first, reject) if rest else [], last=True)
+    yield Lines(first, _decode(file, rest, first, reject, text.encoding) if rest else [], last=True)
+
+
+def _utf8_chunks(stream: BinaryIO, text: TextFormat) -> Iterator[bytes]:
+    """Yield a file as UTF-8 without a byte order mark, its lines ended by line feeds."""
+    sample = stream.read(_SAMPLE_BYTES)
+    text.encoding = _known(text.encoding) if text.encoding else _find_encoding(sample)
+    recode = None
+    if text.encoding != "utf-8":
+        recode = codecs.getincrementaldecoder(text.encoding)("trsr-broken")
+    first, cr_only = True, False
+    while sample:
+        for start in range(0, len(sample), BATCH_BYTES):
+            chunk = sample[start : start + BATCH_BYTES]
+            if recode is not None:
+                chunk = recode.decode(chunk).encode("utf-8", "surrogatepass")
+            if first and chunk:
+                chunk = chunk.removeprefix(_BOM)
+                whole = sample if recode is None else chunk
+                first, cr_only = False, b"\r" in whole and b"\n" not in whole
+            yield chunk.replace(b"\r", b"\n") if cr_only else chunk
+        sample = stream.read(BATCH_BYTES)
+    if recode is not None:
+        yield recode.decode(b"", final=True).encode("utf-8", "surrogatepass")
+
+
+def _known(encoding: str) -> str:
+    try:
+        name = codecs.lookup(encoding).name
+        b"".decode(name)
+    except (LookupError, ValueError) as error:
+        raise DataError(
+            f"There is no text encoding {encoding!r}; name one such as utf-8, utf-16 or cp1252."
+        ) from error
+    return "utf-8" if name == "utf-8-sig" else name
+
+
+def _find_encoding(sample: bytes) -> str:
+    """Return the encoding of the first bytes of a file; where nothing fits better, UTF-8."""
+    for mark, encoding in _MARKS:
+        if sample.startswith(mark):
+            return encoding
+    start = sample[:1000]
+    if (zeros := start.count(0)) > len(start) / 4:  # most letters of UTF-16 have a zero beside them
+        return "utf-16-le" if start[1::2].count(0) * 2 > zeros else "utf-16-be"
+    lines = [
+        line
+        for line in sample.split(b"\n")[: None if len(sample) < _SAMPLE_BYTES else -1]
+        if not line.isascii()
+    ]
+    if any(_is_utf8(line) for line in lines):
+        return "utf-8"
+    high = [run.group() for line in lines for run in _HIGH.finditer(line)]
+    # In western words a letter outside ASCII stands alone; other scripts have long runs of such bytes.
+    long_runs = sum(len(run) for run in high if len(run) > 2)
+    looks_western = high and long_runs * 10 <= sum(map(len, high)) and not any(map(_NOT_CP1252.search, lines))
+    return "cp1252" if looks_western else "utf-8"
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _open(file: Path) -> BinaryIO:
@@ -78,7 +159,7 @@ def _open(file: Path) -> BinaryIO:
     return gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb")  # type: ignore[return-value]
 
 
-def _decode(file: Path, block: bytes, first: int, reject: Reject) -> list[str]:
+def _decode(file: Path, block: bytes, first: int, reject: Reject, encoding: str | None) -> list[str]:
     try:
         return [line.removesuffix("\r") for line in block.decode().split("\n")]
     except UnicodeDecodeError:
@@ -90,5 +171,5 @@ def _decode(file: Path, block: bytes, first: int, reject: Reject) -> list[str]:
         except UnicodeDecodeError:
             texts.append("")
             refused.append((row, line.decode(errors="backslashreplace")))
-    reject(file.name, reject_rows(refused), "not UTF-8")
+    reject(file.name, reject_rows(refused), f"not {(encoding or 'utf-8').upper()}")
     return texts

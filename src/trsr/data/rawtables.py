@@ -1,4 +1,4 @@
-"""Rows of a raw file (CSV, TSV, JSON Lines or Parquet) as frames of text columns, batch by batch.
+"""Rows of a raw file (CSV, TSV, JSON Lines, Parquet or Excel) as frames of text columns, batch by batch.
 
 A frame holds `ROW` (line number from 1), `RAW` (the row as it stood in the file) and one column a field, of
 type String or List(String). Rows that cannot be read are refused one by one with a reason. Which columns
@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import polars as pl
 
 from trsr.data import rawcsv
-from trsr.data.rawlines import BATCH_BYTES, Lines, Reject, read_lines, reject_rows
-from trsr.errors import DataError
+from trsr.data.rawlines import BATCH_BYTES, Lines, Reject, TextFormat, read_lines, reject_rows
+from trsr.errors import DataError, MissingExtraError
 
 ROW = "__row__"
 RAW = "__raw__"
 WRONG_WIDTH = "another number of columns than the header"
 _PARQUET_ROWS = 50_000
-_FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "json", ".ndjson": "json", ".json": "json"}
+_SNIFFED_LINES = 1000
+_DELIMITED = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".txt": "\t", ".psv": "|", ".dat": ","}
+_JSON = (".jsonl", ".ndjson", ".json")
+_EXCEL = (".xlsx", ".xlsm", ".xlsb", ".xls")
+_NAMED_DELIMITERS = {"tab": "\t", "\\t": "\t"}
 
 
 def read_frames(
@@ -32,6 +37,7 @@ def read_frames(
     columns: Sequence[str] | None = None,
     quotes: bool | None = None,
     keep: Collection[str] | None = None,
+    text: TextFormat | None = None,
 ) -> Iterator[pl.DataFrame]:
     """Yield a file's rows as frames; the suffix (before `.gz`) names the format.
 
@@ -41,41 +47,53 @@ def read_frames(
         columns: Names for a CSV or TSV file without a header line.
         quotes: Whether fields may stand in double quotes; by default in CSV, not in TSV.
         keep: JSON keys to read; all by default.
+        text: Delimiter and encoding where they are known; what is None is found out and filled in.
 
     Raises:
         DataError: missing or empty file, unknown suffix, or a header that cannot be used.
+        MissingExtraError: an Excel file without what reads it.
     """
-    name = file.name.removesuffix(".gz")
-    if columns is not None and not name.endswith((".csv", ".tsv")):
+    suffix = Path(file.name.removesuffix(".gz")).suffix.lower()
+    text = TextFormat() if text is None else text
+    if columns is not None and suffix not in _DELIMITED:
         raise DataError(f"{file} brings its own column names; give names only for a CSV or TSV file.")
-    if name.endswith(".parquet"):
+    if suffix == ".parquet":
         yield from _read_parquet(file, reject)
-        return
-    kind = _FORMATS.get(Path(name).suffix.lower())
-    if kind is None:
-        raise DataError(
-            f"{file} has an unknown suffix; expected .csv, .tsv, .jsonl or .parquet (or .gz of these)."
-        )
-    if kind == "json":
-        yield from _read_json(file, reject, keep)
-    else:
-        separator = "," if kind == "csv" else "\t"
+    elif suffix in _EXCEL:
+        yield from _read_excel(file)
+    elif suffix in _JSON:
+        yield from _read_json(file, reject, keep, text)
+    elif suffix in _DELIMITED:
+        usual = _DELIMITED[suffix]
         yield from _read_delimited(
-            file, reject, separator, columns, (kind == "csv") if quotes is None else quotes
+            file, reject, text, usual, columns, (usual != "\t") if quotes is None else quotes
+        )
+    else:
+        raise DataError(
+            f"{file} has an unknown suffix; expected .csv, .tsv, .txt, .jsonl, .parquet or .xlsx "
+            "(or .gz of text)."
         )
 
 
 def _read_delimited(
-    file: Path, reject: Reject, separator: str, columns: Sequence[str] | None, quotes: bool
+    file: Path, reject: Reject, text: TextFormat, usual: str, columns: Sequence[str] | None, quotes: bool
 ) -> Iterator[pl.DataFrame]:
     header = None if columns is None else list(columns)
     pending: list[str] = []  # lines of a quoted field that goes on in the next batch
-    for lines in read_lines(file, reject):
+    separator = usual
+    for lines in read_lines(file, reject, text):
         first, texts = lines.first - len(pending), pending + lines.texts
         pending = []
+        if lines.first == 1:
+            if texts and (said := re.fullmatch(r'"?sep=(.)"?', texts[0])):  # Excel's own first line
+                text.delimiter, first, texts = text.delimiter or said[1], first + 1, texts[1:]
+            separator = _delimiter(texts, text, usual, quotes, header)
+            quotes = quotes and len(separator) == 1
         if header is None:
             if not (texts and texts[0].strip()):
-                raise DataError(f"{file} has no readable header line; expected column names in UTF-8.")
+                raise DataError(
+                    f"{file} has no readable header line; expected column names in its first line."
+                )
             header = _header(file, rawcsv.split_line(texts[0], separator, quotes))
             first, texts = first + 1, texts[1:]
         elif lines.first == 1 and texts:
@@ -84,13 +102,24 @@ def _read_delimited(
                 raise DataError(
                     f"{file} has {len(found)} columns but {len(header)} names were given; name every column."
                 )
-        if quotes and any('"' in text for text in texts):
+        if quotes and any('"' in line for line in texts):
             records, used = rawcsv.split_records(texts, separator, len(header), final=lines.last)
             pending = texts[used:]
             frame = _quoted_frame(file, records, first, header, reject)
         else:
             frame = _plain_frame(file, texts, first, header, separator, reject=reject)
         yield frame
+
+
+def _delimiter(texts: list[str], text: TextFormat, usual: str, quotes: bool, header: list[str] | None) -> str:
+    """Return the delimiter that was named, or find it in the first lines; it is filled in."""
+    if text.delimiter is None:
+        width = None if header is None else len(header)
+        text.delimiter = rawcsv.find_delimiter(texts[:_SNIFFED_LINES], usual, quotes, width)
+    text.delimiter = _NAMED_DELIMITERS.get(text.delimiter, text.delimiter)
+    if not text.delimiter or set(text.delimiter) & set('"\r\n'):
+        raise DataError(f"The delimiter {text.delimiter!r} cannot be used; name one such as ';', '|' or tab.")
+    return text.delimiter
 
 
 def _header(file: Path, names: list[str] | None) -> list[str]:
@@ -137,9 +166,11 @@ def _refused(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.select(pl.col(ROW).alias("row"), pl.col(RAW).alias("raw"))
 
 
-def _read_json(file: Path, reject: Reject, keep: Collection[str] | None) -> Iterator[pl.DataFrame]:
+def _read_json(
+    file: Path, reject: Reject, keep: Collection[str] | None, text: TextFormat
+) -> Iterator[pl.DataFrame]:
     keys: list[str] = []
-    for lines in read_lines(file, reject):
+    for lines in read_lines(file, reject, text):
         if lines.first == 1 and lines.texts and lines.texts[0].lstrip().startswith("["):
             raise DataError(f"{file} is one JSON list; expected JSON Lines: one object a line.")
         frame = _json_frame(file, lines, reject, keep)
@@ -238,6 +269,28 @@ def _read_parquet(file: Path, reject: Reject) -> Iterator[pl.DataFrame]:
             broken |= part[name].map_elements(_is_broken, return_dtype=pl.Boolean).fill_null(False)
         reject(file.name, _refused(frame.filter(broken)), "not UTF-8")
         yield frame.filter(~broken)
+
+
+def _read_excel(file: Path) -> Iterator[pl.DataFrame]:
+    """Yield the first sheet, whole: Excel's own limit is a million rows."""
+    if not file.is_file():
+        raise DataError(f"There is no file {file}; check the path.")
+    try:
+        import fastexcel  # noqa: F401 - polars reads Excel files with it
+    except ImportError as error:
+        raise MissingExtraError("Reading Excel files", "xlsx") from error
+    try:
+        table = pl.read_excel(file, sheet_id=1, infer_schema_length=None, raise_if_empty=False)
+    except Exception as error:  # calamine has errors of its own
+        said = str(error).splitlines()[0].rstrip(".")
+        raise DataError(
+            f"{file} cannot be read as an Excel file ({said}); check that it is the right file."
+        ) from error
+    if table.is_empty():
+        raise DataError(f"{file} is empty; expected at least one row in its first sheet.")
+    texts = table.select(_text(name, dtype) for name, dtype in table.schema.items())
+    row = pl.int_range(2, 2 + len(table), dtype=pl.Int64).alias(ROW)
+    yield texts.select(row, pl.struct(pl.all()).struct.json_encode().alias(RAW), pl.all())
 
 
 def _text(name: str, dtype: pl.DataType) -> pl.Expr:

@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Literal
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict
 
 from trsr.data import columns as names
 from trsr.data.collect import EventCollector, ItemCollector, keep_or_refuse
-from trsr.data.rawtables import RAW, ROW, read_frames
+from trsr.data.import_info import MAX_REJECTS, TimesInfo
+from trsr.data.rawtables import RAW, ROW
+from trsr.data.reading import RawFiles, TimeSettings
 from trsr.data.tables import Dataset, DatasetWriter
+from trsr.data.times import find_time_column, time_like_columns
 from trsr.errors import DataError
 
 
-class TableImport(BaseModel):
+class TableImport(TimeSettings):
     """Options of `import_table` as a configuration carries them; None means: found by the usual names."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["table"] = "table"
     items: Path
@@ -60,6 +60,11 @@ def import_table(
     timestamp: str | None = None,
     item_list: str | None = None,
     quotes: bool | None = None,
+    time_format: str | None = None,
+    keep_untimed: bool = False,
+    delimiter: str | None = None,
+    encoding: str | None = None,
+    max_rejects: float = MAX_REJECTS,
     overwrite: bool = False,
 ) -> Dataset:
     """Make a dataset folder from a table of items and a table of events.
@@ -81,6 +86,11 @@ def import_table(
         timestamp: Column of the time, or of a list of times.
         item_list: Column of the list of items, one user a row.
         quotes: Whether CSV and TSV fields may stand in double quotes; by default in CSV, not in TSV.
+        time_format: How times are written (see `times.TimeReader`); by default what fits the whole column.
+        keep_untimed: Keep events without a time where others have one; their users stay in the file's order.
+        delimiter: What separates the fields of delimited files; found in their first lines by default.
+        encoding: Encoding of text files; found in their first 4 MB by default.
+        max_rejects: Largest share of a file's rows that may be unreadable, in [0, 1].
         overwrite: Replace an existing dataset at `out`.
 
     Raises:
@@ -89,9 +99,10 @@ def import_table(
     items, events, out = Path(items), Path(events), Path(out)
     wanted = _Wanted(item_id=event_item_id, user_id=user_id, timestamp=timestamp, item_list=item_list)
     with DatasetWriter(out, overwrite=overwrite) as writer:
+        raw = RawFiles(writer, delimiter, encoding, max_rejects)
         collector: ItemCollector | None = None
         fields = None if text_fields is None else list(text_fields)
-        for frame in read_frames(items, writer.reject, columns=items_columns, quotes=quotes):
+        for frame in raw.frames(items, columns=items_columns, quotes=quotes):
             column = names.require_column(
                 items.name, frame.columns, "item id", names.ITEM_ID, item_id, "--item-id"
             )
@@ -102,9 +113,11 @@ def import_table(
             collector.add(frame.select(pl.col(column).alias("item_id"), ROW, RAW, *texts))
         assert collector is not None  # a file without rows has raised
         assert fields is not None
-        event_collector = EventCollector(writer, events.name, collector.ids)
-        for frame in read_frames(events, writer.reject, columns=events_columns, quotes=quotes):
-            event_collector.add(_events(writer, events.name, frame, wanted))
+        event_collector = EventCollector(
+            writer, events.name, collector.ids, time_format=time_format, keep_untimed=keep_untimed
+        )
+        for frame in raw.frames(events, columns=events_columns, quotes=quotes):
+            event_collector.add(_events(writer, event_collector.times, frame, wanted))
         event_collector.finish()
         return writer.finish(
             name=name or out.name,
@@ -146,19 +159,18 @@ def _category_fields(file: str, text_fields: list[str], named: Sequence[str] | N
     return named
 
 
-def _events(writer: DatasetWriter, file: str, frame: pl.DataFrame, wanted: _Wanted) -> pl.DataFrame:
+def _events(
+    writer: DatasetWriter, times_info: TimesInfo, frame: pl.DataFrame, wanted: _Wanted
+) -> pl.DataFrame:
     """Return one event a row: user_id, item_id, timestamp (text or null), `ROW`, `RAW`."""
-    found = frame.columns
+    file, found = times_info.file, frame.columns
     user_id = names.require_column(file, found, "user id", names.USER_ID, wanted.user_id, "--user-id")
-    time = names.find_column(found, names.TIMESTAMP, wanted.timestamp)
-    if wanted.timestamp is not None and time is None:
-        names.require_column(file, found, "time", (), wanted.timestamp, "--timestamp")
+    times = _times(times_info, frame, wanted.timestamp, user_id)
     # A file with one event a row may have a column called "history" too; "id" alone says nothing about items.
     one_a_row = wanted.item_id or (wanted.item_list is None and names.find_column(found, names.ITEM_ID[:-1]))
     item_list = None if one_a_row else names.find_column(found, names.ITEM_LIST, wanted.item_list)
     if wanted.item_list is not None and item_list is None:
         names.require_column(file, found, "list of items", (), wanted.item_list, "--item-list")
-    times = pl.lit(None, pl.String) if time is None else pl.col(time)
     if item_list is not None:
         rows = frame.select(
             pl.col(user_id).alias("user_id"),
@@ -175,6 +187,23 @@ def _events(writer: DatasetWriter, file: str, frame: pl.DataFrame, wanted: _Want
     return frame.select(
         pl.col(user_id).alias("user_id"), pl.col(item_id).alias("item_id"), times.alias("timestamp"), ROW, RAW
     )
+
+
+def _times(info: TimesInfo, frame: pl.DataFrame, named: str | None, user_id: str) -> pl.Expr:
+    """Return the time of each row: the column that was named or found, or two columns joined."""
+    found = frame.columns
+    if named is None:
+        rest = [column for column in found if column != user_id]
+        named = find_time_column(info.file, rest)
+    if named is None:
+        if info.column is None and not info.looks_like_time:
+            info.looks_like_time = time_like_columns(frame, [user_id])
+        return pl.lit(None, pl.String)
+    info.column = named
+    parts = [named] if named in found else [part.strip() for part in named.split(",")]
+    for part in parts:
+        names.require_column(info.file, found, "time", (), part, "--timestamp")
+    return pl.col(named) if len(parts) == 1 else pl.concat_str(parts, separator=" ")
 
 
 def _one_a_row(writer: DatasetWriter, file: str, rows: pl.DataFrame) -> pl.DataFrame:

@@ -27,6 +27,8 @@ from types import TracebackType
 import polars as pl
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from trsr.data.files import write_whole
+from trsr.data.import_info import READABLE, REFERENCES, FileInfo, TimesInfo, advice, too_many
 from trsr.errors import DataError, OutputError
 from trsr.types import History, Item
 
@@ -66,6 +68,8 @@ class DatasetInfo(BaseModel):
             counted besides.
         sha256: Hex digest of each parquet file.
         source: Where the data came from, in words.
+        times: What was found of times, where the data was imported.
+        files: What was found of each raw file.
         schema_version: Version of this layout.
     """
 
@@ -78,6 +82,8 @@ class DatasetInfo(BaseModel):
     counts: dict[str, int]
     sha256: dict[str, str]
     source: str
+    times: TimesInfo | None = None
+    files: dict[str, FileInfo] = {}
     schema_version: int = SCHEMA_VERSION
 
 
@@ -266,6 +272,9 @@ class DatasetWriter:
         events: Rows of `EVENTS`, by user_id, then position.
         impressions: Rows of `IMPRESSIONS`; leave empty where the data has none.
         items: item_id and the text columns, each item once.
+        max_rejects: Largest share of a raw file's rows that may be unreadable; None for no limit.
+        times: What was found of times.
+        files: What was found of each raw file.
     """
 
     def __init__(self, path: str | Path, *, overwrite: bool = False) -> None:
@@ -278,6 +287,9 @@ class DatasetWriter:
         self.impressions = Spool(self.work / "spool" / "impressions")
         self._rejects = Spool(self.work / "spool" / "rejects")
         self.reasons: Counter[str] = Counter()
+        self.max_rejects: float | None = None
+        self.times: TimesInfo | None = None
+        self.files: dict[str, FileInfo] = {}
 
     def _check_target(self, overwrite: bool) -> None:
         if self.path.exists() and not self.path.is_dir():
@@ -327,10 +339,25 @@ class DatasetWriter:
         """Return a scratch table that vanishes at the end."""
         return Spool(self.work / "spool" / name)
 
-    def reject(self, file: str, rows: pl.DataFrame, reason: str | None = None) -> None:
-        """Note refused input: a frame with `row` and `raw`, and `reason` unless it is one for all."""
+    def file(self, name: str) -> FileInfo:
+        """Return what is known of a raw file, to be added to."""
+        return self.files.setdefault(name, FileInfo())
+
+    def reject(
+        self, file: str, rows: pl.DataFrame, reason: str | None = None, *, entries: bool = False
+    ) -> None:
+        """Note refused input: a frame with `row` and `raw`, and `reason` unless it is one for all.
+
+        With `entries` these are events, of which a row can hold several.
+        """
         if rows.is_empty():
             return
+        if reason in REFERENCES:
+            self.file(file).references += len(rows)
+        elif reason is not None and reason not in READABLE and entries:
+            self.file(file).unreadable_entries += len(rows)
+        elif reason is not None and reason not in READABLE:
+            self.file(file).unreadable += rows["row"].n_unique()
         if reason is not None:
             rows = rows.with_columns(pl.lit(reason).alias("reason"))
         rows = rows.select(pl.lit(file).alias("file"), "row", "reason", "raw").cast(REJECTS)
@@ -349,9 +376,10 @@ class DatasetWriter:
         """Write the tables and `dataset.json`, then move the folder to its place.
 
         Raises:
-            DataError: no item or no event was accepted.
+            DataError: no item or no event was accepted, or more of a file was refused than is allowed.
         """
         self._check_content()
+        self._check_rejects()
         items = pl.Schema([("item_id", pl.String()), *((field, pl.String()) for field in text_fields)])
         tables = {"items": (self.items, items), "events": (self.events, EVENTS)}
         if self.impressions.rows:
@@ -372,6 +400,8 @@ class DatasetWriter:
             counts=rows | dict(self.counts),
             sha256={f"{table}.parquet": file_sha256(self.work / f"{table}.parquet") for table in tables},
             source=source,
+            times=self.times,
+            files=self.files,
         )
         (self.work / INFO_FILE).write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
         self._move_into_place()
@@ -379,11 +409,25 @@ class DatasetWriter:
 
     def _check_content(self) -> None:
         refused = ", ".join(f"{n} for {reason!r}" for reason, n in self.reasons.most_common(3))
-        why = f" ({self.reasons.total()} rows were refused: {refused})" if refused else ""
-        if not self.items.rows:
-            raise DataError(f"No item could be read{why}; check the items file and its columns.")
-        if not self.events.rows and not self.impressions.rows:
-            raise DataError(f"No event could be read{why}; check the events file and its columns.")
+        why = (
+            f" ({self.reasons.total()} rows were refused: {refused}{self._keep_rejects()})" if refused else ""
+        )
+        for what, rows in (
+            ("item", self.items.rows),
+            ("event", self.events.rows or self.impressions.rows),
+        ):
+            if not rows:
+                raise DataError(f"No {what} could be read{why}; check the {what}s file and its columns.")
+
+    def _check_rejects(self) -> None:
+        if self.max_rejects is not None and (why := too_many(self.files, self.reasons, self.max_rejects)):
+            raise DataError(f"{why}{self._keep_rejects()}; mend the file, or allow more with --max-rejects.")
+
+    def _keep_rejects(self) -> str:
+        """Write the refused rows beside the place of the dataset; return where, and what may help."""
+        file = self.path.with_name(f"{self.path.name}.rejects.parquet")
+        write_whole(file, self._rejects.scan(REJECTS).sink_parquet)
+        return f"; the refused rows are in {file}{advice(self.reasons)}"
 
     def _move_into_place(self) -> None:
         old = self.work.with_name(self.work.name.replace(".partial-", ".old-"))

@@ -66,6 +66,14 @@ def validate_dataset(path: str | Path) -> Iterator[Problem]:
 _UNREADABLE = "cannot be used"
 
 
+def imported_info(path: Path) -> DatasetInfo | None:
+    """Return what the import of a folder noted, or None where `dataset.json` cannot be read."""
+    try:
+        return read_info(path)
+    except DataError:
+        return None
+
+
 def _check_file(path: Path, file: str, schema: pl.Schema, info: DatasetInfo) -> Iterator[Problem]:
     if not (path / file).is_file():
         yield Problem(file, None, f"{_UNREADABLE}: the file is missing")

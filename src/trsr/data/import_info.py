@@ -1,0 +1,120 @@
+"""What an import found of its raw files, and how many rows it may refuse; `dataset.json` keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict
+
+MAX_REJECTS = 0.05
+# Reasons that say nothing against the reading of a row; references are counted apart.
+REFERENCES = ("unknown item", "history entry without a news row")
+READABLE = (
+    "item id seen before with another text",
+    "impression id seen before",
+    "no items in the list",
+    "no earlier items",
+    "no time",
+)
+_ADVICE = {
+    ": time cannot be read": "say how times are written with --time-format",
+    ": not UTF-8": "name the encoding with --encoding",
+    ": another number of columns than the header": "name the delimiter with --delimiter",
+}
+
+
+class TimesInfo(BaseModel):
+    """What an import found of times.
+
+    Attributes:
+        file: The file that has them.
+        column: The column; None where none was recognized.
+        forms: Number of times by the form in which they were read.
+        first: The earliest time kept.
+        last: The latest time kept.
+        n: Entries read.
+        missing: Those of them without a time.
+        looks_like_time: Where there is no time column: columns that could be one.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    file: str
+    column: str | None = None
+    forms: dict[str, int] = {}
+    first: datetime | None = None
+    last: datetime | None = None
+    n: int = 0
+    missing: int = 0
+    looks_like_time: list[str] = []
+
+    @property
+    def missing_share(self) -> float:
+        """Share of the entries without a time."""
+        return self.missing / max(1, self.n)
+
+
+class FileInfo(BaseModel):
+    """What an import found of a raw file.
+
+    Attributes:
+        rows: Rows read, without the header.
+        unreadable: Rows refused, whatever for, but for references and repeats.
+        entries: Events in it, where it holds any.
+        unreadable_entries: Those of them that were refused by themselves.
+        references: Entries refused because the catalogue lacks their item.
+        encoding: Encoding of a text file.
+        delimiter: Delimiter of a delimited file.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    rows: int = 0
+    unreadable: int = 0
+    entries: int = 0
+    unreadable_entries: int = 0
+    references: int = 0
+    encoding: str | None = None
+    delimiter: str | None = None
+
+    @property
+    def unreadable_share(self) -> float:
+        """Share of the rows, and of the entries in them, that could not be read."""
+        return min(1.0, self.unreadable / max(1, self.rows) + self.unreadable_entries / max(1, self.entries))
+
+    def summary(self) -> dict[str, object]:
+        """Return the counts and both shares, ready for JSON."""
+        shares = {"unreadable_share": self.unreadable_share, "reference_share": self.reference_share}
+        return self.model_dump() | shares
+
+    @property
+    def reference_share(self) -> float:
+        """Share of the entries whose item the catalogue lacks."""
+        return self.references / max(1, self.entries)
+
+
+def too_many(files: Mapping[str, FileInfo], reasons: Mapping[str, int], limit: float) -> str | None:
+    """Return what is wrong where a larger share of a file than `limit` is unreadable; None if all is well.
+
+    Args:
+        files: What was found of each file, by name.
+        reasons: Number of rejects by "file: reason".
+        limit: A share, in [0, 1].
+    """
+    for name, file in files.items():
+        if file.unreadable_share > limit:
+            mine = {r.removeprefix(f"{name}: "): n for r, n in reasons.items() if r.startswith(f"{name}: ")}
+            counted = {reason: n for reason, n in mine.items() if reason not in (*REFERENCES, *READABLE)}
+            refused = ", ".join(f"{n} for {reason!r}" for reason, n in counted.items())
+            return (
+                f"{name}: {file.unreadable_share:.1%} of the rows cannot be used ({refused}), more than the "
+                f"{limit:.1%} allowed"
+            )
+    return None
+
+
+def advice(reasons: Iterable[str]) -> str:
+    """Return what may help against rejects for these reasons, each after a semicolon."""
+    texts = {text: None for reason in reasons for end, text in _ADVICE.items() if reason.endswith(end)}
+    return "".join(f"; {text}" for text in texts)

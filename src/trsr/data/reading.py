@@ -1,0 +1,160 @@
+"""How an import reads its raw files, and what is remembered of each: all importers use `RawFiles`.
+
+Also the limit on what may be refused, and what an import says of itself when it is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+import polars as pl
+from pydantic import BaseModel, ConfigDict, Field
+
+from trsr.data.import_info import MAX_REJECTS
+from trsr.data.rawlines import TextFormat
+from trsr.data.rawtables import read_frames
+from trsr.data.tables import Dataset, DatasetInfo, DatasetWriter
+from trsr.errors import DataError
+
+
+class TextSettings(BaseModel):
+    """Options of every importer, as a configuration carries them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    delimiter: str | None = None
+    encoding: str | None = None
+    max_rejects: float = Field(MAX_REJECTS, ge=0, le=1)
+
+
+class TimeSettings(TextSettings):
+    """Options of importers whose events have times."""
+
+    time_format: str | None = None
+    keep_untimed: bool = False
+
+
+class RawFiles:
+    """Reads the raw files of one import, and notes in the writer how each is written and how long it is."""
+
+    def __init__(
+        self, writer: DatasetWriter, delimiter: str | None, encoding: str | None, max_rejects: float
+    ) -> None:
+        """Raise DataError if `max_rejects` is no share."""
+        if not 0 <= max_rejects <= 1:
+            raise DataError(
+                f"The largest share of rejects is {max_rejects}; expected 0 to 1 (--max-rejects)."
+            )
+        writer.max_rejects = max_rejects
+        self._writer = writer
+        self._delimiter = delimiter
+        self._encoding = encoding
+
+    def frames(
+        self,
+        file: Path,
+        *,
+        columns: Sequence[str] | None = None,
+        quotes: bool | None = None,
+        keep: Collection[str] | None = None,
+    ) -> Iterator[pl.DataFrame]:
+        """Yield a file's rows as `read_frames` does."""
+        text = TextFormat(self._delimiter, self._encoding)
+        found = self._writer.file(file.name)
+        frames = read_frames(file, self._writer.reject, columns=columns, quotes=quotes, keep=keep, text=text)
+        while True:
+            refused = found.unreadable
+            frame = next(frames, None)
+            found.rows += found.unreadable - refused
+            if frame is None:
+                break
+            found.rows += len(frame)
+            found.delimiter, found.encoding = text.delimiter, text.encoding
+            yield frame
+
+
+def import_warnings(info: DatasetInfo) -> list[str]:
+    """Return what a user should know before they use the dataset, a sentence each."""
+    said = []
+    if (times := info.times) is not None and times.first is None:
+        looks = ", ".join(times.looks_like_time)
+        why = f"the time column {times.column} is empty" if times.column else "no time column was recognized"
+        said.append(
+            f"{times.file}: {why}, so each history is in the order of the file; "
+            + (
+                f"name the time column with --timestamp (these look like times: {looks})."
+                if looks
+                else "if it has a time column, name it with --timestamp."
+            )
+        )
+    elif times is not None and times.first is not None and times.first.year <= 1970:
+        said.append(
+            f"{times.file}: the earliest time is {times.first:%Y-%m-%d}, often a missing time written as 0; "
+            f"check {times.column}."
+        )
+    if times is not None and times.first is not None and (n := info.counts.get("events_without_time")):
+        users = info.counts.get("users_in_file_order", 0)
+        said.append(
+            f"{times.file}: {n:,} events have no time; their {users:,} users are in the order of the file."
+        )
+    elif times is not None and times.first is not None and times.missing:
+        said.append(
+            f"{times.file}: {times.missing_share:.1%} of the entries ({times.missing:,}) have no time; "
+            "events without one are rejected, --keep-untimed keeps them in the order of the file."
+        )
+    for name, file in info.files.items():
+        if file.references:
+            share = file.reference_share
+            said.append(
+                f"{name}: {share:.1%} of the references ({file.references:,}) are to items that the "
+                "catalogue lacks; they are in rejects.parquet."
+            )
+    return said
+
+
+def import_summary(dataset: Dataset) -> dict[str, object]:
+    """Return what an import did, ready for JSON."""
+    info, times = dataset.info, dataset.info.times
+    return {
+        "path": str(dataset.path),
+        "name": info.name,
+        "domain": info.domain,
+        "text_fields": info.text_fields,
+        "category_fields": info.category_fields,
+        "counts": info.counts,
+        "rejects": dataset.rejects_by_reason(),
+        "times": None
+        if times is None
+        else times.model_dump(mode="json") | {"missing_share": times.missing_share},
+        "files": {name: file.summary() for name, file in info.files.items()},
+        "warnings": import_warnings(info),
+    }
+
+
+def summary_lines(info: DatasetInfo) -> list[str]:
+    """Return the lines of an import's summary on its times and files."""
+    lines = []
+    if (times := info.times) is not None:
+        if times.first is None or times.last is None:
+            lines.append(f"time: none ({times.missing_share:.1%} missing)")
+        else:
+            forms = ", ".join(times.forms)
+            lines.append(
+                f"time: {times.column}, {times.first:%Y-%m-%d %H:%M:%S} to "
+                f"{times.last:%Y-%m-%d %H:%M:%S} UTC, {times.missing_share:.1%} missing (read as {forms})"
+            )
+    return lines + reading_lines(info)
+
+
+def reading_lines(info: DatasetInfo) -> list[str]:
+    """Return a line on each raw file: how it was read, and the shares of it that were refused."""
+    lines = []
+    for name, file in info.files.items():
+        how = [f"{file.rows:,} rows"]
+        how += [file.encoding] if file.encoding else []
+        how += [f"delimiter {file.delimiter!r}"] if file.delimiter else []
+        how += [f"{file.unreadable_share:.1%} unreadable"]
+        how += [f"{file.reference_share:.1%} to unknown items"] if file.references else []
+        lines.append(f"read {name}: {', '.join(how)}")
+    return lines
