@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from postgres_server import Server, find_binaries, running_server
+from postgres_server import Server, running_server
+from programs import need_program
 
 if TYPE_CHECKING:
     from shop import Shop
@@ -34,6 +35,13 @@ _CORPUS = (
     "You predict which product a shopper buys next. The profile is their long-term interest,",
     "Categories: Title: Brand: Description: Products, oldest first: Will the shopper buy the candidate next?",
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a database by the fixture that starts one."""
+    for item in items:
+        if "postgres" in getattr(item, "fixturenames", ()):
+            item.add_marker("postgres")
 
 
 def save_tiny_model(
@@ -198,12 +206,7 @@ def trsr(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Server]:
     """A PostgreSQL server of its own for the tests."""
-    binaries = find_binaries()
-    if binaries is None:
-        # Who only works on something else need not install a database; the build machine must have it.
-        missing = "PostgreSQL is not installed; run `apt-get install postgresql`."
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
-    with running_server(binaries) as server:
+    with running_server(need_program("postgres").parent) as server:
         yield server
 
 
