@@ -96,10 +96,13 @@ def test_later_turns_stay_as_they_are_when_the_system_text_moves() -> None:
     assert with_system_in_front(turns[:1]) == (Message("user", "s"),)
 
 
-@pytest.mark.parametrize("template", [LOWERS, SHORTENS, "hello", KEEPS.replace("messages", "messages[1:]")])
+@pytest.mark.parametrize(
+    "template",
+    [LOWERS, SHORTENS, written("message.content | e"), "hello", KEEPS.replace("messages", "messages[1:]")],
+)
 def test_a_template_that_does_not_keep_the_text_is_one_error(template: str) -> None:
     with pytest.raises(ModelError, match=r"chat template of tiny does not keep the text of the \w+ turn"):
-        TemplateTokenizer(template).render_chat(ask("Seeds? Many Of Them"))
+        TemplateTokenizer(template).render_chat(ask("Seeds & Soil? Many Of Them"))
 
 
 @pytest.mark.parametrize("template", [FAILS, "{{ 1 / 0 }}", "{{ raise_exception('a\nb') }}"])
@@ -117,6 +120,19 @@ def test_a_think_block_is_closed_only_where_the_answer_is_to_come_next(template:
     assert answered.endswith("<|assistant|><think>\n\n</think>\n\nAnswer:")
     assert tokenizer.chat_format.thinks
     assert tokenizer.prompt_version == 2
+
+
+def test_the_blank_that_a_template_writes_before_an_answer_is_known() -> None:
+    instructs = (
+        "{% for message in messages %}{% if message.role == 'assistant' %}{{ ' ' + message.content }}"
+        "{% else %}{{ '[INST] ' + message.content + '[/INST]' }}{% endif %}{% endfor %}"
+    )
+    assert (TemplateTokenizer(instructs).answer_blank, TemplateTokenizer(instructs).prompt_version) == (
+        " ",
+        2,
+    )
+    for template in (KEEPS, TRIMS, ALTERNATES, ALWAYS_THINKS, None):
+        assert TemplateTokenizer(template).answer_blank == ""
 
 
 def test_a_prompt_of_tomorrow_is_that_of_today() -> None:
