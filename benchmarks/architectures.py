@@ -392,12 +392,12 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     hf_logging.set_verbosity_error()
     logging.getLogger("trsr").propagate = False
+    facts = environment()
     names = given.names or [*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *VARIANTS]
     rows = []
     for name in names:
         rows.append(rounded(measure(name)))
         print(json.dumps(rows[-1]), flush=True)
-    facts = environment()
     content = {
         "name": "architectures",
         "command": f"python benchmarks/architectures.py {' '.join(given.names)}".strip(),
