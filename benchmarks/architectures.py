@@ -113,9 +113,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "reformer": {"axial_pos_embds": False, "attn_layers": ["local", "lsh"], "attention_head_size": 8},
     "xlnet": {"n_layer": 4, "d_inner": 64, "max_position_embeddings": None, "head_dim": None,
               "hidden_size": None, "num_attention_heads": None, "num_hidden_layers": None},
-    "xlstm": {"v_head_dim": None, "num_heads": 4},
+    "xlstm": {"v_head_dim": None, "num_heads": 4, "head_dim": None},
     "zamba": {"layers_block_type": [LINEAR, "hybrid"] * 2, "n_mamba_heads": 2, "head_dim": None},
-    "zamba2": {"layer_types": [LINEAR, "hybrid"] * 2, "n_mamba_heads": 8, "head_dim": None},
+    "zamba2": {"layers_block_type": [LINEAR, "hybrid"] * 2, "n_mamba_heads": 8, "head_dim": None,
+               "mamba_d_state": 8},
     "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip
 _ORIGINAL = 64

@@ -7,7 +7,7 @@ is not understood is named here, and `shared_attention` and `prompt_reading` the
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from transformers.masking_utils import sdpa_mask
 _FIXED_ROPE = frozenset({None, "default", "linear", "llama3", "yarn", "proportional", "mrope"})
 # Rotary positions that change with the longest sequence of a pass.
 _ROPE_BY_LENGTH = frozenset({"dynamic", "longrope"})
+# Arguments by which some architectures change the scores of attention in ways not known here.
+_UNKNOWN_ARGUMENTS = ("softcap", "s_aux", "position_bias", "head_mask")
 # Settings whose names speak of attention that is no function of the positions between two tokens.
 _LONG_RANGE = re.compile(
     "window|chunk|sparse|alibi|dilat|stride|local_|lsh|hash|compress|index_topk|index_block|indexer"
@@ -59,6 +61,16 @@ def unknown_terms(config: Any) -> str:
         if value and _LONG_RANGE.search(name) and not _UNDERSTOOD.fullmatch(name):
             found.append(f"{name}={value}" if isinstance(value, int | float | str) else name)
     return ", ".join(found)
+
+
+def refuse_unknown_terms(arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments of an attention that change its scores in ways not known here.
+
+    Raises:
+        NotImplementedError: naming the first.
+    """
+    if terms := [name for name in _UNKNOWN_ARGUMENTS if arguments.get(name) is not None]:
+        raise NotImplementedError(f"attention with {terms[0]} cannot share a prefix here")
 
 
 def forget_lengths(model: nn.Module) -> None:
@@ -124,6 +136,7 @@ class _Watch:
         sliding_window: int | None = None,
         **kwargs: Any,
     ) -> Any:
+        refuse_unknown_terms(kwargs)
         if attention_mask is not None and not self.reason:
             self.reason = self._judge(attention_mask, sliding_window)
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)

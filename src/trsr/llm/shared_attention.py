@@ -21,15 +21,20 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from trsr.llm.architecture import TOLERANCE, distance, hidden_masks, length_limit, unknown_terms
+from trsr.llm.architecture import (
+    TOLERANCE,
+    distance,
+    hidden_masks,
+    length_limit,
+    refuse_unknown_terms,
+    unknown_terms,
+)
 from trsr.llm.base import ScoringGroup, Sharing
 from trsr.llm.block_attention import block_attention
 from trsr.llm.packing import Layout, Packed, Part, PrefixKV, Segment, near_mask, pack
 from trsr.llm.padded_attention import can_pad, padded_attention
 
 NAMES: dict[Sharing, str] = {"rows": "trsr_rows", "padded": "trsr_padded", "blocks": "trsr_blocks"}
-# Arguments by which some architectures change the scores in ways this attention does not know.
-_UNKNOWN_TERMS = ("softcap", "s_aux", "position_bias", "head_mask")
 _LONGEST_PROBE = 256  # tokens; longer windows are compared as masks
 
 _log = logging.getLogger(__name__)
@@ -72,8 +77,7 @@ def shared_prefix_attention(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
         return out, None
-    if terms := [name for name in _UNKNOWN_TERMS if kwargs.get(name) is not None]:
-        raise NotImplementedError(f"attention with {terms[0]} cannot share a prefix here")
+    refuse_unknown_terms(kwargs)
     if module.config._attn_implementation == NAMES["blocks"]:
         if dropout:
             raise NotImplementedError("attention in blocks has no dropout")
