@@ -16,7 +16,9 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -382,23 +384,30 @@ def rounded(row: Any) -> Any:
     return float(f"{row:.2g}") if isinstance(row, float) else row
 
 
+def be_quiet() -> None:
+    warnings.filterwarnings("ignore")
+    hf_logging.set_verbosity_error()
+    logging.getLogger("trsr").propagate = False
+    logging.getLogger("trsr").addHandler(logging.NullHandler())
+    torch.set_num_threads(1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", help="architectures as transformers calls them; default: all")
     parser.add_argument("--machine", default="", help="for example '2-core x86 VM'")
+    parser.add_argument("--processes", type=int, default=2, help="to share the architectures out to")
     parser.add_argument("--out", type=Path, help="file to write")
     given = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    hf_logging.set_verbosity_error()
-    logging.getLogger("trsr").propagate = False
     facts = environment()
     names = given.names or [*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *VARIANTS]
     rows = []
-    for name in names:
-        rows.append(rounded(measure(name)))
-        print(json.dumps(rows[-1]), flush=True)
+    with ProcessPoolExecutor(given.processes, get_context("spawn"), be_quiet) as pool:
+        for row in pool.map(measure, names):
+            rows.append(rounded(row))
+            print(json.dumps(rows[-1]), flush=True)
     content = {
         "name": "architectures",
         "command": f"python benchmarks/architectures.py {' '.join(given.names)}".strip(),

@@ -185,8 +185,8 @@ def distance(found: torch.Tensor, plain: torch.Tensor) -> float:
 
 
 def _context(config: Any) -> int:
-    """Return the most positions of a model, by its configuration; 4096 where that says nothing."""
-    return int(getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or 4096)
+    """Return the most positions of a model, by its configuration; many where that says nothing."""
+    return int(getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or 1 << 17)
 
 
 def _ropes(config: Any) -> list[dict[str, Any]]:

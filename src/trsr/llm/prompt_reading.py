@@ -80,11 +80,11 @@ class PromptReader:
     @torch.inference_mode()
     def _mistake(self) -> str:
         """Write to two short prompts together, and say whether that differs from reading each alone."""
-        plain = [
-            self._model(torch.tensor([prompt], device=self._model.device)).logits[0, -1].float()
-            for prompt in _PROBES
-        ]
+        device = self._model.device
         try:
+            plain = [
+                self._model(torch.tensor([prompt], device=device)).logits[0, -1].float() for prompt in _PROBES
+            ]
             passes = self.read(_PROBES, ["probe"] * len(_PROBES))
             cache = joined([done.rows for done in passes], self._model.config, 1)
             order = [place for done in passes for place in done.places]

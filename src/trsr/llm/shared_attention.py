@@ -293,9 +293,9 @@ def run_rows(model: Any, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
 
 def _probe(config: Any) -> list[Part]:
     """Return two groups to compare; the first crosses a sliding window that is short enough to be read."""
-    window = getattr(config.get_text_config(decoder=True), "sliding_window", None) or 0
-    limit = length_limit(config) or _LONGEST_PROBE
-    n = min(max(7, window + 3 if window < _LONGEST_PROBE else 0), limit - 4)
+    window = getattr(config.get_text_config(decoder=True), "sliding_window", None)
+    crosses = window + 3 if isinstance(window, int) and window < _LONGEST_PROBE else 0
+    n = min(max(7, crosses), (length_limit(config) or _LONGEST_PROBE) - 4)
     prefix = [3 + (7 * place + place * place // 3) % 26 for place in range(n)]
     return [
         Part(tuple(prefix), ((19, 4), (8,), (6, 23, 9, 12), (4, 19))),
