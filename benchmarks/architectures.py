@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shlex
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -147,6 +148,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "phimoe, no window": ("phimoe", {"sliding_window": None}),
     "qwen2, window": ("qwen2", {"use_sliding_window": True, "max_window_layers": 2}),
 }  # fmt: skip
+
+# Those that people are likely to bring come first.
+USUAL = (
+    "llama qwen2 qwen3 qwen3_moe qwen3_next mistral ministral mixtral gemma gemma2 gemma3_text gemma3n_text phi "
+    "phi3 phimoe gpt2 opt gpt_neox gpt_neo gptj bloom falcon mpt stablelm starcoder2 cohere cohere2 olmo2 olmo3 "
+    "granite granitemoehybrid smollm3 glm4 gpt_oss llama4_text deepseek_v3 mamba mamba2 falcon_mamba rwkv "
+    "recurrent_gemma jamba lfm2 zamba zamba2 bamba diffllama doge minicpm3 exaone4 ernie4_5 hunyuan_v1_dense seed_oss qwen2_moe"
+).split()
 
 Row = dict[str, Any]
 
@@ -402,23 +411,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="file to write")
     given = parser.parse_args()
     facts = environment()
-    names = given.names or [*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *VARIANTS]
-    rows = []
-    with ProcessPoolExecutor(given.processes, get_context("spawn"), be_quiet) as pool:
-        for row in pool.map(measure, names):
-            rows.append(rounded(row))
-            print(json.dumps(rows[-1]), flush=True)
-    content = {
+    names = given.names or list(dict.fromkeys([*VARIANTS, *USUAL, *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]))
+    content: dict[str, Any] = {
         "name": "architectures",
-        "command": f"python benchmarks/architectures.py {' '.join(given.names)}".strip(),
+        "command": shlex.join(["python", "benchmarks/architectures.py", *given.names]),
         "commit": facts["commit"],
         "seed": SEED,
         "machine": given.machine,
         "versions": {"python": facts["python"], **facts["versions"]},
-        "results": rows,
+        "results": [],
     }
-    if given.out is not None:
-        given.out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with ProcessPoolExecutor(given.processes, get_context("spawn"), be_quiet) as pool:
+        for row in pool.map(measure, names):
+            content["results"].append(rounded(row))
+            print(json.dumps(content["results"][-1]), flush=True)
+            if given.out is not None:
+                text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+                given.out.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

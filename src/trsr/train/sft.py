@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -278,7 +279,7 @@ def with_adapter(base: Any, config: TrainConfig) -> Any:
         lora_alpha=config.lora.alpha,
         lora_dropout=config.lora.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
-        exclude_modules=_BEHIND_KERNELS if _is_mamba(base) and targets == "all-linear" else None,
+        exclude_modules=(_unfit_layers(base) or None) if targets == "all-linear" else None,
         target_parameters=fused or None,
         task_type="CAUSAL_LM",
     )
@@ -304,8 +305,15 @@ def with_adapter(base: Any, config: TrainConfig) -> Any:
 _BEHIND_KERNELS = ["out_proj", "conv1d", "x_proj", "dt_proj"]
 
 
-def _is_mamba(model: Any) -> bool:
-    return str(model.config.model_type) in {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
+def _unfit_layers(model: Any) -> list[str]:
+    """Return the linear layers that cannot have an adapter: those that do more, and Mamba's."""
+    mamba = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
+    own = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and re.search("Router|Grouped", type(module).__name__)
+    ]
+    return own + (_BEHIND_KERNELS if model.config.model_type in mamba else [])
 
 
 def experts_without_adapter(adapted: Any) -> list[str]:
