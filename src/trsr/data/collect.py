@@ -111,7 +111,8 @@ def _check_fields(file: str, text_fields: Sequence[str]) -> None:
 class EventCollector:
     """Takes events in any order; `finish` writes them by user, oldest first.
 
-    Users are ordered by time, then by place in the file; without any times, by place in the file alone.
+    Users are ordered by time (or by numbers that are no times), then by place in the file; without any times,
+    by place in the file alone.
     Events without a time, where others have one, are rejected, or with `keep_untimed` kept and their users
     left in the order of the file.
 
@@ -127,8 +128,11 @@ class EventCollector:
         *,
         time_format: str | None = None,
         keep_untimed: bool = False,
+        fixed_columns: bool = False,
     ) -> None:
+        """Collect the events of `file`; with `fixed_columns` a file without a time column stays so."""
         self._writer = writer
+        self._fixed_columns = fixed_columns
         self._file = file
         self._items = item_ids
         self._keep_untimed = keep_untimed
@@ -162,6 +166,9 @@ class EventCollector:
         place = pl.int_range(self._n_kept, self._n_kept + len(frame), dtype=pl.Int64).alias("place")
         self._n_kept += len(frame)
         frame = frame.with_columns(place)
+        if self._fixed_columns and self.times.column is None:
+            self._append(frame)
+            return
         self._append(frame.filter(pl.col("time").is_not_null()))
         self._open.append(frame.filter("later"))
         self._untimed.append(frame.filter(missing))
@@ -203,9 +210,11 @@ class EventCollector:
             read = batch.with_columns(times.alias("time"))
             self._append(self._keep(read, pl.col("time").is_not_null(), UNREADABLE))
         self.times.forms = dict(reader.forms)
-        any_time = self._spool.rows > 0
+        any_time = self.times.first is not None
         if any_time and self._keep_untimed:
             self._writer.counts["events_without_time"] += self._untimed.rows
+        if reader.order_only:
+            self.times.first = self.times.last = None
         for batch in self._untimed.batches():
             keep = pl.repeat(self._keep_untimed or not any_time, pl.len())
             self._append(self._keep(batch, keep, "no time"))
@@ -217,8 +226,9 @@ class EventCollector:
             if any_time and self._keep_untimed:
                 in_order = rows.filter(pl.col("key").is_null())["user_id"].n_unique()
                 self._writer.counts["users_in_file_order"] += in_order
+            time = pl.lit(None) if reader.order_only else pl.col("timestamp")
             self._writer.events.append(
-                rows.select("user_id", "item_id", position, pl.col("timestamp").cast(TIME))
+                rows.select("user_id", "item_id", position, time.cast(TIME).alias("timestamp"))
             )
 
 

@@ -36,6 +36,7 @@ class TimesInfo(BaseModel):
         n: Entries read.
         missing: Those of them without a time.
         looks_like_time: Where there is no time column: columns that could be one.
+        expected: Whether the events of this kind of data have times.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -48,6 +49,7 @@ class TimesInfo(BaseModel):
     n: int = 0
     missing: int = 0
     looks_like_time: list[str] = []
+    expected: bool = True
 
     @property
     def missing_share(self) -> float:
@@ -66,6 +68,7 @@ class FileInfo(BaseModel):
         references: Entries refused because the catalogue lacks their item.
         encoding: Encoding of a text file.
         delimiter: Delimiter of a delimited file.
+        sheet: The sheet that was read of an Excel file.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -77,6 +80,7 @@ class FileInfo(BaseModel):
     references: int = 0
     encoding: str | None = None
     delimiter: str | None = None
+    sheet: str | None = None
 
     @property
     def unreadable_share(self) -> float:

@@ -25,7 +25,7 @@ WRONG_WIDTH = "another number of columns than the header"
 _PARQUET_ROWS = 50_000
 _SNIFFED_LINES = 1000
 _DELIMITED = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".txt": "\t", ".psv": "|", ".dat": ","}
-_JSON = (".jsonl", ".ndjson", ".json")
+JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 _EXCEL = (".xlsx", ".xlsm", ".xlsb", ".xls")
 _NAMED_DELIMITERS = {"tab": "\t", "\\t": "\t"}
 
@@ -60,8 +60,8 @@ def read_frames(
     if suffix == ".parquet":
         yield from _read_parquet(file, reject)
     elif suffix in _EXCEL:
-        yield from _read_excel(file)
-    elif suffix in _JSON:
+        yield from _read_excel(file, text)
+    elif suffix in JSON_SUFFIXES:
         yield from _read_json(file, reject, keep, text)
     elif suffix in _DELIMITED:
         usual = _DELIMITED[suffix]
@@ -92,7 +92,8 @@ def _read_delimited(
         if header is None:
             if not (texts and texts[0].strip()):
                 raise DataError(
-                    f"{file} has no readable header line; expected column names in its first line."
+                    f"{file} has no readable header line; expected column names; if they are there, name "
+                    "the --encoding."
                 )
             header = _header(file, rawcsv.split_line(texts[0], separator, quotes))
             first, texts = first + 1, texts[1:]
@@ -271,16 +272,20 @@ def _read_parquet(file: Path, reject: Reject) -> Iterator[pl.DataFrame]:
         yield frame.filter(~broken)
 
 
-def _read_excel(file: Path) -> Iterator[pl.DataFrame]:
+def _read_excel(file: Path, text: TextFormat) -> Iterator[pl.DataFrame]:
     """Yield the first sheet, whole: Excel's own limit is a million rows."""
     if not file.is_file():
         raise DataError(f"There is no file {file}; check the path.")
     try:
-        import fastexcel  # noqa: F401 - polars reads Excel files with it
+        import fastexcel
     except ImportError as error:
-        raise MissingExtraError("Reading Excel files", "xlsx") from error
+        raise MissingExtraError("fastexcel", "xlsx") from error
     try:
-        table = pl.read_excel(file, sheet_id=1, infer_schema_length=None, raise_if_empty=False)
+        sheets = fastexcel.read_excel(file).sheet_names
+        text.sheet = f"{sheets[0]!r}, the first of {len(sheets)}"
+        table = pl.read_excel(
+            file, sheet_id=1, infer_schema_length=None, raise_if_empty=False, drop_empty_rows=False
+        )
     except Exception as error:  # calamine has errors of its own
         said = str(error).splitlines()[0].rstrip(".")
         raise DataError(
@@ -289,8 +294,10 @@ def _read_excel(file: Path) -> Iterator[pl.DataFrame]:
     if table.is_empty():
         raise DataError(f"{file} is empty; expected at least one row in its first sheet.")
     texts = table.select(_text(name, dtype) for name, dtype in table.schema.items())
+    texts = texts.rename({name: name.replace("__UNNAMED__", "column_") for name in texts.columns})
     row = pl.int_range(2, 2 + len(table), dtype=pl.Int64).alias(ROW)
-    yield texts.select(row, pl.struct(pl.all()).struct.json_encode().alias(RAW), pl.all())
+    frame = texts.select(row, pl.struct(pl.all()).struct.json_encode().alias(RAW), pl.all())
+    yield frame.filter(~pl.all_horizontal(pl.exclude(ROW, RAW).is_null()))
 
 
 def _text(name: str, dtype: pl.DataType) -> pl.Expr:
