@@ -111,8 +111,7 @@ def load_causal_lm(name: str, *, dtype: str = "auto", device: str = "auto") -> A
         reuse_large_buffers()
     folder = models.hf_folder(name)
     try:
-        model: Any
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=resolve_dtype(dtype, where),
             output_loading_info=True,
@@ -123,6 +122,7 @@ def load_causal_lm(name: str, *, dtype: str = "auto", device: str = "auto") -> A
             f"The model {name!r} cannot be loaded as a causal language model ({_first_line(error)}); "
             "use another."
         ) from error
+    model, found = loaded
     # transformers fills these with random numbers
     if made_up := sorted({*found["missing_keys"], *(key[0] for key in found["mismatched_keys"])}):
         others = f" and {len(made_up) - 1} others" if made_up[1:] else ""
