@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from trsr.errors import ModelError
 from trsr.llm.base import Prompt
@@ -130,3 +131,13 @@ def test_a_folder_without_tokenizer_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="tokenizer") as caught:
         HfTokenizer(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_load_causal_lm_makes_up_no_weights(tiny_model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "headless"))
+    weights = load_file(folder / "model.safetensors")
+    head = weights.pop("lm_head.weight")
+    for kept in (weights, weights | {"lm_head.weight": head[:-1].clone()}):
+        save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ModelError, match=r"no weights of that size for lm_head\.weight,"):
+            load_causal_lm(str(folder))

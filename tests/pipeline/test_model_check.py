@@ -129,6 +129,14 @@ def test_check_model_refuses_an_adapter_of_another_template(finished_run: Path, 
     assert "template" in found["adapter"].message
 
 
+def test_check_model_says_in_a_sentence_that_an_adapter_is_gone(finished_run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished_run / "model", tmp_path / "model"))
+    (folder / "adapter_model.safetensors").unlink()
+    found = checked(folder)
+    assert failed(found) == {"model", "adapter", "sharing", "LoRA targets"}
+    assert "cannot be loaded" in found["adapter"].message
+
+
 def test_check_model_refuses_what_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="not a model"):
         CheckedModel(str(tmp_path))

@@ -111,12 +111,25 @@ def load_causal_lm(name: str, *, dtype: str = "auto", device: str = "auto") -> A
         reuse_large_buffers()
     folder = models.hf_folder(name)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=resolve_dtype(dtype, where))
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=resolve_dtype(dtype, where),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below
+        )
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(
             f"The model {name!r} cannot be loaded as a causal language model ({_first_line(error)}); "
             "use another."
         ) from error
+    model, found = loaded
+    # transformers fills these with random numbers
+    if made_up := sorted({*found["missing_keys"], *(key[0] for key in found["mismatched_keys"])}):
+        others = f" and {len(made_up) - 1} others" if made_up[1:] else ""
+        raise ModelError(
+            f"The files of the model {name!r} hold no weights of that size for {made_up[0]}{others}, "
+            "which its configuration asks for; use a whole causal language model."
+        )
     model = model.to(where).eval()
     forget_lengths(model)
     return model

@@ -118,8 +118,14 @@ class CheckedModel:
             return model
         from peft import PeftModel
 
-        with quiet_peft():
-            return PeftModel.from_pretrained(model, self.adapter).merge_and_unload().eval()
+        try:
+            with quiet_peft():
+                return PeftModel.from_pretrained(model, self.adapter).merge_and_unload().eval()
+        except Exception as error:  # what PEFT, safetensors and the hub's client make of a damaged folder
+            raise ModelError(
+                f"The adapter in {self.adapter} cannot be loaded ({type(error).__name__}); "
+                "copy the whole model folder."
+            ) from error
 
     def forget(self) -> None:
         """Free the model's memory; it is loaded anew when it is needed again."""
@@ -201,8 +207,7 @@ def _adapter(subject: CheckedModel) -> Finding:
         prompt_version=subject.tokenizer.prompt_version,
         base_model_id=models.model_id(subject.name),
     )
-    if not any(p.stat().st_size for p in folder.glob("adapter_model.*")):
-        raise ModelError(f"{folder} holds no adapter_model.safetensors; copy the whole folder.")
+    _ = subject.model  # its weights can be loaded
     return Finding(
         "",
         True,
