@@ -150,12 +150,15 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 # Those that people are likely to bring come first.
-USUAL = (
-    "llama qwen2 qwen3 qwen3_moe qwen3_next mistral ministral mixtral gemma gemma2 gemma3_text gemma3n_text phi "
-    "phi3 phimoe gpt2 opt gpt_neox gpt_neo gptj bloom falcon mpt stablelm starcoder2 cohere cohere2 olmo2 olmo3 "
-    "granite granitemoehybrid smollm3 glm4 gpt_oss llama4_text deepseek_v3 mamba mamba2 falcon_mamba rwkv "
-    "recurrent_gemma jamba lfm2 zamba zamba2 bamba diffllama doge minicpm3 exaone4 ernie4_5 hunyuan_v1_dense seed_oss qwen2_moe"
-).split()
+USUAL = [
+    "llama", "qwen2", "qwen3", "qwen3_moe", "qwen3_next", "mistral", "ministral", "mixtral", "gemma",
+    "gemma2", "gemma3_text", "gemma3n_text", "phi", "phi3", "phimoe", "gpt2", "opt", "gpt_neox",
+    "gpt_neo", "gptj", "bloom", "falcon", "mpt", "stablelm", "starcoder2", "cohere", "cohere2",
+    "olmo2", "olmo3", "granite", "granitemoehybrid", "smollm3", "glm4", "gpt_oss", "llama4_text",
+    "deepseek_v3", "mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma", "jamba", "lfm2",
+    "zamba", "zamba2", "bamba", "diffllama", "doge", "minicpm3", "exaone4", "ernie4_5",
+    "hunyuan_v1_dense", "seed_oss", "qwen2_moe",
+]  # fmt: skip
 
 Row = dict[str, Any]
 

@@ -86,10 +86,9 @@ def is_exact(row: Record) -> bool:
     parts = [row[name] for name in ("shared", "padded", "separate", "gradient", "written")]
     if any("error" in part for part in parts):
         return False
-    margins = max(numbers(*parts[:3]))
     return (
-        margins <= EXACT_MARGIN
-        and max(numbers(row["gradient"])) <= EXACT_GRADIENT
+        all(value <= EXACT_MARGIN for value in numbers(*parts[:3]))
+        and all(value <= EXACT_GRADIENT for value in numbers(row["gradient"]))
         and row["written"]["same"] == row["written"]["of"]
     )
 
