@@ -39,13 +39,13 @@ def section(record: Record) -> str:
             ["architecture", "prefixes", "margins, shared", "margins, one by one", "gradients", "texts"],
             [cells(row) for row in tried],
         ),
-        "Not built, or plain transformers cannot read a text with it: "
-        + "; ".join(f"{row['name']} ({row['built']})".replace("|", "/") for row in missing)
+        "Not built at this size, or plain transformers cannot read a text with it: "
+        + ", ".join(row["name"] for row in missing)
         + ".",
         f"```sh\n{record['command']}\n```",
         f"{record['machine']}, commit `{record['commit']}`, seed {record['seed']}, "
         + ", ".join(f"{name} {record['versions'][name]}" for name in ("torch", "transformers", "peft"))
-        + ".",
+        + f". {record.get('note', '')}".rstrip(),
     ]
     return "\n\n".join(parts)
 
