@@ -92,6 +92,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "bamba": {**_MAMBA2, "attn_layer_indices": [1, 3]},
     "cohere_compass_text": {"layer_types": [SLIDING, FULL] * 2},
     "falcon": {"head_dim": None},
+    "falcon_h1": {**_MAMBA2, "mamba_d_ssm": 64, "head_dim": 8},
     "gemma3n_text": {"num_kv_shared_layers": 2, "vocab_size_per_layer_input": VOCABULARY,
                      "layer_types": [SLIDING, FULL] * 2, "hidden_size_per_layer_input": 8, "laurel_rank": 4,
                      "activation_sparsity_pattern": [0.0] * 4, "altup_num_inputs": 2},
