@@ -92,6 +92,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "bamba": {**_MAMBA2, "attn_layer_indices": [1, 3]},
     "cohere_compass_text": {"layer_types": [SLIDING, FULL] * 2},
     "falcon": {"head_dim": None},
+    "falcon_h1": {**_MAMBA2, "mamba_d_ssm": 64, "head_dim": 8},
     "gemma3n_text": {"num_kv_shared_layers": 2, "vocab_size_per_layer_input": VOCABULARY,
                      "layer_types": [SLIDING, FULL] * 2, "hidden_size_per_layer_input": 8, "laurel_rank": 4,
                      "activation_sparsity_pattern": [0.0] * 4, "altup_num_inputs": 2},
@@ -150,12 +151,15 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 # Those that people are likely to bring come first.
-USUAL = (
-    "llama qwen2 qwen3 qwen3_moe qwen3_next mistral ministral mixtral gemma gemma2 gemma3_text gemma3n_text phi "
-    "phi3 phimoe gpt2 opt gpt_neox gpt_neo gptj bloom falcon mpt stablelm starcoder2 cohere cohere2 olmo2 olmo3 "
-    "granite granitemoehybrid smollm3 glm4 gpt_oss llama4_text deepseek_v3 mamba mamba2 falcon_mamba rwkv "
-    "recurrent_gemma jamba lfm2 zamba zamba2 bamba diffllama doge minicpm3 exaone4 ernie4_5 hunyuan_v1_dense seed_oss qwen2_moe"
-).split()
+USUAL = [
+    "llama", "qwen2", "qwen3", "qwen3_moe", "qwen3_next", "mistral", "ministral", "mixtral", "gemma",
+    "gemma2", "gemma3_text", "gemma3n_text", "phi", "phi3", "phimoe", "gpt2", "opt", "gpt_neox",
+    "gpt_neo", "gptj", "bloom", "falcon", "mpt", "stablelm", "starcoder2", "cohere", "cohere2",
+    "olmo2", "olmo3", "granite", "granitemoehybrid", "smollm3", "glm4", "gpt_oss", "llama4_text",
+    "deepseek_v3", "mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma", "jamba", "lfm2",
+    "zamba", "zamba2", "bamba", "diffllama", "doge", "minicpm3", "exaone4", "ernie4_5",
+    "hunyuan_v1_dense", "seed_oss", "qwen2_moe",
+]  # fmt: skip
 
 Row = dict[str, Any]
 

@@ -39,13 +39,13 @@ def section(record: Record) -> str:
             ["architecture", "prefixes", "margins, shared", "margins, one by one", "gradients", "texts"],
             [cells(row) for row in tried],
         ),
-        "Not built, or plain transformers cannot read a text with it: "
-        + "; ".join(f"{row['name']} ({row['built']})".replace("|", "/") for row in missing)
+        "Not built at this size, or plain transformers cannot read a text with it: "
+        + ", ".join(row["name"] for row in missing)
         + ".",
         f"```sh\n{record['command']}\n```",
         f"{record['machine']}, commit `{record['commit']}`, seed {record['seed']}, "
         + ", ".join(f"{name} {record['versions'][name]}" for name in ("torch", "transformers", "peft"))
-        + ".",
+        + f". {record.get('note', '')}".rstrip(),
     ]
     return "\n\n".join(parts)
 
@@ -86,10 +86,9 @@ def is_exact(row: Record) -> bool:
     parts = [row[name] for name in ("shared", "padded", "separate", "gradient", "written")]
     if any("error" in part for part in parts):
         return False
-    margins = max(numbers(*parts[:3]))
     return (
-        margins <= EXACT_MARGIN
-        and max(numbers(row["gradient"])) <= EXACT_GRADIENT
+        all(value <= EXACT_MARGIN for value in numbers(*parts[:3]))
+        and all(value <= EXACT_GRADIENT for value in numbers(row["gradient"]))
         and row["written"]["same"] == row["written"]["of"]
     )
 

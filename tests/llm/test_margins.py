@@ -13,6 +13,7 @@ from trsr.llm import shared_attention
 from trsr.llm.adapter import quiet_peft
 from trsr.llm.base import LabelTokens, ScoringGroup
 from trsr.llm.margins import label_head, separate_margins
+from trsr.llm.shared_attention import together
 
 LABELS = LabelTokens(5, 9)
 GROUP = ScoringGroup((3, 4, 5, 6), ((7, 8, 9), (10,), (11, 12, 13, 14, 15, 16), (17, 18)))
@@ -79,3 +80,29 @@ def test_a_head_with_an_adapter_is_left_whole() -> None:
         assert columns == (LABELS.positive, LABELS.negative)
         found = separate_margins(model, GROUP, columns, 1000)
     torch.testing.assert_close(found, plain_margins(model), rtol=0, atol=1e-4)
+
+
+def test_a_model_whose_padded_rows_are_others_reads_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model("llama")
+    whole = type(model).forward
+
+    def by_width(self: Any, input_ids: torch.Tensor, **options: Any) -> Any:
+        out = whole(self, input_ids, **options)
+        out.logits = out.logits * input_ids.shape[1]
+        return out
+
+    monkeypatch.setattr(type(model), "forward", by_width)
+    shared_attention.enable(model, "separate")
+    assert together(model, [3, 3, 4], 1000) == 1
+    monkeypatch.undo()
+    shared_attention.enable(model, "separate")
+    assert together(model, [3, 3, 4], 1000) == 3
+    assert together(model, [3, 3, 4], 7) == 2
+
+
+def test_a_model_that_keeps_its_heads_bias_twice_keeps_its_whole_head() -> None:
+    model = random_model("bert", is_decoder=True)
+    head = model.get_output_embeddings()
+    with label_head(model, LABELS) as columns:
+        assert columns == (LABELS.positive, LABELS.negative)
+        assert model.get_output_embeddings() is head

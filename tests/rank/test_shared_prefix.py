@@ -17,6 +17,7 @@ from tiny_models import random_model
 from trsr.errors import CandidateTooLongError
 from trsr.llm import shared_attention
 from trsr.llm.adapter import quiet_peft
+from trsr.llm.architecture import forget_lengths
 from trsr.llm.base import LabelScorer, LabelTokens, ScoringGroup
 from trsr.llm.packing import PrefixKV
 from trsr.llm.transformers import load_causal_lm
@@ -167,3 +168,28 @@ def test_a_merged_adapter_scores_as_the_adapter_does(tiny_model: Path) -> None:
     ((_, without),) = plain.score([group], LABELS)
     np.testing.assert_allclose(merged, apart, atol=1e-4)
     assert np.abs(merged - without).max() > 0.1
+
+
+@pytest.mark.parametrize("way", ["auto", "separate"])
+def test_positions_that_follow_from_the_length_are_those_of_each_candidate_whatever_was_read_before(
+    way: Any,
+) -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+
+    def build() -> Any:
+        return random_model("llama", rope_parameters=rope, max_position_embeddings=32)
+
+    def alone(tokens: tuple[int, ...]) -> float:
+        with torch.inference_mode():
+            logits = build()(input_ids=torch.tensor([tokens])).logits[0, -1]
+        return float(logits[LABELS.positive] - logits[LABELS.negative])
+
+    model = build()
+    forget_lengths(model)
+    assert shared_attention.enable(model, way) is (way == "auto")
+    scorer = SharedPrefixScorer(model, cache=PrefixCache(10**9))
+    for _ in range(2):  # the second time after longer ones, and with prefixes from the cache
+        found = margins(scorer)
+        for group, ours in zip(GROUPS, found, strict=True):
+            expected = [alone((*group.prefix, *suffix)) for suffix in group.suffixes]
+            np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)

@@ -27,9 +27,9 @@ GROUPS = [
 ARCHITECTURES = ["llama", "gemma3_text", "gpt_neox", "opt"]
 
 
-def adapted(name: str, *, share: bool) -> Any:
+def adapted(name: str, *, share: bool, **changes: Any) -> Any:
     """Return a tiny model with an adapter that has already learned something, as it is while it learns."""
-    base = random_model(name)
+    base = random_model(name, **changes)
     if share:
         assert shared_attention.enable(base)
     torch.manual_seed(1)
@@ -136,3 +136,18 @@ def test_losses_of_a_tiny_model_have_not_moved() -> None:
     losses: list[Loss] = ["answer", "listwise", "joint", "full"]
     found = [loss_and_gradients(adapted("llama", share=True), loss, GROUPS)[0] for loss in losses]
     assert found == pytest.approx([0.81868, 1.40846, 1.57219, 4.61345], abs=1e-3)
+
+
+@pytest.mark.parametrize("loss", ["joint", "full"])
+def test_groups_too_long_to_share_learn_one_by_one_beside_those_that_share(loss: Loss) -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 9}
+    rope |= {"factor": 4.0, "short_factor": [1.0] * 4, "long_factor": [2.0, 3.0, 4.0, 5.0]}
+    groups = GROUPS  # of up to 10, 6 and 3 tokens
+    found, expected = (adapted("llama", share=share, rope_parameters=rope) for share in (True, False))
+    value, gradients = loss_and_gradients(found, loss, groups)
+    assert not Objective(found, loss, ANSWERS).always_shares
+    by_definition(expected, loss, groups).backward()
+    for name, weights in expected.named_parameters():
+        if weights.grad is not None:
+            torch.testing.assert_close(gradients[name], weights.grad, rtol=1e-3, atol=1e-5)
+    assert value == pytest.approx(by_definition(expected, loss, groups).item(), abs=1e-5)

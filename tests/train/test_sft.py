@@ -12,6 +12,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from tiny_models import random_model
 from transformers import Trainer
 
 from trsr.errors import ModelError, OutputError
@@ -382,3 +383,41 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(fine_tune: Run, tmp_pat
     with pytest.raises(OutputError, match="cannot be written") as caught:
         fine_tune(tmp_path / "file" / "c")
     assert "None" not in str(caught.value)
+
+
+def adapted(model_type: str, **lora: Any) -> Any:
+    model = sft.with_adapter(random_model(model_type), TrainConfig(lora=LoraConfig(r=2, **lora)))
+    for _, weights in model.named_parameters():
+        if weights.requires_grad:
+            weights.data.normal_(0, 0.1)
+    return model.eval()
+
+
+def test_experts_without_an_adapter_are_named_and_get_one_when_they_are_asked_for(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    left = ["experts.down_proj", "experts.gate_up_proj"]
+    assert sft.experts_without_adapter(adapted("granitemoe")) == left
+    assert f"{', '.join(left)} of the experts get no adapter" in caplog.text
+    caplog.clear()
+    model = adapted("granitemoe", target_parameters=tuple(left))
+    assert sft.experts_without_adapter(model) == []
+    assert "experts" not in caplog.text
+    tokens = torch.tensor([[5, 6, 7, 8]])
+    model(input_ids=tokens).logits[0, -1, 5].backward()
+    touched = [name for name, weights in model.named_parameters() if weights.grad is not None]
+    assert sum("experts" in name and "lora_A" in name for name in touched) == 4
+    with torch.no_grad():
+        before = model(input_ids=tokens).logits
+        torch.testing.assert_close(
+            model.merge_and_unload()(input_ids=tokens).logits, before, rtol=0, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("model_type", ["mamba", "falcon_mamba", "phimoe", "falcon"])
+def test_layers_that_cannot_have_an_adapter_are_left_out_of_all_linear(model_type: str) -> None:
+    model = adapted(model_type)
+    assert model(input_ids=torch.tensor([[5, 6, 7]])).logits.isfinite().all()
+    names = {name.split(".")[-3] for name, _ in model.named_parameters() if "lora_A" in name}
+    assert names, "the others have one"
+    assert names.isdisjoint({"out_proj", "x_proj", "dt_proj", "router", "gate"})
