@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
 from trsr.config import load_config
 from trsr.errors import RunMismatchError
@@ -110,8 +111,11 @@ def test_killed_between_parts_it_scores_only_what_is_missing(
     stop_after = 99
     calibrate(bench)
     assert asked == [example.example_id for example in bench.splits.valid], "each is asked once"
-    again = pl.read_parquet(bench.folder.path / "valid_scores.parquet")
-    assert again.equals(pl.read_parquet(finished_run / "valid_scores.parquet"))
+    again, before = (
+        pl.read_parquet(run / "valid_scores.parquet") for run in (bench.folder.path, finished_run)
+    )
+    # Users that are read together may change each other's last digits, on some processors.
+    assert_frame_equal(again, before, rel_tol=0, abs_tol=1e-5)
     calibrate(bench)
     assert len(asked) == 3, "scores that are there are read"
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
 from trsr.config import load_config
 from trsr.errors import ModelError, RunMismatchError
@@ -69,8 +70,9 @@ def test_the_size_of_parts_changes_no_score(
 ) -> None:
     monkeypatch.setattr(ranking, "EXAMPLES_A_PART", 5)
     rank_candidates(bench)
-    again = pl.read_parquet(bench.folder.path / "scores.parquet")
-    assert again.equals(pl.read_parquet(finished_run / "scores.parquet"))
+    again, before = (pl.read_parquet(run / "scores.parquet") for run in (bench.folder.path, finished_run))
+    # Users that are read together may change each other's last digits, on some processors.
+    assert_frame_equal(again, before, rel_tol=0, abs_tol=1e-5)
 
 
 def test_a_model_trained_on_another_template_is_refused(bench: Workbench) -> None:
