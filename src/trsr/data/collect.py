@@ -127,8 +127,11 @@ class EventCollector:
         *,
         time_format: str | None = None,
         keep_untimed: bool = False,
+        fixed_columns: bool = False,
     ) -> None:
+        """Collect the events of `file`; with `fixed_columns` a file without a time column stays so."""
         self._writer = writer
+        self._fixed_columns = fixed_columns
         self._file = file
         self._items = item_ids
         self._keep_untimed = keep_untimed
@@ -162,6 +165,9 @@ class EventCollector:
         place = pl.int_range(self._n_kept, self._n_kept + len(frame), dtype=pl.Int64).alias("place")
         self._n_kept += len(frame)
         frame = frame.with_columns(place)
+        if self._fixed_columns and self.times.column is None:
+            self._append(frame)
+            return
         self._append(frame.filter(pl.col("time").is_not_null()))
         self._open.append(frame.filter("later"))
         self._untimed.append(frame.filter(missing))
@@ -203,7 +209,7 @@ class EventCollector:
             read = batch.with_columns(times.alias("time"))
             self._append(self._keep(read, pl.col("time").is_not_null(), UNREADABLE))
         self.times.forms = dict(reader.forms)
-        any_time = self._spool.rows > 0
+        any_time = self.times.first is not None
         if any_time and self._keep_untimed:
             self._writer.counts["events_without_time"] += self._untimed.rows
         for batch in self._untimed.batches():

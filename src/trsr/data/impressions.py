@@ -23,8 +23,8 @@ from trsr.data.tables import Dataset
 from trsr.errors import DataError
 
 _NO_TIMES = (
-    "Leakage warning: not every impression has a time, so users are split and not time; training clicks may "
-    "have happened after test impressions."
+    "Leakage warning: not every impression has a time ({missing:,} of {n:,} lack it), so users are split and "
+    "not time; training clicks may have happened after test impressions."
 )
 
 
@@ -52,7 +52,8 @@ def plan_impressions(dataset: Dataset, protocol: ImpressionsProtocol, seed: int)
         }
     else:
         parts = _divide_by_user(usable, protocol, seed)
-        warnings = (_NO_TIMES,)
+        missing = usable["timestamp"].null_count()
+        warnings = (_NO_TIMES.format(missing=missing, n=len(usable)),)
     chosen = [i for split in SPLITS for i in parts[split]]
     found = _questions(logged, items, chosen, protocol.max_history)
     counts |= {"impressions_not_drawn": len(usable) - len(chosen), **text_counts(dataset, items)}

@@ -29,6 +29,11 @@ _NO_TIMES = (
     "Leakage warning: the events carry no times, so users are split and not time; training users' events may "
     "have happened after test users' targets."
 )
+_SOME_TIMES = (
+    "Leakage warning: {share:.1%} of the events carry no time, and the histories of their users are in the "
+    "order of the raw file; users are split and not time, so training may see what happened after test "
+    "targets."
+)
 _TIMES_UNUSED = (
     "Leakage warning: users are split and not time, so training may see what happened after test targets; "
     "the events carry times, which the temporal protocol respects."
@@ -61,7 +66,7 @@ def plan_sampled(dataset: Dataset, protocol: SampledProtocol, seed: int) -> Plan
         held_out = [q.positives[0] for split in ("valid", "test") for q in questions[split]]
         popularity = _popularity(events, held_out)
     n_users = dataset.events().select(pl.col("user_id").n_unique()).collect().item()
-    has_times = dataset.events().select(pl.col("timestamp").is_not_null().all()).collect().item()
+    untimed = dataset.events().select(pl.col("timestamp").is_null().mean()).collect().item()
     return Plan(
         questions,
         make_samplers(dataset, items, protocol.negatives, popularity, questions),
@@ -77,7 +82,7 @@ def plan_sampled(dataset: Dataset, protocol: SampledProtocol, seed: int) -> Plan
             "users_not_drawn": len(eligible) - sum(map(len, parts.values())),
         },
         description={"split": "users by seed", "target": _target_in_words(protocol)},
-        warnings=(_TIMES_UNUSED if has_times else _NO_TIMES,),
+        warnings=(_time_warning(untimed),),
     )
 
 
@@ -104,6 +109,13 @@ def _questions(
             user_id, user_id, history, targets, also_met=cut, timestamp=timestamps[-n]
         )
     return questions
+
+
+def _time_warning(untimed: float) -> str:
+    """Return the warning for this share of events without a time."""
+    if untimed == 0:
+        return _TIMES_UNUSED
+    return _NO_TIMES if untimed == 1 else _SOME_TIMES.format(share=untimed)
 
 
 def _target_in_words(protocol: SampledProtocol) -> str:

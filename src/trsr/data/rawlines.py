@@ -99,14 +99,13 @@ def _utf8_chunks(stream: BinaryIO, text: TextFormat) -> Iterator[bytes]:
         recode = codecs.getincrementaldecoder(text.encoding)("trsr-broken")
     first, cr_only = True, False
     while sample:
+        if recode is not None:
+            sample = recode.decode(sample).encode("utf-8", "surrogatepass")
+        if first:
+            sample = sample.removeprefix(_BOM)
+            first, cr_only = False, b"\r" in sample and b"\n" not in sample
         for start in range(0, len(sample), BATCH_BYTES):
             chunk = sample[start : start + BATCH_BYTES]
-            if recode is not None:
-                chunk = recode.decode(chunk).encode("utf-8", "surrogatepass")
-            if first and chunk:
-                chunk = chunk.removeprefix(_BOM)
-                whole = sample if recode is None else chunk
-                first, cr_only = False, b"\r" in whole and b"\n" not in whole
             yield chunk.replace(b"\r", b"\n") if cr_only else chunk
         sample = stream.read(BATCH_BYTES)
     if recode is not None:
@@ -116,7 +115,7 @@ def _utf8_chunks(stream: BinaryIO, text: TextFormat) -> Iterator[bytes]:
 def _known(encoding: str) -> str:
     try:
         name = codecs.lookup(encoding).name
-        b"".decode(name)
+        b"x".decode(name, "replace")
     except (LookupError, ValueError) as error:
         raise DataError(
             f"There is no text encoding {encoding!r}; name one such as utf-8, utf-16 or cp1252."

@@ -25,7 +25,7 @@ WRONG_WIDTH = "another number of columns than the header"
 _PARQUET_ROWS = 50_000
 _SNIFFED_LINES = 1000
 _DELIMITED = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".txt": "\t", ".psv": "|", ".dat": ","}
-_JSON = (".jsonl", ".ndjson", ".json")
+JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 _EXCEL = (".xlsx", ".xlsm", ".xlsb", ".xls")
 _NAMED_DELIMITERS = {"tab": "\t", "\\t": "\t"}
 
@@ -61,7 +61,7 @@ def read_frames(
         yield from _read_parquet(file, reject)
     elif suffix in _EXCEL:
         yield from _read_excel(file)
-    elif suffix in _JSON:
+    elif suffix in JSON_SUFFIXES:
         yield from _read_json(file, reject, keep, text)
     elif suffix in _DELIMITED:
         usual = _DELIMITED[suffix]
@@ -278,9 +278,11 @@ def _read_excel(file: Path) -> Iterator[pl.DataFrame]:
     try:
         import fastexcel  # noqa: F401 - polars reads Excel files with it
     except ImportError as error:
-        raise MissingExtraError("Reading Excel files", "xlsx") from error
+        raise MissingExtraError("fastexcel", "xlsx") from error
     try:
-        table = pl.read_excel(file, sheet_id=1, infer_schema_length=None, raise_if_empty=False)
+        table = pl.read_excel(
+            file, sheet_id=1, infer_schema_length=None, raise_if_empty=False, drop_empty_rows=False
+        )
     except Exception as error:  # calamine has errors of its own
         said = str(error).splitlines()[0].rstrip(".")
         raise DataError(
@@ -289,8 +291,10 @@ def _read_excel(file: Path) -> Iterator[pl.DataFrame]:
     if table.is_empty():
         raise DataError(f"{file} is empty; expected at least one row in its first sheet.")
     texts = table.select(_text(name, dtype) for name, dtype in table.schema.items())
+    texts = texts.rename({name: name.replace("__UNNAMED__", "column_") for name in texts.columns})
     row = pl.int_range(2, 2 + len(table), dtype=pl.Int64).alias(ROW)
-    yield texts.select(row, pl.struct(pl.all()).struct.json_encode().alias(RAW), pl.all())
+    frame = texts.select(row, pl.struct(pl.all()).struct.json_encode().alias(RAW), pl.all())
+    yield frame.filter(~pl.all_horizontal(pl.exclude(ROW, RAW).is_null()))
 
 
 def _text(name: str, dtype: pl.DataType) -> pl.Expr:

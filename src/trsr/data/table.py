@@ -16,7 +16,7 @@ import polars as pl
 from trsr.data import columns as names
 from trsr.data.collect import EventCollector, ItemCollector, keep_or_refuse
 from trsr.data.import_info import MAX_REJECTS, TimesInfo
-from trsr.data.rawtables import RAW, ROW
+from trsr.data.rawtables import JSON_SUFFIXES, RAW, ROW
 from trsr.data.reading import RawFiles, TimeSettings
 from trsr.data.tables import Dataset, DatasetWriter
 from trsr.data.times import find_time_column, time_like_columns
@@ -114,7 +114,12 @@ def import_table(
         assert collector is not None  # a file without rows has raised
         assert fields is not None
         event_collector = EventCollector(
-            writer, events.name, collector.ids, time_format=time_format, keep_untimed=keep_untimed
+            writer,
+            events.name,
+            collector.ids,
+            time_format=time_format,
+            keep_untimed=keep_untimed,
+            fixed_columns=not events.name.removesuffix(".gz").endswith(JSON_SUFFIXES),
         )
         for frame in raw.frames(events, columns=events_columns, quotes=quotes):
             event_collector.add(_events(writer, event_collector.times, frame, wanted))

@@ -134,6 +134,8 @@ class TimeReader:
         """
         texts = texts.str.strip_chars()
         times, later = _no_times(texts), _none_of(texts)
+        if texts.null_count() == len(texts):
+            return times, later
         if self._format is not None and self._format not in _ORDERS:
             times = self._count(self._format, _in_format(texts, self._format))
         else:

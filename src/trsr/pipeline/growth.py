@@ -96,7 +96,8 @@ def grow(
     ]
     if rate is None:
         notes.append(
-            "each day: the data has no times; say how many new events a user has with --daily-events."
+            "each day: the data has no times, or a single one, to count by; say how many new events a user "
+            "has with --daily-events."
         )
     else:
         source = "as given" if events_a_day is not None else "from the data's own times"
@@ -108,17 +109,17 @@ def grow(
 
 
 def observed_events_a_day(dataset: Dataset) -> float | None:
-    """Return the events of a user a day over the time that the data covers; None without times."""
+    """Return the events of a user a day over the time that the data covers; None if it covers none."""
     time = pl.col("timestamp")
     query = dataset.events().select(
         n=pl.len(),
         users=pl.col("user_id").n_unique(),
-        missing=time.null_count(),
+        timed=time.count(),
         first=time.min(),
         last=time.max(),
     )
     (facts,) = query.collect().to_dicts()
-    if facts["missing"] or not facts["n"] or facts["first"] == facts["last"]:
+    if not facts["timed"] or facts["first"] == facts["last"]:
         return None
     days = (facts["last"] - facts["first"]) / timedelta(days=1)
     return float(facts["n"] / facts["users"] / days)

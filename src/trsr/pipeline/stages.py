@@ -15,6 +15,7 @@ from trsr.config import FolderData
 from trsr.data.example_files import write_splits
 from trsr.data.examples import build_examples, make_resampler
 from trsr.data.import_config import run_import
+from trsr.data.reading import import_warnings
 from trsr.data.synthetic import SyntheticConfig, generate
 from trsr.pipeline.calibrating import VALID_SCORES, calibrate
 from trsr.pipeline.evaluating import evaluate_scores
@@ -49,6 +50,8 @@ def prepare_data(bench: Workbench) -> Facts:
             generate(data, bench.dataset_path, overwrite=True)
         case _:
             run_import(data, bench.dataset_path, overwrite=True)
+    for sentence in import_warnings(bench.dataset.info):
+        bench.say(f"data: {sentence}")
     return {"dataset": bench.dataset.info.name, **bench.dataset.info.counts, "digest": dataset_digest(bench)}
 
 

@@ -1,0 +1,265 @@
+"""How text files are written, found out or named, and how much of one may be refused."""
+
+from __future__ import annotations
+
+import builtins
+import zipfile
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from trsr.data import rawlines
+from trsr.data.movielens import import_movielens
+from trsr.data.rawlines import TextFormat
+from trsr.data.rawtables import ROW, read_frames
+from trsr.data.reading import import_summary, import_warnings
+from trsr.data.table import import_table
+from trsr.data.tables import Dataset
+from trsr.errors import DataError, MissingExtraError
+
+ITEMS = "item_id;title\na;Café, Übermaß\nb;Thé\n"
+
+
+def read(file: Path, content: str | bytes, text: TextFormat | None = None, **options: object) -> pl.DataFrame:
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+    return pl.concat(read_frames(file, lambda *_: None, text=text, **options))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("batch", [7, 2**20])
+@pytest.mark.parametrize(
+    ("encoding", "found"),
+    [
+        ("utf-8", "utf-8"),
+        ("utf-8-sig", "utf-8"),
+        ("utf-16", "utf-16"),
+        ("utf-16-le", "utf-16-le"),
+        ("utf-16-be", "utf-16-be"),
+        ("utf-32", "utf-32"),
+        ("cp1252", "cp1252"),
+    ],
+)
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+def test_encoding_and_line_ends_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, found: str, line_end: str, batch: int
+) -> None:
+    monkeypatch.setattr(rawlines, "BATCH_BYTES", batch)
+    text = TextFormat()
+    table = read(tmp_path / "i.csv", ITEMS.replace("\n", line_end).encode(encoding), text)
+    assert table["title"].to_list() == ["Café, Übermaß", "Thé"]
+    assert table[ROW].to_list() == [2, 3]
+    assert (text.encoding, text.delimiter) == (found, ";")
+
+
+def test_a_named_encoding_is_used_and_an_unknown_one_refused(tmp_path: Path) -> None:
+    cyrillic = "item_id,title\na,Привет\n".encode("cp1251")
+    assert read(tmp_path / "i.csv", cyrillic, TextFormat(encoding="cp1251"))["title"].to_list() == ["Привет"]
+    assert read(tmp_path / "i.csv", cyrillic).is_empty()  # no western words: refused by line, not guessed
+    for unknown in ("klingon", "rot13", "base64"):
+        with pytest.raises(DataError, match="no text encoding"):
+            read(tmp_path / "i.csv", cyrillic, TextFormat(encoding=unknown))
+
+
+def test_a_line_that_the_encoding_cannot_hold_is_refused_alone(tmp_path: Path) -> None:
+    content = (
+        "item_id,title\na,x\nb,".encode("utf-16-le") + b"\x00\xd8" + "\nc,z\n".encode("utf-16-le") + b"d"
+    )
+    refused: list[str] = []
+    (tmp_path / "i.csv").write_bytes(content)
+    frames = list(read_frames(tmp_path / "i.csv", lambda _f, _rows, reason: refused.append(reason)))
+    assert pl.concat(frames)["item_id"].to_list() == ["a", "c"]
+    assert "not UTF-16-LE" in refused
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|", "::"])
+@pytest.mark.parametrize("name", ["i.csv", "i.tsv", "i.txt"])
+def test_the_delimiter_is_found_whatever_the_suffix(tmp_path: Path, name: str, delimiter: str) -> None:
+    rows = [["item_id", "title", "price"], ["a", "one. two", "3.5"], ["b", "x", "4"]]
+    text = TextFormat()
+    table = read(tmp_path / name, "\n".join(delimiter.join(row) for row in rows), text)
+    assert table["title"].to_list() == ["one. two", "x"]
+    assert text.delimiter == delimiter
+
+
+@pytest.mark.parametrize(
+    ("content", "delimiter"),
+    [
+        ("id;rating\na;3,5\nb;4,5\n", ";"),
+        ("id,text\na,x;y;z\nb,x;y;z\n", ","),
+        ('id;text\na;"x;y"\nb;"one\ntwo"\n', ";"),
+        ("id,text\n", ","),
+        ("sep=|\nid|a,b\nx|1,2\n", "|"),
+    ],
+)
+def test_marks_inside_of_values_are_no_delimiters(tmp_path: Path, content: str, delimiter: str) -> None:
+    text = TextFormat()
+    assert len(read(tmp_path / "i.csv", content, text).columns) == 4
+    assert text.delimiter == delimiter
+
+
+def test_a_named_delimiter_is_used(tmp_path: Path) -> None:
+    assert read(tmp_path / "i.csv", "id#text\na#x, y\n", TextFormat("#"))["text"].to_list() == ["x, y"]
+    assert read(tmp_path / "i.csv", "id\ttext\na\tx\n", TextFormat("tab"))["text"].to_list() == ["x"]
+    for wrong in ("", '"', "\n"):
+        with pytest.raises(DataError, match=r"delimiter .* cannot be used"):
+            read(tmp_path / "i.csv", "id,text\n", TextFormat(wrong))
+
+
+def make_xlsx(file: Path, rows: list[list[str | float | None]]) -> Path:
+    """Write a workbook of one sheet; a number in a column called timestamp is a date."""
+
+    def cell(place: int, row: int, value: str | float | None) -> str:
+        ref = f"{'ABCDEF'[place]}{row}"
+        if value is None:
+            return ""
+        if isinstance(value, str):
+            return f'<c r="{ref}" t="inlineStr"><is><t>{value}</t></is></c>'
+        return f'<c r="{ref}" s="{int(rows[0][place] == "timestamp")}"><v>{value}</v></c>'
+
+    sheet = "".join(
+        f'<row r="{n}">{"".join(cell(i, n, value) for i, value in enumerate(row))}</row>'
+        for n, row in enumerate(rows, start=1)
+    )
+    main = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
+    rels = "http://schemas.openxmlformats.org/package/2006/relationships"
+    kind = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+    content = "application/vnd.openxmlformats-officedocument.spreadsheetml"
+    parts = {
+        "[Content_Types].xml": (
+            '<Types xmlns="http://schemas.openxmlformats.org/package/2006/content-types">'
+            '<Default Extension="rels" '
+            'ContentType="application/vnd.openxmlformats-package.relationships+xml"/>'
+            f'<Override PartName="/xl/workbook.xml" ContentType="{content}.sheet.main+xml"/>'
+            f'<Override PartName="/xl/sheet.xml" ContentType="{content}.worksheet+xml"/>'
+            f'<Override PartName="/xl/styles.xml" ContentType="{content}.styles+xml"/></Types>'
+        ),
+        "_rels/.rels": (
+            f'<Relationships xmlns="{rels}"><Relationship Id="r1" Type="{kind}/officeDocument" '
+            'Target="xl/workbook.xml"/></Relationships>'
+        ),
+        "xl/workbook.xml": (
+            f'<workbook xmlns="{main}" xmlns:r="{kind}">'
+            '<sheets><sheet name="S" sheetId="1" r:id="r1"/></sheets></workbook>'
+        ),
+        "xl/_rels/workbook.xml.rels": (
+            f'<Relationships xmlns="{rels}">'
+            f'<Relationship Id="r1" Type="{kind}/worksheet" Target="sheet.xml"/>'
+            f'<Relationship Id="r2" Type="{kind}/styles" Target="styles.xml"/></Relationships>'
+        ),
+        "xl/styles.xml": (
+            f'<styleSheet xmlns="{main}"><cellXfs count="2"><xf numFmtId="0"/><xf numFmtId="22"/></cellXfs>'
+            "</styleSheet>"
+        ),
+        "xl/sheet.xml": f'<worksheet xmlns="{main}"><sheetData>{sheet}</sheetData></worksheet>',
+    }
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, text in parts.items():
+            archive.writestr(name, f'<?xml version="1.0"?>{text}')
+    return file
+
+
+def test_excel_files_are_read_with_their_dates(tmp_path: Path) -> None:
+    pytest.importorskip("fastexcel")
+    items = make_xlsx(tmp_path / "i.xlsx", [["item_id", "title"], [862, "Lamp"], [863, "Rug"]])
+    rows: list[list[str | float | None]] = [
+        ["user_id", "item_id", "timestamp"],
+        ["u", 863, 45662.25],
+        [None] * 3,
+        ["u", 862, 45661.5],
+        ["u", 9, 45661],
+    ]
+    data = import_table(items, make_xlsx(tmp_path / "e.xlsx", rows), tmp_path / "out")
+    (history,) = data.histories()
+    assert history.item_ids == ("862", "863")
+    assert [str(time) for time in history.timestamps or ()] == [
+        "2025-01-04 12:00:00+00:00",
+        "2025-01-05 06:00:00+00:00",
+    ]
+    assert data.rejects().collect().select("row", "reason").rows() == [(5, "unknown item")]
+    (tmp_path / "no.xlsx").write_text("x")
+    with pytest.raises(DataError, match="cannot be read as an Excel file"):
+        import_table(tmp_path / "no.xlsx", items, tmp_path / "out2")
+
+
+def test_excel_files_need_their_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *args: object, **options: object) -> object:
+        if name == "fastexcel":
+            raise ImportError(name)
+        return real(name, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    (tmp_path / "i.xlsx").write_text("x")
+    with pytest.raises(MissingExtraError, match=r"trsr\[xlsx\]"):
+        list(read_frames(tmp_path / "i.xlsx", lambda *_: None))
+
+
+def shop(folder: Path, events: str, **options: object) -> Dataset:
+    (folder / "i.csv").write_text("item_id,title\na,Lamp\nb,Rug\n")
+    (folder / "e.csv").write_text(events)
+    return import_table(folder / "i.csv", folder / "e.csv", folder / "d", **options)  # type: ignore[arg-type]
+
+
+GOOD = "".join(f"u,a,2025-01-{day:02}\n" for day in range(1, 20))
+
+
+def test_more_unreadable_rows_than_allowed_end_the_import(tmp_path: Path) -> None:
+    events = f"user_id,item_id,timestamp\n{GOOD}u,b,soon\nu\n"
+    with pytest.raises(
+        DataError, match=r"e.csv: 9\..% of the rows cannot be used .*1 for 'time cannot be read'.*5.0%"
+    ) as e:
+        shop(tmp_path, events)
+    assert not (tmp_path / "d").exists()
+    assert "--time-format" in str(e.value)
+    kept = pl.read_parquet(tmp_path / "d.rejects.parquet")
+    assert str(tmp_path / "d.rejects.parquet") in str(e.value)
+    assert kept.select("row", "raw").rows() == [(22, "u"), (21, "u,b,soon")]
+    data = shop(tmp_path, events, max_rejects=0.1)
+    assert import_summary(data)["files"]["e.csv"]["unreadable_share"] == pytest.approx(1 / 21 + 1 / 20)  # type: ignore[index]
+    for share in (-0.1, 1.1, float("nan")):
+        with pytest.raises(DataError, match="expected 0 to 1"):
+            shop(tmp_path, events, max_rejects=share, overwrite=True)
+
+
+def test_references_to_unknown_items_are_counted_apart(tmp_path: Path) -> None:
+    data = shop(tmp_path, f"user_id,item_id,timestamp\n{GOOD}u,z,2025-01-01\n")
+    file = data.info.files["e.csv"]
+    assert (file.references, file.unreadable_share, file.reference_share) == (1, 0.0, 0.05)
+    assert any("5.0% of the references (1)" in sentence for sentence in import_warnings(data.info))
+
+
+def test_rows_without_a_time_are_no_unreadable_rows(tmp_path: Path) -> None:
+    data = shop(tmp_path, "user_id,item_id,timestamp\nu,a,2025-01-01\nu,b,\n")
+    assert [h.item_ids for h in data.histories()] == [("a",)]
+    assert any("50.0% of the entries (1) have no time" in sentence for sentence in import_warnings(data.info))
+    kept = import_table(tmp_path / "i.csv", tmp_path / "e.csv", tmp_path / "kept", keep_untimed=True)
+    assert any("1 events have no time; their 1 users" in sentence for sentence in import_warnings(kept.info))
+
+
+def test_a_table_without_a_time_column_names_the_likely_ones(tmp_path: Path) -> None:
+    data = shop(tmp_path, "user_id,item_id,kaufdatum,n\nu,a,2025-01-02,1\nu,b,2025-01-01,2\n")
+    (sentence,) = import_warnings(data.info)
+    assert "no time column was recognized" in sentence
+    assert "--timestamp (these look like times: kaufdatum)" in sentence
+    named = import_table(tmp_path / "i.csv", tmp_path / "e.csv", tmp_path / "n", timestamp="kaufdatum")
+    assert [h.item_ids for h in named.histories()] == [("b", "a")]
+    assert import_warnings(named.info) == []
+
+
+def test_a_date_and_a_time_of_day_can_be_joined(tmp_path: Path) -> None:
+    events = "user_id,item_id,date,time\nu,a,2025-01-02,09:00\nu,b,2025-01-02,08:00\n"
+    with pytest.raises(DataError, match="date, time"):
+        shop(tmp_path, events)
+    assert [h.item_ids for h in shop(tmp_path, events, timestamp="date,time").histories()] == [("b", "a")]
+
+
+def test_every_kind_takes_the_options_of_text_files(tmp_path: Path) -> None:
+    (tmp_path / "movies.csv").write_text("movieId#title#genres\n1#Lampe à huile#x\n", encoding="cp1252")
+    (tmp_path / "ratings.csv").write_text("userId#movieId#rating#timestamp\n7#1#4#13.01.2000\n")
+    data = import_movielens(
+        tmp_path, tmp_path / "d", delimiter="#", encoding="latin-1", time_format="day-first"
+    )
+    assert data.catalogue()["1"].fields["title"] == "Lampe à huile"
+    assert data.info.times is not None
+    assert data.info.times.forms == {"day-first": 1}
