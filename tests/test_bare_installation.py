@@ -68,7 +68,9 @@ def test_import_validate_and_plan_need_no_extra(hidden: str, tmp_path: Path) -> 
     items = "\n".join(f"i{n},Lamp number {n} for the desk" for n in range(30))
     (tmp_path / "items.csv").write_text(f"item_id,title\n{items}\n")
     rows = "\n".join(
-        f"u{user},i{(7 * user + n) % 30},{1000 * n + user}" for user in range(12) for n in range(8)
+        f"u{user},i{(7 * user + n) % 30},{1_700_000_000 + 1000 * n + user}"
+        for user in range(12)
+        for n in range(8)
     )
     (tmp_path / "events.csv").write_text(f"user_id,item_id,timestamp\n{rows}\n")
     data, config = tmp_path / "data", tmp_path / "c.yaml"

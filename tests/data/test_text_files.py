@@ -263,3 +263,11 @@ def test_every_kind_takes_the_options_of_text_files(tmp_path: Path) -> None:
     assert data.catalogue()["1"].fields["title"] == "Lampe à huile"
     assert data.info.times is not None
     assert data.info.times.forms == {"day-first": 1}
+
+
+def test_numbers_that_are_no_times_order_the_histories_and_are_said_to_be_none(tmp_path: Path) -> None:
+    data = shop(tmp_path, "user_id,item_id,timestamp\nu,a,2\nu,b,1\n")
+    assert [(h.item_ids, h.timestamps) for h in data.histories()] == [(("b", "a"), None)]
+    (sentence,) = import_warnings(data.info)
+    assert "are no dates" in sentence
+    assert "--time-format" in sentence

@@ -74,8 +74,6 @@ def read(*texts: str | None, time_format: str | None = None, at_once: int = 2) -
         ("1e300", None),
         ("0", None),
         ("-1", None),
-        ("300", None),
-        ("2019", None),
         ("201911", None),
         ("2019111212", None),
         ("1.57356E+12", None),
@@ -136,6 +134,24 @@ def test_day_numbers_are_read_where_all_numbers_of_a_column_are_such() -> None:
         None,
     ]
     assert read("43781", "2019-11-12", "100") == [None, MIDNIGHT, None]
+
+
+@pytest.mark.parametrize("texts", [["3", "1", "0"], ["100", "45000", "2019"], ["1.5", None, "x"]])
+def test_small_numbers_alone_give_an_order(texts: list[str | None]) -> None:
+    reader = TimeReader("e.csv", "when")
+    series = pl.Series(texts, dtype=pl.String)
+    times, later = reader.read(series)
+    assert times.null_count() == len(texts)
+    reader.decide()
+    in_order, _ = reader.read(series.filter(later), final=True)
+    assert reader.order_only
+    assert in_order.arg_sort().to_list() == series.filter(later).cast(pl.Float64).arg_sort().to_list()
+
+
+def test_numbers_that_can_be_dates_in_another_order_give_none() -> None:
+    assert read("311225", "010126") == [None, None]
+    assert read("5", "100000") == [None, None]
+    assert read("5", "2019-11-12") == [None, MIDNIGHT]
 
 
 @pytest.mark.parametrize(

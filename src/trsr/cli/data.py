@@ -270,7 +270,7 @@ def validate(
 
     Example: trsr validate data/mind
     """
-    from trsr.data.reading import import_warnings, reading_lines
+    from trsr.data.reading import import_warnings, refused_lines
     from trsr.data.validate import imported_info, validate_dataset
 
     info = imported_info(path)
@@ -295,7 +295,7 @@ def validate(
     for count, problem in enumerate(validate_dataset(path), start=1):  # noqa: B007 - used below
         typer.echo(str(problem))
     warnings = [] if info is None else import_warnings(info)
-    for line in [] if info is None else [*reading_lines(info), *(f"WARNING: {each}" for each in warnings)]:
+    for line in [] if info is None else [*refused_lines(info), *(f"WARNING: {each}" for each in warnings)]:
         typer.echo(line)
     if count:
         typer.echo(f"{path}: {count:,} problem{'s' if count > 1 else ''}.", err=True)

@@ -111,7 +111,8 @@ def _check_fields(file: str, text_fields: Sequence[str]) -> None:
 class EventCollector:
     """Takes events in any order; `finish` writes them by user, oldest first.
 
-    Users are ordered by time, then by place in the file; without any times, by place in the file alone.
+    Users are ordered by time (or by numbers that are no times), then by place in the file; without any times,
+    by place in the file alone.
     Events without a time, where others have one, are rejected, or with `keep_untimed` kept and their users
     left in the order of the file.
 
@@ -212,6 +213,8 @@ class EventCollector:
         any_time = self.times.first is not None
         if any_time and self._keep_untimed:
             self._writer.counts["events_without_time"] += self._untimed.rows
+        if reader.order_only:
+            self.times.first = self.times.last = None
         for batch in self._untimed.batches():
             keep = pl.repeat(self._keep_untimed or not any_time, pl.len())
             self._append(self._keep(batch, keep, "no time"))
@@ -223,8 +226,9 @@ class EventCollector:
             if any_time and self._keep_untimed:
                 in_order = rows.filter(pl.col("key").is_null())["user_id"].n_unique()
                 self._writer.counts["users_in_file_order"] += in_order
+            time = pl.lit(None) if reader.order_only else pl.col("timestamp")
             self._writer.events.append(
-                rows.select("user_id", "item_id", position, pl.col("timestamp").cast(TIME))
+                rows.select("user_id", "item_id", position, time.cast(TIME).alias("timestamp"))
             )
 
 

@@ -92,7 +92,8 @@ def _read_delimited(
         if header is None:
             if not (texts and texts[0].strip()):
                 raise DataError(
-                    f"{file} has no readable header line; expected column names in its first line."
+                    f"{file} has no readable header line; expected column names; if they are there, name "
+                    "the --encoding."
                 )
             header = _header(file, rawcsv.split_line(texts[0], separator, quotes))
             first, texts = first + 1, texts[1:]

@@ -15,6 +15,7 @@ from trsr.data.import_info import MAX_REJECTS
 from trsr.data.rawlines import TextFormat
 from trsr.data.rawtables import read_frames
 from trsr.data.tables import Dataset, DatasetInfo, DatasetWriter
+from trsr.data.times import ORDER
 from trsr.errors import DataError
 
 
@@ -77,7 +78,13 @@ class RawFiles:
 def import_warnings(info: DatasetInfo) -> list[str]:
     """Return what a user should know before they use the dataset, a sentence each."""
     said = []
-    if (times := info.times) is not None and times.first is None:
+    times = info.times
+    if times is not None and ORDER in times.forms:
+        said.append(
+            f"{times.file}: the numbers in {times.column} put each history in order but are no dates, so the "
+            "events have no times; if they are dates, say how they are written with --time-format."
+        )
+    elif times is not None and times.first is None:
         looks = ", ".join(times.looks_like_time)
         why = f"the time column {times.column} is empty" if times.column else "no time column was recognized"
         said.append(
@@ -137,7 +144,8 @@ def summary_lines(info: DatasetInfo) -> list[str]:
     lines = []
     if (times := info.times) is not None:
         if times.first is None or times.last is None:
-            lines.append(f"time: none ({times.missing_share:.1%} missing)")
+            how = f"{times.column}, an order without dates; " if times.forms else "none; "
+            lines.append(f"time: {how}{times.missing_share:.1%} missing")
         else:
             forms = ", ".join(times.forms)
             lines.append(
@@ -145,6 +153,16 @@ def summary_lines(info: DatasetInfo) -> list[str]:
                 f"{times.last:%Y-%m-%d %H:%M:%S} UTC, {times.missing_share:.1%} missing (read as {forms})"
             )
     return lines + reading_lines(info)
+
+
+def refused_lines(info: DatasetInfo) -> list[str]:
+    """Return a line on each raw file of which the import refused something: both shares."""
+    return [
+        f"import of {name}: {file.unreadable_share:.1%} of the rows unreadable, {file.reference_share:.1%} of the "
+        "entries to unknown items"
+        for name, file in info.files.items()
+        if file.unreadable_share or file.reference_share
+    ]
 
 
 def reading_lines(info: DatasetInfo) -> list[str]:

@@ -49,6 +49,8 @@ _RANGES = {
     "epoch-ns": (1e18, 4_102_444_800e9),
     "excel": (36_526.0, 54_789.0),
 }
+ORDER = "order"
+_ORDER_RANGE = (0.0, 100_000.0)  # larger ones can be dates in another order of digits, such as 311225
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _MONTH = (
     r"(?P<m>Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?|Sept?(?:ember)?|"
@@ -118,7 +120,7 @@ class TimeReader:
         self._format = time_format
         self._order = time_format if time_format in _ORDERS else None
         self._evidence = {4: _Evidence(), 2: _Evidence()}
-        self._days: bool | None = None  # whether all numbers of no other form are Excel's days
+        self._small: set[str] = {"excel", ORDER}  # what the small numbers of the column can be
         self._example = ""
         self.forms: Counter[str] = Counter()
 
@@ -160,8 +162,8 @@ class TimeReader:
         numbers = texts.cast(pl.Float64, strict=False)
         times = self._numbers(texts, numbers, final)
         later = _none_of(texts)
-        if not final and self._days is not False:
-            later = self._open_days(texts, numbers, times)
+        if not final and self._small:
+            later = self._open_numbers(numbers, times)
         rest = times.is_null() & texts.is_not_null() & numbers.is_null()
         if not rest.any():
             return times, later
@@ -193,13 +195,15 @@ class TimeReader:
             r"^\d{10}"
         )
         for form, (low, high) in _RANGES.items():
-            if form == "excel" and not (final and self._days):
+            if form == "excel" and not (final and self._small == {"excel"}):
                 continue
             good = (numbers.is_between(low, high, closed="left") & ~rounded).fill_null(False)
             if good.any():
                 read = _from_numbers(numbers, form)
                 self._count(form, read.filter(good))
                 times = times.zip_with(~good, read)
+        if final and self._small == {ORDER}:
+            times = self._count(ORDER, _from_numbers(numbers, "epoch-s"))
         compact = (texts.str.contains(_COMPACT) & times.is_null()).fill_null(False)
         if compact.any():
             digits = texts.filter(compact).str.replace(r"\..*", "").str.pad_end(14, "0")
@@ -208,13 +212,16 @@ class TimeReader:
             times = times.scatter(compact.arg_true(), read)
         return times
 
-    def _open_days(self, texts: pl.Series, numbers: pl.Series, times: pl.Series) -> pl.Series:
-        """Return which numbers are Excel's days, if all of the column are; note where one is not."""
-        rest = (times.is_null() & numbers.is_not_null() & ~numbers.is_in([0.0, -1.0])).fill_null(False)
-        days = rest & numbers.is_between(*_RANGES["excel"], closed="left").fill_null(False)
-        if rest.any():
-            self._days = bool((days == rest).all())
-        return days if self._days else _none_of(texts)
+    def _open_numbers(self, numbers: pl.Series, times: pl.Series) -> pl.Series:
+        """Return which numbers are small, and note what they cannot be: Excel's days, or a mere order."""
+        rest = (times.is_null() & numbers.is_not_null()).fill_null(False)
+        days = numbers.is_between(*_RANGES["excel"], closed="left") | numbers.is_in([0.0, -1.0])
+        small = rest & numbers.is_between(*_ORDER_RANGE, closed="left").fill_null(False)
+        if not (days | ~rest).all():
+            self._small.discard("excel")
+        if not (small | ~rest).all():
+            self._small.discard(ORDER)
+        return small
 
     def _ordered(self, texts: pl.Series, parts: pl.DataFrame, final: bool) -> tuple[pl.Series, pl.Series]:
         """Read numeric dates with the year at the end, once their order is known."""
@@ -238,11 +245,20 @@ class TimeReader:
     def decide(self) -> None:
         """Fix the reading of what was left open.
 
+        Small numbers in which no date can be seen, and nothing else in the column, give an order only.
+
         Raises:
             DataError: none or several fit the whole column.
         """
         for evidence in self._evidence.values():
             evidence.decide(self._where)
+        if "excel" in self._small or self.forms or any(e.order for e in self._evidence.values()):
+            self._small.discard(ORDER)
+
+    @property
+    def order_only(self) -> bool:
+        """Whether the texts are numbers that give an order and no times; they are read as if since 1970."""
+        return self._small == {ORDER} and ORDER in self.forms
 
 
 class _Evidence:
@@ -438,7 +454,8 @@ def time_like_columns(frame: pl.DataFrame, without: Iterable[str | None] = ()) -
             continue
         texts = frame[column].drop_nulls().head(100)
         times, later = TimeReader("", column).read(texts)
-        read = int((times.is_not_null() | later).sum())
+        open_date = later & texts.cast(pl.Float64, strict=False).is_null()
+        read = int((times.is_not_null() | open_date).sum())
         if len(texts) and (read > len(texts) * 0.9 or _LOOKS_NAMED.search(column)):
             found.append(column)
     return found
