@@ -66,6 +66,7 @@ class FileInfo(BaseModel):
         references: Entries refused because the catalogue lacks their item.
         encoding: Encoding of a text file.
         delimiter: Delimiter of a delimited file.
+        sheet: The sheet that was read of an Excel file.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -77,6 +78,7 @@ class FileInfo(BaseModel):
     references: int = 0
     encoding: str | None = None
     delimiter: str | None = None
+    sheet: str | None = None
 
     @property
     def unreadable_share(self) -> float:

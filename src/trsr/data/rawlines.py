@@ -39,6 +39,7 @@ class TextFormat:
 
     delimiter: str | None = None
     encoding: str | None = None
+    sheet: str | None = None  # of an Excel file; the first one is read
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ def read_frames(
     if suffix == ".parquet":
         yield from _read_parquet(file, reject)
     elif suffix in _EXCEL:
-        yield from _read_excel(file)
+        yield from _read_excel(file, text)
     elif suffix in JSON_SUFFIXES:
         yield from _read_json(file, reject, keep, text)
     elif suffix in _DELIMITED:
@@ -272,15 +272,17 @@ def _read_parquet(file: Path, reject: Reject) -> Iterator[pl.DataFrame]:
         yield frame.filter(~broken)
 
 
-def _read_excel(file: Path) -> Iterator[pl.DataFrame]:
+def _read_excel(file: Path, text: TextFormat) -> Iterator[pl.DataFrame]:
     """Yield the first sheet, whole: Excel's own limit is a million rows."""
     if not file.is_file():
         raise DataError(f"There is no file {file}; check the path.")
     try:
-        import fastexcel  # noqa: F401 - polars reads Excel files with it
+        import fastexcel
     except ImportError as error:
         raise MissingExtraError("fastexcel", "xlsx") from error
     try:
+        sheets = fastexcel.read_excel(file).sheet_names
+        text.sheet = f"{sheets[0]!r}, the first of {len(sheets)}"
         table = pl.read_excel(
             file, sheet_id=1, infer_schema_length=None, raise_if_empty=False, drop_empty_rows=False
         )

@@ -71,7 +71,7 @@ class RawFiles:
             if frame is None:
                 break
             found.rows += len(frame)
-            found.delimiter, found.encoding = text.delimiter, text.encoding
+            found.delimiter, found.encoding, found.sheet = text.delimiter, text.encoding, text.sheet
             yield frame
 
 
@@ -158,8 +158,8 @@ def summary_lines(info: DatasetInfo) -> list[str]:
 def refused_lines(info: DatasetInfo) -> list[str]:
     """Return a line on each raw file of which the import refused something: both shares."""
     return [
-        f"import of {name}: {file.unreadable_share:.1%} of the rows unreadable, {file.reference_share:.1%} of the "
-        "entries to unknown items"
+        f"import of {name}: {file.unreadable_share:.1%} of the rows unreadable, "
+        f"{file.reference_share:.1%} of the entries to unknown items"
         for name, file in info.files.items()
         if file.unreadable_share or file.reference_share
     ]
@@ -172,6 +172,7 @@ def reading_lines(info: DatasetInfo) -> list[str]:
         how = [f"{file.rows:,} rows"]
         how += [file.encoding] if file.encoding else []
         how += [f"delimiter {file.delimiter!r}"] if file.delimiter else []
+        how += [f"sheet {file.sheet}"] if file.sheet else []
         how += [f"{file.unreadable_share:.1%} unreadable"]
         how += [f"{file.reference_share:.1%} to unknown items"] if file.references else []
         lines.append(f"read {name}: {', '.join(how)}")

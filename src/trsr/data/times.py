@@ -436,9 +436,14 @@ def find_time_column(file: str, columns: Sequence[str], option: str = "--timesta
     for pattern in _TIME_NAMES:
         found = [c for c, name in plain.items() if pattern.match(name)]
         if len(found) > 1:
+            date = next((c for c in found if plain[c].endswith("date")), None)
+            clock = next(
+                (c for c in found if date and plain[c] == plain[date].removesuffix("date") + "time"), None
+            )
+            join = f", or {option} {date},{clock} to join the two" if clock else ""
             raise DataError(
                 f"{file} has several columns that can be the time ({', '.join(found)}); name one with "
-                f"{option}, or join a date and a time of day with {option} {found[0]},{found[1]}."
+                f"{option}{join}."
             )
         if found:
             return found[0]
