@@ -228,6 +228,8 @@ def test_the_request_holds_the_parameters() -> None:
             "temperature": 0.5,
             "seed": 3,
             "stop": ["END"],
+            "chat_template_kwargs": {"enable_thinking": False, "thinking": False},
+            "reasoning_effort": "none",
         }
         assert greedy["temperature"] == 0.0
         assert "seed" not in greedy

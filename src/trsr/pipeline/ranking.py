@@ -20,6 +20,7 @@ from trsr.data.fitting import fit_events
 from trsr.llm.adapter import read_adapter_info
 from trsr.llm.base import LabelScorer
 from trsr.pipeline.baselines import check_baselines, make_baseline
+from trsr.pipeline.preflight import check_context
 from trsr.pipeline.progress import Bar, bar
 from trsr.pipeline.scorer import open_scorer, open_server_scorer
 from trsr.pipeline.variants import variant_scores
@@ -249,6 +250,7 @@ def _llm_ranker(bench: Workbench, name: RankerName, *, served: bool) -> Ranker:
     version = bench.tokenizer.prompt_version
     server = recommender.servers.get("llm" if adapter else "llm_zero_shot") if served else None
     scorer: LabelScorer
+    check_context(recommender.model, bench.config.prompt)
     if server is not None:
         scorer, info = open_server_scorer(server, recommender, adapter, template, version)
     else:

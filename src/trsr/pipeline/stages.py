@@ -19,7 +19,7 @@ from trsr.data.synthetic import SyntheticConfig, generate
 from trsr.pipeline.calibrating import VALID_SCORES, calibrate
 from trsr.pipeline.evaluating import evaluate_scores
 from trsr.pipeline.leakage import check_examples
-from trsr.pipeline.preflight import check_dataset, check_recommender, dataset_digest
+from trsr.pipeline.preflight import check_before_summaries, check_dataset, dataset_digest
 from trsr.pipeline.profiles import save_profiles, write_profiles
 from trsr.pipeline.ranking import rank_candidates
 from trsr.pipeline.ray_profiles import summarize_examples
@@ -66,9 +66,10 @@ def make_examples(bench: Workbench) -> Facts:
 
 def write_summaries(bench: Workbench) -> Facts:
     """Write the profile of every example that is shown with one."""
-    check_recommender(bench)
-    check_warm_start(bench)  # before summaries are paid for
     examples = bench.summarised_examples()
+    check_before_summaries(
+        bench.config, bench.dataset.info.domain, bench.summarised_with, lambda: check_warm_start(bench)
+    )
     if bench.runner is not None:
         return summarize_examples(bench, bench.runner)
     written = write_profiles(

@@ -92,6 +92,14 @@ class Workbench:
         """Return the examples that a profile is written for."""
         return summarised(self.splits, self.config)
 
+    def summarised_with(self, config: RunConfig) -> tuple[list[History], Summariser]:
+        """Return the histories that this run, or a variant of it, summarises, and with what."""
+        if config.summary == self.config.summary:
+            found = self.summarised_examples(), self.summariser
+        else:
+            found = summarised(self.splits, config), make_summariser(self.dataset, config.summary)
+        return [History(e.user_id, e.history) for e in found[0]], found[1]
+
     @cached_property
     def summariser(self) -> Summariser:
         """The summariser with its texts."""
