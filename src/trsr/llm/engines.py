@@ -177,7 +177,7 @@ def open_remote_scorer(config: OpenAIEngine) -> LabelScorer:
 
 def n_thought_tokens(config: EngineConfig) -> int:
     """Return how many tokens a call may write beside those of its answer."""
-    return config.thinking_tokens if thinks(config) else 0
+    return 0 if isinstance(config, FakeEngine) or not thinks(config) else config.thinking_tokens
 
 
 def thinks(config: EngineConfig) -> bool:

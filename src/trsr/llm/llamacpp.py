@@ -155,11 +155,11 @@ class LlamaCppGenerator:
                 f"reads at most {self._context}: shorten the items, or use another model."
             )
             return Generation(index, "", n_read, n_written, seconds, error)
-        written, error = _text(answer).strip(), None
+        written, why = _text(answer).strip(), None
         if prompt.parts is None:
             whole = n_written < params.max_new_tokens
-            written, error = answer_or_error(written, params.stop, prompt.prefill, whole=whole)
-        return Generation(index, written, n_read, n_written, seconds, error)
+            written, why = answer_or_error(written, params.stop, prompt.prefill, whole=whole)
+        return Generation(index, written, n_read, n_written, seconds, why)
 
     def _too_long(self, n_tokens: int) -> str:
         return (

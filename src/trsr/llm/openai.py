@@ -198,13 +198,13 @@ class OpenAIGenerator:
             whole = answer.choices[0].finish_reason != "length"
         except (AttributeError, IndexError, TypeError):
             return _failed(index, started, "The server's answer is not a chat completion; check base_url.")
-        error = None
+        why = None
         if prompt.parts is None:
-            text, error = answer_or_error(text, params.stop, prompt.prefill, whole=whole)
+            text, why = answer_or_error(text, params.stop, prompt.prefill, whole=whole)
         else:
             text = text.strip().removeprefix(prompt.prefill.strip()).strip()  # some servers repeat it
         n_read, n_written = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-        return Generation(index, text, n_read, n_written, time.perf_counter() - started, error)
+        return Generation(index, text, n_read, n_written, time.perf_counter() - started, why)
 
     def _ends_early(self, answer: Any, prompt: Prompt, params: GenerationParams) -> bool:
         """Return whether a stop text came before the answer had begun, so that it is asked for without."""

@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
-from trsr.config import RunConfig, variants_of
+from trsr.config import RecommenderConfig, RunConfig, variants_of
 from trsr.data.examples import build_examples
 from trsr.data.tables import Dataset
 from trsr.errors import ConfigError, InputError, MissingExtraError, ModelError, RunMismatchError
@@ -144,14 +145,16 @@ def _model_checks(
     for one in (config, *variants_of(config).values()):
         asked = not_here is None or not (one.engine.kind == "openai" or _model_of(one.engine) in not_here)
         if asked and one.summary.needs_calls and _is_new(done, one.summary, one.engine, one.protocol):
-            yield lambda one=one: check_summary_prompts(*summarised(one), one.engine)
+            yield partial(_check_summaries, one, summarised)
         if uses_recommender(one) and (not_here is None or one.recommender.model not in not_here):
             settings = (one.prompt, one.recommender, one.train and one.train.lora)
             if _is_new(done, *settings):
+                if one.recommender.quantization is not None and not_here is None:
+                    yield partial(_check_quantization, one.recommender)
                 yield from recommender_checks(one, domain)
                 servers = one.recommender.servers.values() if not_here is None else ()
                 for server in servers:
-                    yield lambda one=one, server=server: check_server(server, one.prompt)
+                    yield partial(check_server, server, one.prompt)
 
 
 def _is_new(done: set[str], *settings: object) -> bool:
@@ -164,12 +167,19 @@ def _is_new(done: set[str], *settings: object) -> bool:
 def recommender_checks(config: RunConfig, domain: str) -> Iterable[Callable[[], object]]:
     """Return the checks of the model that ranks: answers, context, the layers that are to be adapted."""
     model, prompt, train = config.recommender.model, config.prompt, config.train
-    yield lambda: label_tokens(model, prompt.template, domain)
-    yield lambda: check_context(model, prompt)
+    yield partial(label_tokens, model, prompt.template, domain)
+    yield partial(check_context, model, prompt)
     if train is not None and train.warm_start is None:
         from trsr.train.lora import lora_targets
 
-        yield lambda: lora_targets(model, train.lora)
+        yield partial(lora_targets, model, train.lora)
+
+
+def _check_quantization(recommender: RecommenderConfig) -> None:
+    from trsr.llm.transformers import four_bit, resolve_device, resolve_dtype
+
+    where = resolve_device(recommender.device)
+    four_bit(where, resolve_dtype(recommender.dtype, where))
 
 
 def label_tokens(model: str, template: str, domain: str) -> LabelTokens:
@@ -212,6 +222,10 @@ def _check_prompt(context: int | None, prompt: PromptConfig, model: str) -> None
             f"prompt.max_tokens: found {prompt.max_tokens}, but the model {model!r} reads at most {context} "
             f"tokens; set it to {context} or less, or use a model with a longer context."
         )
+
+
+def _check_summaries(config: RunConfig, summarised: Summarised) -> None:
+    check_summary_prompts(*summarised(config), config.engine)
 
 
 def check_summary_prompts(histories: Sequence[History], summariser: Summariser, engine: EngineConfig) -> None:

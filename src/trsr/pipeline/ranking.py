@@ -20,6 +20,7 @@ from trsr.data.fitting import fit_events
 from trsr.llm.adapter import read_adapter_info
 from trsr.llm.base import LabelScorer
 from trsr.pipeline.baselines import check_baselines, make_baseline
+from trsr.pipeline.field_cuts import shown_items, write_cuts
 from trsr.pipeline.preflight import check_context
 from trsr.pipeline.progress import Bar, bar
 from trsr.pipeline.scorer import open_scorer, open_server_scorer
@@ -59,6 +60,8 @@ def rank_candidates(bench: Workbench) -> dict[str, Any]:
     _take_apart(file, rankers, examples)
     with bar("Ranking") as shown:
         score_in_parts(bench, rankers, examples, file, shown, calibration, variant_scores(bench))
+    if PROBABILISTIC & set(rankers):
+        write_cuts(bench, "prompt", bench.prompt_cuts, shown_items(bench))
     return {"rankers": len(rankers), "examples": len(examples)}
 
 
@@ -200,7 +203,7 @@ def _rows(ranker: Ranker, examples: Sequence[RankingExample]) -> pl.DataFrame:
                     "margin": answer.margins,
                     "score": pl.Series(scores).fill_nan(None),
                     "n_prompt_tokens": answer.n_prompt_tokens,
-                    "n_cut_tokens": [answer.n_cut_tokens] * len(example.candidates),
+                    "n_cut_tokens": answer.n_cut_tokens,
                 },
                 schema_overrides=SCHEMA,
             )
@@ -256,4 +259,6 @@ def _llm_ranker(bench: Workbench, name: RankerName, *, served: bool) -> Ranker:
     else:
         scorer, info = open_scorer(recommender, adapter, template, version)
     profiles = bench.profiles_as(OWN_MODEL.get(name, "own"))
-    return LlmRanker(name, scorer, bench.builder, info.labels if info else bench.labels, profiles)
+    return LlmRanker(
+        name, scorer, bench.builder, info.labels if info else bench.labels, profiles, bench.n_field_cut
+    )

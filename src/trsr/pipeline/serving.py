@@ -130,7 +130,7 @@ def _settings(folder: Path) -> _Settings:
     if (folder / FILE_NAME).is_file():
         info = read_adapter_info(folder)
         prompt = _trained_prompt(folder, PromptConfig.model_validate(info.prompt))
-        base = RecommenderConfig(model=info.base_model)
+        base = RecommenderConfig.model_validate({"model": info.base_model, "quantization": info.quantization})
         return _Settings(base, folder, prompt, SummaryConfig(), DEFAULT_ENGINE, None, None)
     raise RunMismatchError(
         f"{folder} is neither a run folder nor a model folder; make one with `trsr run` or `trsr demo`."

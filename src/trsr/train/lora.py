@@ -124,6 +124,6 @@ def _no_layers(base: Any, targets: Sequence[str]) -> ModelError:
     ]
     kinds = dict.fromkeys(name.rpartition(".")[2] for name in matrices if not name.endswith("default"))
     return ModelError(
-        f"train.lora.target_modules: the model has no layers {', '.join(targets)!r}; use `all-linear`, or some of "
-        f"{', '.join([kind for kind in kinds if kind not in _EMBEDDINGS][:_N_NAMED])}."
+        f"train.lora.target_modules: the model has no layers {', '.join(targets)!r}; use `all-linear`, "
+        f"or some of {', '.join([kind for kind in kinds if kind not in _EMBEDDINGS][:_N_NAMED])}."
     )

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, prepare_model_for_kbit_training
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
@@ -28,7 +28,7 @@ from trsr.errors import ModelError, OutputError, RunMismatchError
 from trsr.llm import shared_attention
 from trsr.llm.adapter import quiet_peft
 from trsr.llm.base import LabelTokens, Sharing
-from trsr.llm.transformers import load_causal_lm, resolve_device, resolve_dtype
+from trsr.llm.transformers import Quantization, load_causal_lm, resolve_device, resolve_dtype
 from trsr.train import processes
 from trsr.train.batches import Shares, WeightedGroups, passes_per_batch
 from trsr.train.config import TrainConfig
@@ -145,6 +145,7 @@ def train(
     seed: int,
     dtype: str = "auto",
     device: str = "auto",
+    quantization: Quantization = None,
     sharing: Sharing = "auto",
     progress: bool = False,
 ) -> tuple[Path, TrainingReport]:
@@ -160,6 +161,7 @@ def train(
         seed: Order of the groups and initial adapter weights.
         dtype: Precision of the base model; the adapter is trained in float32.
         device: Where to train.
+        quantization: How the base model is rounded, see `load_causal_lm`.
         sharing: How candidates share their prefix, see `shared_attention.enable`.
         progress: Whether to show the Trainer's bar.
 
@@ -178,7 +180,10 @@ def train(
     precision = resolve_dtype(dtype, where)
     # A model that is sharded need not fit on one device: it is loaded beside it.
     home = "cpu" if processes.is_sharded() else str(where)
-    base = load_causal_lm(model, dtype=str(precision).removeprefix("torch."), device=home)
+    named = str(precision).removeprefix("torch.")
+    base = load_causal_lm(model, dtype=named, device=home, quantization=quantization)
+    if quantization is not None:
+        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
     shared_attention.enable(base, sharing)
     adapted = with_adapter(base, config)
     best = checkpoints / "best"
