@@ -246,6 +246,7 @@ def check_summary_prompts(histories: Sequence[History], summariser: Summariser, 
     if not counter.exact:
         longest = longest * CHARACTERS_A_TOKEN // SURE_CHARACTERS_A_TOKEN
     shorter = "lower summary.segmentation.block_size or summary.max_field_tokens"
+    shorter += ", or engine.thinking_tokens" if n_thought_tokens(engine) else ""
     if context is not None and longest + n_new > context:
         raise ConfigError(
             f"summary: a prompt has {about}{longest} tokens and its text up to {n_new}, but the model "
