@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trsr.llm.answers import answer_in, answer_or_error, close_thoughts, has_stopped
+from trsr.llm.answers import answer_in, answer_or_error, has_stopped
 
 LIKES = "The user likes pens."
 
@@ -92,17 +92,3 @@ def test_words_that_the_model_was_to_go_on_from_are_not_said_twice() -> None:
         "Sure! Here is the summary:\n\nThis shopper buys pens.", ("\n",), "This shopper buys"
     )
     assert said == ("pens.", None)
-
-
-@pytest.mark.parametrize(
-    ("prompt", "closed"),
-    [
-        ("assistant\n<think>\nLikes", "assistant\n<think>\n\n</think>\n\nLikes"),
-        ("assistant\n[THINK]Likes", "assistant\n[THINK]\n\n[/THINK]\n\nLikes"),
-        ("assistant\n<think>\n\n</think>\n\nLikes", "assistant\n<think>\n\n</think>\n\nLikes"),
-        ("assistant\nLikes", "assistant\nLikes"),
-        ("say <think> never\nassistant\nLikes", "say <think> never\nassistant\nLikes"),
-    ],
-)
-def test_thoughts_that_a_chat_format_opens_are_closed(prompt: str, closed: str) -> None:
-    assert close_thoughts(prompt, "Likes") == closed

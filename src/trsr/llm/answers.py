@@ -147,17 +147,6 @@ def why_empty(text: str) -> str:
     return "the model wrote nothing"
 
 
-def close_thoughts(prompt: str, prefill: str) -> str:
-    """Return a rendered prompt whose chat format opens the thoughts itself with these closed again."""
-    before = prompt.removesuffix(prefill)
-    opened = list(_OPEN.finditer(before))
-    if not opened or before[opened[-1].end() :].strip():
-        return prompt
-    mark = opened[-1][0]
-    close = mark.replace("<", "</", 1) if mark.startswith("<") else mark.replace(mark[0], f"{mark[0]}/", 1)
-    return f"{before.rstrip()}\n\n{close}\n\n{prefill}"
-
-
 def with_thinking(model_id: str, thinking: Thinking) -> str:
     """Return the model id under which texts are kept: a model that thinks writes other ones."""
     return f"{model_id}+thinking" if thinking == "strip" else model_id

@@ -66,5 +66,5 @@ def cut_sentences(facts: Mapping[str, Any]) -> list[str]:
             if counts["cut_tokens"]
         ]
         if cut:
-            said.append(f"`{setting}` ({found['cap']}) cut: {'; '.join(cut)}.")
+            said.append(f"{setting} ({found['cap']}) cut {'; '.join(cut)}.")
     return said

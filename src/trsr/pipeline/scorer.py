@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trsr.config import RecommenderConfig
 from trsr.llm import models
@@ -53,7 +53,7 @@ def open_scorer(
         from peft import PeftModel
 
         with quiet_peft():
-            adapted = PeftModel.from_pretrained(model, adapter)
+            adapted: Any = PeftModel.from_pretrained(model, adapter)
             # Merged into 4 bits, the adapter would be rounded too: there it stays beside the weights.
             model = adapted.base_model.model if recommender.quantization else adapted.merge_and_unload()
         model = model.eval()

@@ -392,9 +392,7 @@ class _Stream:
 
     def _engine(self) -> TextGenerator:
         if self.engine is None:
-            raise EngineError(
-                "Summaries have to be written, but no engine was given; name one with --engine."
-            )
+            raise EngineError("Summaries are to be written, but no engine was given; name one with --engine.")
         return self.engine
 
     def _ask(self, ready: list[tuple[Fold, int]], asked: dict[str, _Question]) -> list[str]:
