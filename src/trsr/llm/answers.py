@@ -111,16 +111,18 @@ def _begun(text: str, prefilled: bool, whole: bool) -> str:
     if opened := _OPEN.search(text):
         text = text[: opened.start()]
     while True:
-        text = text.lstrip()
-        line, _, rest = text.partition("\n")
-        if found := _INTERJECTION.match(text) or _INTRODUCTION.match(text):
-            text = text[found.end() :].lstrip(" *_")
-        elif line and (
+        if (inner := text.lstrip()) and "\n" not in text[: -len(inner)]:
+            inner = text  # blanks within its line are the answer's own
+        line, _, rest = inner.partition("\n")
+        bare = inner.lstrip()
+        if found := _INTERJECTION.match(bare) or _INTRODUCTION.match(bare):
+            text = bare[found.end() :].lstrip(" *_")
+        elif line.strip() and (
             _LEAD_LINE.fullmatch(line.strip()) or (not prefilled and _announces(line, rest, whole))
         ):
             text = rest
         else:
-            return text
+            return inner
 
 
 def _announces(line: str, rest: str, whole: bool) -> bool:
