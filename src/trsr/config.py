@@ -77,6 +77,9 @@ class RecommenderConfig(_Part):
     """The embedded model, a hub id or a local folder."""
     dtype: str = "auto"
     device: str = "auto"
+    quantization: Literal["4bit"] | None = None
+    """`4bit` loads the model in NF4 (bitsandbytes, NVIDIA GPUs only) under a LoRA adapter in float32, as
+    QLoRA does; scores are those of the model so rounded."""
     sharing: Sharing = "auto"
     """How candidates share the reading of their prefix: `rows`, `padded` or `blocks` (both for GPUs), or
     `separate`, which reads it again for each. Results are equal; models that cannot share are read

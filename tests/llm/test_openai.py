@@ -228,6 +228,8 @@ def test_the_request_holds_the_parameters() -> None:
             "temperature": 0.5,
             "seed": 3,
             "stop": ["END"],
+            "chat_template_kwargs": {"enable_thinking": False, "thinking": False},
+            "reasoning_effort": "none",
         }
         assert greedy["temperature"] == 0.0
         assert "seed" not in greedy
@@ -288,3 +290,80 @@ def test_the_frequency_penalty_is_sent() -> None:
     with scripted(say("tea")) as server:
         list(_engine(server).generate([ask("What?")], GenerationParams(frequency_penalty=0.25)))
     assert server.requests[0]["frequency_penalty"] == 0.25
+
+
+def _completion(finish: str = "stop", **message: Any) -> Answer:
+    body = {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "m",
+        "choices": [{"index": 0, "finish_reason": finish, "message": {"role": "assistant", **message}}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
+    }
+    return lambda handler, _request: send(handler, 200, json.dumps(body))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        _completion(content="<think>\nPens, then.\n</think>\n\nLikes pens.\nAnd ink."),
+        _completion(content="Likes pens.", reasoning_content="Pens, then."),
+        _completion(content="Likes pens.", reasoning="Pens, then."),
+        _completion(content="Sure! Here is the summary:\n\nLikes pens."),
+    ],
+)
+def test_a_server_that_thinks_or_introduces_gives_its_answer_only(answer: Answer) -> None:
+    for thinking in ("off", "strip"):
+        with scripted(answer) as server:
+            (result,) = _generate(_engine(server, thinking=thinking))
+            assert (result.text, result.error) == ("Likes pens.", None)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        _completion(content="<think>\nPens", finish="length"),
+        _completion(content=None, reasoning_content="Pens", finish="length"),
+        _completion(content="", reasoning="Pens", finish="stop"),
+    ],
+)
+def test_thoughts_without_an_answer_are_a_failed_call(answer: Answer) -> None:
+    with scripted(answer) as server:
+        (result,) = _generate(_engine(server, thinking="strip"))
+        assert result.text == ""
+        assert "still thinking aloud" in str(result.error)
+
+
+def test_an_answer_that_a_stop_text_cut_off_before_it_began_is_asked_for_once_more() -> None:
+    whole = _completion(content="Here is the summary:\n\nLikes pens.\n\nAnything else?")
+    with scripted(_completion(content="Here is the summary:"), whole) as server:
+        engine = _engine(server)
+        assert _generate(engine)[0].text == "Likes pens."
+        assert [request.get("stop") for request in server.requests] == [["\n"], None]
+        assert _generate(engine)[0].text == "Likes pens."
+        assert len(server.requests) == 3
+
+
+def test_a_server_that_refuses_to_be_told_of_thinking_is_asked_without() -> None:
+    no_kwargs = refuse(400, "Unrecognized request argument supplied: chat_template_kwargs")
+    no_effort = refuse(422, "body.reasoning_effort: extra fields not permitted")
+    with scripted(no_kwargs, no_effort, say("Likes pens.")) as server:
+        engine = _engine(server)
+        assert _generate(engine)[0].text == "Likes pens."
+        assert _generate(engine)[0].text == "Likes pens."
+        told = [{"chat_template_kwargs", "reasoning_effort"} & set(request) for request in server.requests]
+        assert told == [{"chat_template_kwargs", "reasoning_effort"}, {"reasoning_effort"}, set(), set()]
+
+
+def test_a_model_that_may_think_gets_room_for_it_and_no_words_to_go_on_from() -> None:
+    prompt = replace(ask("Hello"), prefill="This shopper buys")
+    with scripted(_completion(content="<think>Hm.</think>This shopper buys pens.")) as server:
+        engine = _engine(server, thinking="strip", thinking_tokens=100)
+        (result,) = _generate(engine, [prompt])
+        assert result.text == "pens."
+        (request,) = server.requests
+        assert request["max_tokens"] == 104
+        assert request["messages"][-1]["role"] == "user"
+        assert "chat_template_kwargs" not in request
+        assert engine.model_id.endswith("+thinking")

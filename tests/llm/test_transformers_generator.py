@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from trsr.errors import EngineError
-from trsr.llm import transformers_generator as engine
+from trsr.llm.answers import before_stop
 from trsr.llm.base import Generation, GenerationParams, Message, Prompt, TextGenerator
 from trsr.llm.prompt_reading import PromptReader
 from trsr.llm.row_writing import RowWriter, Text
@@ -195,8 +195,8 @@ def test_writing_ends_with_the_token_that_completes_a_stop_text(
 
 
 def test_the_earliest_of_several_stop_texts_counts() -> None:
-    assert engine._until_stop("one two three", ("three", "two")) == "one "
-    assert engine._until_stop("one two three", ("four",)) == "one two three"
+    assert before_stop("one two three", ("three", "two")) == "one "
+    assert before_stop("one two three", ("four",)) == "one two three"
 
 
 def test_a_prompt_that_is_too_long_fails_alone(generator: TransformersGenerator) -> None:

@@ -11,7 +11,7 @@ import html
 import re
 from collections.abc import Sequence
 from functools import cache
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from trsr.data.demands import without_demands
 from trsr.templating import plain_line
@@ -39,6 +39,34 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of the ids."""
         ...
+
+
+class FieldCut(NamedTuple):
+    """How much of a field's value its cap left out, in tokens (words where no tokenizer counts)."""
+
+    n_tokens: int
+    n_cut: int
+
+
+def field_cuts(
+    item: Item, *, fields: Sequence[str] | None, max_field_tokens: int, tokenizer: Tokenizer | None
+) -> dict[str, FieldCut]:
+    """Count what the cap cuts from each field that an item has, as `verbalize_item` does it."""
+    cuts = {}
+    for field in item.fields if fields is None else fields:
+        if raw := item.fields.get(field, ""):
+            cuts[field] = _field_cut(raw, max_field_tokens, tokenizer)
+    return {field: cut for field, cut in cuts.items() if cut.n_tokens}
+
+
+def _field_cut(raw: str, cap: int, tokenizer: Tokenizer | None) -> FieldCut:
+    """Count a field's tokens, those beyond a page by its share of the characters."""
+    line = without_demands(plain_line(_without_tags(raw[:_MIN_RAW_CHARACTERS])))
+    if len(line) <= cap:  # no token is shorter than a character
+        return FieldCut(len(line.split()), 0) if line else FieldCut(0, 0)
+    n_all = len(_WORD.findall(line)) if tokenizer is None else len(tokenizer.encode(line))
+    n_all = round(n_all * max(1.0, len(raw) / _MIN_RAW_CHARACTERS))
+    return FieldCut(n_all, max(0, n_all - cap))
 
 
 def verbalize_item(

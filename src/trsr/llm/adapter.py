@@ -42,6 +42,8 @@ class AdapterInfo(BaseModel):
     """Validation results."""
     calibration: dict[str, str | float] | None = None
     """How margins become scores (`trsr.rank.calibration`); None for sigmoid(margin)."""
+    quantization: str | None = None
+    """How the base model was rounded under the adapter (`recommender.quantization`); None if it was not."""
     versions: dict[str, str]
 
     @property
@@ -87,7 +89,13 @@ def read_adapter_info(folder: Path) -> AdapterInfo:
 
 
 def check_adapter(
-    info: AdapterInfo, folder: Path, *, template_hash: str, prompt_version: int, base_model_id: str
+    info: AdapterInfo,
+    folder: Path,
+    *,
+    template_hash: str,
+    prompt_version: int,
+    base_model_id: str,
+    quantization: str | None = None,
 ) -> None:
     """Refuse an adapter that was trained on another prompt or base model than the one at hand.
 
@@ -110,4 +118,9 @@ def check_adapter(
             f"The model in {folder} was trained on prompts of version {info.prompt_version}, those of "
             f"{info.base_model} are now of version {prompt_version} (BOS, answer cue, system text or think "
             f"block differ): train again, or rank with trsr {info.versions.get('trsr', 'of its time')}."
+        )
+    if info.quantization != quantization:
+        raise RunMismatchError(
+            f"The model in {folder} was trained with recommender.quantization {info.quantization or 'null'}, "
+            f"but it is now {quantization or 'null'}, so that its scores would be others; set it as it was."
         )

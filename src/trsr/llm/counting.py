@@ -7,13 +7,21 @@ count stands in, and says so.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from trsr.errors import MissingExtraError, ModelError
 from trsr.llm import models
+from trsr.llm.answers import with_thinking
 from trsr.llm.base import Prompt, Tokenizer
-from trsr.llm.engines import EngineConfig, FakeEngine, LlamaCppEngine, OpenAIEngine, TransformersEngine
+from trsr.llm.engines import (
+    EngineConfig,
+    FakeEngine,
+    LlamaCppEngine,
+    OpenAIEngine,
+    TransformersEngine,
+    thinks,
+)
 
 CHARACTERS_A_TOKEN = 4
 
@@ -89,9 +97,10 @@ def engine_model_id(config: EngineConfig) -> str:
 
             return FakeGenerator.model_id
         case OpenAIEngine():
-            return f"{config.model}@{config.revision or urlsplit(config.base_url).netloc}"
+            found = f"{config.model}@{config.revision or urlsplit(config.base_url).netloc}"
+            return with_thinking(found, config.thinking)
         case LlamaCppEngine() | TransformersEngine():
-            return models.model_id(config.model)
+            return with_thinking(models.model_id(config.model), config.thinking)
 
 
 def find_tokenizer(name: str) -> Tokenizer | None:
@@ -108,12 +117,13 @@ def find_tokenizer(name: str) -> Tokenizer | None:
     return HfTokenizer(models.hf_folder(name))
 
 
-def token_counter(config: EngineConfig, tokenizer: str | None = None) -> TokenCounter:
+def token_counter(config: EngineConfig, tokenizer: str | None = None, *, rough: bool = False) -> TokenCounter:
     """Return what counts as the engine does.
 
     Args:
         config: The engine.
         tokenizer: The model whose tokenizer is used; by default that of the engine's own model.
+        rough: Whether to do without a tokenizer.
 
     Raises:
         ModelError: a tokenizer was named and is not on this machine.
@@ -123,7 +133,8 @@ def token_counter(config: EngineConfig, tokenizer: str | None = None) -> TokenCo
 
         return TokenCounter(n_words, "words, as the fake engine counts", exact=True)
     name = tokenizer or ("" if isinstance(config, FakeEngine) else config.model)
-    found = find_tokenizer(name)
+    thinking = thinks(config)
+    found = None if rough else find_tokenizer(name)
     if found is None and tokenizer is not None:
         raise ModelError(
             f"The tokenizer of {tokenizer!r} is not on this machine or the extra `hf` is not installed; "
@@ -131,9 +142,20 @@ def token_counter(config: EngineConfig, tokenizer: str | None = None) -> TokenCo
         )
     if found is None:
         how = f"{CHARACTERS_A_TOKEN} characters a token, for want of the tokenizer of {name}"
-        return TokenCounter(_counting(RoughTokenizer()), how, exact=False)
-    return TokenCounter(_counting(found), f"the tokenizer of {name}", exact=True, model=name)
+        return TokenCounter(_counting(RoughTokenizer(), thinking), how, exact=False)
+    return TokenCounter(_counting(found, thinking), f"the tokenizer of {name}", exact=True, model=name)
 
 
-def _counting(tokenizer: Tokenizer) -> Callable[[Prompt], int]:
-    return lambda prompt: len(tokenizer.encode_prompt(tokenizer.render_chat(prompt)))
+def _counting(tokenizer: Tokenizer, thinking: bool) -> Callable[[Prompt], int]:
+    return lambda prompt: len(tokenizer.encode_prompt(rendered(tokenizer, prompt, thinking)))
+
+
+def rendered(tokenizer: Tokenizer, prompt: Prompt, thinking: bool) -> str:
+    """Return the text that an engine reads.
+
+    A model that thinks cannot go on from given words, so these are left out. Another one is told not to, and
+    so is one whose answer is held to phrases.
+    """
+    if thinking and prompt.parts is None:
+        return tokenizer.render_chat(replace(prompt, prefill=""))
+    return tokenizer.render_chat(prompt, think=False)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import importlib.util
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from trsr.errors import MissingExtraError
+from trsr.llm.answers import Thinking
 from trsr.llm.base import LabelScorer, TextGenerator
 
 Scoring = Literal["auto", "vllm", "sglang", "top_logprobs"]
@@ -29,6 +30,20 @@ class _Engine(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _as_text(given: object) -> object:
+    """Return what was meant: YAML reads `off` as false."""
+    return "off" if given is False else given
+
+
+class _Thinking(_Engine):
+    thinking: Annotated[Thinking, BeforeValidator(_as_text)] = "off"
+    """What a reasoning model does before it answers. `off`: it is told not to think (`enable_thinking` of its
+    chat template; over HTTP `chat_template_kwargs` and `reasoning_effort`, as far as the server takes them).
+    `strip`: it may, and its thoughts are cut from the answer. Thoughts never become a summary."""
+    thinking_tokens: int = Field(default=2048, ge=1)
+    """Tokens beside those of the answer that `strip` leaves for thoughts."""
+
+
 IN_FLIGHT = {"llamacpp": "n_parallel", "openai": "concurrency", "transformers": "max_rows"}
 """The setting of each engine that bounds how many prompts it works on at the same time."""
 
@@ -43,7 +58,7 @@ class FakeEngine(_Engine):
     """A file that gets a line at the beginning of each call, in JSON: its key, the time, the process."""
 
 
-class LlamaCppEngine(_Engine):
+class LlamaCppEngine(_Thinking):
     """llama.cpp in this process, for GGUF models on a CPU."""
 
     kind: Literal["llamacpp"] = "llamacpp"
@@ -58,7 +73,7 @@ class LlamaCppEngine(_Engine):
     process may use."""
 
 
-class OpenAIEngine(_Engine):
+class OpenAIEngine(_Thinking):
     """Any server that speaks the OpenAI chat API: vLLM, SGLang, llama.cpp, Ollama, hosted."""
 
     kind: Literal["openai"] = "openai"
@@ -87,7 +102,7 @@ class OpenAIEngine(_Engine):
     error; servers have a limit (vLLM: `--max-logprobs`)."""
 
 
-class TransformersEngine(_Engine):
+class TransformersEngine(_Thinking):
     """Hugging Face transformers in this process, on a GPU or a CPU."""
 
     kind: Literal["transformers"] = "transformers"
@@ -155,7 +170,19 @@ def open_remote_scorer(config: OpenAIEngine) -> LabelScorer:
     require_package(config.kind)
     from trsr.llm.remote_scoring import RemoteScorer
 
-    return RemoteScorer(**config.model_dump(exclude={"kind", "revision", "grammar"}))
+    return RemoteScorer(
+        **config.model_dump(exclude={"kind", "revision", "grammar", "thinking", "thinking_tokens"})
+    )
+
+
+def n_thought_tokens(config: EngineConfig) -> int:
+    """Return how many tokens a call may write beside those of its answer."""
+    return 0 if isinstance(config, FakeEngine) or not thinks(config) else config.thinking_tokens
+
+
+def thinks(config: EngineConfig) -> bool:
+    """Return whether the model may think before it answers."""
+    return not isinstance(config, FakeEngine) and config.thinking == "strip"
 
 
 def require_package(kind: str) -> None:

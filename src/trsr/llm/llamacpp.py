@@ -15,14 +15,18 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from trsr.errors import MissingExtraError, ModelError
 from trsr.llm import models
+from trsr.llm.answers import Thinking, answer_or_error, stopped_early, with_thinking
 from trsr.llm.base import Generation, GenerationParams, Prompt
 from trsr.llm.chat_format import ChatTokenizer
+from trsr.llm.context import gguf_context
+from trsr.llm.counting import rendered
 from trsr.llm.wording import grammar
 
 try:
@@ -40,6 +44,8 @@ class LlamaCppGenerator:
         max_prompt_tokens: Longest prompt in tokens, chat format included; a longer one is a failed result.
         threads: CPU threads; by default `OMP_NUM_THREADS`, which Ray sets to a worker's share of its machine,
             else the physical cores this process may use.
+        thinking: See `trsr.llm.answers`.
+        thinking_tokens: Room for thoughts.
 
     Raises:
         ModelError: there is no such model, or it has no GGUF file.
@@ -52,11 +58,17 @@ class LlamaCppGenerator:
         n_parallel: int = 16,
         max_prompt_tokens: int = 1024,
         threads: int | None = None,
+        thinking: Thinking = "off",
+        thinking_tokens: int = 2048,
     ) -> None:
         self._gguf = models.gguf_file(model)
-        self._model_id = models.model_id(model)
+        self._model_id = with_thinking(models.model_id(model), thinking)
+        self._thinks = thinking == "strip"
+        self._thinking_tokens = thinking_tokens
+        self._stops_early = False  # seen: the stop texts came before an answer had begun
         self._n_parallel = n_parallel
         self._max_prompt_tokens = max_prompt_tokens
+        self._context = gguf_context(self._gguf)
         self._threads = threads or default_threads()
         self._server: Any = None
         self._tokenizer: LlamaCppTokenizer | None = None
@@ -75,6 +87,8 @@ class LlamaCppGenerator:
         """
         if not prompts:
             return
+        if self._thinks:
+            params = replace(params, max_new_tokens=params.max_new_tokens + self._thinking_tokens)
         server = self._running(params.max_new_tokens)
         pool = ThreadPoolExecutor(self._n_parallel, thread_name_prefix="trsr-llamacpp")
         try:
@@ -113,16 +127,20 @@ class LlamaCppGenerator:
         assert self._tokenizer is not None
         started = time.perf_counter()
         request = {
-            "prompt": self._tokenizer.render_chat(prompt),  # llama.cpp puts the BOS before it
+            "prompt": rendered(self._tokenizer, prompt, self._thinks),  # llama.cpp puts the BOS before it
             "max_tokens": params.max_new_tokens,
             "temperature": params.temperature,
             "seed": params.seed,
-            "stop": list(params.stop),
+            "stop": [] if self._stops_early else list(params.stop),
             "cache_prompt": False,
         }
         if prompt.parts is not None:
             request["grammar"] = grammar(prompt.parts)
         answer = server.handle_completions(request)
+        early = "error" not in answer and stopped_early(_text(answer), prompt.prefill)
+        if early and prompt.parts is None and request["stop"]:
+            self._stops_early |= bool(_text(answer).strip())
+            answer = server.handle_completions(request | {"stop": []})
         seconds = time.perf_counter() - started
         if "error" in answer:
             n_read = int(answer["error"].get("n_prompt_tokens", 0))
@@ -131,13 +149,27 @@ class LlamaCppGenerator:
         n_read, n_written = (int(answer["usage"][key]) for key in ("prompt_tokens", "completion_tokens"))
         if n_read > self._max_prompt_tokens:
             return Generation(index, "", n_read, n_written, seconds, self._too_long(n_read))
-        return Generation(index, answer["choices"][0]["text"].strip(), n_read, n_written, seconds)
+        if self._context is not None and n_read + params.max_new_tokens > self._context:
+            error = (
+                f"The prompt has {n_read} tokens and its text up to {params.max_new_tokens}, but the model "
+                f"reads at most {self._context}: shorten the items, or use another model."
+            )
+            return Generation(index, "", n_read, n_written, seconds, error)
+        written, why = _text(answer).strip(), None
+        if prompt.parts is None:
+            whole = n_written < params.max_new_tokens
+            written, why = answer_or_error(written, params.stop, prompt.prefill, whole=whole)
+        return Generation(index, written, n_read, n_written, seconds, why)
 
     def _too_long(self, n_tokens: int) -> str:
         return (
             f"The prompt has {n_tokens} tokens, but a slot holds {self._max_prompt_tokens}: "
             "shorten the items, or raise max_prompt_tokens."
         )
+
+
+def _text(answer: dict[str, Any]) -> str:
+    return "" if "error" in answer else str(answer["choices"][0]["text"])
 
 
 def open_server(gguf: Path, *, n_parallel: int, slot_tokens: int, threads: int) -> Any:

@@ -168,6 +168,22 @@ def model_files(name: str) -> list[Path]:
     return _folder_files(folder)
 
 
+def is_missing(name: str) -> bool:
+    """Return whether a model is on no disk here, though its name may be that of one on the hub.
+
+    Raises:
+        ModelError: the name is unknown, or the hub says that it has no such model.
+    """
+    if model_files(name):
+        return False
+    try:
+        _hub_commit(locate(name))
+    except ModelError as error:
+        if type(error.__cause__).__name__ in {"RepositoryNotFoundError", "RevisionNotFoundError"}:
+            raise
+    return True
+
+
 def file_sha256(path: Path) -> str:
     """Return a file's sha256 in hex; computed once for each path, size and time of change."""
     stat = path.stat()

@@ -24,6 +24,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from trsr.errors import EngineError, MissingExtraError
+from trsr.llm.answers import OFF, Thinking, answer_or_error, stopped_early, with_thinking
 from trsr.llm.base import Generation, GenerationParams, PhrasePart, Prompt
 from trsr.llm.chat_format import with_system_in_front
 from trsr.llm.wording import grammar as gbnf
@@ -40,12 +41,15 @@ try:
         NotFoundError,
         OpenAIError,
         PermissionDeniedError,
+        UnprocessableEntityError,
     )
 except ImportError as _error:
     raise MissingExtraError("openai", "openai") from _error
 
 # A final assistant message is to be continued, not answered (vLLM, SGLang). llama.cpp does so by itself.
 _CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
+# How servers are told not to think: vLLM, SGLang and llama.cpp; Ollama and hosted models.
+_NO_THOUGHTS: dict[str, Any] = {"chat_template_kwargs": OFF, "reasoning_effort": "none"}
 
 # How servers say that the model's chat template has no system role.
 _NO_SYSTEM = re.compile(r"\brole|\bsystem\b|developer instruction", re.IGNORECASE)
@@ -67,6 +71,8 @@ class OpenAIGenerator:
         timeout: Seconds without an answer after which a call is tried again.
         retries: How often a call is tried again.
         grammar: How the server takes a grammar that holds an answer to given phrases; None if it takes none.
+        thinking: See `trsr.llm.answers`.
+        thinking_tokens: Room for thoughts.
     """
 
     def __init__(
@@ -80,6 +86,8 @@ class OpenAIGenerator:
         timeout: float = 120.0,
         retries: int = 5,
         grammar: GrammarField | None = None,
+        thinking: Thinking = "off",
+        thinking_tokens: int = 2048,
     ) -> None:
         self._base_url = base_url
         self._model = model
@@ -89,13 +97,16 @@ class OpenAIGenerator:
         self._timeout = timeout
         self._retries = retries
         self._grammar = grammar
+        self._thinking: Thinking = thinking
+        self._thinking_tokens = thinking_tokens
         self._knows_system = True  # until the server has taken a prompt only without a system turn
-        self._knows_continue = True  # until the server refuses the fields of `_CONTINUE`
+        self._refused: set[str] = set()  # fields that the server does not take
+        self._stops_early = False  # seen: the stop texts came before an answer had begun
 
     @property
     def model_id(self) -> str:
         """The model's name and where it runs (or the revision given)."""
-        return f"{self._model}@{self._revision}"
+        return with_thinking(f"{self._model}@{self._revision}", self._thinking)
 
     def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
         """Yield one result a prompt in completion order; see `TextGenerator`.
@@ -172,20 +183,39 @@ class OpenAIGenerator:
     ) -> Generation:
         """Make one call; what only concerns this prompt becomes a failed result."""
         started = time.perf_counter()
+        if self._thinking == "strip":
+            params = replace(params, max_new_tokens=params.max_new_tokens + self._thinking_tokens)
         try:
             answer = await self._ask_in_roles(client, prompt, params)
+            if self._ends_early(answer, prompt, params):
+                answer = await self._ask_in_roles(client, prompt, replace(params, stop=()))
         except (OpenAIError, ValueError) as error:
             if fatal := unusable(error, self._base_url, self._model, self._api_key_env):
                 raise fatal from error
             return _failed(index, started, explain(error, self._timeout, self._retries))
         try:
-            text = answer.choices[0].message.content or ""
-            usage = answer.usage
+            text, usage = _written(answer), answer.usage
+            whole = answer.choices[0].finish_reason != "length"
         except (AttributeError, IndexError, TypeError):
             return _failed(index, started, "The server's answer is not a chat completion; check base_url.")
-        text = text.strip().removeprefix(prompt.prefill.strip()).strip()  # some servers repeat it
+        why = None
+        if prompt.parts is None:
+            text, why = answer_or_error(text, params.stop, prompt.prefill, whole=whole)
+        else:
+            text = text.strip().removeprefix(prompt.prefill.strip()).strip()  # some servers repeat it
         n_read, n_written = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-        return Generation(index, text, n_read, n_written, time.perf_counter() - started)
+        return Generation(index, text, n_read, n_written, time.perf_counter() - started, why)
+
+    def _ends_early(self, answer: Any, prompt: Prompt, params: GenerationParams) -> bool:
+        """Return whether a stop text came before the answer had begun, so that it is asked for without."""
+        if prompt.parts is not None or not params.stop or self._stops_early:
+            return False
+        try:
+            text, by_stop = _written(answer), answer.choices[0].finish_reason == "stop"
+        except (AttributeError, IndexError, TypeError):
+            return False
+        self._stops_early = by_stop and bool(text.strip()) and stopped_early(text, prompt.prefill)
+        return self._stops_early
 
     async def _ask_in_roles(self, client: AsyncOpenAI, prompt: Prompt, params: GenerationParams) -> Any:
         """Send one request; with the system text in front of the user's where the server has no such role."""
@@ -202,22 +232,30 @@ class OpenAIGenerator:
             return answer
 
     async def _ask(self, client: AsyncOpenAI, prompt: Prompt, params: GenerationParams) -> Any:
-        """Send one request; without the fields of `_CONTINUE` once the server has refused them."""
-        continues = bool(prompt.prefill) and self._knows_continue
-        request = self._request(prompt, params, _CONTINUE if continues else {})
+        """Send one request, without the fields that the server has refused."""
+        extra = dict(_CONTINUE) if prompt.prefill and not self._thinks(prompt) else {}
+        extra |= {} if self._thinks(prompt) else _NO_THOUGHTS
+        if self._refused & set(_CONTINUE):
+            extra = {name: value for name, value in extra.items() if name not in _CONTINUE}
+        extra = {name: value for name, value in extra.items() if name not in self._refused}
+        request = self._request(prompt, params, extra)
         if os.environ.get("TRSR_SHOW_REQUESTS") == "1":
             print(json.dumps(request, ensure_ascii=False), file=sys.stderr, flush=True)
         try:
             return await client.chat.completions.create(**request)
-        except BadRequestError as error:
-            if continues and any(field in str(error) for field in _CONTINUE):
-                self._knows_continue = False
-                return await self._ask(client, prompt, params)
-            raise
+        except (BadRequestError, UnprocessableEntityError) as error:
+            refused = {field for field in extra if field in str(error)}
+            if not refused:
+                raise
+            self._refused |= refused
+            return await self._ask(client, prompt, params)
+
+    def _thinks(self, prompt: Prompt) -> bool:
+        return self._thinking == "strip" and prompt.parts is None
 
     def _request(self, prompt: Prompt, params: GenerationParams, extra: dict[str, Any]) -> dict[str, Any]:
         messages = [{"role": message.role, "content": message.content} for message in prompt.messages]
-        if prompt.prefill:
+        if prompt.prefill and not self._thinks(prompt):
             messages.append({"role": "assistant", "content": prompt.prefill})
         request: dict[str, Any] = {
             "model": self._model,
@@ -229,7 +267,7 @@ class OpenAIGenerator:
             request["seed"] = params.seed
         if params.frequency_penalty:
             request["frequency_penalty"] = params.frequency_penalty
-        if params.stop:
+        if params.stop and not self._stops_early:
             request["stop"] = list(params.stop)
         if prompt.parts is not None:
             extra = extra | self._grammar_field(prompt.parts)
@@ -251,6 +289,19 @@ class OpenAIGenerator:
                     "Answers are to be held to given phrases, and nothing says how the server takes a "
                     "grammar: set engine.grammar to llama.cpp, vllm or sglang, or summary.grounded to false."
                 )
+
+
+def _written(answer: Any) -> str:
+    """Return what a completion holds: its answer, with its thoughts before it where a server parts them.
+
+    Raises:
+        AttributeError, IndexError, TypeError: it is no chat completion.
+    """
+    message = answer.choices[0].message
+    fields = ("reasoning_content", "reasoning")  # vLLM, SGLang, llama.cpp; Ollama and newer servers
+    thoughts = next((text for name in fields if isinstance(text := getattr(message, name, None), str)), "")
+    text = message.content or ""
+    return f"<think>{thoughts}{'</think>' if text.strip() else ''}{text}" if thoughts.strip() else text
 
 
 def unusable(error: Exception, base_url: str, model: str, api_key_env: str) -> EngineError | None:

@@ -97,6 +97,22 @@ class RemoteScorer:
             ask = self._asker(client)
             yield from self._score(groups, lambda call: ask(client, call, labels))
 
+    def models(self) -> list[dict[str, Any]]:
+        """Return the server's list of its models, as it tells it.
+
+        Raises:
+            EngineError: the server cannot be reached, or tells none.
+        """
+        with self._client() as client:
+            return self._listed(client)
+
+    def _listed(self, client: OpenAI) -> list[dict[str, Any]]:
+        answer = self._request(lambda: client.get("/models", cast_to=object))
+        try:
+            return [dict(model) for model in answer["data"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._strange("a list of models") from error
+
     def _score(
         self, groups: Sequence[ScoringGroup], ask: Callable[[_Call], list[_Margin]]
     ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
@@ -154,11 +170,7 @@ class RemoteScorer:
         Raises:
             EngineError: it does not say.
         """
-        answer = self._request(lambda: client.get("/models", cast_to=object))
-        try:
-            owners = {str(model["owned_by"]) for model in answer["data"]}
-        except (KeyError, TypeError) as error:
-            raise self._strange("a list of models") from error
+        owners = {str(model.get("owned_by")) for model in self._listed(client)}
         known = {_OWNERS[owner] for owner in owners if owner in _OWNERS}
         if len(known) != 1:
             raise EngineError(

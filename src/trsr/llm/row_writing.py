@@ -32,6 +32,7 @@ class Text:
         written: Token ids, without the one that ends a text.
         seconds: Its share of the time spent on it.
         wording: What may be written; None for anything.
+        prefill: The words that it goes on from; they are the end of the prompt.
         generator: Of its own, so that what is drawn does not depend on other texts; None for greedy.
     """
 
@@ -41,6 +42,7 @@ class Text:
     written: list[int] = field(default_factory=list)
     seconds: float = 0.0
     wording: Wording | None = None
+    prefill: str = ""
     generator: torch.Generator | None = None
 
     @property

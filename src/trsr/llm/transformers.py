@@ -5,16 +5,17 @@ Writing texts with them is the work of `trsr.llm.transformers_generator`, label 
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
-from trsr.errors import ModelError
+from trsr.errors import MissingExtraError, ModelError
 from trsr.llm import models
 from trsr.llm.allocator import reuse_large_buffers
 from trsr.llm.architecture import forget_lengths
@@ -95,27 +96,64 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return known[dtype]
 
 
-def load_causal_lm(name: str, *, dtype: str = "auto", device: str = "auto") -> Any:
+Quantization = Literal["4bit"] | None
+"""How weights are rounded when they are loaded."""
+
+
+def four_bit(where: torch.device, dtype: torch.dtype) -> Any:
+    """Return how transformers loads a model in 4 bits: NF4, double quantisation (Dettmers et al., 2023).
+
+    Raises:
+        ModelError: the device is no NVIDIA GPU.
+        MissingExtraError: bitsandbytes is not installed.
+    """
+    if where.type != "cuda" or torch.version.cuda is None:
+        raise ModelError(
+            "recommender.quantization: found 4bit, which needs an NVIDIA GPU, but the device is "
+            f"{where.type}; leave it out, or use a machine with such a GPU."
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingExtraError("bitsandbytes", "4bit")
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def load_causal_lm(
+    name: str, *, dtype: str = "auto", device: str = "auto", quantization: Quantization = None
+) -> Any:
     """Load a causal language model for inference or training.
 
     Args:
         name: The embedded model's name, a hub id or a local folder.
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
+        quantization: `4bit`, or None for weights as they are.
 
     Raises:
         ModelError: there is no such model, or it cannot be loaded.
+        MissingExtraError: what `quantization` needs is not installed.
     """
     where = resolve_device(device)
     if where.type == "cpu":
         reuse_large_buffers()
+    precision = resolve_dtype(dtype, where)
+    rounded = {}
+    if quantization == "4bit":  # its weights are put in their place as they are rounded
+        rounded = {"quantization_config": four_bit(where, precision), "device_map": {"": where}}
     folder = models.hf_folder(name)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=resolve_dtype(dtype, where),
+            dtype=precision,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below
+            **rounded,
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(
@@ -130,6 +168,6 @@ def load_causal_lm(name: str, *, dtype: str = "auto", device: str = "auto") -> A
             f"The files of the model {name!r} hold no weights of that size for {made_up[0]}{others}, "
             "which its configuration asks for; use a whole causal language model."
         )
-    model = model.to(where).eval()
+    model = model.eval() if rounded else model.to(where).eval()
     forget_lengths(model)
     return model

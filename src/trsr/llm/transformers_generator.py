@@ -10,11 +10,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from trsr.errors import EngineError
 from trsr.llm import models
+from trsr.llm.answers import (
+    THOUGHT_MARK,
+    Thinking,
+    answer_or_error,
+    before_stop,
+    has_stopped,
+    with_thinking,
+)
 from trsr.llm.base import Generation, GenerationParams, Prompt
+from trsr.llm.context import context_of
+from trsr.llm.counting import rendered
 from trsr.llm.prompt_reading import PromptReader
 from trsr.llm.row_writing import RowWriter, Text
 from trsr.llm.thin_products import turn_thin_products
@@ -38,17 +49,24 @@ class TransformersGenerator:
         max_batch_tokens: int = 16384,
         max_prompt_tokens: int = 2048,
         max_rows: int | None = None,
+        thinking: Thinking = "off",
+        thinking_tokens: int = 2048,
     ) -> None:
         self._model: Any = load_causal_lm(model, dtype=dtype, device=device)
         turn_thin_products(self._model)
+        self._thinks = thinking == "strip"
+        self._thinking_tokens = thinking_tokens
         self.tokenizer = HfTokenizer(models.hf_folder(model))
-        self.model_id = models.model_id(model)
+        self.model_id = with_thinking(models.model_id(model), thinking)
         self.max_batch_tokens = max_batch_tokens
         self.max_prompt_tokens = max_prompt_tokens
+        self._context = context_of(self._model.config)
         self.max_rows = max_rows
         self.reading_seconds = 0.0
         eos = self._model.generation_config.eos_token_id
         self._eos = set(eos if isinstance(eos, list) else [eos]) | {self.tokenizer.hf.eos_token_id}
+        added = self.tokenizer.hf.added_tokens_decoder
+        self._marks = {id_: t.content for id_, t in added.items() if THOUGHT_MARK.fullmatch(t.content)}
         self._token_texts: dict[int, str] = {}
         self._word_tokens: dict[str, list[int]] = {}
 
@@ -64,6 +82,9 @@ class TransformersGenerator:
         """
         if self._model is None:
             raise EngineError("This engine was closed; open a new one.")
+        if self._thinks:
+            params = replace(params, max_new_tokens=params.max_new_tokens + self._thinking_tokens)
+        most = self._most_prompt_tokens(params)
         reader = PromptReader(self._model, self.max_prompt_tokens + params.max_new_tokens)
         writer = RowWriter(
             self._model, reader, params, lambda written: self._goes_on(written, params.stop), self._eos
@@ -74,9 +95,9 @@ class TransformersGenerator:
             if n_seen < len(prompts):
                 new = [self._text_of(index, prompts[index]) for index in range(n_seen, len(prompts))]
                 n_seen += len(new)
-                waiting += [text for text in new if len(text.prompt) <= self.max_prompt_tokens]
+                waiting += [text for text in new if len(text.prompt) <= most]
                 waiting.sort(key=lambda text: (text.index // n_first, -len(text.prompt), text.prompt))
-                yield from (self._too_long(text) for text in new if len(text.prompt) > self.max_prompt_tokens)
+                yield from (_too_long(text, most) for text in new if len(text.prompt) > most)
             n_joining = how_many_join(
                 waiting,
                 writer.texts,
@@ -92,35 +113,42 @@ class TransformersGenerator:
             if not writer.texts:
                 return
             for text in writer.step():
-                words = _until_stop(self._decode(text.written), params.stop).strip()
-                yield Generation(text.index, words, len(text.prompt), len(text.written), text.seconds)
+                yield self._result(text, params)
 
     def _text_of(self, index: int, prompt: Prompt) -> Text:
         """Return a prompt as token ids; prompts of one kind differ in the last message only."""
-        ids = self.tokenizer.encode_prompt(self.tokenizer.render_chat(prompt))
+        ids = self.tokenizer.encode_prompt(rendered(self.tokenizer, prompt, self._thinks))
         wording = None
         if prompt.parts is not None:
             wording = Wording(prompt.parts, self._encode_word, self._eos)
-        return Text(index, ids, prompt.messages[:-1], wording=wording)
+        return Text(index, ids, prompt.messages[:-1], wording=wording, prefill=prompt.prefill)
+
+    def _result(self, text: Text, params: GenerationParams) -> Generation:
+        """Return what was written as a result."""
+        written, error = self._decode(text.written), None
+        if text.wording is not None:
+            words = before_stop(written, params.stop).strip()
+        else:
+            whole = len(text.written) < params.max_new_tokens
+            words, error = answer_or_error(written, params.stop, text.prefill, whole=whole)
+        return Generation(text.index, words, len(text.prompt), len(text.written), text.seconds, error)
 
     def _encode_word(self, text: str) -> list[int]:
         if text not in self._word_tokens:
             self._word_tokens[text] = self.tokenizer.encode(text)
         return self._word_tokens[text]
 
-    def _too_long(self, text: Text) -> Generation:
-        error = (
-            f"The prompt has {len(text.prompt)} tokens, at most {self.max_prompt_tokens} fit; "
-            "use smaller blocks."
-        )
-        return Generation(text.index, "", len(text.prompt), 0, 0.0, error)
+    def _most_prompt_tokens(self, params: GenerationParams) -> int:
+        """Return how long a prompt may be, so that its answer fits the model's context too."""
+        if self._context is None:
+            return self.max_prompt_tokens
+        return min(self.max_prompt_tokens, self._context - params.max_new_tokens)
 
     def _goes_on(self, written: list[int], stop: tuple[str, ...]) -> bool:
-        """Return whether a text holds no stop text; it had none before its last token."""
+        """Return whether an answer holds no stop text; it had none before its last token."""
         if not stop or not self._may_end(written[-1], stop):
             return True
-        text = self._decode(written)
-        return not any(s in text for s in stop)
+        return not has_stopped(self._decode(written), stop)
 
     def _may_end(self, token: int, stop: tuple[str, ...]) -> bool:
         """Return whether a token may complete a stop text; decoding the whole text is only worth it then."""
@@ -130,7 +158,18 @@ class TransformersGenerator:
         return "\N{REPLACEMENT CHARACTER}" in text or any(s[-1:] in text for s in stop)
 
     def _decode(self, tokens: list[int]) -> str:
-        return str(self.tokenizer.hf.decode(tokens, skip_special_tokens=True))
+        """Return a text without its special tokens, but for those that stand around thoughts."""
+        decode, pieces, start = self.tokenizer.hf.decode, [], 0
+        for place, token in enumerate(tokens):
+            if token in self._marks:
+                pieces += [decode(tokens[start:place], skip_special_tokens=True), self._marks[token]]
+                start = place + 1
+        return "".join([*pieces, decode(tokens[start:], skip_special_tokens=True)])
+
+
+def _too_long(text: Text, most: int) -> Generation:
+    error = f"The prompt has {len(text.prompt)} tokens, at most {most} fit; use smaller blocks."
+    return Generation(text.index, "", len(text.prompt), 0, 0.0, error)
 
 
 def how_many_join(
@@ -151,9 +190,3 @@ def how_many_join(
             break
         n_joining += 1
     return n_joining if 3 * n_joining >= len(present) else 0
-
-
-def _until_stop(text: str, stop: tuple[str, ...]) -> str:
-    """Return `text` up to the first stop string."""
-    ends = [text.index(s) for s in stop if s in text]
-    return text[: min(ends)] if ends else text

@@ -20,6 +20,7 @@ from trsr.evaluate.context import (
 )
 from trsr.evaluate.measured import Measured, measure, metric_list
 from trsr.evaluate.report import write_report
+from trsr.pipeline.field_cuts import cut_sentences, read_cuts
 from trsr.pipeline.leakage import check_run
 from trsr.pipeline.profile_quality import profile_facts
 from trsr.pipeline.ranking import probabilistic_rankers
@@ -57,6 +58,8 @@ def evaluate_scores(bench: Workbench) -> dict[str, Any]:
     profiles = profile_facts(bench)
     if profiles is not None:
         metrics["profiles"] = profiles
+    if cuts := read_cuts(bench):
+        metrics["field_cuts"] = cuts
     bench.folder.write_json("metrics.json", metrics)
     write_report(bench.folder.path, metrics=metrics, context=report_context(bench))
     return {"rankers": len(metrics["rankers"])}
@@ -100,7 +103,7 @@ def report_context(bench: Workbench) -> ReportContext:
         training=_training_rows(bench),
         training_metric="validation recall@3 + @5 + @10",
         users=[_example_user(bench, e, scores) for e in bench.splits.test[:N_EXAMPLE_USERS]],
-        notes=[*_sitting_notes(sittings), *_calibration_notes(stages)],
+        notes=[*_sitting_notes(sittings), *_calibration_notes(stages), *cut_sentences(read_cuts(bench))],
     )
 
 

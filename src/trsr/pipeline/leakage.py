@@ -165,7 +165,7 @@ def _keys(
     calls = plan_calls(summariser.blocks(example.history), summariser.config)
     if row is None or row["key"] not in last or len(row["texts"]) != len(calls):
         return []
-    texts, model, params = row["texts"], last[row["key"]].model, summariser.config.params
+    texts, model, params = row["texts"], last[row["key"]].model, summariser.params
     return [
         prompt_key(summariser.prompt(call, [texts[i] for i in call.inputs]), model, params) for call in calls
     ]

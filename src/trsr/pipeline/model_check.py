@@ -18,6 +18,7 @@ from trsr.errors import ModelError, TrsrError
 from trsr.llm import models
 from trsr.llm.adapter import FILE_NAME, AdapterInfo, check_adapter, quiet_peft, read_adapter_info
 from trsr.llm.base import GenerationParams, LabelTokens, Message, Prompt, ScoringGroup
+from trsr.llm.context import context_of
 from trsr.prompt.ranking import TEMPLATES, PromptBuilder, PromptConfig, load_ranking_template
 
 N_PROMPTS = 8
@@ -206,6 +207,7 @@ def _adapter(subject: CheckedModel) -> Finding:
         template_hash=now,
         prompt_version=subject.tokenizer.prompt_version,
         base_model_id=models.model_id(subject.name),
+        quantization=info.quantization,
     )
     _ = subject.model  # its weights can be loaded
     return Finding(
@@ -297,7 +299,7 @@ def _chat_facts(hf: Any) -> dict[str, bool]:
 
 
 def _context(subject: CheckedModel) -> Finding:
-    limit, wanted = context_length(subject.config), subject.prompt.max_tokens
+    limit, wanted = context_of(subject.config), subject.prompt.max_tokens
     facts = {"context": limit, "max_tokens": wanted}
     if limit is None:
         return Finding(
@@ -307,13 +309,6 @@ def _context(subject: CheckedModel) -> Finding:
         said = f"{limit} tokens, but prompts may have {wanted}; set prompt.max_tokens to at most {limit}."
         return Finding("", False, said, facts)
     return Finding("", True, f"{limit} tokens; prompts have up to {wanted}.", facts)
-
-
-def context_length(config: Any) -> int | None:
-    """Return the most tokens a model reads, as its configuration says; None where it says nothing."""
-    names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-    found = [getattr(config, name, None) for name in names]
-    return next((int(n) for n in found if isinstance(n, int) and n > 0), None)
 
 
 def _sharing(subject: CheckedModel) -> Finding:
@@ -367,7 +362,7 @@ def _plain_margins(model: Any, groups: list[ScoringGroup], labels: LabelTokens) 
 
 def _two_groups(subject: CheckedModel) -> tuple[list[ScoringGroup], LabelTokens]:
     """Return a long and a short user's prompts, of the first template whose labels this model can answer."""
-    room = min(_SHARING_TOKENS, subject.prompt.max_tokens, context_length(subject.config) or _SHARING_TOKENS)
+    room = min(_SHARING_TOKENS, subject.prompt.max_tokens, context_of(subject.config) or _SHARING_TOKENS)
     problem: ModelError | None = None
     for template in subject.templates:
         builder = subject.builder(template, max_tokens=room)

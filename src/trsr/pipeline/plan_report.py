@@ -12,11 +12,12 @@ from trsr.config import RunConfig, validation_sentences
 from trsr.data.tables import Dataset
 from trsr.errors import ConfigError, MissingExtraError, ModelError
 from trsr.llm.counting import engine_model_id, token_counter
-from trsr.llm.engines import EngineConfig, OpenAIEngine
+from trsr.llm.engines import EngineConfig, OpenAIEngine, n_thought_tokens
 from trsr.pipeline.costs import Rates, Work, price
 from trsr.pipeline.dataset_profiles import ProfileSettings, user_histories
 from trsr.pipeline.growth import grow
 from trsr.pipeline.planning import Planner, known_texts, planned_dataset, summary_notes, summary_work
+from trsr.pipeline.preflight import check_models, check_plan
 from trsr.pipeline.workbench import make_summariser
 from trsr.summarize.forecast import Forecast, forecast
 from trsr.summarize.plan import SummaryConfig
@@ -65,8 +66,11 @@ def plan_experiment(
     chosen = planned_engine(config, engine)
     counter = token_counter(chosen, tokenizer)
     model_id, notes = _model_id(chosen, config.summary)
+    planned = config.model_copy(update={"engine": chosen})
+    check_models(planned)
     with planned_dataset(config) as dataset, known_texts(store if model_id else None) as texts:
-        plan = Planner(config, dataset, counter).plan(texts, model_id or "unknown")
+        notes += check_plan(planned, dataset)
+        plan = Planner(config, dataset, counter, n_thought_tokens(chosen)).plan(texts, model_id or "unknown")
         if n_users is None:
             said = _facts(plan.summaries, plan.work, rates, [*plan.notes, *notes])
             return {"profiles": plan.n_profiles, **said}
@@ -110,7 +114,12 @@ def plan_dataset(
     model_id, notes = _model_id(chosen.engine, chosen.summary)
     with known_texts(store if model_id else None) as texts:
         told = forecast(
-            histories, summariser, model_id=model_id or "unknown", n_tokens=counter.count, store=texts
+            histories,
+            summariser,
+            model_id=model_id or "unknown",
+            n_tokens=counter.count,
+            store=texts,
+            n_thoughts=n_thought_tokens(chosen.engine),
         )
     said = _facts(told, [summary_work(told)], rates, [*summary_notes(told, counter), *notes])
     return {"profiles": len(histories), **said}

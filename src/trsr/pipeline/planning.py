@@ -115,10 +115,13 @@ class Planner:
         config: The experiment; its variants are planned with it.
         dataset: Its data.
         counter: Counts the tokens of summary prompts.
+        n_thoughts: Tokens that a call for a summary may write beside its text's cap.
     """
 
-    def __init__(self, config: RunConfig, dataset: Dataset, counter: TokenCounter) -> None:
-        self.config, self.dataset, self.counter = config, dataset, counter
+    def __init__(
+        self, config: RunConfig, dataset: Dataset, counter: TokenCounter, n_thoughts: int = 0
+    ) -> None:
+        self.config, self.dataset, self.counter, self.n_thoughts = config, dataset, counter, n_thoughts
         tokenizer = find_tokenizer(config.recommender.model)
         self.exact_tokenizer = tokenizer is not None
         self.tokenizer: Tokenizer = tokenizer or RoughTokenizer()
@@ -142,6 +145,7 @@ class Planner:
             n_tokens=self.counter.count,
             store=store,
             asked=asked,
+            n_thoughts=self.n_thoughts,
         )
         profiles = {e.example_id: text for e, text in zip(examples, told.profiles, strict=True)}
         work = [summary_work(told), *self._model_work(splits, profiles, summariser)]
@@ -149,7 +153,7 @@ class Planner:
         if len(work) > 1:
             notes.append(self._ranking_note())
         for name, variant in variants_of(self.config).items():
-            other = Planner(variant, self.dataset, self.counter).plan(store, model_id, asked)
+            other = Planner(variant, self.dataset, self.counter, self.n_thoughts).plan(store, model_id, asked)
             work += [replace(part, stage=f"{name}: {part.stage}") for part in other.work]
         return Plan(len(examples), len(splits.test), told, work, notes)
 
@@ -217,7 +221,8 @@ class Planner:
     def _n_more(self) -> int:
         """Return the tokens that a profile has at most, for the model that ranks."""
         same = self.counter.model == self.config.recommender.model
-        return self.config.summary.max_new_tokens * (1 if same else OTHER_TOKENIZER)
+        n_more = self.config.summary.max_new_tokens + self.n_thoughts
+        return n_more * (1 if same else OTHER_TOKENIZER)
 
     def _work(self, stage: str, counts: PromptCounts, weight: int = 1) -> Work:
         shared = self.config.recommender.sharing != "separate"

@@ -20,6 +20,8 @@ from trsr.data.fitting import fit_events
 from trsr.llm.adapter import read_adapter_info
 from trsr.llm.base import LabelScorer
 from trsr.pipeline.baselines import check_baselines, make_baseline
+from trsr.pipeline.field_cuts import shown_items, write_cuts
+from trsr.pipeline.preflight import check_context
 from trsr.pipeline.progress import Bar, bar
 from trsr.pipeline.scorer import open_scorer, open_server_scorer
 from trsr.pipeline.variants import variant_scores
@@ -58,6 +60,8 @@ def rank_candidates(bench: Workbench) -> dict[str, Any]:
     _take_apart(file, rankers, examples)
     with bar("Ranking") as shown:
         score_in_parts(bench, rankers, examples, file, shown, calibration, variant_scores(bench))
+    if PROBABILISTIC & set(rankers):
+        write_cuts(bench, "prompt", bench.prompt_cuts, shown_items(bench))
     return {"rankers": len(rankers), "examples": len(examples)}
 
 
@@ -199,7 +203,7 @@ def _rows(ranker: Ranker, examples: Sequence[RankingExample]) -> pl.DataFrame:
                     "margin": answer.margins,
                     "score": pl.Series(scores).fill_nan(None),
                     "n_prompt_tokens": answer.n_prompt_tokens,
-                    "n_cut_tokens": [answer.n_cut_tokens] * len(example.candidates),
+                    "n_cut_tokens": answer.n_cut_tokens,
                 },
                 schema_overrides=SCHEMA,
             )
@@ -249,9 +253,12 @@ def _llm_ranker(bench: Workbench, name: RankerName, *, served: bool) -> Ranker:
     version = bench.tokenizer.prompt_version
     server = recommender.servers.get("llm" if adapter else "llm_zero_shot") if served else None
     scorer: LabelScorer
+    check_context(recommender.model, bench.config.prompt)
     if server is not None:
         scorer, info = open_server_scorer(server, recommender, adapter, template, version)
     else:
         scorer, info = open_scorer(recommender, adapter, template, version)
     profiles = bench.profiles_as(OWN_MODEL.get(name, "own"))
-    return LlmRanker(name, scorer, bench.builder, info.labels if info else bench.labels, profiles)
+    return LlmRanker(
+        name, scorer, bench.builder, info.labels if info else bench.labels, profiles, bench.n_field_cut
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trsr.config import RecommenderConfig
 from trsr.llm import models
@@ -42,13 +42,21 @@ def open_scorer(
     from trsr.rank.shared_prefix import SharedPrefixScorer
 
     info = _checked_info(recommender, adapter, template_hash, prompt_version)
-    model = load_causal_lm(recommender.model, dtype=recommender.dtype, device=recommender.device)
+    model = load_causal_lm(
+        recommender.model,
+        dtype=recommender.dtype,
+        device=recommender.device,
+        quantization=recommender.quantization,
+    )
     shared_attention.enable(model, recommender.sharing)
     if adapter is not None:
         from peft import PeftModel
 
         with quiet_peft():
-            model = PeftModel.from_pretrained(model, adapter).merge_and_unload().eval()
+            adapted: Any = PeftModel.from_pretrained(model, adapter)
+            # Merged into 4 bits, the adapter would be rounded too: there it stays beside the weights.
+            model = adapted.base_model.model if recommender.quantization else adapted.merge_and_unload()
+        model = model.eval()
     scorer = SharedPrefixScorer(model, max_batch_tokens=recommender.max_batch_tokens, cache=cache)
     return scorer, info
 
@@ -84,6 +92,11 @@ def _checked_info(
     info = read_adapter_info(adapter)
     base = models.model_id(recommender.model)
     check_adapter(
-        info, adapter, template_hash=template_hash, prompt_version=prompt_version, base_model_id=base
+        info,
+        adapter,
+        template_hash=template_hash,
+        prompt_version=prompt_version,
+        base_model_id=base,
+        quantization=recommender.quantization,
     )
     return info

@@ -13,6 +13,7 @@ from trsr.errors import DataError, RunMismatchError
 from trsr.llm import models
 from trsr.llm.adapter import FILE_NAME, read_adapter_info
 from trsr.llm.engines import DEFAULT_ENGINE, EngineConfig
+from trsr.pipeline.preflight import check_context
 from trsr.pipeline.scorer import open_scorer
 from trsr.pipeline.workbench import check_fields, make_summariser
 from trsr.prompt.ranking import PromptBuilder, PromptConfig, load_ranking_template
@@ -80,6 +81,7 @@ def open_for_serving(
         raise DataError(f"{model_or_run} is a model folder, which holds no data; name a dataset with --data.")
     dataset = Dataset.open(folder)
     prompt = settings.prompt
+    check_context(settings.recommender.model, prompt)
     check_fields(dataset, prompt.fields)
     tokenizer = HfTokenizer(models.hf_folder(settings.recommender.model))
     template = load_ranking_template(prompt.template, dataset.info.domain)
@@ -128,7 +130,7 @@ def _settings(folder: Path) -> _Settings:
     if (folder / FILE_NAME).is_file():
         info = read_adapter_info(folder)
         prompt = _trained_prompt(folder, PromptConfig.model_validate(info.prompt))
-        base = RecommenderConfig(model=info.base_model)
+        base = RecommenderConfig.model_validate({"model": info.base_model, "quantization": info.quantization})
         return _Settings(base, folder, prompt, SummaryConfig(), DEFAULT_ENGINE, None, None)
     raise RunMismatchError(
         f"{folder} is neither a run folder nor a model folder; make one with `trsr run` or `trsr demo`."

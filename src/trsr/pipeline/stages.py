@@ -19,8 +19,9 @@ from trsr.data.reading import import_warnings
 from trsr.data.synthetic import SyntheticConfig, generate
 from trsr.pipeline.calibrating import VALID_SCORES, calibrate
 from trsr.pipeline.evaluating import evaluate_scores
+from trsr.pipeline.field_cuts import summary_cuts, write_cuts
 from trsr.pipeline.leakage import check_examples
-from trsr.pipeline.preflight import check_dataset, check_recommender, dataset_digest
+from trsr.pipeline.preflight import check_before_summaries, check_dataset, dataset_digest
 from trsr.pipeline.profiles import save_profiles, write_profiles
 from trsr.pipeline.ranking import rank_candidates
 from trsr.pipeline.ray_profiles import summarize_examples
@@ -69,9 +70,12 @@ def make_examples(bench: Workbench) -> Facts:
 
 def write_summaries(bench: Workbench) -> Facts:
     """Write the profile of every example that is shown with one."""
-    check_recommender(bench)
-    check_warm_start(bench)  # before summaries are paid for
     examples = bench.summarised_examples()
+    check_before_summaries(
+        bench.config, bench.dataset.info.domain, bench.summarised_with, lambda: check_warm_start(bench)
+    )
+    if bench.config.summary.needs_calls:
+        write_cuts(bench, "summary", summary_cuts(bench), {item for e in examples for item in e.history})
     if bench.runner is not None:
         return summarize_examples(bench, bench.runner)
     written = write_profiles(
@@ -115,6 +119,7 @@ def learn(bench: Workbench) -> tuple[Path, TrainingReport]:
         seed=config.seed,
         dtype=config.recommender.dtype,
         device=config.recommender.device,
+        quantization=config.recommender.quantization,
         sharing=config.recommender.sharing,
         progress=sys.stderr.isatty() and processes.is_main(),
     )
@@ -139,6 +144,7 @@ def _train(bench: Workbench, train_config: TrainConfig) -> None:
         config=train_config,
         dataset=bench.dataset.info.name,
         command=bench.folder.command,
+        quantization=config.recommender.quantization,
     )
 
 

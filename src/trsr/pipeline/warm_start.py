@@ -34,6 +34,7 @@ def check_warm_start(bench: Workbench) -> None:
         template_hash=bench.ranking_template.hash,
         prompt_version=bench.tokenizer.prompt_version,
         base_model_id=base,
+        quantization=config.recommender.quantization,
     )
     wanted = config.train.lora.model_dump(mode="json")
     if info.training.get("lora") != wanted:

@@ -13,7 +13,7 @@ from trsr.config import FolderData, RunConfig
 from trsr.data.example_files import read_splits
 from trsr.data.examples import Splits
 from trsr.data.tables import Dataset
-from trsr.data.verbalize import verbalize_item
+from trsr.data.verbalize import FieldCut, field_cuts, verbalize_item
 from trsr.errors import ConfigError
 from trsr.llm import models
 from trsr.llm.base import LabelTokens, Tokenizer
@@ -92,6 +92,14 @@ class Workbench:
         """Return the examples that a profile is written for."""
         return summarised(self.splits, self.config)
 
+    def summarised_with(self, config: RunConfig) -> tuple[list[History], Summariser]:
+        """Return the histories that this run, or a variant of it, summarises, and with what."""
+        if config.summary == self.config.summary:
+            found = self.summarised_examples(), self.summariser
+        else:
+            found = summarised(self.splits, config), make_summariser(self.dataset, config.summary)
+        return [History(e.user_id, e.history) for e in found[0]], found[1]
+
     @cached_property
     def summariser(self) -> Summariser:
         """The summariser with its texts."""
@@ -150,6 +158,16 @@ class Workbench:
         return PromptBuilder(self.ranking_template, prompt, self.tokenizer, texts)
 
     @cached_property
+    def prompt_cuts(self) -> Callable[[str], dict[str, FieldCut]]:
+        """What `prompt.max_field_tokens` cuts from an item's fields, by its id."""
+        prompt = self.config.prompt
+        return item_cuts(self.dataset, prompt.fields, prompt.max_field_tokens, self.tokenizer)
+
+    def n_field_cut(self, item_id: str) -> int:
+        """Return how many tokens of an item `prompt.max_field_tokens` cuts."""
+        return sum(cut.n_cut for cut in self.prompt_cuts(item_id).values())
+
+    @cached_property
     def labels(self) -> LabelTokens:
         """The answer tokens."""
         return self.builder.labels()
@@ -188,6 +206,21 @@ def item_texts(
         )
 
     return text
+
+
+def item_cuts(
+    dataset: Dataset, fields: tuple[str, ...] | None, max_field_tokens: int, tokenizer: Tokenizer | None
+) -> Callable[[str], dict[str, FieldCut]]:
+    """Return a function from item id to what the cap cuts from its fields; it remembers what it counted."""
+    catalogue = dataset.catalogue()
+
+    @lru_cache(maxsize=200_000)
+    def cuts(item_id: str) -> dict[str, FieldCut]:
+        return field_cuts(
+            catalogue[item_id], fields=fields, max_field_tokens=max_field_tokens, tokenizer=tokenizer
+        )
+
+    return cuts
 
 
 def check_fields(dataset: Dataset, fields: tuple[str, ...] | None) -> None:

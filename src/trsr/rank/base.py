@@ -23,13 +23,14 @@ class ExampleScores:
         example_id: The example.
         margins: Shape (n_candidates,), float32, higher is better; logits for an LLM, any scale otherwise.
         n_prompt_tokens: Shape (n_candidates,), tokens of each candidate's whole prompt; zeros without an LLM.
-        n_cut_tokens: Tokens of recent items and profile that did not fit the budget.
+        n_cut_tokens: Tokens that each candidate's prompt lacks: of recent items and profile that did not fit
+            the budget, and of fields longer than their cap. Shape (n_candidates,); zeros without an LLM.
     """
 
     example_id: str
     margins: npt.NDArray[np.float32]
     n_prompt_tokens: npt.NDArray[np.int32]
-    n_cut_tokens: int = 0
+    n_cut_tokens: npt.NDArray[np.int32]
 
 
 class Ranker(Protocol):
@@ -53,7 +54,8 @@ class Ranker(Protocol):
 def without_llm(example: RankingExample, margins: npt.ArrayLike) -> ExampleScores:
     """Wrap the margins of a ranker that reads no prompt."""
     values = np.asarray(margins, dtype=np.float32)
-    return ExampleScores(example.example_id, values, np.zeros(len(example.candidates), dtype=np.int32))
+    none = np.zeros(len(example.candidates), dtype=np.int32)
+    return ExampleScores(example.example_id, values, none, none)
 
 
 def sigmoid(margins: npt.ArrayLike) -> npt.NDArray[np.float64]:

@@ -9,9 +9,10 @@ may save a few more, where two different prompts happen to get one and the same 
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from trsr.llm.base import Prompt, prompt_key
@@ -90,6 +91,7 @@ def forecast(
     n_tokens: Callable[[Prompt], int],
     store: TextStore | None = None,
     asked: set[str] | None = None,
+    n_thoughts: int = 0,
 ) -> Forecast:
     """Foretell the calls of `summarize` for these histories.
 
@@ -99,20 +101,22 @@ def forecast(
         model_id: That of the engine.
         n_tokens: Counts a prompt's tokens as the engine does.
         store: Known texts; None for a new store.
+        n_thoughts: Tokens that a call may write beside its text's cap.
         asked: Names of calls that are made anyway, as an earlier forecast left them; new ones are added.
     """
     folds = []
     for history in histories:
         blocks = summariser.blocks(history.item_ids)
         folds.append(Fold(history, blocks, plan_calls(blocks, summariser.config)))
-    work = _Forecaster(summariser, model_id, n_tokens, store, set() if asked is None else asked)
+    cap = summariser.config.max_new_tokens + n_thoughts
+    work = _Forecaster(summariser, model_id, n_tokens, store, set() if asked is None else asked, cap)
     for calls in _rounds(folds):
         for start in range(0, len(calls), AT_ONCE):
             work.ask(calls[start : start + AT_ONCE])
     return Forecast(
         dict(work.counts),
         [_profile(fold, summariser) for fold in folds],
-        summariser.config.max_new_tokens,
+        cap,
         round(work.n_bytes * _FILL),
     )
 
@@ -120,6 +124,26 @@ def forecast(
 def unwritten_text(summariser: Summariser) -> str:
     """Return what stands for a text not yet written; it may be longer by the cap of new tokens."""
     return summary_text(summariser.template, PLACEHOLDER)
+
+
+def longest_prompt(
+    histories: Iterable[History],
+    summariser: Summariser,
+    n_tokens: Callable[[Prompt], int],
+    n_counted: int = 8,
+) -> int:
+    """Return the tokens of the longest prompt, texts not yet written taken to be as short as one can be.
+
+    Counted are the `n_counted` that have most characters.
+    """
+    stand_in = unwritten_text(summariser)
+    prompts = (
+        summariser.prompt(call, [stand_in] * len(call.inputs))
+        for history in histories
+        for call in plan_calls(summariser.blocks(history.item_ids), summariser.config)
+    )
+    longest = heapq.nlargest(n_counted, prompts, key=lambda p: sum(len(m.content) for m in p.messages))
+    return max(map(n_tokens, longest), default=0)
 
 
 def _rounds(folds: Sequence[Fold]) -> list[list[tuple[Fold, int]]]:
@@ -159,6 +183,7 @@ class _Forecaster:
     n_tokens: Callable[[Prompt], int]
     store: TextStore | None
     asked: set[str]
+    cap: int
     counts: defaultdict[str, CallCounts] = field(default_factory=lambda: defaultdict(CallCounts))
     n_bytes: float = 0.0
 
@@ -184,13 +209,13 @@ class _Forecaster:
         stand_in = unwritten_text(self.summariser)
         inputs = [fold.texts.get(i, stand_in) for i in call.inputs]
         prompt = self.summariser.prompt(call, inputs)
-        name = prompt_key(prompt, self.model_id, self.summariser.config.params)
+        name = prompt_key(prompt, self.model_id, self.summariser.params)
         if unwritten:  # two such prompts are equal where those of their inputs are
             name = hashlib.sha256("|".join([name, *unwritten]).encode()).hexdigest()
         return _Question(fold, place, prompt, name, len(unwritten))
 
     def _count(self, counts: CallCounts, question: _Question, call: Call) -> None:
-        cap = self.summariser.config.max_new_tokens
+        cap = self.cap
         tokens = self.n_tokens(question.prompt)
         counts.n_to_make += 1
         if question.n_unwritten:

@@ -59,7 +59,7 @@ class SummaryConfig(BaseModel):
 
     @property
     def params(self) -> GenerationParams:
-        """The generation parameters of every call; a summary is one line."""
+        """The generation parameters of every call, for a template that does not say what ends a summary."""
         return GenerationParams(
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,

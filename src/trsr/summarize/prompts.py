@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from trsr.llm.base import Message, PhrasePart, Prompt
+from trsr.llm.answers import answer_in, answer_or_error
+from trsr.llm.base import Generation, GenerationParams, Message, PhrasePart, Prompt
+from trsr.llm.wording import strange_phrases, tidy
 from trsr.summarize.phrases import phrases_of
 from trsr.summarize.plan import Call
 from trsr.templating import Template, load_template, plain_line
@@ -15,6 +17,8 @@ from trsr.templating import Template, load_template, plain_line
 TEMPLATES = Path(__file__).parent / "templates"
 SECTIONS = ("system", "first", "update", "merge", "prefill")
 VARIABLES = ("items", "previous", "summaries")
+STOP = "stop"
+"""An optional section: what ends a summary, in place of the line's; an empty one allows many lines."""
 _LABEL = re.compile(r"(?:^|(?<=; ))[^;:]{1,40}: ")
 
 
@@ -106,6 +110,41 @@ def summary_text(template: Template, generated: str) -> str:
     return plain_line(f"{prefill} {generated}")
 
 
+def stop_texts(template: Template) -> tuple[str, ...]:
+    """Return the texts that end a summary: the line's end, unless the template names another or none."""
+    if STOP not in template.sections:
+        return ("\n",)
+    stop = template.render(STOP)
+    return (stop,) if stop else ()
+
+
+def summary_or_error(
+    template: Template, prompt: Prompt, result: Generation, params: GenerationParams
+) -> tuple[str | None, str | None]:
+    """Return the summary in what an engine wrote, or why there is none."""
+    written, error, parts = result.text, result.error, prompt.parts
+    if error is None and parts is None:
+        whole = result.n_generated_tokens < params.max_new_tokens
+        written, error = answer_or_error(written, params.stop, prompt.prefill, whole=whole)
+    elif error is None and parts is not None:
+        written = tidy(written, parts)
+        if strange := strange_phrases(written, parts):
+            error = f"the model wrote {strange[0]!r}, which is not among the phrases it was held to"
+    if error is None and not plain_line(written):
+        error = "the model wrote nothing"
+    return (summary_text(template, written), None) if error is None else (None, error)
+
+
+def stored_error(text: str, prompt: Prompt) -> str | None:
+    """Say why a text in a store is no summary: earlier versions kept thoughts and introductions as such."""
+    if prompt.parts is not None or answer_in(text.removeprefix(prompt.prefill), whole=False):
+        return None
+    return (
+        f"the store holds {text[:60]!r} as the text of a call, which is no summary but the beginning of a "
+        "model's thoughts or an introduction; remove that model's texts with `trsr store gc --model`"
+    )
+
+
 def frame_text(template: Template) -> str:
     """Return what the template says to the model in every call, without its worked examples."""
     return "\n".join(template.own_text(section) for section in SECTIONS)
@@ -113,4 +152,4 @@ def frame_text(template: Template) -> str:
 
 def example_text(template: Template) -> str:
     """Return the template's worked examples: its sections beside `SECTIONS`."""
-    return "\n".join(template.own_text(s) for s in template.sections if s not in SECTIONS)
+    return "\n".join(template.own_text(s) for s in template.sections if s not in (*SECTIONS, STOP))

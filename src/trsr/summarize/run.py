@@ -12,18 +12,18 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 
 from trsr.errors import EngineError
 from trsr.llm.base import Generation, GenerationParams, Prompt, TextGenerator, prompt_key
-from trsr.llm.wording import strange_phrases, tidy
 from trsr.segment import segment
 from trsr.summarize.asked_prompts import AskedPrompts
 from trsr.summarize.claims import Claims
 from trsr.summarize.counted import counted_profile
 from trsr.summarize.plan import Call, SummaryConfig, plan_calls
-from trsr.summarize.prompts import render_call, summary_text
+from trsr.summarize.prompts import render_call, stop_texts, stored_error, summary_or_error
 from trsr.summarize.store import GroupStore, StoredCall, TextStore
 from trsr.templating import Template, plain_line
 from trsr.types import Block, History, Item, PreferenceSummary
@@ -75,6 +75,11 @@ class Summariser:
     category_fields: tuple[str, ...] = ()
     title_field: str | None = None
     n_tokens: Callable[[str], int] | None = None
+
+    @cached_property
+    def params(self) -> GenerationParams:
+        """The generation parameters of every call."""
+        return replace(self.config.params, stop=stop_texts(self.template))
 
     def blocks(self, item_ids: Sequence[str]) -> list[Block]:
         """Cut a history into the blocks that are summarised."""
@@ -262,6 +267,10 @@ class _Question:
         return tuple(dict.fromkeys(fold.history.user_id for fold, _ in self.askers))
 
 
+def _ready(folds: Iterable[Fold]) -> list[tuple[Fold, int]]:
+    return [(fold, place) for fold in folds for place in fold.ready()]
+
+
 def _reading_order(prompt: Prompt) -> tuple[str, ...]:
     """Sort by this, and prompts that begin alike follow each other: engines that keep prefixes read less."""
     return (*(message.content for message in prompt.messages), prompt.prefill)
@@ -338,11 +347,11 @@ class _Stream:
         """Ask an engine once for all that is or becomes ready."""
         asked: dict[str, _Question] = {}
         prompts = AskedPrompts()
-        self._add(self._ready(self.open), asked, prompts)
+        self._add(_ready(self.open), asked, prompts)
         yield from self._advance(asked, prompts)
         if not prompts:
             return
-        for group in _together(self._engine().generate(prompts, self.params)):
+        for group in _together(self._engine().generate(prompts, self.summariser.params)):
             results = [(key := prompts.answered(one.index), asked.pop(key), one) for one in group]
             for new in self._ask(self._keep(results), asked):
                 prompts.append(new, asked[new].prompt)
@@ -362,7 +371,7 @@ class _Stream:
             if not new:
                 return
             self._start(new)
-            self._add(self._ready(new), asked, prompts)
+            self._add(_ready(new), asked, prompts)
 
     def _start(self, folds: Sequence[Fold]) -> None:
         for fold in folds:
@@ -374,9 +383,6 @@ class _Stream:
         if not self.counted:
             self.progress.n_calls += sum(len(fold.calls) - len(fold.texts) for fold in folds)
 
-    def _ready(self, folds: Iterable[Fold]) -> list[tuple[Fold, int]]:
-        return [(fold, place) for fold in folds for place in fold.ready()]
-
     def _add(self, ready: list[tuple[Fold, int]], asked: dict[str, _Question], prompts: AskedPrompts) -> None:
         """Ask the first calls of many folds."""
         keys = self._ask(ready, asked)
@@ -386,15 +392,8 @@ class _Stream:
 
     def _engine(self) -> TextGenerator:
         if self.engine is None:
-            raise EngineError(
-                "Summaries have to be written, but no engine was given; name one with --engine."
-            )
+            raise EngineError("Summaries are to be written, but no engine was given; name one with --engine.")
         return self.engine
-
-    @property
-    def params(self) -> GenerationParams:
-        """The generation parameters of every call."""
-        return self.summariser.config.params
 
     def _ask(self, ready: list[tuple[Fold, int]], asked: dict[str, _Question]) -> list[str]:
         """Answer from the store what it knows of these calls and of those behind them; note all others.
@@ -415,7 +414,9 @@ class _Stream:
             known = self.store.texts(unasked)
             ready = []
             for key, question in questions.items():
-                if key in known:
+                if key in known and (why := stored_error(known[key], question.prompt)):
+                    self._fail(question, key, why)
+                elif key in known:
                     self.progress.n_calls_known += len(question.askers)
                     ready += self._hand_on(question, known[key], key)
                 elif key in asked:
@@ -432,7 +433,7 @@ class _Stream:
         questions: dict[str, _Question] = {}
         if not ready:
             return questions
-        model_id, params = self._engine().model_id, self.params
+        model_id, params = self._engine().model_id, self.summariser.params
         for fold, place in ready:
             call = fold.calls[place]
             prompt = self.summariser.prompt(call, [fold.texts[i] for i in call.inputs])
@@ -457,12 +458,7 @@ class _Stream:
             progress.n_prompt_tokens += call.n_prompt_tokens
             progress.n_generated_tokens += call.n_generated_tokens
             if call.text is None:
-                self.errors[key] = str(call.error)
-                progress.n_calls_failed += 1
-                for fold, _place in question.askers:
-                    fold.failed = True
-                if self.claims:
-                    self.claims.release([key])
+                self._fail(question, key, str(call.error))
             else:
                 progress.n_calls_made += 1
                 self.n_made_of_pass += 1
@@ -470,20 +466,24 @@ class _Stream:
                 ready += self._hand_on(question, call.text, key)
         return ready
 
+    def _fail(self, question: _Question, key: str, error: str) -> None:
+        self.errors[key] = error
+        self.progress.n_calls_failed += 1
+        for fold, _place in question.askers:
+            fold.failed = True
+        if self.claims:
+            self.claims.release([key])
+
     def _stored(self, key: str, question: _Question, result: Generation) -> StoredCall:
         """Return what is kept of a result."""
-        written, parts = result.text, question.prompt.parts
-        if parts is not None:
-            written = tidy(written, parts)
-        error = result.error or (None if plain_line(written) else "the model wrote nothing")
-        if error is None and parts is not None and (strange := strange_phrases(written, parts)):
-            error = f"the model wrote {strange[0]!r}, which is not among the phrases it was held to"
+        template, params = self.summariser.template, self.summariser.params
+        text, error = summary_or_error(template, question.prompt, result, params)
         return StoredCall(
             key=key,
-            text=summary_text(self.summariser.template, written) if error is None else None,
+            text=text,
             error=error,
             model=self._engine().model_id,
-            template_hash=self.summariser.template.hash,
+            template_hash=template.hash,
             item_ids=question.item_ids,
             n_prompt_tokens=result.n_prompt_tokens,
             n_generated_tokens=result.n_generated_tokens,

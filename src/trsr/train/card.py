@@ -32,6 +32,7 @@ def save_model_folder(
     config: TrainConfig,
     dataset: str,
     command: str,
+    quantization: str | None = None,
 ) -> None:
     """Write a model folder in one move, replacing an older one.
 
@@ -46,6 +47,7 @@ def save_model_folder(
         config: The training configuration.
         dataset: Name of the data set, for the card.
         command: The command that made it, for the card.
+        quantization: How the base model was rounded.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -62,6 +64,7 @@ def save_model_folder(
         prompt=prompt.model_dump(mode="json"),
         training=config.model_dump(mode="json"),
         metrics={"valid_recall_sum": report.best_recall_sum, "best_step": float(report.best_step)},
+        quantization=quantization,
         versions=installed(_PACKAGES),
     )
     fresh = folder.with_name(folder.name + ".new")
@@ -95,6 +98,7 @@ def _card(info: AdapterInfo, report: TrainingReport, dataset: str, command: str)
     lora = info.training["lora"]
     rows = [
         ("Base model", f"`{info.base_model_id}`"),
+        ("Quantization", info.quantization or "none"),
         ("Data", dataset),
         ("Training groups (users)", str(report.n_groups)),
         ("Loss", f"`{info.training['loss']}`"),

@@ -8,9 +8,7 @@ on where it was and ends with the same weights. Only the main process writes.
 from __future__ import annotations
 
 import json
-import logging
 import os
-import re
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,8 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig as PeftLoraConfig
-from peft import PeftModel, get_peft_model
+from peft import PeftModel, prepare_model_for_kbit_training
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
@@ -31,15 +28,14 @@ from trsr.errors import ModelError, OutputError, RunMismatchError
 from trsr.llm import shared_attention
 from trsr.llm.adapter import quiet_peft
 from trsr.llm.base import LabelTokens, Sharing
-from trsr.llm.transformers import load_causal_lm, resolve_device, resolve_dtype
+from trsr.llm.transformers import Quantization, load_causal_lm, resolve_device, resolve_dtype
 from trsr.train import processes
 from trsr.train.batches import Shares, WeightedGroups, passes_per_batch
 from trsr.train.config import TrainConfig
 from trsr.train.dataset import EpochGroups, TrainingGroup
+from trsr.train.lora import add_lora
 from trsr.train.objective import Objective
 from trsr.train.validation import recall_sum
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -149,6 +145,7 @@ def train(
     seed: int,
     dtype: str = "auto",
     device: str = "auto",
+    quantization: Quantization = None,
     sharing: Sharing = "auto",
     progress: bool = False,
 ) -> tuple[Path, TrainingReport]:
@@ -164,6 +161,7 @@ def train(
         seed: Order of the groups and initial adapter weights.
         dtype: Precision of the base model; the adapter is trained in float32.
         device: Where to train.
+        quantization: How the base model is rounded, see `load_causal_lm`.
         sharing: How candidates share their prefix, see `shared_attention.enable`.
         progress: Whether to show the Trainer's bar.
 
@@ -182,7 +180,10 @@ def train(
     precision = resolve_dtype(dtype, where)
     # A model that is sharded need not fit on one device: it is loaded beside it.
     home = "cpu" if processes.is_sharded() else str(where)
-    base = load_causal_lm(model, dtype=str(precision).removeprefix("torch."), device=home)
+    named = str(precision).removeprefix("torch.")
+    base = load_causal_lm(model, dtype=named, device=home, quantization=quantization)
+    if quantization is not None:
+        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
     shared_attention.enable(base, sharing)
     adapted = with_adapter(base, config)
     best = checkpoints / "best"
@@ -273,60 +274,7 @@ def with_adapter(base: Any, config: TrainConfig) -> Any:
     if config.warm_start is not None:
         with quiet_peft():
             return PeftModel.from_pretrained(base, config.warm_start, is_trainable=True)
-    targets, fused = config.lora.target_modules, list(config.lora.target_parameters)
-    lora = PeftLoraConfig(
-        r=config.lora.r,
-        lora_alpha=config.lora.alpha,
-        lora_dropout=config.lora.dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        exclude_modules=(_unfit_layers(base) or None) if targets == "all-linear" else None,
-        target_parameters=fused or None,
-        task_type="CAUSAL_LM",
-    )
-    try:
-        with quiet_peft():
-            adapted = get_peft_model(base, lora)
-    except ValueError as error:
-        asked = f"{targets!r}" + (f" and {fused!r}" if fused else "")
-        raise ModelError(
-            f"train.lora.target_modules: {asked} cannot have an adapter in this model "
-            f"({str(error).splitlines()[0].rstrip('.')}); use `all-linear` or other layers."
-        ) from error
-    if left := experts_without_adapter(adapted):
-        _log.warning(
-            "train.lora: the weights %s of the experts get no adapter, the other layers do; to train them "
-            "too, name them in train.lora.target_parameters.",
-            ", ".join(left),
-        )
-    return adapted
-
-
-# Mamba's fused kernels take these layers' weights past an adapter on them.
-_BEHIND_KERNELS = ["out_proj", "conv1d", "x_proj", "dt_proj"]
-
-
-def _unfit_layers(model: Any) -> list[str]:
-    """Return the linear layers that cannot have an adapter: those that do more, and Mamba's."""
-    mamba = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
-    own = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and re.search("Router|Grouped", type(module).__name__)
-    ]
-    return own + (_BEHIND_KERNELS if model.config.model_type in mamba else [])
-
-
-def experts_without_adapter(adapted: Any) -> list[str]:
-    """Return the ends of the names of weights that hold all experts of a layer and get no adapter.
-
-    Such weights have three dimensions, experts first, and are no layers of their own.
-    """
-    found = [
-        ".".join(name.split(".")[-2:])
-        for name, weights in adapted.named_parameters()
-        if weights.dim() == 3 and "expert" in name and "lora_" not in name and "base_layer" not in name
-    ]
-    return sorted(set(found))
+    return add_lora(base, config.lora)
 
 
 def _go_on(trainer: Trainer, checkpoints: Path, patience: int) -> list[dict[str, float]]:
