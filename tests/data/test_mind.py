@@ -98,10 +98,24 @@ def test_rows_that_cannot_be_used_are_refused_each_with_its_reason(tmp_path: Pat
         (4, "another number of columns than the header"),
         (5, "no impression id"),
         (6, "time cannot be read"),
-        (7, "candidates are not of the form NEWS-0 or NEWS-1"),
+        (7, "candidates without labels, as in MIND's test files"),
         (8, "candidates are not of the form NEWS-0 or NEWS-1"),
         (9, "impression id seen before"),
     ]
+    assert rejects["raw"].to_list() == bad
+
+
+def test_a_first_line_of_another_width_is_refused_alone_and_a_whole_file_in_a_sentence(
+    tmp_path: Path,
+) -> None:
+    short = BEHAVIORS[0].partition("\t")[2]
+    data = import_mind(mind_files(tmp_path, behaviors=[short, *BEHAVIORS]), tmp_path / "out", max_rejects=0.5)
+    assert data.info.counts["impressions"] == 3
+    with pytest.raises(
+        DataError,
+        match=r"has 4 columns, expected 5: impression_id, user_id, time, history, candidates; check",
+    ):
+        import_mind(mind_files(tmp_path, behaviors=[short, short]), tmp_path / "none")
 
 
 def test_batches_change_nothing(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
