@@ -160,3 +160,19 @@ def test_the_real_set_has_the_counts_it_is_known_for(tmp_path: Path) -> None:
     assert list(validate_dataset(data.path)) == []
     single = import_mind(real, tmp_path / "full-text", behaviors="impressions_full_text.tsv")
     assert (single.info.counts["impressions"], single.info.counts["users"]) == (100, 100)
+
+
+def test_markers_of_missing_values_are_missing(tmp_path: Path) -> None:
+    rows = ["1\tNULL\t\\N\tnan\tN1-0", "2\tNone\tNA\tN1\tN2-1", "N/A\tU\t\tN1\tN1-0", *BEHAVIORS[1:]]
+    news = [*NEWS, "N4\tNone\tNULL\tnull\tNA\t\t[]\t[]", "NA\ta\tb\tc\td\t\t[]\t[]"]
+    data = import_mind(mind_files(tmp_path, news, rows), tmp_path / "out", max_rejects=1)
+    shown = data.impressions()
+    assert shown is not None
+    found = shown.select("user_id", "timestamp", "history").head(2).collect()
+    assert found.rows() == [("U_UNKNOWN:1", None, []), ("U_UNKNOWN:2", None, ["N1"])]
+    assert dict(data.catalogue()["N4"].fields) == {}
+    assert data.info.counts["texts_that_say_missing"] == 4
+    assert {
+        "behaviors.tsv: no impression id": 1,
+        "news.tsv: no item id": 1,
+    }.items() <= data.rejects_by_reason().items()

@@ -11,7 +11,7 @@ from typing import Literal
 import polars as pl
 
 from trsr.data.collect import EventCollector, ItemCollector, item_rows, keep_or_refuse, single
-from trsr.data.columns import Sought, require_column, require_columns
+from trsr.data.columns import Sought, find_column, require_column, require_columns
 from trsr.data.import_info import MAX_REJECTS
 from trsr.data.rawtables import RAW, ROW
 from trsr.data.reading import RawFiles, TextSettings
@@ -74,7 +74,7 @@ def import_amazon_m2(
         items = ItemCollector(writer, products, TEXT_FIELDS)
         for frame in raw.frames(source / products):
             item_id, _ = require_columns(products, frame.columns, Sought("item id", ("id",)), LOCALE)
-            rows = _of_locale(writer, products, frame, locale)
+            rows = _with_field_names(_of_locale(writer, products, frame, locale))
             items.add(item_rows(writer, _without_no_price(writer, rows), item_id, TEXT_FIELDS))
         if items.ids.is_empty():
             raise DataError(f"{products} has no product of the locale {locale!r}; choose another --locale.")
@@ -96,6 +96,12 @@ def _of_locale(writer: DatasetWriter, file: str, frame: pl.DataFrame, locale: st
     rows = single(frame, column).filter(pl.col(column).str.strip_chars() == locale)
     writer.counts["rows_of_other_locales"] += len(frame) - len(rows)
     return rows
+
+
+def _with_field_names(frame: pl.DataFrame) -> pl.DataFrame:
+    """Give the text columns the names in `TEXT_FIELDS`, in whatever case the file writes them."""
+    found = {find_column(frame.columns, (field,)): field for field in TEXT_FIELDS}
+    return frame.rename({column: field for column, field in found.items() if column is not None})
 
 
 def _without_no_price(writer: DatasetWriter, frame: pl.DataFrame) -> pl.DataFrame:

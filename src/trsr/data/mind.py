@@ -19,6 +19,7 @@ from trsr.data.rawtables import RAW, ROW
 from trsr.data.reading import RawFiles, TextSettings
 from trsr.data.tables import IMPRESSIONS, TIME, Dataset, DatasetWriter, Spool
 from trsr.data.times import MONTH_FIRST, UNREADABLE, TimeReader
+from trsr.data.values import MARKERS
 from trsr.errors import DataError
 
 NEWS = (
@@ -124,6 +125,8 @@ def _note_times(info: TimesInfo, impressions: Spool, times: TimeReader) -> None:
 def _impressions(writer: DatasetWriter, file: str, frame: pl.DataFrame, times: TimeReader) -> pl.DataFrame:
     """Return the logged impressions of a batch, with what `_write_histories` needs besides."""
     frame = frame.with_columns(pl.col(BEHAVIORS).str.strip_chars())
+    said = pl.col("impression_id", "user_id", "time", "history")
+    frame = frame.with_columns(pl.when(said.is_in(MARKERS)).then(pl.lit("")).otherwise(said).name.keep())
     frame = frame.with_columns(times.read(frame["time"])[0].alias("timestamp"))
     for good, reason in (
         (pl.col("impression_id") != "", "no impression id"),

@@ -138,8 +138,6 @@ def _delimiter(texts: list[str], text: TextFormat, usual: str, quotes: bool, hea
 def _header(file: Path, names: list[str] | None) -> list[str]:
     if names is None:
         raise DataError(f"{file} has a broken quote in its header line; mend that line.")
-    while names and not names[-1].strip():  # a spreadsheet's empty last columns
-        names = names[:-1]
     return _distinct(file, plain_names(names))
 
 
@@ -162,7 +160,7 @@ def _check_width(
         lines = [record.fields for record in records]
     else:
         lines = [text.split(separator) for text in seen if text.strip()]
-    widths = Counter(len(_without_empty_end(line, len(header))) for line in lines if line is not None)
+    widths = Counter(len(_fitted(line, header)) for line in lines if line is not None)
     if widths and len(header) not in widths:
         raise DataError(
             f"{file} has {widths.most_common(1)[0][0]} columns, expected {len(header)}: {', '.join(header)}; "
@@ -170,9 +168,18 @@ def _check_width(
         )
 
 
-def _without_empty_end(fields: list[str], width: int) -> list[str]:
-    """Cut the cells beyond the last column where all of them are empty."""
-    return fields[:width] if len(fields) > width and not any(map(str.strip, fields[width:])) else fields
+def _n_named(header: Sequence[str]) -> int:
+    """Return the number of columns up to the last with a name: spreadsheets have empty columns at the end."""
+    return max((i for i, name in enumerate(header, start=1) if name != f"column_{i}"), default=len(header))
+
+
+def _fitted(fields: list[str], header: Sequence[str]) -> list[str]:
+    """Cut empty cells beyond the last column, and add those that a column without a name lacks."""
+    if len(fields) > len(header) and not any(map(str.strip, fields[len(header) :])):
+        return fields[: len(header)]
+    if _n_named(header) <= len(fields) < len(header):
+        return fields + [""] * (len(header) - len(fields))
+    return fields
 
 
 def _without_headers(
@@ -198,12 +205,14 @@ def _plain_frame(
     frame = frame.with_columns(pl.col(RAW).str.split(separator).alias("fields"))
     right = pl.col("fields").list.len() == len(header)
     if not frame.select(right.all()).item():
-        beyond = pl.col("fields").list.slice(len(header)).list.join("").str.strip_chars()
-        cut = pl.when(beyond == "").then(pl.col("fields").list.head(len(header))).otherwise("fields")
-        frame = frame.with_columns(cut.alias("fields"))
+        n, empty = pl.col("fields").list.len(), pl.col("fields").list.slice(len(header)).list.join("")
+        right = n.is_between(_n_named(header), len(header)) | (
+            (n > len(header)) & (empty.str.strip_chars() == "")
+        )
         reject(file.name, _refused(frame.filter(~right)), WRONG_WIDTH)
-    fields = [pl.col("fields").list.get(i).alias(name) for i, name in enumerate(header)]
-    return frame.filter(right).select(ROW, RAW, *fields)
+        frame = frame.filter(right)
+    cells = [pl.col("fields").list.get(i, null_on_oob=True).alias(name) for i, name in enumerate(header)]
+    return frame.select(ROW, RAW, *cells)
 
 
 def _quoted_frame(
@@ -211,11 +220,7 @@ def _quoted_frame(
 ) -> pl.DataFrame:
     broken = [(first + r.line, r.raw) for r in records if r.fields is None]
     reject(file.name, reject_rows(broken), "broken quote")
-    whole = [
-        replace(r, fields=_without_empty_end(r.fields, len(header))) if len(r.fields) > len(header) else r
-        for r in records
-        if r.fields is not None
-    ]
+    whole = [replace(r, fields=_fitted(r.fields, header)) for r in records if r.fields is not None]
     right = [r for r in whole if len(r.fields or ()) == len(header)]
     if len(right) < len(whole):
         wrong = [(first + r.line, r.raw) for r in whole if len(r.fields or ()) != len(header)]
@@ -264,7 +269,7 @@ def _json_frame(file: Path, lines: Lines, reject: Reject, keep: Collection[str] 
             continue
         clean = "\\ud" in text or "\\uD" in text  # an escaped half of a surrogate pair may be inside
         for key, value in record.items():
-            if keep is None or str(key).lower() in keep:
+            if keep is None or str(key).strip().lower() in keep:
                 column = columns.setdefault(str(_plain(key, clean)), [])
                 column.extend([None] * (len(rows) - len(column)))
                 column.append(_plain(value, clean))
