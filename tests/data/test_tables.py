@@ -242,3 +242,27 @@ def test_open_says_what_is_wrong(tmp_path: Path) -> None:
     (folder / "items.parquet").unlink()
     with pytest.raises(DataError, match=r"lacks items.parquet"):
         Dataset.open(folder)
+
+
+@pytest.mark.slow
+def test_a_kill_while_a_dataset_is_replaced_leaves_the_old_or_the_new_whole(tmp_path: Path) -> None:
+    path = make(tmp_path / "d").path
+    (path / "notes.txt").write_text("mine")
+    calls = ("_carry_over", "_exchange", "remove_folder")
+    for number, call in enumerate(calls):
+        code = (
+            "import os, signal, sys\n"
+            f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+            "from trsr.data import files\n"
+            "from test_tables import make\n"
+            f"def stop(*_, **__): os.kill(os.getpid(), signal.SIGKILL)\n"
+            f"files.{call} = stop\n"
+            "from pathlib import Path\n"
+            f"make(Path({str(path)!r}), ('user{number}', 'a', 0, None), overwrite=True)\n"
+        )
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+        (history,) = list(Dataset.open(path).histories())
+        assert history.user_id == ("u" if call != "remove_folder" else f"user{number}")
+        assert (path / "notes.txt").read_text() == "mine"
+    make(path, overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["d"]
