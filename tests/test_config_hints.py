@@ -66,3 +66,10 @@ def test_a_key_that_stands_twice_is_a_problem(tmp_path: Path) -> None:
         ConfigError, match=r"path: stands twice in the same group \(lines 4 and 5\); keep one"
     ):
         load_config(file)
+
+
+@pytest.mark.parametrize(
+    "text", ["a: &x {b: 1}\nc: *x\nd: {<<: *x}\n", "&a [*a]", "? [1, 2]\n: 3\n", "", "1: a\n"]
+)
+def test_aliases_and_odd_keys_are_no_repeats(text: str) -> None:
+    assert list(repeated_keys(text)) == []

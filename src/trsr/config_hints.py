@@ -66,8 +66,12 @@ def line_of(text: str, place: Place) -> int | None:
 def repeated_keys(text: str) -> Iterator[tuple[str, int, int]]:
     """Yield each key that stands twice in one group of a YAML text, with both lines; YAML takes the last."""
     nodes = [yaml.compose(text, Loader=yaml.SafeLoader)]
+    seen: set[int] = set()  # an alias is the node that it names
     while nodes:
         node = nodes.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
         if isinstance(node, yaml.SequenceNode):
             nodes += node.value
         elif isinstance(node, yaml.MappingNode):

@@ -230,7 +230,7 @@ def repeat_header(table: Table, rng: random.Random) -> None:
 def change_case(table: Table, rng: random.Random) -> None:
     """Write the header in another case, or with blanks."""
     table.header = [
-        rng.choice([str.upper, str.lower, str.title, lambda name: f" {name} "])(name) for name in table.header
+        rng.choice([name.upper(), name.lower(), name.title(), f" {name} "]) for name in table.header
     ]
 
 

@@ -127,7 +127,7 @@ def test_what_the_files_say_for_missing_is_missing(tmp_path: Path) -> None:
     source = tmp_path / "raw"
     source.mkdir()
     script = "var aPageStart = (new Date()).getTime(); var ue_t0=+new Date();"
-    meta = [
+    meta: list[dict[str, object]] = [
         {"parent_asin": "P1", "title": "Lamp", "price": "None", "store": "None", "features": ["None", "NA"]},
         {"parent_asin": "P2", "title": script, "price": 3.5},
         {"parent_asin": "None", "title": "x"},
@@ -146,7 +146,7 @@ def test_what_the_files_say_for_missing_is_missing(tmp_path: Path) -> None:
 
 def test_ratings_that_are_no_number_are_refused(tmp_path: Path, source: Path) -> None:
     ratings: list[object] = [5, "3,5", "2 stars", True, [5, 1], None, {"stars": 5}]
-    rows = [
+    rows: list[dict[str, object]] = [
         {"reviewerID": f"U{n}", "asin": "A1", "overall": r, "unixReviewTime": 1_573_560_001}
         for n, r in enumerate(ratings)
     ]

@@ -166,7 +166,7 @@ def _check_fields(file: str, text_fields: Sequence[str]) -> None:
     if not text_fields:
         wrong = "no text field was named for its items"
     elif twice := [field for field in text_fields if list(text_fields).count(field) > 1]:
-        wrong = f"the text field {twice[0]!r} was named twice"
+        wrong = f"the text field {' and '.join(map(repr, dict.fromkeys(twice)))} was named twice"
     elif "item_id" in text_fields:
         wrong = "the text field 'item_id' was named, but ids are never text"
     if wrong:

@@ -188,7 +188,7 @@ def _with_film_and_text(writer: DatasetWriter, file: str, rows: pl.DataFrame, te
 
 def _read_overviews(writer: DatasetWriter, raw: RawFiles, file: Path, links: Path) -> pl.DataFrame:
     """Return the overviews, one a film: `item_id`, `overview`, `ROW`, `RAW`; the first of a film counts."""
-    frames = []
+    frames, known = [], None
     for frame in raw.frames(file):
         text = require_column(file.name, frame.columns, "overview", ("overview", "description", "plot"))
         film = find_column(frame.columns, ITEM_ID[:-1])
@@ -205,7 +205,9 @@ def _read_overviews(writer: DatasetWriter, raw: RawFiles, file: Path, links: Pat
             RAW,
         )
         rows = _with_film_and_text(writer, file.name, rows, "overview")
-        frames.append(rows if film else _by_tmdb(writer, raw, file.name, rows, links))
+        if film is None and known is None:
+            known = _read_links(raw, links)
+        frames.append(rows if known is None else _by_tmdb(writer, file.name, rows, known))
     rows = pl.concat(frames)
     first = rows.unique("item_id", keep="first", maintain_order=True)
     later = rows.join(first.select(ROW, "item_id"), on=[ROW, "item_id"], how="anti", maintain_order="left")
@@ -216,17 +218,18 @@ def _read_overviews(writer: DatasetWriter, raw: RawFiles, file: Path, links: Pat
     return first
 
 
-def _by_tmdb(
-    writer: DatasetWriter, raw: RawFiles, file: str, rows: pl.DataFrame, links: Path
-) -> pl.DataFrame:
+def _read_links(raw: RawFiles, file: Path) -> pl.DataFrame:
+    """Return each pair of a film and its tmdb id: `film`, `item_id`."""
     pairs = []
-    for frame in raw.frames(links):
-        film, tmdb = require_columns(
-            links.name, frame.columns, FILM, Sought("tmdb id", ("tmdbId", "tmdb_id"))
-        )
+    for frame in raw.frames(file):
+        sought = (FILM, Sought("tmdb id", ("tmdbId", "tmdb_id")))
+        film, tmdb = require_columns(file.name, frame.columns, *sought)
         pair = frame.select(pl.col(film).alias("film"), pl.col(tmdb).alias("item_id"))
         pairs.append(clean_ids(pair, "film", "item_id")[0])
-    known = pl.concat(pairs).drop_nulls().unique(maintain_order=True)
+    return pl.concat(pairs).drop_nulls().unique(maintain_order=True)
+
+
+def _by_tmdb(writer: DatasetWriter, file: str, rows: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
     lost = rows.join(known, on="item_id", how="anti", maintain_order="left")
     refuse(writer, file, lost, "no film has this tmdb id")
     joined = rows.join(known, on="item_id", how="inner", maintain_order="left")

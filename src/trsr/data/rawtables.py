@@ -164,7 +164,7 @@ def _check_width(
     if widths and len(header) not in widths:
         raise DataError(
             f"{file} has {widths.most_common(1)[0][0]} columns, expected {len(header)}: {', '.join(header)}; "
-            "check that it is the right file, or name all of its columns."
+            "check that it is the right file and that these are all of its columns."
         )
 
 

@@ -132,9 +132,10 @@ def _check_schema(file: Path, schema: pl.Schema) -> None:
         said = str(error).splitlines()[0].rstrip(".")
         raise DataError(f"{file} is damaged ({said}); import again.") from error
     if wrong := [name for name, dtype in schema.items() if found.get(name) != dtype]:
+        missing = " and ".join(f"{name!r} of the type {schema[name]}" for name in wrong)
         raise DataError(
-            f"{file} has no column {wrong[0]!r} of the type {schema[wrong[0]]}, which a dataset folder must "
-            f"have; `trsr validate {file.parent}` tells more, or import again."
+            f"{file} has no column {missing}, which a dataset folder must have; "
+            f"`trsr validate {file.parent}` tells more, or import again."
         )
 
 

@@ -55,7 +55,11 @@ def validate_dataset(path: str | Path) -> Iterator[Problem]:
         return
     extra = [field for field in info.category_fields if field not in info.text_fields]
     if extra:
-        yield Problem(INFO_FILE, None, f"the category field {extra[0]!r} is not among the text fields")
+        yield Problem(
+            INFO_FILE,
+            None,
+            f"the category field {' and '.join(map(repr, extra))} is not among the text fields",
+        )
     readable = []
     for file, schema in table_schemas(path, info).items():
         problems = list(_check_file(path, file, schema, info))

@@ -182,7 +182,8 @@ def _chosen(scores: pl.DataFrame, rankers: Collection[str]) -> pl.DataFrame:
     names = set(known["own"]) | set(known["ranker"])
     if unknown := [name for name in rankers if name not in names]:
         raise DataError(
-            f"There is no ranker {unknown[0]!r} in these runs; they have {', '.join(known['ranker'])}."
+            f"There is no ranker {' and no '.join(map(repr, unknown))} in these runs; they have "
+            f"{', '.join(known['ranker'])}."
         )
     if rankers:
         wanted = list(rankers)
