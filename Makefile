@@ -1,19 +1,25 @@
-# Two commands: `make demo` shows the whole method, `make test` checks everything.
+# `make demo` shows the whole method. `make test` checks a change in minutes, `make test-all` everything.
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/pytest -n 2 --dist worksteal
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test setup
+.PHONY: check demo setup test test-all
 
 demo: setup
 	$(BIN)/trsr demo
 
-test: setup
+test: check
+	$(PYTEST) -m 'not slow'
+
+test-all: check
+	$(PYTEST)
+
+check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n 2 --dist loadfile
 
 setup: $(VENV)/.ready
 

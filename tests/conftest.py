@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from postgres_server import Server, find_binaries, running_server
+from filelock import FileLock
+from postgres_server import Server, running_server
+from programs import need_program
 
 if TYPE_CHECKING:
     from shop import Shop
@@ -34,6 +37,13 @@ _CORPUS = (
     "You predict which product a shopper buys next. The profile is their long-term interest,",
     "Categories: Title: Brand: Description: Products, oldest first: Will the shopper buy the candidate next?",
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a database by the fixture that starts one."""
+    for item in items:
+        if "postgres" in getattr(item, "fixturenames", ()):
+            item.add_marker("postgres")
 
 
 def save_tiny_model(
@@ -90,20 +100,43 @@ def save_tiny_model(
     return folder
 
 
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
+    """Has a folder made by the first of pytest's processes that asks; the others wait, and only read it."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, done = root / name, root / f"{name}.done"
+        with FileLock(root / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model(make_once: MakeOnce) -> Path:
     """The folder of a tiny random model, good as `recommender.model` and as the engine's `model`."""
     import torch
 
     torch.set_num_threads(1)
-    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny-llama")
+    return make_once("tiny-llama", save_tiny_model)
 
 
 @pytest.fixture(scope="session")
-def two_token_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two_token_model(make_once: MakeOnce) -> Path:
     """A tiny model whose tokenizer needs several tokens for "yes" and for "no"."""
-    return save_tiny_model(
-        tmp_path_factory.mktemp("tiny") / "tiny-letters", hidden_size=16, single_answers=False
+    return make_once(
+        "tiny-letters", lambda folder: save_tiny_model(folder, hidden_size=16, single_answers=False)
     )
 
 
@@ -133,6 +166,7 @@ def tiny_run(model: Path, **changes: Any) -> dict[str, Any]:
         "engine": {"kind": "fake"},
         "prompt": {"n_recent": 2, "max_field_tokens": 6, "max_tokens": 320},
         "recommender": {"model": str(model), "dtype": "float32", "device": "cpu"},
+        "baselines": {"embedding": {"model": str(model)}},
         "train": {
             "learning_rate": 0.01,
             "epochs": 2,
@@ -146,24 +180,26 @@ def tiny_run(model: Path, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def config_file(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def config_file(tiny_model: Path, make_once: MakeOnce) -> Path:
     """The file of an experiment with the tiny model and the fake engine."""
-    file = tmp_path_factory.mktemp("config") / "tiny.yaml"
-    file.write_text(yaml.safe_dump(tiny_run(tiny_model)), encoding="utf-8")
-    return file
+    content = yaml.safe_dump(tiny_run(tiny_model))
+    folder = make_once("config", lambda new: (new / "tiny.yaml").write_text(content, encoding="utf-8"))
+    return folder / "tiny.yaml"
 
 
 @pytest.fixture(scope="session")
-def finished_run(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run(config_file: Path, make_once: MakeOnce) -> Path:
     """The folder of that experiment, run to its end; tests only read it, or copy it."""
     from trsr.config import load_config
     from trsr.pipeline.folder import RunFolder
     from trsr.pipeline.stages import run_stages
     from trsr.pipeline.workbench import Workbench
 
-    out = tmp_path_factory.mktemp("run") / "out"
-    run_stages(Workbench(RunFolder(out, load_config(config_file), f"trsr run tiny.yaml --out {out.name}")))
-    return out
+    def run(folder: Path) -> None:
+        opened = RunFolder(folder / "out", load_config(config_file), "trsr run tiny.yaml --out out")
+        run_stages(Workbench(opened))
+
+    return make_once("finished", run) / "out"
 
 
 @dataclass(frozen=True)
@@ -198,12 +234,7 @@ def trsr(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Server]:
     """A PostgreSQL server of its own for the tests."""
-    binaries = find_binaries()
-    if binaries is None:
-        # Who only works on something else need not install a database; the build machine must have it.
-        missing = "PostgreSQL is not installed; run `apt-get install postgresql`."
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
-    with running_server(binaries) as server:
+    with running_server(need_program("postgres").parent) as server:
         yield server
 
 

@@ -31,14 +31,6 @@ SETTINGS = {
 }
 
 
-def find_binaries() -> Path | None:
-    """Return the folder of the newest `initdb` and `postgres`, None where PostgreSQL is not installed."""
-    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
-    if found := shutil.which("initdb"):
-        folders.insert(0, Path(found).resolve().parent)
-    return next((path for path in reversed(folders) if (path / "postgres").exists()), None)
-
-
 class Server:
     """A running server; `stop` and `start` keep its data and its port."""
 

@@ -28,6 +28,28 @@ _OWN: dict[str, dict[str, Any]] = {
     },
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0},
     "bloom": {"n_head": 4, "n_layer": 2},
+    "doge": {"num_key_value_heads": 4},
+    "llama4_text": {
+        "head_dim": 8,
+        "attention_chunk_size": 128,
+        "intermediate_size_mlp": 64,
+        "num_local_experts": 2,
+        "no_rope_layers": [1, 0],
+        "moe_layers": [],
+        "attn_temperature_tuning": False,
+    },
+    "phimoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "falcon_mamba": {"state_size": 8},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 2, "expand": 2},
+    "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "recurrent_gemma": {
+        "lru_width": 32,
+        "attention_window_size": 16,
+        "head_dim": 8,
+        "block_types": ["recurrent", "attention"],
+    },
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
 }
 
 

@@ -24,7 +24,7 @@ from ray_cluster import running_cluster
 
 from trsr.data.synthetic import SyntheticConfig, generate
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 pytest.importorskip("ray.data", exc_type=ImportError)
 
 Trsr = Callable[..., Answer]

@@ -6,7 +6,6 @@ A tiny random model stands for the embedded one, so texts and scores are others 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
 import sqlite3
@@ -17,6 +16,7 @@ import polars as pl
 import pytest
 import yaml
 from page_runner import ROOT, Runner
+from programs import need_program
 
 pytestmark = pytest.mark.slow
 
@@ -49,9 +49,7 @@ def make_runner(folder: Path, model: Path) -> Runner:
 @pytest.fixture(scope="module")
 def after_tutorial(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Runner:
     """The folder in which a reader has done the tutorial; other pages go on there."""
-    if shutil.which("curl") is None:
-        missing = "curl is not installed; run `apt-get install curl`."
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
+    need_program("curl")
     runner = make_runner(tmp_path_factory.mktemp("docs") / "reader", tiny_model)
     runner.run(DOCS / "tutorial.md")
     return runner

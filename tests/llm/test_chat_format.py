@@ -11,6 +11,7 @@ import pytest
 from trsr.errors import ModelError
 from trsr.llm.base import Message, Prompt
 from trsr.llm.chat_format import ChatFormat, ChatTokenizer, with_system_in_front
+from trsr.llm.llamacpp import LlamaCppTokenizer
 from trsr.testing.engines import ask
 
 
@@ -95,10 +96,13 @@ def test_later_turns_stay_as_they_are_when_the_system_text_moves() -> None:
     assert with_system_in_front(turns[:1]) == (Message("user", "s"),)
 
 
-@pytest.mark.parametrize("template", [LOWERS, SHORTENS, "hello", KEEPS.replace("messages", "messages[1:]")])
+@pytest.mark.parametrize(
+    "template",
+    [LOWERS, SHORTENS, written("message.content | e"), "hello", KEEPS.replace("messages", "messages[1:]")],
+)
 def test_a_template_that_does_not_keep_the_text_is_one_error(template: str) -> None:
     with pytest.raises(ModelError, match=r"chat template of tiny does not keep the text of the \w+ turn"):
-        TemplateTokenizer(template).render_chat(ask("Seeds? Many Of Them"))
+        TemplateTokenizer(template).render_chat(ask("Seeds & Soil? Many Of Them"))
 
 
 @pytest.mark.parametrize("template", [FAILS, "{{ 1 / 0 }}", "{{ raise_exception('a\nb') }}"])
@@ -116,6 +120,24 @@ def test_a_think_block_is_closed_only_where_the_answer_is_to_come_next(template:
     assert answered.endswith("<|assistant|><think>\n\n</think>\n\nAnswer:")
     assert tokenizer.chat_format.thinks
     assert tokenizer.prompt_version == 2
+
+
+def test_the_blank_that_a_template_writes_before_an_answer_is_known() -> None:
+    instructs = (
+        "{% for message in messages %}{% if message.role == 'assistant' %}{{ ' ' + message.content }}"
+        "{% else %}{{ '[INST] ' + message.content + '[/INST]' }}{% endif %}{% endfor %}"
+    )
+    assert (TemplateTokenizer(instructs).answer_blank, TemplateTokenizer(instructs).prompt_version) == (
+        " ",
+        2,
+    )
+    for template in (KEEPS, TRIMS, ALTERNATES, ALWAYS_THINKS, None):
+        assert TemplateTokenizer(template).answer_blank == ""
+
+
+def test_a_prompt_of_tomorrow_is_that_of_today() -> None:
+    dated = KEEPS.replace("<|assistant|>", "{{ date_string or now() }}")
+    assert TemplateTokenizer(dated).render_chat(ask("Seeds?")).endswith("26 Jul 2024")
 
 
 def test_a_model_without_a_chat_template_gets_paragraphs() -> None:
@@ -154,3 +176,23 @@ def test_a_text_that_goes_on_another_gets_no_blank_of_the_tokenizers_own() -> No
 def test_any_failure_of_a_tokenizer_without_turns_is_no_traceback() -> None:
     with pytest.raises(ModelError, match="failed"):
         TemplateTokenizer(FAILS).render_chat(Prompt(()))
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_a_prompt_begins_with_the_bos_that_llama_cpp_puts_there(
+    adds_bos: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(_server: Any, path: str, request: dict[str, Any]) -> dict[str, Any]:
+        if path == "/tokenize":
+            ids = list(request["content"].encode())
+            return {"tokens": [256, *ids] if request["add_special"] and adds_bos else ids}
+        if any(turn["role"] == "system" for turn in request["messages"]):
+            return {"error": {"code": 500, "message": "System role not supported"}}
+        return {"prompt": "".join(turn["content"] for turn in request["messages"])}
+
+    monkeypatch.setattr("trsr.llm.llamacpp.ask_server", answer)
+    tokenizer = LlamaCppTokenizer(None, "x")
+    text = tokenizer.render_chat(ask("Seeds?"))
+    assert text == "You answer in one sentence.\n\nSeeds?"
+    assert tokenizer.encode_prompt(text) == [*([256] if adds_bos else []), *text.encode()]
+    assert tokenizer.encode("lamp") == list(b"lamp")

@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny_models import random_model
 
+from trsr.llm import shared_attention
 from trsr.llm.adapter import quiet_peft
 from trsr.llm.base import LabelTokens, ScoringGroup
 from trsr.llm.margins import label_head, separate_margins
@@ -30,6 +31,7 @@ def plain_margins(model: Any) -> torch.Tensor:
 @pytest.mark.parametrize("max_tokens", [1, 12, 1000])
 def test_one_by_one_equals_the_plain_forward(name: str, max_tokens: int) -> None:
     model = random_model(name)
+    shared_attention.enable(model, "separate")
     with torch.inference_mode(), label_head(model, LABELS) as columns:
         found = separate_margins(model, GROUP, columns, max_tokens)
     torch.testing.assert_close(found, plain_margins(model), rtol=0, atol=1e-4)
@@ -37,6 +39,7 @@ def test_one_by_one_equals_the_plain_forward(name: str, max_tokens: int) -> None
 
 def test_batches_hold_no_more_tokens_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model("llama")
+    shared_attention.enable(model, "separate")
     sizes: list[int] = []
     model.register_forward_pre_hook(
         lambda _, __, given: sizes.append(given["input_ids"].numel()), with_kwargs=True

@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import random_model
+from transformers import GenerationConfig
 
 from trsr.llm import prompt_reading
+from trsr.llm.base import GenerationParams
 from trsr.llm.prompt_reading import PromptReader, common_prefix
 from trsr.llm.row_cache import as_argument, joined, keep_rows
+from trsr.llm.row_writing import RowWriter, Text
 
 # Two kinds of prompts with their own beginnings, one prompt alone, two equal ones; longer than the windows.
 FIRST, SECOND = list(range(5, 26)), list(range(30, 39))
@@ -42,10 +45,7 @@ class Writer:
         self.model = model
         with torch.inference_mode():
             passes = PromptReader(model).read(prompts, kinds)
-            if PromptReader(model).in_batches:
-                self.cache: Any = joined([done.rows for done in passes], model.config, n_new)
-            else:
-                (self.cache,) = (done.rows.cache for done in passes)
+            self.cache: Any = joined([done.rows for done in passes], model.config, n_new)
             order = [place for done in passes for place in done.places]
             self.texts = [list(prompts[place]) for place in order]
             self.n_columns = max(map(len, prompts))
@@ -96,19 +96,63 @@ def test_a_batch_reads_and_writes_as_each_prompt_alone(
     writer.check()
 
 
-@pytest.mark.parametrize("model_type", ["qwen3_next", "qwen3"])
-def test_a_model_with_a_passing_state_reads_one_prompt_at_a_time(
-    model_type: str, monkeypatch: pytest.MonkeyPatch
+STATEFUL = ["mamba", "falcon_mamba", "mamba2", "qwen3_next", "recurrent_gemma", "lfm2", "rwkv"]
+
+
+@pytest.mark.parametrize("model_type", [*STATEFUL, "bart", "gpt_neo", "llama"])
+def test_what_is_not_proven_to_be_written_together_is_written_as_generate_writes_it(
+    model_type: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    if model_type == "qwen3":  # any model can
-        monkeypatch.setattr(prompt_reading, "has_plain_attention", lambda _config: False)
-    model = random_model(model_type)
-    assert not PromptReader(model).in_batches
-    for prompt in (PROMPTS[0], PROMPTS[4]):
-        writer = Writer(model, [prompt], ["only"], n_new=2)
-        writer.check()
-        writer.go_on([0], [11])
-        writer.check()
+    changes: dict[str, dict[str, Any]] = {
+        "bart": {"decoder_layers": 2, "d_model": 32, "decoder_attention_heads": 4, "decoder_ffn_dim": 64},
+        "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]], "window_size": 8},
+        "llama": {"a_chunk_of_keys": 4096},
+    }
+    model = random_model(model_type, **changes.get(model_type, {}))
+    reader = PromptReader(model)
+    assert not reader.in_batches
+    assert "one text at a time" in caplog.text
+    PromptReader(model)
+    assert caplog.text.count("one text at a time") == 1
+    writer = RowWriter(model, reader, GenerationParams(max_new_tokens=6), lambda _: True, {-1})
+    writer.join([Text(number, PROMPTS[place], None) for number, place in enumerate((0, 4))])
+    written = {}
+    while writer.texts:
+        written.update({text.index: text.written for text in writer.step()})
+    model.generation_config = GenerationConfig()
+    for number, place in enumerate((0, 4)):
+        prompt = torch.tensor([PROMPTS[place]])
+        ones = torch.ones_like(prompt)
+        whole = model.generate(prompt, attention_mask=ones, max_new_tokens=6, do_sample=False)
+        assert written[number] == whole[0, prompt.shape[1] :].tolist()
+
+
+def test_a_text_written_alone_obeys_ends_penalty_and_wording_and_leaves_the_models_settings() -> None:
+    model = random_model("mamba")
+    model.generation_config = GenerationConfig(repetition_penalty=1.5, num_beams=3)
+
+    def write(ends: set[int], **params: Any) -> list[int]:
+        options = GenerationParams(max_new_tokens=8, **params)
+        writer = RowWriter(model, PromptReader(model), options, lambda written: len(written) < 7, ends)
+        writer.join([Text(0, PROMPTS[0], None)])
+        (text,) = writer.step()
+        return text.written
+
+    plain = write(set())
+    assert len(plain) == 7
+    assert write({plain[3]}) == plain[: plain.index(plain[3])]
+    assert len(set(write(set(), frequency_penalty=100.0))) == 7
+    assert write(set(), temperature=5.0) == write(set(), temperature=5.0) != plain
+    assert model.generation_config.num_beams == 3
+
+
+@pytest.mark.parametrize(("longest", "together"), [(None, False), (51, False), (50, True)])
+def test_texts_whose_positions_follow_from_their_length_are_written_together_only_below_it(
+    longest: int | None, together: bool
+) -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    model = random_model("llama", rope_parameters=rope, max_position_embeddings=50)
+    assert PromptReader(model, longest).in_batches is together
 
 
 def count_tokens(model: Any) -> list[int]:
@@ -120,8 +164,8 @@ def count_tokens(model: Any) -> list[int]:
 
 def test_what_prompts_of_a_kind_begin_with_is_read_once() -> None:
     model = random_model("llama")
-    counts = count_tokens(model)
     reader = PromptReader(model)
+    counts = count_tokens(model)
     prompts = [[*FIRST, 40 + i, 41, 42] for i in range(6)]
     with torch.inference_mode():
         reader.read(prompts[:4], ["first"] * 4)
@@ -132,8 +176,8 @@ def test_what_prompts_of_a_kind_begin_with_is_read_once() -> None:
 
 def test_a_beginning_becomes_shorter_when_a_prompt_of_its_kind_ends_it_earlier() -> None:
     model = random_model("llama")
-    counts = count_tokens(model)
     reader = PromptReader(model)
+    counts = count_tokens(model)
     with torch.inference_mode():
         reader.read([[5, 6, 7, 8, 9]], ["a"])  # alone, it says nothing about its kind
         reader.read([[5, 6, 7, 8, 9], [5, 6, 7, 8, 10]], ["a", "a"])
@@ -148,10 +192,11 @@ def test_prompts_of_like_length_are_read_together_without_much_padding(
 ) -> None:
     monkeypatch.setattr(prompt_reading, "PASS_TOKENS", 20)
     model = random_model("llama")
+    reader = PromptReader(model)
     counts = count_tokens(model)
     prompts = [[10 + n, *[3] * (n - 1), 4] for n in (10, 2, 9, 2, 10, 2)]
     with torch.inference_mode():
-        PromptReader(model).read(prompts, list("abcdef"))
+        reader.read(prompts, list("abcdef"))
     assert counts == [20, 9 * 2, 2 * 2]
 
 

@@ -12,6 +12,7 @@ from tiny_models import random_model
 
 from trsr.llm import shared_attention
 from trsr.llm.adapter import quiet_peft
+from trsr.llm.architecture import forget_lengths
 from trsr.llm.base import LabelTokens, ScoringGroup
 from trsr.llm.margins import label_head, packed_margins, separate_margins
 from trsr.llm.packing import Part, PrefixKV, Segment, pack
@@ -42,6 +43,18 @@ def with_adapter(model: Any) -> Any:
     with quiet_peft():
         lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
         return get_peft_model(model, lora).eval()
+
+
+def by_length(kind: str) -> Any:
+    """A Llama whose rotary positions change beyond 50 tokens."""
+    rope = {"rope_type": kind, "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 50}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 4, "long_factor": [2.0, 3.0, 4.0, 5.0]}
+    model = random_model(
+        "llama", rope_parameters=rope, **({"max_position_embeddings": 50} if kind == "dynamic" else {})
+    )
+    forget_lengths(model)
+    return model
 
 
 @pytest.fixture(scope="module", params=SHARING)
@@ -123,10 +136,49 @@ def test_an_architecture_that_cannot_share_is_found_and_says_so_once(
     assert not shared_attention.is_enabled(model)
 
 
-def test_rotary_positions_that_depend_on_the_length_are_not_shared(caplog: pytest.LogCaptureFixture) -> None:
-    model = random_model("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})
+UNKNOWN: dict[str, tuple[str, dict[str, Any], str]] = {
+    "a mask of chunks": ("llama4_text", {"attention_chunk_size": 64}, "masks hide"),
+    "a mask with a window that layers do not name": ("phimoe", {"sliding_window": 64}, "masks hide"),
+    "a temperature by place": ("llama4_text", {"attn_temperature_tuning": True}, "temperature_tuning"),
+    "attention twice a layer": ("diffllama", {}, "differ"),
+    "a sparse mask": ("doge", {}, "keep_window_size"),
+    "a setting that nobody knows": ("llama", {"block_sparse_size": 4096}, "block_sparse_size=4096"),
+    "positions that nobody knows": ("llama", {"strided_positions": True}, "strided_positions"),
+}
+
+
+@pytest.mark.parametrize("kind", UNKNOWN)
+def test_attention_that_a_short_text_does_not_show_is_refused(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    name, changes, reason = UNKNOWN[kind]
+    model = random_model(name, **changes)
     assert not shared_attention.enable(model)
-    assert "dynamic rotary positions" in caplog.text
+    assert reason in caplog.text
+    assert not shared_attention.is_enabled(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("phimoe", {"sliding_window": None}), ("llama4_text", {}), ("mistral", {"sliding_window": 100})],
+)
+def test_attention_that_hides_nothing_within_the_context_is_shared(
+    name: str, changes: dict[str, Any]
+) -> None:
+    assert shared_attention.enable(random_model(name, **changes))
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_positions_that_follow_from_the_length_are_shared_where_they_do_not_change(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    shared_attention._say_too_long.cache_clear()
+    model = by_length(kind)
+    assert shared_attention.enable(model)
+    assert shared_attention.fits(model, GROUPS[0])  # 30 and 20
+    assert "more than" not in caplog.text
+    assert not shared_attention.fits(model, ScoringGroup(GROUPS[0].prefix, draw(1, 3, 21)))
+    assert "more than 50 tokens" in caplog.text
 
 
 def test_a_wrong_attention_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,7 @@ def on_one_node(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_the_job_script_trains_a_model_that_ranks_as_that_of_one_process(
     trsr: Callable[..., Answer], tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -202,6 +202,18 @@ def test_behind_an_answer_cue_the_label_includes_the_blank() -> None:
     assert made.labels() == LabelTokens(1000, 1001)
 
 
+def test_the_label_includes_the_blank_that_the_chat_format_writes_before_an_answer() -> None:
+    class Instructs(BlankYes):
+        answer_blank = " "
+
+    class BlanksByItself(FakeTokenizer):
+        answer_blank = " "
+
+    assert builder(tokenizer=Instructs()).labels() == LabelTokens(1000, 1001)
+    assert builder(tokenizer=BlanksByItself()).labels() == builder().labels()
+    assert builder("qwen3_reranker", Instructs()).labels() == builder().labels()
+
+
 def test_without_a_cue_the_label_has_no_blank() -> None:
     assert builder(tokenizer=BlankYes()).labels() == builder().labels()
 

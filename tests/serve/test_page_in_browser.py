@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from programs import need_program
 from shop import KEY, make_service, make_settings, running
 
 from trsr.llm.fake import FakeGenerator
@@ -19,7 +19,6 @@ from trsr.serve.records import Event
 from trsr.serve.service import Service
 from trsr.types import History, Item
 
-CHROMIUM = "/usr/bin/chromium"
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --disable-background-networking --disable-component-update"
 AXE = files("axe_playwright_python") / "axe.min.js"
 LONG = "Donaudampfschifffahrtselektrizitätenhauptbetriebswerkbauunterbeamtengesellschaft"
@@ -29,15 +28,12 @@ pytestmark = [
     pytest.mark.browser,
     # Of the plugins that bring the browser.
     pytest.mark.filterwarnings("ignore:Session-scoped fixtures defined as instance methods"),
-    pytest.mark.skipif(
-        not Path(CHROMIUM).exists() and not os.environ.get("CI"), reason=f"there is no {CHROMIUM}"
-    ),
 ]
 
 
 @pytest.fixture(scope="session")
 def browser_type_launch_args() -> dict[str, Any]:
-    return {"executable_path": CHROMIUM, "args": [*FLAGS.split(), "--disable-sync"]}
+    return {"executable_path": need_program("chromium"), "args": [*FLAGS.split(), "--disable-sync"]}
 
 
 @dataclass

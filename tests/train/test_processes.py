@@ -51,6 +51,7 @@ def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("folder", ["two", "two_then_one", "one_then_two"])
 def test_two_processes_have_the_losses_of_one(trained: Path, folder: str) -> None:
     assert losses(trained / folder) == pytest.approx(losses(trained / "one"), abs=1e-4)
@@ -62,12 +63,14 @@ def test_two_processes_have_the_losses_of_one(trained: Path, folder: str) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_unequal_parts_of_the_last_batch_count_by_their_users(trained: Path) -> None:
     assert losses(trained / "micro", 4) == pytest.approx(losses(trained / "epoch", 4), abs=1e-4)
     assert losses(trained / "micro_one", 4) == pytest.approx(losses(trained / "epoch", 4), abs=1e-4)
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_two_killed_processes_end_with_the_weights_of_two_unbroken_ones(trained: Path) -> None:
     assert losses(trained / "dropout_killed", 4) == losses(trained / "dropout", 4)
     weights, expected = (
@@ -80,6 +83,7 @@ def test_two_killed_processes_end_with_the_weights_of_two_unbroken_ones(trained:
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_each_process_draws_its_own_dropout(trained: Path) -> None:
     states = [
         torch.load(trained / "dropout" / "checkpoint-4" / f"rng_state_{index}.pth", weights_only=False)["cpu"]
@@ -89,6 +93,7 @@ def test_each_process_draws_its_own_dropout(trained: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_a_model_in_shards_learns_the_same_and_its_adapter_is_put_together(
     trained: Path, tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -52,10 +52,12 @@ class AdapterInfo(BaseModel):
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Silence warnings that say nothing: of every wrapped model, and of GPT-2's transposed linear layers."""
+    """Silence warnings that say nothing: of every wrapped model, of GPT-2's transposed layers, of experts."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
+        # PEFT sets ranks for experts' weights by itself, and then does not find them among the layers.
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)
         yield
 
 

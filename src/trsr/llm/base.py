@@ -133,13 +133,19 @@ class Tokenizer(Protocol):
 
         Version 2 begins with the BOS that the tokenizer adds by itself, gives models without a chat template
         an answer cue, models without a system role that text in front of the user's, closes think blocks
-        before the answer, and reads a candidate without a blank of the tokenizer's own before it.
+        before the answer, and reads a candidate without a blank of the tokenizer's own before it, but an
+        answer with the blank that the chat template writes there.
         """
         ...
 
     @property
     def has_chat_template(self) -> bool:
         """Whether turns are written in a chat format; else they are paragraphs."""
+        ...
+
+    @property
+    def answer_blank(self) -> str:
+        """A blank where the chat format has one before an answer, else nothing."""
         ...
 
     def encode(self, text: str) -> list[int]:

@@ -24,7 +24,8 @@ _NO_THINKING = {"enable_thinking": False, "thinking": False}
 # Llama-3.2 and its kin write today's date, which would make a prompt of every day another one.
 _ALWAYS = {"date_string": "26 Jul 2024"}
 _OPEN_BLOCK = re.compile(r"<([\w:]*think\w*)>\s*$", re.IGNORECASE)
-_EXAMPLE = (Message("system", "Weigh Both Sides."), Message("user", "Lamp #1 or Rope #2?"))
+_EXAMPLE = (Message("system", 'Weigh "both" Sides.'), Message("user", "Tom & Ann's Lamp\n\n or <3 Ropes, é?"))
+_ANSWER = Message("assistant", "Ropes.")
 
 
 class ChatFormat:
@@ -58,6 +59,18 @@ class ChatFormat:
         """Whether answers begin with a think block unless it is closed beforehand."""
         example = Prompt(_EXAMPLE)
         return self.render(example) != self.render(example, think=False)
+
+    @cached_property
+    def answer_blank(self) -> str:
+        """A blank where the chat template writes one before an answer (`[/INST] yes`), else nothing."""
+        if self._apply is None:
+            return ""
+        turns = _EXAMPLE if self.takes_system else with_system_in_front(_EXAMPLE)
+        try:
+            answered = self._write((*turns, _ANSWER), {}).removeprefix(self._write(turns, {}))
+        except ModelError:
+            return ""
+        return " " if answered.startswith(f" {_ANSWER.content}") else ""
 
     def render(self, prompt: Prompt, *, think: bool = True) -> str:
         """Return the whole prompt, prefill included, ending where the answer begins.
@@ -144,6 +157,11 @@ class ChatTokenizer(ABC):
         apart = [*self._line_end, *self.token_ids("x", adds_special=False)]
         return self.token_ids("\nx", adds_special=False) != apart
 
+    @property
+    def answer_blank(self) -> str:
+        """See `ChatFormat.answer_blank`."""
+        return self.chat_format.answer_blank
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text that goes on another one; nothing is added around it."""
         if self._blanks_beginnings:
@@ -166,7 +184,9 @@ class ChatTokenizer(ABC):
     def prompt_version(self) -> int:
         """See `Tokenizer.prompt_version`."""
         chat = self.chat_format
-        if chat.is_plain or not chat.takes_system or chat.thinks or self._blanks_beginnings:
+        if chat.is_plain or not chat.takes_system or chat.thinks or chat.answer_blank:
+            return 2
+        if self._blanks_beginnings:
             return 2
         example = self.render_chat(Prompt(_EXAMPLE))
         return 1 if self.encode_prompt(example) == self.token_ids(example, adds_special=False) else 2

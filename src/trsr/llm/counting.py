@@ -40,6 +40,7 @@ class RoughTokenizer:
 
     has_chat_template = True
     prompt_version = 1
+    answer_blank = ""
 
     def __init__(self) -> None:
         self._pieces: list[str] = []

@@ -197,6 +197,7 @@ class FakeTokenizer:
     special_texts: tuple[str, ...] = _SPECIAL[:2]
     has_chat_template = True
     prompt_version = 1
+    answer_blank = ""
 
     def encode(self, text: str) -> list[int]:
         """Return byte values, and 256 and up for the special texts."""

@@ -6,7 +6,7 @@ computes in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import nn
 
 from trsr.llm.base import LabelTokens, ScoringGroup
 from trsr.llm.packing import Packed
-from trsr.llm.shared_attention import run_packed
+from trsr.llm.shared_attention import run_packed, run_rows, together
 
 
 class _LabelHead(nn.Module):
@@ -50,7 +50,12 @@ def label_head(model: Any, labels: LabelTokens) -> Iterator[tuple[int, int]]:
     if type(whole) is not nn.Linear:
         yield labels.positive, labels.negative
         return
-    model.set_output_embeddings(_LabelHead(whole, labels))
+    try:
+        model.set_output_embeddings(_LabelHead(whole, labels))
+    except TypeError:  # of models that keep the head's bias a second time
+        model.set_output_embeddings(whole)
+        yield labels.positive, labels.negative
+        return
     try:
         yield 0, 1
     finally:
@@ -80,32 +85,16 @@ def separate_margins(
         labels: The columns of the answers, as `label_head` yields them.
         max_tokens: Tokens a forward pass, padding included; at least one candidate is read.
     """
-    lengths = [len(group.prefix) + len(suffix) for suffix in group.suffixes]
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    order = sorted(range(len(group.suffixes)), key=lambda place: len(group.suffixes[place]))
     found: list[torch.Tensor] = []
-    places: list[int] = []
-    while len(places) < len(order):
-        rest = order[len(places) :]
-        batch = [i for n, i in enumerate(rest, start=1) if n == 1 or n * lengths[i] <= max_tokens]
-        sequences = [[*group.prefix, *group.suffixes[i]] for i in batch]
-        found.append(_batch_margins(model, sequences, labels))
-        places += batch
+    done = 0
+    while done < len(order):
+        sequences = [[*group.prefix, *group.suffixes[place]] for place in order[done:]]
+        n = together(model, [len(sequence) for sequence in sequences], max_tokens)
+        found.append(_margins(run_rows(model, sequences[:n]), labels))
+        done += n
     margins = torch.cat(found)
-    return margins[torch.tensor(places, device=margins.device).argsort()]
-
-
-def _batch_margins(model: Any, sequences: Sequence[Sequence[int]], labels: tuple[int, int]) -> torch.Tensor:
-    """Return the margins after the last token of each sequence, shape (B,); padding stands on the right."""
-    device = model.device
-    lengths = torch.tensor([len(sequence) for sequence in sequences], device=device)
-    tokens = torch.zeros(len(sequences), int(lengths.max()), dtype=torch.long, device=device)
-    for row, sequence in enumerate(sequences):
-        tokens[row, : len(sequence)] = torch.tensor(sequence, device=device)
-    mask = torch.arange(tokens.shape[1], device=device)[None] < lengths[:, None]
-    kept, where = (lengths - 1).unique(return_inverse=True)
-    out = model(input_ids=tokens, attention_mask=mask.long(), logits_to_keep=kept, use_cache=False)
-    rows = torch.arange(len(sequences), device=device)
-    return _margins(out.logits[rows, where].float(), labels)
+    return margins[torch.tensor(order, device=margins.device).argsort()]
 
 
 def _margins(logits: torch.Tensor, labels: tuple[int, int]) -> torch.Tensor:

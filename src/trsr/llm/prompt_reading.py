@@ -6,19 +6,37 @@ beginning at its own first position, so that padding stands behind it, where not
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
-from trsr.llm.row_cache import Rows, as_argument, has_plain_attention
+from trsr.llm.architecture import TOLERANCE, distance, length_limit, unknown_terms
+from trsr.llm.row_cache import Rows, as_argument, has_plain_attention, joined, next_logits, takes_cache
 
 # Tokens read in one pass: enough for full speed, and few enough that temporaries stay small.
 PASS_TOKENS = 4096
 GPU_PASS_TOKENS = 32768
+
+
+_PROBES = ([3, 7, 11, 5, 13, 2, 17, 9, 4], [3, 7, 11, 8], [3, 7, 11, 6, 12, 4])
+# Why a model's texts cannot be written together; empty where they can.
+_OBSTACLES: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+
+_log = logging.getLogger(__name__)
+
+
+def _obstacle(model: Any) -> str:
+    """Say what is known to stand against writing a model's texts together; empty for nothing."""
+    if not takes_cache(model) or not has_plain_attention(model.config):
+        return "it remembers more than the keys and values of each position"
+    unknown = unknown_terms(model.config)
+    return f"what {unknown} does to attention is not known here" if unknown else ""
 
 
 @dataclass(frozen=True)
@@ -32,16 +50,60 @@ class Pass:
 class PromptReader:
     """Reads prompts with one model; beginnings are remembered as long as it lives.
 
+    Args:
+        model: A causal language model of transformers.
+        longest: Most tokens of a prompt and what is written to it; None for any number.
+
     Attributes:
-        in_batches: Whether several texts can share a cache; else read and write them one at a time.
+        in_batches: Whether several texts share a cache, exactly; else each is read and written by itself,
+            and `read` is not asked. One log line a model says why.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, longest: int | None = None) -> None:
         self._model = model
         self._beginnings: dict[Hashable, tuple[int, ...]] = {}
         self._read_beginnings: dict[tuple[int, ...], Cache] = {}
         self._pass_tokens = PASS_TOKENS if model.device.type == "cpu" else GPU_PASS_TOKENS
-        self.in_batches = has_plain_attention(model.config)
+        if model not in _OBSTACLES:
+            _OBSTACLES[model] = _obstacle(model) or self._mistake()
+            if _OBSTACLES[model]:
+                _log.warning(
+                    "%s writes one text at a time (%s), which is slower.",
+                    type(model).__name__,
+                    _OBSTACLES[model],
+                )
+        limit = length_limit(model.config)
+        self.in_batches = not _OBSTACLES[model] and (
+            limit is None or (longest is not None and longest <= limit)
+        )
+
+    @torch.inference_mode()
+    def _mistake(self) -> str:
+        """Write to two short prompts together, and say whether that differs from reading each alone."""
+        device = self._model.device
+        try:
+            plain = [
+                self._model(torch.tensor([prompt], device=device)).logits[0, -1].float() for prompt in _PROBES
+            ]
+            passes = self.read(_PROBES, ["probe"] * len(_PROBES))
+            cache = joined([done.rows for done in passes], self._model.config, 1)
+            order = [place for done in passes for place in done.places]
+            found = self._next(cache, [_PROBES[place] for place in order])
+            error = distance(found, torch.stack([plain[place] for place in order]))
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as problem:
+            return (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+        finally:
+            self._beginnings.clear()
+            self._read_beginnings.clear()
+        return "" if error <= TOLERANCE[self._model.dtype] else f"answers together differ by {error:.1g}"
+
+    def _next(self, cache: Cache, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Return the logits after the last token of each prompt, the others being read."""
+        device, width = self._model.device, max(map(len, prompts))
+        tokens = torch.tensor([prompt[-1:] for prompt in prompts], device=device)
+        positions = torch.tensor([[len(prompt) - 1] for prompt in prompts], device=device)
+        mask = (torch.arange(width, device=device) >= width - 1 - positions).long()
+        return next_logits(self._model, cache, tokens, mask, positions)
 
     def read(self, prompts: Sequence[list[int]], kinds: Sequence[Hashable]) -> list[Pass]:
         """Read all tokens but the last of each prompt; writing starts with the last one.
@@ -51,8 +113,6 @@ class PromptReader:
             kinds: Equal for prompts that are likely to begin alike.
         """
         bodies = [prompt[:-1] for prompt in prompts]
-        if not self.in_batches:
-            return [self._read_alone(place, body) for place, body in enumerate(bodies)]
         groups: dict[tuple[int, ...], list[int]] = {}
         for kind in dict.fromkeys(kinds):
             places = [place for place, its_kind in enumerate(kinds) if its_kind == kind]
@@ -72,12 +132,6 @@ class PromptReader:
         group = [*prompts, [*known, -1]] if known is not None else prompts
         self._beginnings[kind] = tuple(prompts[0][: common_prefix(group)])
         return self._beginnings[kind]
-
-    def _read_alone(self, place: int, body: list[int]) -> Pass:
-        cache = DynamicCache(config=self._model.config)
-        if body:
-            self._forward(cache, [body], 0)
-        return Pass((place,), Rows(cache, ((0, len(body)),)))
 
     def _read_pass(self, beginning: tuple[int, ...], places: list[int], bodies: list[list[int]]) -> Pass:
         """Read prompts that share a beginning, one a row."""

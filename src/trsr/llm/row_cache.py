@@ -22,6 +22,11 @@ def as_argument(model: Any, cache: Cache) -> dict[str, Cache]:
     return {name: cache}
 
 
+def takes_cache(model: Any) -> bool:
+    """Return whether a model can be handed a cache."""
+    return not {"cache", "past_key_values"}.isdisjoint(inspect.signature(model.forward).parameters)
+
+
 def has_plain_attention(config: Any) -> bool:
     """Return whether a model remembers keys and values by position and nothing else.
 
@@ -29,6 +34,25 @@ def has_plain_attention(config: Any) -> bool:
     """
     layers = DynamicCache(config=config).layers
     return all(type(layer) in {DynamicLayer, DynamicSlidingWindowLayer} for layer in layers)
+
+
+def next_logits(
+    model: Any, cache: Cache, tokens: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor
+) -> torch.Tensor:
+    """Read one token more of each row of a cache; return the logits after it, shape (B, V), float32.
+
+    Args:
+        model: The model that filled the cache.
+        cache: Of B rows that end in the same column.
+        tokens: Shape (B, 1).
+        mask: Shape (B, columns + 1), 1 where a row holds a token.
+        positions: Shape (B, 1), of the tokens within their texts.
+    """
+    read = model(
+        tokens, attention_mask=mask, position_ids=positions, logits_to_keep=1, **as_argument(model, cache)
+    )
+    logits: torch.Tensor = read.logits[:, -1].float()
+    return logits
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from trsr.llm.base import GenerationParams
 from trsr.llm.prompt_reading import PromptReader
-from trsr.llm.row_cache import Rows, as_argument, joined, keep_rows
+from trsr.llm.row_cache import Rows, joined, keep_rows, next_logits
 from trsr.llm.wording import Wording
 from trsr.seeding import derive_seed
 
@@ -80,15 +82,19 @@ class RowWriter:
     def join(self, texts: Sequence[Text]) -> None:
         """Read the prompts of new texts, and write them together with those already there from now on."""
         started, device = time.perf_counter(), self._model.device
+        for text in texts:
+            if self._params.temperature > 0:
+                seed = derive_seed(self._params.seed, *text.prompt) // 2  # within what torch takes
+                text.generator = torch.Generator(device).manual_seed(seed)
+        if not self._reader.in_batches:
+            self.texts += texts
+            return
         passes = self._reader.read([text.prompt for text in texts], [text.kind for text in texts])
         parts = [done.rows for done in passes]
         if self.texts:
             end = self._cache.get_seq_length()
             parts.insert(0, Rows(self._cache, tuple((end - text.n_read, end) for text in self.texts)))
-        if self._reader.in_batches:
-            self._cache = joined(parts, self._model.config, self._params.max_new_tokens)
-        else:
-            (self._cache,) = (part.cache for part in parts)
+        self._cache = joined(parts, self._model.config, self._params.max_new_tokens)
         self.texts += [texts[place] for done in passes for place in done.places]
         self._tokens = torch.tensor([[text.last] for text in self.texts], device=device)
         self._positions = torch.tensor([[text.n_read] for text in self.texts], device=device)
@@ -96,25 +102,17 @@ class RowWriter:
         self._mask = (torch.arange(width, device=device) >= width - 1 - self._positions).long()
         for text in texts:
             text.seconds += (time.perf_counter() - started) / len(texts)
-            if self._params.temperature > 0:
-                seed = derive_seed(self._params.seed, *text.prompt) // 2  # within what torch takes
-                text.generator = torch.Generator(device).manual_seed(seed)
 
     @torch.inference_mode()
     def step(self) -> list[Text]:
-        """Write one token of each text; return the texts that are finished, which leave."""
+        """Write one token of each text, or one text to its end; return those finished, which leave."""
         started = time.perf_counter()
-        logits = (
-            self._model(
-                self._tokens,
-                attention_mask=self._mask,
-                position_ids=self._positions,
-                logits_to_keep=1,
-                **as_argument(self._model, self._cache),
-            )
-            .logits[:, -1]
-            .float()
-        )
+        if not self._reader.in_batches:
+            text = self.texts.pop(0)
+            write_alone(self._model, text, self._params, partial(self._take, text))
+            text.seconds += time.perf_counter() - started
+            return [text]
+        logits = next_logits(self._model, self._cache, self._tokens, self._mask, self._positions)
         chosen = choose(logits, self.texts, self._params)
         keep = [slot for slot, token in enumerate(chosen.tolist()) if self._take(self.texts[slot], token)]
         seconds = (time.perf_counter() - started) / len(self.texts)
@@ -146,6 +144,41 @@ class RowWriter:
         self._tokens = chosen[:, None]
         self._positions = self._positions + 1
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(self.texts), 1)], dim=1)
+
+
+def write_alone(model: Any, text: Text, params: GenerationParams, take: Callable[[int], bool]) -> None:
+    """Write a text to its end by the model's own `generate`, whatever it remembers from token to token.
+
+    Args:
+        model: A causal language model of transformers.
+        text: The prompt; it grows by what `take` adds.
+        params: How to write.
+        take: Is given each token; returns whether the text goes on.
+    """
+    goes_on = True
+
+    def pick(_tokens: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        nonlocal goes_on
+        chosen = int(choose(logits.float(), [text], params))
+        goes_on = take(chosen)
+        only = torch.full_like(logits, -torch.inf)
+        only[:, chosen] = 0
+        return only
+
+    prompt = torch.tensor([text.prompt], device=model.device)
+    own, model.generation_config = model.generation_config, GenerationConfig()  # nothing but what `pick` says
+    try:
+        model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            generation_config=GenerationConfig(max_new_tokens=params.max_new_tokens, do_sample=False),
+            logits_processor=LogitsProcessorList([pick]),
+            stopping_criteria=StoppingCriteriaList(
+                [lambda tokens, _: tokens.new_tensor([not goes_on]).bool()]
+            ),
+        )
+    finally:
+        model.generation_config = own
 
 
 def choose(logits: torch.Tensor, texts: Sequence[Text], params: GenerationParams) -> torch.Tensor:

@@ -10,7 +10,9 @@ without sharing; a model whose answers change is left as it was.
 from __future__ import annotations
 
 import logging
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -19,18 +21,21 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from trsr.llm.base import Sharing
+from trsr.llm.architecture import (
+    TOLERANCE,
+    distance,
+    hidden_masks,
+    length_limit,
+    refuse_unknown_terms,
+    unknown_terms,
+)
+from trsr.llm.base import ScoringGroup, Sharing
 from trsr.llm.block_attention import block_attention
-from trsr.llm.packing import Layout, Packed, Part, Segment, near_mask, pack
+from trsr.llm.packing import Layout, Packed, Part, PrefixKV, Segment, near_mask, pack
 from trsr.llm.padded_attention import can_pad, padded_attention
 
 NAMES: dict[Sharing, str] = {"rows": "trsr_rows", "padded": "trsr_padded", "blocks": "trsr_blocks"}
-# Arguments by which some architectures change the scores in ways this attention does not know.
-_UNKNOWN_TERMS = ("softcap", "s_aux", "position_bias", "head_mask")
-# Rotary positions that change with the longest sequence of a pass.
-_ROPE_BY_LENGTH = frozenset({"dynamic", "longrope"})
-# Share of what the logits vary by; wrong positions or a wrong mask change them by far more.
-_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.1}
+_LONGEST_PROBE = 256  # tokens; longer windows are compared as masks
 
 _log = logging.getLogger(__name__)
 
@@ -72,8 +77,7 @@ def shared_prefix_attention(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
         return out, None
-    if terms := [name for name in _UNKNOWN_TERMS if kwargs.get(name) is not None]:
-        raise NotImplementedError(f"attention with {terms[0]} cannot share a prefix here")
+    refuse_unknown_terms(kwargs)
     if module.config._attn_implementation == NAMES["blocks"]:
         if dropout:
             raise NotImplementedError("attention in blocks has no dropout")
@@ -162,12 +166,35 @@ def is_enabled(model: Any) -> bool:
     return model.config._attn_implementation in NAMES.values()
 
 
+def fits(model: Any, group: ScoringGroup) -> bool:
+    """Whether a group is short enough that a model which reads packed sequences shares its prefix exactly.
+
+    One log line a model says that there are longer ones, which are read by themselves.
+    """
+    limit = length_limit(model.config)
+    if limit is None or len(group.prefix) + max(map(len, group.suffixes), default=0) <= limit:
+        return True
+    _say_too_long(type(model).__name__, limit)
+    return False
+
+
+@lru_cache
+def _say_too_long(name: str, limit: int) -> None:
+    _log.warning(
+        "%s reads texts of more than %d tokens with other rotary positions; their candidates are read one by "
+        "one, which is slower.",
+        name,
+        limit,
+    )
+
+
 def enable(model: Any, sharing: Sharing = "auto") -> bool:
     """Make a model read packed sequences, if its answers are then exactly what they would be without.
 
     An architecture with a state that passes from token to token, or with attention that is not a function of
     positions alone, is found by asking it: a packed group must give the logits that its candidates give
-    one by one. One log line says when it does not.
+    one by one. What a short text does not show is read off its configuration and its masks. One log line
+    says when it does not share.
 
     Args:
         model: A transformers causal language model, before any adapter wraps it.
@@ -177,6 +204,7 @@ def enable(model: Any, sharing: Sharing = "auto") -> bool:
     Returns:
         Whether it does now; else it is as it was.
     """
+    _note_rows(model)
     if sharing == "separate":
         return False
     if sharing == "auto":
@@ -199,36 +227,100 @@ def _obstacle(model: Any, name: str) -> str:
     """Set the attention and return why the model's answers are not what they were; empty when they are."""
     if not model._can_set_attn_implementation():
         return "its attention cannot be replaced"
-    rope = getattr(model.config, "rope_parameters", None) or {}
-    kinds = {rope.get("rope_type")} | {r.get("rope_type") for r in rope.values() if isinstance(r, dict)}
-    if by_length := kinds & _ROPE_BY_LENGTH:
-        return f"its {', '.join(map(str, by_length))} rotary positions depend on the length of the sequence"
-    plain = _probe_plainly(model)
+    if unknown := unknown_terms(model.config):
+        return f"what {unknown} does to attention is not known here"
+    parts = _probe(model.config)
     try:
+        plain = _read_plainly(model, parts)
+        if reason := hidden_masks(model, torch.tensor([parts[0].prefix], device=model.device)):
+            return reason
         model.set_attn_implementation(name)
         with torch.inference_mode():
-            packed = run_packed(model, pack(_PROBES).to(model.device)).logits[0].float()
-    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as problem:
+            errors = [distance(packed, plain) for packed in _read_packed(model, parts)]
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as problem:
         return (str(problem).strip().splitlines() or [type(problem).__name__])[0]
-    spread = (plain - plain.mean(dim=0)).norm()  # over the probe's answers, what a mistake would disturb
-    error = float((packed - plain).norm() / spread)
-    return "" if error <= _TOLERANCE[model.dtype] else f"its answers differ by {error:.1g}"
+    error = max(errors)
+    return "" if error <= TOLERANCE[model.dtype] else f"its answers differ by {error:.1g}"
 
 
-_PROBES = (
-    Part((3, 7, 11, 5, 13, 2, 17), ((19, 4), (8,), (6, 23, 9), (4, 19))),
-    Part((14, 7, 3), ((8, 5, 21, 2), (19, 4))),
-)
+def _note_rows(model: Any) -> None:
+    """Note whether several texts of one pass, filled up on the right, are read as each alone."""
+    parts = _probe(model.config)
+    sequences = [[*part.prefix, *suffix] for part in parts for suffix in part.suffixes]
+    try:
+        with torch.inference_mode():
+            error = distance(run_rows(model, sequences), _read_plainly(model, parts))
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError):
+        error = float("inf")
+    model.reads_rows = error <= TOLERANCE[model.dtype]
 
 
-def _probe_plainly(model: Any) -> torch.Tensor:
-    """Return the logits after each of the probes' sequences, read one by one; shape (n, vocabulary)."""
+def together(model: Any, lengths: Sequence[int], max_tokens: int) -> int:
+    """Return how many of some texts, shortest first, one pass reads as it would each alone; at least one.
+
+    Args:
+        model: Any causal language model, perhaps wrapped for several processes; one that `enable` has not
+            seen reads one text at a time.
+        lengths: Their tokens, ascending.
+        max_tokens: Of a pass, padding included.
+    """
+    inner = getattr(model, "module", model)
+    if not getattr(inner, "reads_rows", False):
+        return 1
+    if length_limit(inner.config) is not None:  # positions follow from the longest text of a pass
+        lengths = [length for length in lengths if length == lengths[0]]
+    return max(1, sum(n * length <= max_tokens for n, length in enumerate(lengths, start=1)))
+
+
+def run_rows(model: Any, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Return the logits after the last token of each sequence, shape (B, V), float32."""
+    device = model.device
+    lengths = torch.tensor([len(sequence) for sequence in sequences], device=device)
+    tokens = torch.zeros(len(sequences), int(lengths.max()), dtype=torch.long, device=device)
+    for row, sequence in enumerate(sequences):
+        tokens[row, : len(sequence)] = torch.tensor(sequence, device=device)
+    kept, where = (lengths - 1).unique(return_inverse=True)
+    options: dict[str, Any] = {"logits_to_keep": kept, "use_cache": False}
+    if len(kept) > 1:
+        mask = torch.arange(tokens.shape[1], device=device)[None] < lengths[:, None]
+        options["attention_mask"] = mask.long()
+    logits = model(input_ids=tokens, **options).logits
+    if logits.shape[1] != len(kept):  # of a model that keeps all
+        where = lengths - 1
+    found: torch.Tensor = logits[torch.arange(len(sequences), device=device), where].float()
+    return found
+
+
+def _probe(config: Any) -> list[Part]:
+    """Return two groups to compare; the first crosses a sliding window that is short enough to be read."""
+    window = getattr(config.get_text_config(decoder=True), "sliding_window", None)
+    crosses = window + 3 if isinstance(window, int) and window < _LONGEST_PROBE else 0
+    n = min(max(7, crosses), (length_limit(config) or _LONGEST_PROBE) - 4)
+    prefix = [3 + (7 * place + place * place // 3) % 26 for place in range(n)]
+    return [
+        Part(tuple(prefix), ((19, 4), (8,), (6, 23, 9, 12), (4, 19))),
+        Part((14, 7, 3), ((8, 5, 21, 2), (19, 4))),
+    ]
+
+
+def _read_plainly(model: Any, parts: Sequence[Part]) -> torch.Tensor:
+    """Return the logits after each sequence of some parts, read one by one; shape (n, vocabulary)."""
     found = []
-    for prefix, suffix in [(part.prefix, suffix) for part in _PROBES for suffix in part.suffixes]:
+    for prefix, suffix in [(part.prefix, suffix) for part in parts for suffix in part.suffixes]:
         tokens = torch.tensor([[*prefix, *suffix]], device=model.device)
         with torch.inference_mode():
             found.append(model(input_ids=tokens, use_cache=False).logits[0, -1].float())
     return torch.stack(found)
+
+
+def _read_packed(model: Any, parts: Sequence[Part]) -> Iterator[torch.Tensor]:
+    """Yield the same logits of packed sequences: read at once, and with prefixes kept by an earlier pass."""
+    yield run_packed(model, pack(parts).to(model.device)).logits[0].float()
+    kept = [PrefixKV() for _ in parts]
+    first = [replace(part, suffixes=part.suffixes[:1], keep=kv) for part, kv in zip(parts, kept, strict=True)]
+    run_packed(model, pack(first).to(model.device))
+    again = [replace(part, known=kv) for part, kv in zip(parts, kept, strict=True)]
+    yield run_packed(model, pack(again).to(model.device)).logits[0].float()
 
 
 def run_packed(model: Any, packed: Packed, *, every_position: bool = False) -> Any:

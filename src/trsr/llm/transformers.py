@@ -17,6 +17,7 @@ from transformers.utils import logging as hf_logging
 from trsr.errors import ModelError
 from trsr.llm import models
 from trsr.llm.allocator import reuse_large_buffers
+from trsr.llm.architecture import forget_lengths
 from trsr.llm.chat_format import ChatTokenizer
 
 hf_logging.disable_progress_bar()
@@ -117,4 +118,5 @@ def load_causal_lm(name: str, *, dtype: str = "auto", device: str = "auto") -> A
             "use another."
         ) from error
     model = model.to(where).eval()
+    forget_lengths(model)
     return model

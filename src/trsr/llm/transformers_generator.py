@@ -64,7 +64,7 @@ class TransformersGenerator:
         """
         if self._model is None:
             raise EngineError("This engine was closed; open a new one.")
-        reader = PromptReader(self._model)
+        reader = PromptReader(self._model, self.max_prompt_tokens + params.max_new_tokens)
         writer = RowWriter(
             self._model, reader, params, lambda written: self._goes_on(written, params.stop), self._eos
         )

@@ -25,7 +25,7 @@ VARIABLES = ("profile", "recent", "candidate", "system", "user")
 """The last two are for the section `frame` alone, which stands in place of the model's chat template."""
 # Stands where the candidate begins while a chat format is applied. It is no white space, which some formats
 # trim, and no plain line can hold it, since `plain_line` folds its hashes.
-_MARK = "##Candidate-Begins-Here##"
+_MARK = "##CandidateBegins##"
 _CUE = "Answer:"
 _SPECIAL = re.compile(r"<\|[^<>|\s]+\|>")
 _MAX_SUFFIXES = 200_000
@@ -177,7 +177,7 @@ class PromptBuilder:
 
     def _check_split(self) -> None:
         """Refuse a chat template that writes the text before or behind the mark otherwise than without it."""
-        example = (["A lamp.", "A rope of many words. " * 20], "Likes lamps.", "A second lamp.")
+        example = (['Tom & Ann\'s "lamp", <3', "A rope of many words. " * 20], "Likes é.", "A Second Lamp.")
         if "".join(self._split(*example)) != self._render(*example, ""):
             raise ModelError(
                 "The model's chat template changes the user's text, so it cannot be divided where the "
@@ -221,22 +221,29 @@ class PromptBuilder:
                 )
         suffix = self.suffix_text("item")
         blank = {"recent": [], "profile": "", "candidate": ""}
+        words = [self.template.render(name, **blank) for name in ("positive", "negative")]
         # An answer cue such as `Answer:` is followed by a blank, which joins the label's token.
-        context = f"{suffix} " if self.cue else suffix
-        ids = self.tokenizer.encode(suffix)
-        found = []
-        for name in ("positive", "negative"):
-            word = self.template.render(name, **blank)
-            extended = self.tokenizer.encode(context + word)
-            melts = extended[: len(ids)] != ids
-            if melts or len(extended) != len(ids) + 1:
-                said = "melts into the text before it" if melts else f"is {len(extended) - len(ids)} tokens"
-                raise ModelError(
-                    f"The answer {word!r} {said} for this model, "
-                    "one is needed; change [[positive]] or [[negative]] in the template, "
-                    "or use another model."
-                )
-            found.append(extended[-1])
+        before = " " if self.cue else "" if self._has_frame else self.tokenizer.answer_blank
+        found = [self._label(suffix, before, word) for word in words]
         if found[0] == found[1]:
             raise ModelError("Both answers are the same token; change [[positive]] or [[negative]].")
         return LabelTokens(*found)
+
+    def _label(self, suffix: str, before: str, word: str) -> int:
+        """Return the one token that an answer adds to a suffix.
+
+        Some tokenizers put the blank before it by themselves, so where the cue does not ask for one, the
+        answer without it is tried too.
+        """
+        ids = self.tokenizer.encode(suffix)
+        extended = self.tokenizer.encode(f"{suffix}{before}{word}")
+        melts = extended[: len(ids)] != ids
+        if not melts and len(extended) == len(ids) + 1:
+            return extended[-1]
+        if before and not self.cue:
+            return self._label(suffix, "", word)
+        said = "melts into the text before it" if melts else f"is {len(extended) - len(ids)} tokens"
+        raise ModelError(
+            f"The answer {word!r} {said} for this model, one is needed; change [[positive]] or [[negative]] "
+            "in the template, give it an [[answer]] cue such as Answer:, or use another model."
+        )

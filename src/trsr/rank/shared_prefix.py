@@ -18,7 +18,7 @@ from trsr.errors import CandidateTooLongError
 from trsr.llm.base import LabelTokens, ScoringGroup
 from trsr.llm.margins import label_head, packed_margins, separate_margins
 from trsr.llm.packing import Part, PrefixKV, pack
-from trsr.llm.shared_attention import is_enabled
+from trsr.llm.shared_attention import fits, is_enabled
 from trsr.rank.prefix_cache import PrefixCache
 
 MAX_BATCH_TOKENS = 4096
@@ -63,13 +63,16 @@ class SharedPrefixScorer:
         """
         for index, group in enumerate(groups):
             self._check(index, group)
-        if self.shares_prefixes:
-            yield from self._together(groups, labels)
-            return
+        shared = {i for i, group in enumerate(groups) if self.shares_prefixes and fits(self.model, group)}
+        places = sorted(shared)
+        for place, margins in self._together([groups[index] for index in places], labels):
+            yield places[place], margins
         for index, group in enumerate(groups):
+            if index in shared:
+                continue
             with torch.inference_mode(), label_head(self.model, labels) as columns:
-                margins = separate_margins(self.model, group, columns, self.max_batch_tokens)
-            yield index, margins.cpu().numpy()
+                alone = separate_margins(self.model, group, columns, self.max_batch_tokens)
+            yield index, alone.cpu().numpy()
 
     def _check(self, index: int, group: ScoringGroup) -> None:
         for number, suffix in enumerate(group.suffixes):

@@ -24,6 +24,9 @@ class LoraConfig(BaseModel):
     """Dropout on the adapter's input."""
     target_modules: str | tuple[str, ...] = "all-linear"
     """Layers that get an adapter; the paper's are `[q_proj, k_proj, v_proj, o_proj]`."""
+    target_parameters: tuple[str, ...] = ()
+    """Weights that get one and are no layers, by the ends of their names: those of a mixture's experts, for
+    example `[experts.gate_up_proj, experts.down_proj]`. Needs `dropout: 0`."""
 
 
 class ProfileMix(BaseModel):

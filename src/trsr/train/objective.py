@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
+from trsr.llm.architecture import length_limit
 from trsr.llm.base import LabelTokens, ScoringGroup
 from trsr.llm.margins import label_head, packed_margins, separate_margins
 from trsr.llm.packing import Part, pack
-from trsr.llm.shared_attention import is_enabled, run_packed
+from trsr.llm.shared_attention import fits, is_enabled, run_packed
 from trsr.train.config import Loss
 from trsr.train.dataset import TrainingGroup
 from trsr.train.losses import answer_loss, full_loss, joint_loss, listwise_loss
@@ -38,6 +39,7 @@ class Objective:
         self.loss = loss
         self.answers = answers
         self.shares_prefixes = is_enabled(model)
+        self._model = model
         self._columns = (answers.positive, answers.negative)
 
     @contextmanager
@@ -61,16 +63,30 @@ class Objective:
 
     def margins(self, model: Any, groups: Sequence[ScoringGroup]) -> list[torch.Tensor]:
         """Return the margins (n_suffixes,) of each group."""
-        if not self.shares_prefixes:
-            return [separate_margins(model, group, self._columns, _SEPARATE_TOKENS) for group in groups]
-        packed = pack([Part(group.prefix, group.suffixes) for group in groups]).to(model.device)
-        return list(packed_margins(model, packed, self._columns).split(packed.counts))
+        found = [
+            None if self._shares(group) else separate_margins(model, group, self._columns, _SEPARATE_TOKENS)
+            for group in groups
+        ]
+        shared = [group for group, alone in zip(groups, found, strict=True) if alone is None]
+        if not shared:
+            return [alone for alone in found if alone is not None]
+        packed = pack([Part(group.prefix, group.suffixes) for group in shared]).to(model.device)
+        together = iter(packed_margins(model, packed, self._columns).split(packed.counts))
+        return [next(together) if alone is None else alone for alone in found]
+
+    @property
+    def always_shares(self) -> bool:
+        """Whether prefixes are shared however long groups are, so that all passes are alike."""
+        return self.shares_prefixes and length_limit(self._model.config) is None
+
+    def _shares(self, group: ScoringGroup) -> bool:
+        return self.shares_prefixes and fits(self._model, group)
 
     def _over_all_tokens(self, model: Any, one: TrainingGroup) -> torch.Tensor:
         sums, counts = [], []
         for group, labels in self._sequences(one):
             packed = pack([Part(group.prefix, group.suffixes)]).to(model.device)
-            if self.shares_prefixes:
+            if self._shares(group):
                 logits = run_packed(model, packed, every_position=True).logits[0]
             else:
                 logits = model(input_ids=packed.tokens, use_cache=False).logits[0]
@@ -82,7 +98,7 @@ class Objective:
 
     def _sequences(self, one: TrainingGroup) -> Iterator[tuple[ScoringGroup, tuple[int, ...]]]:
         """Yield what is read at once: the whole group, or each candidate by itself."""
-        if self.shares_prefixes:
+        if self._shares(one.group):
             yield one.group, one.labels
             return
         for suffix, label in zip(one.group.suffixes, one.labels, strict=True):

@@ -6,7 +6,11 @@ torch. Everything here is trivial where there is one process. Light to import.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
+import sys
+import traceback
 from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar, cast
@@ -55,7 +59,7 @@ def is_sharded() -> bool:
 
 
 def join(cpu: bool) -> None:
-    """Meet the other processes.
+    """Meet the other processes; at its end, also by an error, this process leaves them.
 
     Args:
         cpu: Whether the training runs on CPUs.
@@ -64,6 +68,7 @@ def join(cpu: bool) -> None:
 
     PartialState(cpu=cpu)
     _group()
+    atexit.register(leave)
 
 
 @cache
@@ -106,9 +111,16 @@ def wait() -> None:
 
 
 def leave() -> None:
-    """End the connection, after which this process is alone."""
+    """End the connection and its threads, after which this process is alone.
+
+    Only the destructor of a gloo group ends the group's threads. One that still frees the tensors of the last
+    collective while the interpreter ends aborts the process, so nothing may keep a group until then.
+    """
     if count() > 1:
         from torch import distributed
 
         if distributed.is_initialized():
+            _group.cache_clear()
+            traceback.clear_frames(getattr(sys, "last_traceback", None))  # of an error that ends the process
+            gc.collect()  # a Trainer refers to itself, and to the training's group
             distributed.destroy_process_group()

@@ -8,7 +8,9 @@ on where it was and ends with the same weights. Only the main process writes.
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -36,6 +38,8 @@ from trsr.train.config import TrainConfig
 from trsr.train.dataset import EpochGroups, TrainingGroup
 from trsr.train.objective import Objective
 from trsr.train.validation import recall_sum
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -241,10 +245,10 @@ def _check_shardable(objective: Objective, model: str, where: torch.device) -> N
             "FSDP_VERSION: found 1, which cannot hold a frozen model with an adapter here; "
             "set fsdp_version: 2, as configs/accelerate/fsdp.yaml does."
         )
-    if not objective.shares_prefixes:
+    if not objective.always_shares:
         raise ModelError(
-            f"The model {model!r} does not share prefixes, so its processes would make different passes and "
-            "FSDP hang; use configs/accelerate/ddp.yaml."
+            f"The model {model!r} does not share prefixes of every length, so its processes would make "
+            "different passes and FSDP hang; use configs/accelerate/ddp.yaml."
         )
 
 
@@ -262,25 +266,67 @@ def _one_sentence(folder: Path) -> Iterator[None]:
 
 
 def with_adapter(base: Any, config: TrainConfig) -> Any:
-    """Return the model with a LoRA adapter, fresh or that of `warm_start`, the only part that learns."""
+    """Return the model with a LoRA adapter, fresh or that of `warm_start`, the only part that learns.
+
+    A log line says which weights of experts get none.
+    """
     if config.warm_start is not None:
         with quiet_peft():
             return PeftModel.from_pretrained(base, config.warm_start, is_trainable=True)
-    targets = config.lora.target_modules
+    targets, fused = config.lora.target_modules, list(config.lora.target_parameters)
     lora = PeftLoraConfig(
         r=config.lora.r,
         lora_alpha=config.lora.alpha,
         lora_dropout=config.lora.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
+        exclude_modules=(_unfit_layers(base) or None) if targets == "all-linear" else None,
+        target_parameters=fused or None,
         task_type="CAUSAL_LM",
     )
     try:
         with quiet_peft():
-            return get_peft_model(base, lora)
+            adapted = get_peft_model(base, lora)
     except ValueError as error:
+        asked = f"{targets!r}" + (f" and {fused!r}" if fused else "")
         raise ModelError(
-            f"train.lora.target_modules: the model has no layers {targets!r}; use `all-linear` or others."
+            f"train.lora.target_modules: {asked} cannot have an adapter in this model "
+            f"({str(error).splitlines()[0].rstrip('.')}); use `all-linear` or other layers."
         ) from error
+    if left := experts_without_adapter(adapted):
+        _log.warning(
+            "train.lora: the weights %s of the experts get no adapter, the other layers do; to train them "
+            "too, name them in train.lora.target_parameters.",
+            ", ".join(left),
+        )
+    return adapted
+
+
+# Mamba's fused kernels take these layers' weights past an adapter on them.
+_BEHIND_KERNELS = ["out_proj", "conv1d", "x_proj", "dt_proj"]
+
+
+def _unfit_layers(model: Any) -> list[str]:
+    """Return the linear layers that cannot have an adapter: those that do more, and Mamba's."""
+    mamba = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
+    own = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and re.search("Router|Grouped", type(module).__name__)
+    ]
+    return own + (_BEHIND_KERNELS if model.config.model_type in mamba else [])
+
+
+def experts_without_adapter(adapted: Any) -> list[str]:
+    """Return the ends of the names of weights that hold all experts of a layer and get no adapter.
+
+    Such weights have three dimensions, experts first, and are no layers of their own.
+    """
+    found = [
+        ".".join(name.split(".")[-2:])
+        for name, weights in adapted.named_parameters()
+        if weights.dim() == 3 and "expert" in name and "lora_" not in name and "base_layer" not in name
+    ]
+    return sorted(set(found))
 
 
 def _go_on(trainer: Trainer, checkpoints: Path, patience: int) -> list[dict[str, float]]:

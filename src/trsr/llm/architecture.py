@@ -1,0 +1,196 @@
+"""What a model's attention and positions depend on, read off its configuration and the masks it asks for.
+
+A short text shows neither a window of thousands of tokens nor positions that change with the length, so what
+is not understood is named here, and `shared_attention` and `prompt_reading` then read texts one by one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+_FIXED_ROPE = frozenset({None, "default", "linear", "llama3", "yarn", "proportional", "mrope"})
+# Rotary positions that change with the longest sequence of a pass.
+_ROPE_BY_LENGTH = frozenset({"dynamic", "longrope"})
+# Arguments by which some architectures change the scores of attention in ways not known here.
+_UNKNOWN_ARGUMENTS = ("softcap", "s_aux", "position_bias", "head_mask")
+# Settings whose names speak of attention that is no function of the positions between two tokens.
+_LONG_RANGE = re.compile(
+    "window|chunk|sparse|alibi|dilat|stride|local_|lsh|hash|compress|index_topk|index_block|indexer"
+    "|temperature_tuning|scaling_n_floor|logn|ntk|block_size|random_blocks|segment|memory_len|mem_len"
+)
+# Those among them that are other things, or that the masks show (`hidden_masks`).
+_UNDERSTOOD = re.compile(
+    r"_?(prefix_dense_)?sliding_window(_pattern|_size)?|use_sliding_window|max_window_layers|chunk_size_feed_forward"
+    r"|(mamba_)?chunk_size|attention_chunk_size|local_attention|decoder_sparse_step|num_local_experts|index_topk_freq"
+)
+# Share of what the logits vary by; wrong positions or a wrong mask change them by far more.
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.1}
+_WATCH = "trsr_watch"
+_MOST_POSITIONS = 1 << 20
+
+
+def length_limit(config: Any) -> int | None:
+    """Return up to how many positions a model reads a token alike in longer and shorter texts; None for any.
+
+    Beyond it, rotary positions follow from the length of the whole text.
+    """
+    limits = []
+    for rope in _ropes(config):
+        kind = str(rope.get("rope_type"))
+        if kind == "longrope":
+            limits.append(int(rope.get("original_max_position_embeddings") or _context(config)))
+        elif "dynamic" in kind:
+            limits.append(_context(config))
+    return min(limits, default=None)
+
+
+def unknown_terms(config: Any) -> str:
+    """Name the settings that may bend attention or positions in a way not known here; empty for none."""
+    text = config.get_text_config(decoder=True)
+    kinds = {rope.get("rope_type") for rope in _ropes(config)} - _FIXED_ROPE - _ROPE_BY_LENGTH
+    found = [f"rope_type={kind}" for kind in sorted(map(str, kinds))]
+    for name, value in sorted(text.to_dict().items()):
+        if value and _LONG_RANGE.search(name) and not _UNDERSTOOD.fullmatch(name):
+            found.append(f"{name}={value}" if isinstance(value, int | float | str) else name)
+    return ", ".join(found)
+
+
+def refuse_unknown_terms(arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments of an attention that change its scores in ways not known here.
+
+    Raises:
+        NotImplementedError: naming the first.
+    """
+    if terms := [name for name in _UNKNOWN_ARGUMENTS if arguments.get(name) is not None]:
+        raise NotImplementedError(f"attention with {terms[0]} cannot share a prefix here")
+
+
+def forget_lengths(model: nn.Module) -> None:
+    """Let dynamic rotary positions follow from the text at hand alone, not from longer ones read before."""
+    for module in model.modules():
+        if "dynamic" in str(getattr(module, "rope_type", "")) and hasattr(module, "max_seq_len_cached"):
+            module.register_forward_pre_hook(_forget_length)
+
+
+def _forget_length(module: Any, _args: Any) -> None:
+    for name in [name for name in vars(module) if name.endswith("max_seq_len_cached")]:
+        setattr(module, name, module.original_max_seq_len)
+    for name, used in list(module.named_buffers(recurse=False)):
+        first = getattr(module, name.removesuffix("inv_freq") + "original_inv_freq", None)
+        if first is not None:
+            module.register_buffer(name, first.to(used.device).clone(), persistent=False)
+
+
+def hidden_masks(model: Any, tokens: torch.Tensor) -> str:
+    """Say what a model's masks hide beyond the sliding windows that its layers name; empty for nothing.
+
+    The masks are asked about positions of the model's whole context, of which `tokens` need show nothing.
+
+    Args:
+        model: A causal language model whose attention can be replaced.
+        tokens: Shape (1, T), any text.
+    """
+    watch = _Watch(_context(model.config))
+    AttentionInterface.register(_WATCH, watch.attend)
+    AttentionMaskInterface.register(_WATCH, watch.make_mask)
+    before = model.config._attn_implementation
+    try:
+        model.set_attn_implementation(_WATCH)
+        with torch.inference_mode():
+            model(input_ids=tokens, use_cache=False)
+    finally:
+        model.set_attn_implementation(before)
+    return watch.reason
+
+
+class _Watch:
+    """Attends as `sdpa` and notes the first mask that its layer's window does not explain."""
+
+    def __init__(self, n_positions: int) -> None:
+        self.reason = ""
+        self._n_positions = min(n_positions, _MOST_POSITIONS)
+        self._made: list[tuple[torch.Tensor, Callable[..., Any]]] = []
+        self._explained: dict[tuple[int, int | None], bool] = {}
+
+    def make_mask(self, *args: Any, **kwargs: Any) -> torch.Tensor | None:
+        mask: torch.Tensor | None = sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False})
+        if mask is not None:
+            self._made.append((mask, kwargs["mask_function"]))
+        return mask
+
+    def attend(
+        self,
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        sliding_window: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        refuse_unknown_terms(kwargs)
+        if attention_mask is not None and not self.reason:
+            self.reason = self._judge(attention_mask, sliding_window)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+    def _judge(self, mask: torch.Tensor, window: int | None) -> str:
+        for number, (made, function) in enumerate(self._made):
+            if made.data_ptr() == mask.data_ptr() and made.shape == mask.shape:
+                if (number, window) not in self._explained:
+                    self._explained[number, window] = self._is_explained(function, window, mask.device)
+                hides = "" if window is None else f" of {window}"
+                return (
+                    ""
+                    if self._explained[number, window]
+                    else f"its masks hide more than the windows{hides} that its layers name"
+                )
+        return "its layers make masks of their own"
+
+    def _is_explained(self, function: Callable[..., Any], window: int | None, device: torch.device) -> bool:
+        """Whether a mask is causal, with the window if there is one, at places all over the context."""
+        n = self._n_positions
+        edges = {2**k + d for k in range(21) for d in (-1, 0)} | {n - 1}
+        edges |= set() if window is None else {window - 1, window, window + 1}
+        first = torch.zeros((), dtype=torch.long, device=device)
+        for place in sorted(edge for edge in edges if 0 <= edge < n):
+            keys = torch.arange(min(place + 2, n), device=device)
+            query = torch.full_like(keys, place)
+            expected = keys <= query if window is None else (keys <= query) & (query - keys < window)
+            try:
+                seen = torch.as_tensor(function(first, first, query, keys)).expand_as(expected)
+            except (IndexError, RuntimeError):  # it looks at more than positions
+                return False
+            if not bool((seen == expected).all()):
+                return False
+        return True
+
+
+def distance(found: torch.Tensor, plain: torch.Tensor) -> float:
+    """Return how far logits are from the plain ones, as a share of what a mistake would disturb.
+
+    Raises:
+        ValueError: they are not as many.
+    """
+    if found.shape != plain.shape:
+        raise ValueError("it gives the logits of other tokens than those asked for")
+    return float((found - plain).norm() / (plain - plain.mean(dim=0)).norm())
+
+
+def _context(config: Any) -> int:
+    """Return the most positions of a model, by its configuration; many where that says nothing."""
+    return int(getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or 1 << 17)
+
+
+def _ropes(config: Any) -> list[dict[str, Any]]:
+    """Return the settings of rotary positions: one, or one a kind of layer."""
+    found = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    nested = [rope for rope in found.values() if isinstance(rope, dict) and "rope_type" in rope]
+    return nested or [found]
