@@ -15,7 +15,6 @@ MODELS: dict[str, tuple[str, bool, str, dict[str, Any]]] = {
     # tokenizer, with its chat template, architecture, settings
     "Llama-2": ("llama2", False, "llama", {}),
     "Llama-3-Instruct": ("llama3", True, "llama", {"tie_word_embeddings": True}),
-    "Llama-3": ("llama3", False, "llama", {"tie_word_embeddings": True}),
     "Gemma-3-it": ("gemma3", True, "gemma3_text", _GEMMA3),
     "Gemma-3": ("gemma3", False, "gemma3_text", _GEMMA3),
     "Qwen3": ("qwen3", True, "qwen3", {"head_dim": 8, "tie_word_embeddings": True}),

@@ -335,3 +335,10 @@ def test_texts_that_are_changed_or_doubtful_are_counted(tmp_path: Path) -> None:
     counts = data.info.counts
     assert (counts["texts_that_say_missing"], counts["texts_written_as_lists"]) == (3, 2)
     assert counts["texts_with_html_entities"] == 1
+
+
+def test_internal_columns_are_never_taken_for_times(tmp_path: Path, items: Path) -> None:
+    events = put(tmp_path / "e.csv", "user_id,item_id,seen\n2019-11-12,a,2019-11-12\n")
+    info = import_table(items, events, tmp_path / "out").info
+    assert info.times is not None
+    assert info.times.looks_like_time == ["seen"] or info.times.column == "seen"

@@ -10,6 +10,8 @@ import polars as pl
 import pytest
 
 from trsr.data import rawlines
+from trsr.data.amazon_m2 import import_amazon_m2
+from trsr.data.mind import import_mind
 from trsr.data.movielens import import_movielens
 from trsr.data.rawlines import TextFormat
 from trsr.data.rawtables import ROW, read_frames
@@ -271,3 +273,17 @@ def test_numbers_that_are_no_times_order_the_histories_and_are_said_to_be_none(t
     (sentence,) = import_warnings(data.info)
     assert "are no dates" in sentence
     assert "--time-format" in sentence
+
+
+def test_kinds_of_data_without_times_of_events_are_not_warned_of(tmp_path: Path) -> None:
+    (tmp_path / "products_train.csv").write_text("id,locale,title\nB1,UK,Lamp\nB2,UK,Rug\n")
+    (tmp_path / "sessions_train.csv").write_text("prev_items,next_item,locale\n['B1'],B2,UK\n")
+    assert import_warnings(import_amazon_m2(tmp_path, tmp_path / "m2").info) == []
+    (tmp_path / "news.tsv").write_text("N1\ts\tg\tLamp\tA\tu\t[]\t[]\n")
+    (tmp_path / "behaviors.tsv").write_text("1\tU1\t\tN1\tN1-1\n2\tU2\t11/12/2019 9:05:58 AM\tN1\tN1-1\n")
+    assert import_warnings(import_mind(tmp_path, tmp_path / "mind").info) == []
+
+
+def test_an_empty_time_column_is_said_to_be_empty(tmp_path: Path) -> None:
+    (sentence,) = import_warnings(shop(tmp_path, "user_id,item_id,when,time\nu,a,1,\nu,b,2,\n").info)
+    assert "the time column time is empty" in sentence

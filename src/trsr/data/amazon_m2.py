@@ -79,6 +79,7 @@ def import_amazon_m2(
         if items.ids.is_empty():
             raise DataError(f"{products} has no product of the locale {locale!r}; choose another --locale.")
         events = EventCollector(writer, sessions, items.ids, fixed_columns=True)
+        events.times.expected = False
         for frame in raw.frames(source / sessions):
             _add_sessions(writer, sessions, frame, locale, events)
         events.finish()

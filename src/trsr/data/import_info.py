@@ -44,6 +44,7 @@ class TimesInfo(BaseModel):
         n: Entries read.
         missing: Those of them without a time.
         looks_like_time: Where there is no time column: columns that could be one.
+        expected: Whether the events of this kind of data have times.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -56,6 +57,7 @@ class TimesInfo(BaseModel):
     n: int = 0
     missing: int = 0
     looks_like_time: list[str] = []
+    expected: bool = True
 
     @property
     def missing_share(self) -> float:

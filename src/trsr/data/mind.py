@@ -95,7 +95,7 @@ def import_mind(
         for frame in raw.frames(source / news, columns=NEWS, quotes=False):
             items.add(item_rows(writer, frame, "item_id", text_fields))
         times = TimeReader(behaviors, "time", time_format or MONTH_FIRST)
-        writer.times = TimesInfo(file=behaviors, column="time")
+        writer.times = TimesInfo(file=behaviors, column="time", expected=False)
         for frame in raw.frames(source / behaviors, columns=BEHAVIORS, quotes=False):
             writer.impressions.append(_impressions(writer, behaviors, frame, times))
         _note_times(writer.times, writer.impressions, times)

@@ -5,13 +5,13 @@ Also the limit on what may be refused, and what an import says of itself when it
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
-from trsr.data.import_info import MAX_REJECTS
+from trsr.data.import_info import MAX_REJECTS, TimesInfo
 from trsr.data.rawlines import TextFormat
 from trsr.data.rawtables import read_frames
 from trsr.data.tables import Dataset, DatasetInfo, DatasetWriter
@@ -84,41 +84,48 @@ class RawFiles:
         yield from read_frames(file, lambda *_: None, columns=columns, quotes=quotes, text=text)
 
 
+def _time_warnings(times: TimesInfo, counts: Mapping[str, int]) -> list[str]:
+    file, column = times.file, times.column
+    if ORDER in times.forms:
+        return [
+            f"{file}: the numbers in {column} put each history in order but are no dates, so the events have "
+            "no times; if they are dates, say how they are written with --time-format."
+        ]
+    if times.first is None:
+        if not times.expected:
+            return []
+        if column is not None:
+            return [
+                f"{file}: the time column {column} is empty, so each history is in the order of the file."
+            ]
+        looks = ", ".join(times.looks_like_time)
+        advice = (
+            "name the time column with --timestamp" if looks else "if it has one, name it with --timestamp"
+        )
+        return [
+            f"{file}: no time column was recognized, so each history is in the order of the file; {advice}"
+            + (f" (these look like times: {looks})." if looks else ".")
+        ]
+    said = []
+    if times.first.year <= 1970:
+        said.append(
+            f"{file}: the earliest time is {times.first:%Y-%m-%d}, often a missing time written as 0; "
+            f"check {column}."
+        )
+    if times.missing and times.expected:
+        n, users = counts.get("events_without_time", 0), counts.get("users_in_file_order", 0)
+        said.append(
+            f"{file}: {n:,} events have no time; their {users:,} users are in the order of the file."
+            if n
+            else f"{file}: {times.missing_share:.1%} of the entries ({times.missing:,}) have no time; events "
+            "without one are rejected, --keep-untimed keeps them in the order of the file."
+        )
+    return said
+
+
 def import_warnings(info: DatasetInfo) -> list[str]:
     """Return what a user should know before they use the dataset, a sentence each."""
-    said = []
-    times = info.times
-    if times is not None and ORDER in times.forms:
-        said.append(
-            f"{times.file}: the numbers in {times.column} put each history in order but are no dates, so the "
-            "events have no times; if they are dates, say how they are written with --time-format."
-        )
-    elif times is not None and times.first is None:
-        looks = ", ".join(times.looks_like_time)
-        why = f"the time column {times.column} is empty" if times.column else "no time column was recognized"
-        said.append(
-            f"{times.file}: {why}, so each history is in the order of the file; "
-            + (
-                f"name the time column with --timestamp (these look like times: {looks})."
-                if looks
-                else "if it has a time column, name it with --timestamp."
-            )
-        )
-    elif times is not None and times.first is not None and times.first.year <= 1970:
-        said.append(
-            f"{times.file}: the earliest time is {times.first:%Y-%m-%d}, often a missing time written as 0; "
-            f"check {times.column}."
-        )
-    if times is not None and times.first is not None and (n := info.counts.get("events_without_time")):
-        users = info.counts.get("users_in_file_order", 0)
-        said.append(
-            f"{times.file}: {n:,} events have no time; their {users:,} users are in the order of the file."
-        )
-    elif times is not None and times.first is not None and times.missing:
-        said.append(
-            f"{times.file}: {times.missing_share:.1%} of the entries ({times.missing:,}) have no time; "
-            "events without one are rejected, --keep-untimed keeps them in the order of the file."
-        )
+    said = [] if info.times is None else _time_warnings(info.times, info.counts)
     for name, file in info.files.items():
         if file.references:
             share = file.reference_share

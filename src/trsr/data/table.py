@@ -208,7 +208,7 @@ def _times(info: TimesInfo, frame: pl.DataFrame, named: str | None, user_id: str
         rest = [column for column in found if column != user_id]
         named = find_time_column(info.file, rest)
     if named is None:
-        if info.column is None and not info.looks_like_time:
+        if info.n == 0:  # the first frame tells enough
             info.looks_like_time = time_like_columns(frame, [user_id])
         return pl.lit(None, pl.String)
     info.column = named

@@ -432,7 +432,7 @@ def find_time_column(file: str, columns: Sequence[str], option: str = "--timesta
     Raises:
         DataError: two names are equally good.
     """
-    plain = {c: re.sub(r"[\W_]+", "", c).lower() for c in columns if not c.startswith("__")}
+    plain = {c: re.sub(r"[\W_]+", "", c).lower() for c in columns if c.isprintable()}
     for pattern in _TIME_NAMES:
         found = [c for c, name in plain.items() if pattern.match(name)]
         if len(found) > 1:
@@ -455,12 +455,18 @@ def time_like_columns(frame: pl.DataFrame, without: Iterable[str | None] = ()) -
     skip = set(without)
     found = []
     for column, dtype in frame.schema.items():
-        if column in skip or column.startswith("__") or dtype != pl.String:
+        if column in skip or not column.isprintable() or dtype != pl.String:
             continue
-        texts = frame[column].drop_nulls().head(100)
-        times, later = TimeReader("", column).read(texts)
-        open_date = later & texts.cast(pl.Float64, strict=False).is_null()
-        read = int((times.is_not_null() | open_date).sum())
-        if len(texts) and (read > len(texts) * 0.9 or _LOOKS_NAMED.search(column)):
+        texts = frame[column].drop_nulls().head(50)
+        if len(texts) and (_LOOKS_NAMED.search(column) or _mostly_times(texts)):
             found.append(column)
     return found
+
+
+def _mostly_times(texts: pl.Series) -> bool:
+    digits = texts.filter(texts.str.contains(r"[0-9]{8}|[0-9].*[-/.: ].*[0-9]"))  # else it is none for sure
+    if len(digits) <= len(texts) * 0.9:
+        return False
+    times, later = TimeReader("", "").read(digits)
+    dates = times.is_not_null() | (later & digits.cast(pl.Float64, strict=False).is_null())
+    return int(dates.sum()) > len(texts) * 0.9

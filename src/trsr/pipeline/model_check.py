@@ -65,7 +65,8 @@ class CheckedModel:
 
     Args:
         name: A model's name, or a model folder or run folder of `trsr`.
-        templates: Ranking templates, built-in or files; empty for all built-in ones, or that of the adapter.
+        templates: Ranking templates, built-in or files; empty for that of the adapter or, for a base model,
+            all built-in ones that are not for one family of models.
         max_tokens: Tokens of the longest prompt to come; None for the default, or that of the adapter.
         dtype: Precision.
         device: Where to compute.
@@ -91,8 +92,7 @@ class CheckedModel:
         self.dtype, self.device = dtype, device
         own = PromptConfig.model_validate(self.info.prompt) if self.info else PromptConfig()
         self.prompt = own if max_tokens is None else own.model_copy(update={"max_tokens": max_tokens})
-        known = (self.info.template,) if self.info else tuple(sorted(p.stem for p in TEMPLATES.glob("*.j2")))
-        self.templates = templates or known
+        self.templates = templates or ((self.info.template,) if self.info else _general_templates())
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -148,6 +148,12 @@ def check_model(subject: CheckedModel) -> Iterator[Finding]:
         yield Finding(name, found.ok, found.message, found.facts)
 
 
+def _general_templates() -> tuple[str, ...]:
+    """Return the built-in ranking templates without a frame of their own, which is one family's."""
+    names = sorted(path.stem for path in TEMPLATES.glob("*.j2"))
+    return tuple(name for name in names if "frame" not in load_ranking_template(name, "generic").sections)
+
+
 def _adapter_folder(name: str) -> Path | None:
     """Return the model folder that `name` is or, as a run folder, holds."""
     path = Path(name).expanduser()
@@ -188,7 +194,13 @@ def _adapter(subject: CheckedModel) -> Finding:
         "base_model_id": info.base_model_id,
         "rank": info.training.get("lora", {}).get("r"),
     }
-    check_adapter(info, folder, template_hash=now, base_model_id=models.model_id(subject.name))
+    check_adapter(
+        info,
+        folder,
+        template_hash=now,
+        prompt_version=subject.tokenizer.prompt_version,
+        base_model_id=models.model_id(subject.name),
+    )
     if not any(p.stat().st_size for p in folder.glob("adapter_model.*")):
         raise ModelError(f"{folder} holds no adapter_model.safetensors; copy the whole folder.")
     return Finding(
@@ -399,7 +411,9 @@ def _generation(subject: CheckedModel) -> Finding:
     adapter, subject.adapter = subject.adapter, None
     try:
         model = subject.model
-        ids = torch.tensor([tokenizer.encode(tokenizer.render_chat(_QUESTION))], device=model.device)
+        text = tokenizer.render_chat(_QUESTION)
+        read = tokenizer.hf(text, add_special_tokens=not tokenizer.has_chat_template)["input_ids"]
+        ids = torch.tensor([read], device=model.device)
         eos = model.generation_config.eos_token_id
         ends = [*(eos if isinstance(eos, list) else [eos]), tokenizer.hf.eos_token_id]
         ends = sorted({end for end in ends if end is not None})
