@@ -53,7 +53,7 @@ def test_mistakes_of_every_origin_are_reported_together(
     )
     text = "\n".join(found)
     assert "--set seed: expected the form a.b=value." in found
-    assert "prompt.n_recents: there is no such setting; check the spelling." in found
+    assert "prompt.n_recents (line 9): there is no such setting; the nearest is n_recent." in found
     assert "prompt.n_recent: found -1" in text
     assert "NO_SUCH_VARIABLE, which is not set; set it." in text
 

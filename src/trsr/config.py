@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
 
+from trsr.config_hints import line_of, nearest_setting, repeated_keys
 from trsr.data.import_config import ImportConfig
 from trsr.data.protocols import ProtocolConfig, SampledProtocol
 from trsr.data.synthetic import SyntheticConfig
@@ -156,7 +157,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     for override in overrides:
         _override(content, override, problems)
     content = _expand(content, problems)
-    return _validate(content, problems)
+    problems += [
+        f"{key}: stands twice in the same group (lines {first} and {second}); keep one."
+        for key, first, second in repeated_keys(text)
+    ]
+    return _validate(content, problems, text)
 
 
 def _override(content: dict[str, Any], override: str, problems: list[str]) -> None:
@@ -198,11 +203,11 @@ def _expand(value: Any, problems: list[str]) -> Any:
     return value
 
 
-def _validate(content: dict[str, Any], problems: list[str]) -> RunConfig:
+def _validate(content: dict[str, Any], problems: list[str], text: str) -> RunConfig:
     try:
         config = RunConfig.model_validate(content)
     except ValidationError as error:
-        problems.extend(validation_sentences(error))
+        problems.extend(validation_sentences(error, text))
     else:
         if not problems:
             _check_together(config)
@@ -210,13 +215,22 @@ def _validate(content: dict[str, Any], problems: list[str]) -> RunConfig:
     raise ConfigError(problems)
 
 
-def validation_sentences(error: ValidationError) -> Iterable[str]:
-    """Say each validation error in one sentence: where, what was found, what was expected."""
+def validation_sentences(error: ValidationError, text: str | None = None) -> Iterable[str]:
+    """Say each validation error in one sentence: where, what was found, what was expected.
+
+    With the `text` of the YAML file of a run, an unknown setting has its line and the nearest known one.
+    """
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"]) or "the configuration"
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            yield f"{where}: there is no such setting; check the spelling."
+            line = None if text is None else line_of(text, problem["loc"])
+            near = None if text is None else nearest_setting(RunConfig, problem["loc"])
+            at = f" (line {line})" if line else ""
+            yield (
+                f"{where}{at}: there is no such setting; "
+                + (f"the nearest is {near}." if near else "check the spelling.")
+            )
         elif problem["type"] == "union_tag_invalid":
             found, known = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
             yield f"{where}.kind: found {_short(found)}, expected one of {known}."
@@ -345,7 +359,10 @@ def _variant_mistakes(settings: Mapping[str, Any], name: str, changes: Mapping[s
         if setting.split(".")[0] not in VARIABLE_PARTS:
             yield f"{setting} cannot vary within a run; expected a setting of {', '.join(VARIABLE_PARTS)}."
         elif _look_up(settings, setting) is _NOTHING:
-            yield f"{setting} is no setting of this run; check the spelling."
+            near = nearest_setting(RunConfig, setting.split("."))
+            yield f"{setting} is no setting of this run; " + (
+                f"the nearest is {near}." if near else "check the spelling."
+            )
 
 
 def _changed(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -126,3 +126,55 @@ def test_names_are_shown_as_they_are_written(trsr: Trsr, tmp_path: Path) -> None
     answer = trsr("compare", run, "--metric", "auc", "--pairs")
     assert answer.code == 0
     assert answer.out.count("[red]llm[/]") == 3
+
+
+def relabel(folder: Path, label: pl.Expr) -> Path:
+    file = folder / "scores.parquet"
+    pl.read_parquet(file).with_columns(label.alias("label")).write_parquet(file)
+    return folder
+
+
+@pytest.mark.parametrize("grade", [0.7, 1.9, 2.0, -1.0, float("nan")])
+def test_graded_labels_are_refused(trsr: Trsr, tmp_path: Path, grade: float) -> None:
+    run = relabel(save(tmp_path / "run", lift=2.0), pl.when(pl.col("label") == 1).then(grade).otherwise(0.0))
+    answer = trsr("compare", run)
+    assert (answer.code, answer.out) == (2, "")
+    assert f"120 labels that are neither 0 nor 1 (the first is {grade})" in answer.err
+    assert answer.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("dtype", [pl.Float64, pl.Boolean, pl.Int8, pl.String])
+def test_labels_of_another_type_that_say_0_or_1_are_read(
+    trsr: Trsr, tmp_path: Path, dtype: type[pl.DataType]
+) -> None:
+    run = relabel(save(tmp_path / "run", lift=2.0), pl.col("label").cast(dtype))
+    assert "llm beats random" in trsr("compare", run, "--metric", "auc").out
+
+
+def test_without_a_value_there_is_no_winner(trsr: Trsr, tmp_path: Path) -> None:
+    run = relabel(save(tmp_path / "none", lift=2.0), pl.lit(0))
+    answer = trsr("compare", run, "--metric", "mrr@10", "--metric", "auc")
+    assert (answer.code, answer.out) == (2, "")
+    assert "No example has a value of mrr@10 or auc, so nothing can be compared" in answer.err
+    every = relabel(save(tmp_path / "every", lift=2.0), pl.lit(1))
+    answer = trsr("compare", every, "--metric", "mrr@10", "--metric", "auc")
+    assert answer.code == 0
+    assert "No example has a value of auc, so no ranker is first: it needs examples with a chosen and an" in (
+        " ".join(answer.out.split())
+    )
+    assert "first on auc" not in answer.out
+
+
+def test_a_score_that_is_nan_is_called_so(trsr: Trsr, tmp_path: Path) -> None:
+    file = save(tmp_path / "run", lift=2.0) / "scores.parquet"
+    pl.read_parquet(file).with_columns(score=pl.lit(float("nan"))).write_parquet(file)
+    answer = trsr("compare", file, "--metric", "logloss")
+    assert answer.code == 2
+    assert "scores that are NaN or missing; logloss expects" in answer.err
+
+
+def test_all_missing_columns_are_named(trsr: Trsr, tmp_path: Path) -> None:
+    pl.DataFrame({"user_id": ["u"], "label": [1]}).write_parquet(tmp_path / "s.parquet")
+    assert (
+        "lacks the column 'item_id' and 'ranker' and 'margin'" in trsr("compare", tmp_path / "s.parquet").err
+    )

@@ -104,3 +104,11 @@ def test_import_mind_of_the_real_set(tmp_path: Path) -> None:
     counts = json.loads(trsr("import", "mind", source, "--out", tmp_path / "d", "--json").stdout)["counts"]
     assert (counts["items"], counts["impressions"], counts["rejects"]) == (5618, 5000, 52367)
     assert trsr("validate", tmp_path / "d").exit_code == 0
+
+
+@pytest.mark.parametrize("kind", ["movielens", "amazon-reviews"])
+@pytest.mark.parametrize("rating", ["nan", "inf"])
+def test_a_threshold_that_is_no_number_is_refused(tmp_path: Path, kind: str, rating: str) -> None:
+    result = trsr("import", kind, tmp_path, "--out", tmp_path / "d", "--min-rating", rating)
+    assert isinstance(result.exception, DataError)
+    assert f"Found the least rating {rating}; expected a finite number" in str(result.exception)

@@ -66,3 +66,21 @@ def test_a_wrong_locale_and_a_missing_column_are_one_sentence(tmp_path: Path, so
     (source / "sessions_train.csv").write_text("prev_items,locale\n['B1'],UK\n")
     with pytest.raises(DataError, match=r"sessions_train.csv has no column for the next item"):
         import_amazon_m2(source, tmp_path / "out")
+
+
+def test_lists_are_read_whole_and_a_price_that_says_none_is_none(tmp_path: Path, source: Path) -> None:
+    (source / "products_train.csv").write_text(
+        "id,locale,title,price\nB1,UK,Lamp,40000000.07\nB2,UK,NA,1.5\nB 3,UK,Rug,2\n"
+    )
+    (source / "sessions_train.csv").write_text(
+        "prev_items,next_item,locale\n\"['B1' 'B 3']\",B2,UK\n\"['B1' ... 'B2']\",B2,UK\n['B1'],NULL,UK\n"
+    )
+    data = import_amazon_m2(source, tmp_path / "out", max_rejects=1)
+    assert [h.item_ids for h in data.histories()] == [("B1", "B 3", "B2")]
+    assert dict(data.catalogue()["B1"].fields) == {"title": "Lamp"}
+    assert dict(data.catalogue()["B2"].fields) == {"price": "1.5"}
+    assert data.info.counts["prices_that_say_missing"] == data.info.counts["texts_that_say_missing"] == 1
+    assert data.rejects().collect().select("row", "reason").rows() == [
+        (3, "the list of items cannot be read"),
+        (4, "no next item"),
+    ]

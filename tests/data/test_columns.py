@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import polars as pl
 import pytest
 
 from trsr.data import columns
@@ -19,7 +18,7 @@ def test_a_missing_column_says_what_was_sought_and_what_is_there() -> None:
         DataError,
         match=r"news.csv has no column for the user id \(looked for user_id.*found a, b\); check that",
     ):
-        columns.require_column("news.csv", ["__row__", "a", "b"], "user id", columns.USER_ID)
+        columns.require_column("news.csv", ["\x1frow", "a", "b"], "user id", columns.USER_ID)
     with pytest.raises(DataError, match=r"looked for 'who'; found user_id\); name one with --user-id\.$"):
         columns.require_column("news.csv", ["user_id"], "user id", columns.USER_ID, "who", "--user-id")
 
@@ -35,39 +34,34 @@ def test_text_fields_are_all_but_ids_and_addresses() -> None:
         "title_entities",
         "idea",
         "brand",
-        "__row__",
+        "\x1frow",
+        "Unnamed: 0",
+        "column_3",
     ]
     assert columns.guess_text_fields(found, ["item_id"]) == ["title", "idea", "brand"]
     assert columns.guess_category_fields(["title", "brand", "Genres"]) == ["brand", "Genres"]
 
 
-def test_empty_texts_and_nan_are_null_and_lists_are_joined() -> None:
-    frame = pl.DataFrame(
-        {
-            "title": [" a b ", "", "  ", "nan", "NaN", None, "Nan"],
-            "categories": [["x", " y, z "], [""], [], None, [None, "x"], ["nan"], ["a", "b"]],
-            "description": [["x", "y"], [], None, ["", " "], [None], ["z"], ["z"]],
-        }
-    )
-    clean = frame.select(columns.clean_texts(frame, ["title", "categories", "description", "missing"]))
-    assert clean["title"].to_list() == ["a b", None, None, None, None, None, "Nan"]
-    assert clean["categories"].to_list() == ["x|y, z", None, None, None, "x", None, "a|b"]
-    assert clean["description"].to_list() == ["x y", None, None, None, None, "z", "z"]
-    assert clean["missing"].to_list() == [None] * 7
+def test_a_name_in_several_cases_is_refused_unless_one_is_exact() -> None:
+    assert columns.find_column(["USER_ID", "user_id"], columns.USER_ID) == "user_id"
+    with pytest.raises(DataError, match="'USER_ID' and 'User_Id' differ in case only"):
+        columns.find_column(["USER_ID", "User_Id"], columns.USER_ID)
 
 
-def test_lists_written_as_text_are_taken_apart() -> None:
-    frame = pl.DataFrame({"l": ["['A' 'B'\n 'C']", "[1, 2]", "N1 N2", "a|b", "", None]})
-    assert frame.select(columns.split_list("l", pl.String())).to_series().to_list() == [
-        ["A", "B", "C"],
-        ["1", "2"],
-        ["N1", "N2"],
-        ["a", "b"],
-        [],
-        None,
+def test_all_missing_columns_are_named_at_once() -> None:
+    sought = [
+        columns.Sought("user id", ("user_id",), option="--user-id"),
+        columns.Sought("item id", ("item_id",), "sku", "--item-id"),
+        columns.Sought("title", ("title",)),
     ]
-    times = pl.DataFrame({"t": ["[2019-11-12 12:00, 1573560001]"]})
-    assert times.select(columns.split_times("t", pl.String())).item().to_list() == [
-        "2019-11-12 12:00",
-        "1573560001",
-    ]
+    with pytest.raises(
+        DataError,
+        match=r"no column for the user id \(looked for user_id\) and none for the item id "
+        r"\(looked for 'sku'\); found title, extra; name them with --user-id and --item-id\.",
+    ):
+        columns.require_columns("e.csv", ["title"], *sought, unread=["title", "extra"])
+
+
+def test_column_names_are_made_harmless() -> None:
+    names = ["", "*", "^a.*$", "\ufeffid", "\x1frow", " title ", "__hash__"]
+    assert columns.plain_names(names) == ["column_1", "column_2", "a.*", "id", "row", "title", "__hash__"]

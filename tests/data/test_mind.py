@@ -98,10 +98,24 @@ def test_rows_that_cannot_be_used_are_refused_each_with_its_reason(tmp_path: Pat
         (4, "another number of columns than the header"),
         (5, "no impression id"),
         (6, "time cannot be read"),
-        (7, "candidates are not of the form NEWS-0 or NEWS-1"),
+        (7, "candidates without labels, as in MIND's test files"),
         (8, "candidates are not of the form NEWS-0 or NEWS-1"),
         (9, "impression id seen before"),
     ]
+    assert rejects["raw"].to_list() == bad
+
+
+def test_a_first_line_of_another_width_is_refused_alone_and_a_whole_file_in_a_sentence(
+    tmp_path: Path,
+) -> None:
+    short = BEHAVIORS[0].partition("\t")[2]
+    data = import_mind(mind_files(tmp_path, behaviors=[short, *BEHAVIORS]), tmp_path / "out", max_rejects=0.5)
+    assert data.info.counts["impressions"] == 3
+    with pytest.raises(
+        DataError,
+        match=r"has 4 columns, expected 5: impression_id, user_id, time, history, candidates; check",
+    ):
+        import_mind(mind_files(tmp_path, behaviors=[short, short]), tmp_path / "none")
 
 
 def test_batches_change_nothing(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,3 +160,19 @@ def test_the_real_set_has_the_counts_it_is_known_for(tmp_path: Path) -> None:
     assert list(validate_dataset(data.path)) == []
     single = import_mind(real, tmp_path / "full-text", behaviors="impressions_full_text.tsv")
     assert (single.info.counts["impressions"], single.info.counts["users"]) == (100, 100)
+
+
+def test_markers_of_missing_values_are_missing(tmp_path: Path) -> None:
+    rows = ["1\tNULL\t\\N\tnan\tN1-0", "2\tNone\tNA\tN1\tN2-1", "N/A\tU\t\tN1\tN1-0", *BEHAVIORS[1:]]
+    news = [*NEWS, "N4\tNone\tNULL\tnull\tNA\t\t[]\t[]", "NA\ta\tb\tc\td\t\t[]\t[]"]
+    data = import_mind(mind_files(tmp_path, news, rows), tmp_path / "out", max_rejects=1)
+    shown = data.impressions()
+    assert shown is not None
+    found = shown.select("user_id", "timestamp", "history").head(2).collect()
+    assert found.rows() == [("U_UNKNOWN:1", None, []), ("U_UNKNOWN:2", None, ["N1"])]
+    assert dict(data.catalogue()["N4"].fields) == {}
+    assert data.info.counts["texts_that_say_missing"] == 4
+    assert {
+        "behaviors.tsv: no impression id": 1,
+        "news.tsv: no item id": 1,
+    }.items() <= data.rejects_by_reason().items()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from trsr.data.movielens import import_movielens
@@ -62,3 +63,83 @@ def test_a_missing_column_is_one_sentence(tmp_path: Path, source: Path) -> None:
     (source / "ratings.csv").write_text("userId,rating,timestamp\n7,4.5,200\n")
     with pytest.raises(DataError, match=r"ratings.csv has no column for the movieId"):
         import_movielens(source, tmp_path / "out")
+
+
+def test_side_rows_without_a_film_and_second_overviews_are_kept_in_the_rejects(
+    tmp_path: Path, source: Path
+) -> None:
+    (source / "tags.csv").write_text(
+        "userId,movieId,tag,timestamp\n1,1,fun,1\n1,99,orphan,1\n1,2,NULL,1\n1,,x,1\n"
+    )
+    (tmp_path / "o.csv").write_text("movieId,overview\n1,First\n1,Second\n1,First\n99,Orphan\n2,\n")
+    data = import_movielens(source, tmp_path / "out", tags=True, overviews=tmp_path / "o.csv", max_rejects=1)
+    assert data.catalogue()["1"].fields["overview"] == "First"
+    assert data.rejects().filter(pl.col("file") != "ratings.csv").collect().sort("file", "row").rows() == [
+        ("o.csv", 3, "second overview of the film", "1,Second"),
+        ("o.csv", 5, "overview of an unknown film", "99,Orphan"),
+        ("tags.csv", 3, "tags of an unknown film", "1,99,orphan,1"),
+        ("tags.csv", 5, "no film id", "1,,x,1"),
+    ]
+    counts = data.info.counts
+    assert (counts["repeated_overviews"], counts["empty_overview"], counts["empty_tags"]) == (1, 1, 1)
+
+
+def test_float_ids_join_and_what_does_not_is_kept(tmp_path: Path, source: Path) -> None:
+    (source / "links.csv").write_text("movieId,imdbId,tmdbId\n1,0001,501.0\n2,0002,\n")
+    (tmp_path / "o.csv").write_text("id,overview\n501,A lamp.\n999.0,Nobody.\n")
+    data = import_movielens(source, tmp_path / "out", overviews=tmp_path / "o.csv")
+    assert data.catalogue()["1"].fields["overview"] == "A lamp."
+    assert data.rejects_by_reason()["o.csv: no film has this tmdb id"] == 1
+
+
+def test_header_names_are_read_in_any_case(tmp_path: Path, source: Path) -> None:
+    for name, content in FILES.items():
+        head, _, rest = content.partition("\n")
+        (source / name).write_text(f"{head.upper()}\n{rest}")
+    (tmp_path / "o.csv").write_text("TMDBID,OVERVIEW\n501,A lamp.\n")
+    data = import_movielens(source, tmp_path / "out", tags=True, overviews=tmp_path / "o.csv", min_rating=1)
+    assert dict(data.catalogue()["1"].fields) == {
+        "title": "Lamp, The (1990)",
+        "genres": "Drama|War",
+        "tags": "slow, dark",
+        "overview": "A lamp.",
+    }
+    assert [h.item_ids for h in data.histories()] == [("1", "2")]
+
+
+def test_ratings_are_read_or_refused(tmp_path: Path, source: Path) -> None:
+    rows = ['"3,5"', "2 stars", "true", "inf", "NULL", "4.0"]
+    text = "".join(f"{user},1,{rating},964982703\n" for user, rating in enumerate(rows))
+    (source / "ratings.csv").write_text("userId,movieId,rating,timestamp\n" + text)
+    data = import_movielens(source, tmp_path / "out", min_rating=4, max_rejects=1)
+    assert [h.user_id for h in data.histories()] == ["4", "5"]
+    assert data.rejects_by_reason() == {"ratings.csv: rating cannot be read": 3}
+    counts = data.info.counts
+    assert (counts["ratings_below_threshold"], counts["rows_without_rating"]) == (1, 1)
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), float("inf")])
+def test_a_threshold_must_be_a_number(tmp_path: Path, source: Path, threshold: float) -> None:
+    with pytest.raises(DataError, match=f"Found the least rating {threshold}; expected a finite number"):
+        import_movielens(source, tmp_path / "out", min_rating=threshold)
+
+
+def test_the_old_packs_are_read(tmp_path: Path) -> None:
+    million, hundred = tmp_path / "ml-1m", tmp_path / "ml-100k"
+    million.mkdir()
+    (million / "movies.dat").write_bytes("1::Amélie: a, b (2001)::Comedy|Romance\n".encode("latin-1"))
+    (million / "ratings.dat").write_text("7::1::5::978300760\n7::9::5::978300761\n")
+    hundred.mkdir()
+    flags = "|".join("1" if n in (5, 14) else "0" for n in range(19))
+    (hundred / "u.item").write_bytes(
+        f"1|Amélie: a, b (2001)|01-Jan-2001||http://x|{flags}\n".encode("latin-1")
+    )
+    (hundred / "u.data").write_text("7\t1\t5\t978300760\n7\t9\t5\t978300761\n")
+    for source in (million, hundred):
+        data = import_movielens(source, tmp_path / f"out-{source.name}")
+        assert dict(data.catalogue()["1"].fields) == {
+            "title": "Amélie: a, b (2001)",
+            "genres": "Comedy|Romance",
+        }
+        assert [(h.user_id, h.item_ids) for h in data.histories()] == [("7", ("1",))]
+        assert data.info.counts["rejects"] == 1

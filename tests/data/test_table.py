@@ -240,3 +240,105 @@ def test_the_real_sets_have_the_counts_they_are_known_for(
     found = {h.user_id: sorted(h.item_ids) for h in data.histories()}
     assert found == {row["user_id"]: sorted(row["items"]) for row in rows}
     assert list(validate_dataset(data.path)) == []
+
+
+def test_an_event_sent_twice_is_one_event_and_counted(tmp_path: Path, items: Path) -> None:
+    t = "2019-11-12 12:00:01"
+    rows = f"u,a,{t}\nu,b,{t}\nu,a,{t}\nu,a,2019-11-12 12:00:02\nv,a,{t}\nu,a,2019-11-12T12:00:01Z\n"
+    events = put(tmp_path / "events.csv", "user_id,item_id,timestamp\n" + rows)
+    data = import_table(items, events, tmp_path / "out")
+    assert [(h.user_id, h.item_ids) for h in data.histories()] == [("u", ("a", "b", "a")), ("v", ("a",))]
+    assert data.info.counts["repeated_events"] == 2
+    untimed = put(tmp_path / "untimed.csv", "user_id,item_id\nu,a\nu,b\nu,a\n")
+    assert [h.item_ids for h in import_table(items, untimed, tmp_path / "o2").histories()] == [
+        ("a", "b", "a")
+    ]
+
+
+def test_ids_join_whatever_type_a_file_gives_them(tmp_path: Path) -> None:
+    pl.DataFrame({"item_id": [1.0, 2.0, None], "title": ["A", "B", "C"]}).write_parquet(
+        tmp_path / "i.parquet"
+    )
+    events = put(tmp_path / "e.csv", "user_id,item_id\n7.0,1\n7, 2.0 \n007,1\nu,01\n")
+    data = import_table(tmp_path / "i.parquet", events, tmp_path / "out", max_rejects=1)
+    assert [(h.user_id, h.item_ids) for h in data.histories()] == [("007", ("1",)), ("7", ("1", "2"))]
+    assert data.info.counts["ids_written_as_floats"] == 2
+    assert data.rejects_by_reason() == {"i.parquet: no item id": 1, "e.csv: unknown item": 1}
+
+
+def test_list_cells_are_read_whole_or_refused(tmp_path: Path) -> None:
+    items = put(tmp_path / "i.csv", "item_id,title\nred shoe,A\nshoe,B\nred,C\n")
+    rows = [
+        'u1,"[""red shoe"", ""shoe""]"',
+        "u2,\"['red' 'shoe']\"",
+        'u3,"[""red"", ""shoe"',
+        "u4,red shoe|red",
+    ]
+    events = put(tmp_path / "e.csv", "user_id,items\n" + "\n".join(rows) + "\n")
+    data = import_table(items, events, tmp_path / "out", max_rejects=1)
+    assert [(h.user_id, h.item_ids) for h in data.histories()] == [
+        ("u1", ("red shoe", "shoe")),
+        ("u2", ("red", "shoe")),
+        ("u4", ("red shoe", "red")),
+    ]
+    assert data.rejects().collect().select("row", "reason", "raw").rows() == [
+        (4, "the list of items cannot be read", rows[2])
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["__row__", "__raw__", "__hash__", "__first_hash__", "\x1frow", "*", "^.*$", ""]
+)
+def test_no_column_name_meets_an_internal_one(tmp_path: Path, name: str) -> None:
+    items = put(
+        tmp_path / "i.csv", f"item_id,title,{name},other\na,Lamp,mine,x\na,Lamp,mine,x\nb,Rug,yours,\n"
+    )
+    data = import_table(items, put(tmp_path / "e.csv", f"user_id,item_id,{name}\nu,a,9\n"), tmp_path / "out")
+    assert [h.item_ids for h in data.histories()] == [("a",)]
+    assert data.info.counts["repeated_items"] == 1
+    fields = dict(data.catalogue()["b"].fields)
+    assert fields.pop("title") == "Rug"
+    assert list(fields.values()) == ([] if name in {"", "*"} else ["yours"])
+    pl.DataFrame({"item_id": ["a"], "title": ["Lamp"], name or "x": ["mine"]}).write_parquet(
+        tmp_path / "i.parquet"
+    )
+    assert import_table(tmp_path / "i.parquet", tmp_path / "e.csv", tmp_path / "p").info.counts["events"] == 1
+
+
+def test_what_exporters_leave_in_a_file_is_no_row(tmp_path: Path) -> None:
+    text = ",item_id,title,,\n0,a,Lamp,,\n1,b,Rug\n,item_id,title,,\n\n2,c,Cup,,,\n3,d,Pen,,,junk\n"
+    items = put(tmp_path / "i.csv", text)
+    events = put(tmp_path / "e.csv", "user_id,item_id\nu,a\n\ufeffuser_id,item_id\nu,c\n")
+    data = import_table(items, events, tmp_path / "out", max_rejects=1)
+    assert data.info.text_fields == ["title"]
+    assert list(data.catalogue()) == ["a", "b", "c"]
+    assert [h.item_ids for h in data.histories()] == [("a", "c")]
+    assert data.rejects().collect().select("file", "row", "reason").sort("file", "row").rows() == [
+        ("e.csv", 3, "the header line again"),
+        ("i.csv", 4, "the header line again"),
+        ("i.csv", 7, "another number of columns than the header"),
+    ]
+
+
+def test_texts_that_are_changed_or_doubtful_are_counted(tmp_path: Path) -> None:
+    items = put(
+        tmp_path / "i.csv",
+        "item_id,title,genres\na,AT&amp;T,\"['Drama', 'War']\"\nb,None,<NA>\nc,Null,[]\nd,R&D;,n/a\n",
+    )
+    data = import_table(items, put(tmp_path / "e.csv", "user_id,item_id\nu,a\n"), tmp_path / "out")
+    assert {i: dict(item.fields) for i, item in data.catalogue().items()} == {
+        "a": {"title": "AT&amp;T", "genres": "Drama|War"},
+        "b": {},
+        "c": {"title": "Null"},
+        "d": {"title": "R&D;"},
+    }
+    counts = data.info.counts
+    assert (counts["texts_that_say_missing"], counts["texts_written_as_lists"]) == (3, 2)
+    assert counts["texts_with_html_entities"] == 1
+
+
+def test_internal_columns_are_never_taken_for_times(tmp_path: Path, items: Path) -> None:
+    events = put(tmp_path / "e.csv", "user_id,item_id,seen\n2019-11-12,a,2019-11-12\n")
+    info = import_table(items, events, tmp_path / "out").info
+    assert info.times is not None
+    assert info.times.looks_like_time == ["seen"] or info.times.column == "seen"

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sqlite3
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -115,15 +117,42 @@ def test_what_a_killed_import_left_is_removed_by_the_next_one(tmp_path: Path) ->
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
 
 
-def test_an_old_dataset_that_a_killed_import_moved_away_is_removed_only_when_there_is_a_newer_one(
-    tmp_path: Path,
-) -> None:
+def test_a_dataset_that_a_killed_import_moved_away_is_put_back_and_then_removed(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     old = make(tmp_path / "d").path.rename(tmp_path / f".d.old-{dead.pid}-00000000")
-    make(tmp_path / "d")
-    assert old.is_dir(), "while it was made, the old dataset was the only one"
+    with pytest.raises(DataError, match="exists and is not empty"):
+        make(tmp_path / "d")
+    assert not old.exists(), "the old dataset was the only one"
+    shutil.copytree(tmp_path / "d", old)
     make(tmp_path / "d", overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["d"]
+
+
+@pytest.mark.parametrize("exchanged", [True, False])
+def test_overwrite_keeps_what_no_import_makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanged: bool
+) -> None:
+    if not exchanged:
+        monkeypatch.setattr("trsr.data.files._exchange", lambda *_: False)
+    path = make(tmp_path / "d").path
+    (path / "notes").mkdir()
+    (path / "notes" / "a.txt").write_text("mine")
+    (path / "to_notes").symlink_to("notes")
+    (path / "impressions.parquet").write_text("of an older import")
+    with sqlite3.connect(path / "summaries.sqlite") as store:
+        store.execute("create table t (x)")
+        store.execute("insert into t values (1)")
+        store.commit()
+        make(path, ("other", "a", 0, None), overwrite=True)
+        store.execute("insert into t values (2)")
+    store.close()
+    assert [h.user_id for h in Dataset.open(path).histories()] == ["other"]
+    assert (path / "to_notes" / "a.txt").read_text() == "mine"
+    assert not (path / "impressions.parquet").exists(), "an import makes it, and the new one made none"
+    with sqlite3.connect(path / "summaries.sqlite") as store:
+        assert store.execute("select x from t").fetchall() == [(1,), (2,)]
+    store.close()
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
 
 
@@ -213,3 +242,27 @@ def test_open_says_what_is_wrong(tmp_path: Path) -> None:
     (folder / "items.parquet").unlink()
     with pytest.raises(DataError, match=r"lacks items.parquet"):
         Dataset.open(folder)
+
+
+@pytest.mark.slow
+def test_a_kill_while_a_dataset_is_replaced_leaves_the_old_or_the_new_whole(tmp_path: Path) -> None:
+    path = make(tmp_path / "d").path
+    (path / "notes.txt").write_text("mine")
+    calls = ("_carry_over", "_exchange", "remove_folder")
+    for number, call in enumerate(calls):
+        code = (
+            "import os, signal, sys\n"
+            f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+            "from trsr.data import files\n"
+            "from test_tables import make\n"
+            f"def stop(*_, **__): os.kill(os.getpid(), signal.SIGKILL)\n"
+            f"files.{call} = stop\n"
+            "from pathlib import Path\n"
+            f"make(Path({str(path)!r}), ('user{number}', 'a', 0, None), overwrite=True)\n"
+        )
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+        (history,) = list(Dataset.open(path).histories())
+        assert history.user_id == ("u" if call != "remove_folder" else f"user{number}")
+        assert (path / "notes.txt").read_text() == "mine"
+    make(path, overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["d"]

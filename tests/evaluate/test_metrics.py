@@ -281,7 +281,7 @@ def test_tie_rate_is_the_share_of_tied_pairs() -> None:
         (lambda: tie_groups([math.nan, 1.0], [0, 1], [0, 2]), "1 margins that are NaN"),
         (lambda: tie_groups([0.0, 1.0], [0, 2], [0, 2]), "label other than 0 and 1"),
         (lambda: logloss([1.5], [1], [0, 1]), "outside"),
-        (lambda: logloss([math.nan], [1], [0, 1]), "outside"),
+        (lambda: logloss([math.nan], [1], [0, 1]), "1 scores that are NaN"),
     ],
 )
 def test_values_that_are_no_answer_are_refused(call: Callable[[], object], message: str) -> None:

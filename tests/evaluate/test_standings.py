@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from score_rows import make_scores
 
@@ -96,3 +97,31 @@ def test_both_reports_say_who_beats_whom(tmp_path: Path, monkeypatch: pytest.Mon
     metrics["comparisons"] = []
     for path in write_report(tmp_path, metrics=metrics, context=ReportContext("t", "c", "")):
         assert "Who beats whom" not in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("metric", "why"),
+    [
+        ("mrr@10", "it needs examples with a chosen candidate"),
+        ("auc", "it needs examples with a chosen and an unchosen candidate"),
+        ("logloss", "it needs a score for every candidate"),
+    ],
+)
+def test_without_a_value_no_ranker_is_first(metric: str, why: str) -> None:
+    nothing = pair("a", "b", None, metric, difference=None, ci95=[None, None], effect_size=None)
+    rankers = {name: {metric: {"value": None, "ci95": [None, None]}} for name in "ab"}
+    (found,) = standings({"comparisons": [nothing], "rankers": rankers})
+    assert found.sentence == f"No example has a value of {metric}, so no ranker is first: {why}."
+    assert [rival.verdict for rival in found.rivals] == ["no value"]
+
+
+def test_a_report_without_a_truth_names_no_winner(tmp_path: Path) -> None:
+    scores = make_scores().with_columns(pl.lit(0).cast(pl.Int64).alias("label"))
+    metrics = evaluate(scores, protocol={"protocol": "sampled"})
+    metrics["counts"]["targets_in_history"] = 3
+    write_report(tmp_path, metrics=metrics, context=ReportContext("A run", "trsr run", "seed: 0\n"))
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert "nothing can be said of the rankers" in text
+        assert "Who beats whom" not in text
+        assert "examples a target stands in the history that the rankers read" in text

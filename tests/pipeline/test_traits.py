@@ -11,7 +11,7 @@ from trsr.config import load_config
 from trsr.data.fitting import fit_events
 from trsr.evaluate.slices import interest_shift
 from trsr.pipeline.folder import RunFolder
-from trsr.pipeline.traits import example_traits
+from trsr.pipeline.traits import example_traits, targets_in_history
 from trsr.pipeline.workbench import Workbench
 from trsr.summarize.counted import field_values, title_words
 
@@ -43,3 +43,12 @@ def test_without_categories_words_of_titles_stand_for_interests(bench: Workbench
         words = [title_words(catalogue[i], bench.summariser.title_field) for i in example.history]
         assert any(words)
         assert traits[example.example_id].shift == interest_shift(words)
+
+
+def test_targets_in_their_own_history_are_counted_once_an_example(bench: Workbench) -> None:
+    assert targets_in_history([bench]) == 0
+    first, *rest = bench.splits.test
+    target = first.candidates[first.labels.index(1)]
+    leaky = dataclasses.replace(first, history=(*first.history, target))
+    bench.splits = dataclasses.replace(bench.splits, test=[leaky, *rest])
+    assert targets_in_history([bench, bench]) == 1

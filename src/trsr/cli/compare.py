@@ -46,6 +46,7 @@ def compare(
 
     Example: trsr compare out/with_profile out/without --ranker llm --metric mrr@10
     """
+    import numpy as np
     import polars as pl
 
     from trsr.errors import DataError
@@ -64,6 +65,16 @@ def compare(
             if name == "ece":
                 raise DataError("Rankers cannot be compared on ece, which no single user has; name brier.")
             raise DataError(f"Fewer than two rankers have {name}, which needs a score; name another metric.")
+    if all(
+        np.isnan(values[name]).all()
+        for name in names
+        for values in measured.values.values()
+        if name in values
+    ):
+        raise DataError(
+            f"No example has a value of {' or '.join(names)}, so nothing can be compared: expected "
+            "labels with a 1 for each chosen candidate, and unchosen ones beside it."
+        )
     protocol = {"runs": [path.as_posix() for path in runs], "examples_left_out": found.n_left_out}
     result = summarise(measured, protocol=protocol, compared=names, seed=seed)
     if as_json:
@@ -87,10 +98,11 @@ def _print(metrics: Mapping[str, Any], *, pairs: bool) -> None:
     counts = metrics["counts"]
     console.print(f"{counts['users']} users, {counts['examples']} examples, 95 % intervals over users\n")
     for standing in standings(metrics):
-        chance = metrics["protocol"]["chance"][standing.metric]
-        console.print(_table(standing, metrics["rankers"], chance))
+        if standing.value is not None:
+            chance = metrics["protocol"]["chance"][standing.metric]
+            console.print(_table(standing, metrics["rankers"], chance))
         console.print(escape(standing.sentence) + "\n")
-        if pairs:
+        if pairs and standing.value is not None:
             console.print(_pairs_table(standing.metric, metrics["comparisons"]))
     console.print(f"[dim]{NOTE}[/dim]")
 

@@ -26,8 +26,18 @@ Out = Annotated[Path, typer.Option("--out", help="Dataset folder to make.", show
 Name = Annotated[str | None, typer.Option("--name", help="Name in reports; by default the kind's own.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing dataset at --out.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def _checked_rating(value: float | None) -> float | None:
+    from trsr.data.collect import check_threshold
+
+    check_threshold(value)
+    return value
+
+
 MinRating = Annotated[
-    float | None, typer.Option("--min-rating", help="Leave out lower ratings; they are counted.")
+    float | None,
+    typer.Option("--min-rating", callback=_checked_rating, help="Leave out lower ratings; they are counted."),
 ]
 
 Delimiter = Annotated[

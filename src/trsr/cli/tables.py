@@ -32,7 +32,12 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
     order = sorted(rankers, key=lambda ranker: -(rankers[ranker]["auc"]["value"] or 0.0))
     for ranker in order:
         table.add_row(ranker, *(_cell(rankers[ranker].get(name)) for name in names))
-    Console(width=None if sys.stdout.isatty() else 100).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    console.print(table)
+    if n := counts.get("targets_in_history"):
+        from trsr.evaluate.views import targets_note
+
+        console.print(targets_note(n, counts["examples"]), markup=False)
 
 
 def _cell(entry: Mapping[str, Any] | None) -> str:

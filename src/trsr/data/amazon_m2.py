@@ -10,15 +10,21 @@ from typing import Literal
 
 import polars as pl
 
-from trsr.data.collect import EventCollector, ItemCollector, keep_or_refuse
-from trsr.data.columns import clean_id, clean_texts, require_column, split_list
+from trsr.data.collect import EventCollector, ItemCollector, item_rows, keep_or_refuse, single
+from trsr.data.columns import Sought, find_column, require_column, require_columns
 from trsr.data.import_info import MAX_REJECTS
 from trsr.data.rawtables import RAW, ROW
 from trsr.data.reading import RawFiles, TextSettings
 from trsr.data.tables import Dataset, DatasetWriter
+from trsr.data.values import clean_cell, read_lists, separator_of
 from trsr.errors import DataError
 
 TEXT_FIELDS = ("title", "price", "brand", "color", "size", "model", "material", "author", "desc")
+
+LOCALE = Sought("locale", ("locale",))
+PREVIOUS = Sought("earlier items", ("prev_items",))
+NEXT = Sought("next item", ("next_item",))
+NO_PRICE = "40000000.07"  # of products without a price
 
 
 class AmazonM2Import(TextSettings):
@@ -67,17 +73,15 @@ def import_amazon_m2(
         raw = RawFiles(writer, delimiter, encoding, max_rejects)
         items = ItemCollector(writer, products, TEXT_FIELDS)
         for frame in raw.frames(source / products):
-            item_id = require_column(products, frame.columns, "item id", ("id",))
-            rows = _of_locale(writer, products, frame, locale)
-            items.add(
-                rows.select(pl.col(item_id).alias("item_id"), ROW, RAW, *clean_texts(rows, TEXT_FIELDS))
-            )
+            item_id, _ = require_columns(products, frame.columns, Sought("item id", ("id",)), LOCALE)
+            rows = _with_field_names(_of_locale(writer, products, frame, locale))
+            items.add(item_rows(writer, _without_no_price(writer, rows), item_id, TEXT_FIELDS))
         if items.ids.is_empty():
             raise DataError(f"{products} has no product of the locale {locale!r}; choose another --locale.")
         events = EventCollector(writer, sessions, items.ids, fixed_columns=True)
         events.times.expected = False
         for frame in raw.frames(source / sessions):
-            _add_sessions(writer, sessions, _of_locale(writer, sessions, frame, locale), events)
+            _add_sessions(writer, sessions, frame, locale, events)
         events.finish()
         return writer.finish(
             name=name,
@@ -90,17 +94,37 @@ def import_amazon_m2(
 
 def _of_locale(writer: DatasetWriter, file: str, frame: pl.DataFrame, locale: str) -> pl.DataFrame:
     column = require_column(file, frame.columns, "locale", ("locale",))
-    rows = frame.filter(pl.col(column).str.strip_chars() == locale)
+    rows = single(frame, column).filter(pl.col(column).str.strip_chars() == locale)
     writer.counts["rows_of_other_locales"] += len(frame) - len(rows)
     return rows
 
 
-def _add_sessions(writer: DatasetWriter, file: str, frame: pl.DataFrame, events: EventCollector) -> None:
-    previous = require_column(file, frame.columns, "earlier items", ("prev_items",))
-    following = require_column(file, frame.columns, "next item", ("next_item",))
-    frame = frame.with_columns(
-        split_list(previous, frame.schema[previous]).alias(previous), clean_id(following).alias(following)
-    )
+def _with_field_names(frame: pl.DataFrame) -> pl.DataFrame:
+    """Give the text columns the names in `TEXT_FIELDS`, in whatever case the file writes them."""
+    found = {find_column(frame.columns, (field,)): field for field in TEXT_FIELDS}
+    return frame.rename({column: field for column, field in found.items() if column is not None})
+
+
+def _without_no_price(writer: DatasetWriter, frame: pl.DataFrame) -> pl.DataFrame:
+    """Make the price null where it is the number that stands for "no price" in this data set."""
+    if frame.schema.get("price") != pl.String:
+        return frame
+    none = (pl.col("price").str.strip_chars() == NO_PRICE).fill_null(False)
+    if n := int(frame.select(none.sum()).item()):
+        writer.counts["prices_that_say_missing"] += n
+        frame = frame.with_columns(pl.when(~none).then("price").alias("price"))
+    return frame
+
+
+def _add_sessions(
+    writer: DatasetWriter, file: str, frame: pl.DataFrame, locale: str, events: EventCollector
+) -> None:
+    previous, following, _ = require_columns(file, frame.columns, PREVIOUS, NEXT, LOCALE)
+    frame = _of_locale(writer, file, frame, locale)
+    lists = read_lists(frame[previous], separator_of(frame[previous]))
+    frame = single(frame, following).with_columns(lists.alias(previous), clean_cell(following))
+    good = pl.col(previous).is_not_null()
+    frame = keep_or_refuse(writer, file, frame, good, "the list of items cannot be read")
     frame = keep_or_refuse(writer, file, frame, pl.col(previous).list.len() > 0, "no earlier items")
     frame = keep_or_refuse(writer, file, frame, pl.col(following).is_not_null(), "no next item")
     clicks = frame.select(

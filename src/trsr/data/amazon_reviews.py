@@ -6,23 +6,25 @@ left out: it is written after the purchase, about the item, by one user.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Literal
 
 import polars as pl
+from pydantic import Field
 
-from trsr.data.collect import EventCollector, ItemCollector, at_least
-from trsr.data.columns import clean_texts, find_column, require_column
+from trsr.data.collect import EventCollector, ItemCollector, at_least, check_threshold, item_rows
+from trsr.data.columns import Sought, find_column, require_columns
 from trsr.data.import_info import MAX_REJECTS
 from trsr.data.rawtables import RAW, ROW
 from trsr.data.reading import RawFiles, TimeSettings
 from trsr.data.tables import Dataset, DatasetWriter
 from trsr.errors import DataError
 
-ITEM = ("parent_asin", "asin")
-USER = ("user_id", "reviewerID")
-TIME = ("timestamp", "unixReviewTime")
-RATING = ("rating", "overall")
+ITEM = Sought("item id", ("parent_asin", "asin"))
+USER = Sought("user id", ("user_id", "reviewerID"))
+TIME = Sought("time", ("timestamp", "sort_timestamp", "unixReviewTime"))
+RATING = Sought("rating", ("rating", "overall"))
 # Field -> the names it has in 2018 and 2023.
 TEXT_FIELDS = {
     "title": ("title",),
@@ -33,6 +35,9 @@ TEXT_FIELDS = {
     "description": ("description",),
 }
 
+_JSON = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
+_OTHER = (".parquet", ".csv", ".csv.gz")  # forms of 2023 on the Hugging Face hub
+
 
 class AmazonReviewsImport(TimeSettings):
     """Options of `import_amazon_reviews` as a configuration carries them."""
@@ -42,7 +47,7 @@ class AmazonReviewsImport(TimeSettings):
     name: str = "amazon-reviews"
     reviews: str | None = None
     metadata: str | None = None
-    min_rating: float | None = None
+    min_rating: float | None = Field(default=None, allow_inf_nan=False)
 
 
 def import_amazon_reviews(
@@ -66,8 +71,9 @@ def import_amazon_reviews(
         source: The folder.
         out: The dataset folder to make.
         name: Stands in reports.
-        reviews: The review file in `source`; by default the only JSON file not named "meta...".
-        metadata: The metadata file in `source`; by default the only JSON file named "meta...".
+        reviews: The review file in `source`; by default the only JSON file (without any: Parquet or CSV file)
+            not called "meta..." or "..._meta_...".
+        metadata: The metadata file in `source`; by default the only such file that is called so.
         min_rating: Reviews with fewer stars are counted and left out; None keeps all.
         time_format: How times are written (see `times.TimeReader`); by default what fits the whole column.
         keep_untimed: Keep events without a time where others have one; their users stay in the file's order.
@@ -79,20 +85,22 @@ def import_amazon_reviews(
     Raises:
         DataError: a file or a key is missing, several files could be meant, or nothing could be read.
     """
+    check_threshold(min_rating)
     source = Path(source)
     review_file = _pick(source, reviews, "reviews", meta=False)
     meta_file = _pick(source, metadata, "metadata", meta=True)
     with DatasetWriter(out, overwrite=overwrite) as writer:
         raw = RawFiles(writer, delimiter, encoding, max_rejects)
         items = ItemCollector(writer, meta_file.name, list(TEXT_FIELDS))
-        wanted = {*ITEM, *(key for keys in TEXT_FIELDS.values() for key in keys)}
+        wanted = {*ITEM.usual, *(key for keys in TEXT_FIELDS.values() for key in keys)}
         for frame in raw.frames(meta_file, keep=wanted):
-            items.add(_items(meta_file.name, frame))
+            items.add(_items(writer, meta_file.name, frame))
         events = EventCollector(
             writer, review_file.name, items.ids, time_format=time_format, keep_untimed=keep_untimed
         )
-        for frame in raw.frames(review_file, keep={*ITEM, *USER, *TIME, *RATING}):
-            events.times.column = require_column(review_file.name, frame.columns, "time", TIME)
+        keys = {key.lower() for one in (ITEM, USER, TIME, RATING) for key in one.usual}
+        for frame in raw.frames(review_file, keep=keys):
+            events.times.column = find_column(frame.columns, TIME.usual)
             events.add(_reviews(writer, review_file.name, frame, min_rating))
         events.finish()
         return writer.finish(
@@ -109,34 +117,58 @@ def _pick(source: Path, named: str | None, what: str, *, meta: bool) -> Path:
         return source / named
     if not source.is_dir():
         raise DataError(f"There is no folder {source}; expected one with the review and the metadata file.")
-    suffixes = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
-    files = sorted(f for f in source.iterdir() if f.name.endswith(suffixes))
-    files = [f for f in files if f.name.lower().startswith("meta") == meta]
+    named_so = [f for f in sorted(source.iterdir()) if _is_metadata(f.name) == meta]
+    files = [f for f in named_so if f.name.endswith(_JSON)] or [
+        f for f in named_so if f.name.endswith(_OTHER)
+    ]
     if len(files) != 1:
         found = ", ".join(f.name for f in files) or "none"
         raise DataError(f"{source} should hold one {what} file (found {found}); name it with --{what}.")
     return files[0]
 
 
-def _items(file: str, frame: pl.DataFrame) -> pl.DataFrame:
-    item_id = require_column(file, frame.columns, "item id", ITEM)
+def _is_metadata(name: str) -> bool:
+    return name.lower().startswith("meta") or "_meta_" in name.lower()
+
+
+def _require(file: str, frame: pl.DataFrame, *sought: Sought) -> list[str]:
+    """Find columns; where some are missing, the error names all keys of the first record, read or not."""
+    try:
+        keys = list(json.loads(str(frame[RAW].first())))
+    except (ValueError, TypeError):
+        keys = []
+    return require_columns(file, frame.columns, *sought, unread=keys)
+
+
+def _items(writer: DatasetWriter, file: str, frame: pl.DataFrame) -> pl.DataFrame:
+    (item_id,) = _require(file, frame, ITEM)
     columns = {field: find_column(frame.columns, names) for field, names in TEXT_FIELDS.items()}
+    frame = _without_scripts(writer, frame)
     named = frame.select(
         pl.col(item_id).alias("item_id"),
         ROW,
         RAW,
         *(pl.col(column).alias(field) for field, column in columns.items() if column is not None),
     )
-    return named.select("item_id", ROW, RAW, *clean_texts(named, TEXT_FIELDS))
+    return item_rows(writer, named, "item_id", list(TEXT_FIELDS))
+
+
+def _without_scripts(writer: DatasetWriter, frame: pl.DataFrame) -> pl.DataFrame:
+    """Make titles null that are a script of the page, as some are in the files of 2018, and count them."""
+    if frame.schema.get("title") != pl.String:
+        return frame
+    script = pl.col("title").str.contains("getTime()", literal=True).fill_null(False)
+    if n := int(frame.select(script.sum()).item()):
+        writer.counts["titles_that_were_scripts"] += n
+        frame = frame.with_columns(pl.when(~script).then("title").alias("title"))
+    return frame
 
 
 def _reviews(writer: DatasetWriter, file: str, frame: pl.DataFrame, min_rating: float | None) -> pl.DataFrame:
-    item_id = require_column(file, frame.columns, "item id", ITEM)
-    user_id = require_column(file, frame.columns, "user id", USER)
-    time = require_column(file, frame.columns, "time", TIME)
+    sought = (ITEM, USER, TIME) if min_rating is None else (ITEM, USER, TIME, RATING)
+    item_id, user_id, time, *rating = _require(file, frame, *sought)
     if min_rating is not None:
-        rating = require_column(file, frame.columns, "rating", RATING)
-        frame = at_least(writer, frame, rating, min_rating)
+        frame = at_least(writer, file, frame, rating[0], min_rating)
     return frame.select(
         pl.col(user_id).alias("user_id"),
         pl.col(item_id).alias("item_id"),

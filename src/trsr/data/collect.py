@@ -6,21 +6,25 @@ kinds of data. Only item ids (and a hash each) are held in memory, never the int
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 import polars as pl
 
-from trsr.data.columns import clean_id
 from trsr.data.import_info import TimesInfo
 from trsr.data.rawtables import RAW, ROW
 from trsr.data.tables import TIME, DatasetWriter, Spool
 from trsr.data.times import UNREADABLE, TimeReader
+from trsr.data.values import MARKERS, clean_cell, clean_ids, clean_texts, join_written_lists, parse_rating
 from trsr.errors import DataError
 
 RANGE_ROWS = 1_000_000  # events sorted at once
-_HASH = "__hash__"  # of an item's texts; named so as not to meet a text field
-_FIRST_HASH = "__first_hash__"
+# Names with a control character: no column of a file can have them (`columns.plain_names`).
+_HASH = "\x1fhash"  # of an item's texts
+_FIRST_HASH = "\x1ffirst hash"
+_TEXT, _RATING = "\x1frating text", "\x1frating"
+_ENTITY = r"&(?:[a-zA-Z]{2,8}|#[0-9]{1,6}|#x[0-9a-fA-F]{1,5});"
 
 
 def refuse(writer: DatasetWriter, file: str, frame: pl.DataFrame, reason: str) -> None:
@@ -39,20 +43,80 @@ def keep_or_refuse(
     return frame.filter(right)
 
 
-def at_least(writer: DatasetWriter, frame: pl.DataFrame, rating: str, threshold: float) -> pl.DataFrame:
-    """Return the rows whose rating reaches the threshold or is missing; count the others."""
-    frame = _single(frame, rating)
-    below = (
-        frame.select(pl.col(rating).cast(pl.Float64, strict=False) < threshold).to_series().fill_null(False)
+def check_threshold(min_rating: float | None) -> None:
+    """Refuse a threshold that no rating can be compared with.
+
+    Raises:
+        DataError: it is NaN or infinite.
+    """
+    if min_rating is not None and not math.isfinite(min_rating):
+        raise DataError(f"Found the least rating {min_rating}; expected a finite number, such as 4.")
+
+
+def at_least(
+    writer: DatasetWriter, file: str, frame: pl.DataFrame, rating: str, threshold: float
+) -> pl.DataFrame:
+    """Return the rows whose rating reaches the threshold or is missing.
+
+    Lower and missing ratings are counted, those that are no number are rejected.
+    """
+    frame = single(frame, rating, others=True)
+    ratings = frame.select(clean_cell(rating).alias(_TEXT)).select(
+        _TEXT, parse_rating(pl.col(_TEXT)).alias(_RATING)
     )
+    frame = frame.with_columns(ratings)
+    good = pl.col(_TEXT).is_null() | pl.col(_RATING).is_not_null()
+    frame = keep_or_refuse(writer, file, frame, good, "rating cannot be read")
+    below = (frame[_RATING] < threshold).fill_null(False)
     writer.counts["ratings_below_threshold"] += int(below.sum())
-    return frame.filter(~below)
+    count_if_any(writer, "rows_without_rating", int(frame[_TEXT].is_null().sum()))
+    return frame.filter(~below).drop(_TEXT, _RATING)
 
 
-def _single(frame: pl.DataFrame, *columns: str) -> pl.DataFrame:
-    """Turn a list column into text where each list has one element; other lists become null."""
-    lists = [pl.col(c) for c in columns if isinstance(frame.schema[c], pl.List)]
-    return frame.with_columns(pl.when(c.list.len() == 1).then(c.list.first()) for c in lists)
+def count_if_any(writer: DatasetWriter, what: str, n: int) -> None:
+    """Count what is worth a line only where there is any."""
+    if n:
+        writer.counts[what] += n
+
+
+def single(frame: pl.DataFrame, *columns: str, others: bool = False) -> pl.DataFrame:
+    """Turn a list column into text where each list has one element.
+
+    Longer lists become null, or with `others` a text that is no value, so that it is refused.
+    """
+    for column in columns:
+        if isinstance(frame.schema[column], pl.List):
+            parts = pl.col(column)
+            longer = (pl.lit("[") + parts.list.join(", ", ignore_nulls=True) + "]") if others else None
+            frame = frame.with_columns(
+                pl.when(parts.list.len() == 1)
+                .then(parts.list.first())
+                .when(parts.list.len() > 1)
+                .then(longer)
+            )
+    return frame
+
+
+def item_rows(
+    writer: DatasetWriter, frame: pl.DataFrame, item_id: str | pl.Expr, fields: Sequence[str]
+) -> pl.DataFrame:
+    """Return the rows that `ItemCollector.add` takes: `item_id`, the text fields cleaned, `ROW`, `RAW`.
+
+    What cleaning changes is counted: markers of missing values, lists written as text. Entities of HTML are
+    left as they stand, and counted.
+    """
+    frame, n_lists = join_written_lists(frame, fields)
+    count_if_any(writer, "texts_written_as_lists", n_lists)
+    texts = [pl.col(f) for f in fields if frame.schema.get(f) == pl.String]
+    if texts:
+        sums = frame.select(
+            pl.sum_horizontal(text.str.strip_chars().is_in(MARKERS).sum() for text in texts).alias("markers"),
+            pl.sum_horizontal(text.str.contains(_ENTITY).sum() for text in texts).alias("entities"),
+        )
+        count_if_any(writer, "texts_that_say_missing", int(sums["markers"].item()))
+        count_if_any(writer, "texts_with_html_entities", int(sums["entities"].item()))
+    item = pl.col(item_id) if isinstance(item_id, str) else item_id
+    return frame.select(item.alias("item_id"), ROW, RAW, *clean_texts(frame, fields))
 
 
 class ItemCollector:
@@ -77,8 +141,9 @@ class ItemCollector:
         return self._known.select("item_id")
 
     def add(self, frame: pl.DataFrame) -> None:
-        """Take a batch: `item_id`, the text fields (cleaned), `ROW`, `RAW`."""
-        frame = _single(frame, "item_id").with_columns(clean_id("item_id").alias("item_id"))
+        """Take a batch of `item_rows`."""
+        frame, n_floats = clean_ids(single(frame, "item_id"), "item_id")
+        count_if_any(self._writer, "ids_written_as_floats", n_floats)
         frame = keep_or_refuse(self._writer, self._file, frame, pl.col("item_id").is_not_null(), "no item id")
         frame = frame.with_columns(pl.struct(self._fields).hash().alias(_HASH))
         new = frame.join(self._known, on="item_id", how="anti", maintain_order="left")
@@ -101,7 +166,7 @@ def _check_fields(file: str, text_fields: Sequence[str]) -> None:
     if not text_fields:
         wrong = "no text field was named for its items"
     elif twice := [field for field in text_fields if list(text_fields).count(field) > 1]:
-        wrong = f"the text field {twice[0]!r} was named twice"
+        wrong = f"the text field {' and '.join(map(repr, dict.fromkeys(twice)))} was named twice"
     elif "item_id" in text_fields:
         wrong = "the text field 'item_id' was named, but ids are never text"
     if wrong:
@@ -146,8 +211,10 @@ class EventCollector:
 
     def add(self, frame: pl.DataFrame) -> None:
         """Take a batch: `user_id`, `item_id`, `timestamp` (text or null), `ROW`, `RAW`."""
-        frame = _single(frame, "user_id", "item_id", "timestamp")
-        frame = frame.with_columns(clean_id(c).alias(c) for c in ("user_id", "item_id", "timestamp"))
+        frame = single(single(frame, "user_id", "item_id"), "timestamp", others=True)
+        frame, n_floats = clean_ids(frame, "user_id", "item_id")
+        count_if_any(self._writer, "ids_written_as_floats", n_floats)
+        frame = frame.with_columns(clean_cell("timestamp"))
         self._writer.file(self._file).entries += len(frame)
         self.times.n += len(frame)
         self.times.missing += frame["timestamp"].null_count()
@@ -223,6 +290,7 @@ class EventCollector:
         position = pl.int_range(pl.len(), dtype=pl.Int64).over("user_id").alias("position")
         for part in by_user_ranges(self._spool):
             rows = part.collect(engine="streaming").with_columns(key).sort("user_id", "key", "place")
+            rows = self._fold_repeats(rows)
             if any_time and self._keep_untimed:
                 in_order = rows.filter(pl.col("key").is_null())["user_id"].n_unique()
                 self._writer.counts["users_in_file_order"] += in_order
@@ -230,6 +298,16 @@ class EventCollector:
             self._writer.events.append(
                 rows.select("user_id", "item_id", position, time.cast(TIME).alias("timestamp"))
             )
+
+    def _fold_repeats(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Return each event once: the same user, item and time again is the same event sent twice.
+
+        Without a time nothing says that it is not a second one, so it stays.
+        """
+        first = pl.struct("user_id", "item_id", "timestamp").is_first_distinct()
+        once = rows.filter(pl.col("timestamp").is_null() | first)
+        count_if_any(self._writer, "repeated_events", len(rows) - len(once))
+        return once
 
 
 def by_user_ranges(spool: Spool, rows_at_once: int = RANGE_ROWS) -> Iterator[pl.LazyFrame]:

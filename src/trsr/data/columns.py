@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-import polars as pl
-
+from trsr.data.values import CATEGORIES
 from trsr.errors import DataError
 
 ITEM_ID = (
@@ -26,28 +26,76 @@ ITEM_ID = (
 )
 USER_ID = ("user_id", "user", "userId", "reviewerID", "uid", "session_id", "visitorid")
 ITEM_LIST = ("items", "item_ids", "history", "prev_items", "sequence")
-CATEGORIES = (
-    "category",
-    "categories",
-    "subcategory",
-    "main_category",
-    "genres",
-    "genre",
-    "brand",
-    "store",
-    "author",
-)
 # Columns that are no text for a reader: ids, addresses, machine annotations.
-_NO_TEXT = re.compile(r"(^|_)(id|ids|asin|url|uri|link|image|images|entities)$|Id$|ID$|URL", re.ASCII)
-_MISSING = ("", "nan", "NaN")
+_NO_TEXT = re.compile(
+    r"(^|_)(id|ids|asin|url|uri|link|image|images|entities)$|Id$|ID$|URL"
+    r"|^(Unnamed: \d+|column_\d+|index|level_\d+|__index_level_\d+__|rownames)$",
+    re.ASCII,
+)
 
 
 def find_column(columns: Sequence[str], usual: Sequence[str], named: str | None = None) -> str | None:
-    """Return the column that was named, else the first usual name in any case, else None."""
+    """Return the column that was named, else the first usual name, else the first in another case, else None.
+
+    Raises:
+        DataError: several columns are such a name in other cases, so that none can be chosen.
+    """
     if named is not None:
         return named if named in columns else None
-    lower = {column.lower(): column for column in reversed(columns)}
-    return next((lower[name.lower()] for name in usual if name.lower() in lower), None)
+    for name in usual:
+        alike = [column for column in columns if column.lower() == name.lower()]
+        if name in alike or len(alike) == 1:
+            return name if name in alike else alike[0]
+        if alike:
+            raise DataError(
+                f"The columns {' and '.join(map(repr, alike))} differ in case only, and each could be the "
+                f"{name}; name the one that is meant, or rename the other."
+            )
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Sought:
+    """A column that is looked for.
+
+    Attributes:
+        meaning: What it holds, in words.
+        usual: Names it may have.
+        named: The name that the user gave, if any; then no other will do.
+        option: The option by which a user can name the column, if there is one.
+    """
+
+    meaning: str
+    usual: Sequence[str]
+    named: str | None = None
+    option: str | None = None
+
+    def __str__(self) -> str:
+        looked_for = repr(self.named) if self.named is not None else ", ".join(self.usual)
+        return f"for the {self.meaning} (looked for {looked_for}"
+
+
+def require_columns(
+    file: str, columns: Sequence[str], *sought: Sought, unread: Iterable[str] = ()
+) -> list[str]:
+    """Return the columns with these meanings; `unread` names others that the file has.
+
+    Raises:
+        DataError: some are missing; the sentence says which ones, what was looked for and what the file has.
+    """
+    found = [find_column(columns, one.usual, one.named) for one in sought]
+    missing = [one for one, column in zip(sought, found, strict=True) if column is None]
+    if not missing:
+        return [column for column in found if column is not None]
+    there = ", ".join(c for c in dict.fromkeys([*columns, *unread]) if c.isprintable()) or "none"
+    options = [one.option for one in missing if one.option]
+    if len(missing) == 1:
+        said = f"{missing[0]}; found {there})"
+        advice = f"name one with {options[0]}" if options else "check that it is the right file"
+    else:
+        said = f"{' and none '.join(f'{one})' for one in missing)}; found {there}"
+        advice = f"name them with {' and '.join(options)}" if options else "check that it is the right file"
+    raise DataError(f"{file} has no column {said}; {advice}.")
 
 
 def require_column(
@@ -58,76 +106,34 @@ def require_column(
     named: str | None = None,
     option: str | None = None,
 ) -> str:
-    """Return the column with this meaning.
+    """Return the column with this meaning; see `Sought` and `require_columns`."""
+    return require_columns(file, columns, Sought(meaning, usual, named, option))[0]
 
-    Args:
-        file: Name of the file, for the error.
-        columns: What the file has.
-        meaning: What is looked for, in words.
-        usual: Names it may have.
-        named: The name that the user gave, if any; then no other will do.
-        option: The option by which a user can name the column, if there is one.
 
-    Raises:
-        DataError: there is none; the sentence says what was looked for and what the file has.
+def plain_names(names: Iterable[str]) -> list[str]:
+    """Return column names without invisible characters, and none that polars reads as a pattern.
+
+    A column without a name is called by its place, `column_3`. No name can be one of this package's own,
+    which hold a control character.
     """
-    column = find_column(columns, usual, named)
-    if column is not None:
-        return column
-    found = ", ".join(c for c in columns if not c.startswith("__")) or "none"
-    looked_for = repr(named) if named is not None else ", ".join(usual)
-    advice = f"name one with {option}" if option else "check that it is the right file"
-    raise DataError(
-        f"{file} has no column for the {meaning} (looked for {looked_for}; found {found}); {advice}."
-    )
+    plain = []
+    for place, name in enumerate(names, start=1):
+        seen = "".join(c for c in name if c.isprintable()).strip()
+        if seen.startswith("^") and seen.endswith("$"):
+            seen = seen.strip("^$").strip()
+        plain.append(f"column_{place}" if seen in {"", "*"} else seen)
+    return plain
 
 
 def guess_text_fields(columns: Iterable[str], without: Iterable[str]) -> list[str]:
-    """Return the columns that look like text for a reader: all but ids, addresses and those in `without`."""
+    """Return the columns that look like text for a reader: all but ids, addresses and those in `without`.
+
+    Left out too are columns without a name and row numbers that exporters write (`Unnamed: 0`, `index`).
+    """
     skip = set(without)
-    return [c for c in columns if c not in skip and not c.startswith("__") and not _NO_TEXT.search(c)]
+    return [c for c in columns if c not in skip and c.isprintable() and not _NO_TEXT.search(c)]
 
 
 def guess_category_fields(text_fields: Iterable[str]) -> list[str]:
     """Return those text fields whose name says that they hold categories, brands or the like."""
     return [field for field in text_fields if field.lower() in CATEGORIES]
-
-
-def clean_id(column: str) -> pl.Expr:
-    """Return an id without white space around it; null where there is none."""
-    text = pl.col(column).str.strip_chars()
-    return pl.when(text.is_in(_MISSING)).then(None).otherwise(text)
-
-
-def clean_texts(frame: pl.DataFrame, fields: Iterable[str]) -> list[pl.Expr]:
-    """Return the text fields of a frame: no white space around them, null for missing, empty and NaN.
-
-    A list is joined with blanks, or with "|" where the name of the field says that it holds categories.
-    """
-    return [_clean_text(field, frame.schema.get(field)) for field in fields]
-
-
-def _clean_text(column: str, dtype: pl.DataType | None) -> pl.Expr:
-    if dtype is None:
-        return pl.lit(None, pl.String).alias(column)
-    text = pl.col(column)
-    if isinstance(dtype, pl.List):
-        parts = text.list.eval(pl.element().str.strip_chars())
-        text = parts.list.eval(pl.element().filter(pl.element().is_not_null() & (pl.element() != "")))
-        text = text.list.join("|" if column.lower() in CATEGORIES else " ")
-    text = text.cast(pl.String).str.strip_chars()
-    return pl.when(text.is_in(_MISSING)).then(None).otherwise(text).alias(column)
-
-
-def split_list(column: str, dtype: pl.DataType) -> pl.Expr:
-    """Return a list column; a text such as `a b c`, `a|b`, `['a' 'b']` or `["a", "b"]` is taken apart."""
-    if isinstance(dtype, pl.List):
-        return pl.col(column)
-    return pl.col(column).str.extract_all(r"[^\s,|\[\]'\"]+")
-
-
-def split_times(column: str, dtype: pl.DataType) -> pl.Expr:
-    """Return a list column of times; a text is taken apart at commas and `|`, as times may hold blanks."""
-    if isinstance(dtype, pl.List):
-        return pl.col(column)
-    return pl.col(column).str.extract_all(r"[^,|\[\]'\"]+").list.eval(pl.element().str.strip_chars())

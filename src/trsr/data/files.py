@@ -1,10 +1,13 @@
-"""Writes a file in one move: under its name stands the old file or the whole new one, never a part."""
+"""Writes a file or a folder in one move: under its name stands the old or the whole new one, never a part."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import glob
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import polars as pl
@@ -32,3 +35,73 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+def replace_folder(path: Path, new: Path, old: Path, *, made: Collection[str]) -> None:
+    """Put the folder `new` in the place of `path`, with all that is in `path` and not in `made`.
+
+    Where the system can exchange two names, `path` is at every moment the old folder or the new one; else it
+    it is missing for a moment, and a process killed then has left the old one under the name `old`.
+
+    Raises:
+        OSError: something could not be linked, copied or moved.
+    """
+    _carry_over(path, new, made)
+    if _exchange(new, path):
+        new.rename(old)
+    else:
+        path.rename(old)
+        new.rename(path)
+    _carry_over(old, path, made)  # what others wrote there in the meantime
+    remove_folder(old)
+
+
+def left_by_the_dead(path: Path, what: str) -> list[Path]:
+    """Return the folders `.NAME.WHAT-PID-...` beside `path` whose process is gone."""
+    found = []
+    for folder in path.parent.glob(f".{glob.escape(path.name)}.{what}-*-*"):
+        try:
+            os.kill(int(folder.name.rsplit("-", 2)[1]), 0)
+        except ProcessLookupError:
+            found.append(folder)
+        except (ValueError, OSError):
+            continue  # another user's process, or another kind of folder
+    return found
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, or the link that stands for it, as far as that is allowed."""
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _carry_over(source: Path, target: Path, made: Collection[str]) -> None:
+    """Link or copy the entries of a folder that are not `made` and that the other one does not have."""
+    for entry in source.iterdir():
+        to = target / entry.name
+        if entry.name in made or os.path.lexists(to):
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.copytree(entry, to, symlinks=True, copy_function=_link)
+        else:
+            _link(str(entry), str(to))
+
+
+def _link(source: str, target: str) -> None:
+    """Give a file a second name; copy it where that cannot be. An open database goes on under both names."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names in one step (Linux: renameat2); False where this system or disk cannot."""
+    at_cwd, exchange = -100, 2
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError, TypeError):
+        return False
+    return bool(rename(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0)

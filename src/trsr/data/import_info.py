@@ -9,10 +9,18 @@ from pydantic import BaseModel, ConfigDict
 
 MAX_REJECTS = 0.05
 # Reasons that say nothing against the reading of a row; references are counted apart.
-REFERENCES = ("unknown item", "history entry without a news row")
+REFERENCES = (
+    "unknown item",
+    "history entry without a news row",
+    "tags of an unknown film",
+    "overview of an unknown film",
+    "no film has this tmdb id",
+)
 READABLE = (
     "item id seen before with another text",
     "impression id seen before",
+    "second overview of the film",
+    "the header line again",
     "no items in the list",
     "no earlier items",
     "no time",

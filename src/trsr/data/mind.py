@@ -13,13 +13,13 @@ from typing import Literal
 
 import polars as pl
 
-from trsr.data.collect import ItemCollector, by_user_ranges, keep_or_refuse, refuse
-from trsr.data.columns import clean_texts
+from trsr.data.collect import ItemCollector, by_user_ranges, item_rows, keep_or_refuse, refuse
 from trsr.data.import_info import MAX_REJECTS, TimesInfo
 from trsr.data.rawtables import RAW, ROW
 from trsr.data.reading import RawFiles, TextSettings
 from trsr.data.tables import IMPRESSIONS, TIME, Dataset, DatasetWriter, Spool
 from trsr.data.times import MONTH_FIRST, UNREADABLE, TimeReader
+from trsr.data.values import MARKERS
 from trsr.errors import DataError
 
 NEWS = (
@@ -86,18 +86,20 @@ def import_mind(
     """
     source = Path(source)
     if wrong := [field for field in text_fields if field not in NEWS[1:]]:
-        raise DataError(f"MIND has no text field {wrong[0]!r}; choose from {', '.join(NEWS[1:])}.")
+        raise DataError(
+            f"MIND has no text field {' and '.join(map(repr, wrong))}; choose from {', '.join(NEWS[1:])}."
+        )
     with DatasetWriter(out, overwrite=overwrite) as writer:
         raw = RawFiles(writer, delimiter, encoding, max_rejects)
         items = ItemCollector(writer, news, text_fields)
         for frame in raw.frames(source / news, columns=NEWS, quotes=False):
-            items.add(frame.select("item_id", ROW, RAW, *clean_texts(frame, text_fields)))
+            items.add(item_rows(writer, frame, "item_id", text_fields))
         times = TimeReader(behaviors, "time", time_format or MONTH_FIRST)
         writer.times = TimesInfo(file=behaviors, column="time", expected=False)
         for frame in raw.frames(source / behaviors, columns=BEHAVIORS, quotes=False):
             writer.impressions.append(_impressions(writer, behaviors, frame, times))
         _note_times(writer.times, writer.impressions, times)
-        _refuse_repeated(writer, behaviors)
+        _refuse_repeated(writer, raw, source / behaviors)
         _write_histories(writer, behaviors, items.ids)
         return writer.finish(
             name=name,
@@ -123,10 +125,16 @@ def _note_times(info: TimesInfo, impressions: Spool, times: TimeReader) -> None:
 def _impressions(writer: DatasetWriter, file: str, frame: pl.DataFrame, times: TimeReader) -> pl.DataFrame:
     """Return the logged impressions of a batch, with what `_write_histories` needs besides."""
     frame = frame.with_columns(pl.col(BEHAVIORS).str.strip_chars())
+    said = pl.col("impression_id", "user_id", "time", "history")
+    frame = frame.with_columns(pl.when(said.is_in(MARKERS)).then(pl.lit("")).otherwise(said).name.keep())
     frame = frame.with_columns(times.read(frame["time"])[0].alias("timestamp"))
     for good, reason in (
         (pl.col("impression_id") != "", "no impression id"),
         ((pl.col("time") == "") | pl.col("timestamp").is_not_null(), UNREADABLE),
+        (
+            ~pl.col("candidates").str.contains(r"^[^\s-]+( +[^\s-]+)*$"),
+            "candidates without labels, as in MIND's test files",
+        ),
         (
             pl.col("candidates").str.contains(r"^\S+-[01]( +\S+-[01])*$"),
             "candidates are not of the form NEWS-0 or NEWS-1",
@@ -152,8 +160,11 @@ def _words(column: str) -> pl.Expr:
     return words.list.eval(pl.element().filter(pl.element() != "")).alias(column)
 
 
-def _refuse_repeated(writer: DatasetWriter, file: str) -> None:
-    """Reject impressions whose id was seen before, so that an id names one impression."""
+def _refuse_repeated(writer: DatasetWriter, raw: RawFiles, file: Path) -> None:
+    """Reject impressions whose id was seen before, so that an id names one impression.
+
+    Whole rows are not kept while reading; for these few the file is read again.
+    """
     # Hashes first: eight bytes an impression, and nearly always there is nothing to do.
     hashes = writer.impressions.scan(_SPOOLED).select(pl.col("impression_id").hash()).collect().to_series()
     if not (twice := hashes.filter(hashes.is_duplicated())).len():
@@ -161,7 +172,9 @@ def _refuse_repeated(writer: DatasetWriter, file: str) -> None:
     table = writer.impressions.scan().filter(pl.col("impression_id").hash().is_in(twice.unique().implode()))
     rows = table.select("impression_id", ROW).collect().sort(ROW)
     later = rows.filter(~pl.col("impression_id").is_first_distinct())
-    refuse(writer, file, later.rename({"impression_id": RAW}), "impression id seen before")
+    for frame in raw.frames_again(file, columns=BEHAVIORS, quotes=False):
+        rows = frame.join(later.select(ROW), on=ROW, how="semi", maintain_order="left")
+        refuse(writer, file.name, rows, "impression id seen before")
     once = writer.spool("impressions_once")
     for batch in writer.impressions.batches():
         once.append(batch.join(later.select(ROW), on=ROW, how="anti", maintain_order="left"))

@@ -1,5 +1,7 @@
 """MovieLens as GroupLens packs it (`movies.csv`, `ratings.csv`, and where present `tags.csv`, `links.csv`).
 
+The older packs of 100k, 1M and 10M ratings are read too (`movielens_files`).
+
 The films have little text of their own; overviews can be joined from a file that the user brings.
 """
 
@@ -9,14 +11,30 @@ from pathlib import Path
 from typing import Literal
 
 import polars as pl
+from pydantic import Field
 
-from trsr.data.collect import EventCollector, ItemCollector, at_least
-from trsr.data.columns import ITEM_ID, clean_id, clean_texts, find_column, require_column
+from trsr.data.collect import (
+    EventCollector,
+    ItemCollector,
+    at_least,
+    check_threshold,
+    count_if_any,
+    item_rows,
+    keep_or_refuse,
+    refuse,
+    single,
+)
+from trsr.data.columns import ITEM_ID, Sought, find_column, require_column, require_columns
 from trsr.data.import_info import MAX_REJECTS
+from trsr.data.movielens_files import find_file, read_movielens
 from trsr.data.rawtables import RAW, ROW
 from trsr.data.reading import RawFiles, TimeSettings
 from trsr.data.tables import Dataset, DatasetWriter
+from trsr.data.values import clean_cell, clean_ids, clean_texts
 from trsr.errors import DataError
+
+FILM = Sought("movieId", ("movieId",))
+TIME = Sought("time", ("timestamp",))
 
 
 class MovieLensImport(TimeSettings):
@@ -25,7 +43,7 @@ class MovieLensImport(TimeSettings):
     kind: Literal["movielens"] = "movielens"
     source: Path
     name: str = "movielens"
-    min_rating: float | None = None
+    min_rating: float | None = Field(default=None, allow_inf_nan=False)
     tags: bool = False
     overviews: Path | None = None
 
@@ -66,29 +84,34 @@ def import_movielens(
     Raises:
         DataError: a file or a column is missing, or nothing could be read.
     """
+    check_threshold(min_rating)
     source = Path(source)
     fields = ["title", "genres", *(["tags"] if tags else []), *(["overview"] if overviews else [])]
     with DatasetWriter(out, overwrite=overwrite) as writer:
         raw = RawFiles(writer, delimiter, encoding, max_rejects)
-        more: list[pl.DataFrame] = []
+        side: dict[str, tuple[str, pl.DataFrame]] = {}
         if tags:
-            more.append(_read_tags(raw, source / "tags.csv"))
+            file = find_file(source, "tags")
+            side["tags"] = (file.name, _read_tags(writer, raw, file))
         if overviews:
-            more.append(_read_overviews(raw, Path(overviews), source / "links.csv"))
-        items = ItemCollector(writer, "movies.csv", fields)
-        for frame in raw.frames(source / "movies.csv"):
-            for column in ("movieId", "title", "genres"):
-                require_column("movies.csv", frame.columns, f"film's {column}", (column,))
-            films = frame.with_columns(clean_id("movieId").alias("item_id"), _no_genre())
-            for texts in more:
-                films = films.join(texts, on="item_id", how="left", maintain_order="left")
-            items.add(films.select("item_id", ROW, RAW, *clean_texts(films, fields)))
+            rows = _read_overviews(writer, raw, Path(overviews), source / "links.csv")
+            side["overview"] = (Path(overviews).name, rows)
+        movies, ratings = find_file(source, "movies"), find_file(source, "ratings")
+        items = ItemCollector(writer, movies.name, fields)
+        for frame in read_movielens(raw, movies):
+            films = _films(writer, movies.name, frame)
+            for _, rows in side.values():
+                films = films.join(_by_film(rows), on="item_id", how="left", maintain_order="left")
+            items.add(item_rows(writer, films, "item_id", fields))
+        for what, (file_name, rows) in side.items():
+            orphans = rows.join(items.ids, on="item_id", how="anti", maintain_order="left")
+            refuse(writer, file_name, orphans, f"{what} of an unknown film")
         events = EventCollector(
-            writer, "ratings.csv", items.ids, time_format=time_format, keep_untimed=keep_untimed
+            writer, ratings.name, items.ids, time_format=time_format, keep_untimed=keep_untimed
         )
-        events.times.column = "timestamp"
-        for frame in raw.frames(source / "ratings.csv"):
-            events.add(_ratings(writer, frame, min_rating))
+        for frame in read_movielens(raw, ratings):
+            events.times.column = find_column(frame.columns, TIME.usual)
+            events.add(_ratings(writer, ratings.name, frame, min_rating))
         events.finish()
         return writer.finish(
             name=name,
@@ -100,60 +123,114 @@ def import_movielens(
         )
 
 
-def _no_genre() -> pl.Expr:
-    genres = pl.col("genres")
-    return pl.when(genres != "(no genres listed)").then(genres).alias("genres")
+def _films(writer: DatasetWriter, file: str, frame: pl.DataFrame) -> pl.DataFrame:
+    """Return `item_id`, `title`, `genres`, `ROW`, `RAW`."""
+    film, title, genre = require_columns(
+        file, frame.columns, FILM, Sought("film's title", ("title",)), Sought("film's genres", ("genres",))
+    )
+    genres = pl.when(pl.col(genre).str.strip_chars() != "(no genres listed)").then(genre)
+    films = frame.select(
+        pl.col(film).alias("item_id"), pl.col(title).alias("title"), genres.alias("genres"), ROW, RAW
+    )
+    films, n_floats = clean_ids(films, "item_id")
+    count_if_any(writer, "ids_written_as_floats", n_floats)
+    return films
 
 
-def _ratings(writer: DatasetWriter, frame: pl.DataFrame, min_rating: float | None) -> pl.DataFrame:
-    for column in ("userId", "movieId", "timestamp"):
-        require_column("ratings.csv", frame.columns, column, (column,))
+def _ratings(writer: DatasetWriter, file: str, frame: pl.DataFrame, min_rating: float | None) -> pl.DataFrame:
+    sought = [Sought("user id", ("userId",)), FILM, TIME]
     if min_rating is not None:
-        rating = require_column("ratings.csv", frame.columns, "rating", ("rating",))
-        frame = at_least(writer, frame, rating, min_rating)
+        sought.append(Sought("rating", ("rating",)))
+    user, film, time, *rating = require_columns(file, frame.columns, *sought)
+    if min_rating is not None:
+        frame = at_least(writer, file, frame, rating[0], min_rating)
     return frame.select(
-        pl.col("userId").alias("user_id"), pl.col("movieId").alias("item_id"), "timestamp", ROW, RAW
+        pl.col(user).alias("user_id"),
+        pl.col(film).alias("item_id"),
+        pl.col(time).alias("timestamp"),
+        ROW,
+        RAW,
     )
 
 
-def _read_tags(raw: RawFiles, file: Path) -> pl.DataFrame:
-    """Return each film's distinct tags, the most frequent first."""
+def _read_tags(writer: DatasetWriter, raw: RawFiles, file: Path) -> pl.DataFrame:
+    """Return the tags, one a row: `item_id`, `tags` in small letters, `ROW`, `RAW`."""
     frames = []
-    for frame in raw.frames(file):
-        for column in ("movieId", "tag"):
-            require_column(file.name, frame.columns, column, (column,))
-        frames.append(frame.select(clean_id("movieId").alias("item_id"), clean_id("tag").alias("tags")))
-    tags = pl.concat(frames).drop_nulls().with_columns(pl.col("tags").str.to_lowercase())
+    for frame in read_movielens(raw, file):
+        film, tag = require_columns(file.name, frame.columns, FILM, Sought("tag", ("tag",)))
+        rows = frame.select(
+            pl.col(film).alias("item_id"), clean_cell(tag).str.to_lowercase().alias("tags"), ROW, RAW
+        )
+        frames.append(_with_film_and_text(writer, file.name, rows, "tags"))
+    return pl.concat(frames)
+
+
+def _by_film(rows: pl.DataFrame) -> pl.DataFrame:
+    """Return each film's distinct texts, the most frequent first, and its `item_id`."""
+    text = next(column for column in rows.columns if column not in {"item_id", ROW, RAW})
     counted = (
-        tags.group_by("item_id", "tags", maintain_order=True)
+        rows.group_by("item_id", text, maintain_order=True)
         .len()
         .sort("len", descending=True, maintain_order=True)
     )
-    return counted.group_by("item_id", maintain_order=True).agg(pl.col("tags").str.join(", "))
+    return counted.group_by("item_id", maintain_order=True).agg(pl.col(text).str.join(", "))
 
 
-def _read_overviews(raw: RawFiles, file: Path, links: Path) -> pl.DataFrame:
-    """Return item_id and overview; the first overview of a film counts."""
-    frames = []
+def _with_film_and_text(writer: DatasetWriter, file: str, rows: pl.DataFrame, text: str) -> pl.DataFrame:
+    """Return the rows of a side file that name a film and say something about it."""
+    rows, n_floats = clean_ids(single(rows, "item_id"), "item_id")
+    count_if_any(writer, "ids_written_as_floats", n_floats)
+    rows = keep_or_refuse(writer, file, rows, pl.col("item_id").is_not_null(), "no film id")
+    writer.file(file).entries += len(rows)
+    count_if_any(writer, f"empty_{text}", int(rows[text].null_count()))
+    return rows.filter(pl.col(text).is_not_null())
+
+
+def _read_overviews(writer: DatasetWriter, raw: RawFiles, file: Path, links: Path) -> pl.DataFrame:
+    """Return the overviews, one a film: `item_id`, `overview`, `ROW`, `RAW`; the first of a film counts."""
+    frames, known = [], None
     for frame in raw.frames(file):
         text = require_column(file.name, frame.columns, "overview", ("overview", "description", "plot"))
         film = find_column(frame.columns, ITEM_ID[:-1])
         tmdb = find_column(frame.columns, ("tmdb_id", "tmdbId", "id"))
         if film is None and tmdb is None:
             raise DataError(
-                f"{file} has no film id (looked for movieId, item_id, tmdb_id); name one of its columns so."
+                f"{file} has no film id (looked for movieId, item_id, tmdb_id; found "
+                f"{', '.join(frame.columns[2:])}); name one of its columns so."
             )
-        rows = frame.select(clean_id(film or tmdb or "").alias("item_id"), *clean_texts(frame, [text]))
-        rows = rows.rename({text: "overview"})
-        frames.append(rows if film else _by_tmdb(raw, rows, links))
-    return pl.concat(frames).drop_nulls().unique("item_id", keep="first", maintain_order=True)
+        rows = frame.select(
+            pl.col(film or tmdb or "").alias("item_id"),
+            *(expr.alias("overview") for expr in clean_texts(frame, [text])),
+            ROW,
+            RAW,
+        )
+        rows = _with_film_and_text(writer, file.name, rows, "overview")
+        if film is None and known is None:
+            known = _read_links(raw, links)
+        frames.append(rows if known is None else _by_tmdb(writer, file.name, rows, known))
+    rows = pl.concat(frames)
+    first = rows.unique("item_id", keep="first", maintain_order=True)
+    later = rows.join(first.select(ROW, "item_id"), on=[ROW, "item_id"], how="anti", maintain_order="left")
+    again = later.join(first.select("item_id", "overview"), on=["item_id", "overview"], how="semi")
+    count_if_any(writer, "repeated_overviews", len(again))
+    other = later.join(again.select(ROW), on=ROW, how="anti", maintain_order="left")
+    refuse(writer, file.name, other, "second overview of the film")
+    return first
 
 
-def _by_tmdb(raw: RawFiles, rows: pl.DataFrame, links: Path) -> pl.DataFrame:
+def _read_links(raw: RawFiles, file: Path) -> pl.DataFrame:
+    """Return each pair of a film and its tmdb id: `film`, `item_id`."""
     pairs = []
-    for frame in raw.frames(links):
-        for column in ("movieId", "tmdbId"):
-            require_column(links.name, frame.columns, column, (column,))
-        pairs.append(frame.select(clean_id("movieId").alias("film"), clean_id("tmdbId").alias("item_id")))
-    joined = rows.join(pl.concat(pairs).drop_nulls(), on="item_id", how="inner", maintain_order="left")
-    return joined.select(pl.col("film").alias("item_id"), "overview")
+    for frame in raw.frames(file):
+        sought = (FILM, Sought("tmdb id", ("tmdbId", "tmdb_id")))
+        film, tmdb = require_columns(file.name, frame.columns, *sought)
+        pair = frame.select(pl.col(film).alias("film"), pl.col(tmdb).alias("item_id"))
+        pairs.append(clean_ids(pair, "film", "item_id")[0])
+    return pl.concat(pairs).drop_nulls().unique(maintain_order=True)
+
+
+def _by_tmdb(writer: DatasetWriter, file: str, rows: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
+    lost = rows.join(known, on="item_id", how="anti", maintain_order="left")
+    refuse(writer, file, lost, "no film has this tmdb id")
+    joined = rows.join(known, on="item_id", how="inner", maintain_order="left")
+    return joined.select(pl.col("film").alias("item_id"), "overview", ROW, RAW)

@@ -7,24 +7,38 @@ matter is left to `columns` and the importers.
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 
 from trsr.data import rawcsv
+from trsr.data.columns import plain_names
 from trsr.data.rawlines import BATCH_BYTES, Lines, Reject, TextFormat, read_lines, reject_rows
 from trsr.errors import DataError, MissingExtraError
 
-ROW = "__row__"
-RAW = "__raw__"
+ROW = "\x1frow"  # no column of a file can be called so (`columns.plain_names`)
+RAW = "\x1fraw"
 WRONG_WIDTH = "another number of columns than the header"
 _PARQUET_ROWS = 50_000
 _SNIFFED_LINES = 1000
-_DELIMITED = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".txt": "\t", ".psv": "|", ".dat": ","}
+_LINES_SEEN = 20  # of a file without a header, to tell whether it is the right one
+_DELIMITED = {
+    ".csv": ",",
+    ".tsv": "\t",
+    ".tab": "\t",
+    ".txt": "\t",
+    ".psv": "|",
+    ".dat": ",",
+    ".item": "|",  # MovieLens 100k
+    ".data": "\t",
+}
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 _EXCEL = (".xlsx", ".xlsm", ".xlsb", ".xls")
 _NAMED_DELIMITERS = {"tab": "\t", "\\t": "\t"}
@@ -46,7 +60,7 @@ def read_frames(
         reject: Takes refused rows.
         columns: Names for a CSV or TSV file without a header line.
         quotes: Whether fields may stand in double quotes; by default in CSV, not in TSV.
-        keep: JSON keys to read; all by default.
+        keep: JSON keys to read, in lower case; they are found in any case. All by default.
         text: Delimiter and encoding where they are known; what is None is found out and filled in.
 
     Raises:
@@ -78,7 +92,8 @@ def read_frames(
 def _read_delimited(
     file: Path, reject: Reject, text: TextFormat, usual: str, columns: Sequence[str] | None, quotes: bool
 ) -> Iterator[pl.DataFrame]:
-    header = None if columns is None else list(columns)
+    header = None if columns is None else _header(file, list(columns))
+    header_line: str | None = None
     pending: list[str] = []  # lines of a quoted field that goes on in the next batch
     separator = usual
     for lines in read_lines(file, reject, text):
@@ -95,21 +110,18 @@ def _read_delimited(
                     f"{file} has no readable header line; expected column names; if they are there, name "
                     "the --encoding."
                 )
-            header = _header(file, rawcsv.split_line(texts[0], separator, quotes))
+            header_line = texts[0]
+            header = _header(file, rawcsv.split_line(header_line, separator, quotes))
             first, texts = first + 1, texts[1:]
-        elif lines.first == 1 and texts:
-            found = rawcsv.split_line(texts[0], separator, quotes)
-            if found is not None and len(found) != len(header):
-                raise DataError(
-                    f"{file} has {len(found)} columns but {len(header)} names were given; name every column."
-                )
+        elif lines.first == 1:
+            _check_width(file, texts, header, separator, quotes=quotes)
         if quotes and any('"' in line for line in texts):
             records, used = rawcsv.split_records(texts, separator, len(header), final=lines.last)
             pending = texts[used:]
             frame = _quoted_frame(file, records, first, header, reject)
         else:
             frame = _plain_frame(file, texts, first, header, separator, reject=reject)
-        yield frame
+        yield _without_headers(file, frame, header_line, reject)
 
 
 def _delimiter(texts: list[str], text: TextFormat, usual: str, quotes: bool, header: list[str] | None) -> str:
@@ -126,10 +138,61 @@ def _delimiter(texts: list[str], text: TextFormat, usual: str, quotes: bool, hea
 def _header(file: Path, names: list[str] | None) -> list[str]:
     if names is None:
         raise DataError(f"{file} has a broken quote in its header line; mend that line.")
-    names = [name.strip() or f"column_{i}" for i, name in enumerate(names, start=1)]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise DataError(f"{file} has the column {twice[0]!r} twice; rename one of them.")
+    return _distinct(file, plain_names(names))
+
+
+def _distinct(file: Path, names: list[str]) -> list[str]:
+    if twice := sorted(name for name, n in Counter(names).items() if n > 1):
+        raise DataError(
+            f"{file} has more than one column called {' and '.join(map(repr, twice))}; "
+            "rename all but one of them."
+        )
     return names
+
+
+def _check_width(
+    file: Path, texts: Sequence[str], header: Sequence[str], separator: str, *, quotes: bool
+) -> None:
+    """Refuse a file without a header of which no line has the columns that are expected."""
+    seen = list(texts[:_LINES_SEEN])
+    if quotes:
+        records, _ = rawcsv.split_records(seen, separator, len(header), final=False)
+        lines = [record.fields for record in records]
+    else:
+        lines = [text.split(separator) for text in seen if text.strip()]
+    widths = Counter(len(_fitted(line, header)) for line in lines if line is not None)
+    if widths and len(header) not in widths:
+        raise DataError(
+            f"{file} has {widths.most_common(1)[0][0]} columns, expected {len(header)}: {', '.join(header)}; "
+            "check that it is the right file and that these are all of its columns."
+        )
+
+
+def _n_named(header: Sequence[str]) -> int:
+    """Return the number of columns up to the last with a name: spreadsheets have empty columns at the end."""
+    return max((i for i, name in enumerate(header, start=1) if name != f"column_{i}"), default=len(header))
+
+
+def _fitted(fields: list[str], header: Sequence[str]) -> list[str]:
+    """Cut empty cells beyond the last column, and add those that a column without a name lacks."""
+    if len(fields) > len(header) and not any(map(str.strip, fields[len(header) :])):
+        return fields[: len(header)]
+    if _n_named(header) <= len(fields) < len(header):
+        return fields + [""] * (len(header) - len(fields))
+    return fields
+
+
+def _without_headers(
+    file: Path, frame: pl.DataFrame, header_line: str | None, reject: Reject
+) -> pl.DataFrame:
+    """Refuse header lines that stand between the rows, as in files that were joined."""
+    if header_line is None:
+        return frame
+    again = frame[RAW].str.strip_chars_start("\ufeff") == header_line
+    if not again.any():
+        return frame
+    reject(file.name, _refused(frame.filter(again)), "the header line again")
+    return frame.filter(~again)
 
 
 def _plain_frame(
@@ -141,9 +204,15 @@ def _plain_frame(
     frame = frame.filter(pl.col(RAW).str.strip_chars() != "")
     frame = frame.with_columns(pl.col(RAW).str.split(separator).alias("fields"))
     right = pl.col("fields").list.len() == len(header)
-    reject(file.name, _refused(frame.filter(~right)), WRONG_WIDTH)
-    fields = [pl.col("fields").list.get(i).alias(name) for i, name in enumerate(header)]
-    return frame.filter(right).select(ROW, RAW, *fields)
+    if not frame.select(right.all()).item():
+        n, empty = pl.col("fields").list.len(), pl.col("fields").list.slice(len(header)).list.join("")
+        right = n.is_between(_n_named(header), len(header)) | (
+            (n > len(header)) & (empty.str.strip_chars() == "")
+        )
+        reject(file.name, _refused(frame.filter(~right)), WRONG_WIDTH)
+        frame = frame.filter(right)
+    cells = [pl.col("fields").list.get(i, null_on_oob=True).alias(name) for i, name in enumerate(header)]
+    return frame.select(ROW, RAW, *cells)
 
 
 def _quoted_frame(
@@ -151,7 +220,7 @@ def _quoted_frame(
 ) -> pl.DataFrame:
     broken = [(first + r.line, r.raw) for r in records if r.fields is None]
     reject(file.name, reject_rows(broken), "broken quote")
-    whole = [r for r in records if r.fields is not None]
+    whole = [replace(r, fields=_fitted(r.fields, header)) for r in records if r.fields is not None]
     right = [r for r in whole if len(r.fields or ()) == len(header)]
     if len(right) < len(whole):
         wrong = [(first + r.line, r.raw) for r in whole if len(r.fields or ()) != len(header)]
@@ -194,26 +263,41 @@ def _json_frame(file: Path, lines: Lines, reject: Reject, keep: Collection[str] 
     for row, text in enumerate(lines.texts, start=lines.first):
         if not text.strip():
             continue
-        try:
-            record = json.loads(text)
-        except (ValueError, RecursionError):
-            record = None
+        record = _record(text)
         if not isinstance(record, dict):
             broken.append((row, text))
             continue
         clean = "\\ud" in text or "\\uD" in text  # an escaped half of a surrogate pair may be inside
         for key, value in record.items():
-            if keep is None or key in keep:
+            if keep is None or str(key).strip().lower() in keep:
                 column = columns.setdefault(str(_plain(key, clean)), [])
                 column.extend([None] * (len(rows) - len(column)))
                 column.append(_plain(value, clean))
         rows.append(row)
         raws.append(text)
     reject(file.name, reject_rows(broken), "not a JSON object")
-    series = {key: _column(values + [None] * (len(rows) - len(values))) for key, values in columns.items()}
+    names = _distinct(file, plain_names(columns))
+    series = {
+        name: _column(values + [None] * (len(rows) - len(values)))
+        for name, values in zip(names, columns.values(), strict=True)
+    }
     return pl.DataFrame(
         {ROW: pl.Series(rows, dtype=pl.Int64), RAW: pl.Series(raws, dtype=pl.String), **series}
     )
+
+
+def _record(text: str) -> object:
+    """Parse a line of JSON, or of the Python that the Amazon files of 2014 hold; None where it is neither."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    if not text.lstrip().startswith("{'"):
+        return None
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
 
 
 def _plain(value: object, clean: bool) -> str | list[str] | None:
@@ -248,6 +332,9 @@ def _read_parquet(file: Path, reject: Reject) -> Iterator[pl.DataFrame]:
         raise DataError(f"There is no file {file}; check the path.")
     try:
         table = pl.scan_parquet(file, glob=False)
+        found = table.collect_schema()
+        names = _distinct(file, plain_names(found.names()))
+        table = table.rename(dict(zip(found.names(), names, strict=True)))
         schema = table.collect_schema()
         rows = table.select(pl.len()).collect().item()
     except (pl.exceptions.PolarsError, OSError) as error:
@@ -293,6 +380,7 @@ def _read_excel(file: Path, text: TextFormat) -> Iterator[pl.DataFrame]:
         ) from error
     if table.is_empty():
         raise DataError(f"{file} is empty; expected at least one row in its first sheet.")
+    table.columns = _distinct(file, plain_names(table.columns))
     texts = table.select(_text(name, dtype) for name, dtype in table.schema.items())
     texts = texts.rename({name: name.replace("__UNNAMED__", "column_") for name in texts.columns})
     row = pl.int_range(2, 2 + len(table), dtype=pl.Int64).alias(ROW)

@@ -59,9 +59,10 @@ class RawFiles:
         columns: Sequence[str] | None = None,
         quotes: bool | None = None,
         keep: Collection[str] | None = None,
+        delimiter: str | None = None,
     ) -> Iterator[pl.DataFrame]:
-        """Yield a file's rows as `read_frames` does."""
-        text = TextFormat(self._delimiter, self._encoding)
+        """Yield a file's rows as `read_frames` does; `delimiter` is that of this file, if it is known."""
+        text = TextFormat(delimiter or self._delimiter, self._encoding)
         found = self._writer.file(file.name)
         frames = read_frames(file, self._writer.reject, columns=columns, quotes=quotes, keep=keep, text=text)
         while True:
@@ -73,6 +74,14 @@ class RawFiles:
             found.rows += len(frame)
             found.delimiter, found.encoding, found.sheet = text.delimiter, text.encoding, text.sheet
             yield frame
+
+    def frames_again(
+        self, file: Path, *, columns: Sequence[str], quotes: bool | None = None
+    ) -> Iterator[pl.DataFrame]:
+        """Yield the rows of a file that was read before; what is refused now was refused then."""
+        found = self._writer.file(file.name)
+        text = TextFormat(found.delimiter, found.encoding)
+        yield from read_frames(file, lambda *_: None, columns=columns, quotes=quotes, text=text)
 
 
 def _time_warnings(times: TimesInfo, counts: Mapping[str, int]) -> list[str]:

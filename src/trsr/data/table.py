@@ -14,12 +14,13 @@ from typing import Literal
 import polars as pl
 
 from trsr.data import columns as names
-from trsr.data.collect import EventCollector, ItemCollector, keep_or_refuse
+from trsr.data.collect import EventCollector, ItemCollector, item_rows, keep_or_refuse
 from trsr.data.import_info import MAX_REJECTS, TimesInfo
 from trsr.data.rawtables import JSON_SUFFIXES, RAW, ROW
 from trsr.data.reading import RawFiles, TimeSettings
 from trsr.data.tables import Dataset, DatasetWriter
 from trsr.data.times import find_time_column, time_like_columns
+from trsr.data.values import read_lists, separator_of
 from trsr.errors import DataError
 
 
@@ -109,8 +110,7 @@ def import_table(
             if collector is None:
                 fields = _text_fields(items.name, frame, column, fields)
                 collector = ItemCollector(writer, items.name, fields)
-            texts = names.clean_texts(frame, fields or [])
-            collector.add(frame.select(pl.col(column).alias("item_id"), ROW, RAW, *texts))
+            collector.add(item_rows(writer, frame, column, fields or []))
         assert collector is not None  # a file without rows has raised
         assert fields is not None
         event_collector = EventCollector(
@@ -121,8 +121,9 @@ def import_table(
             keep_untimed=keep_untimed,
             fixed_columns=not events.name.removesuffix(".gz").endswith(JSON_SUFFIXES),
         )
+        separators: dict[str, str | None] = {}
         for frame in raw.frames(events, columns=events_columns, quotes=quotes):
-            event_collector.add(_events(writer, event_collector.times, frame, wanted))
+            event_collector.add(_events(writer, event_collector.times, frame, wanted, separators))
         event_collector.finish()
         return writer.finish(
             name=name or out.name,
@@ -148,8 +149,10 @@ def _text_fields(file: str, frame: pl.DataFrame, item_id: str, named: list[str] 
         named = names.guess_text_fields(frame.columns, [item_id])
         if not named:
             raise DataError(f"{file} has no column that looks like text; name them with --text-fields.")
-    for field in named:
-        names.require_column(file, frame.columns, f"text field {field}", (), field, "--text-fields")
+    sought = (
+        names.Sought(f"text field {field}", (), field, "--text-fields") for field in dict.fromkeys(named)
+    )
+    names.require_columns(file, frame.columns, *sought)
     return named
 
 
@@ -158,37 +161,41 @@ def _category_fields(file: str, text_fields: list[str], named: Sequence[str] | N
         return names.guess_category_fields(text_fields)
     if unknown := [field for field in named if field not in text_fields]:
         raise DataError(
-            f"{file}: the category field {unknown[0]!r} is none of the text fields "
+            f"{file}: the category field {' and '.join(map(repr, unknown))} is none of the text fields "
             f"({', '.join(text_fields)}); name some of these with --category-fields."
         )
     return named
 
 
 def _events(
-    writer: DatasetWriter, times_info: TimesInfo, frame: pl.DataFrame, wanted: _Wanted
+    writer: DatasetWriter,
+    times_info: TimesInfo,
+    frame: pl.DataFrame,
+    wanted: _Wanted,
+    separators: dict[str, str | None],
 ) -> pl.DataFrame:
-    """Return one event a row: user_id, item_id, timestamp (text or null), `ROW`, `RAW`."""
+    """Return one event a row: user_id, item_id, timestamp (text or null), `ROW`, `RAW`.
+
+    `separators` holds what divides the lists of a column, once a batch has shown it.
+    """
     file, found = times_info.file, frame.columns
-    user_id = names.require_column(file, found, "user id", names.USER_ID, wanted.user_id, "--user-id")
-    times = _times(times_info, frame, wanted.timestamp, user_id)
+    user_column = names.find_column(found, names.USER_ID, wanted.user_id)
     # A file with one event a row may have a column called "history" too; "id" alone says nothing about items.
     one_a_row = wanted.item_id or (wanted.item_list is None and names.find_column(found, names.ITEM_ID[:-1]))
     item_list = None if one_a_row else names.find_column(found, names.ITEM_LIST, wanted.item_list)
     if wanted.item_list is not None and item_list is None:
         names.require_column(file, found, "list of items", (), wanted.item_list, "--item-list")
+    user = names.Sought("user id", names.USER_ID, wanted.user_id, "--user-id")
     if item_list is not None:
-        rows = frame.select(
-            pl.col(user_id).alias("user_id"),
-            names.split_list(item_list, frame.schema[item_list]).alias("item_id"),
-            times.alias("timestamp"),
-            ROW,
-            RAW,
-        )
-        return _one_a_row(writer, file, rows)
-    usual = tuple(name for name in names.ITEM_ID if name != user_id)
-    item_id = names.require_column(
-        file, found, "item id or list of items", usual, wanted.item_id, "--event-item-id or --item-list"
-    )
+        (user_id,) = names.require_columns(file, found, user)
+        times = _times(times_info, frame, wanted.timestamp, user_id)
+        rows = frame.select(pl.col(user_id).alias("user_id"), item_list, times.alias("timestamp"), ROW, RAW)
+        rows = rows.rename({item_list: "item_id"})
+        return _one_a_row(writer, file, rows, separators)
+    usual = tuple(name for name in names.ITEM_ID if name != user_column)
+    item = names.Sought("item id or list of items", usual, wanted.item_id, "--event-item-id or --item-list")
+    user_id, item_id = names.require_columns(file, found, user, item)
+    times = _times(times_info, frame, wanted.timestamp, user_id)
     return frame.select(
         pl.col(user_id).alias("user_id"), pl.col(item_id).alias("item_id"), times.alias("timestamp"), ROW, RAW
     )
@@ -211,18 +218,33 @@ def _times(info: TimesInfo, frame: pl.DataFrame, named: str | None, user_id: str
     return pl.col(named) if len(parts) == 1 else pl.concat_str(parts, separator=" ")
 
 
-def _one_a_row(writer: DatasetWriter, file: str, rows: pl.DataFrame) -> pl.DataFrame:
+def _one_a_row(
+    writer: DatasetWriter, file: str, rows: pl.DataFrame, separators: dict[str, str | None]
+) -> pl.DataFrame:
+    rows = _lists(writer, file, rows, "item_id", separators)
     rows = keep_or_refuse(writer, file, rows, pl.col("item_id").list.len() > 0, "no items in the list")
     timed = rows["timestamp"].is_not_null().any()
     if not timed:
         rows = rows.with_columns(pl.lit(None, pl.String).alias("timestamp"))
     else:
-        rows = rows.with_columns(names.split_times("timestamp", rows.schema["timestamp"]))
+        rows = _lists(writer, file, rows, "timestamp", separators)
         n_times = pl.col("timestamp").list.len()
-        good = n_times.is_null() | (n_times == pl.col("item_id").list.len())
+        good = (n_times == 0) | (n_times == pl.col("item_id").list.len())
         rows = keep_or_refuse(writer, file, rows, good, "another number of times than of items")
         empty = pl.col("item_id").list.eval(pl.lit(None, pl.String))
-        rows = rows.with_columns(pl.col("timestamp").fill_null(empty))
+        rows = rows.with_columns(pl.when(n_times == 0).then(empty).otherwise("timestamp").alias("timestamp"))
     rows = rows.explode(["item_id", "timestamp"] if timed else ["item_id"])
     entry = pl.concat_str("item_id", "timestamp", separator=" ", ignore_nulls=True).alias(RAW)
     return rows.with_columns(pl.col("timestamp").cast(pl.String), entry)
+
+
+def _lists(
+    writer: DatasetWriter, file: str, rows: pl.DataFrame, column: str, separators: dict[str, str | None]
+) -> pl.DataFrame:
+    """Return the rows with a column read as lists; a cell that opens like a list and is none is refused."""
+    times = column == "timestamp"
+    if column not in separators:
+        separators[column] = separator_of(rows[column], times=times)
+    rows = rows.with_columns(read_lists(rows[column], separators[column], times=times).alias(column))
+    what = "the list of times cannot be read" if times else "the list of items cannot be read"
+    return keep_or_refuse(writer, file, rows, pl.col(column).is_not_null(), what)

@@ -11,7 +11,7 @@ What the raw files look like is left to the importers; what the texts mean, to `
 
 from __future__ import annotations
 
-import glob
+import contextlib
 import hashlib
 import json
 import os
@@ -27,7 +27,7 @@ from types import TracebackType
 import polars as pl
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from trsr.data.files import write_whole
+from trsr.data.files import left_by_the_dead, remove_folder, replace_folder, write_whole
 from trsr.data.import_info import READABLE, REFERENCES, FileInfo, TimesInfo, advice, too_many
 from trsr.errors import DataError, OutputError
 from trsr.types import History, Item
@@ -51,6 +51,7 @@ IMPRESSIONS = pl.Schema(
 REJECTS = pl.Schema(
     [("file", pl.String()), ("row", pl.Int64()), ("reason", pl.String()), ("raw", pl.String())]
 )
+_MADE = frozenset({INFO_FILE, "items.parquet", "events.parquet", "impressions.parquet", "rejects.parquet"})
 _OS_ERROR = re.compile(r"([^:\n]+) \(os error \d+\)")
 _READ_ROWS = 200_000  # events read at once by `histories`
 
@@ -131,9 +132,10 @@ def _check_schema(file: Path, schema: pl.Schema) -> None:
         said = str(error).splitlines()[0].rstrip(".")
         raise DataError(f"{file} is damaged ({said}); import again.") from error
     if wrong := [name for name, dtype in schema.items() if found.get(name) != dtype]:
+        missing = " and ".join(f"{name!r} of the type {schema[name]}" for name in wrong)
         raise DataError(
-            f"{file} has no column {wrong[0]!r} of the type {schema[wrong[0]]}, which a dataset folder must "
-            f"have; `trsr validate {file.parent}` tells more, or import again."
+            f"{file} has no column {missing}, which a dataset folder must have; "
+            f"`trsr validate {file.parent}` tells more, or import again."
         )
 
 
@@ -265,7 +267,8 @@ class DatasetWriter:
     """Makes a dataset folder beside its final place and moves it there when it is whole.
 
     Used as a context: leaving it without `finish` removes what was written, and a killed process leaves the
-    folder at `path` as it was. An existing dataset is replaced only with `overwrite`, anything else never.
+    folder at `path` as it was. An existing dataset is replaced only with `overwrite`, anything else never:
+    files in its folder that no import makes, such as a summary store, go over into the new one.
 
     Attributes:
         counts: What an importer wants to tell beyond the number of rows.
@@ -279,6 +282,7 @@ class DatasetWriter:
 
     def __init__(self, path: str | Path, *, overwrite: bool = False) -> None:
         self.path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow a link at the target
+        self._put_back()
         self._check_target(overwrite)
         self.work = self.path.parent / f".{self.path.name}.partial-{os.getpid()}-{secrets.token_hex(4)}"
         self.counts: Counter[str] = Counter()
@@ -301,19 +305,19 @@ class DatasetWriter:
         if not (self.path / INFO_FILE).is_file():
             raise DataError(f"{self.path} is no dataset folder and is left alone; choose another --out.")
 
+    def _put_back(self) -> None:
+        """Put a dataset back that a killed import has moved away and not yet replaced."""
+        if not os.path.lexists(self.path) and len(old := left_by_the_dead(self.path, "old")) == 1:
+            with contextlib.suppress(OSError):  # then it is left where it is
+                old[0].rename(self.path)
+
     def _remove_leftovers(self) -> None:
         """Remove what killed imports to the same place have left: folders whose process is gone."""
-        name = glob.escape(self.path.name)
-        left = [*self.path.parent.glob(f".{name}.partial-*-*")]
+        left = left_by_the_dead(self.path, "partial")
         if self.path.is_dir():  # else what was moved away is all there is
-            left += self.path.parent.glob(f".{name}.old-*-*")
+            left += left_by_the_dead(self.path, "old")
         for folder in left:
-            try:
-                os.kill(int(folder.name.rsplit("-", 2)[1]), 0)
-            except ProcessLookupError:
-                shutil.rmtree(folder, ignore_errors=True)
-            except (ValueError, OSError):
-                continue  # another user's process, or another kind of folder
+            remove_folder(folder)
 
     def __enter__(self) -> DatasetWriter:
         self._remove_leftovers()
@@ -430,11 +434,11 @@ class DatasetWriter:
         return f"; the refused rows are in {file}{advice(self.reasons)}"
 
     def _move_into_place(self) -> None:
-        old = self.work.with_name(self.work.name.replace(".partial-", ".old-"))
         if self.path.is_dir():
-            self.path.rename(old)
-        self.work.rename(self.path)
-        shutil.rmtree(old, ignore_errors=True)
+            old = self.work.with_name(self.work.name.replace(".partial-", ".old-"))
+            replace_folder(self.path, self.work, old, made=_MADE)
+        else:
+            self.work.rename(self.path)
 
 
 def _system_error(error: BaseException | None) -> str | None:

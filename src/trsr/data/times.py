@@ -432,7 +432,7 @@ def find_time_column(file: str, columns: Sequence[str], option: str = "--timesta
     Raises:
         DataError: two names are equally good.
     """
-    plain = {c: re.sub(r"[\W_]+", "", c).lower() for c in columns if not c.startswith("__")}
+    plain = {c: re.sub(r"[\W_]+", "", c).lower() for c in columns if c.isprintable()}
     for pattern in _TIME_NAMES:
         found = [c for c, name in plain.items() if pattern.match(name)]
         if len(found) > 1:
@@ -455,7 +455,7 @@ def time_like_columns(frame: pl.DataFrame, without: Iterable[str | None] = ()) -
     skip = set(without)
     found = []
     for column, dtype in frame.schema.items():
-        if column in skip or column.startswith("__") or dtype != pl.String:
+        if column in skip or not column.isprintable() or dtype != pl.String:
             continue
         texts = frame[column].drop_nulls().head(50)
         if len(texts) and (_LOOKS_NAMED.search(column) or _mostly_times(texts)):

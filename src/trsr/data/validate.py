@@ -12,6 +12,8 @@ from pathlib import Path
 import polars as pl
 
 from trsr.data.tables import (
+    EVENTS,
+    IMPRESSIONS,
     INFO_FILE,
     DatasetInfo,
     file_sha256,
@@ -22,7 +24,7 @@ from trsr.data.tables import (
 from trsr.errors import DataError
 
 _ROWS = 200_000  # rows checked at once
-_ROW = "__row__"
+_ROW = "\x1frow"  # no file's own column can be called so by chance
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,11 @@ def validate_dataset(path: str | Path) -> Iterator[Problem]:
         return
     extra = [field for field in info.category_fields if field not in info.text_fields]
     if extra:
-        yield Problem(INFO_FILE, None, f"the category field {extra[0]!r} is not among the text fields")
+        yield Problem(
+            INFO_FILE,
+            None,
+            f"the category field {' and '.join(map(repr, extra))} is not among the text fields",
+        )
     readable = []
     for file, schema in table_schemas(path, info).items():
         problems = list(_check_file(path, file, schema, info))
@@ -108,13 +114,15 @@ def _check_rows(path: Path, readable: list[str]) -> Iterator[Problem]:
         yield from _found(rows, "items.parquet", item_id.is_null() | (item_id == ""), "the item id is empty")
         yield from _found(rows, "items.parquet", ~item_id.is_first_distinct(), "the item id was seen before")
     if "events.parquet" in readable:
-        events = pl.scan_parquet(path / "events.parquet", glob=False).with_row_index(_ROW, offset=1)
+        events = pl.scan_parquet(path / "events.parquet", glob=False).select(EVENTS.names())
+        events = events.with_row_index(_ROW, offset=1)
         last_user = ""
         for batch in user_batches(events, _ROWS):
             yield from _check_events(batch, items, last_user)
             last_user = batch["user_id"][-1] or ""
     if "impressions.parquet" in readable:
-        yield from _check_impressions(pl.scan_parquet(path / "impressions.parquet", glob=False))
+        impressions = pl.scan_parquet(path / "impressions.parquet", glob=False)
+        yield from _check_impressions(impressions.select(IMPRESSIONS.names()))
 
 
 def _check_events(batch: pl.DataFrame, items: pl.DataFrame | None, last_user: str) -> Iterator[Problem]:

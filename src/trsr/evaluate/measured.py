@@ -155,8 +155,8 @@ def _read(scores: pl.DataFrame) -> tuple[_Questions, dict[str, pl.DataFrame]]:
     """Check the rows and divide them by ranker, each in the same order of examples and candidates."""
     if missing := [column for column in SCORE_COLUMNS if column not in scores.columns]:
         raise DataError(
-            f"The scores lack the column {missing[0]!r}; expected {', '.join(SCORE_COLUMNS)}:"
-            " rank the examples again."
+            f"The scores lack the column {' and '.join(map(repr, missing))}; expected "
+            f"{', '.join(SCORE_COLUMNS)}: rank the examples again."
         )
     if scores.is_empty():
         raise DataError(

@@ -245,6 +245,11 @@ def _probabilities(
     bounds = np.asarray(offsets, dtype=np.int64)
     if score.shape != label.shape or bounds[-1] != len(score) or (np.diff(bounds) < 1).any():
         raise ValueError("scores, labels and offsets do not describe lists of at least one candidate each")
+    if n_missing := int(np.isnan(score).sum()):
+        raise DataError(
+            f"Found {n_missing} scores that are NaN or missing; {name} expects a probability for every "
+            "candidate: leave it out for this ranker."
+        )
     if not ((score >= 0) & (score <= 1)).all():
         raise DataError(
             f"Found a score outside [0, 1]; {name} expects probabilities: leave it out for this ranker."

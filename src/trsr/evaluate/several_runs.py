@@ -106,9 +106,10 @@ def _read(path: Path) -> pl.DataFrame:
         ) from error
     if missing := [column for column in NEEDED if column not in found.columns]:
         raise DataError(
-            f"{file} lacks the column {missing[0]!r}; scores have {', '.join(NEEDED)}, and example_id where"
-            " a user has more than one example."
+            f"{file} lacks the column {' and '.join(map(repr, missing))}; scores have "
+            f"{', '.join(NEEDED)}, and example_id where a user has more than one example."
         )
+    _check_labels(found["label"], file)
     absent = {
         "example_id": pl.col("user_id"),
         "score": pl.lit(None),
@@ -126,6 +127,19 @@ def _read(path: Path) -> pl.DataFrame:
         ) from error
     _check_rows(frame, file)
     return frame
+
+
+def _check_labels(labels: pl.Series, file: Path) -> None:
+    """Refuse labels that are no 0 or 1 before they are made whole numbers."""
+    if labels.dtype.is_nested():
+        return  # refused with the other types
+    numbers = labels.cast(pl.Float64, strict=False)
+    wrong = labels.filter(~numbers.is_in([0.0, 1.0]) & labels.is_not_null())
+    if len(wrong):
+        raise DataError(
+            f"{file} has {len(wrong)} labels that are neither 0 nor 1 (the first is {wrong[0]!r}); "
+            "graded labels cannot be compared: write 1 for a chosen candidate and 0 for any other."
+        )
 
 
 def _check_rows(frame: pl.DataFrame, file: Path) -> None:
@@ -168,7 +182,8 @@ def _chosen(scores: pl.DataFrame, rankers: Collection[str]) -> pl.DataFrame:
     names = set(known["own"]) | set(known["ranker"])
     if unknown := [name for name in rankers if name not in names]:
         raise DataError(
-            f"There is no ranker {unknown[0]!r} in these runs; they have {', '.join(known['ranker'])}."
+            f"There is no ranker {' and no '.join(map(repr, unknown))} in these runs; they have "
+            f"{', '.join(known['ranker'])}."
         )
     if rankers:
         wanted = list(rankers)

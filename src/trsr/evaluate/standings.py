@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trsr.evaluate.metrics import parse_metric
+from trsr.evaluate.metrics import PROBABILITY_METRICS, parse_metric
 
 ALPHA = 0.05
 NOTE = (
@@ -52,6 +52,8 @@ class Rival:
     @property
     def verdict(self) -> str:
         """Return that in words."""
+        if self.value is None:
+            return "no value"
         return "beaten" if self.beaten else "not told apart"
 
 
@@ -67,6 +69,8 @@ class Standing:
     @property
     def sentence(self) -> str:
         """Say whom the best one beats and whom not."""
+        if self.value is None:
+            return f"No example has a value of {self.metric}, so no ranker is first: {_why(self.metric)}."
         beaten = [rival.name for rival in self.rivals if rival.beaten]
         others = [rival.name for rival in self.rivals if not rival.beaten]
         if not beaten:
@@ -74,6 +78,14 @@ class Standing:
         whom = "every other ranker" if len(beaten) > 1 and not others else _list(beaten)
         text = f"{self.best} beats {whom} on {self.metric} (corrected p < {ALPHA})"
         return f"{text}; it is not told apart from {_list(others)}." if others else f"{text}."
+
+
+def _why(metric: str) -> str:
+    family = parse_metric(metric).family
+    if family in PROBABILITY_METRICS:
+        return "it needs a score for every candidate"
+    whole = "a chosen and an unchosen candidate" if family == "auc" else "a chosen candidate"
+    return f"it needs examples with {whole}"
 
 
 def standings(metrics: Mapping[str, Any]) -> list[Standing]:

@@ -67,7 +67,7 @@ def report_view(metrics: Mapping[str, Any], context: ReportContext) -> dict[str,
         "marks": "Value and 95 % interval over users. A value is marked only where its interval lies beyond"
         " those of all other rankers and beyond chance; rows are in order of the first column.",
         "protocol": _plain_values(metrics["protocol"]) | _leakage(metrics),
-        **({"beats": _beats(standing)} if standing else {}),
+        **({"beats": _beats(standing)} if any(one.value is not None for one in standing) else {}),
         "claims": claim_views(metrics),
         "claims_note": CLAIMS_NOTE,
         "details": _details(metrics),
@@ -141,6 +141,8 @@ def _beats(standing: Sequence[Standing]) -> dict[str, Any]:
     """Return the tables "who beats whom", one a compared metric."""
     tables = []
     for one in standing:
+        if one.value is None:  # the list of limits says that examples lack a truth
+            continue
         rows = [
             {
                 "name": rival.name,
@@ -176,6 +178,8 @@ def _finding(
 ) -> str:
     """Say in two sentences what the first metric shows."""
     best, entry = ordered[0], rankers[ordered[0]][metric]
+    if entry["value"] is None:
+        return f"No example has a value of {metric}: nothing can be said of the rankers."
     text = f"{best} has the highest {metric}: {number(entry['value'])}"
     if entry["ci95"][0] is not None:
         text += f" ({entry['ci95'][0]:.3f} to {entry['ci95'][1]:.3f})"
@@ -208,6 +212,14 @@ def _facts(counts: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def targets_note(n: int, n_examples: int) -> str:
+    """Say what it means that targets stand in their own history."""
+    return (
+        f"In {n:,} of {n_examples:,} examples a target stands in the history that the rankers read: it was"
+        " met before, or logged twice; no sampled negative does, so a ranker that repeats the history gains."
+    )
+
+
 def _standing_notes(metrics: Mapping[str, Any]) -> list[str]:
     """Return the limits that follow from the numbers themselves."""
     counts, notes = metrics["counts"], list(metrics["protocol"].get("warnings", []))
@@ -235,6 +247,8 @@ def _standing_notes(metrics: Mapping[str, Any]) -> list[str]:
             f"{counts['examples_without_truth']:,} examples lack a chosen or an unchosen candidate; metrics"
             " that need both leave them out."
         )
+    if n := counts.get("targets_in_history"):
+        notes.append(targets_note(n, counts["examples"]))
     return notes
 
 

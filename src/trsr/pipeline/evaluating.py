@@ -24,7 +24,7 @@ from trsr.pipeline.field_cuts import cut_sentences, read_cuts
 from trsr.pipeline.leakage import check_run
 from trsr.pipeline.profile_quality import profile_facts
 from trsr.pipeline.ranking import probabilistic_rankers
-from trsr.pipeline.traits import example_traits
+from trsr.pipeline.traits import example_traits, targets_in_history
 from trsr.pipeline.variants import profile_pair
 from trsr.pipeline.workbench import Workbench
 from trsr.rank.base import ranked
@@ -51,6 +51,7 @@ def evaluate_scores(bench: Workbench) -> dict[str, Any]:
         traits=example_traits(bench),
         slice_pair=asked_pair(bench.config),
     )
+    metrics["counts"]["targets_in_history"] = targets_in_history([bench])
     metrics["leakage"] = leakage
     metrics["own_ranker"] = own_ranker(bench.config)
     if bench.config.sweep:

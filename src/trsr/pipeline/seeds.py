@@ -26,7 +26,7 @@ from trsr.evaluate.slices import Traits
 from trsr.pipeline.evaluating import asked_pair, measure_run, report_context
 from trsr.pipeline.leakage import check_run
 from trsr.pipeline.stages import run_stages
-from trsr.pipeline.traits import example_traits
+from trsr.pipeline.traits import example_traits, targets_in_history
 from trsr.pipeline.workbench import Workbench
 
 _STORE = "summaries.sqlite"
@@ -116,6 +116,7 @@ def _write_pooled(out: Path, benches: Mapping[int, Workbench]) -> None:
         traits=traits,
         slice_pair=asked_pair(first.config),
     )
+    metrics["counts"]["targets_in_history"] = targets_in_history(benches.values())
     metrics["leakage"] = _add_checks([check_run(bench) for bench in benches.values()])
     add_spread(metrics, measured)
     text = json.dumps(metrics, indent=2, ensure_ascii=False) + "\n"

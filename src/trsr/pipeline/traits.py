@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import polars as pl
 
 from trsr.data.fitting import fit_events
 from trsr.evaluate.slices import Traits, interest_shift
 from trsr.pipeline.workbench import Workbench
 from trsr.summarize.counted import field_values, title_words
+
+
+def targets_in_history(benches: Iterable[Workbench]) -> int:
+    """Return how many test examples, each id once, have a chosen candidate that their own history holds."""
+    return len(
+        {
+            example.example_id
+            for bench in benches
+            for example in bench.splits.test
+            if any(
+                label and item in example.history
+                for item, label in zip(example.candidates, example.labels, strict=True)
+            )
+        }
+    )
 
 
 def example_traits(bench: Workbench) -> dict[str, Traits]:

@@ -227,12 +227,12 @@ def check_fields(dataset: Dataset, fields: tuple[str, ...] | None) -> None:
     """Refuse fields that a dataset does not have.
 
     Raises:
-        ConfigError: naming the first one.
+        ConfigError: naming them.
     """
     known = dataset.info.text_fields
     if unknown := [field for field in fields or () if field not in known]:
         raise ConfigError(
-            f"The data set {dataset.info.name!r} has no text field {unknown[0]!r}; "
+            f"The data set {dataset.info.name!r} has no text field {' and no '.join(map(repr, unknown))}; "
             f"choose from {', '.join(known)}."
         )
 

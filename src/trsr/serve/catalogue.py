@@ -63,7 +63,7 @@ class Catalogue:
             raise DataError("Found an item with an empty id; give every item an id.")
         if unknown := [field for field in item.fields if field not in self.fields]:
             raise DataError(
-                f"The item {item.item_id!r} has the field {unknown[0]!r}; "
+                f"The item {item.item_id!r} has the field {' and '.join(map(repr, unknown))}; "
                 f"expected only {', '.join(self.fields)}."
             )
         return Item(item.item_id, {f: item.fields[f] for f in self.fields if item.fields.get(f)})

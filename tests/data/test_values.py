@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import polars as pl
+import pytest
+
+from trsr.data import values
+
+
+def test_empty_texts_and_nan_are_null_and_lists_are_joined() -> None:
+    frame = pl.DataFrame(
+        {
+            "title": [" a b ", "", "  ", "nan", "NaN", None, "Nan"],
+            "categories": [["x", " y, z "], [""], [], None, [None, "x"], ["nan"], ["a", "b"]],
+            "description": [["x", "y"], [], None, ["", " "], [None], ["z"], ["z"]],
+        }
+    )
+    clean = frame.select(values.clean_texts(frame, ["title", "categories", "description", "missing"]))
+    assert clean["title"].to_list() == ["a b", None, None, None, None, None, "Nan"]
+    assert clean["categories"].to_list() == ["x|y, z", None, None, None, "x", None, "a|b"]
+    assert clean["description"].to_list() == ["x y", None, None, None, None, "z", "z"]
+    assert clean["missing"].to_list() == [None] * 7
+
+
+@pytest.mark.parametrize("marker", values.MISSING)
+def test_a_marker_alone_is_missing_in_ids_and_texts(marker: str) -> None:
+    frame = pl.DataFrame({"id": [f" {marker} ", "NAT", f"x{marker}"], "parts": [[marker, "a"], [], ["b"]]})
+    assert values.clean_ids(frame, "id")[0]["id"].to_list() == [None, "NAT", f"x{marker}"]
+    texts = frame.select(values.clean_texts(frame, ["id", "parts"]))
+    assert texts["id"].to_list() == [None, "NAT", f"x{marker}"]
+    assert texts["parts"].to_list() == ["a", None, "b"]
+
+
+def test_ids_written_as_floats_are_whole_numbers_and_counted() -> None:
+    ids = ["862.0", "862", "007", "007.0", "-3.00", "1.50", "v1.0", "10", "\ufeffN1 ", "0.0"]
+    frame, n_floats = values.clean_ids(pl.DataFrame({"id": ids}), "id")
+    assert frame["id"].to_list() == ["862", "862", "007", "007.0", "-3", "1.50", "v1.0", "10", "N1", "0"]
+    assert n_floats == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "rating"),
+    [
+        ("3,5", 3.5),
+        ("4", 4.0),
+        ("4.50", 4.5),
+        ("-1", -1.0),
+        ("1e1", 10.0),
+        ("2 stars", None),
+        ("True", None),
+        ("inf", None),
+        ("nan", None),
+        ("1,2,3", None),
+        ("4/5", None),
+    ],
+)
+def test_ratings_are_finite_numbers_with_a_point_or_a_comma(text: str, rating: float | None) -> None:
+    frame = pl.DataFrame({"r": [text]})
+    assert frame.select(values.parse_rating(pl.col("r"))).to_series().to_list() == [rating]
+
+
+@pytest.mark.parametrize(
+    ("cell", "parts"),
+    [
+        ("['A' 'B'\n 'C']", ["A", "B", "C"]),
+        ("[1, 2]", ["1", "2"]),
+        ("[1 2]", ["1", "2"]),
+        ('["red shoe", "shoe"]', ["red shoe", "shoe"]),
+        ("""["it's", 'b']""", ["it's", "b"]),
+        (r"""["a \"b\"", "c"]""", ['a "b"', "c"]),
+        ("('a',)", ["a"]),
+        ('{x,"y z"}', ["x", "y z"]),
+        ("'a', 'b c'", ["a", "b c"]),
+        ("[[1, 2], [3]]", ["1", "2", "3"]),
+        ("['a', None]", ["a", "None"]),
+        ("[]", []),
+        ("null", []),
+        (None, []),
+        ("N1 N2", ["N1", "N2"]),
+        ("[red shoe, shoe]", None),
+        ("['a''b']", None),
+        ("['a' 'b' ... 'y' 'z']", None),
+        ("['a', 'b'", None),
+        ("[a]]", None),
+        ('[{"a": 1}]', None),
+        ("[", None),
+    ],
+)
+def test_a_list_cell_is_read_whole_or_refused(cell: str | None, parts: list[str] | None) -> None:
+    assert values.read_lists(pl.Series([cell], dtype=pl.String)).to_list() == [parts]
+
+
+def test_lists_without_brackets_are_divided_by_the_sign_of_their_column() -> None:
+    column = pl.Series(["a b|c", "d", "e, f", ""])
+    assert values.separator_of(column) == "|"
+    assert values.read_lists(column, "|").to_list() == [["a b", "c"], ["d"], ["e, f"], []]
+    assert values.separator_of(pl.Series(["a, b", "['x|y']"])) == ","
+    assert values.separator_of(pl.Series(["a b"])) is None
+    times = pl.Series(["[2019-11-12 12:00, 1573560001]"])
+    assert values.read_lists(times, ",", times=True).to_list() == [["2019-11-12 12:00", "1573560001"]]
+
+
+def test_texts_that_are_lists_are_joined_and_counted() -> None:
+    frame = pl.DataFrame(
+        {"genres": ["['Drama', 'War']", "[REC]", "[]", None], "title": ["a", "b ['x']", "['c' 'd']", "[1]"]}
+    )
+    joined, n_lists = values.join_written_lists(frame, ["genres", "title", "absent"])
+    assert joined["genres"].to_list() == ["Drama|War", "[REC]", "", None]
+    assert joined["title"].to_list() == ["a", "b ['x']", "c d", "[1]"]
+    assert n_lists == 3
