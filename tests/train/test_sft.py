@@ -23,6 +23,7 @@ from trsr.rank.shared_prefix import SharedPrefixScorer
 from trsr.train import sft
 from trsr.train.config import LoraConfig, TrainConfig
 from trsr.train.dataset import EpochGroups, TrainingGroup
+from trsr.train.lora import experts_without_adapter
 from trsr.train.sft import TrainingReport, train
 
 ANSWERS = LabelTokens(5, 9)
@@ -397,11 +398,11 @@ def test_experts_without_an_adapter_are_named_and_get_one_when_they_are_asked_fo
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     left = ["experts.down_proj", "experts.gate_up_proj"]
-    assert sft.experts_without_adapter(adapted("granitemoe")) == left
+    assert experts_without_adapter(adapted("granitemoe")) == left
     assert f"{', '.join(left)} of the experts get no adapter" in caplog.text
     caplog.clear()
     model = adapted("granitemoe", target_parameters=tuple(left))
-    assert sft.experts_without_adapter(model) == []
+    assert experts_without_adapter(model) == []
     assert "experts" not in caplog.text
     tokens = torch.tensor([[5, 6, 7, 8]])
     model(input_ids=tokens).logits[0, -1, 5].backward()
