@@ -4,22 +4,26 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/pytest -n 2 --dist worksteal
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: check demo setup test test-all
+.PHONY: check demo setup test test-all tests
 
 demo: setup
 	$(BIN)/trsr demo
 
-test: check
-	$(PYTEST) -m 'not slow'
+# The checks run beside the tests: the type checker keeps one core busy for a minute.
+test: setup
+	$(MAKE) --jobs 2 check tests MARKERS='not slow'
 
-test-all: check
-	$(PYTEST)
+test-all: setup
+	$(MAKE) --jobs 2 check tests
 
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+tests: setup
+	$(PYTEST) -m '$(MARKERS)'
 
 setup: $(VENV)/.ready
 

@@ -45,9 +45,9 @@ def test_four_bits_need_their_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_model_is_loaded_in_nf4_onto_its_gpu(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
 
-    def load(_folder: Path, **options: Any) -> torch.nn.Module:
+    def load(_folder: Path, **options: Any) -> tuple[torch.nn.Module, dict[str, list[str]]]:
         asked.update(options)
-        return torch.nn.Linear(2, 2)
+        return torch.nn.Linear(2, 2), {"missing_keys": [], "mismatched_keys": []}
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
     model = loading.load_causal_lm(str(tiny_model), quantization="4bit")

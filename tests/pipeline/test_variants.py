@@ -171,7 +171,8 @@ def test_other_settings_of_a_baseline_that_was_asked_are_refused(tiny_model: Pat
         open_run(
             tiny_model, tmp_path / "run", rankers=["embedding"], baselines={"embedding": {"n_recent": 3}}
         )
-    open_run(tiny_model, tmp_path / "run", rankers=["embedding"], baselines={"sasrec": {"dim": 32}})
+    other = {"embedding": {"model": str(tiny_model)}, "sasrec": {"dim": 32}}
+    open_run(tiny_model, tmp_path / "run", rankers=["embedding"], baselines=other)
 
 
 def test_a_variant_that_would_be_asked_something_else_is_refused(tiny_model: Path, tmp_path: Path) -> None:
