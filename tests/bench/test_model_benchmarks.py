@@ -45,6 +45,7 @@ def test_growth_is_compared_with_the_line_through_the_first_two_times() -> None:
     assert growth_ratio([1, 2, 3, 101], [1.0, 1.01, 5.0, 1.0]) == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_prompts_longer_than_the_padded_way_takes_have_no_padded_time(
     trsr: Command, tiny_model: Path
 ) -> None:
@@ -58,6 +59,7 @@ def test_prompts_longer_than_the_padded_way_takes_have_no_padded_time(
     assert result["max_abs_margin_difference"] <= 1e-4
 
 
+@pytest.mark.slow
 def test_the_slow_ways_can_be_left_out(
     trsr: Command, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

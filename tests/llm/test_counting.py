@@ -52,6 +52,7 @@ def test_transformers_counts_what_was_foretold(tiny_model: Path) -> None:
     assert foretold(config) == reported(config)
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_llama_cpp_counts_what_was_foretold() -> None:
     config = LlamaCppEngine(n_parallel=2)

@@ -98,6 +98,7 @@ def test_summaries_of_the_seed_before_are_not_asked_for_again(tmp_path: Path) ->
     assert not list((tmp_path / "out" / "seed8").glob(".*partial*"))
 
 
+@pytest.mark.slow
 def test_a_killed_seed_is_taken_up_where_it_was_left(
     tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

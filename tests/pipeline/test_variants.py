@@ -118,6 +118,7 @@ def test_equal_summaries_are_written_once(with_variants: Workbench) -> None:
         assert db.execute("SELECT max(n_attempts) FROM summaries").fetchone() == (1,)
 
 
+@pytest.mark.slow
 def test_a_run_broken_off_between_variants_makes_no_model_twice(
     tiny_model: Path, tmp_path: Path, with_variants: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +141,7 @@ def test_a_run_broken_off_between_variants_makes_no_model_twice(
     assert (tmp_path / "run" / "metrics.json").read_bytes() == (whole / "metrics.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_finished_run_takes_more_rankers_and_variants_and_asks_only_those(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,12 +33,14 @@ def mean_rank(margins: list[Floats], labels: list[Floats]) -> float:
     return float(np.mean([(m > m[y == 1]).sum() for m, y in zip(margins, labels, strict=True)]))
 
 
+@pytest.mark.slow
 def test_the_weights_of_simulated_choices_are_found() -> None:
     fusion = fit_fusion(*choices(400), NAMES)
     np.testing.assert_allclose(fusion.weights, WEIGHTS, atol=0.15)
     np.testing.assert_allclose(fusion.scales, SCALES, rtol=0.05)
 
 
+@pytest.mark.slow
 def test_it_beats_each_feature_on_users_it_has_not_seen() -> None:
     fusion = fit_fusion(*choices(150), NAMES)
     features, labels, _ = choices(400, seed=1)

@@ -15,6 +15,7 @@ LEFT = {"MORE", "FULL"}
 CONFIGS = {"mind": "mind_recurrent", "amazon": "amazon_office_hierarchical"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mind", "amazon"])
 def test_an_experiment_ends_with_a_record(name: str, tiny_model: Path, tmp_path: Path) -> None:
     settings = {

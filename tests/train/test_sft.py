@@ -51,6 +51,7 @@ def other_users(epoch: int) -> list[TrainingGroup]:
 
 GROUPS, VALID = toy_groups(14, 0), toy_groups(4, 1)
 # 14 users by 4: four steps an epoch, the last of two users. Dropout makes every step draw random numbers.
+SLOW = pytest.mark.slow
 CONFIG = TrainConfig(
     learning_rate=0.01, epochs=2, batch_size=4, save_steps=2, patience=9, lora=LoraConfig(r=4, dropout=0.1)
 )
@@ -137,6 +138,7 @@ def test_training_twice_gives_equal_weights_and_another_seed_does_not(
     assert any(not torch.equal(tensor, weights(other)[name]) for name, tensor in weights(first).items())
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_learns_the_same(fine_tune: Run, tmp_path: Path) -> None:
     plain, _ = fine_tune(tmp_path / "a", epochs=1, lora=LoraConfig(r=4))
     saving, _ = fine_tune(tmp_path / "b", epochs=1, lora=LoraConfig(r=4), gradient_checkpointing=True)
@@ -201,13 +203,15 @@ def unbroken(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
 @pytest.mark.parametrize(
     ("place", "name", "number"),
     [
-        (sft._GroupTrainer, "compute_loss", 3),  # before any checkpoint
-        (sft._GroupTrainer, "compute_loss", 13),  # within the short last step of an epoch
+        pytest.param(sft._GroupTrainer, "compute_loss", 3, marks=SLOW),  # before any checkpoint
+        pytest.param(
+            sft._GroupTrainer, "compute_loss", 13, marks=SLOW
+        ),  # within the short last step of an epoch
         (sft._GroupTrainer, "compute_loss", 21),  # in the middle of a step of the second epoch
-        (sft._GroupTrainer, "evaluate", 3),
-        (sft, "_save_best", 1),
+        pytest.param(sft._GroupTrainer, "evaluate", 3, marks=SLOW),
+        pytest.param(sft, "_save_best", 1, marks=SLOW),
         (Trainer, "_save_optimizer_and_scheduler", 2),  # a checkpoint with weights only
-        (Trainer, "_save_rng_state", 3),
+        pytest.param(Trainer, "_save_rng_state", 3, marks=SLOW),
         (sft, "_best", 4),
     ],
 )
@@ -363,7 +367,7 @@ def test_layers_that_the_model_does_not_have_are_one_sentence(fine_tune: Run, tm
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("space", [1_000, 20_000, 30_000])
+@pytest.mark.parametrize("space", [pytest.param(1_000, marks=SLOW), 20_000, pytest.param(30_000, marks=SLOW)])
 def test_a_full_disk_is_one_sentence_and_the_training_can_go_on(
     fine_tune: Run, tmp_path: Path, space: int
 ) -> None:
