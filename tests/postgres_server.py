@@ -65,19 +65,20 @@ class Server:
             )
         self._process = process
         ready = [str(self.binaries / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
-        for _ in range(300):
+        end = time.monotonic() + 120
+        while time.monotonic() < end:
             if process.poll() is not None:
                 raise RuntimeError(f"PostgreSQL did not start: {(self.folder / 'log').read_text()}")
             if subprocess.run(ready, check=False).returncode == 0:
                 return
             time.sleep(0.1)
-        raise RuntimeError("PostgreSQL took no connections within 30 seconds.")
+        raise RuntimeError("PostgreSQL took no connections within two minutes.")
 
     def stop(self) -> None:
         """Cut all connections and stop."""
         if self._process is not None:
             self._process.send_signal(signal.SIGINT)
-            self._process.wait(30)
+            self._process.wait(120)
             self._process = None
 
     def _call(self, command: Sequence[str | Path]) -> None:

@@ -3,10 +3,10 @@ from __future__ import annotations
 import json
 import os
 import re
-import time
 from pathlib import Path
 
 import pytest
+from helpers import cpu_seconds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -79,9 +79,8 @@ def test_what_stays_are_words_of_the_text_in_their_order_and_no_demand(text: str
 
 @pytest.mark.parametrize("piece", ["answer ", "the right ", "user yes- ", "ignore all ", "yes a b ", "must "])
 def test_a_text_made_to_be_slow_is_read_quickly(piece: str) -> None:
-    start = time.perf_counter()
-    without_demands((piece * 20_000)[:20_000] + " yes")
-    assert time.perf_counter() - start < 2.0
+    text = (piece * 20_000)[:20_000] + " yes"
+    assert cpu_seconds(lambda: without_demands(text)) < 2.0
 
 
 @pytest.mark.real_data

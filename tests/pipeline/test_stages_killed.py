@@ -11,7 +11,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,7 @@ from trsr.pipeline.workbench import Workbench
 
 pytestmark = pytest.mark.slow
 
-Reached = Callable[[Path], bool]
+KILLED = Path(__file__).with_name("killed_run.py")
 
 
 def known_calls(run: Path) -> dict[str, float]:
@@ -42,37 +41,22 @@ def known_calls(run: Path) -> dict[str, float]:
         return {}
 
 
-def calls_reach(number: int) -> Reached:
-    return lambda run: len(known_calls(run)) >= number
-
-
-def a_path_exists(pattern: str) -> Reached:
-    return lambda run: any(run.glob(pattern))
-
-
-def start(config: Path, run: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "trsr", "run", str(config), "--out", str(run), "--json"]
+def start(config: Path, run: Path, *program: str | Path) -> subprocess.Popen[str]:
+    command = [sys.executable, *(program or ("-m", "trsr")), "run", config, "--out", run, "--json"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def kill_when(reached: Reached, config: Path, run: Path) -> None:
-    """Run the command and kill it with SIGKILL as soon as the run folder shows that a moment has come."""
-    process = start(config, run)
-    try:
-        while not reached(run):
-            assert process.poll() is None, f"it ended before the moment came: {process.communicate()}"
-            time.sleep(0.005)
-        os.kill(process.pid, signal.SIGKILL)
-    finally:
-        process.kill()
-        process.communicate()
-    assert process.returncode == -signal.SIGKILL
+def kill(moment: str, value: object, config: Path, run: Path) -> None:
+    """Run the command until it kills itself at that moment, see `killed_run`."""
+    process = start(config, run, KILLED, moment, str(value))
+    said = process.communicate()
+    assert process.returncode == -signal.SIGKILL, said
 
 
 def complete(config: Path, run: Path) -> dict[str, object]:
     """Run the command to its end and return what it printed."""
     process = start(config, run)
-    out, err = process.communicate(timeout=250)
+    out, err = process.communicate(timeout=500)
     assert process.returncode == 0, err
     return dict(json.loads(out))
 
@@ -102,15 +86,15 @@ def test_a_run_killed_in_every_stage_ends_as_an_unbroken_one(
     config: Path, unbroken: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    kill_when(calls_reach(17), config, run)
+    kill("calls", 17, config, run)
     before = known_calls(run)
     assert 17 <= len(before) < len(known_calls(unbroken))
-    kill_when(a_path_exists("checkpoints/checkpoint-5/adapter_model.safetensors"), config, run)
+    kill("file", run / "checkpoints" / "checkpoint-5" / "adapter_model.safetensors", config, run)
     after = known_calls(run)
     assert after.items() >= before.items(), "a finished call was lost or made again"
     # The process that finished the stage made just the calls that were missing when it began.
     assert all_facts(run)["summarize"]["calls_made"] == len(after) - len(before)
-    kill_when(a_path_exists("scores.parts/llm_zero_shot-000000.parquet"), config, run)
+    kill("file", run / "scores.parts" / "llm_zero_shot-000000.parquet", config, run)
     metrics = complete(config, run)
     assert (run / "metrics.json").read_bytes() == (unbroken / "metrics.json").read_bytes()
     assert metrics == json.loads((unbroken / "metrics.json").read_text())

@@ -70,7 +70,6 @@ def test_strangers_get_ties_and_unknown_items_are_last_and_counted() -> None:
     }
 
 
-@pytest.mark.timeout(60)
 def test_a_user_who_met_everything_does_not_hold_up_the_fit() -> None:
     collector = pl.DataFrame({"user_id": "z", "item_id": circles()["item_id"].unique()})
     ranker = NcfRanker(pl.concat([circles(), collector]), SETTINGS | {"n_epochs": 1}, seed=0)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Literal, NamedTuple
 
 from stores import summariser_of_many
 
+from trsr.llm.base import Generation, GenerationParams, Prompt
 from trsr.llm.fake import FakeGenerator
 from trsr.serve.follower import Follower
 from trsr.serve.records import Event
@@ -44,11 +46,25 @@ def keep(store: ServeStore, message: Message) -> None:
             time.sleep(0.002)
 
 
-def serve(file: str, method: str, pipe: Connection) -> None:
-    """Acknowledge messages after they are kept, until the pipe is closed."""
+class StoppingGenerator(FakeGenerator):
+    """Writes some texts and then none: whoever waits for the next one can be killed at leisure."""
+
+    def __init__(self, n_texts: int | None) -> None:
+        super().__init__(delay=0.004)
+        self.n_texts = n_texts
+
+    def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
+        for result in super().generate(prompts, params):
+            if self.n_texts is not None and self.n_calls > self.n_texts:
+                threading.Event().wait()
+            yield result
+
+
+def serve(file: str, method: str, n_texts: int | None, pipe: Connection) -> None:
+    """Acknowledge messages after they are kept, until the pipe is closed; write no more than `n_texts`."""
     store = SqliteServeStore(file)
     stop = threading.Event()
-    follower = Follower(store, summariser_of_many(method, block_size=3, fan_in=2), FakeGenerator(delay=0.004))
+    follower = Follower(store, summariser_of_many(method, block_size=3, fan_in=2), StoppingGenerator(n_texts))
     thread = threading.Thread(target=follower.run, args=(stop,), daemon=True)
     thread.start()
     try:

@@ -232,12 +232,10 @@ def test_what_cannot_be_recommended_is_refused(
 def test_what_comes_too_late_is_503(tmp_path: Path) -> None:
     scorer = SlowScorer()
     with open_shop(tmp_path / "serve.sqlite", scorer, request_seconds=0.1) as shop:
-        began = time.monotonic()
         answer = shop.client.post("/v1/rerank", json={"query": "q", "documents": ["d"]})
-        scorer.go.set()
+        scorer.go.set()  # only now may the model answer
         assert (answer.status_code, answer.json()["type"]) == (503, "urn:trsr:problem:overloaded")
         assert int(answer.headers["retry-after"]) >= 1
-        assert time.monotonic() - began < 5
 
 
 def test_what_finds_no_room_in_the_queue_is_503_at_once(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import MakeOnce
 from helpers import launched_twice
 from safetensors.torch import load_file
 from two_processes import learn, learn_until, save_after_a_step
@@ -35,9 +36,12 @@ def best(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tiny_model: Path, make_once: MakeOnce) -> Path:
     """Folders of checkpoints by who wrote them."""
-    root = tmp_path_factory.mktemp("processes")
+    return make_once("processes", lambda root: train_alone_and_together(tiny_model, root))
+
+
+def train_alone_and_together(tiny_model: Path, root: Path) -> None:
     learn(tiny_model, root / "one")
     learn(tiny_model, root / "epoch", epochs=1)
     learn(tiny_model, root / "micro_one", epochs=1, micro_batch_size=2)
@@ -47,7 +51,6 @@ def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr
     assert (root / "two_then_one" / "checkpoint-4" / "rng_state_1.pth").exists()
     learn(tiny_model, root / "two_then_one")
-    return root
 
 
 @pytest.mark.slow
