@@ -342,3 +342,36 @@ def test_internal_columns_are_never_taken_for_times(tmp_path: Path, items: Path)
     info = import_table(items, events, tmp_path / "out").info
     assert info.times is not None
     assert info.times.looks_like_time == ["seen"] or info.times.column == "seen"
+
+
+def test_a_number_of_the_row_is_not_taken_for_the_item(tmp_path: Path) -> None:
+    items, events = tmp_path / "items.csv", tmp_path / "events.csv"
+    items.write_text("id,title\n1,Lamp\n2,Chair\n")
+    events.write_text("id,user_id,article_id,clicked_at\n1,u,2,2025-01-02\n2,u,1,2025-01-01\n")
+    with pytest.raises(DataError, match="no column for the item id"):
+        import_table(items, events, tmp_path / "data")
+    data = import_table(items, events, tmp_path / "data", event_item_id="article_id")
+    assert data.events().collect()["item_id"].to_list() == ["1", "2"]
+
+
+def test_dates_beside_times_of_day_are_not_read_without_them(tmp_path: Path) -> None:
+    items, events = tmp_path / "items.csv", tmp_path / "events.csv"
+    items.write_text("id,title\n1,Lamp\n2,Chair\n")
+    events.write_text("user_id;item_id;Datum;Uhrzeit\nu;1;15.05.2025;10:00\nu;2;15.05.2025;9:00\n")
+    with pytest.raises(DataError, match="--timestamp Datum,Uhrzeit"):
+        import_table(items, events, tmp_path / "data")
+    data = import_table(items, events, tmp_path / "data", timestamp="Datum,Uhrzeit")
+    assert data.events().collect()["item_id"].to_list() == ["2", "1"]
+    import_table(items, events, tmp_path / "day", timestamp="Datum")
+
+
+def test_values_that_mongodb_wrote_with_their_type_are_read_without_it(tmp_path: Path) -> None:
+    items, events = tmp_path / "items.csv", tmp_path / "events.jsonl"
+    items.write_text("id,title\n65a0,Lamp\n65a1,Chair\n")
+    events.write_text(
+        '{"user": {"$numberLong": "7"}, "item": {"$oid": "65a1"}, '
+        '"createdAt": {"$date": {"$numberLong": "1735689600000"}}}\n'
+        '{"user": 7, "item": {"$oid": "65a0"}, "createdAt": {"$date": "2024-12-31T10:00:00Z"}}\n'
+    )
+    data = import_table(items, events, tmp_path / "data")
+    assert data.events().collect().select("user_id", "item_id").rows() == [("7", "65a0"), ("7", "65a1")]

@@ -40,6 +40,8 @@ _DELIMITED = {
     ".data": "\t",
 }
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+# How MongoDB writes a value with its type in JSON: `{"$oid": "65a0"}` is the id 65a0.
+_TYPED = {"$oid", "$date", "$numberInt", "$numberLong", "$numberDouble", "$numberDecimal", "$uuid"}
 _EXCEL = (".xlsx", ".xlsm", ".xlsb", ".xls")
 _NAMED_DELIMITERS = {"tab": "\t", "\\t": "\t"}
 
@@ -313,6 +315,8 @@ def _plain(value: object, clean: bool) -> str | list[str] | None:
                 text = _plain(part, clean)
                 flat.extend(text if isinstance(text, list) else ["" if text is None else text])
             return flat
+        case dict() if len(value) == 1 and next(iter(value)) in _TYPED:
+            return _plain(next(iter(value.values())), clean)
         case dict():
             parts = {key: _plain(part, clean) for key, part in value.items()}
             return [f"{key}: {', '.join(p) if isinstance(p, list) else p}" for key, p in parts.items() if p]

@@ -19,7 +19,7 @@ from trsr.data.import_info import MAX_REJECTS, TimesInfo
 from trsr.data.rawtables import JSON_SUFFIXES, RAW, ROW
 from trsr.data.reading import RawFiles, TimeSettings
 from trsr.data.tables import Dataset, DatasetWriter
-from trsr.data.times import find_time_column, time_like_columns
+from trsr.data.times import find_time_column, refuse_separate_clock, time_like_columns
 from trsr.data.values import read_lists, separator_of
 from trsr.errors import DataError
 
@@ -180,7 +180,8 @@ def _events(
     """
     file, found = times_info.file, frame.columns
     user_column = names.find_column(found, names.USER_ID, wanted.user_id)
-    # A file with one event a row may have a column called "history" too; "id" alone says nothing about items.
+    # A file with one event a row may have a column called "history" too; "id" alone says nothing about items:
+    # beside other columns it numbers the events.
     one_a_row = wanted.item_id or (wanted.item_list is None and names.find_column(found, names.ITEM_ID[:-1]))
     item_list = None if one_a_row else names.find_column(found, names.ITEM_LIST, wanted.item_list)
     if wanted.item_list is not None and item_list is None:
@@ -193,6 +194,9 @@ def _events(
         rows = rows.rename({item_list: "item_id"})
         return _one_a_row(writer, file, rows, separators)
     usual = tuple(name for name in names.ITEM_ID if name != user_column)
+    others = (c for c in found if c.isprintable() and c not in {user_column, wanted.timestamp})
+    if any(c.lower() != "id" and find_time_column(file, [c]) is None for c in others):
+        usual = tuple(name for name in usual if name != "id")
     item = names.Sought("item id or list of items", usual, wanted.item_id, "--event-item-id or --item-list")
     user_id, item_id = names.require_columns(file, found, user, item)
     times = _times(times_info, frame, wanted.timestamp, user_id)
@@ -207,8 +211,10 @@ def _times(info: TimesInfo, frame: pl.DataFrame, named: str | None, user_id: str
     if named is None:
         rest = [column for column in found if column != user_id]
         named = find_time_column(info.file, rest)
+        if named is not None and info.n == 0:  # the first frame tells enough
+            refuse_separate_clock(info.file, frame, named)
     if named is None:
-        if info.n == 0:  # the first frame tells enough
+        if info.n == 0:
             info.looks_like_time = time_like_columns(frame, [user_id])
         return pl.lit(None, pl.String)
     info.column = named

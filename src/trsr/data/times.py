@@ -425,6 +425,8 @@ _LOOKS_NAMED = re.compile(
     re.IGNORECASE,
 )
 
+_TIME_OF_DAY = r"^\s*\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d+)?)?\s*(?:[AaPp]\.?[Mm]\.?)?\s*$"
+
 
 def find_time_column(file: str, columns: Sequence[str], option: str = "--timestamp") -> str | None:
     """Return the column that by its name holds the time of an event, or None.
@@ -448,6 +450,23 @@ def find_time_column(file: str, columns: Sequence[str], option: str = "--timesta
         if found:
             return found[0]
     return None
+
+
+def refuse_separate_clock(file: str, frame: pl.DataFrame, date: str, option: str = "--timestamp") -> None:
+    """Refuse a column of mere dates where another column holds times of day, which would be lost unsaid.
+
+    Raises:
+        DataError: there is such a column.
+    """
+    texts = {c: frame[c].drop_nulls().head(50) for c in frame.columns if frame.schema[c] == pl.String}
+    if date not in texts or texts[date].str.contains(r"\d:\d|\dT\d").any():
+        return
+    for column, cells in texts.items():
+        if column.isprintable() and len(cells) and cells.str.contains(_TIME_OF_DAY).all():
+            raise DataError(
+                f"{file} has dates in {date} and times of day in {column}; name {option} {date},{column} to "
+                f"join the two, or {option} {date} for the date alone."
+            )
 
 
 def time_like_columns(frame: pl.DataFrame, without: Iterable[str | None] = ()) -> list[str]:
