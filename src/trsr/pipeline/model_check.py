@@ -404,6 +404,8 @@ def _generation(subject: CheckedModel) -> Finding:
     import torch
     from transformers import GenerationConfig
 
+    from trsr.llm.answers import answer_or_error
+    from trsr.llm.counting import rendered
     from trsr.llm.transformers_generator import TransformersGenerator
 
     tokenizer = subject.tokenizer
@@ -411,7 +413,7 @@ def _generation(subject: CheckedModel) -> Finding:
     adapter, subject.adapter = subject.adapter, None
     try:
         model = subject.model
-        text = tokenizer.render_chat(_QUESTION)
+        text = rendered(tokenizer, _QUESTION, thinking=False)
         read = tokenizer.hf(text, add_special_tokens=not tokenizer.has_chat_template)["input_ids"]
         ids = torch.tensor([read], device=model.device)
         eos = model.generation_config.eos_token_id
@@ -427,7 +429,8 @@ def _generation(subject: CheckedModel) -> Finding:
     finally:
         subject.adapter = adapter
         subject.forget()
-    expected = str(tokenizer.hf.decode(written, skip_special_tokens=True)).strip()
+    decoded = str(tokenizer.hf.decode(written, skip_special_tokens=True))
+    expected, _ = answer_or_error(decoded, (), whole=len(written) < _NEW_TOKENS)
     generator = TransformersGenerator(subject.name, dtype=subject.dtype, device=subject.device)
     try:
         found = next(iter(generator.generate([_QUESTION], GenerationParams(max_new_tokens=_NEW_TOKENS))))
