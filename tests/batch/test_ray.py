@@ -192,7 +192,7 @@ def job(cluster: dict[str, str], data: Path, tmp_path: Path) -> Iterator[Job]:
 
 def moments(n_calls: int) -> list[int]:
     """Return how many calls are begun when something is killed, for each time."""
-    return sorted(random.sample(range(2, n_calls * 4 // 5), N_KILLS))
+    return sorted(random.sample(range(2, n_calls // 2), N_KILLS))
 
 
 def test_workers_killed_at_moments_of_chance_lose_and_repeat_nothing(job: Job, local: Path) -> None:
