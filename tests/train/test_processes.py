@@ -35,6 +35,11 @@ def best(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     return note, load_file(folder / "best" / "adapter_model.safetensors")
 
 
+def run_twice(task: str, model: Path, root: Path) -> subprocess.CompletedProcess[str]:
+    command, environment = launched_twice(SCRIPT, task, model, root)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
 @pytest.fixture(scope="module")
 def trained(tiny_model: Path, make_once: MakeOnce) -> Path:
     """Folders of checkpoints by who wrote them."""
@@ -46,9 +51,8 @@ def train_alone_and_together(tiny_model: Path, root: Path) -> None:
     learn(tiny_model, root / "epoch", epochs=1)
     learn(tiny_model, root / "micro_one", epochs=1, micro_batch_size=2)
     learn_until(5, tiny_model, root / "one_then_two")
-    command, environment = launched_twice(SCRIPT, tiny_model, root)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = run_twice("learn", tiny_model, root)
+    assert done.returncode == 0, done.stdout + done.stderr
     assert (root / "two_then_one" / "checkpoint-4" / "rng_state_1.pth").exists()
     learn(tiny_model, root / "two_then_one")
 
@@ -98,14 +102,29 @@ def test_each_process_draws_its_own_dropout(trained: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.processes
 def test_a_model_in_shards_learns_the_same_and_its_adapter_is_put_together(
-    trained: Path, tiny_model: Path, tmp_path: Path
+    tiny_model: Path, tmp_path: Path
 ) -> None:
+    done = run_twice("shard", tiny_model, tmp_path / "sharded")
+    assert done.returncode == 0, done.stdout + done.stderr
     save_after_a_step(tiny_model, tmp_path)
-    (_, weights), (_, expected) = best(trained / "sharded"), best(tmp_path)
+    (_, weights), (_, expected) = best(tmp_path / "sharded"), best(tmp_path)
     assert weights.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(weights[name], tensor, msg=name)
     assert any(tensor.abs().sum() > 0 for name, tensor in weights.items() if "lora_B" in name)
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_an_error_in_training_ends_both_processes_with_its_traceback_alone(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    done = run_twice("fail", tiny_model, tmp_path)
+    assert done.returncode == 1
+    assert "ValueError: the loss is broken" in done.stderr
+    assert "exitcode  : 1 " in done.stderr, done.stdout + done.stderr  # not SIGABRT, nor a thread left
+    assert "exitcode  : -6" not in done.stderr
+    assert "exitcode  : 3" not in done.stderr
 
 
 def test_fsdp_on_cpus_is_one_sentence(
