@@ -134,7 +134,7 @@ def test_check_model_says_in_a_sentence_that_an_adapter_is_gone(finished_run: Pa
     (folder / "adapter_model.safetensors").unlink()
     found = checked(folder)
     assert failed(found) == {"model", "adapter", "sharing", "LoRA targets"}
-    assert "cannot be loaded" in found["adapter"].message
+    assert "copy the whole model folder" in found["adapter"].message
 
 
 def test_check_model_refuses_what_is_no_model(tmp_path: Path) -> None:

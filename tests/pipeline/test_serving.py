@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from safetensors.torch import load_file, save_file
 
 from trsr.data.example_files import read_splits
-from trsr.errors import DataError, RunMismatchError
+from trsr.errors import DataError, ModelError, RunMismatchError
+from trsr.llm.adapter import read_adapter_info, write_adapter_info
 from trsr.llm.engines import DEFAULT_ENGINE, FakeEngine
+from trsr.llm.models import model_id
 from trsr.pipeline.serving import open_for_serving
 from trsr.serve.questions import Ask
 from trsr.types import History, Item
@@ -70,6 +73,21 @@ def test_an_item_put_later_is_known_to_every_part(finished_run: Path) -> None:
     (block,) = serving.summariser.blocks(["new"])
     assert block.item_ids == ("new",)
     assert serving.summariser.without_calls(History("u", ("new",))).n_items == 1
+
+
+def test_a_model_that_gives_no_finite_margin_is_not_served(finished_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    info = read_adapter_info(run / "model")
+    (base := tmp_path / "base").mkdir()
+    for file in Path(info.base_model).iterdir():
+        shutil.copy(file, base)
+    weights = load_file(base / "model.safetensors")
+    norm = next(name for name in weights if "norm" in name)
+    save_file(weights | {norm: weights[norm] * np.nan}, base / "model.safetensors", {"format": "pt"})
+    changed = {"base_model": str(base), "base_model_id": model_id(str(base))}
+    write_adapter_info(run / "model", info.model_copy(update=changed))
+    with pytest.raises(ModelError, match="margin that is not finite"):
+        open_for_serving(run / "model", run / "data")
 
 
 def test_texts_for_summaries_are_those_of_the_run(finished_run: Path) -> None:

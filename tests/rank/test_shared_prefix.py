@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from tiny_models import random_model
 
-from trsr.errors import CandidateTooLongError
+from trsr.errors import CandidateTooLongError, ModelError
 from trsr.llm import shared_attention
 from trsr.llm.adapter import quiet_peft
 from trsr.llm.architecture import forget_lengths
@@ -193,3 +193,14 @@ def test_positions_that_follow_from_the_length_are_those_of_each_candidate_whate
         for group, ours in zip(GROUPS, found, strict=True):
             expected = [alone((*group.prefix, *suffix)) for suffix in group.suffixes]
             np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_margin_that_is_not_finite_is_an_error(tiny_model: Path, shared: bool) -> None:
+    model = load_causal_lm(str(tiny_model), dtype="float32", device="cpu")
+    if shared:
+        assert shared_attention.enable(model)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[LABELS.positive] = float("inf")
+    with pytest.raises(ModelError, match="not finite"):
+        list(SharedPrefixScorer(model).score([ScoringGroup((3, 4), ((6,), (7, 8)))], LABELS))

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pytest
 from shop import Shop, open_shop
 
+from trsr.errors import ModelError
 from trsr.llm.base import LabelTokens, ScoringGroup
 from trsr.llm.fake import FakeScorer
 from trsr.serve.questions import Ask, TextAsk
@@ -227,6 +228,20 @@ def test_what_cannot_be_recommended_is_refused(
 ) -> None:
     answer = shop.client.post("/v1/recommend", json=body)
     assert (answer.status_code, answer.json()["type"]) == (status, f"urn:trsr:problem:{kind}")
+
+
+def test_a_model_that_gives_no_number_is_a_problem_and_never_a_score_of_null(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_number(*_: object) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+        raise ModelError("no finite margin")
+
+    monkeypatch.setattr(shop.service.ranker.recommender.scorer, "score", no_number)
+    answer = shop.client.post("/v1/rerank", json={"query": "q", "documents": ["d"]})
+    assert (answer.status_code, answer.json()["type"]) == (500, "urn:trsr:problem:model-failed")
+    assert answer.json()["detail"] == "no finite margin"
+    assert answer.headers["x-request-id"] in caplog.text
+    assert "no finite margin" in caplog.text
 
 
 def test_what_comes_too_late_is_503(tmp_path: Path) -> None:

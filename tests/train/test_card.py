@@ -11,9 +11,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoTokenizer
 
+from trsr.data.tables import file_sha256
 from trsr.errors import OutputError
 from trsr.llm import models
-from trsr.llm.adapter import quiet_peft, read_adapter_info
+from trsr.llm.adapter import WEIGHTS, quiet_peft, read_adapter_info
 from trsr.llm.base import LabelTokens
 from trsr.llm.transformers import load_causal_lm
 from trsr.prompt.ranking import PromptConfig, load_ranking_template
@@ -79,6 +80,7 @@ def test_the_note_says_what_scores_depend_on(save: Save, tmp_path: Path, tiny_mo
     assert info.prompt["n_recent"] == 3
     assert info.training["learning_rate"] == 0.25
     assert info.metrics == {"valid_recall_sum": 1.75, "best_step": 2.0}
+    assert info.adapter_sha256 == file_sha256(tmp_path / "model" / WEIGHTS)
     assert set(info.versions) == {"trsr", "torch", "transformers", "peft"}
 
 

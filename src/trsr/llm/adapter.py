@@ -12,10 +12,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trsr.data.files import write_whole
+from trsr.data.tables import file_sha256
 from trsr.errors import RunMismatchError
 from trsr.llm.base import LabelTokens
 
 FILE_NAME = "trsr.json"
+WEIGHTS = "adapter_model.safetensors"
 
 
 class AdapterInfo(BaseModel):
@@ -45,6 +47,8 @@ class AdapterInfo(BaseModel):
     quantization: str | None = None
     """How the base model was rounded under the adapter (`recommender.quantization`); None if it was not."""
     versions: dict[str, str]
+    adapter_sha256: str | None = None
+    """Of `adapter_model.safetensors`; None in model folders made before it was noted."""
 
     @property
     def labels(self) -> LabelTokens:
@@ -60,7 +64,51 @@ def quiet_peft() -> Iterator[None]:
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
         # PEFT sets ranks for experts' weights by itself, and then does not find them among the layers.
         warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)
+        warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)  # `load_adapter` refuses
         yield
+
+
+def load_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
+    """Return the model with the adapter of a model folder around it, a PEFT model.
+
+    Raises:
+        RunMismatchError: the folder says nothing about itself, or its adapter is damaged or of another model.
+    """
+    from peft import PeftModel
+
+    noted, file = read_adapter_info(folder).adapter_sha256, folder / WEIGHTS
+    try:
+        if noted is not None and file_sha256(file) != noted:
+            raise ValueError(f"its sha256 is not the one that {FILE_NAME} notes")
+        with quiet_peft():
+            adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+        _check_weights(adapted, file)
+    except Exception as error:  # PEFT, safetensors and torch each have errors of their own for a damaged file
+        said = " ".join(str(error).split())[:300].rstrip(":. ") or type(error).__name__
+        raise RunMismatchError(
+            f"The adapter {file} cannot be used ({said}): it is damaged or of another model; copy the whole "
+            "model folder again, or train again."
+        ) from error
+    return adapted
+
+
+def _check_weights(adapted: Any, file: Path) -> None:
+    """Raise ValueError unless a file holds the weights that an adapter has, all of them finite.
+
+    PEFT leaves weights that it does not find as they were drawn, and ignores those that it does not know.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    found, wanted = load_file(file), get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    # PEFT saves an embedding whole beside its adapter.
+    known = {name for name in found if name in wanted or name.endswith(".base_layer.weight")}
+    if missing := sorted(wanted.keys() - found.keys()):
+        raise ValueError(f"{len(missing)} of {len(wanted)} weights are missing, as {missing[0]}")
+    if unknown := sorted(found.keys() - known):
+        raise ValueError(f"it holds weights that this adapter does not have, as {unknown[0]}")
+    if broken := sorted(name for name, weights in found.items() if not weights.isfinite().all()):
+        raise ValueError(f"{broken[0]} holds numbers that are not finite")
 
 
 def write_adapter_info(folder: Path, info: AdapterInfo) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from trsr.errors import ModelError, TrsrError
 from trsr.llm import models
-from trsr.llm.adapter import FILE_NAME, AdapterInfo, check_adapter, quiet_peft, read_adapter_info
+from trsr.llm.adapter import FILE_NAME, AdapterInfo, check_adapter, load_adapter, read_adapter_info
 from trsr.llm.base import GenerationParams, LabelTokens, Message, Prompt, ScoringGroup
 from trsr.llm.context import context_of
 from trsr.prompt.ranking import TEMPLATES, PromptBuilder, PromptConfig, load_ranking_template
@@ -117,16 +117,7 @@ class CheckedModel:
         model = load_causal_lm(self.name, dtype=self.dtype, device=self.device)
         if self.adapter is None:
             return model
-        from peft import PeftModel
-
-        try:
-            with quiet_peft():
-                return PeftModel.from_pretrained(model, self.adapter).merge_and_unload().eval()
-        except Exception as error:  # what PEFT, safetensors and the hub's client make of a damaged folder
-            raise ModelError(
-                f"The adapter in {self.adapter} cannot be loaded ({type(error).__name__}); "
-                "copy the whole model folder."
-            ) from error
+        return load_adapter(model, self.adapter).merge_and_unload().eval()
 
     def forget(self) -> None:
         """Free the model's memory; it is loaded anew when it is needed again."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trsr.config import RecommenderConfig
 from trsr.llm import models
-from trsr.llm.adapter import AdapterInfo, check_adapter, quiet_peft, read_adapter_info
+from trsr.llm.adapter import AdapterInfo, check_adapter, load_adapter, read_adapter_info
 from trsr.llm.base import LabelScorer
 from trsr.llm.engines import OpenAIEngine, open_remote_scorer
 
@@ -35,7 +35,7 @@ def open_scorer(
 
     Raises:
         ModelError: the base model cannot be had.
-        RunMismatchError: the model folder cannot be read, or was trained on another template or base model.
+        RunMismatchError: the model folder is damaged, or was trained on another template or base model.
     """
     from trsr.llm import shared_attention
     from trsr.llm.transformers import load_causal_lm
@@ -50,12 +50,9 @@ def open_scorer(
     )
     shared_attention.enable(model, recommender.sharing)
     if adapter is not None:
-        from peft import PeftModel
-
-        with quiet_peft():
-            adapted: Any = PeftModel.from_pretrained(model, adapter)
-            # Merged into 4 bits, the adapter would be rounded too: there it stays beside the weights.
-            model = adapted.base_model.model if recommender.quantization else adapted.merge_and_unload()
+        adapted = load_adapter(model, adapter)
+        # Merged into 4 bits, the adapter would be rounded too: there it stays beside the weights.
+        model = adapted.base_model.model if recommender.quantization else adapted.merge_and_unload()
         model = model.eval()
     scorer = SharedPrefixScorer(model, max_batch_tokens=recommender.max_batch_tokens, cache=cache)
     return scorer, info

@@ -69,7 +69,7 @@ def open_for_serving(
     Raises:
         RunMismatchError: the folder is neither, is not finished, or was made by something else.
         DataError: there is no dataset, or it is damaged.
-        ModelError: the base model cannot be had.
+        ModelError: the base model cannot be had, or gives margins that are not finite.
         MissingExtraError: a package is missing.
     """
     from trsr.llm.transformers import HfTokenizer
@@ -106,6 +106,7 @@ def open_for_serving(
         calibration=Calibration.from_json(saved) if saved is not None else None,
         knows=scorer.knows,
     )
+    recommender.rerank("probe", ["probe"])
     return Serving(
         recommender=recommender,
         retriever=Retriever(catalogue, dataset.info.category_fields, _popularity(dataset)),

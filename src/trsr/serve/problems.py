@@ -6,6 +6,7 @@ A problem says what was found and what to do. It repeats ids that the caller sen
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from trsr.errors import BudgetError, EngineError, OverloadedError, TrsrError
+from trsr.errors import BudgetError, EngineError, ModelError, OverloadedError, TrsrError
+
+logger = logging.getLogger("trsr.serve")
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -50,6 +53,7 @@ UNKNOWN_MODEL = Kind("unknown-model", 422, "This model is not served")
 TOO_LONG = Kind("too-long", 422, "The texts do not fit the model's prompt")
 TOO_MANY_REQUESTS = Kind("too-many-requests", 429, "Too many requests")
 INTERNAL = Kind("internal", 500, "The server failed")
+MODEL_FAILED = Kind("model-failed", 500, "The model gives no usable answer")
 OVERLOADED = Kind("overloaded", 503, "The server is busy")
 NOT_READY = Kind("not-ready", 503, "The server is not ready")
 _BY_STATUS = {
@@ -90,6 +94,8 @@ def from_error(error: TrsrError) -> Problem:
             return Problem(OVERLOADED, str(error), retry_after=error.retry_after)
         case BudgetError():
             return Problem(TOO_LONG, "The texts do not fit the model's prompt; send shorter ones.")
+        case ModelError():
+            return Problem(MODEL_FAILED, str(error))
         case EngineError(retryable=True):
             return Problem(OVERLOADED, "The model did not answer; try again.", retry_after=1.0)
         case _:
@@ -134,6 +140,8 @@ def answer_with_problems(app: FastAPI) -> None:
         problem = from_error(error)
         if problem.kind is INTERNAL:
             raise error  # a fault of ours: the envelope logs it
+        if problem.kind.status >= 500 and problem.kind is not OVERLOADED:
+            logger.error("request %s: %s", request.state.request_id, problem.detail)
         return problem_response(problem, request.scope)
 
 

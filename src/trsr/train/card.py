@@ -6,9 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
+from trsr.data.tables import file_sha256
 from trsr.errors import OutputError
 from trsr.llm import models
-from trsr.llm.adapter import AdapterInfo, write_adapter_info
+from trsr.llm.adapter import WEIGHTS, AdapterInfo, write_adapter_info
 from trsr.llm.base import LabelTokens
 from trsr.llm.transformers import HfTokenizer
 from trsr.prompt.ranking import PromptConfig
@@ -73,7 +74,7 @@ def save_model_folder(
         shutil.copytree(adapter, fresh, ignore=shutil.ignore_patterns("best.json", "README.md"))
         _name_base_model(fresh / "adapter_config.json", model)
         tokenizer.hf.save_pretrained(fresh)
-        write_adapter_info(fresh, info)
+        write_adapter_info(fresh, info.model_copy(update={"adapter_sha256": file_sha256(fresh / WEIGHTS)}))
         (fresh / "README.md").write_text(_card(info, report, dataset, command), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import PeftModel, prepare_model_for_kbit_training
+from peft import prepare_model_for_kbit_training
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
@@ -26,7 +26,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from trsr.errors import ModelError, OutputError, RunMismatchError
 from trsr.llm import shared_attention
-from trsr.llm.adapter import quiet_peft
+from trsr.llm.adapter import load_adapter
 from trsr.llm.base import LabelTokens, Sharing
 from trsr.llm.transformers import Quantization, load_causal_lm, resolve_device, resolve_dtype
 from trsr.train import processes
@@ -272,8 +272,7 @@ def with_adapter(base: Any, config: TrainConfig) -> Any:
     A log line says which weights of experts get none.
     """
     if config.warm_start is not None:
-        with quiet_peft():
-            return PeftModel.from_pretrained(base, config.warm_start, is_trainable=True)
+        return load_adapter(base, Path(config.warm_start), trainable=True)
     return add_lora(base, config.lora)
 
 
