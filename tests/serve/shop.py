@@ -94,8 +94,9 @@ def make_service(
         recommender,
         ModelQueue(recommender, max_waiting=settings.max_waiting),
         Retriever(catalogue, ("category",)),
-        n_retrieved=settings.n_retrieved,
+        n_ranked=settings.n_ranked or 50,
         max_candidates=settings.max_candidates,
+        max_tokens=settings.max_tokens or 10**6,
         seconds=settings.request_seconds,
     )
     return Service(store, Follower(store, summariser, engine or FakeGenerator()), ranker, summariser)

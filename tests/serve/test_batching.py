@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,43 +13,64 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serve_parts import CANDIDATES, HISTORY, PROFILE, fake_recommender
 
-from trsr.errors import CandidateTooLongError, DataError, OverloadedError
+from trsr.errors import CandidateTooLongError, OverloadedError
 from trsr.llm.base import LabelTokens, ScoringGroup
 from trsr.llm.fake import FakeScorer
-from trsr.serve.batching import ModelQueue
+from trsr.prompt.ranking import RankingPrompt
+from trsr.serve.batching import CALLER, ModelQueue
 from trsr.serve.questions import Ask, Question, Scored, TextAsk
-from trsr.serve.recommender import Recommender
+from trsr.serve.recommender import Margins, Recommender
 
 LONG = 60.0  # seconds; no test waits for it
 ASK = Ask(HISTORY, PROFILE, CANDIDATES)
 
 
+MORE = [f"i{n}" for n in range(10, 40)]
+
+
+def prompts(*questions: Question) -> list[RankingPrompt]:
+    recommender = fake_recommender()
+    return [recommender.prompt(question) for question in questions]
+
+
 class Gated:
-    """A scorer that waits at a gate, and counts the groups of each call."""
+    """A scorer that waits at a gate, once or at each call, and notes the candidates of each call's groups."""
 
     def __init__(self) -> None:
-        self.gate = threading.Event()
-        self.entered = threading.Event()
-        self.n_groups: list[int] = []
+        self.gate = threading.Semaphore(0)
+        self.entered = threading.Semaphore(0)
+        self.calls: list[list[int]] = []
 
     def score(self, groups: Sequence[ScoringGroup], labels: LabelTokens) -> Iterator[Any]:
-        self.n_groups.append(len(groups))
-        self.entered.set()
-        assert self.gate.wait(30)
+        self.calls.append([len(group.suffixes) for group in groups])
+        self.entered.release()
+        assert self.gate.acquire(timeout=30)
         yield from FakeScorer().score(groups, labels)
 
 
 class Stopped:
-    """A queue whose model is busy with one question until `go`."""
+    """A queue whose model stands still within the pass of a first question until `go`."""
 
     def __init__(self, **settings: Any) -> None:
         self.scorer = Gated()
         self.queue = ModelQueue(fake_recommender(self.scorer), **settings)
-        self.first = self.queue.submit([ASK], LONG)
-        assert self.scorer.entered.wait(30)
+        self.first = self.submit(ASK)
+        assert self.scorer.entered.acquire(timeout=30)
+
+    def submit(self, *questions: Question, caller: str = "", seconds: float = LONG) -> Future[list[Scored]]:
+        token = CALLER.set(caller)
+        try:
+            return self.queue.submit(prompts(*questions), seconds)
+        finally:
+            CALLER.reset(token)
+
+    def step(self) -> None:
+        """Let the model read to its next pass."""
+        self.scorer.gate.release()
+        assert self.scorer.entered.acquire(timeout=30)
 
     def go(self) -> None:
-        self.scorer.gate.set()
+        self.scorer.gate.release(1000)
 
     def __enter__(self) -> Stopped:
         return self
@@ -59,68 +80,103 @@ class Stopped:
         self.queue.close()
 
 
-def test_what_waits_is_answered_in_one_call() -> None:
-    with Stopped() as stopped:
-        later = [stopped.queue.submit([ASK, TextAsk("tea", [str(n)])], LONG) for n in range(5)]
-        assert stopped.queue.facts()["waiting"] == 10
+def test_what_waits_is_read_in_one_pass() -> None:
+    with Stopped(pass_tokens=10**6) as stopped:
+        later = [stopped.submit(ASK, TextAsk("tea", [str(n)])) for n in range(5)]
+        assert stopped.queue.facts()["waiting"] == 6
         stopped.go()
         for number, future in enumerate(later):
             mine = fake_recommender().score([ASK, TextAsk("tea", [str(number)])])
             for got, expected in zip(future.result(30), mine, strict=True):
                 np.testing.assert_array_equal(got.margins, expected.margins)
-    assert stopped.scorer.n_groups == [1, 10]
+    assert stopped.scorer.calls == [[6], [6, 1] * 5]
 
 
-def test_a_batch_takes_whole_submissions_up_to_its_size() -> None:
-    with Stopped(max_batch=4) as stopped:
-        futures = [stopped.queue.submit([ASK] * n, LONG) for n in (3, 2, 2, 9)]
+def test_a_large_request_is_read_in_passes_and_a_small_one_goes_before_its_rest() -> None:
+    large, small = Ask(HISTORY, PROFILE, MORE), Ask(HISTORY, "Buys clay.", CANDIDATES[:2])
+    with Stopped(pass_tokens=700, rate=100.0) as stopped:
+        slow = stopped.submit(large)
+        stopped.step()  # its first pass has begun
+        begun = sum(map(sum, stopped.scorer.calls[1:]))
+        assert 0 < begun < len(MORE)
+        quick = stopped.submit(small)
+        stopped.step()
+        assert stopped.scorer.calls[-1][0] == 2
+        stopped.step()
+        assert len(quick.result(30)[0].margins) == 2
+        assert not slow.done()
         stopped.go()
-        assert [len(future.result(30)) for future in futures] == [3, 2, 2, 9]
-    assert stopped.scorer.n_groups == [1, 3, 4, 9]
+        got = slow.result(30)[0]
+    np.testing.assert_array_equal(got.margins, fake_recommender().score([large])[0].margins)
+    assert len(stopped.scorer.calls) > 4
+
+
+def test_an_old_large_request_is_not_put_off_for_ever() -> None:
+    with Stopped(pass_tokens=700, rate=1e9) as stopped:  # at this speed its size is no reason to wait
+        slow = stopped.submit(Ask(HISTORY, PROFILE, MORE))
+        stopped.step()
+        stopped.submit(Ask(HISTORY, "Buys clay.", CANDIDATES[:2]))
+        stopped.step()
+        assert stopped.scorer.calls[-1][0] != 2
+        stopped.go()
+        assert len(slow.result(30)[0].margins) == len(MORE)
+
+
+def test_callers_take_turns() -> None:
+    with Stopped(pass_tokens=1) as stopped:  # a candidate a pass
+        greedy = [stopped.submit(ASK, caller="greedy") for _ in range(3)]
+        modest = stopped.submit(ASK, caller="modest")
+        for _ in range(3 * len(CANDIDATES)):
+            stopped.step()
+        assert modest.result(30)
+        assert sum(future.done() for future in greedy) == 1
+        stopped.go()
+        assert [len(future.result(30)) for future in greedy] == [1, 1, 1]
 
 
 def test_a_full_queue_refuses_at_once_and_says_when_to_come_again() -> None:
-    with Stopped(max_waiting=4) as stopped:
-        kept = stopped.queue.submit([ASK] * 3, LONG)
-        with pytest.raises(OverloadedError, match="3 questions wait already and at most 4 may") as refused:
-            stopped.queue.submit([ASK] * 2, LONG)
-        assert refused.value.retry_after >= 1
-        stopped.queue.submit([ASK], LONG)
+    with Stopped(max_waiting=2, rate=10.0) as stopped:
+        kept = stopped.submit(ASK)
+        with pytest.raises(OverloadedError, match="2 requests wait already and at most 2 may") as refused:
+            stopped.submit(ASK)
+        assert refused.value.retry_after == pytest.approx(stopped.queue.facts()["waiting_tokens"] / 10)
         stopped.go()
-        assert len(kept.result(30)) == 3
-    assert stopped.queue.facts()["refused"] == 2
+        assert len(kept.result(30)) == 1
+    assert stopped.queue.facts()["refused"] == 1
 
 
-def test_a_submission_larger_than_the_queue_is_taken_when_nothing_waits() -> None:
-    with ModelQueue(fake_recommender(), max_waiting=2) as queue:
-        assert len(queue.submit([ASK] * 5, LONG).result(30)) == 5
+def test_a_caller_who_fills_the_queue_leaves_room_for_others() -> None:
+    with Stopped(max_waiting=4) as stopped:
+        for _ in range(3):
+            stopped.submit(ASK, caller="greedy")
+        with pytest.raises(OverloadedError):
+            stopped.submit(ASK, caller="greedy")
+        stopped.submit(ASK, caller="modest")
+        with pytest.raises(OverloadedError):  # of four places, three callers have one each
+            stopped.submit(ASK, caller="modest")
 
 
-def test_the_longer_the_queue_the_later_to_come_again() -> None:
-    with Stopped(max_waiting=100) as stopped:
-        stopped.queue._seconds_each = 0.5
-        stopped.queue.submit([ASK] * 100, LONG)
-        with pytest.raises(OverloadedError) as refused:
-            stopped.queue.submit([ASK], LONG)
-        assert refused.value.retry_after == 50
-
-
-def test_what_is_too_late_or_no_longer_wanted_is_never_scored() -> None:
-    with Stopped() as stopped:
-        late = stopped.queue.submit([ASK], 0.0)
-        unwanted = stopped.queue.submit([ASK], LONG)
-        wanted = stopped.queue.submit([ASK], LONG)
+def test_what_is_too_late_or_no_longer_wanted_is_read_no_further() -> None:
+    with Stopped(pass_tokens=1) as stopped:
+        for _ in CANDIDATES[1:]:
+            stopped.step()
+        unwanted = stopped.submit(ASK)
+        stopped.step()
+        stopped.step()
+        late = stopped.submit(ASK, seconds=0.0)
+        wanted = stopped.submit(Ask(HISTORY, "", CANDIDATES[:1]))
         assert unwanted.cancel()
         stopped.go()
         with pytest.raises(OverloadedError, match="too busy") as refused:
             late.result(30)
         assert refused.value.retry_after >= 1
         assert len(wanted.result(30)) == 1
-    assert stopped.scorer.n_groups == [1, 1]
-    assert stopped.queue.facts()["expired"] == 1
+    assert len(stopped.scorer.calls) == len(CANDIDATES) + 2 + 1
+    facts = stopped.queue.facts()
+    assert (facts["dropped_expired"], facts["dropped_gone"], facts["waiting"]) == (1, 1, 0)
 
 
-def test_one_wrong_question_is_answered_with_its_error_and_the_others_are_scored() -> None:
+def test_one_wrong_question_is_answered_with_its_error_and_the_others_are_read() -> None:
     class OneTooLong:
         def score(self, groups: Sequence[ScoringGroup], labels: LabelTokens) -> Iterator[Any]:
             for index, group in enumerate(groups):
@@ -128,17 +184,13 @@ def test_one_wrong_question_is_answered_with_its_error_and_the_others_are_scored
                     raise CandidateTooLongError(index, 1, 900, 512)
             yield from FakeScorer().score(groups, labels)
 
-    queue = ModelQueue(fake_recommender(OneTooLong()))
-    with queue:
-        wrong = queue.submit([ASK, Ask((), "", ("i1", "i2"))], LONG)
-        unknown = queue.submit([Ask(("gone",), "", ("i1",))], LONG)
-        right = queue.submit([ASK], LONG)
-        with pytest.raises(CandidateTooLongError, match="The item 'i2' has 900 tokens"):
+    with ModelQueue(fake_recommender(OneTooLong())) as queue:
+        wrong = queue.submit(prompts(ASK, Ask((), "", ("i1", "i2"))), LONG)
+        right = queue.submit(prompts(ASK), LONG)
+        with pytest.raises(CandidateTooLongError, match="Candidate 1 of group 1 has 900 tokens"):
             wrong.result(30)
-        with pytest.raises(DataError, match="'gone'"):
-            unknown.result(30)
         assert len(right.result(30)[0].margins) == len(CANDIDATES)
-    assert queue.facts()["failed"] == 2
+    assert queue.facts()["failed"] == 1
 
 
 @pytest.mark.parametrize("how", ["raises", "forgets"])
@@ -146,10 +198,10 @@ def test_a_mistake_of_the_recommender_reaches_the_callers_and_the_thread_lives_o
     class Broken(Recommender):
         calls = 0
 
-        def answers(self, questions: Sequence[Question]) -> Iterator[tuple[int, Scored | Exception]]:
+        def read(self, groups: Sequence[ScoringGroup]) -> Iterator[tuple[int, Margins | Exception]]:
             self.calls += 1
             if self.calls > 1:
-                yield from super().answers(questions)
+                yield from super().read(groups)
             elif how == "raises":
                 raise KeyError("a mistake")
 
@@ -158,19 +210,19 @@ def test_a_mistake_of_the_recommender_reaches_the_callers_and_the_thread_lives_o
         Broken(fake.scorer, fake.builder, fake.labels, fake.catalogue, model_name="broken")
     ) as queue:
         with pytest.raises((KeyError, RuntimeError), match=r"mistake|without an answer"):
-            queue.submit([ASK], LONG).result(30)
-        assert len(queue.submit([ASK], LONG).result(30)) == 1
+            queue.submit(prompts(ASK), LONG).result(30)
+        assert len(queue.submit(prompts(ASK), LONG).result(30)) == 1
 
 
 def test_closing_answers_what_is_read_and_refuses_the_rest() -> None:
     with Stopped() as stopped:
-        waiting = stopped.queue.submit([ASK], LONG)
+        waiting = stopped.submit(ASK)
         closer = threading.Thread(target=stopped.queue.close)
         closer.start()
         while not stopped.queue._closed:
             pass
         with pytest.raises(OverloadedError, match="stopping"):
-            stopped.queue.submit([ASK], LONG)
+            stopped.submit(ASK)
         stopped.go()
         closer.join(30)
         assert len(stopped.first.result(30)) == 1
@@ -187,11 +239,11 @@ def test_no_question_has_an_empty_answer() -> None:
 
 def test_what_was_done_is_counted() -> None:
     with ModelQueue(fake_recommender()) as queue:
-        (answer,) = queue.submit([ASK], LONG).result(30)
-        queue.submit([TextAsk("tea", ["lamp"])], LONG).result(30)
+        (answer,) = queue.submit(prompts(ASK), LONG).result(30)
+        queue.submit(prompts(TextAsk("tea", ["lamp"])), LONG).result(30)
     facts = queue.facts()
     assert facts["waiting"] == 0
-    assert (facts["batches"], facts["questions"], facts["candidates"]) == (2, 2, len(CANDIDATES) + 1)
+    assert (facts["passes"], facts["questions"], facts["candidates"]) == (2, 2, len(CANDIDATES) + 1)
     assert facts["prompt_tokens"] > facts["read_tokens"] > answer.n_read_tokens
     assert (facts["cache_hits"], facts["cache_misses"]) == (0, 2)
     assert facts["busy_seconds"] > 0
@@ -203,7 +255,7 @@ QUESTIONS = st.lists(
             Ask,
             st.lists(st.sampled_from(HISTORY), max_size=4).map(tuple),
             st.sampled_from(["", PROFILE, "Buys clay."]),
-            st.lists(st.sampled_from([*CANDIDATES, "gone"]), min_size=1, max_size=3).map(tuple),
+            st.lists(st.sampled_from(CANDIDATES), min_size=1, max_size=3).map(tuple),
         ),
         min_size=1,
         max_size=3,
@@ -214,30 +266,21 @@ QUESTIONS = st.lists(
 
 
 @settings(max_examples=15, deadline=None)
-@given(QUESTIONS, st.integers(1, 8))
+@given(QUESTIONS, st.integers(1, 1500))
 def test_from_many_threads_everyone_gets_the_answers_to_their_own(
-    submissions: list[list[Ask]], max_batch: int
+    submissions: list[list[Ask]], pass_tokens: int
 ) -> None:
     recommender = fake_recommender()
 
-    def ask(questions: list[Ask]) -> list[Scored] | str:
-        try:
-            return queue.submit(questions, LONG).result(30)
-        except DataError as error:
-            return str(error)
+    def ask(questions: list[Ask]) -> list[Scored]:
+        return queue.submit([recommender.prompt(one) for one in questions], LONG).result(30)
 
     with (
-        ModelQueue(fake_recommender(), max_batch=max_batch, max_waiting=1000) as queue,
+        ModelQueue(fake_recommender(), pass_tokens=pass_tokens, max_waiting=1000) as queue,
         ThreadPoolExecutor(8) as pool,
     ):
         answers = list(pool.map(ask, submissions))
     for questions, answer in zip(submissions, answers, strict=True):
-        if any("gone" in question.candidates for question in questions):
-            assert isinstance(answer, str)
-            assert "'gone'" in answer
-            continue
-        assert not isinstance(answer, str)
         for got, expected in zip(answer, recommender.score(questions), strict=True):
             np.testing.assert_array_equal(got.margins, expected.margins)
-    n_right = sum(len(q) - sum("gone" in ask.candidates for ask in q) for q in submissions)
-    assert queue.facts()["questions"] == n_right
+    assert queue.facts()["questions"] == sum(map(len, submissions))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from pathlib import Path
 
 import pytest
 from shop import Shop, open_shop
+from starlette.types import Message, Receive, Scope, Send
 
 from trsr.errors import OutputError
+from trsr.serve.envelope import Envelope
+from trsr.serve.metrics import Metrics
 
+SCOPE = {"type": "http", "method": "POST", "path": "/", "headers": []}
 SECRET = "a most private sentence"
 
 
@@ -114,3 +119,68 @@ def test_a_store_that_cannot_write_is_a_failure_of_ours_and_logged(
     answer = shop.client.get("/v1/users/jane-doe")
     assert (answer.status_code, answer.json()["type"]) == (500, "urn:trsr:problem:internal")
     assert "failed with OutputError" in caplog.text
+
+
+class Client:
+    """A client of an application by ASGI, which sends a request and may leave."""
+
+    def __init__(self, body: bytes = b"{}") -> None:
+        self.body: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        self.leaves = asyncio.Event()
+        self.sent: list[Message] = []
+
+    async def receive(self) -> Message:
+        if self.body:
+            return self.body.pop(0)
+        await self.leaves.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        self.sent.append(message)
+
+
+def test_what_a_client_who_left_asked_is_given_up(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    state: list[str] = []
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        assert (await receive())["body"] == b"{}"
+        state.append("began")
+        client.leaves.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            state.append("given up")
+            raise
+
+    async def main() -> None:
+        await asyncio.wait_for(Envelope(slow, Metrics(dict), False)(SCOPE, client.receive, client.send), 30)
+
+    client = Client()
+    asyncio.run(main())
+    assert state == ["began", "given up"]
+    assert client.sent == []
+    assert json.loads(caplog.messages[-1])["status"] == 499
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_an_answer_that_has_begun_is_finished(reads: bool) -> None:
+    done: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if reads:
+            await receive()
+        await send({"type": "http.response.start", "status": 202, "headers": []})
+        client.leaves.set()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        await send({"type": "http.response.body", "body": b"x"})
+        done.append("after the answer")
+
+    async def main() -> None:
+        await Envelope(app, Metrics(dict), False)(SCOPE, client.receive, client.send)
+
+    client = Client()
+    asyncio.run(main())
+    assert done == ["after the answer"]
+    assert client.sent[-1]["body"] == b"x"

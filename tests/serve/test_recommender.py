@@ -17,7 +17,7 @@ from trsr.llm.base import LabelTokens, ScoringGroup
 from trsr.llm.fake import FakeScorer, FakeTokenizer
 from trsr.rank.calibration import Calibration
 from trsr.rank.llm import LlmRanker
-from trsr.serve.questions import Ask, Scored, TextAsk
+from trsr.serve.questions import Ask, TextAsk
 from trsr.serve.recommender import MAX_DOCUMENT_TOKENS, Recommender
 from trsr.types import Item, RankingExample
 
@@ -88,27 +88,22 @@ def test_an_item_changed_later_is_read_as_it_is_now() -> None:
 
 
 class TestOneWrongQuestion:
-    def test_an_unknown_item_is_named_and_the_others_are_answered(self) -> None:
-        wrong = Ask(HISTORY, "", ("i1", "gone"))
-        found = dict(fake_recommender().answers([ASKS[0], wrong, ASKS[1]]))
-        assert isinstance(found[1], DataError)
-        assert "'gone'" in str(found[1])
-        for place, ask in ((0, ASKS[0]), (2, ASKS[1])):
-            answer = found[place]
-            assert isinstance(answer, Scored)
-            np.testing.assert_array_equal(answer.margins, fake_recommender().score([ask])[0].margins)
+    def test_an_unknown_item_is_named(self) -> None:
         with pytest.raises(DataError, match="'gone'"):
-            fake_recommender().score([ASKS[0], wrong])
+            fake_recommender().score([ASKS[0], Ask(HISTORY, "", ("i1", "gone"))])
 
-    def test_a_candidate_too_long_for_a_pass_is_named(self, tiny_model: Path) -> None:
+    def test_a_candidate_too_long_for_a_pass_is_named_and_the_others_are_read(self, tiny_model: Path) -> None:
         recommender = tiny_recommender(tiny_model)
         fits = int(recommender.score([ASKS[1]])[0].n_prompt_tokens[0])
         recommender.scorer.max_batch_tokens = fits  # type: ignore[attr-defined]
-        found = dict(recommender.answers([ASKS[0], ASKS[1], TextAsk("tea", ["ok", "word " * 300])]))
-        assert isinstance(found[0], CandidateTooLongError)
-        assert "The item 'i10' has" in str(found[0])
-        assert isinstance(found[1], Scored)
-        assert "Document 0 has" in str(found[2]) or "Document 1 has" in str(found[2])
+        with pytest.raises(CandidateTooLongError, match="The item 'i10' has"):
+            recommender.score(ASKS[:1])
+        documents = TextAsk("tea", ["ok", "word " * 300])
+        with pytest.raises(CandidateTooLongError, match=r"Document [01] has"):
+            recommender.score([documents])
+        groups = [recommender.prompt(question).group for question in (ASKS[0], ASKS[1], documents)]
+        found = dict(recommender.read(groups))
+        assert [isinstance(found[place], CandidateTooLongError) for place in range(3)] == [True, False, True]
 
     def test_a_candidate_too_long_for_the_prompt_is_named(self) -> None:
         recommender = fake_recommender(max_tokens=60)
@@ -123,9 +118,10 @@ class TestOneWrongQuestion:
                         raise RuntimeError("out of memory")
                     yield index, margins
 
-        found = dict(fake_recommender(Fragile()).answers([*ASKS, ASKS[0]]))
+        recommender = fake_recommender(Fragile())
+        found = dict(recommender.read([recommender.prompt(ask).group for ask in [*ASKS, ASKS[0]]]))
         assert isinstance(found[2], RuntimeError)
-        assert [isinstance(found[place], Scored) for place in (0, 1, 3)] == [True] * 3
+        assert [isinstance(found[place], np.ndarray) for place in (0, 1, 3)] == [True] * 3
 
     @pytest.mark.parametrize("empty", [Ask(HISTORY, "", ()), TextAsk("tea", ())])
     def test_nothing_to_score_is_refused(self, empty: Ask | TextAsk) -> None:

@@ -176,7 +176,7 @@ def test_without_candidates_the_catalogue_is_searched_for_what_is_unseen(shop: S
 
 
 def test_only_so_many_are_retrieved(tmp_path: Path) -> None:
-    with open_shop(tmp_path / "serve.sqlite", n_retrieved=5, max_candidates=20) as shop:
+    with open_shop(tmp_path / "serve.sqlite", n_ranked=5, max_candidates=20) as shop:
         assert len(recommend(shop, history=["i1"], top_n=3)["results"]) == 3
         assert shop.service.ranker.queue.facts()["candidates"] == 5
         assert len(recommend(shop, history=["i1"], top_n=30)["results"]) == 20
@@ -205,6 +205,36 @@ def test_an_explanation_leaves_out_each_recent_item_and_sentence(shop: Shop) -> 
         assert texts == list(wanted.without_sentence)
         assert [name for name, _ in items] == ["i2", "i3", "i4"]
         assert [text for text, _ in texts] == ["Likes pots.", "Hates noise."]
+
+
+def test_an_explanation_counts_as_what_the_model_reads(shop: Shop) -> None:
+    body = {"history": ["i1", "i2"], "candidates": ["i10", "i11", "i12"], "top_n": 2}
+    read = shop.service.ranker.queue.facts
+    plain = recommend(shop, **body)["usage"]
+    before = read()
+    explained = recommend(shop, **body, explain=True)["usage"]
+    after = read()
+    assert explained["read_tokens"] == after["read_tokens"] - before["read_tokens"] > plain["read_tokens"]
+    assert explained["prompt_tokens"] == after["prompt_tokens"] - before["prompt_tokens"]
+
+
+def test_more_tokens_than_are_read_for_one_request_are_refused_with_their_number(tmp_path: Path) -> None:
+    with open_shop(tmp_path / "serve.sqlite") as shop:
+        body = {"history": ["i1", "i2"], "candidates": ["i10", "i11"]}
+        read = recommend(shop, **body)["usage"]["read_tokens"]
+        explained = recommend(shop, **body, explain=True)["usage"]["read_tokens"]
+    with open_shop(tmp_path / "small.sqlite", max_tokens=read) as shop:
+        recommend(shop, **body)
+        for path, asked in [
+            ("/v1/recommend", {**body, "explain": True}),
+            ("/v1/rerank", {"query": "q", "documents": ["word " * 99] * 50}),
+        ]:
+            answer = shop.client.post(path, json=asked)
+            assert (answer.status_code, answer.json()["type"]) == (413, "urn:trsr:problem:too-large")
+            assert f"at most {read} are read" in answer.json()["detail"]
+        assert shop.service.ranker.queue.facts()["questions"] == 1
+    with open_shop(tmp_path / "large.sqlite", max_tokens=2 * explained) as shop:
+        recommend(shop, **body, explain=True)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +286,7 @@ def test_what_comes_too_late_is_503(tmp_path: Path) -> None:
 def test_what_finds_no_room_in_the_queue_is_503_at_once(tmp_path: Path) -> None:
     scorer = SlowScorer()
     with (
-        open_shop(tmp_path / "serve.sqlite", scorer, max_waiting=1) as shop,
+        open_shop(tmp_path / "serve.sqlite", scorer, max_waiting=2) as shop,
         shop.client,
         ThreadPoolExecutor() as pool,
     ):
@@ -268,7 +298,7 @@ def test_what_finds_no_room_in_the_queue_is_503_at_once(tmp_path: Path) -> None:
         first = pool.submit(ask)
         assert scorer.asked.wait(30)
         waiting = pool.submit(ask)
-        while shop.service.ranker.queue.facts()["waiting"] < 1:
+        while shop.service.ranker.queue.facts()["waiting"] < 2:
             time.sleep(0.01)
         status, retry_after = ask()
         assert status == 503
@@ -291,8 +321,8 @@ def test_requests_that_come_together_are_read_together(tmp_path: Path) -> None:
         first = pool.submit(ask, 0)
         assert scorer.asked.wait(30)
         others = [pool.submit(ask, number) for number in range(1, 9)]
-        while shop.service.ranker.queue.facts()["waiting"] < 8:
+        while shop.service.ranker.queue.facts()["waiting"] < 9:
             time.sleep(0.01)
         scorer.go.set()
         assert {future.result() for future in [first, *others]} == {200}
-        assert shop.service.ranker.queue.facts()["batches"] == 2
+        assert shop.service.ranker.queue.facts()["passes"] == 2

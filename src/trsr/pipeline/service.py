@@ -15,6 +15,7 @@ from trsr.serve.follower import Follower
 from trsr.serve.ranking import Ranker
 from trsr.serve.service import Service
 from trsr.serve.settings import Settings
+from trsr.serve.speed import Speed, measure
 from trsr.serve.sqlite_store import SqliteServeStore, Written
 from trsr.summarize.store import StoredCall
 from trsr.summarize.stores import open_store
@@ -52,21 +53,33 @@ def open_service(
             )
         if n_events := store.import_histories(serving.dataset.histories(), source):
             say(f"{n_events} events of the data set were put there.")
-        return _join(serving, store, settings)
+        return _join(serving, store, settings, say)
     except BaseException:
         store.close()
         raise
 
 
-def _join(serving: Serving, store: SqliteServeStore, settings: Settings) -> Service:
-    summariser = serving.summariser
+def _join(
+    serving: Serving, store: SqliteServeStore, settings: Settings, say: Callable[[str], None]
+) -> Service:
+    summariser, recommender = serving.summariser, serving.recommender
     engine = open_generator(serving.engine) if summariser.config.needs_calls else None
+    speed = apart(lambda: measure(recommender)) or Speed(10_000.0, 0, 50.0)  # nothing to rank yet
+    n_ranked = settings.n_ranked or speed.n_ranked
+    say(f"The model reads {speed.rate:,.0f} tokens a second here; it ranks the best {n_ranked} items found.")
+    queue = ModelQueue(
+        recommender,
+        max_waiting=settings.max_waiting,
+        pass_tokens=speed.pass_tokens,
+        rate=speed.rate,
+    )
     ranker = Ranker(
-        serving.recommender,
-        ModelQueue(serving.recommender, max_waiting=settings.max_waiting),
+        recommender,
+        queue,
         serving.retriever,
-        n_retrieved=settings.n_retrieved,
+        n_ranked=n_ranked,
         max_candidates=settings.max_candidates,
+        max_tokens=settings.max_tokens or int(settings.request_seconds * speed.rate),
         seconds=settings.request_seconds,
     )
     return Service(store, Follower(store, summariser, engine), ranker, summariser)

@@ -1,27 +1,36 @@
-"""One thread owns the model; all requests wait in one bounded queue and are answered together.
+"""One thread owns the model and reads what all requests ask for, in small passes.
 
-Nothing is held back to fill a batch: what has come in while one was read is the next one.
+Before each pass it is decided anew whose candidates are read next, so a large request holds up nobody:
+callers take turns by what was read for them, and a caller's requests by their age and size. What nobody waits
+for any more is dropped.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
-from trsr.errors import OverloadedError
-from trsr.serve.questions import Question, Scored
+import numpy as np
+import numpy.typing as npt
+
+from trsr.errors import CandidateTooLongError, OverloadedError
+from trsr.llm.base import ScoringGroup
+from trsr.prompt.ranking import RankingPrompt
+from trsr.serve.questions import Scored
 from trsr.serve.recommender import Recommender
 
+CALLER: ContextVar[str] = ContextVar("caller", default="")
+"""Who asks: a key or an address."""
 MIN_RETRY_SECONDS = 1.0
 _SMOOTHING = 0.2
 _FACTS = (
-    "batches",
+    "passes",
     "questions",
     "candidates",
     "prompt_tokens",
@@ -29,102 +38,147 @@ _FACTS = (
     "cache_hits",
     "cache_misses",
     "refused",
-    "expired",
+    "dropped_expired",
+    "dropped_gone",
     "failed",
     "busy_seconds",
 )
 
 
 @dataclass(eq=False)
+class _Reading:
+    """A question's prompt and what has been read of it."""
+
+    prompt: RankingPrompt
+    n_begun: int = 0  # candidates that were handed to the model
+    margins: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    n_read_tokens: int = 0
+    cached: bool = False
+
+    def piece(self, room: int, known: bool) -> ScoringGroup:
+        """Return the next candidates with their prefix: as many as `room` tokens hold, one at least."""
+        group = self.prompt.group
+        first = self.n_begun
+        room -= 0 if known else len(group.prefix)
+        while self.n_begun < len(group.suffixes):
+            room -= len(group.suffixes[self.n_begun])
+            if room < 0 and self.n_begun > first:
+                break
+            self.n_begun += 1
+        return replace(group, suffixes=group.suffixes[first : self.n_begun])
+
+
+@dataclass(eq=False)
 class _Submission:
-    """Questions of one caller, and what is known of their answers."""
+    """Questions of one caller, and what is known of their answers; times are monotonic seconds."""
 
-    questions: tuple[Question, ...]
+    readings: list[_Reading]
+    caller: str
+    came: float
     until: float
+    due: float
     future: Future[list[Scored]]
-    answers: dict[int, Scored | Exception] = field(default_factory=dict)
+    n_left: int  # tokens, for all that has not been handed to the model
 
-    def take(self, place: int, answer: Scored | Exception) -> None:
-        """Note an answer; the last one settles the future."""
-        self.answers[place] = answer
-        if len(self.answers) < len(self.questions):
-            return
-        scored = []
-        for number in range(len(self.questions)):
-            known = self.answers[number]
-            if isinstance(known, Exception):
-                self.future.set_exception(known)
-                return
-            scored.append(known)
-        self.future.set_result(scored)
+    @property
+    def next(self) -> _Reading | None:
+        """The first reading with candidates left."""
+        return next((one for one in self.readings if one.n_begun < len(one.prompt.group.suffixes)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    submission: _Submission
+    reading: _Reading
+    first: int
+    group: ScoringGroup
+    known: bool
+
+    @property
+    def n_tokens(self) -> int:
+        prefix = 0 if self.known else len(self.group.prefix)
+        return prefix + sum(map(len, self.group.suffixes))
+
+    def placed(self, error: Exception) -> Exception:
+        """Return an error that names question and candidate by their places in the submission."""
+        if not isinstance(error, CandidateTooLongError):
+            return error
+        question = self.submission.readings.index(self.reading)
+        return CandidateTooLongError(question, self.first + error.suffix, error.n_tokens, error.max_tokens)
 
 
 class ModelQueue:
-    """Batches concurrent questions in front of a recommender, which it alone asks.
+    """Reads the prompts of concurrent requests with a recommender, whose model it alone uses.
 
     Args:
-        recommender: Scores; its thread starts at once.
-        max_waiting: Most questions that wait; a single submission may be larger when nothing waits.
-        max_batch: Questions taken together, at least one submission.
+        recommender: Reads; its thread starts at once.
+        max_waiting: Most requests that wait, or are being read; when they are more, each caller has an equal
+            share of the places.
+        pass_tokens: Tokens of a pass, beyond which it takes no further candidate.
+        rate: Tokens that the model reads in a second; only where it starts from, it is measured on the way.
     """
 
-    def __init__(self, recommender: Recommender, *, max_waiting: int = 256, max_batch: int = 32) -> None:
+    def __init__(
+        self, recommender: Recommender, *, max_waiting: int = 64, pass_tokens: int = 4096, rate: float = 1e4
+    ) -> None:
         self.recommender = recommender
         self.max_waiting = max_waiting
-        self.max_batch = max_batch
-        self._waiting: deque[_Submission] = deque()
-        self._n_waiting = 0  # questions, not submissions
+        self.pass_tokens = pass_tokens
+        self.rate = rate
+        self._waiting: list[_Submission] = []
+        self._used: dict[str, float] = {}  # tokens read for each caller that waits
         self._counts = dict.fromkeys(_FACTS, 0.0)
-        self._seconds_each = 0.0
         self._closed = False
         self._changed = threading.Condition()  # guards all of the above
         self._thread = threading.Thread(target=self._run, name="trsr-model", daemon=True)
         self._thread.start()
 
-    def submit(self, questions: Sequence[Question], deadline: float) -> Future[list[Scored]]:
-        """Queue questions; the future gets their answers in their order, or the first error among them.
+    def submit(self, prompts: Sequence[RankingPrompt], deadline: float) -> Future[list[Scored]]:
+        """Queue prompts; the future gets their answers in their order, or the first error among them.
 
-        A future that is cancelled, or whose `deadline` (seconds from now) has passed when its turn comes, is
-        never scored; the latter gets `OverloadedError`.
+        A future that is cancelled, or whose `deadline` (seconds from now) is over, is read no further; the
+        latter gets `OverloadedError`.
 
         Raises:
             OverloadedError: the queue is full or closed; `retry_after` is in seconds.
         """
         future: Future[list[Scored]] = Future()
-        asked = tuple(questions)
-        if not asked:
+        if not prompts:
             future.set_result([])
             return future
+        caller, now = CALLER.get(), time.monotonic()
+        n_tokens = sum(map(n_read_at_most, prompts))
         with self._changed:
             if self._closed:
                 raise OverloadedError("The service is stopping; ask again later.", MIN_RETRY_SECONDS)
-            if self._n_waiting and self._n_waiting + len(asked) > self.max_waiting:
-                self._counts["refused"] += len(asked)
-                raise OverloadedError(
-                    f"{self._n_waiting} questions wait already and at most {self.max_waiting} may; "
-                    "ask again later.",
-                    self._retry_after(),
-                )
-            self._waiting.append(_Submission(asked, time.monotonic() + deadline, future))
-            self._n_waiting += len(asked)
+            self._check_room(caller)
+            self._used.setdefault(caller, min(self._used.values(), default=0.0))
+            readings = [_Reading(prompt) for prompt in prompts]
+            due = now + n_tokens / self.rate
+            self._waiting.append(_Submission(readings, caller, now, now + deadline, due, future, n_tokens))
             self._changed.notify()
         return future
 
     def facts(self) -> dict[str, float]:
-        """Return `waiting` (questions, now) and what was counted since the start, for metrics.
+        """Return what waits now, and what was counted since the start, for metrics.
 
-        `batches`, `questions` (answered), their `candidates`, `prompt_tokens` (as if each candidate had been
-        read by itself) and `read_tokens`, `cache_hits` and `cache_misses` (questions), `refused` (no room),
-        `expired` (too late), `failed` (an error), `busy_seconds` of the model's thread.
+        `waiting` (requests), `waiting_tokens`, `oldest_waiting_seconds`; `passes`, `questions` (answered),
+        their `candidates`, `prompt_tokens` (as if each candidate had been read by itself), `read_tokens`,
+        `cache_hits` and `cache_misses` (questions); requests that were `refused` (no room),
+        `dropped_expired` (too late), `dropped_gone` (nobody waited any more) or `failed` (an error); and
+        `busy_seconds` of the model's thread.
         """
         with self._changed:
-            return {"waiting": float(self._n_waiting), **self._counts}
+            oldest = min((one.came for one in self._waiting), default=None)
+            return {
+                "waiting": float(len(self._waiting)),
+                "waiting_tokens": float(sum(one.n_left for one in self._waiting)),
+                "oldest_waiting_seconds": 0.0 if oldest is None else time.monotonic() - oldest,
+                **self._counts,
+            }
 
     def close(self) -> None:
-        """End the thread, and wait for it: the batch it works on is answered, what waits is refused.
-
-        Safe to call twice. Those refused get `OverloadedError`.
-        """
+        """End the thread after its pass; what waits gets `OverloadedError`. Safe to call twice."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -138,9 +192,22 @@ class ModelQueue:
     ) -> None:
         self.close()
 
+    def _check_room(self, caller: str) -> None:
+        """Refuse a request when all places are taken, unless its caller has fewer than an equal share."""
+        if len(self._waiting) < self.max_waiting:
+            return
+        n_own = sum(one.caller == caller for one in self._waiting)
+        if n_own >= self.max_waiting // len({caller, *self._used}):
+            self._counts["refused"] += 1
+            raise OverloadedError(
+                f"{len(self._waiting)} requests wait already and at most {self.max_waiting} may; "
+                "ask again later.",
+                self._retry_after(),
+            )
+
     def _retry_after(self) -> float:
         """Return the seconds after which what waits now should be answered."""
-        return max(MIN_RETRY_SECONDS, self._n_waiting * self._seconds_each)
+        return max(MIN_RETRY_SECONDS, sum(one.n_left for one in self._waiting) / self.rate)
 
     def _run(self) -> None:
         while True:
@@ -148,64 +215,111 @@ class ModelQueue:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
                 if self._closed:
                     break
-                batch, late, retry_after = self._take()
-            for submission in late:
-                _refuse(submission, "The model was too busy to answer in time; ask again later.", retry_after)
-            live = [one for one in batch if one.future.set_running_or_notify_cancel()]
-            if live:
-                self._answer(live)
+                self._drop()
+                pieces = self._choose()
+            if pieces:
+                self._read(pieces)
         for submission in self._waiting:  # nothing is added to a closed queue
             _refuse(submission, "The service is stopping; ask again later.", MIN_RETRY_SECONDS)
 
-    def _take(self) -> tuple[list[_Submission], list[_Submission], float]:
-        """Return the submissions to answer now, those whose time is over, and when to ask again."""
-        batch: list[_Submission] = []
-        late: list[_Submission] = []
-        room, now = self.max_batch, time.monotonic()
-        while self._waiting and (not batch or len(self._waiting[0].questions) <= room):
-            submission = self._waiting.popleft()
-            self._n_waiting -= len(submission.questions)
-            if submission.until < now:
-                late.append(submission)
-                self._counts["expired"] += len(submission.questions)
+    def _drop(self) -> None:
+        """Let go of what nobody waits for any more."""
+        now = time.monotonic()
+        for submission in list(self._waiting):
+            if submission.future.cancelled():
+                self._counts["dropped_gone"] += 1
+            elif submission.until < now:
+                self._counts["dropped_expired"] += 1
+                message = "The model was too busy to answer in time; ask again later."
+                _refuse(submission, message, self._retry_after())
             else:
-                batch.append(submission)
-                room -= len(submission.questions)
-        return batch, late, self._retry_after()
+                continue
+            self._remove(submission)
 
-    def _answer(self, batch: Sequence[_Submission]) -> None:
-        """Score a batch and settle each future as soon as its last answer is there."""
-        owners = [(one, place) for one in batch for place in range(len(one.questions))]
+    def _remove(self, submission: _Submission) -> None:
+        if submission in self._waiting:
+            self._waiting.remove(submission)
+        if not any(one.caller == submission.caller for one in self._waiting):
+            self._used.pop(submission.caller, None)
+
+    def _choose(self) -> list[_Piece]:
+        """Return what the next pass reads."""
+        pieces: list[_Piece] = []
+        room = self.pass_tokens
+        left = [one for one in self._waiting if one.next is not None]
+        while left and room > 0:
+            submission = min(left, key=lambda one: (self._used[one.caller], one.due))
+            reading = submission.next
+            if reading is None:
+                left.remove(submission)
+                continue
+            first = reading.n_begun
+            known = self.recommender.knows(reading.prompt.group.prefix)
+            piece = _Piece(submission, reading, first, reading.piece(room, known), known)
+            if pieces and piece.n_tokens > room:
+                reading.n_begun = first  # it begins the next pass
+                break
+            pieces.append(piece)
+            room -= piece.n_tokens
+            submission.n_left -= piece.n_tokens
+            self._used[submission.caller] += piece.n_tokens
+        return pieces
+
+    def _read(self, pieces: Sequence[_Piece]) -> None:
+        """Read a pass, and settle the requests that are finished by it."""
         started = time.perf_counter()
+        failures: dict[_Submission, Exception] = {}
+        left = dict(enumerate(pieces))
         problem: Exception = RuntimeError("The model left a question without an answer.")
         try:
-            questions = [one.questions[place] for one, place in owners]
-            for number, answer in self.recommender.answers(questions):
-                self._count(answer)
-                submission, place = owners[number]
-                submission.take(place, answer)
+            for place, margins in self.recommender.read([piece.group for piece in pieces]):
+                piece = left.pop(place)
+                if isinstance(margins, Exception):
+                    failures.setdefault(piece.submission, piece.placed(margins))
+                    continue
+                piece.reading.cached |= piece.known and not piece.first
+                piece.reading.n_read_tokens += piece.n_tokens
+                piece.reading.margins.append(margins)
         except Exception as error:  # a mistake of ours must not end the only thread that answers
             problem = error
-        for submission in batch:
-            if not submission.future.done():
-                submission.future.set_exception(problem)
+        for piece in left.values():
+            failures.setdefault(piece.submission, problem)
         seconds = time.perf_counter() - started
         with self._changed:
-            each = seconds / len(owners)
-            self._seconds_each += (each - self._seconds_each) * (_SMOOTHING if self._seconds_each else 1.0)
-            self._counts["batches"] += 1
+            self._counts["passes"] += 1
             self._counts["busy_seconds"] += seconds
+            self.rate += _SMOOTHING * (sum(piece.n_tokens for piece in pieces) / seconds - self.rate)
+            for submission in dict.fromkeys(piece.submission for piece in pieces):
+                if submission in failures or submission.next is None:
+                    self._remove(submission)
+                    self._settle(submission, failures.get(submission))
 
-    def _count(self, answer: Scored | Exception) -> None:
-        with self._changed:
-            if isinstance(answer, Exception):
-                self._counts["failed"] += 1
-                return
+    def _settle(self, submission: _Submission, failure: Exception | None) -> None:
+        scored: list[Scored] = []
+        try:
+            if failure is not None:
+                raise failure
+            for one in submission.readings:
+                margins = np.concatenate(one.margins)
+                scored.append(self.recommender.answer(one.prompt, margins, one.n_read_tokens, one.cached))
+        except Exception as error:
+            self._counts["failed"] += 1
+            if submission.future.set_running_or_notify_cancel():
+                submission.future.set_exception(error)
+            return
+        for answer in scored:
             self._counts["questions"] += 1
             self._counts["candidates"] += len(answer.margins)
             self._counts["prompt_tokens"] += int(answer.n_prompt_tokens.sum())
             self._counts["read_tokens"] += answer.n_read_tokens
             self._counts["cache_hits" if answer.cached else "cache_misses"] += 1
+        if submission.future.set_running_or_notify_cancel():
+            submission.future.set_result(scored)
+
+
+def n_read_at_most(prompt: RankingPrompt) -> int:
+    """Return the tokens that a prompt takes if its prefix has not been read before."""
+    return len(prompt.group.prefix) + sum(map(len, prompt.group.suffixes))
 
 
 def _refuse(submission: _Submission, message: str, retry_after: float) -> None:

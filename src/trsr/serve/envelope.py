@@ -5,12 +5,14 @@ The log has ids of requests, routes and times, but neither ids of users nor text
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
 import time
 import traceback
 import uuid
+from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -68,7 +70,7 @@ class Envelope:
             await send(message)
 
         try:
-            await self.app(scope, receive, send_in_envelope)
+            await _while_present(self.app, scope, receive, send_in_envelope, lambda: answered)
         except Exception as error:
             self._log_error(request_id, error)
             if answered:
@@ -100,3 +102,32 @@ class Envelope:
         frames = "".join(traceback.format_tb(error.__traceback__))
         said = f": {error}" if self._log_texts else ""
         logger.error("request %s failed with %s%s\n%s", request_id, type(error).__name__, said, frames)
+
+
+async def _while_present(
+    app: ASGIApp, scope: Scope, receive: Receive, send: Send, answered: Callable[[], bool]
+) -> None:
+    """Run an application; give it up when the client leaves before the answer has begun."""
+    messages: asyncio.Queue[Message] = asyncio.Queue(
+        1
+    )  # no more of a body is read than the application takes
+
+    async def watch() -> None:
+        while (message := await receive())["type"] != "http.disconnect":
+            await messages.put(message)
+
+    async def take() -> Message:
+        return {"type": "http.disconnect"} if watching.done() and messages.empty() else await messages.get()
+
+    watching = asyncio.ensure_future(watch())
+    work = asyncio.ensure_future(app(scope, take, send))
+    try:
+        await asyncio.wait({work, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not (work.done() or answered()):
+            work.cancel()
+            await asyncio.wait({work})
+        if not work.cancelled():
+            await work
+    finally:
+        watching.cancel()
+        work.cancel()

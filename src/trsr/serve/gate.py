@@ -12,6 +12,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from trsr.serve.auth import Keys
+from trsr.serve.batching import CALLER
 from trsr.serve.limits import RateLimit
 from trsr.serve.problems import (
     BAD_REQUEST,
@@ -63,6 +64,7 @@ class Gate:
         if self._keys and caller is None:
             raise Problem(UNAUTHORIZED, "Send `Authorization: Bearer KEY` with a key that the server knows.")
         scope["state"]["caller"] = caller or address
+        CALLER.set(caller or address)
         length = headers.get("content-length", "")
         if length.isdecimal() and (len(length) > 15 or int(length) > self._max_body_bytes):
             raise Problem(TOO_LARGE, f"The body has {length} bytes, at most {self._max_body_bytes} are read.")

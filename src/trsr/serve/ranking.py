@@ -14,12 +14,13 @@ from typing import Literal
 import numpy as np
 from starlette.concurrency import run_in_threadpool
 
-from trsr.errors import DataError, OverloadedError
-from trsr.serve.batching import ModelQueue
-from trsr.serve.explaining import Explanation
+from trsr.errors import CandidateTooLongError, DataError, OverloadedError
+from trsr.prompt.ranking import RankingPrompt
+from trsr.serve.batching import ModelQueue, n_read_at_most
+from trsr.serve.explaining import Explanation, LeaveOneOut
 from trsr.serve.problems import TOO_LARGE, UNKNOWN_FIELDS, UNKNOWN_ITEMS, UNKNOWN_MODEL, Problem
 from trsr.serve.questions import Ask, Question, Scored, TextAsk
-from trsr.serve.recommender import Recommender
+from trsr.serve.recommender import Recommender, named
 from trsr.serve.retrieval import Retriever
 
 
@@ -95,8 +96,9 @@ class Ranker:
         recommender: Knows the items and builds the questions.
         queue: Asks them.
         retriever: Finds candidates where none are given.
-        n_retrieved: How many it hands on at least.
-        max_candidates: Most candidates or documents of one question.
+        n_ranked: How many of them the model reads at least.
+        max_candidates: Most candidates or documents of one request.
+        max_tokens: Most tokens that the model reads for one request.
         seconds: An answer that takes longer is given up.
     """
 
@@ -106,15 +108,17 @@ class Ranker:
         queue: ModelQueue,
         retriever: Retriever,
         *,
-        n_retrieved: int,
+        n_ranked: int,
         max_candidates: int,
+        max_tokens: int,
         seconds: float,
     ) -> None:
         self.recommender = recommender
         self.queue = queue
         self.retriever = retriever
-        self._n_retrieved = n_retrieved
+        self.n_ranked = n_ranked
         self._max_candidates = max_candidates
+        self._max_tokens = max_tokens
         self._seconds = seconds
 
     async def rerank(self, query: str, documents: Sequence[str], model: str | None) -> Ranking:
@@ -128,7 +132,11 @@ class Ranker:
         if model is not None and model != name:
             raise Problem(UNKNOWN_MODEL, f"This server has the model {name!r}; name it, or none.")
         self._check_number(len(documents), "documents")
-        (scored,) = await self._ask([TextAsk(query, documents)], time.monotonic() + self._seconds)
+        ends = time.monotonic() + self._seconds
+        question = TextAsk(query, documents)
+        prompt = await run_in_threadpool(self.recommender.prompt, question)
+        self._check_tokens(n_read_at_most(prompt))
+        (scored,) = await self._ask([question], [prompt], ends)
         return _ranking(scored)
 
     async def recommend(self, reader: Reader, wish: Wish) -> tuple[list[Ranked], Tokens]:
@@ -149,17 +157,27 @@ class Ranker:
         if not candidates:
             return [], Tokens(0, 0)
         ask = Ask(reader.history, reader.profile, candidates)
-        (scored,) = await self._ask([ask], ends)
-        ranking = _ranking(scored)
-        best = ranking.places[: wish.top_n]
-        explanations: Sequence[Explanation | None] = [None] * len(best)
+        prompt = await run_in_threadpool(self.recommender.prompt, ask)
+        n_tokens = n_read_at_most(prompt)
+        parts = None
         if wish.explain:
-            explanations = await self._explain(ask, [candidates[place.index] for place in best], ends)
+            parts = await run_in_threadpool(self.recommender.leave_one_out, ask, candidates[0])
+            longest = sorted(map(len, prompt.group.suffixes))[-wish.top_n :]
+            n_tokens += len(parts.asks) * (len(prompt.group.prefix) + sum(longest))
+        self._check_tokens(n_tokens)
+        answers = await self._ask([ask], [prompt], ends)
+        places = _ranking(answers[0]).places[: wish.top_n]
+        explanations: Sequence[Explanation | None] = [None] * len(places)
+        if parts is not None:
+            best = tuple(candidates[place.index] for place in places)
+            more = await self._explain(parts, best, ends)
+            explanations = _explanations(parts, more)
+            answers += more
         ranked = [
             Ranked(candidates[place.index], rank, place.margin, place.score, explanation)
-            for rank, (place, explanation) in enumerate(zip(best, explanations, strict=True), start=1)
+            for rank, (place, explanation) in enumerate(zip(places, explanations, strict=True), start=1)
         ]
-        return ranked, ranking.tokens
+        return ranked, _tokens(answers)
 
     def check_items(self, item_ids: Sequence[str]) -> None:
         """Refuse items that the catalogue does not have, by name."""
@@ -175,39 +193,63 @@ class Ranker:
 
     def _retrieved(self, reader: Reader, wish: Wish) -> list[str]:
         """Return the items worth ranking."""
-        n = min(max(self._n_retrieved, wish.top_n), self._max_candidates)
+        n = min(max(self.n_ranked, wish.top_n), self._max_candidates)
         try:
             return self.retriever.top(reader.profile, reader.history, n, wish.filters)
         except DataError as error:  # the items are known, so it is the filter
             raise Problem(UNKNOWN_FIELDS, str(error)) from error
 
-    async def _explain(self, ask: Ask, best: Sequence[str], ends: float) -> list[Explanation]:
-        """Explain the best items together: what is left out is read once for all of them."""
-        parts = await run_in_threadpool(self.recommender.leave_one_out, ask, best[0])
-        scored = await self._ask([replace(part, candidates=tuple(best)) for part in parts.asks], ends)
-        return [
-            parts.explanation([replace(answer, margins=answer.margins[i : i + 1]) for answer in scored])
-            for i in range(len(best))
-        ]
+    async def _explain(self, parts: LeaveOneOut, best: tuple[str, ...], ends: float) -> list[Scored]:
+        """Ask what is left out in turn of the best items together: it is read once for all of them."""
+        asks = [replace(part, candidates=best) for part in parts.asks]
+        prompts = await run_in_threadpool(lambda: [self.recommender.prompt(ask) for ask in asks])
+        return await self._ask(asks, prompts, ends)
 
-    async def _ask(self, questions: Sequence[Question], ends: float) -> list[Scored]:
+    async def _ask(
+        self, questions: Sequence[Question], prompts: Sequence[RankingPrompt], ends: float
+    ) -> list[Scored]:
         """Wait for the model's answers until `ends` (monotonic seconds)."""
         seconds = max(0.0, ends - time.monotonic())
-        waiting = asyncio.wrap_future(self.queue.submit(questions, seconds))
+        waiting = asyncio.wrap_future(self.queue.submit(prompts, seconds))
         try:
             return await asyncio.wait_for(waiting, seconds)
         except TimeoutError as error:
             raise OverloadedError(
                 f"There was no answer within {self._seconds:g} seconds; ask again later.", retry_after=1.0
             ) from error
+        except CandidateTooLongError as error:
+            raise named(error, questions[error.group]) from error
 
     def _check_number(self, n: int, what: str) -> None:
         if n > self._max_candidates:
             raise Problem(TOO_LARGE, f"Found {n} {what}, at most {self._max_candidates} are ranked at once.")
+
+    def _check_tokens(self, n: int) -> None:
+        if n > self._max_tokens:
+            raise Problem(
+                TOO_LARGE,
+                f"The model would have to read {n} tokens, at most {self._max_tokens} are read for one "
+                "request; send fewer or shorter texts.",
+            )
+
+
+def _explanations(parts: LeaveOneOut, answers: Sequence[Scored]) -> list[Explanation]:
+    """Return an explanation of each candidate that `answers`, those to `parts`, have margins of."""
+    return [
+        parts.explanation([replace(answer, margins=answer.margins[i : i + 1]) for answer in answers])
+        for i in range(len(answers[0].margins))
+    ]
 
 
 def _ranking(scored: Scored) -> Ranking:
     """Order an answer, best first; among equal margins the given order stays."""
     order = np.argsort(-scored.margins, kind="stable").tolist()
     places = [Place(i, float(scored.margins[i]), float(scored.scores[i])) for i in order]
-    return Ranking(places, Tokens(int(scored.n_prompt_tokens.sum()), scored.n_read_tokens))
+    return Ranking(places, _tokens([scored]))
+
+
+def _tokens(answers: Sequence[Scored]) -> Tokens:
+    return Tokens(
+        sum(int(answer.n_prompt_tokens.sum()) for answer in answers),
+        sum(answer.n_read_tokens for answer in answers),
+    )

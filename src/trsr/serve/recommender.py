@@ -6,14 +6,15 @@ neither a long candidate nor a strange one changes what the model reads with the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from trsr.data.verbalize import NO_TEXT, capped_line, verbalize_item
 from trsr.errors import BudgetError, CandidateTooLongError, DataError
-from trsr.llm.base import LabelScorer, LabelTokens
+from trsr.llm.base import LabelScorer, LabelTokens, ScoringGroup
 from trsr.prompt.ranking import PromptBuilder, RankingPrompt
 from trsr.rank.base import sigmoid
 from trsr.rank.calibration import Calibration
@@ -22,6 +23,7 @@ from trsr.serve.explaining import Explanation, LeaveOneOut, leave_one_out
 from trsr.serve.questions import Ask, Question, Scored, TextAsk
 from trsr.types import Item
 
+Margins = npt.NDArray[np.float32]
 MAX_DOCUMENT_TOKENS = 256
 """Tokens kept of a document of `rerank`, or half a prompt where that is less."""
 
@@ -29,7 +31,7 @@ MAX_DOCUMENT_TOKENS = 256
 class Recommender:
     """Scores candidates for users whose history and profile are given.
 
-    One thread at a time may score; `text_of` and `put_items` are safe beside it.
+    One thread at a time may read; all else is safe beside it.
 
     Args:
         scorer: Holds the model, and the prefix cache if there is one.
@@ -58,7 +60,8 @@ class Recommender:
         self.catalogue = catalogue
         self.model_name = model_name
         self.calibration = calibration
-        self._knows = knows or (lambda _: False)
+        self.knows = knows or (lambda _: False)
+        self._building = threading.Lock()  # tokenizers change while they encode
         self._document_tokens = min(MAX_DOCUMENT_TOKENS, builder.config.max_tokens // 2)
         self._item_room = _room(builder, catalogue)
         self._document_room = len(builder.text_suffix("x")) + self._document_tokens
@@ -70,28 +73,52 @@ class Recommender:
             DataError: a question has no candidates, or names an item that is not in the catalogue.
             BudgetError: a prompt cannot fit; names the item.
         """
-        found = dict(self.answers(questions))
-        for answer in found.values():
-            if isinstance(answer, Exception):
-                raise answer
-        return [answer for i in range(len(questions)) if isinstance(answer := found[i], Scored)]
+        prompts = [self.prompt(question) for question in questions]
+        known = [self.knows(prompt.group.prefix) for prompt in prompts]
+        found = dict(self.read([prompt.group for prompt in prompts]))
+        answers = []
+        for place, prompt in enumerate(prompts):
+            margins = found[place]
+            if isinstance(margins, Exception):
+                raise named(margins, questions[place])
+            n_read = sum(map(len, prompt.group.suffixes)) + (0 if known[place] else len(prompt.group.prefix))
+            answers.append(self.answer(prompt, margins, n_read, known[place]))
+        return answers
 
-    def answers(self, questions: Sequence[Question]) -> Iterator[tuple[int, Scored | Exception]]:
-        """Yield (place in `questions`, answer) as each is finished; what is wrong with one harms no other.
+    def read(self, groups: Sequence[ScoringGroup]) -> Iterator[tuple[int, Margins | Exception]]:
+        """Yield (place in `groups`, margins) as each is finished; what is wrong with one harms no other.
 
-        An exception stands for an answer where one cannot be given; it is never raised here.
+        An exception stands for margins where there can be none; it is never raised here.
         """
-        prompts: dict[int, RankingPrompt] = {}
-        for place, question in enumerate(questions):
+        waiting = dict(enumerate(groups))
+        while waiting:
+            places = list(waiting)
             try:
-                prompts[place] = self.prompt(question)
-            except Exception as error:  # also one of ours: the others can still be answered
-                yield place, error
-        for place, answer in self._scored(prompts):
-            if isinstance(answer, CandidateTooLongError):
-                yield place, _named(answer, questions[place])
-            else:
-                yield place, answer
+                for index, margins in self.scorer.score([waiting[place] for place in places], self.labels):
+                    del waiting[places[index]]
+                    yield places[index], margins
+                return
+            except CandidateTooLongError as error:  # found before anything is read
+                del waiting[places[error.group]]
+                yield places[error.group], error
+            except Exception as error:  # one of them, nobody says which
+                if len(waiting) == 1:
+                    yield next(iter(waiting)), error
+                    return
+                for place, group in waiting.items():
+                    yield from ((place, found) for _, found in self.read([group]))
+                return
+
+    def answer(self, prompt: RankingPrompt, margins: Margins, n_read_tokens: int, cached: bool) -> Scored:
+        """Return the answer to a prompt whose candidates have these margins."""
+        return Scored(
+            margins=margins,
+            scores=sigmoid(margins) if self.calibration is None else self.calibration.apply(margins),
+            n_prompt_tokens=np.asarray(prompt.n_tokens(), dtype=np.int32),
+            n_cut_tokens=prompt.fitted.n_tokens_cut,
+            n_read_tokens=n_read_tokens,
+            cached=cached,
+        )
 
     def rerank(self, query: str, documents: Sequence[str]) -> Scored:
         """Score free texts against a query that stands where the profile stands (see `TextAsk`)."""
@@ -123,7 +150,11 @@ class Recommender:
         self.catalogue.put(items)
 
     def prompt(self, question: Question) -> RankingPrompt:
-        """Build a question's prompt; see `score` for what is raised."""
+        """Build a question's prompt; see `score` for what is raised. Safe to call from several threads."""
+        with self._building:
+            return self._prompt(question)
+
+    def _prompt(self, question: Question) -> RankingPrompt:
         match question:
             case Ask(user_history=history, profile=profile, candidates=names):
                 if not names:
@@ -141,41 +172,6 @@ class Recommender:
                 suffixes = [self.builder.text_suffix(line) for line in lines]
                 return self.builder.join((), query, suffixes, room=self._document_room)
 
-    def _scored(self, prompts: Mapping[int, RankingPrompt]) -> Iterator[tuple[int, Scored | Exception]]:
-        """Yield every prompt's answer: all in one stream, and when that breaks, the others in another."""
-        waiting = dict(prompts)
-        while waiting:
-            places = list(waiting)
-            groups = [waiting[place].group for place in places]
-            known = [self._knows(group.prefix) for group in groups]
-            try:
-                for index, margins in self.scorer.score(groups, self.labels):
-                    prompt = waiting.pop(places[index])
-                    yield places[index], self._answer(prompt, margins, known[index])
-                return
-            except CandidateTooLongError as error:  # found before anything is read
-                del waiting[places[error.group]]
-                yield places[error.group], error
-            except Exception as error:  # one of them, nobody says which
-                if len(waiting) == 1:
-                    yield next(iter(waiting)), error
-                    return
-                for place, prompt in waiting.items():
-                    yield from self._scored({place: prompt})
-                return
-
-    def _answer(self, prompt: RankingPrompt, margins: npt.NDArray[np.float32], known: bool) -> Scored:
-        scores = sigmoid(margins) if self.calibration is None else self.calibration.apply(margins)
-        group = prompt.group
-        return Scored(
-            margins=margins,
-            scores=scores,
-            n_prompt_tokens=np.asarray(prompt.n_tokens(), dtype=np.int32),
-            n_cut_tokens=prompt.fitted.n_tokens_cut,
-            n_read_tokens=sum(map(len, group.suffixes)) + (0 if known else len(group.prefix)),
-            cached=known,
-        )
-
 
 def _room(builder: PromptBuilder, catalogue: Catalogue) -> int:
     """Return how many tokens the suffix of any item may have: every field is there and as long as it may be.
@@ -190,8 +186,10 @@ def _room(builder: PromptBuilder, catalogue: Catalogue) -> int:
     return min(most, config.max_tokens // 2)
 
 
-def _named(error: CandidateTooLongError, question: Question) -> CandidateTooLongError:
-    """Return the error with the candidate's name in place of its number."""
+def named(error: Exception, question: Question) -> Exception:
+    """Return an error about a candidate with its name in place of its number."""
+    if not isinstance(error, CandidateTooLongError):
+        return error
     match question:
         case Ask(candidates=names):
             name = f"The item {names[error.suffix]!r}"

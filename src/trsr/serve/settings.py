@@ -33,8 +33,11 @@ class Settings(BaseSettings):
     """Requests that may wait for the model; a further one is answered 503."""
     request_seconds: float = Field(default=30.0, gt=0)
     """A request that cannot be answered within this time is answered 503."""
-    n_retrieved: int = Field(default=50, ge=1)
-    """Items that retrieval hands to the model where no candidates are given."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Tokens that the model reads for one request; by default what it reads in `request_seconds`."""
+    n_ranked: int | None = Field(default=None, ge=1)
+    """Of the items found where no candidates are given, those that the model ranks; by default as many as it
+    ranks in about two seconds, from 10 to 50."""
     stop_seconds: int = Field(default=10, ge=0)
     """At the end, how long open requests may still take."""
     log_texts: bool = False
