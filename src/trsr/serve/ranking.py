@@ -149,7 +149,7 @@ class Ranker:
         ends = time.monotonic() + self._seconds
         self.check_items(reader.history)
         if wish.candidates is None:
-            candidates = await run_in_threadpool(self._retrieved, reader, wish)
+            candidates = await run_in_threadpool(self.retrieved, reader, wish)
         else:  # a look into a dict needs no thread, and each change of threads waits for its turn
             candidates = list(wish.candidates)
             self._check_number(len(candidates), "candidates")
@@ -191,8 +191,8 @@ class Ranker:
                 unknown_items=unknown,
             )
 
-    def _retrieved(self, reader: Reader, wish: Wish) -> list[str]:
-        """Return the items worth ranking."""
+    def retrieved(self, reader: Reader, wish: Wish) -> list[str]:
+        """Return the items that the model would rank, in the order in which they were found."""
         n = min(max(self.n_ranked, wish.top_n), self._max_candidates)
         try:
             return self.retriever.top(reader.profile, reader.history, n, wish.filters)

@@ -6,6 +6,7 @@ page, by its links: `rank`, `edit`, `explain`, `compare` and `find` in the query
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 from uuid import uuid4
 
@@ -13,11 +14,12 @@ from fastapi import APIRouter, Query
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse, Response
 
+from trsr.errors import OverloadedError
 from trsr.serve.service import Service
 from trsr.serve.settings import Settings
 from trsr.serve.web.actions import add_actions
 from trsr.serve.web.assets import ASSETS, HEADERS, Asset
-from trsr.serve.web.rankings import comparison_view, ranking_view, why_view
+from trsr.serve.web.rankings import comparison_view, ranking_view, retrieved_view, why_view
 from trsr.serve.web.rendering import render
 from trsr.serve.web.views import ItemView, item_view, user_view
 
@@ -67,7 +69,13 @@ def page_router(service: Service, settings: Settings) -> APIRouter:
         values["found"] = await run_in_threadpool(_found, service, find)
         values["event_id"] = _event_id()
         ranked = rank or bool(explain)
-        values["ranking"] = await ranking_view(service, user, (), explain or None) if ranked else None
+        values["busy"] = values["ranking"] = None
+        try:
+            values["ranking"] = await ranking_view(service, user, (), explain or None) if ranked else None
+        except OverloadedError as error:
+            values["busy"] = math.ceil(error.retry_after)
+        if values["ranking"] is None:
+            values["retrieved"] = await run_in_threadpool(retrieved_view, service, user)
         values["comparison"] = await comparison_view(service, user) if compare else None
         return render("user.html", {**frame, **values})
 
@@ -107,7 +115,12 @@ def _add_parts(router: APIRouter, service: Service) -> None:
 
     @router.get("/page/ranking")
     async def ranking(user: Text, before: Items = []) -> HTMLResponse:  # noqa: B006
-        view = await ranking_view(service, user, before)
+        try:
+            view = await ranking_view(service, user, before)
+        except OverloadedError as error:
+            retrieved = await run_in_threadpool(retrieved_view, service, user)
+            busy = {"retrieved": retrieved, "busy": math.ceil(error.retry_after), "user_id": user}
+            return render("part_retrieved.html", busy)
         return render("part_ranking.html", {"ranking": view, "user_id": user, "event_id": _event_id()})
 
     @router.get("/page/why")

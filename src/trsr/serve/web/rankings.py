@@ -113,6 +113,16 @@ async def ranking_view(
     return RankingView(user_id, rows, full, calibrated, moved, found.reader.source, found.reader.version)
 
 
+def retrieved_view(service: Service, user_id: str) -> list[ItemView]:
+    """Return the items that the model would rank for a user, in the order in which they were found.
+
+    Raises:
+        Problem: there is no such user.
+    """
+    found = service.ranker.retrieved(service.reader(user_id), Wish(top_n=N_SHOWN))
+    return [item_view(service, item_id) for item_id in found[:N_SHOWN]]
+
+
 async def why_view(service: Service, user_id: str, item_id: str) -> Why:
     """Explain one candidate's score.
 
@@ -144,7 +154,7 @@ async def comparison_view(service: Service, user_id: str) -> Comparison:
         Problem: there is no such user.
         OverloadedError: there is no time for it.
     """
-    written = await service.recommend(user_id, Wish(top_n=5 * N_SHOWN))
+    written = await service.recommend(user_id, Wish(top_n=max(N_SHOWN, service.ranker.n_ranked)))
     candidates = tuple(one.item_id for one in written.results)
     # A bare history has no profile but what is counted from its items.
     history = written.reader.history
