@@ -104,9 +104,8 @@ def model_folder(tiny_model: Path, tmp_path: Path) -> Path:
     """A model folder of before the hash of its adapter was noted."""
     with quiet_peft():
         lora = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-        get_peft_model(load_causal_lm(str(tiny_model), device="cpu"), lora).save_pretrained(
-            tmp_path / "model"
-        )
+        model = get_peft_model(load_causal_lm(str(tiny_model), device="cpu"), lora)
+    model.save_pretrained(str(tmp_path / "model"))
     write_adapter_info(tmp_path / "model", INFO)
     return tmp_path / "model"
 
