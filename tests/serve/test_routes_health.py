@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from shop import Shop, make_service, make_settings, open_shop
 from starlette.testclient import TestClient
 
+from trsr.errors import ModelError
+from trsr.llm.fake import FakeGenerator, FakeScorer
+from trsr.serve import readiness, sqlite_store
 from trsr.serve.app import create_app
 from trsr.serve.metrics import Metrics
 
@@ -25,7 +30,10 @@ def test_a_started_server_is_ready_and_follows_by_itself(tmp_path: Path) -> None
     settings = make_settings(api_keys=())
     service = make_service(tmp_path / "serve.sqlite", settings)
     with TestClient(create_app(service, settings), base_url="http://localhost") as client:
-        assert client.get("/readyz").json() == {"status": "ok"}
+        ready = client.get("/readyz").json()
+        assert (ready["status"], ready["engine_failure"]) == ("ok", None)
+        assert ready["model_answered_seconds"] < 60
+        assert client.head("/readyz").status_code == client.head("/healthz").status_code == 200
         client.post("/v1/users/ann/events", json={"events": [{"event_id": "1", "item_id": "i1"}]})
         waited = threading.Event()
         for _ in range(600):
@@ -34,6 +42,79 @@ def test_a_started_server_is_ready_and_follows_by_itself(tmp_path: Path) -> None
             waited.wait(0.05)
         assert client.get("/v1/users/ann").json()["profile"]["version"] == 1
     assert not [thread for thread in threading.enumerate() if thread.name in ("trsr-follower", "trsr-model")]
+
+
+@pytest.fixture
+def started(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
+    """A shop that runs, and whose readiness is found anew each time."""
+    monkeypatch.setattr(readiness, "KEEP_SECONDS", -1.0)
+    with shop.client:
+        yield shop
+
+
+def missing(shop: Shop) -> tuple[str, str]:
+    """Return the part that does not work, and what is said of it."""
+    answer = shop.client.get("/readyz")
+    assert (answer.status_code, answer.json()["type"]) == (503, "urn:trsr:problem:not-ready")
+    return answer.json()["part"], answer.json()["detail"]
+
+
+def test_a_database_that_is_full_or_was_found_damaged_is_not_ready(
+    started: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert started.client.get("/readyz").status_code == 200
+    with monkeypatch.context() as full:
+        full.setattr(sqlite_store, "LEAST_ROOM", 2**60)
+        part, said = missing(started)
+        assert (part, "KiB free" in said) == ("database", True)
+    assert started.client.get("/readyz").status_code == 200
+    store: Any = started.service.store
+    store._db.execute("PRAGMA query_only = ON")
+    assert missing(started) == ("database", "Not working: database. attempt to write a readonly database")
+    store._db.execute("PRAGMA query_only = OFF")
+    store._db.execute("PRAGMA writable_schema = ON")
+    store._db.execute("UPDATE sqlite_master SET rootpage = 100000 WHERE name = 'events'")
+    store._db.execute("PRAGMA schema_version = 1000")  # lets the other connection read the tables anew
+    assert started.client.get("/v1/users/ann").status_code >= 500
+    part, said = missing(started)
+    assert (part, "malformed" in said) == ("database", True)
+
+
+def test_a_model_that_fails_or_hangs_is_not_ready_unless_it_has_answered_of_late(
+    started: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on = threading.Event()
+
+    def fail(*_: object) -> None:
+        raise ModelError("no finite margin")
+
+    def hang(*_: object) -> None:
+        goes_on.wait(60)
+        raise ModelError("too late")
+
+    monkeypatch.setattr(readiness, "PROBE_SECONDS", 0.05)
+    scorer = started.service.ranker.recommender.scorer
+    for answer, said in ((fail, "no finite margin"), (hang, "has not answered a probe within 0.05 seconds")):
+        monkeypatch.setattr(scorer, "score", answer)
+        part, why = missing(started)
+        assert (part, said in why) == ("model", True)
+    goes_on.set()
+    monkeypatch.setattr(scorer, "score", FakeScorer().score)
+    assert started.client.post("/v1/rerank", json={"query": "q", "documents": ["d"]}).status_code == 200
+    monkeypatch.setattr(scorer, "score", fail)
+    assert started.client.get("/readyz").json()["model_answered_seconds"] < 60
+    monkeypatch.setattr(readiness, "RECENT_SECONDS", -1.0)
+    assert missing(started)[0] == "model"
+
+
+def test_readiness_shows_what_profiles_wait_for_and_why(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shop.service.follower, "engine", FakeGenerator(fail_on=1))
+    shop.buy("ann", "i1")
+    shop.follow()
+    with shop.client:
+        ready = shop.client.get("/readyz").json()
+    assert ready["oldest_pending_seconds"] >= 0
+    assert "told to fail" in ready["engine_failure"]
 
 
 def numbers(shop: Shop) -> dict[str, float]:

@@ -6,6 +6,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -349,3 +350,13 @@ def test_a_full_disk_refuses_and_loses_nothing(store: ServeStore, file: Path) ->
     assert len(store.events("u")) == 3
     assert store.add_events("u", events(2, 5)) == [False, True, True]
     assert [event.position for event in store.events("u")] == [0, 1, 2, 3, 4]
+
+
+def test_a_damaged_database_is_refused_when_it_is_opened(file: Path) -> None:
+    with closing(SqliteServeStore(file)) as store:
+        store.add_events("u", events(0, 500))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2 :] = b"\xff" * (len(content) - len(content) // 2)
+    file.write_bytes(content)
+    with pytest.raises(StoreError, match=r"service database .* is damaged .*backup"):
+        SqliteServeStore(file)

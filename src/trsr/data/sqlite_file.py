@@ -39,6 +39,10 @@ def as_one_sentence(path: Path, what: str) -> Iterator[None]:
                 f"The {what} {path} cannot be written ({error}); "
                 "free space or choose a writable folder, then run the same command again."
             ) from error
+        if "malformed" in str(error):
+            raise StoreError(
+                f"The {what} {path} is damaged ({error}); put a backup in its place, or name another file."
+            ) from error
         raise StoreError(f"{path} is not a {what} ({error}); name another file.") from error
     except OSError as error:
         raise OutputError(

@@ -13,11 +13,12 @@ of the new items are put behind it, by `none` it stays as it is. A person who le
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from trsr.errors import EngineError
+from trsr.errors import EngineError, OutputError, StoreError
 from trsr.llm.base import TextGenerator
 from trsr.llm.openmp import apart
 from trsr.serve.records import PendingUpdate, Profile
@@ -65,6 +66,7 @@ class Follower:
     Attributes:
         n_updates: Profiles added so far.
         totals: Calls and tokens of this process so far, failed ones included.
+        last_failure: Why the last update failed; None once one succeeds.
     """
 
     def __init__(self, store: ServeStore, summariser: Summariser, engine: TextGenerator | None) -> None:
@@ -73,6 +75,7 @@ class Follower:
         self.engine = engine
         self.n_updates = 0
         self.totals = SummaryProgress()
+        self.last_failure: str | None = None
         self._stop = threading.Event()
 
     def run(self, stop: threading.Event) -> None:
@@ -88,8 +91,8 @@ class Follower:
             except FollowerStoppedError:
                 return
             except Exception as error:
-                # No message and no trace: they may hold what users wrote.
-                logger.error("Profiles cannot follow at the moment (%s); trying again.", type(error).__name__)
+                self.last_failure = _reason(error)
+                logger.error("Profiles cannot follow at the moment (%s); trying again.", self.last_failure)
                 logger.debug("The cause:", exc_info=error)
             if not n_updated:
                 self.store.wait(IDLE_SECONDS)
@@ -130,6 +133,7 @@ class Follower:
         for job in jobs:
             if job.fold.done:
                 n_updated += self._end(job)
+                self.last_failure = None
             else:
                 self._put_off(job.update, failure)
         return n_updated
@@ -189,7 +193,8 @@ class Follower:
         return added is not None
 
     def _put_off(self, update: PendingUpdate, error: Exception) -> None:
-        logger.warning("A profile could not be updated (%s); trying again later.", type(error).__name__)
+        self.last_failure = _reason(error)
+        logger.warning("A profile could not be updated (%s); trying again later.", self.last_failure)
         logger.debug("The cause:", exc_info=error)
         self.store.fail(update, str(error) or type(error).__name__)
 
@@ -213,3 +218,13 @@ def blocks_between_edits(
         for block in summariser.blocks(item_ids[start:end]):
             blocks.append(Block(len(blocks), start + block.start, block.item_ids, block.complete))
     return blocks
+
+
+def _reason(error: Exception) -> str:
+    """Return why an update failed, without the words of a model or its server: they may be the users'."""
+    if isinstance(error, OutputError | StoreError):
+        return str(error.__cause__ or error)
+    if not isinstance(error, EngineError):
+        return type(error).__name__
+    first = re.search(r"first error: ([^,:()]*)", str(error))
+    return first[1].strip() if first else str(error)

@@ -7,26 +7,32 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from trsr.serve.metrics import Metrics
-from trsr.serve.problems import NOT_READY, Problem, refusals
-from trsr.serve.schemas import Health
+from trsr.serve.problems import NOT_READY, refusals
+from trsr.serve.readiness import Readiness
+from trsr.serve.schemas import Health, Ready
 from trsr.serve.service import Service
 
 
 def health_router(service: Service, metrics: Metrics) -> APIRouter:
     """Return `/healthz`, `/readyz` and `/metrics`; the first two need no key."""
     router = APIRouter(tags=["operation"])
+    readiness = Readiness(service)
 
+    @router.head("/healthz", include_in_schema=False)
     @router.get("/healthz")
     async def health() -> Health:
         """Say that the process answers."""
         return Health()
 
+    @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", responses=refusals(NOT_READY))
-    def ready() -> Health:
-        """Say that the model, the store and the updates of profiles work."""
-        if reason := service.why_not_ready():
-            raise Problem(NOT_READY, reason, retry_after=5.0)
-        return Health()
+    def ready() -> Ready:
+        """Say that the database can be written and read, that the model answers, and what profiles wait for.
+
+        The model is probed unless it has answered within the last minute. A refusal names the `part` that
+        does not work: `database`, `model` or `profiles`.
+        """
+        return readiness.check()
 
     @router.get(
         "/metrics",

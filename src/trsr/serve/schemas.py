@@ -318,3 +318,13 @@ class Health(BaseModel):
     """Whether the server is there."""
 
     status: Literal["ok"] = "ok"
+
+
+class Ready(Health):
+    """What works, and what is behind."""
+
+    model_answered_seconds: float = Field(description="Since the model's last answer that was seen.")
+    oldest_pending_seconds: float = Field(description="That the oldest update of a profile has waited.")
+    engine_failure: str | None = Field(
+        description="Why the last update of a profile failed; null once one succeeds. Rankings go on."
+    )

@@ -95,12 +95,10 @@ class Service:
         self.clean()
         self.store.close()
 
-    def why_not_ready(self) -> str | None:
-        """Return what is missing before requests can be answered, or None."""
-        if not self._thread.is_alive():
-            return "Profiles are not followed: their thread has not started, or has ended."
-        self.store.facts()
-        return None
+    @property
+    def follows(self) -> bool:
+        """Whether the thread in which profiles follow is there."""
+        return self._thread.is_alive()
 
     def facts(self) -> dict[str, float]:
         """Return the counts of the queue, the follower and the store, for metrics."""

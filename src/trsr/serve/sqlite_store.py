@@ -9,6 +9,7 @@ it survives a power cut too); what can be made again, such as summaries, does no
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 import threading
 import time
@@ -19,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from trsr.data.sqlite_file import PATIENCE, as_one_sentence, open_sqlite
-from trsr.errors import OutputError
+from trsr.errors import OutputError, StoreError
 from trsr.serve import sqlite_steps as steps
 from trsr.serve.records import Author, Event, PendingUpdate, Profile, StoredEvent, UserSummary
 from trsr.serve.sqlite_schema import APPLICATION_ID, MIGRATIONS
@@ -27,6 +28,8 @@ from trsr.summarize.store import StoredCall, SummaryTable
 from trsr.types import History, Item
 
 WHAT = "service database"
+LEAST_ROOM = 256 * 1024
+"""Bytes on the disk below which the database counts as full: a small write may still work then."""
 _UPDATES = "SELECT user_id, n_events, since, n_attempts, uid FROM pending JOIN users USING (uid)"
 
 Written = Callable[[Sequence[str]], Mapping[str, StoredCall]]
@@ -45,33 +48,47 @@ class SqliteServeStore:
             served. A text is copied when a profile is made of it; then it is the user's and goes with them.
 
     Raises:
-        StoreError: the file is something else, or a newer version of `trsr` made it.
+        StoreError: the file is damaged or something else, or a newer version of `trsr` made it.
         OutputError: the file cannot be written, or another process keeps it busy.
     """
 
     def __init__(self, path: str | Path, written: Written = _nothing) -> None:
         self.path = Path(path)
         self._written = written
+        self._damage: StoreError | None = None
         self._db = open_sqlite(self.path, WHAT, APPLICATION_ID, MIGRATIONS, many_threads=True)
         self._db.execute("PRAGMA secure_delete = ON")
         self._reader = sqlite3.connect(
             self.path, isolation_level=None, timeout=PATIENCE, check_same_thread=False
         )
         self._reader.execute("PRAGMA query_only = ON")
+        with self._sentences():
+            (said,) = self._reader.execute("PRAGMA quick_check(1)").fetchone()
+            if said != "ok":
+                raise sqlite3.DatabaseError(f"malformed: {' '.join(said.split())}")
         self._write_lock = threading.Lock()
         self._read_lock = threading.Lock()
         self._work = threading.Event()
 
     @contextmanager
+    def _sentences(self) -> Iterator[None]:
+        try:
+            with as_one_sentence(self.path, WHAT):
+                yield
+        except StoreError as error:
+            self._damage = error
+            raise
+
+    @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         """Give the connection for one SELECT after another; all see what was committed before."""
-        with self._read_lock, as_one_sentence(self.path, WHAT):
+        with self._read_lock, self._sentences():
             yield self._reader
 
     @contextmanager
     def _writing(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
         """Commit at the end, on disk if it is to be durable, or leave everything as it was."""
-        with self._write_lock, as_one_sentence(self.path, WHAT):
+        with self._write_lock, self._sentences():
             db = self._db
             db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             db.execute("BEGIN IMMEDIATE")
@@ -345,6 +362,18 @@ class SqliteServeStore:
                 f"The {WHAT} {self.path} is in use by another process, so that deleted texts may still be in "
                 "its -wal file; end that process, then try again."
             )
+
+    def check(self) -> None:
+        """Write and read something, and look whether there is room for more."""
+        if self._damage is not None:
+            raise self._damage
+        free = shutil.disk_usage(self.path.parent).free
+        if free < LEAST_ROOM:
+            raise OutputError(f"The disk of the {WHAT} has {free // 1024} KiB free; free space.")
+        with self._writing(durable=False) as db:
+            db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")  # its value, written once more
+        with self._reading() as db:
+            db.execute("PRAGMA user_version").fetchone()
 
     def facts(self) -> dict[str, float]:
         """Return counts for metrics."""

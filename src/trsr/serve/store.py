@@ -197,6 +197,14 @@ class ServeStore(TextStore, Protocol):
         """
         ...
 
+    def check(self) -> None:
+        """Write and read something, as requests do, and look whether there is room for more.
+
+        Raises:
+            OutputError, StoreError: it does not work, or was found damaged before.
+        """
+        ...
+
     def facts(self) -> dict[str, float]:
         """Return counts for metrics.
 
