@@ -74,7 +74,8 @@ class Readiness:
         if now - self._answered < RECENT_SECONDS:
             return
         try:
-            queue.submit([TextAsk("probe", ["probe"])], PROBE_SECONDS).result(PROBE_SECONDS)
+            prompt = self._service.ranker.recommender.prompt(TextAsk("probe", ["probe"]))
+            queue.submit([prompt], PROBE_SECONDS).result(PROBE_SECONDS)
         except FutureTimeoutError as error:
             raise _not_ready(
                 "model", f"It has not answered a probe within {PROBE_SECONDS:g} seconds."
