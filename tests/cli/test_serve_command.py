@@ -1,4 +1,4 @@
-"""`trsr serve` refuses what is unsafe or unknown in one line, and makes keys."""
+"""`trsr serve` refuses what is unsafe or unknown in one line."""
 
 from __future__ import annotations
 
@@ -15,18 +15,9 @@ import pytest
 from conftest import Answer
 
 from trsr.data.tables import Dataset
-from trsr.serve.auth import key_hash
 from trsr.serve.sqlite_store import SqliteServeStore
 
 Trsr = Callable[..., Answer]
-
-
-def test_a_new_key_is_printed_with_its_hash_and_another_each_time(trsr: Trsr) -> None:
-    answer = trsr("serve", "--new-key")
-    assert answer.code == 0
-    key, kept = re.findall(r": +(\S+)$", answer.out, re.MULTILINE)
-    assert kept == key_hash(key)
-    assert trsr("serve", "--new-key").out != answer.out
 
 
 def test_to_listen_to_others_without_a_key_is_refused(

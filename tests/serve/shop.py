@@ -46,6 +46,7 @@ class Shop:
     client: TestClient
     engine: FakeGenerator
     settings: Settings
+    file: Path
     sent: dict[str, int] = field(default_factory=dict)
 
     def follow(self) -> None:
@@ -111,7 +112,7 @@ def open_shop(file: Path, scorer: LabelScorer | None = None, **changes: Any) -> 
     headers = {"Authorization": f"Bearer {KEY}"} if settings.api_keys else {}
     client = TestClient(create_app(service, settings), base_url=LOCAL, headers=headers)
     try:
-        yield Shop(service, client, engine, settings)
+        yield Shop(service, client, engine, settings, file)
     finally:
         service.close()
 

@@ -1,13 +1,21 @@
-"""Nobody without a key, from a strange host, too often or with too much gets further than the gate."""
+"""Nobody without a key that may, from a strange host, too often or with too much gets past the gate."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from shop import KEY, Shop, open_shop
 from starlette.testclient import TestClient
+
+from trsr.errors import ConfigError
+from trsr.serve.app import create_app
+from trsr.serve.auth import Key, key_hash
+from trsr.serve.sqlite_keys import add_key, remove_key
+from trsr.types import History
 
 ADDRESSES = [
     ("POST", "/v1/users/u/events"),
@@ -48,6 +56,89 @@ def test_every_address_of_the_description_is_in_that_list(shop: Shop) -> None:
 def test_health_needs_no_key(shop: Shop, path: str) -> None:
     del shop.client.headers["Authorization"]
     assert shop.client.get(path).status_code in (200, 503)
+
+
+@pytest.fixture
+def keyed(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Shop:
+    """A shop with two teams, which sees at once how its keys change."""
+    monkeypatch.setattr("trsr.serve.auth._RELOAD_SECONDS", 0.0)
+    users = ("team-a/ann", "team-b/bob")
+    shop.service.store.import_histories([History(user, ("i1", "i2")) for user in users])
+    return shop
+
+
+def as_holder(shop: Shop, *scopes: str, **more: Any) -> dict[str, str]:
+    """Add a key named by its scopes, and return the header that shows it."""
+    name = "-".join(scopes)
+    add_key(shop.file, Key(name, key_hash(f"trsr_{name}"), frozenset(scopes), **more))
+    return {"Authorization": f"Bearer trsr_{name}"}
+
+
+@pytest.mark.parametrize("scope", ["rank", "events", "admin"])
+@pytest.mark.parametrize(("method", "path"), ADDRESSES)
+def test_a_key_does_only_what_its_scopes_say(keyed: Shop, scope: str, method: str, path: str) -> None:
+    answer = keyed.client.request(method, path, headers=as_holder(keyed, scope), content=b"no JSON")
+    needed = "rank" if path.startswith(("/v1/re", "/v2/re")) else "events" if "users" in path else "admin"
+    may = scope in (needed, "admin") or path == "/openapi.json"
+    assert (answer.status_code == 403) == (not may)
+    if not may:
+        assert answer.json()["type"] == "urn:trsr:problem:forbidden"
+        assert answer.json()["detail"] == f"This needs the scope {needed}; the key '{scope}' has {scope}."
+
+
+def test_a_key_reaches_only_its_users_and_is_not_told_who_else_there_is(keyed: Shop) -> None:
+    headers = as_holder(keyed, "rank", "events", user_prefix="team-a/")
+    for user, status in (("team-a/ann", 200), ("team-a/new", 404), ("team-b/bob", 403), ("team-b/new", 403)):
+        path = f"/v1/users/{user}"
+        found = [
+            keyed.client.get(path, headers=headers),
+            keyed.client.post("/v1/recommend", json={"user_id": user}, headers=headers),
+            keyed.client.put(f"{path}/profile", json={"text": "x"}, headers=headers),
+        ]
+        assert [answer.status_code for answer in found] == [status] * 3
+        if status == 403:
+            details = {answer.json()["detail"] for answer in found}
+            assert details == {"The key 'rank-events' reaches only users whose ids begin with 'team-a/'."}
+            events = {"events": [{"event_id": "1", "item_id": "i3"}]}
+            assert keyed.client.post(f"{path}/events", json=events, headers=headers).status_code == 403
+            assert keyed.client.delete(path, headers=headers).status_code == 403
+    assert len(keyed.service.store.events("team-b/bob")) == 2
+    assert keyed.service.store.users("new") == []
+    assert keyed.client.post("/v1/recommend", json={"history": ["i1"]}, headers=headers).status_code == 200
+    assert keyed.client.delete("/v1/users/team-a/ann", headers=headers).status_code == 204
+
+
+def test_an_expired_or_removed_key_is_refused(keyed: Shop) -> None:
+    expired = keyed.client.get("/metrics", headers=as_holder(keyed, "admin", expires=time.time() - 1))
+    assert (expired.status_code, expired.json()["type"]) == (401, "urn:trsr:problem:unauthorized")
+    assert "The key 'admin' expired at " in expired.json()["detail"]
+    headers = as_holder(keyed, "rank")
+    body = {"query": "q", "documents": ["d"]}
+    assert keyed.client.post("/v1/rerank", json=body, headers=headers).status_code == 200
+    assert remove_key(keyed.file, "rank")
+    assert keyed.client.post("/v1/rerank", json=body, headers=headers).status_code == 401
+
+
+def test_a_first_key_closes_an_open_server_and_removing_it_does_not_open_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trsr.serve.auth._RELOAD_SECONDS", 0.0)
+    with open_shop(tmp_path / "serve.sqlite", api_keys=()) as shop:
+        assert shop.client.get("/v1/users/u").status_code == 404
+        headers = as_holder(shop, "events")
+        assert shop.client.get("/v1/users/u").status_code == 401
+        assert shop.client.get("/v1/users/u", headers=headers).status_code == 404
+        remove_key(shop.file, "events")
+        assert shop.client.get("/v1/users/u").status_code == 401
+
+
+def test_a_server_for_others_needs_a_key_in_its_settings_or_its_database(tmp_path: Path) -> None:
+    with open_shop(tmp_path / "serve.sqlite", api_keys=()) as shop:
+        settings = shop.settings.model_copy(update={"host": "0.0.0.0"})
+        with pytest.raises(ConfigError, match="there is no key; make one with `trsr keys add`"):
+            create_app(shop.service, settings)
+        as_holder(shop, "rank")
+        create_app(shop.service, settings)
 
 
 @pytest.fixture

@@ -225,7 +225,7 @@ def test_the_key_is_asked_for_once(tmp_path: Path, tab: Any) -> None:
         tab.get_by_text("There are no users yet").wait_for()
         assert tab.evaluate("document.cookie") == ""
         assert {c["sameSite"] for c in tab.context.cookies()} == {"Strict"}
-        tab.get_by_role("button", name="Forget my key").click()
+        tab.get_by_role("button", name="Log out").click()
         tab.get_by_label("Key").wait_for()
 
 

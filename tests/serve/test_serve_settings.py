@@ -18,9 +18,11 @@ def test_loopback_needs_no_key(host: str) -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.4", "example.org", ""])
 def test_to_listen_elsewhere_is_refused_without_a_key(host: str) -> None:
-    with pytest.raises(ConfigError, match=r"can be reached from other machines.*TRSR_API_KEYS"):
-        load_settings(host=host)
-    assert not load_settings(host=host, api_keys=HASH).loopback
+    settings = load_settings(host=host)
+    assert not settings.loopback
+    settings.check_closed(True)
+    with pytest.raises(ConfigError, match=r"can be reached from other machines.*`trsr keys add`"):
+        settings.check_closed(False)
 
 
 def test_keys_stand_in_a_variable_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,9 +37,18 @@ def test_a_flag_goes_before_its_variable(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_plain_key_is_refused_and_not_repeated() -> None:
-    with pytest.raises(ConfigError, match="--new-key") as caught:
+    with pytest.raises(ConfigError, match=r"sha256sum.*trsr keys add") as caught:
         load_settings(api_keys="my-secret-key")
     assert "my-secret-key" not in str(caught.value)
+
+
+def test_proxies_are_addresses_or_networks() -> None:
+    for given in ("", "*", "10.0.0.0/8, ::1"):
+        assert load_settings(forwarded_allow_ips=given).forwarded_allow_ips == given
+    with pytest.raises(
+        ConfigError, match="forwarded_allow_ips: 'proxy' does not appear to be an IPv4 or IPv6"
+    ):
+        load_settings(forwarded_allow_ips="10.0.0.1,proxy")
 
 
 def test_all_mistakes_are_named_at_once() -> None:

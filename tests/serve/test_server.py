@@ -71,6 +71,20 @@ def test_an_open_request_is_answered_before_the_end(tmp_path: Path, monkeypatch:
     again.close()
 
 
+@pytest.mark.parametrize(("proxies", "secure"), [("127.0.0.1,::1", True), ("10.0.0.1", False)])
+def test_a_cookie_over_https_is_secure_where_a_known_proxy_says_so(
+    tmp_path: Path, proxies: str, secure: bool
+) -> None:
+    settings = make_settings(port=0, forwarded_allow_ips=proxies)
+    with running(make_service(tmp_path / "serve.sqlite", settings), settings) as address:
+        headers = {"Host": "shop.example", "Origin": "https://shop.example", "X-Forwarded-Proto": "https"}
+        for proto, expected in (("https", secure), ("http", False)):
+            headers["X-Forwarded-Proto"] = proto
+            answer = httpx2.post(f"{address}/page/key", data={"key": KEY}, headers=headers, timeout=60)
+            assert answer.status_code == 303
+            assert ("; secure" in answer.headers["set-cookie"].lower()) == expected
+
+
 def test_the_server_says_neither_its_name_nor_its_version(tmp_path: Path) -> None:
     settings = make_settings(port=0)
     with running(make_service(tmp_path / "serve.sqlite", settings), settings) as address:

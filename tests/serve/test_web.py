@@ -17,6 +17,8 @@ from starlette.testclient import TestClient
 
 from trsr.llm.fake import FakeGenerator, FakeScorer
 from trsr.serve.app import create_app
+from trsr.serve.auth import Key, key_hash
+from trsr.serve.sqlite_keys import add_key, remove_key
 from trsr.serve.web.assets import ASSETS
 from trsr.types import History
 
@@ -231,17 +233,49 @@ def test_the_key_is_asked_for_once_and_kept_from_scripts(shop: Shop) -> None:
     wrong = browser.post("/page/key", data={"key": "trsr_wrong"}, headers=ORIGIN)
     assert wrong.status_code == 401
     assert "is not known here" in wrong.text
-    assert browser.post("/page/key", data={"key": "a b;c\u00e9"}, headers=ORIGIN).status_code == 422
     answer = browser.post("/page/key", data={"key": KEY}, headers=ORIGIN, follow_redirects=False)
     assert (answer.status_code, answer.headers["location"]) == (303, "/")
     cookie = answer.headers["set-cookie"].lower()
     assert "httponly" in cookie
     assert "samesite=strict" in cookie
+    assert "max-age=43200" in cookie
+    assert "secure" not in cookie
+    assert KEY.lower() not in cookie
     assert browser.get("/").status_code == 200
     assert browser.get("/v1/users/ann").status_code == 401  # a cookie never opens the JSON addresses
     assert browser.post("/v1/users/ann/events", json={"events": []}).status_code == 401
-    browser.post("/page/forget-key", headers={**ORIGIN, "Content-Type": "application/x-www-form-urlencoded"})
+    kept = browser.cookies["trsr_session"]
+    browser.post("/page/log-out", headers={**ORIGIN, "Content-Type": "application/x-www-form-urlencoded"})
     assert browser.get("/").status_code == 401
+    browser.cookies["trsr_session"] = kept
+    assert "The session has ended" in browser.get("/").text
+
+
+def test_a_session_reaches_what_its_key_reaches_and_ends_with_it(
+    ann: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trsr.serve.auth._RELOAD_SECONDS", 0.0)
+    ann.service.store.import_histories([History("team/bob", ("i1",))])
+    browser = TestClient(ann.client.app, base_url=LOCAL)
+    add_key(ann.file, Key("part", key_hash("part"), frozenset({"rank"})))
+    refused = browser.post("/page/key", data={"key": "part"}, headers=ORIGIN)
+    assert (refused.status_code, "This needs the scope events" in refused.text) == (403, True)
+    assert not browser.cookies
+    add_key(ann.file, Key("team", key_hash("team"), frozenset({"rank", "events"}), "team/"))
+    assert browser.post("/page/key", data={"key": "team"}, headers=ORIGIN).status_code == 200
+    for listed in ("/", "/?q=n", "/?q=ann", "/page/users?q=ann", "/page/users?q=b"):
+        assert "user=ann" not in browser.get(listed).text
+    assert "user=team%2Fbob" in browser.get("/").text
+    for address in ADDRESSES:
+        if "user=" in address:
+            assert browser.get(address).status_code == 403
+            assert browser.get(f"{address}&user=team/bob").status_code == 403
+    for action in ("events", "profile", "follow", "delete"):
+        fields = {"user": "ann", "item": "i5", "event_id": "x", "text": "evil", "sure": "yes"}
+        assert browser.post(f"/page/{action}", data=fields, headers=ORIGIN).status_code == 403
+    assert browser.get("/?user=team/bob&rank=1").status_code == 200
+    remove_key(ann.file, "team")
+    assert browser.get("/?user=team/bob").status_code == 401
 
 
 @pytest.mark.parametrize(
@@ -255,7 +289,7 @@ def test_the_key_is_asked_for_once_and_kept_from_scripts(shop: Shop) -> None:
         {"Origin": LOCAL, "Sec-Fetch-Site": "same-site"},
     ],
 )
-@pytest.mark.parametrize("action", ["events", "profile", "follow", "delete", "key", "forget-key"])
+@pytest.mark.parametrize("action", ["events", "profile", "follow", "delete", "key", "log-out"])
 def test_posts_of_other_sites_change_nothing(ann: Shop, headers: dict[str, str], action: str) -> None:
     before = ann.client.get("/v1/users/ann").json()
     fields = {"user": "ann", "item": "i5", "event_id": "x", "text": "evil", "sure": "yes", "key": KEY}
@@ -445,6 +479,6 @@ def test_a_busy_model_holds_up_nothing_else(tmp_path: Path) -> None:
 
 def test_without_keys_no_key_is_asked_for(tmp_path: Path) -> None:
     with open_shop(tmp_path / "s.sqlite", api_keys=()) as shop:
-        assert "Forget my key" not in page(shop, "/")
+        assert "Log out" not in page(shop, "/")
         app = create_app(shop.service, shop.settings)
         assert TestClient(app, base_url="http://evil.example").get("/").status_code == 400

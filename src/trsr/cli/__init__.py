@@ -11,6 +11,7 @@ from trsr.cli.compare import compare
 from trsr.cli.data import import_app, validate
 from trsr.cli.experiment import demo, evaluate, rank, run, train
 from trsr.cli.info import env
+from trsr.cli.keys import keys_app
 from trsr.cli.models import models_app
 from trsr.cli.plan import plan
 from trsr.cli.serve import serve
@@ -38,6 +39,7 @@ app.command()(evaluate)
 app.command()(run)
 app.command()(compare)
 app.command()(serve)
+app.add_typer(keys_app)
 app.command()(demo)
 app.add_typer(bench_app)
 app.add_typer(models_app)

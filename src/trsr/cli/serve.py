@@ -35,23 +35,20 @@ def serve(
     requests_per_minute: Annotated[
         int | None, typer.Option(help="Of one key or address; more are answered 429. [6000]")
     ] = None,
+    forwarded_allow_ips: Annotated[
+        str | None,
+        typer.Option(help="Proxies whose X-Forwarded-... headers count. [127.0.0.1,::1]", show_default=False),
+    ] = None,
     log_texts: Annotated[
         bool | None, typer.Option("--log-texts", help="Log ids of users and texts of errors too.")
     ] = None,
-    new_key: Annotated[
-        bool, typer.Option("--new-key", help="Print a new API key and its hash, and end.")
-    ] = False,
 ) -> None:
     """Serve recommendations over HTTP while profiles follow what users do.
 
-    Keys are random and only their hashes are kept, in TRSR_API_KEYS; --new-key makes one. Every option can
-    also be set as a variable, TRSR_PORT for --port.
+    `trsr keys add` makes keys. Every option can also be set as a variable, TRSR_PORT for --port.
 
     Example: trsr serve out/demo --port 8000
     """
-    if new_key:
-        _print_key()
-        return
     from trsr.errors import ConfigError, MissingExtraError
 
     try:
@@ -72,22 +69,19 @@ def serve(
         max_waiting=max_waiting,
         request_seconds=request_seconds,
         requests_per_minute=requests_per_minute,
+        forwarded_allow_ips=forwarded_allow_ips,
         log_texts=log_texts,
     )
     from trsr.pipeline.service import open_service
     from trsr.serve.server import listen, run_server
+    from trsr.serve.sqlite_keys import read_keys
+
+    database = db or model_or_run / "serve.sqlite"
+    settings.check_closed(bool(settings.api_keys or read_keys(database)))
 
     def say(line: str) -> None:
         typer.echo(line, err=True)
 
     with listen(settings) as listening:  # first: loading takes long, and the port may be taken
-        service = open_service(model_or_run, data, db or model_or_run / "serve.sqlite", settings, say=say)
+        service = open_service(model_or_run, data, database, settings, say=say)
         run_server(service, settings, listening, say=say)
-
-
-def _print_key() -> None:
-    from trsr.serve.auth import key_hash, new_key
-
-    key = new_key()
-    typer.echo(f"key, for callers (shown only now): {key}")
-    typer.echo(f"hash, for TRSR_API_KEYS:           {key_hash(key)}")

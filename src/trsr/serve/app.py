@@ -7,13 +7,14 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import FastAPI, Security
+from fastapi import Depends, FastAPI, Security
 from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
+from trsr.serve.auth import Keys
 from trsr.serve.envelope import Envelope
-from trsr.serve.gate import Gate
+from trsr.serve.gate import Gate, check_user_of_address
 from trsr.serve.metrics import Metrics
 from trsr.serve.problems import SCHEMA, answer_with_problems
 from trsr.serve.routes_health import health_router
@@ -33,7 +34,13 @@ Recommendations from profiles that follow their users. Every refusal is problem 
 
 
 def create_app(service: Service, settings: Settings) -> FastAPI:
-    """Return the application; it starts the service when it starts and closes it when it ends."""
+    """Return the application; it starts the service when it starts and closes it when it ends.
+
+    Raises:
+        ConfigError: other machines can reach it, and there are no keys.
+    """
+    keys = Keys(settings.api_keys, service.store.keys)
+    settings.check_closed(bool(keys))
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
@@ -53,16 +60,17 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
         redirect_slashes=False,
     )
     metrics = Metrics(service.facts)
-    key = [Security(HTTPBearer(auto_error=False, description="Checked before anything else."))]
+    bearer = HTTPBearer(auto_error=False, description="Checked before anything else.")
+    checks = [Security(bearer), Depends(check_user_of_address)]
     for router in (users_router(service), ranking_router(service), items_router(service)):
-        app.include_router(router, dependencies=key)
+        app.include_router(router, dependencies=checks)
     app.include_router(health_router(service, metrics))
-    app.include_router(page_router(service, settings))
+    app.include_router(page_router(service, keys), dependencies=checks[1:])
     answer_with_problems(app)
     # From the innermost outwards. The first one counts what is read; what is announced is seen at the gate.
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
     open_paths = frozenset({KEY_PATH, *(asset.path for asset in ASSETS.values())})
-    app.add_middleware(Gate, settings=settings, open_paths=open_paths)
+    app.add_middleware(Gate, settings=settings, keys=keys, open_paths=open_paths)
     app.add_middleware(Envelope, metrics=metrics, log_texts=settings.log_texts)
     app.add_middleware(Door)
     _describe_problems(app)

@@ -1,21 +1,25 @@
 """Who is let in: before a request's body is read or any route is chosen.
 
-Every address needs a key where keys are set, so that no route can be forgotten; only `OPEN` ones do not, and
-those the page needs before it has a key (its looks, and the form that takes the key).
+Every address needs a key where there are keys, and one that `_needed` does not name needs the scope `admin`:
+no route can be forgotten. Only `OPEN` ones need none, and those the page needs before it has a session (its
+looks, and the form that takes the key). Which users a key reaches is checked where their ids are read.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from urllib.parse import unquote_to_bytes
 
+from fastapi import Request
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from trsr.serve.auth import Keys
+from trsr.serve.auth import ADMIN, EVENTS, NO_KEY, RANK, Key, Keys
 from trsr.serve.batching import CALLER
 from trsr.serve.limits import RateLimit
 from trsr.serve.problems import (
     BAD_REQUEST,
+    FORBIDDEN,
     TOO_LARGE,
     TOO_MANY_REQUESTS,
     UNAUTHORIZED,
@@ -26,23 +30,30 @@ from trsr.serve.problems import (
 from trsr.serve.settings import Settings
 
 OPEN = frozenset({"/healthz", "/readyz"})
+OF_PAGE = (EVENTS, RANK)
+"""The scopes that the page needs."""
+_RANKING = frozenset({"/v1/rerank", "/v2/rerank", "/v1/recommend"})
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class Gate:
     """ASGI middleware that asks for the key, counts requests and looks at the announced size."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, open_paths: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: Settings, keys: Keys, open_paths: frozenset[str] = frozenset()
+    ) -> None:
         self.app = app
         self._open = OPEN | open_paths
-        self._keys = Keys(settings.api_keys)
+        self._keys = keys
         self._rate = RateLimit(settings.requests_per_minute)
         self._max_body_bytes = settings.max_body_bytes
         self._names = _LOCAL_NAMES | {settings.host}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
-        if scope["type"] == "http" and scope["path"] not in self._open:
+        if scope["type"] == "http" and scope["path"] in self._open:
+            scope["state"]["key"] = NO_KEY
+        elif scope["type"] == "http":
             try:
                 self._check(scope, Headers(scope=scope))
             except Problem as problem:
@@ -57,17 +68,67 @@ class Gate:
         # A page of another site can make a browser call this machine under a name of its own (DNS rebinding).
         if not self._keys and _host_name(headers.get("host", "")) not in self._names:
             raise Problem(WRONG_HOST, "Without keys the server answers only as localhost or 127.0.0.1.")
-        caller = self._keys.caller(headers.get("authorization", ""))
+        session = scope["state"].get("session")
+        key = self._keys.session(session) if session else self._keys.bearer(headers.get("authorization", ""))
         address = scope["client"][0] if scope.get("client") else "unknown"
-        if wait := self._rate.seconds_to_wait(caller or address):
+        caller = key.name if key else address
+        if wait := self._rate.seconds_to_wait(caller):
             raise Problem(TOO_MANY_REQUESTS, "Ask less often.", retry_after=wait)
-        if self._keys and caller is None:
-            raise Problem(UNAUTHORIZED, "Send `Authorization: Bearer KEY` with a key that the server knows.")
-        scope["state"]["caller"] = caller or address
-        CALLER.set(caller or address)
+        if self._keys:
+            check_key(key, _needed(scope["path"]))
+        scope["state"] |= {"caller": caller, "key": key or NO_KEY}
+        CALLER.set(caller)
         length = headers.get("content-length", "")
         if length.isdecimal() and (len(length) > 15 or int(length) > self._max_body_bytes):
             raise Problem(TOO_LARGE, f"The body has {length} bytes, at most {self._max_body_bytes} are read.")
+
+
+def check_key(key: Key | None, needed: Iterable[str]) -> Key:
+    """Return a valid key that has the scopes.
+
+    Raises:
+        Problem: the key is unknown or expired, or lacks a scope.
+    """
+    if key is None:
+        raise Problem(UNAUTHORIZED, "No key of this server was given; send `Authorization: Bearer KEY`.")
+    if key.expired:
+        raise Problem(UNAUTHORIZED, f"The key {key.name!r} expired at {key.expiry}; get a new one.")
+    if missing := key.missing(needed):
+        has = ", ".join(sorted(key.scopes))
+        raise Problem(
+            FORBIDDEN, f"This needs the scope {', '.join(missing)}; the key {key.name!r} has {has}."
+        )
+    return key
+
+
+def check_user(request: Request, *user_ids: str) -> None:
+    """Refuse users that the caller's key does not reach, whether they exist or not.
+
+    Raises:
+        Problem: an id does not begin as the key's users do.
+    """
+    key: Key = request.state.key
+    if not all(user_id.startswith(key.user_prefix) for user_id in user_ids):
+        raise Problem(
+            FORBIDDEN, f"The key {key.name!r} reaches only users whose ids begin with {key.user_prefix!r}."
+        )
+
+
+async def check_user_of_address(request: Request) -> None:
+    """Do the same for the users whom an address names: a dependency of routers."""
+    named = [*request.query_params.getlist("user"), request.path_params.get("user_id")]
+    check_user(request, *filter(None, named))
+
+
+def _needed(path: str) -> tuple[str, ...]:
+    """Return the scopes that an address needs."""
+    if path in _RANKING:
+        return (RANK,)
+    if path.startswith("/v1/users/"):
+        return (EVENTS,)
+    if path == "/" or path.startswith("/page/"):
+        return OF_PAGE
+    return () if path == "/openapi.json" else (ADMIN,)
 
 
 def _is_utf8(encoded: bytes) -> bool:

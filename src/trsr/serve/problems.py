@@ -41,6 +41,7 @@ class Kind:
 BAD_REQUEST = Kind("bad-request", 400, "The request cannot be read")
 WRONG_HOST = Kind("wrong-host", 400, "The server is not known by this name")
 UNAUTHORIZED = Kind("unauthorized", 401, "A key is needed")
+FORBIDDEN = Kind("forbidden", 403, "The key does not allow this")
 WRONG_ORIGIN = Kind("wrong-origin", 403, "The request comes from another site")
 NOT_FOUND = Kind("not-found", 404, "There is no such address")
 UNKNOWN_USER = Kind("unknown-user", 404, "The user is not known")
@@ -161,10 +162,10 @@ SCHEMA = {
 
 
 def refusals(*kinds: Kind) -> dict[int | str, dict[str, Any]]:
-    """Describe, for OpenAPI, what an address may refuse with; every one may answer 400, 401, 413, 429."""
+    """Describe, for OpenAPI, what an address may refuse with, after what every address may."""
     described: dict[int | str, dict[str, Any]] = {}
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    for kind in (BAD_REQUEST, UNAUTHORIZED, TOO_LARGE, INVALID, TOO_MANY_REQUESTS, *kinds):
+    for kind in (BAD_REQUEST, UNAUTHORIZED, FORBIDDEN, TOO_LARGE, INVALID, TOO_MANY_REQUESTS, *kinds):
         said = f"{kind.title} (`{kind.type}`)"
         if kind.status in described:
             said = f"{described[kind.status]['description']}; {said}"

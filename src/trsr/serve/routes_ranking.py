@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import uuid
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from trsr.serve.explaining import Explanation
+from trsr.serve.gate import check_user
 from trsr.serve.problems import (
     OVERLOADED,
     TOO_LONG,
@@ -64,13 +65,15 @@ def ranking_router(service: Service) -> APIRouter:
         "/v1/recommend",
         responses=refusals(UNKNOWN_USER, UNKNOWN_ITEMS, UNKNOWN_FIELDS, TOO_LONG, OVERLOADED),
     )
-    async def recommend(body: RecommendIn) -> RecommendOut:
+    async def recommend(body: RecommendIn, request: Request) -> RecommendOut:
         """Rank the given candidates, or the best of the catalogue, for a user or a history.
 
         Without candidates, the items that share most words with the profile and the recent items are ranked,
         those of the history left out. `explain` leaves out each recent item and each sentence of the profile
         in turn and says how the margin of each answer changes.
         """
+        if body.user_id is not None:
+            check_user(request, body.user_id)
         wish = Wish(
             candidates=None if body.candidates is None else tuple(body.candidates),
             filters=body.filter or {},

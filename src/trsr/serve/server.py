@@ -38,7 +38,7 @@ def make_server(service: Service, settings: Settings) -> uvicorn.Server:
             log_config=None,
             access_log=False,  # the envelope writes one line a request, without ids of users
             server_header=False,
-            proxy_headers=False,
+            forwarded_allow_ips=settings.forwarded_allow_ips,
             ws="none",
             lifespan="on",
             timeout_graceful_shutdown=settings.stop_seconds,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from trsr.errors import ConfigError
@@ -22,7 +22,9 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     """0 for any free one."""
     api_keys: Annotated[tuple[str, ...], NoDecode] = ()
-    """The sha256 of each key, in hex, with commas between them; `trsr serve --new-key` makes one."""
+    """The sha256 of each key, in hex, with commas between them, of keys that may do everything."""
+    forwarded_allow_ips: str = "127.0.0.1,::1"
+    """Addresses or networks of proxies, with commas between them, whose `X-Forwarded-...` headers count."""
     requests_per_minute: int = Field(default=6000, ge=1)
     """Of one key, or of one address where there are no keys."""
     max_body_bytes: int = Field(default=2 * 2**20, ge=1024)
@@ -55,19 +57,29 @@ class Settings(BaseSettings):
     def _are_hashes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not all(is_hash(entry) for entry in value):
             raise ValueError(
-                "found something that is no sha256 in hex; keys are kept as hashes: `trsr serve --new-key` "
-                "prints a key and its hash"
+                "found something that is no sha256 in hex; give hashes (`printf %s KEY | sha256sum`), "
+                "or make keys with `trsr keys add`"
             )
         return value
 
-    @model_validator(mode="after")
-    def _closed_to_strangers(self) -> Self:
-        if not self.loopback and not self.api_keys:
-            raise ValueError(
-                f"host {self.host!r} can be reached from other machines and there is no key; set "
-                "TRSR_API_KEYS (`trsr serve --new-key` makes one), or listen at 127.0.0.1"
+    @field_validator("forwarded_allow_ips")
+    @classmethod
+    def _are_networks(cls, value: str) -> str:
+        for part in filter(None, "" if value == "*" else value.split(",")):
+            ipaddress.ip_network(part.strip())
+        return value
+
+    def check_closed(self, keys: bool) -> None:
+        """Refuse to listen to other machines without keys.
+
+        Raises:
+            ConfigError: `keys` is false, and other machines can reach the host.
+        """
+        if not self.loopback and not keys:
+            raise ConfigError(
+                f"Host {self.host!r} can be reached from other machines and there is no key; make one with "
+                "`trsr keys add`, or listen at 127.0.0.1."
             )
-        return self
 
     @property
     def loopback(self) -> bool:
@@ -90,6 +102,5 @@ def load_settings(**given: Any) -> Settings:
         problems = []
         for entry in error.errors():
             where = ".".join(str(part) for part in entry["loc"])
-            said = str(entry["msg"]).removeprefix("Value error, ")
-            problems.append(f"{where}: {said}." if where else f"{said[:1].upper()}{said[1:]}.")
+            problems.append(f"{where}: {str(entry['msg']).removeprefix('Value error, ')}.")
         raise ConfigError(problems) from error

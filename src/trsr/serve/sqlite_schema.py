@@ -70,4 +70,13 @@ MIGRATIONS = (
     "CREATE INDEX drafts_by_key ON drafts (key)",
     "CREATE TABLE items (item_id TEXT PRIMARY KEY, fields TEXT NOT NULL)",
     "CREATE TABLE imports (source TEXT PRIMARY KEY, imported_at REAL NOT NULL)",
+    """
+    CREATE TABLE keys (
+        name TEXT PRIMARY KEY,
+        hash TEXT NOT NULL UNIQUE,
+        scopes TEXT NOT NULL,
+        user_prefix TEXT NOT NULL,
+        expires REAL
+    )
+    """,
 )

@@ -22,12 +22,13 @@ from pathlib import Path
 from trsr.data.sqlite_file import PATIENCE, as_one_sentence, open_sqlite
 from trsr.errors import OutputError, StoreError
 from trsr.serve import sqlite_steps as steps
+from trsr.serve.auth import Key
 from trsr.serve.records import Author, Event, PendingUpdate, Profile, StoredEvent, UserSummary
+from trsr.serve.sqlite_keys import WHAT, read_keys
 from trsr.serve.sqlite_schema import APPLICATION_ID, MIGRATIONS
 from trsr.summarize.store import StoredCall, SummaryTable
 from trsr.types import History, Item
 
-WHAT = "service database"
 LEAST_ROOM = 256 * 1024
 """Bytes on the disk below which the database counts as full: a small write may still work then."""
 _UPDATES = "SELECT user_id, n_events, since, n_attempts, uid FROM pending JOIN users USING (uid)"
@@ -169,12 +170,13 @@ class SqliteServeStore:
             for event_id, item_id, position, micros in rows
         ]
 
-    def users(self, query: str = "", limit: int = 50) -> list[str]:
-        """Return the first user ids that contain `query`, sorted."""
+    def users(self, query: str = "", limit: int = 50, prefix: str = "") -> list[str]:
+        """Return the first user ids that contain `query` and begin with `prefix`, sorted."""
         with self._reading() as db:
             rows = db.execute(
-                "SELECT user_id FROM users WHERE instr(user_id, ?) > 0 ORDER BY user_id LIMIT ?",
-                (query, limit),
+                "SELECT user_id FROM users WHERE instr(user_id, ?) > 0 AND substr(user_id, 1, ?) = ? "
+                "ORDER BY user_id LIMIT ?",
+                (query, len(prefix), prefix, limit),
             ).fetchall()
         return [user_id for (user_id,) in rows]
 
@@ -342,6 +344,10 @@ class SqliteServeStore:
             )
 
     # All of it
+
+    def keys(self) -> list[Key]:
+        """Return the API keys, sorted by name."""
+        return read_keys(self.path)
 
     def delete_user(self, user_id: str) -> bool:
         """Forget a user; return whether there was one."""

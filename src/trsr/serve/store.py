@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
+from trsr.serve.auth import Key
 from trsr.serve.records import Author, Event, PendingUpdate, Profile, StoredEvent, UserSummary
 from trsr.summarize.store import TextStore
 from trsr.types import History, Item
@@ -73,8 +74,8 @@ class ServeStore(TextStore, Protocol):
         """Return a user's events, oldest first; none for an unknown user."""
         ...
 
-    def users(self, query: str = "", limit: int = 50) -> list[str]:
-        """Return the first `limit` user ids that contain `query`, letter case counting, sorted."""
+    def users(self, query: str = "", limit: int = 50, prefix: str = "") -> list[str]:
+        """Return the first `limit` ids with `query` in them and `prefix` first, case counting, sorted."""
         ...
 
     # Profiles
@@ -181,6 +182,10 @@ class ServeStore(TextStore, Protocol):
         ...
 
     # All of it
+
+    def keys(self) -> list[Key]:
+        """Return the API keys, sorted by name."""
+        ...
 
     def delete_user(self, user_id: str) -> bool:
         """Forget a user: events, profiles, edits, updates, and the summaries no other user has.

@@ -1,4 +1,4 @@
-"""What can be done on the page: add an event, edit the profile, ask for one, delete the user, bring the key.
+"""What can be done on the page: add an event, edit the profile, ask for one, delete the user, log in and out.
 
 Every post is checked to come from this server's own page. With htmx the answer is a note and the name of what
 changed, and the parts of the page that show it ask anew; without, it leads back to the page.
@@ -6,7 +6,6 @@ changed, and the parts of the page that show it ask anew; without, it leads back
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime
 
 from fastapi import APIRouter, Request
@@ -14,6 +13,8 @@ from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse, Response
 
+from trsr.serve.auth import SESSION_SECONDS, Keys
+from trsr.serve.gate import OF_PAGE, check_key
 from trsr.serve.problems import INVALID, UNKNOWN_USER, Problem
 from trsr.serve.records import Event
 from trsr.serve.schemas import MAX_PROFILE
@@ -23,11 +24,8 @@ from trsr.serve.web.forms import Form, read_form
 from trsr.serve.web.rendering import HEADERS, link, render
 from trsr.serve.web.views import item_view
 
-_KEY = re.compile(r"[A-Za-z0-9._~+/=-]{1,256}")
-KEY_SECONDS = 30 * 24 * 3600
 
-
-def add_actions(router: APIRouter, service: Service) -> None:
+def add_actions(router: APIRouter, service: Service, keys: Keys) -> None:
     """Add the addresses that change something to the page's router."""
 
     @router.post("/page/events")
@@ -70,17 +68,18 @@ def add_actions(router: APIRouter, service: Service) -> None:
 
     @router.post(KEY_PATH)
     async def bring_key(request: Request) -> Response:
-        key = (await read_form(request)).get("key", "").strip()
-        if not _KEY.fullmatch(key):
-            raise Problem(INVALID, "That is no key; copy the whole of it, without blanks.")
+        key = check_key(keys.find((await read_form(request)).get("key", "")), OF_PAGE)
         answer = RedirectResponse("/", 303, headers=HEADERS)
         secure = request.url.scheme == "https"
-        answer.set_cookie(COOKIE, key, KEY_SECONDS, httponly=True, samesite="strict", secure=secure)
+        answer.set_cookie(
+            COOKIE, keys.log_in(key), SESSION_SECONDS, httponly=True, samesite="strict", secure=secure
+        )
         return answer
 
-    @router.post("/page/forget-key")
-    async def forget_key(request: Request) -> Response:
+    @router.post("/page/log-out")
+    async def log_out(request: Request) -> Response:
         await read_form(request)
+        keys.log_out(request.cookies.get(COOKIE, ""))
         answer = RedirectResponse("/", 303, headers=HEADERS)
         answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
         return answer

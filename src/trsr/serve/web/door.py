@@ -1,8 +1,8 @@
-"""Between a browser and the page: the key in a cookie, and refusals that people can read.
+"""Between a browser and the page: the session in a cookie, and refusals that people can read.
 
-The gate behind it asks for a key in a header. A browser has it in a cookie that no script can read and no
-other site can send; only for the page's own addresses it is put into that header, so that a cookie never
-opens the JSON addresses. Whatever refuses a page's request says so in problem JSON; here it becomes HTML.
+The gate behind it asks for a key in a header. A browser has a session in a cookie that no script can read and
+no other site can send. The gate hears of it only for the page's own addresses: a cookie never opens the JSON
+addresses. Whatever refuses a page's request says so in problem JSON; here it becomes HTML.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from trsr.serve.problems import MEDIA_TYPE, UNAUTHORIZED
 from trsr.serve.web.rendering import HEADERS, render
 
-COOKIE = "trsr_key"
+COOKIE = "trsr_session"
 KEY_PATH = "/page/key"
 PREFIX = "/page/"
 _REPLACED = {"content-type", "content-length", "www-authenticate", *(name.lower() for name in HEADERS)}
@@ -31,16 +31,15 @@ class Door:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on with its key, and its refusal back as HTML."""
+        """Pass a request on with its session, and its refusal back as HTML."""
         path = scope.get("path", "")
         if scope["type"] != "http" or not (path == "/" or path.startswith(PREFIX)):
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        key = cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
-        if key and "authorization" not in headers:
-            named = (b"authorization", b"Bearer " + key.encode("latin-1", "replace"))
-            scope = {**scope, "headers": [*scope["headers"], named]}
+        session = cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
+        if session and "authorization" not in headers:
+            scope = {**scope, "state": {**scope.get("state", {}), "session": session}}
         start: Message | None = None
         body = b""
 
@@ -53,7 +52,7 @@ class Door:
             elif start is not None and message["type"] == "http.response.body":
                 body += message.get("body", b"")
                 if not message.get("more_body", False):
-                    answer = _as_html(scope, start, json.loads(body), bool(key))
+                    answer = _as_html(scope, start, json.loads(body), bool(session))
                     await answer(scope, receive, send)
                 return
             await send(message)
@@ -61,7 +60,7 @@ class Door:
         await self.app(scope, receive, send_html)
 
 
-def _as_html(scope: Scope, start: Message, problem: dict[str, Any], had_key: bool) -> HTMLResponse:
+def _as_html(scope: Scope, start: Message, problem: dict[str, Any], had_session: bool) -> HTMLResponse:
     """Return a refusal as a page, or as a notice where htmx asked for a part of one."""
     asked, given = Headers(scope=scope), MutableHeaders(raw=list(start["headers"]))
     part = asked.get("hx-request") == "true"
@@ -72,7 +71,8 @@ def _as_html(scope: Scope, start: Message, problem: dict[str, Any], had_key: boo
         "problem": problem,
         "retry_after": given.get("retry-after"),
         "may_retry": scope["method"] == "GET",
-        "wrong_key": had_key,
+        "wrong_key": scope["path"] == KEY_PATH,
+        "ended": had_session,
         "has_keys": False,
         "model": None,
         "query": "",

@@ -7,6 +7,7 @@ from urllib.parse import parse_qsl, urlsplit
 from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 
+from trsr.serve.gate import check_user
 from trsr.serve.problems import BAD_REQUEST, INVALID, WRONG_ORIGIN, Problem
 from trsr.serve.schemas import Id
 
@@ -47,7 +48,7 @@ async def read_form(request: Request) -> Form:
     """Return the fields of a request from this server's page.
 
     Raises:
-        Problem: it comes from elsewhere, or is no form.
+        Problem: it comes from elsewhere, is no form, or names a user that the caller's key does not reach.
     """
     check_origin(request)
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -58,4 +59,7 @@ async def read_form(request: Request) -> Form:
         pairs = parse_qsl(body, keep_blank_values=True, errors="strict", max_num_fields=_MAX_FIELDS)
     except ValueError as error:
         raise Problem(BAD_REQUEST, "The form cannot be read.") from error
-    return Form((name, value.replace("\r\n", "\n")) for name, value in pairs)
+    form = Form((name, value.replace("\r\n", "\n")) for name, value in pairs)
+    if "user" in form:
+        check_user(request, form.id("user"))
+    return form

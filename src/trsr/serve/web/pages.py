@@ -10,13 +10,13 @@ import math
 from typing import Annotated, Any
 from uuid import uuid4
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse, Response
 
 from trsr.errors import OverloadedError
+from trsr.serve.auth import Keys
 from trsr.serve.service import Service
-from trsr.serve.settings import Settings
 from trsr.serve.web.actions import add_actions
 from trsr.serve.web.assets import ASSETS, HEADERS, Asset
 from trsr.serve.web.rankings import comparison_view, ranking_view, retrieved_view, why_view
@@ -35,16 +35,17 @@ DONE = {
 }
 
 
-def page_router(service: Service, settings: Settings) -> APIRouter:
+def page_router(service: Service, keys: Keys) -> APIRouter:
     """Return the page's addresses; those that need the model wait for it without holding a thread."""
     router = APIRouter(include_in_schema=False)
     for asset in ASSETS.values():
         router.add_api_route(asset.path, _give(asset), methods=["GET"])
-    add_actions(router, service)
+    add_actions(router, service, keys)
     _add_parts(router, service)
 
     @router.get("/")
     async def page(
+        request: Request,
         user: Text = "",
         q: Text = "",
         find: Text = "",
@@ -56,12 +57,12 @@ def page_router(service: Service, settings: Settings) -> APIRouter:
     ) -> HTMLResponse:
         frame: dict[str, Any] = {
             "model": service.model_name,
-            "has_keys": bool(settings.api_keys),
+            "has_keys": bool(keys),
             "query": q,
             "done": DONE.get(done),
         }
         if not user:
-            users = await run_in_threadpool(_users, service, q)
+            users = await run_in_threadpool(_users, service, q, request.state.key.user_prefix)
             return render("home.html", {**frame, **users})
         view = await run_in_threadpool(user_view, service, user)
         values: dict[str, Any] = {"view": view, "profile": view.profile, "user_id": user, "edit": edit}
@@ -88,8 +89,8 @@ def _add_parts(router: APIRouter, service: Service) -> None:
         return HTMLResponse("")
 
     @router.get("/page/users")
-    def users(q: Text = "") -> HTMLResponse:
-        return render("part_users.html", _users(service, q))
+    def users(request: Request, q: Text = "") -> HTMLResponse:
+        return render("part_users.html", _users(service, q, request.state.key.user_prefix))
 
     @router.get("/page/profile")
     def profile(user: Text, seen: Text = "") -> Response:
@@ -133,10 +134,10 @@ def _add_parts(router: APIRouter, service: Service) -> None:
         return render("part_compare.html", {"comparison": view, "user_id": user})
 
 
-def _users(service: Service, query: str) -> dict[str, Any]:
-    """Return the users whose ids contain the query, one of exactly this id first."""
-    found = service.store.users(query, N_USERS + 1)
-    exact = [query] if query and service.store.history(query) is not None else []
+def _users(service: Service, query: str, prefix: str) -> dict[str, Any]:
+    """Return the users with the query in their ids and the prefix first, one of exactly this id first."""
+    found = service.store.users(query, N_USERS + 1, prefix)
+    exact = [query] if query.startswith(prefix) and service.store.history(query) is not None else []
     users = list(dict.fromkeys([*exact, *found]))
     return {"users": users[:N_USERS], "more": len(users) > N_USERS, "query": query}
 
