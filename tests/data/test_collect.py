@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from trsr.data.collect import EventCollector, ItemCollector, by_user_ranges
 from trsr.data.rawtables import RAW, ROW
 from trsr.data.tables import Dataset, DatasetWriter, Spool
+from trsr.data.values import ID_RULE
 
 Events = list[tuple[str | None, str | None, str | None]]
 
@@ -84,12 +85,15 @@ def test_events_that_cannot_be_used_are_refused_each_with_its_reason(tmp_path: P
         ("u", "nan", None),
         ("u", "a", "soon"),
         ("u", "z", None),
+        ("u\ufffd", "a", None),
     ]
-    data = collect(tmp_path, [("a", "one")], events)
+    data = collect(tmp_path, [("a", "one"), ("x\u202ey", "two")], events)
     assert data.rejects().collect().select("row", "reason").rows() == [
+        (2, f"item id with {ID_RULE}"),
         (2, "no user id"),
         (3, "no item id"),
         (4, "time cannot be read"),
+        (6, f"user id with {ID_RULE}"),
         (5, "unknown item"),
     ]
     assert [h.item_ids for h in data.histories()] == [("a",)]

@@ -107,3 +107,36 @@ def test_texts_that_are_lists_are_joined_and_counted() -> None:
     assert joined["genres"].to_list() == ["Drama|War", "[REC]", "", None]
     assert joined["title"].to_list() == ["a", "b ['x']", "c d", "[1]"]
     assert n_lists == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "allowed"),
+    [
+        ("ann", True),
+        ("team/ann smith@x.org", True),
+        ("Zoë\u00a0ü 李", True),
+        ("u" * values.MAX_ID, True),
+        ("", False),
+        ("u" * (values.MAX_ID + 1), False),
+        (" ann", False),
+        ("ann\u00a0", False),
+        ("\ufeffann", False),
+        (".", False),
+        ("..", False),
+        ("a\tb", False),
+        ("a\x00b", False),
+        ("a\x85b", False),
+        ("a\u2028b", False),
+        ("a\u202eb", False),
+        ("a\u200fb", False),
+        ("a\ufffdb", False),
+    ],
+)
+def test_one_rule_says_which_ids_are_allowed_one_by_one_and_in_columns(text: str, allowed: bool) -> None:
+    fault = values.id_fault(text)
+    assert (fault is None) == allowed
+    assert pl.DataFrame({"id": [text]}).select(values.is_id("id")).item() == allowed
+
+
+def test_half_of_a_surrogate_pair_is_no_id() -> None:
+    assert "U+D800" in str(values.id_fault("a\ud800"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -234,7 +235,7 @@ def test_any_id_can_be_named_in_an_address(shop: Shop, user: str) -> None:
     assert shop.client.get(address).json()["type"] == "urn:trsr:problem:unknown-user"
 
 
-@pytest.mark.parametrize("user", ["a\tb", "u" * 300])
+@pytest.mark.parametrize("user", ["a\tb", "u" * 300, " mike", "mike\u00a0", "m\ufffd", "\u202em", "\x00"])
 def test_users_of_the_data_set_are_read_and_deleted_whatever_their_ids(shop: Shop, user: str) -> None:
     shop.service.store.add_events(user, [Event("e1", "i1", None)])
     address = f"/v1/users/{quote(user, safe='')}"
@@ -242,6 +243,20 @@ def test_users_of_the_data_set_are_read_and_deleted_whatever_their_ids(shop: Sho
     assert shop.client.get(address).json()["user_id"] == user
     assert shop.client.post("/v1/recommend", json={"user_id": user}).status_code == 200
     assert shop.client.delete(address).status_code == 204
+
+
+@pytest.mark.parametrize("wrong", [" x", "x\t", "x\u202e", "x\ufffd", f"x{chr(0xD800)}", "..", ""])
+def test_new_ids_of_events_and_items_follow_the_same_rule(shop: Shop, wrong: str) -> None:
+    bodies = {
+        "/v1/users/ann/events": ("POST", {"events": [{"event_id": wrong, "item_id": "i1"}]}),
+        "/v1/items": ("PUT", {"items": [{"item_id": wrong, "fields": {"title": "x"}}]}),
+    }
+    for address, (method, body) in bodies.items():
+        content = json.dumps(body)  # as ASCII: UTF-8 has no halves of surrogate pairs
+        answer = shop.client.request(
+            method, address, content=content, headers={"Content-Type": "application/json"}
+        )
+        assert (answer.status_code, answer.json()["type"]) == (422, "urn:trsr:problem:invalid-request")
 
 
 @pytest.mark.parametrize("address", ["/v1/users/%ff%fe", "/v1/users/%E9", "/metrics?a=%c3"])

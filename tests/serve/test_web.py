@@ -9,6 +9,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from serve_parts import HOSTILE
@@ -18,6 +19,7 @@ from starlette.testclient import TestClient
 from trsr.llm.fake import FakeGenerator, FakeScorer
 from trsr.serve.app import create_app
 from trsr.serve.auth import Key, key_hash
+from trsr.serve.records import Event
 from trsr.serve.sqlite_keys import add_key, remove_key
 from trsr.serve.web.assets import ASSETS
 from trsr.types import History
@@ -309,6 +311,25 @@ def test_other_bodies_than_forms_are_refused(ann: Shop) -> None:
 
 
 # What becomes of its forms
+
+
+@pytest.mark.parametrize("user", [" ann", "ann ", "a/nn", "ann\ufffd"])
+def test_a_form_acts_on_the_user_it_names_and_no_other(ann: Shop, user: str) -> None:
+    before = ann.client.get("/v1/users/ann").json()
+    ann.service.store.add_events(user, [Event("e1", "i1", None)])
+    html = page(ann, f"/?{urlencode({'user': user})}")
+    assert f'name="user" value="{user}"' in html
+    assert send(ann, "follow", user=user).status_code == 303
+    assert send(ann, "delete", user=user, sure="yes").status_code == 303
+    assert ann.service.store.history(user) is None
+    assert ann.client.get("/v1/users/ann").json() == before
+
+
+@pytest.mark.parametrize("user", [" ann", "", "ann\t", "\u202eann"])
+def test_the_page_makes_no_user_whose_id_the_rule_forbids(ann: Shop, user: str) -> None:
+    answer = send(ann, "events", user=user, item="i5", event_id="x")
+    assert answer.status_code == 422
+    assert ann.service.store.users() == ["ann"]
 
 
 def test_an_edit_is_saved_and_moves_the_ranking(ann: Shop) -> None:

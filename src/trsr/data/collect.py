@@ -16,7 +16,16 @@ from trsr.data.import_info import TimesInfo
 from trsr.data.rawtables import RAW, ROW
 from trsr.data.tables import TIME, DatasetWriter, Spool
 from trsr.data.times import UNREADABLE, TimeReader
-from trsr.data.values import MARKERS, clean_cell, clean_ids, clean_texts, join_written_lists, parse_rating
+from trsr.data.values import (
+    ID_RULE,
+    MARKERS,
+    clean_cell,
+    clean_ids,
+    clean_texts,
+    is_id,
+    join_written_lists,
+    parse_rating,
+)
 from trsr.errors import DataError
 
 RANGE_ROWS = 1_000_000  # events sorted at once
@@ -144,7 +153,11 @@ class ItemCollector:
         """Take a batch of `item_rows`."""
         frame, n_floats = clean_ids(single(frame, "item_id"), "item_id")
         count_if_any(self._writer, "ids_written_as_floats", n_floats)
-        frame = keep_or_refuse(self._writer, self._file, frame, pl.col("item_id").is_not_null(), "no item id")
+        for good, reason in (
+            (pl.col("item_id").is_not_null(), "no item id"),
+            (is_id("item_id"), f"item id with {ID_RULE}"),
+        ):
+            frame = keep_or_refuse(self._writer, self._file, frame, good, reason)
         frame = frame.with_columns(pl.struct(self._fields).hash().alias(_HASH))
         new = frame.join(self._known, on="item_id", how="anti", maintain_order="left")
         new = new.unique("item_id", keep="first", maintain_order=True)
@@ -224,6 +237,7 @@ class EventCollector:
         for good, reason in (
             (pl.col("user_id").is_not_null(), "no user id"),
             (pl.col("item_id").is_not_null(), "no item id"),
+            (is_id("user_id"), f"user id with {ID_RULE}"),
             (missing | pl.col("later") | pl.col("time").is_not_null(), UNREADABLE),
         ):
             frame = self._keep(frame, good, reason)

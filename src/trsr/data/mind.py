@@ -19,7 +19,7 @@ from trsr.data.rawtables import RAW, ROW
 from trsr.data.reading import RawFiles, TextSettings
 from trsr.data.tables import IMPRESSIONS, TIME, Dataset, DatasetWriter, Spool
 from trsr.data.times import MONTH_FIRST, UNREADABLE, TimeReader
-from trsr.data.values import MARKERS
+from trsr.data.values import ID_RULE, MARKERS, is_id
 from trsr.errors import DataError
 
 NEWS = (
@@ -130,6 +130,7 @@ def _impressions(writer: DatasetWriter, file: str, frame: pl.DataFrame, times: T
     frame = frame.with_columns(times.read(frame["time"])[0].alias("timestamp"))
     for good, reason in (
         (pl.col("impression_id") != "", "no impression id"),
+        ((pl.col("user_id") == "") | is_id("user_id"), f"user id with {ID_RULE}"),
         ((pl.col("time") == "") | pl.col("timestamp").is_not_null(), UNREADABLE),
         (
             ~pl.col("candidates").str.contains(r"^[^\s-]+( +[^\s-]+)*$"),

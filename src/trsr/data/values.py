@@ -32,6 +32,13 @@ MARKERS = (
 MISSING = ("", *MARKERS)
 # White space, and the two invisible characters that joined files and web pages leave around an id.
 _AROUND_ID = "".join(c for c in map(chr, range(0x3001)) if c.isspace()) + "\u200b\ufeff"
+MAX_ID = 256
+"""Characters of an id."""
+# Control characters, line separators, marks that turn the direction of text, and what stands for lost bytes.
+_NOT_IN_ID = "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufffd]"
+ID_RULE = (
+    f"characters that ids may not have (control or direction marks, U+FFFD, more than {MAX_ID}, '.' or '..')"
+)
 _FLOAT_ID = r"^(-?(?:0|[1-9][0-9]*))\.0+$"
 _COMMA_NUMBER = r"^([+-]?[0-9]+),([0-9]+)$"
 _QUOTED = r"""(?:'[^'"\\]*'|"[^'"\\]*")"""
@@ -49,6 +56,29 @@ def clean_cell(column: str) -> pl.Expr:
     """Return a text without white space around it; null where it is missing."""
     text = pl.col(column).cast(pl.String).str.strip_chars()
     return pl.when(text.is_in(MISSING)).then(None).otherwise(text).alias(column)
+
+
+def id_fault(text: str) -> str | None:
+    """Return what is wrong with a new id of a user, an item or an event, or None."""
+    if not text or text != text.strip(_AROUND_ID):
+        return "the id is empty or has a blank at an end; leave the blank out"
+    if len(text) > MAX_ID:
+        return f"the id has {len(text)} characters, at most {MAX_ID} are allowed"
+    if text in (".", ".."):
+        return f"the id {text!r} cannot stand in an address; take another"
+    if found := re.search(f"{_NOT_IN_ID}|[\ud800-\udfff]", text):
+        kind = (
+            "which stands for bytes that were no UTF-8" if found[0] == "\ufffd" else "a sign that nobody sees"
+        )
+        return f"the id holds U+{ord(found[0]):04X}, {kind}; take another"
+    return None
+
+
+def is_id(column: str) -> pl.Expr:
+    """Return whether the texts of a column are ids by the rule of `id_fault`; null where they are missing."""
+    text = pl.col(column)
+    plain = ~text.str.contains(_NOT_IN_ID) & (text == text.str.strip_chars(_AROUND_ID))
+    return plain & text.str.len_chars().is_between(1, MAX_ID) & ~text.is_in([".", ".."])
 
 
 def clean_ids(frame: pl.DataFrame, *columns: str) -> tuple[pl.DataFrame, int]:

@@ -6,7 +6,17 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
+
+from trsr.data.values import MAX_ID, id_fault
 
 MAX_EVENTS = 1000
 MAX_ITEMS = 1000
@@ -15,8 +25,15 @@ MAX_PROFILE = 8_000
 MAX_TEXT = 200_000
 _EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 
-Id = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
-"""An id that a request makes (of a user, an item, an event): no control characters."""
+
+def _new_id(text: str) -> str:
+    if fault := id_fault(text):
+        raise ValueError(fault)
+    return text
+
+
+Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID), AfterValidator(_new_id)]
+"""An id that a request makes (of a user, an item, an event)."""
 KnownId = Annotated[str, StringConstraints(min_length=1)]
 """An id that has to exist: whatever a data set has brought can be named, read and deleted."""
 Text = Annotated[str, StringConstraints(max_length=MAX_TEXT)]

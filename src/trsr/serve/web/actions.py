@@ -31,8 +31,8 @@ def add_actions(router: APIRouter, service: Service, keys: Keys) -> None:
     @router.post("/page/events")
     async def add_event(request: Request) -> Response:
         form = await read_form(request)
-        user_id, item_id = form.id("user"), form.id("item")
-        event = Event(form.id("event_id"), item_id, datetime.now(UTC))
+        user_id, item_id = form.new_id("user"), form.id("item")
+        event = Event(form.new_id("event_id"), item_id, datetime.now(UTC))
         await run_in_threadpool(service.add_events, user_id, [event])
         said = f"“{item_view(service, item_id).title}” is in the history now; the profile follows."
         return _answer(request, user_id, "added", said)

@@ -4,30 +4,37 @@ from __future__ import annotations
 
 from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 
+from trsr.data.values import id_fault
 from trsr.serve.gate import check_user
 from trsr.serve.problems import BAD_REQUEST, INVALID, WRONG_ORIGIN, Problem
-from trsr.serve.schemas import Id
 
 _MAX_FIELDS = 20
-_ID: TypeAdapter[str] = TypeAdapter(Id)
 
 
 class Form(dict[str, str]):
     """The fields of a form."""
 
     def id(self, name: str) -> str:
-        """Return a field that is an id.
+        """Return a field that is an id, as it was sent.
 
         Raises:
-            Problem: it is missing or cannot be one.
+            Problem: it is missing.
         """
-        try:
-            return _ID.validate_python(self.get(name, "").strip())
-        except ValidationError as error:
-            raise Problem(INVALID, f"The field {name!r} is empty, too long, or has control signs.") from error
+        if not self.get(name):
+            raise Problem(INVALID, f"The field {name!r} is empty; it holds an id.")
+        return self[name]
+
+    def new_id(self, name: str) -> str:
+        """Return a field that is an id, which may be a new one.
+
+        Raises:
+            Problem: it cannot be one.
+        """
+        if fault := id_fault(self.get(name, "")):
+            raise Problem(INVALID, f"{name}: {fault}.")
+        return self[name]
 
 
 def check_origin(request: Request) -> None:

@@ -46,10 +46,10 @@ def page_router(service: Service, keys: Keys) -> APIRouter:
     @router.get("/")
     async def page(
         request: Request,
-        user: Text = "",
+        user: str = "",
         q: Text = "",
         find: Text = "",
-        explain: Text = "",
+        explain: str = "",
         done: Text = "",
         rank: bool = False,
         edit: bool = False,
@@ -93,7 +93,7 @@ def _add_parts(router: APIRouter, service: Service) -> None:
         return render("part_users.html", _users(service, q, request.state.key.user_prefix))
 
     @router.get("/page/profile")
-    def profile(user: Text, seen: Text = "") -> Response:
+    def profile(user: str, seen: Text = "") -> Response:
         view = user_view(service, user).profile
         if seen == view.seen:
             return Response(status_code=204)  # asked again and again while an update waits
@@ -101,21 +101,21 @@ def _add_parts(router: APIRouter, service: Service) -> None:
         return render("part_profile.html", {"profile": view, "user_id": user}, headers=headers)
 
     @router.get("/page/editor")
-    def editor(user: Text) -> HTMLResponse:
+    def editor(user: str) -> HTMLResponse:
         view = user_view(service, user).profile
         return render("part_editor.html", {"profile": view, "user_id": user})
 
     @router.get("/page/history")
-    def history(user: Text) -> HTMLResponse:
+    def history(user: str) -> HTMLResponse:
         return render("part_history.html", {"view": user_view(service, user), "user_id": user})
 
     @router.get("/page/items")
-    def items(user: Text, find: Text = "") -> HTMLResponse:
+    def items(user: str, find: Text = "") -> HTMLResponse:
         values = {"user_id": user, "find": find, "found": _found(service, find), "event_id": _event_id()}
         return render("part_found.html", values)
 
     @router.get("/page/ranking")
-    async def ranking(user: Text, before: Items = []) -> HTMLResponse:  # noqa: B006
+    async def ranking(user: str, before: Items = []) -> HTMLResponse:  # noqa: B006
         try:
             view = await ranking_view(service, user, before)
         except OverloadedError as error:
@@ -125,11 +125,11 @@ def _add_parts(router: APIRouter, service: Service) -> None:
         return render("part_ranking.html", {"ranking": view, "user_id": user, "event_id": _event_id()})
 
     @router.get("/page/why")
-    async def why(user: Text, item: Text) -> HTMLResponse:
+    async def why(user: str, item: str) -> HTMLResponse:
         return render("part_why.html", {"why": await why_view(service, user, item), "user_id": user})
 
     @router.get("/page/compare")
-    async def compare(user: Text) -> HTMLResponse:
+    async def compare(user: str) -> HTMLResponse:
         view = await comparison_view(service, user)
         return render("part_compare.html", {"comparison": view, "user_id": user})
 
@@ -146,7 +146,7 @@ def _found(service: Service, words: str) -> list[ItemView]:
     """Return the items that fit some words best, one of exactly this id first; none for no words."""
     if not words.strip():
         return []
-    exact = [words.strip()] if words.strip() in service.catalogue else []
+    exact = [words] if words in service.catalogue else []
     found = service.ranker.retriever.top(words, (), N_FOUND)
     return [item_view(service, name) for name in list(dict.fromkeys([*exact, *found]))[:N_FOUND]]
 
