@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
+from itertools import chain, repeat
 from pathlib import Path
 
 import cohere
@@ -83,6 +85,75 @@ def test_a_cookie_over_https_is_secure_where_a_known_proxy_says_so(
             answer = httpx2.post(f"{address}/page/key", data={"key": KEY}, headers=headers, timeout=60)
             assert answer.status_code == 303
             assert ("; secure" in answer.headers["set-cookie"].lower()) == expected
+
+
+POST = b"POST /v1/rerank HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+
+def until_the_end(address: str, *sent: bytes) -> bytes:
+    """Send some bytes, the last of them again and again until the server closes; return its answer."""
+    host, port = address.removeprefix("http://").split(":")
+    answer = b""
+    with socket.create_connection((host, int(port))) as client:
+        client.settimeout(0.05)
+        ends = time.monotonic() + 60
+        for part in chain(sent, repeat(sent[-1])):
+            assert time.monotonic() < ends, "the connection is still open"
+            try:
+                client.sendall(part)
+                if not (received := client.recv(65_536)):
+                    break
+                answer += received
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                break
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        ((b"",), b""),
+        ((b"GET /healthz HTTP/1.1\r\nX-A: ", b"a"), b""),
+        ((POST + b"Content-Length: 1000\r\n\r\n", b""), b"HTTP/1.1 408 "),
+        ((POST + b"Content-Length: 10000000\r\n\r\n", b" "), b"HTTP/1.1 408 "),
+        ((POST + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"), b"HTTP/1.1 408 "),
+        (
+            (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n", b" "),
+            b"HTTP/1.1 200 ",
+        ),
+    ],
+)
+def test_headers_and_bodies_that_never_end_are_given_up(
+    tmp_path: Path, sent: tuple[bytes, ...], status: bytes
+) -> None:
+    settings = make_settings(port=0, api_keys=(), request_seconds=0.3, max_body_bytes=10**8)
+    with running(make_service(tmp_path / "serve.sqlite", settings), settings) as address:
+        answer = until_the_end(address, *sent)
+    assert answer[: len(status) or None] == status
+    assert (b"urn:trsr:problem:request-timeout" in answer) == (b"408" in status)
+
+
+def test_a_slow_answer_is_no_slow_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = make_settings(port=0, api_keys=(), request_seconds=0.1)
+    service = make_service(tmp_path / "serve.sqlite", settings)
+    monkeypatch.setattr(service, "delete_user", lambda _: time.sleep(0.5))
+    with running(service, settings) as address, httpx2.Client(timeout=60) as client:
+        assert client.delete(f"{address}/v1/users/ann").status_code == 204
+
+
+def test_no_more_connections_are_open_than_may_be(tmp_path: Path) -> None:
+    settings = make_settings(port=0, max_connections=2)
+    with (
+        running(make_service(tmp_path / "serve.sqlite", settings), settings) as address,
+        httpx2.Client(timeout=60) as first,
+        httpx2.Client(timeout=60) as second,
+    ):
+        assert {client.get(f"{address}/healthz").status_code for client in (first, second)} == {200}
+        with pytest.raises(httpx2.TransportError):
+            httpx2.get(f"{address}/healthz", timeout=60)
+        assert first.get(f"{address}/healthz").status_code == 200
 
 
 def test_the_server_says_neither_its_name_nor_its_version(tmp_path: Path) -> None:

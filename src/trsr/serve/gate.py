@@ -7,12 +7,14 @@ looks, and the form that takes the key). Which users a key reaches is checked wh
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from urllib.parse import unquote_to_bytes
 
 from fastapi import Request
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trsr.serve.auth import ADMIN, EVENTS, NO_KEY, RANK, Key, Keys
 from trsr.serve.batching import CALLER
@@ -37,7 +39,7 @@ _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class Gate:
-    """ASGI middleware that asks for the key, counts requests and looks at the announced size."""
+    """ASGI middleware that asks for the key, counts requests, and bounds the size and the time of bodies."""
 
     def __init__(
         self, app: ASGIApp, settings: Settings, keys: Keys, open_paths: frozenset[str] = frozenset()
@@ -47,6 +49,7 @@ class Gate:
         self._keys = keys
         self._rate = RateLimit(settings.requests_per_minute)
         self._max_body_bytes = settings.max_body_bytes
+        self._seconds = settings.request_seconds
         self._names = _LOCAL_NAMES | {settings.host}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,7 +62,7 @@ class Gate:
             except Problem as problem:
                 await problem_response(problem, scope)(scope, receive, send)
                 return
-        await self.app(scope, receive, send)
+        await self.app(scope, _in_time(receive, self._seconds), send)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         # Replaced by U+FFFD, different ids would be one.
@@ -81,6 +84,25 @@ class Gate:
         length = headers.get("content-length", "")
         if length.isdecimal() and (len(length) > 15 or int(length) > self._max_body_bytes):
             raise Problem(TOO_LARGE, f"The body has {length} bytes, at most {self._max_body_bytes} are read.")
+
+
+def _in_time(receive: Receive, seconds: float) -> Receive:
+    """Return a `receive` that gives up a body which is not complete after some seconds."""
+    ends: float | None = asyncio.get_running_loop().time() + seconds
+
+    async def receive_in_time() -> Message:
+        nonlocal ends
+        try:
+            async with asyncio.timeout_at(ends):
+                message = await receive()
+        except TimeoutError as error:
+            detail = f"The body was not complete after {seconds:g} seconds; send it faster"
+            raise HTTPException(408, detail, {"Connection": "close"}) from error
+        if not message.get("more_body", False):
+            ends = None
+        return message
+
+    return receive_in_time
 
 
 def check_key(key: Key | None, needed: Iterable[str]) -> Key:

@@ -46,6 +46,7 @@ WRONG_ORIGIN = Kind("wrong-origin", 403, "The request comes from another site")
 NOT_FOUND = Kind("not-found", 404, "There is no such address")
 UNKNOWN_USER = Kind("unknown-user", 404, "The user is not known")
 METHOD_NOT_ALLOWED = Kind("method-not-allowed", 405, "The address does not do this")
+REQUEST_TIMEOUT = Kind("request-timeout", 408, "The request did not arrive in time")
 TOO_LARGE = Kind("too-large", 413, "The request is too large")
 INVALID = Kind("invalid-request", 422, "The request is not as described")
 UNKNOWN_ITEMS = Kind("unknown-items", 422, "The catalogue does not have these items")
@@ -58,7 +59,8 @@ MODEL_FAILED = Kind("model-failed", 500, "The model gives no usable answer")
 OVERLOADED = Kind("overloaded", 503, "The server is busy")
 NOT_READY = Kind("not-ready", 503, "The server is not ready")
 _BY_STATUS = {
-    kind.status: kind for kind in (BAD_REQUEST, NOT_FOUND, METHOD_NOT_ALLOWED, TOO_LARGE, INTERNAL, NOT_READY)
+    kind.status: kind
+    for kind in (BAD_REQUEST, NOT_FOUND, METHOD_NOT_ALLOWED, REQUEST_TIMEOUT, TOO_LARGE, INTERNAL, NOT_READY)
 }
 
 

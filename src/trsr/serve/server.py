@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 from collections.abc import Callable
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from trsr.errors import OutputError
 from trsr.serve.app import create_app
@@ -35,6 +37,7 @@ def make_server(service: Service, settings: Settings) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
             create_app(service, settings),
+            http=_protocol(settings),
             log_config=None,
             access_log=False,  # the envelope writes one line a request, without ids of users
             server_header=False,
@@ -44,6 +47,40 @@ def make_server(service: Service, settings: Settings) -> uvicorn.Server:
             timeout_graceful_shutdown=settings.stop_seconds,
         )
     )
+
+
+def _protocol(settings: Settings) -> type[H11Protocol]:
+    """Return uvicorn's protocol, bounded in connections and in the time that a request's headers take."""
+
+    class Bounded(H11Protocol):
+        waiting: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            if len(self.connections) > settings.max_connections:
+                transport.abort()
+            self.wait()
+
+        def on_response_complete(self) -> None:
+            self.wait()
+            super().on_response_complete()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self.waiting:
+                self.waiting.cancel()
+            super().connection_lost(exc)
+
+        def wait(self) -> None:
+            """Close the connection unless a next request begins in time."""
+            if self.waiting:
+                self.waiting.cancel()
+            self.waiting = self.loop.call_later(settings.request_seconds, self.end, self.cycle)
+
+        def end(self, before: object) -> None:
+            if self.cycle is before:
+                self.timeout_keep_alive_handler()
+
+    return Bounded
 
 
 def run_server(

@@ -40,6 +40,8 @@ class Settings(BaseSettings):
     n_ranked: int | None = Field(default=None, ge=1)
     """Of the items found where no candidates are given, those that the model ranks; by default as many as it
     ranks in about two seconds, from 10 to 50."""
+    max_connections: int = Field(default=800, ge=1)
+    """Open ones; a further one is closed. Below the files that a process may open, often 1,024."""
     stop_seconds: int = Field(default=10, ge=0)
     """At the end, how long open requests may still take."""
     log_texts: bool = False
