@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import polars as pl
 import pytest
 import yaml
 from conftest import Answer, tiny_run
@@ -118,6 +119,54 @@ def test_printing_a_finished_run_writes_nothing(trsr: Trsr, config_file: Path, r
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     assert trsr("run", config_file, "--out", run).code == 0
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+FILES = (
+    "stages.json",
+    "env.json",
+    "metrics.json",
+    "scores.parquet",
+    "profiles.parquet",
+    "examples/test.parquet",
+    "training.json",
+    "model/adapter_model.safetensors",
+)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_of_a_run_is_named_and_made_anew_once_it_is_removed(
+    trsr: Trsr, config_file: Path, run: Path, name: str
+) -> None:
+    file, whole = run / name, (run / name).read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    (run / "report.md").unlink()
+    assert_one_sentence(trsr("evaluate", run), str(file), "damaged", "remove it", "the same command again")
+    file.unlink()
+    answer = trsr("run", config_file, "--out", run)
+    assert answer.code == 0
+    if name not in ("stages.json", "env.json"):
+        assert f"{name} is gone, so that this stage and those after it run again" in answer.err
+    if name not in ("stages.json", "env.json", "training.json", "model/adapter_model.safetensors"):
+        assert file.read_bytes() == whole
+
+
+def test_a_file_of_a_run_that_was_changed_is_named(trsr: Trsr, config_file: Path, run: Path) -> None:
+    scores = pl.read_parquet(run / "scores.parquet")
+    scores.with_columns(pl.col("margin") + 1).write_parquet(run / "scores.parquet")
+    for command in (("run", config_file, "--out", run), ("evaluate", run)):
+        assert_one_sentence(trsr(*command), "scores.parquet", "'rank'", "sha256")
+
+
+@pytest.mark.parametrize("name", ["scores.parquet", "metrics.json", "profiles.parquet"])
+def test_a_run_that_noted_no_hashes_names_a_damaged_file_too(
+    trsr: Trsr, config_file: Path, run: Path, name: str
+) -> None:
+    stages = json.loads((run / "stages.json").read_text())
+    noted = {stage: {k: v for k, v in facts.items() if k != "sha256"} for stage, facts in stages.items()}
+    (run / "stages.json").write_text(json.dumps(noted))
+    (run / name).write_bytes((run / name).read_bytes()[:-9])
+    command = ("run", config_file, "--out", run) if name == "metrics.json" else ("evaluate", run)
+    assert_one_sentence(trsr(*command), name, "is damaged")
 
 
 def test_evaluate_without_scores_says_what_to_do(trsr: Trsr, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -119,8 +121,30 @@ def test_a_stop_from_the_keyboard_says_how_to_go_on(trsr: Trsr, monkeypatch: pyt
 
     monkeypatch.setattr("trsr.pipeline.folder.environment", stop)
     answer = trsr("env")
-    assert answer.code == 130
-    assert "Traceback" not in answer.err
+    assert answer == Answer(
+        130, "", "Stopped. What was finished is kept; run the same command again to go on.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        Exception("No space left on device (os error 28)"),  # of tokenizers
+    ],
+)
+def test_a_full_disk_is_one_sentence_whatever_library_meets_it(
+    trsr: Trsr, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr("trsr.pipeline.folder.environment", fail)
+    answer = trsr("env")
+    assert answer.code == 2
+    assert answer.err == "Error: The disk is full; free space, then run the same command again to go on.\n"
+    with pytest.raises(type(error)):
+        trsr("env", "--debug")
 
 
 def test_the_environment_is_printed_for_people_and_machines(trsr: Trsr) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trsr.llm.answers import answer_in, answer_or_error, has_stopped
+from trsr.llm.answers import answer_in, answer_or_error, has_stopped, within
 
 LIKES = "The user likes pens."
 
@@ -92,3 +92,10 @@ def test_words_that_the_model_was_to_go_on_from_are_not_said_twice() -> None:
         "Sure! Here is the summary:\n\nThis shopper buys pens.", ("\n",), "This shopper buys"
     )
     assert said == ("pens.", None)
+
+
+def test_a_text_is_cut_at_a_word_only_where_it_is_far_longer_than_its_tokens() -> None:
+    assert within("garden hoses", 2) == "garden hoses"
+    assert within("garden hoses and more", 2) == "garden hoses and"
+    assert within("garden hoses andmore and", 2) == "garden hoses"
+    assert within("x" * 100, 2) == "x" * 20

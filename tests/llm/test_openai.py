@@ -328,6 +328,15 @@ def test_a_server_that_thinks_or_introduces_gives_its_answer_only(answer: Answer
             assert (result.text, result.error) == ("Likes pens.", None)
 
 
+@pytest.mark.parametrize("thinking", ["off", "strip"])
+def test_an_answer_has_a_limit_whatever_the_server_sends(thinking: Any) -> None:
+    with scripted(_completion(content="<think>\nPens.</think>" + "buys lamps " * 200_000)) as server:
+        engine = _engine(server, thinking=thinking)
+        (result,) = engine.generate([ask("What?")], GenerationParams(max_new_tokens=24))
+    assert 200 < len(result.text) <= 240
+    assert set(result.text.split()) == {"buys", "lamps"}
+
+
 @pytest.mark.parametrize(
     "answer",
     [

@@ -20,7 +20,7 @@ from trsr.errors import RunMismatchError
 from trsr.llm.adapter import read_adapter_info
 from trsr.pipeline import stages
 from trsr.pipeline.folder import RunFolder
-from trsr.pipeline.stages import STAGES, run_stages
+from trsr.pipeline.stages import FILES, STAGES, run_stages
 from trsr.pipeline.workbench import Workbench
 
 RANKERS = ("random", "popularity", "recency", "bm25", "llm_zero_shot", "llm")
@@ -69,6 +69,8 @@ def test_a_run_leaves_every_file_of_the_design_and_nothing_half_done(finished_ru
 def test_every_stage_is_marked_in_order_with_its_facts(finished_run: Path) -> None:
     facts = json.loads((finished_run / "stages.json").read_text())
     assert list(facts) == list(STAGES)
+    hashes = {stage: set(facts[stage].pop("sha256", ())) for stage in STAGES}
+    assert hashes == {stage: set(FILES.get(stage, ())) for stage in STAGES}
     assert facts["examples"] | {"seconds": 0} == {"seconds": 0, "train": 8, "valid": 3, "test": 12}
     assert facts["train"] | {"seconds": 0} == {"seconds": 0, "users": 8, "steps": 8}
     lines = [json.loads(line) for line in (finished_run / "log.jsonl").read_text().splitlines()]

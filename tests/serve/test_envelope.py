@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import sqlite3
 from pathlib import Path
 
 import pytest
 from shop import Shop, open_shop
 from starlette.types import Message, Receive, Scope, Send
 
-from trsr.errors import OutputError
+from trsr.data.sqlite_file import as_one_sentence
 from trsr.serve.envelope import Envelope
 from trsr.serve.metrics import Metrics
 
@@ -109,16 +110,34 @@ def test_texts_are_logged_where_that_is_asked_for(
     assert "/v1/users/jane-doe" in said
 
 
-def test_a_store_that_cannot_write_is_a_failure_of_ours_and_logged(
-    shop: Shop, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("cause", "status", "kind"),
+    [
+        (sqlite3.OperationalError("database or disk is full"), 507, "storage-full"),
+        (sqlite3.OperationalError("database is locked"), 503, "database-failed"),
+        (sqlite3.DatabaseError("database disk image is malformed"), 503, "database-failed"),
+    ],
+)
+def test_a_database_that_does_not_work_says_why_in_the_answer_and_in_the_log(
+    cause: Exception,
+    status: int,
+    kind: str,
+    shop: Shop,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(user_id: str) -> None:
-        raise OutputError("The disk is full.")
+        with as_one_sentence(Path("/srv/users.sqlite"), "database"):
+            raise cause
 
     monkeypatch.setattr(shop.service, "user", fail)
     answer = shop.client.get("/v1/users/jane-doe")
-    assert (answer.status_code, answer.json()["type"]) == (500, "urn:trsr:problem:internal")
-    assert "failed with OutputError" in caplog.text
+    assert (answer.status_code, answer.json()["type"]) == (status, f"urn:trsr:problem:{kind}")
+    assert str(cause) in answer.json()["detail"]
+    assert "/srv" not in answer.text
+    assert "retry-after" in answer.headers
+    assert str(cause) in caplog.text
+    assert answer.headers["x-request-id"] in caplog.text
 
 
 class Client:

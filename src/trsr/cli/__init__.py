@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 
 import typer
@@ -17,8 +19,11 @@ from trsr.cli.plan import plan
 from trsr.cli.serve import serve
 from trsr.cli.store import store_app
 from trsr.cli.summarize import summarize
-from trsr.errors import TrsrError
+from trsr.errors import OutputError, TrsrError
 from trsr.train import processes
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 
 app = typer.Typer(
     name="trsr",
@@ -59,7 +64,15 @@ def main() -> None:
         if processes.speaks(error):
             typer.echo("\n".join(f"Error: {line}" for line in str(error).splitlines()), err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as ended:
+        if isinstance(ended, SystemExit) and ended.code != INTERRUPTED:  # as typer ends it
+            raise
         if processes.is_main():
             typer.echo("Stopped. What was finished is kept; run the same command again to go on.", err=True)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        # Libraries say it in many ways: an OSError, or an error of their own with its words.
+        if debug or os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        typer.echo("Error: The disk is full; free space, then run the same command again to go on.", err=True)
+        sys.exit(OutputError.exit_code)

@@ -58,7 +58,9 @@ def _run(bench: Workbench, until: str) -> None:
 
 def _print_metrics(out: Path, as_json: bool) -> None:
     """Print the metrics of a finished run, and where the report is."""
-    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    from trsr.data.files import read_json
+
+    metrics = read_json(out / "metrics.json")
     if as_json:
         typer.echo(json.dumps(metrics, indent=2))
         return
@@ -190,15 +192,14 @@ def evaluate(
     Example: trsr evaluate out/demo
     """
     from trsr.errors import DataError
-    from trsr.pipeline.evaluating import evaluate_scores
-    from trsr.pipeline.preflight import check_dataset
+    from trsr.pipeline.stages import run_stage
 
     if not (out / "scores.parquet").is_file():
         raise DataError(f"{out} holds no scores.parquet; rank first with `trsr run CONFIG --out {out}`.")
     bench = _open(out / "config.yaml", out, None)
-    check_dataset(bench)
+    bench.folder.check_files()
     with bench.folder.working():
-        evaluate_scores(bench)
+        run_stage(bench, "evaluate")
     _print_metrics(out, as_json)
 
 

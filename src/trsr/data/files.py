@@ -1,18 +1,23 @@
-"""Writes a file or a folder in one move: under its name stands the old or the whole new one, never a part."""
+"""Writes a file or a folder in one move: under its name stands the old or the whole new one, never a part.
+
+What is read again here is of our own making, so that what cannot be read is damaged.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import glob
+import json
 import os
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
-from trsr.errors import OutputError
+from trsr.errors import DataError, OutputError
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -35,6 +40,37 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+def read_json(file: Path) -> Any:
+    """Return what a JSON file of ours holds.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    with _damage(file):
+        return json.loads(file.read_text(encoding="utf-8"))
+
+
+def read_table(file: Path, columns: list[str] | None = None) -> pl.DataFrame:
+    """Return a Parquet file of ours, or some of its columns.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    with _damage(file):
+        return pl.read_parquet(file, columns=columns, glob=False)
+
+
+@contextlib.contextmanager
+def _damage(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise DataError(
+            f"{file} is damaged ({said}); remove it, then run the same command again: it is made anew."
+        ) from error
 
 
 def replace_folder(path: Path, new: Path, old: Path, *, made: Collection[str]) -> None:

@@ -11,6 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
+CHARACTERS_PER_TOKEN = 10
+"""Far more than a token of an answer has on average."""
 Thinking = Literal["off", "strip"]
 """`off`: the model is told not to think. `strip`: it may, and its thoughts are cut from the answer."""
 
@@ -83,6 +85,15 @@ def answer_or_error(
         begun = begun.removeprefix(prefill.strip()).lstrip()
     answer = _FENCE_END.sub("", before_stop(begun, stop)).strip()
     return answer, why_empty(text) if text.strip() and not answer else None
+
+
+def within(text: str, n_tokens: int) -> str:
+    """Return a text, cut at a word where it has more characters than so many tokens write.
+
+    For engines whose tokens cannot be counted here. Models write 2 to 6 characters a token, in any language.
+    """
+    most = n_tokens * CHARACTERS_PER_TOKEN
+    return text if len(text) <= most else text[: most + 1].rsplit(maxsplit=1)[0][:most]
 
 
 def stopped_early(text: str, prefill: str = "") -> bool:

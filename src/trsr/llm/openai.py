@@ -24,7 +24,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from trsr.errors import EngineError, MissingExtraError
-from trsr.llm.answers import OFF, Thinking, answer_or_error, stopped_early, with_thinking
+from trsr.llm.answers import OFF, Thinking, answer_or_error, stopped_early, with_thinking, within
 from trsr.llm.base import Generation, GenerationParams, PhrasePart, Prompt
 from trsr.llm.chat_format import with_system_in_front
 from trsr.llm.wording import grammar as gbnf
@@ -183,6 +183,7 @@ class OpenAIGenerator:
     ) -> Generation:
         """Make one call; what only concerns this prompt becomes a failed result."""
         started = time.perf_counter()
+        n_tokens = params.max_new_tokens
         if self._thinking == "strip":
             params = replace(params, max_new_tokens=params.max_new_tokens + self._thinking_tokens)
         try:
@@ -204,6 +205,7 @@ class OpenAIGenerator:
         else:
             text = text.strip().removeprefix(prompt.prefill.strip()).strip()  # some servers repeat it
         n_read, n_written = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+        text = within(text, n_tokens)  # whatever limit the server keeps to
         return Generation(index, text, n_read, n_written, time.perf_counter() - started, why)
 
     def _ends_early(self, answer: Any, prompt: Prompt, params: GenerationParams) -> bool:

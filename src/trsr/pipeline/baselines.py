@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from trsr.data.files import read_json
 from trsr.data.fitting import fit_events
 from trsr.errors import DataError
 from trsr.llm import models
@@ -163,7 +164,7 @@ def _plain(point: Point) -> Point:
 
 def _trials(bench: Workbench, name: BaselineName) -> list[dict[str, Any]]:
     file = bench.folder.path / "baselines" / f"{name}.json"
-    return list(json.loads(file.read_text(encoding="utf-8"))["trials"]) if file.exists() else []
+    return list(read_json(file)["trials"]) if file.exists() else []
 
 
 def _save(

@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from trsr.data.files import read_table
 from trsr.llm.adapter import read_adapter_info, write_adapter_info
 from trsr.pipeline.progress import bar
 from trsr.pipeline.ranking import score_in_parts
@@ -37,7 +38,7 @@ def calibrate(bench: Workbench) -> dict[str, Any]:
         with bar("Calibrating") as shown:
             # Here, since the model has just been made here: its server holds it later, if at all.
             score_in_parts(bench, ("llm",), bench.splits.valid, file, shown, served=False)
-    fit = fit_scores(pl.read_parquet(file), bench.config.seed)
+    fit = fit_scores(read_table(file), bench.config.seed)
     model = bench.folder.path / "model"
     saved = fit.calibration.to_json() if fit.calibration is not None else None
     write_adapter_info(model, read_adapter_info(model).model_copy(update={"calibration": saved}))

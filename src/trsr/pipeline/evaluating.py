@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from trsr.config import RunConfig, own_ranker, swept
+from trsr.data.files import read_json, read_table
 from trsr.evaluate.aggregate import main_metrics, summarise
 from trsr.evaluate.context import (
     ExampleBlock,
@@ -83,7 +84,7 @@ def asked_pair(config: RunConfig) -> tuple[str, str] | None:
 
 
 def _scores(bench: Workbench) -> pl.DataFrame:
-    return pl.read_parquet(bench.folder.path / "scores.parquet")
+    return read_table(bench.folder.path / "scores.parquet")
 
 
 def report_context(bench: Workbench) -> ReportContext:
@@ -100,7 +101,7 @@ def report_context(bench: Workbench) -> ReportContext:
             StageCost(name, facts["seconds"], facts.get("calls_made"), facts.get("generated_tokens"))
             for name, facts in stages.items()
         ],
-        summaries={k: v for k, v in summaries.items() if k != "seconds"},
+        summaries={k: v for k, v in summaries.items() if k not in ("seconds", "sha256")},
         training=_training_rows(bench),
         training_metric="validation recall@3 + @5 + @10",
         users=[_example_user(bench, e, scores) for e in bench.splits.test[:N_EXAMPLE_USERS]],
@@ -131,7 +132,7 @@ def _training_rows(bench: Workbench) -> list[TrainingRow]:
     file = bench.folder.path / "training.json"
     if bench.config.train is None or not file.exists():
         return []
-    log = json.loads(file.read_text(encoding="utf-8"))["log"]
+    log = read_json(file)["log"]
     return [TrainingRow(int(r["step"]), r.get("loss"), r.get("eval_recall_sum")) for r in log]
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from trsr.data.files import read_json
 from trsr.data.verbalize import FieldCut
 from trsr.pipeline.workbench import Workbench, item_cuts
 
@@ -51,7 +51,7 @@ def write_cuts(
 def read_cuts(bench: Workbench) -> dict[str, Any]:
     """Return what `write_cuts` kept; empty for a run made before it did."""
     file = bench.folder.path / FILE
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
+    return dict(read_json(file)) if file.exists() else {}
 
 
 def cut_sentences(facts: Mapping[str, Any]) -> list[str]:

@@ -22,7 +22,8 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from trsr.config import RunConfig, differences
-from trsr.data.files import write_whole
+from trsr.data.files import read_json, write_whole
+from trsr.data.tables import file_sha256
 from trsr.errors import OutputError, RunInUseError, RunMismatchError
 from trsr.versions import installed
 
@@ -117,7 +118,7 @@ class RunFolder:
     def sittings(self) -> list[dict[str, Any]]:
         """Return one entry a process that worked on the run, the first one first; see `working`."""
         file = self.path / "env.json"
-        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+        found = read_json(file) if file.exists() else []
         return found if isinstance(found, list) else [found]  # the first runs kept the last sitting only
 
     @contextmanager
@@ -170,12 +171,32 @@ class RunFolder:
     def stages(self) -> dict[str, dict[str, Any]]:
         """Return the finished stages with their facts, in the order they were finished."""
         file = self.path / "stages.json"
-        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
+        return dict(read_json(file)) if file.exists() else {}
 
-    def finish(self, stage: str, facts: Mapping[str, Any]) -> None:
-        """Mark a stage as finished; `facts` (seconds, calls, tokens, ...) stand in the report."""
-        self.write_json("stages.json", self.stages() | {stage: dict(facts)})
+    def finish(self, stage: str, facts: Mapping[str, Any], files: Sequence[str] = ()) -> None:
+        """Mark a stage as finished; `facts` (seconds, calls, tokens, ...) stand in the report.
+
+        The sha256 of those of its `files` that are there is noted; see `check_files`.
+        """
+        hashes = {name: file_sha256(self.path / name) for name in files if (self.path / name).exists()}
+        noted = {"sha256": hashes} if hashes else {}
+        self.write_json("stages.json", self.stages() | {stage: {**facts, **noted}})
         self.log(stage, "done", **facts)
+
+    def check_files(self) -> None:
+        """Refuse a file of a finished stage that is not as the stage left it; one that is gone is made anew.
+
+        Raises:
+            RunMismatchError: naming it.
+        """
+        for stage, facts in self.stages().items():
+            for name, noted in facts.get("sha256", {}).items():
+                file = self.path / name
+                if file.exists() and file_sha256(file) != noted:
+                    raise RunMismatchError(
+                        f"{file} is not as the stage {stage!r} left it (its sha256 differs): it is damaged "
+                        "or was changed; bring it back, or remove it and run the same command again."
+                    )
 
     def _forget(self, stages: Sequence[str]) -> None:
         """Take stages back from the finished ones."""

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import polars as pl
 
 from trsr.config import RankerName, joinable
+from trsr.data.files import read_table
 from trsr.data.fitting import fit_events
 from trsr.errors import DataError
 from trsr.pipeline.ranking import make_ranker
@@ -93,7 +94,7 @@ def _llm_margins(bench: Workbench, name: RankerName) -> tuple[pl.DataFrame, pl.D
     parts = sorted((folder / "scores.parts").glob("llm-*.parquet"))
     if not parts:
         raise DataError(f"{folder} holds no scores of `llm` to join; rank again with `llm` in `rankers`.")
-    return pl.read_parquet(valid_file), pl.concat([pl.read_parquet(part) for part in parts])
+    return read_table(valid_file), pl.concat([read_table(part) for part in parts])
 
 
 def _features(

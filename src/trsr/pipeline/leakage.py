@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
+from trsr.data.files import read_table
 from trsr.data.fitting import fit_events
 from trsr.data.leakage import Checked, all_or_error, fit_leaks, history_leaks, split_leaks
 from trsr.llm.base import prompt_key
@@ -77,7 +76,7 @@ def profile_leaks(bench: Workbench) -> tuple[Checked, int]:
         items than the history has, and that the call that wrote them read only items of it.
     """
     examples = bench.all_examples()
-    frame = pl.read_parquet(bench.folder.path / PROFILES)
+    frame = read_table(bench.folder.path / PROFILES)
     rows: dict[str, dict[str, Any]] = {row["example_id"]: row for row in frame.iter_rows(named=True)}
     leaks = [
         f"the profile of {name!r} serves {n} examples, which ask at different times"
@@ -109,7 +108,7 @@ def learned_score_leaks(bench: Workbench) -> Checked:
     file = bench.folder.path / "valid_scores.parquet"
     if not file.exists():
         return Checked(0)
-    names = pl.read_parquet(file, columns=["example_id"])["example_id"]
+    names = read_table(file, ["example_id"])["example_id"]
     allowed = {example.example_id for example in bench.splits.valid}
     foreign = sorted(set(names) - allowed)
     return Checked(

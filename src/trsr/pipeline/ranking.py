@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from trsr.config import FUSIONS, OWN_MODEL, RankerName, RunConfig, variants_of
-from trsr.data.files import write_whole
+from trsr.data.files import read_table, write_whole
 from trsr.data.fitting import fit_events
 from trsr.llm.adapter import read_adapter_info
 from trsr.llm.base import LabelScorer
@@ -74,7 +74,7 @@ def _take_apart(file: Path, rankers: Sequence[str], examples: Sequence[RankingEx
     """Make the parts of rankers that were asked before the run was given more of them."""
     if not file.exists():
         return
-    scores, folder = pl.read_parquet(file), file.with_suffix(".parts")
+    scores, folder = read_table(file), file.with_suffix(".parts")
     starts = range(0, len(examples), EXAMPLES_A_PART)
     for name in rankers:
         if name in FUSIONS:  # there may be more to join now
@@ -129,7 +129,7 @@ def score_in_parts(
     for number, name in enumerate(sorted(rankers, key=lambda name: name in FUSIONS)):  # they read others
         show = partial(_show, shown, rankers, number, len(examples))
         _rank(bench, name, examples, parts, show, served=served)
-    frames = [pl.read_parquet(part) for name in rankers for part in _parts(parts, name, examples)]
+    frames = [read_table(part) for name in rankers for part in _parts(parts, name, examples)]
     write_whole(file, pl.concat([_calibrated(pl.concat(frames), calibration), *more]).write_parquet)
     shutil.rmtree(parts, ignore_errors=True)
 

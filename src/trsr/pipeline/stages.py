@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import time
@@ -14,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 from trsr.config import FolderData
 from trsr.data.example_files import write_splits
 from trsr.data.examples import build_examples, make_resampler
+from trsr.data.files import read_json
 from trsr.data.import_config import run_import
 from trsr.data.reading import import_warnings
 from trsr.data.synthetic import SyntheticConfig, generate
+from trsr.llm.adapter import WEIGHTS
 from trsr.pipeline.calibrating import VALID_SCORES, calibrate
 from trsr.pipeline.evaluating import evaluate_scores
 from trsr.pipeline.field_cuts import summary_cuts, write_cuts
@@ -94,10 +95,10 @@ def fine_tune(bench: Workbench) -> Facts:
     if bench.config.train is None:
         return {}
     check_warm_start(bench)  # again, since another model may lie there by now
-    if not (folder / "model").exists():  # else it was killed while the checkpoints were removed
+    if not all((folder / name).exists() for name in FILES["train"]):  # else only checkpoints are left
         _train(bench, bench.config.train)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    log = json.loads((folder / "training.json").read_text(encoding="utf-8"))["log"]
+    log = read_json(folder / "training.json")["log"]
     together = {"processes": processes.count()} if processes.count() > 1 else {}
     steps = len([row for row in log if "loss" in row])
     return {"users": len(bench.splits.train), "steps": steps, **together}
@@ -192,6 +193,17 @@ STAGES: dict[str, Callable[[Workbench], Facts]] = {
 }
 
 
+FILES = {
+    "examples": ("examples/train.parquet", "examples/valid.parquet", "examples/test.parquet"),
+    "summarize": ("profiles.parquet",),
+    "train": (f"model/{WEIGHTS}", "training.json"),
+    "calibrate": (VALID_SCORES,),
+    "rank": ("scores.parquet",),
+    "evaluate": ("metrics.json",),
+}
+"""What a stage leaves that may be lost or damaged; what others change later is not among it."""
+
+
 def run_stages(
     bench: Workbench, until: str = "evaluate", say: Callable[[str], None] = lambda _: None
 ) -> None:
@@ -199,28 +211,47 @@ def run_stages(
 
     Raises:
         RunInUseError: another process works on the run.
-        RunMismatchError: the dataset was changed since the run began.
+        RunMismatchError: the dataset, or a file of a finished stage, was changed.
     """
     bench.say = say
+    bench.folder.check_files()
+    if gone := _gone(bench):
+        say(f"{gone[0]}: {gone[1]} is gone, so that this stage and those after it run again.")
     if _unfinished(bench, until):
         with bench.folder.working():
             for name in _unfinished(bench, until):  # another process may have finished some
-                _run_stage(bench, name)
+                run_stage(bench, name)
 
 
 def _unfinished(bench: Workbench, until: str) -> list[str]:
-    """Return the stages up to and including `until` that are not done, in their order."""
+    """Return the stages up to and including `until` that are not done, in their order.
+
+    From one on whose files are gone, none is done.
+    """
     done, names = bench.folder.stages(), list(STAGES)
+    if gone := _gone(bench):
+        done = {name: facts for name, facts in done.items() if name in names[: names.index(gone[0])]}
     wanted = names[: names.index(until) + 1]
     ranked_without = {"calibrate"} if "rank" in done else set()  # ranked before there was such a stage
     return [name for name in wanted if name not in done and name not in ranked_without]
 
 
-def _run_stage(bench: Workbench, name: str) -> None:
+def _gone(bench: Workbench) -> tuple[str, str] | None:
+    """Return the first finished stage that lacks one of its files, and which."""
+    done = bench.folder.stages()
+    for name in STAGES:
+        for file in done.get(name, {}).get("sha256", {}):
+            if not (bench.folder.path / file).exists():
+                return name, file
+    return None
+
+
+def run_stage(bench: Workbench, name: str) -> None:
+    """Run a stage, whether it is finished or not."""
     check_dataset(bench)
     bench.folder.log(name, "start")
     started = time.perf_counter()
     facts = STAGES[name](bench)
     seconds = round(time.perf_counter() - started, 2)
-    bench.folder.finish(name, {"seconds": seconds, **facts})
+    bench.folder.finish(name, {"seconds": seconds, **facts}, FILES.get(name, ()))
     bench.say(f"{name}: {seconds:.0f} s" + "".join(f", {k} {v}" for k, v in facts.items()))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import polars as pl
 
 from trsr.config import RunConfig, own_ranker, variants_of
+from trsr.data.files import read_table
 from trsr.errors import ConfigError
 from trsr.pipeline.folder import RunFolder
 from trsr.pipeline.workbench import Workbench
@@ -44,7 +45,7 @@ def check_questions(name: str, variant: Workbench) -> None:
 def variant_scores(bench: Workbench) -> list[pl.DataFrame]:
     """Return the scores of all finished variants, each under the name of its ranker."""
     return [
-        pl.read_parquet(variant.folder.path / "scores.parquet").with_columns(ranker=pl.lit(name))
+        read_table(variant.folder.path / "scores.parquet").with_columns(ranker=pl.lit(name))
         for name, variant in variant_benches(bench).items()
     ]
 

@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-import polars as pl
-
 from trsr.batch.runner import RayRunner
 from trsr.config import FolderData, RunConfig
 from trsr.data.example_files import read_splits
 from trsr.data.examples import Splits
+from trsr.data.files import read_table
 from trsr.data.tables import Dataset
 from trsr.data.verbalize import FieldCut, field_cuts, verbalize_item
 from trsr.errors import ConfigError
@@ -108,7 +107,7 @@ class Workbench:
     @cached_property
     def profiles(self) -> dict[str, str]:
         """Profile texts by example id, of finished stage `summarize`."""
-        frame = pl.read_parquet(self.folder.path / "profiles.parquet", columns=["example_id", "text"])
+        frame = read_table(self.folder.path / "profiles.parquet", ["example_id", "text"])
         return dict(frame.iter_rows())
 
     @cached_property
@@ -125,7 +124,7 @@ class Workbench:
     @cached_property
     def summary_texts(self) -> dict[str, list[str]]:
         """The texts of every call by example id, those of blocks first, of finished stage `summarize`."""
-        frame = pl.read_parquet(self.folder.path / "profiles.parquet", columns=["example_id", "texts"])
+        frame = read_table(self.folder.path / "profiles.parquet", ["example_id", "texts"])
         return dict(frame.iter_rows())
 
     @cached_property

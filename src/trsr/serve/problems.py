@@ -17,7 +17,15 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from trsr.errors import BudgetError, EngineError, ModelError, OverloadedError, TrsrError
+from trsr.errors import (
+    BudgetError,
+    EngineError,
+    ModelError,
+    OutputError,
+    OverloadedError,
+    StoreError,
+    TrsrError,
+)
 
 logger = logging.getLogger("trsr.serve")
 
@@ -57,6 +65,8 @@ TOO_MANY_REQUESTS = Kind("too-many-requests", 429, "Too many requests")
 INTERNAL = Kind("internal", 500, "The server failed")
 MODEL_FAILED = Kind("model-failed", 500, "The model gives no usable answer")
 OVERLOADED = Kind("overloaded", 503, "The server is busy")
+DATABASE_FAILED = Kind("database-failed", 503, "The database does not work")
+STORAGE_FULL = Kind("storage-full", 507, "The server's disk is full")
 NOT_READY = Kind("not-ready", 503, "The server is not ready")
 _BY_STATUS = {
     kind.status: kind
@@ -99,6 +109,10 @@ def from_error(error: TrsrError) -> Problem:
             return Problem(TOO_LONG, "The texts do not fit the model's prompt; send shorter ones.")
         case ModelError():
             return Problem(MODEL_FAILED, str(error))
+        case OutputError() | StoreError():
+            said = str(error.__cause__ or error).rstrip(".")  # without the path of the file
+            kind = STORAGE_FULL if "full" in said else DATABASE_FAILED
+            return Problem(kind, f"Nothing was changed: {said}. The server's log says more.", retry_after=5.0)
         case EngineError(retryable=True):
             return Problem(OVERLOADED, "The model did not answer; try again.", retry_after=1.0)
         case _:
@@ -144,7 +158,7 @@ def answer_with_problems(app: FastAPI) -> None:
         if problem.kind is INTERNAL:
             raise error  # a fault of ours: the envelope logs it
         if problem.kind.status >= 500 and problem.kind is not OVERLOADED:
-            logger.error("request %s: %s", request.state.request_id, problem.detail)
+            logger.error("request %s: %s", request.state.request_id, error)
         return problem_response(problem, request.scope)
 
 
