@@ -5,10 +5,13 @@ It imports nothing heavy: tests start it often.
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from stores import summariser_of_many
@@ -20,16 +23,20 @@ from trsr.serve.records import Event
 from trsr.serve.sqlite_store import SqliteServeStore
 from trsr.serve.store import ServeStore
 
+# The server imports once; its children begin in milliseconds.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["follower_process"])
+
 
 class Message(NamedTuple):
     """Something to be kept; its number comes back when it is.
 
     `text` is an item's id for an event, and a profile for an edit that has seen the first `n_items` items.
-    `idle` is acknowledged when no update is pending.
+    `delete` deletes the user; `idle` is acknowledged when no update is pending.
     """
 
     number: int
-    kind: Literal["event", "edit", "idle"]
+    kind: Literal["event", "edit", "delete", "idle"]
     user_id: str = ""
     text: str = ""
     n_items: int = 0
@@ -41,6 +48,8 @@ def keep(store: ServeStore, message: Message) -> None:
         store.add_events(message.user_id, [Event(f"event-{message.number}", message.text)])
     elif message.kind == "edit":
         assert store.add_profile(message.user_id, message.text, "person", message.n_items) is not None
+    elif message.kind == "delete":
+        assert store.delete_user(message.user_id)
     else:
         while store.facts()["pending"]:
             time.sleep(0.002)
@@ -77,3 +86,23 @@ def serve(file: str, method: str, n_texts: int | None, pipe: Connection) -> None
         store.wake()
         thread.join()
         store.close()
+
+
+def start(file: Path, method: str, n_texts: int | None = None) -> tuple[ForkServerProcess, Connection]:
+    """Start a process; return it with this side of its pipe."""
+    ours, theirs = PROCESSES.Pipe()
+    process = PROCESSES.Process(target=serve, args=(str(file), method, n_texts, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    return process, ours
+
+
+def acknowledged(pipe: Connection, at_least: int) -> list[int]:
+    """Wait for some acknowledgements; with 0, take those that are there, up to the end of the pipe."""
+    numbers: list[int] = []
+    try:
+        while len(numbers) < at_least or (not at_least and pipe.poll()):
+            numbers.append(pipe.recv())
+    except (EOFError, ConnectionResetError):
+        pass
+    return numbers

@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
+import random
+import shutil
+import sqlite3
+import stat
+import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
+from follower_process import Message, acknowledged, keep, start
 from stores import summariser_of_many
 
+from trsr.errors import OutputError
 from trsr.llm.base import Generation, GenerationParams, Prompt, prompt_key
 from trsr.llm.fake import FakeGenerator
+from trsr.seeding import derive_seed
+from trsr.serve import sqlite_steps
+from trsr.serve.database_file import DatabaseFile
 from trsr.serve.follower import Follower
 from trsr.serve.records import Event
 from trsr.serve.sqlite_store import SqliteServeStore
+from trsr.serve.store import ServeStore
 from trsr.summarize.run import summarize
 from trsr.summarize.store import StoredCall, SummaryStore
 from trsr.types import History
 
 EDIT = "Quaggas, above all striped ones, and never zebras. " * 200  # more than a page of the database
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SqliteServeStore]:
+    store = SqliteServeStore(tmp_path / "serve.sqlite")
+    yield store
+    store.close()
 
 
 class TellingEngine(FakeGenerator):
@@ -79,8 +98,6 @@ def test_nothing_of_a_deleted_user_is_left_and_what_is_shared_stays(tmp_path: Pa
 
     assert store.delete_user("leaver")
     assert (store.history("leaver"), texts_of(store, "leaver")) == (None, set())
-    assert found(store, gone), "else this test would see nothing"
-    store.vacuum()
     assert found(store, gone) == []
     assert texts_of(store, "stayer") == staying
     assert found(store, sorted(staying)) == sorted(staying)
@@ -88,7 +105,6 @@ def test_nothing_of_a_deleted_user_is_left_and_what_is_shared_stays(tmp_path: Pa
     assert follower.step() == 0
 
     assert store.delete_user("stayer")
-    store.vacuum()
     assert found(store, ["stayer", "Okapis", *sorted(staying)]) == []
     store.close()
     assert found(store, [*gone, *sorted(staying)]) == []
@@ -118,7 +134,6 @@ def test_what_was_written_elsewhere_is_used_copied_and_deleted_too(tmp_path: Pat
     file.unlink()  # what was copied does not need it
     assert texts_of(store, "u") == set(texts)
     store.delete_user("u")
-    store.vacuum()
     assert found(store, texts) == []
     store.close()
 
@@ -144,7 +159,6 @@ def test_texts_that_later_ones_replaced_are_gone_too(tmp_path: Path) -> None:
         follower.step()
         kept |= texts_of(store, "u")
     store.delete_user("u")
-    store.vacuum()
     assert found(store, sorted(kept)) == []
     (left,) = store._db.execute("SELECT count(*) FROM summaries").fetchone()
     assert left == 0
@@ -162,6 +176,162 @@ def test_a_failed_update_leaves_nothing_either(tmp_path: Path) -> None:
     Follower(store, summariser_of_many(), Babbling()).step()
     assert found(store, ["quaggas", "event-of-u"]) == ["quaggas", "event-of-u"]
     store.delete_user("u")
-    store.vacuum()
     assert found(store, ["quaggas", "event-of-u"]) == []
     store.close()
+
+
+def some_users(store: ServeStore | None = None) -> list[Message]:
+    """Return, and keep, messages of twelve users, whose rows go from page to page as the tables grow."""
+    rng = random.Random(derive_seed(7, "users"))
+    sent = []
+    for number in range(1_000_000, 1_000_060):
+        user = f"user-{rng.randrange(12):02}"
+        kind: Literal["event", "edit"] = "edit" if rng.random() < 0.3 else "event"
+        text = f"{user} likes accordions. " * rng.randrange(1, 30) if kind == "edit" else "i1"
+        sent += [Message(number, "event", user, "i1"), Message(number + 1_000_000, kind, user, text)]
+    if store is not None:
+        for message in sent:
+            keep(store, message)
+    return sent
+
+
+def traces(sent: Sequence[Message], users: Sequence[str]) -> list[str]:
+    numbers = [
+        f"event-{message.number}"
+        for message in sent
+        if (message.kind, message.user_id in users) == ("event", True)
+    ]
+    return [*users, *numbers]
+
+
+LEAVING = [f"user-{number:02}" for number in range(0, 12, 3)]
+
+
+def test_nothing_is_left_after_a_kill_right_after_the_answer(tmp_path: Path) -> None:
+    file, sent = tmp_path / "serve.sqlite", some_users()
+    process, pipe = start(file, "counted")
+    for message in [*sent, *(Message(-1, "delete", user) for user in LEAVING)]:
+        pipe.send(message)
+        acknowledged(pipe, at_least=1)
+    process.kill()
+    process.join()
+    disk = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert [text for text in traces(sent, LEAVING) if text.encode() in disk] == []
+    store = SqliteServeStore(file)
+    assert store.users(limit=99) == sorted({message.user_id for message in sent} - set(LEAVING))
+    assert store._db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    store.close()
+
+
+def test_the_copies_that_sqlite_leaves_of_moved_rows_are_zeroed(tmp_path: Path) -> None:
+    path, rng = tmp_path / "serve.sqlite", random.Random(derive_seed(7, "rows"))
+    file = DatabaseFile(path)
+    db = sqlite3.connect(path, isolation_level=None)
+    for pragma in ("journal_mode = WAL", "secure_delete = ON", "synchronous = OFF"):
+        db.execute(f"PRAGMA {pragma}")
+    db.execute("CREATE TABLE texts (key TEXT PRIMARY KEY, text TEXT) WITHOUT ROWID")
+    for number in range(4000):
+        text = f"{'leaver' if number % 3 else 'stayer'} " + "x" * rng.randrange(50, 700)
+        db.execute("INSERT INTO texts VALUES (?, ?)", (rng.randbytes(32).hex(), text))
+    db.execute("DELETE FROM texts WHERE text LIKE 'leaver %'")
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    before = db.execute("SELECT * FROM texts").fetchall()
+    assert b"leaver" in path.read_bytes()
+    file.zero_unused()
+    assert b"leaver" not in path.read_bytes()
+    assert db.execute("SELECT * FROM texts").fetchall() == before
+    db.close()
+    db = sqlite3.connect(path)
+    assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    assert db.execute("SELECT * FROM texts").fetchall() == before
+    db.close()
+    file.close()
+
+
+@pytest.mark.parametrize("at", ["delete_rows_of", "zero_unused"])
+def test_a_start_finishes_a_deletion_before_anything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """What lies on disk in the middle of a deletion is what a killed process leaves."""
+    now, later = tmp_path / "now", tmp_path / "later"
+    store = SqliteServeStore(now / "serve.sqlite")
+    sent = some_users(store)
+    where = DatabaseFile if at == "zero_unused" else sqlite_steps
+    real = getattr(where, at)
+
+    def copy_first(*args: Any) -> Any:
+        if not later.exists():
+            shutil.copytree(now, later)
+        return real(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(where, at, copy_first)
+        store.delete_user("user-00")
+    store.close()
+    disk = (later / "serve.sqlite").read_bytes() + (later / "serve.sqlite-wal").read_bytes()
+    gone = traces(sent, ["user-00"])
+    assert at == "zero_unused" or [text for text in gone if text.encode() in disk] == gone
+    again = SqliteServeStore(later / "serve.sqlite")
+    assert found(again, gone) == []
+    assert again._db.execute("SELECT * FROM deleted").fetchall() == []
+    again.close()
+
+
+def test_a_text_that_comes_after_its_user_has_left_is_not_kept(store: SqliteServeStore) -> None:
+    """Nor is it when somebody of the same id is there by then."""
+    store.add_events("u", theirs("u", range(2)))
+    (update,) = store.pending(1)
+    store.delete_user("u")
+    store.add_events("u", theirs("u", range(3)))
+    store.put(StoredCall("k", "Quaggas.", None, "m", "t", (), 1, 1, 0.0, (str(update.ticket),)))
+    assert found(store, ["Quaggas"]) == []
+
+
+def test_a_user_is_deleted_on_a_full_disk(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small disk")
+    try:
+        store = SqliteServeStore(disk / "serve.sqlite")
+        for number in range(9999):  # no checkpoint: all of it is in the -wal
+            try:
+                store.add_events(f"user-{number % 5}", theirs(f"user-{number % 5}-{number}-", range(100)))
+            except OutputError:
+                break
+        with pytest.raises(OSError, match="space"):
+            (disk / "other").write_bytes(bytes(10_000_000))
+        assert found(store, ["user-1"])
+        for user in ("user-1", "user-2"):
+            assert store.delete_user(user)
+        assert found(store, ["user-1", "user-2"]) == []
+        assert store.events("user-3")
+        store.close()
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_only_the_owner_may_read_the_files(tmp_path: Path) -> None:
+    file = tmp_path / "serve.sqlite"
+    file.touch(0o644)
+    store = SqliteServeStore(file)
+    store.add_events("u", theirs("u", range(2)))
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    for suffix in ("", "-wal", "-shm", "-lock"):
+        assert modes[f"serve.sqlite{suffix}"] == 0o600
+    store.close()
+
+
+def test_a_second_server_is_refused_and_other_commands_may_write(store: SqliteServeStore) -> None:
+    with pytest.raises(OutputError, match=f"Another server uses the database {store.path}; stop it"):
+        SqliteServeStore(store.path)
+    other = sqlite3.connect(store.path)
+    other.execute("INSERT INTO imports VALUES ('of another process', 0)")
+    other.commit()
+    other.close()
+    assert store.sources() == ["of another process"]
+    store.add_events("u", theirs("u", range(2)))
+    assert store.delete_user("u")
+    store.close()
+    SqliteServeStore(store.path).close()

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import signal
 import time
 from collections import Counter
-from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
-from follower_process import Message, keep, serve
+from follower_process import Message, acknowledged, keep, start
 from stores import follow, summariser_of_many
 
 from trsr.seeding import derive_seed
@@ -21,8 +18,6 @@ from trsr.serve.sqlite_store import SqliteServeStore
 
 N_EVENTS = 200
 USERS = ("ann", "bob", "cat", "dan", "eve")
-# The server imports once; its children begin in milliseconds.
-PROCESSES = multiprocessing.get_context("forkserver")
 
 
 def messages() -> list[Message]:
@@ -38,26 +33,6 @@ def messages() -> list[Message]:
             edit = f"{user} likes accordions since {n_items[user]}."
             sent.append(Message(len(sent), "edit", user, edit, n_items[user]))
     return sent
-
-
-def start(file: Path, method: str, n_texts: int | None = None) -> tuple[ForkServerProcess, Connection]:
-    """Start a process; return it with this side of its pipe."""
-    ours, theirs = PROCESSES.Pipe()
-    process = PROCESSES.Process(target=serve, args=(str(file), method, n_texts, theirs), daemon=True)
-    process.start()
-    theirs.close()
-    return process, ours
-
-
-def acknowledged(pipe: Connection, at_least: int) -> list[int]:
-    """Wait for some acknowledgements; with 0, take those that are there, up to the end of the pipe."""
-    numbers: list[int] = []
-    try:
-        while len(numbers) < at_least or (not at_least and pipe.poll()):
-            numbers.append(pipe.recv())
-    except (EOFError, ConnectionResetError):
-        pass
-    return numbers
 
 
 def kill_under_load(file: Path, method: str, outbox: list[Message], rng: random.Random) -> list[int]:
@@ -105,7 +80,6 @@ def facts(profile: Profile | None) -> tuple[str, str, int, str | None]:
 @pytest.mark.parametrize("method", ["recurrent", "hierarchical"])
 @pytest.mark.parametrize("n_kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_kills_lose_nothing_and_change_no_profile(tmp_path: Path, method: str, n_kills: int) -> None:
-    PROCESSES.set_forkserver_preload(["follower_process"])
     sent = messages()
     undisturbed = SqliteServeStore(tmp_path / "undisturbed.sqlite")
     for message in sent:

@@ -147,7 +147,7 @@ class Follower:
         if history is None:
             return None
         start = edit.n_items if edit else 0
-        since = History(update.user_id, history.item_ids[start : update.n_items])
+        since = History(str(update.ticket), history.item_ids[start : update.n_items])
         return _Job(update, latest, edit, start_fold(since, self.summariser, edit.text if edit else ""))
 
     def _complete(self, folds: Sequence[Fold]) -> None:

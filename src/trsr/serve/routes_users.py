@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, BackgroundTasks, Path
+from fastapi import APIRouter, Path
 
 from trsr.serve.problems import UNKNOWN_ITEMS, UNKNOWN_USER, refusals
 from trsr.serve.records import Event, Profile
@@ -82,10 +82,12 @@ def users_router(service: Service) -> APIRouter:
         return _profile(service.edit_profile(user_id, body.text, body.version))
 
     @router.delete("", status_code=204, responses=refusals(UNKNOWN_USER))
-    def delete_user(user_id: UserId, later: BackgroundTasks) -> None:
-        """Forget a user: events, profiles, and the summaries that no other user has."""
+    def delete_user(user_id: UserId) -> None:
+        """Forget a user: events, profiles, and the summaries that no other user has.
+
+        When this is answered, none of their bytes is left in the database's files.
+        """
         service.delete_user(user_id)
-        later.add_task(service.clean)
 
     return router
 

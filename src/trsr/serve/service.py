@@ -63,8 +63,6 @@ class Service:
         self.summariser = summariser
         self.catalogue = ranker.recommender.catalogue
         self._items_lock = threading.Lock()
-        self._clean_lock = threading.Lock()
-        self._to_clean = False
         self._stop = threading.Event()
         self._thread = threading.Thread(
             target=follower.run, args=(self._stop,), name="trsr-follower", daemon=True
@@ -92,7 +90,6 @@ class Service:
         self.ranker.queue.close()
         if self.follower.engine is not None:
             self.follower.engine.close()
-        self.clean()
         self.store.close()
 
     @property
@@ -173,21 +170,13 @@ class Service:
         return added
 
     def delete_user(self, user_id: str) -> None:
-        """Forget a user; `clean` then takes their texts from the disk.
+        """Forget a user; no byte of them is left when this returns.
 
         Raises:
             Problem: there is no such user.
         """
         if not self.store.delete_user(user_id):
             raise _unknown(user_id)
-        self._to_clean = True
-
-    def clean(self) -> None:
-        """Take what was deleted from the disk; of several calls at once, one works for all."""
-        with self._clean_lock:
-            if self._to_clean:
-                self._to_clean = False
-                self.store.vacuum()
 
     # Items
 

@@ -79,4 +79,6 @@ MIGRATIONS = (
         expires REAL
     )
     """,
+    # Users who are gone for everybody, some of whose bytes may still be on disk.
+    "CREATE TABLE deleted (uid INTEGER PRIMARY KEY)",
 )

@@ -163,12 +163,31 @@ def drop_unowned(db: sqlite3.Connection, keys: Iterable[str]) -> None:
     )
 
 
-def delete_all_of(db: sqlite3.Connection, uid: int) -> None:
-    """Delete every row of a user, and the summaries that nobody else has."""
-    keys = db.execute(
-        "SELECT key FROM plans WHERE uid = ? UNION SELECT key FROM drafts WHERE uid = ?", (uid, uid)
-    )
-    owned = [key for (key,) in keys]
-    for table in ("events", "profiles", "pending", "plans", "drafts", "users"):
+def mark_deleted(db: sqlite3.Connection, uid: int) -> None:
+    """Let nobody find a user any more; `delete_rows_of` does the rest."""
+    db.execute("INSERT INTO deleted (uid) VALUES (?)", (uid,))
+    for table in ("pending", "users"):
         db.execute(f"DELETE FROM {table} WHERE uid = ?", (uid,))
-    drop_unowned(db, owned)
+
+
+def delete_rows_of(db: sqlite3.Connection, uid: int, most: int = 100) -> int:
+    """Delete up to `most` rows of each table of a deleted user, and the summaries nobody else has.
+
+    Returns how many rows it deleted: 0 when nothing is left.
+    """
+    rows = db.execute(
+        "SELECT key FROM plans WHERE uid = ? UNION SELECT key FROM drafts WHERE uid = ? LIMIT ?",
+        (uid, uid, most),
+    )
+    keys = [key for (key,) in rows]
+    for table in ("plans", "drafts"):
+        db.executemany(f"DELETE FROM {table} WHERE uid = ? AND key = ?", [(uid, key) for key in keys])
+    drop_unowned(db, keys)
+    n_deleted = len(keys)
+    for table, row in (("events", "position"), ("profiles", "version")):
+        n_deleted += db.execute(
+            f"DELETE FROM {table} WHERE uid = ? AND {row} IN "
+            f"(SELECT {row} FROM {table} WHERE uid = ? LIMIT ?)",
+            (uid, uid, most),
+        ).rowcount
+    return n_deleted

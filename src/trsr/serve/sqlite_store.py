@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from trsr.data.sqlite_file import PATIENCE, as_one_sentence, open_sqlite
 from trsr.errors import OutputError, StoreError
 from trsr.serve import sqlite_steps as steps
 from trsr.serve.auth import Key
+from trsr.serve.database_file import DatabaseFile
 from trsr.serve.records import Author, Event, PendingUpdate, Profile, StoredEvent, UserSummary
 from trsr.serve.sqlite_keys import WHAT, read_keys
 from trsr.serve.sqlite_schema import APPLICATION_ID, MIGRATIONS
@@ -57,19 +58,31 @@ class SqliteServeStore:
         self.path = Path(path)
         self._written = written
         self._damage: StoreError | None = None
-        self._db = open_sqlite(self.path, WHAT, APPLICATION_ID, MIGRATIONS, many_threads=True)
-        self._db.execute("PRAGMA secure_delete = ON")
-        self._reader = sqlite3.connect(
-            self.path, isolation_level=None, timeout=PATIENCE, check_same_thread=False
-        )
-        self._reader.execute("PRAGMA query_only = ON")
-        with self._sentences():
-            (said,) = self._reader.execute("PRAGMA quick_check(1)").fetchone()
-            if said != "ok":
-                raise sqlite3.DatabaseError(f"malformed: {' '.join(said.split())}")
-        self._write_lock = threading.Lock()
+        self._write_lock = threading.RLock()
         self._read_lock = threading.Lock()
+        self._clean_lock = threading.Lock()
         self._work = threading.Event()
+        with ExitStack() as opened:
+            self._file = opened.enter_context(closing(DatabaseFile(self.path)))
+            self._db = opened.enter_context(
+                closing(open_sqlite(self.path, WHAT, APPLICATION_ID, MIGRATIONS, many_threads=True))
+            )
+            self._db.execute("PRAGMA secure_delete = ON")
+            self._reader = opened.enter_context(
+                closing(
+                    sqlite3.connect(
+                        self.path, isolation_level=None, timeout=PATIENCE, check_same_thread=False
+                    )
+                )
+            )
+            self._reader.execute("PRAGMA query_only = ON")
+            self._file.make_private()
+            with self._sentences():
+                (said,) = self._reader.execute("PRAGMA quick_check(1)").fetchone()
+                if said != "ok":
+                    raise sqlite3.DatabaseError(f"malformed: {' '.join(said.split())}")
+            self._with_room(self._clean)
+            self._opened = opened.pop_all()
 
     @contextmanager
     def _sentences(self) -> Iterator[None]:
@@ -265,10 +278,13 @@ class SqliteServeStore:
     def put(self, call: StoredCall) -> None:
         """Commit one result, unless none of the users it was written for is still there."""
         with self._writing(durable=False) as db:
-            users = [user for user_id in call.user_ids if (user := steps.find_user(db, user_id)) is not None]
-            if users:
+            tickets = [int(ticket) for ticket in call.user_ids]
+            uids = [
+                uid for uid in tickets if db.execute("SELECT 1 FROM users WHERE uid = ?", (uid,)).fetchone()
+            ]
+            if uids:
                 SummaryTable(db).put(replace(call, item_ids=()))  # see the schema on `plans`
-                steps.own_drafts(db, [user.uid for user in users], call.key)
+                steps.own_drafts(db, uids, call.key)
 
     # The queue of updates
 
@@ -351,17 +367,60 @@ class SqliteServeStore:
 
     def delete_user(self, user_id: str) -> bool:
         """Forget a user; return whether there was one."""
-        with self._writing() as db:
-            user = steps.find_user(db, user_id)
-            if user is not None:
-                steps.delete_all_of(db, user.uid)
-        return user is not None
+        found = False
 
-    def vacuum(self) -> None:
-        """Write the database anew, so that no byte of what was deleted is left in the file or its `-wal`."""
-        with self._write_lock, self._read_lock, as_one_sentence(self.path, WHAT):
-            self._db.execute("VACUUM")
-            # In WAL mode the new pages went to the `-wal` file, beside the old ones.
+        def forget() -> None:
+            nonlocal found
+            with self._writing() as db:
+                user = steps.find_user(db, user_id)
+                if user is not None:
+                    steps.mark_deleted(db, user.uid)
+                    found = True
+
+        self._with_room(forget)
+        self._with_room(self._clean)
+        return found
+
+    def _with_room(self, do: Callable[[], None]) -> None:
+        """Do something that must also work on a full disk: there, again with the room that is reserved."""
+        try:
+            do()
+        except OutputError:
+            if not self._file.give_room():
+                raise
+            self._checkpoint()
+            do()
+        self._file.keep_room()
+
+    def _clean(self) -> None:
+        """Take the deleted users' bytes from the disk; of several calls at once, one works for all."""
+        with self._clean_lock:
+            with self._reading() as db:
+                uids = [uid for (uid,) in db.execute("SELECT uid FROM deleted")]
+            for uid in uids:
+                n_left = 1
+                while n_left:  # in parts, so that others write in between and the `-wal` stays small
+                    with self._writing(durable=False) as db:
+                        n_left = steps.delete_rows_of(db, uid)
+            while uids and not self._zeroed(uids):
+                pass
+
+    def _zeroed(self, uids: Sequence[int]) -> bool:
+        """Leave no byte of these users' deleted rows; False where another process wrote in between."""
+        with self._write_lock:
+            self._checkpoint()
+            with self._writing() as db:
+                wal = Path(f"{self.path}-wal")
+                if wal.exists() and wal.stat().st_size:
+                    return False
+                db.execute("PRAGMA shrink_memory")  # pages in its cache have the copies too
+                self._file.zero_unused()
+                db.executemany("DELETE FROM deleted WHERE uid = ?", [(uid,) for uid in uids])
+        return True
+
+    def _checkpoint(self) -> None:
+        """Put what is in the `-wal` into the file, and leave nothing in it."""
+        with self._write_lock, self._read_lock, self._sentences():
             (busy, _, _) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise OutputError(
@@ -415,8 +474,7 @@ class SqliteServeStore:
     def close(self) -> None:
         """Close the file; safe to call twice."""
         with self._write_lock, self._read_lock:
-            self._reader.close()
-            self._db.close()
+            self._opened.close()
 
 
 def _update(row: tuple[str, int, float, int, int]) -> PendingUpdate:

@@ -20,7 +20,8 @@ class ServeStore(TextStore, Protocol):
     """Users with their events and profiles, the queue of updates, summary texts, and the catalogue.
 
     It is the `TextStore` of the summariser too. A text that `put` brings belongs to the users it was written
-    for (`StoredCall.user_ids`), those of them who are still there; with nobody left it is not kept.
+    for (`StoredCall.user_ids` are their tickets), those of them who are still there; with nobody left it is
+    not kept, nor for a user who was deleted meanwhile and is back.
 
     Raises:
         OutputError: (any method) the database cannot be written or is busy for long.
@@ -190,15 +191,9 @@ class ServeStore(TextStore, Protocol):
     def delete_user(self, user_id: str) -> bool:
         """Forget a user: events, profiles, edits, updates, and the summaries no other user has.
 
-        Returns whether there was such a user. Their texts are out of reach at once and leave the disk with
-        the next `vacuum`.
-        """
-        ...
-
-    def vacuum(self) -> None:
-        """Write the database anew, so that no byte of what was deleted is left on disk.
-
-        Other calls wait meanwhile; it takes time in proportion to the database.
+        Returns whether there was such a user, when no byte of them is left on disk, in no log or journal
+        either. A process that is killed meanwhile leaves the rest to the next one, which does it before
+        anything else. The room this needs on a full disk is reserved.
         """
         ...
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from fastapi import APIRouter, Request
-from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse, Response
 
@@ -63,8 +62,7 @@ def add_actions(router: APIRouter, service: Service, keys: Keys) -> None:
         if form.get("sure") != "yes":
             raise Problem(INVALID, "Deleting cannot be undone: tick the box to confirm it.")
         await run_in_threadpool(service.delete_user, user_id)
-        where = link("/", done="deleted")
-        return RedirectResponse(where, 303, headers=HEADERS, background=BackgroundTask(service.clean))
+        return RedirectResponse(link("/", done="deleted"), 303, headers=HEADERS)
 
     @router.post(KEY_PATH)
     async def bring_key(request: Request) -> Response:
