@@ -21,9 +21,11 @@ from trsr.llm.base import Generation, GenerationParams, Prompt, prompt_key
 from trsr.llm.fake import FakeGenerator
 from trsr.seeding import derive_seed
 from trsr.serve import sqlite_steps
+from trsr.serve.auth import Key
 from trsr.serve.database_file import DatabaseFile
 from trsr.serve.follower import Follower
 from trsr.serve.records import Event
+from trsr.serve.sqlite_keys import add_key, read_keys
 from trsr.serve.sqlite_store import SqliteServeStore
 from trsr.serve.store import ServeStore
 from trsr.summarize.run import summarize
@@ -314,7 +316,10 @@ def test_a_user_is_deleted_on_a_full_disk(tmp_path: Path) -> None:
 
 def test_only_the_owner_may_read_the_files(tmp_path: Path) -> None:
     file = tmp_path / "serve.sqlite"
-    file.touch(0o644)
+    assert read_keys(file) == []
+    add_key(file, Key("k", "0" * 64, frozenset({"read"})))
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    file.chmod(0o644)
     store = SqliteServeStore(file)
     store.add_events("u", theirs("u", range(2)))
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
@@ -326,11 +331,8 @@ def test_only_the_owner_may_read_the_files(tmp_path: Path) -> None:
 def test_a_second_server_is_refused_and_other_commands_may_write(store: SqliteServeStore) -> None:
     with pytest.raises(OutputError, match=f"Another server uses the database {store.path}; stop it"):
         SqliteServeStore(store.path)
-    other = sqlite3.connect(store.path)
-    other.execute("INSERT INTO imports VALUES ('of another process', 0)")
-    other.commit()
-    other.close()
-    assert store.sources() == ["of another process"]
+    add_key(store.path, Key("k", "0" * 64, frozenset({"read"})))
+    assert len(store.keys()) == 1
     store.add_events("u", theirs("u", range(2)))
     assert store.delete_user("u")
     store.close()

@@ -20,6 +20,13 @@ _MOST_PAGES = 0x2000000
 """Of more pages, the pointer at the start of an overflow page could look like the kind of a b-tree page."""
 
 
+def make_private(path: Path) -> None:
+    """Let only the owner read a database and what SQLite keeps with it."""
+    for suffix in ("", "-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            Path(f"{path}{suffix}").chmod(0o600)
+
+
 class DatabaseFile:
     """The file of a database that this process alone serves; others may still open and write it.
 
@@ -48,12 +55,6 @@ class DatabaseFile:
             raise OutputError(
                 f"The database {path} cannot be written ({error.strerror}); name another file with --db."
             ) from error
-
-    def make_private(self) -> None:
-        """Let only the owner read the file and what SQLite keeps with it."""
-        for suffix in ("", "-wal", "-shm"):
-            with contextlib.suppress(FileNotFoundError):
-                Path(f"{self.path}{suffix}").chmod(0o600)
 
     def keep_room(self) -> None:
         """Reserve `RESERVE_BYTES`, or on a small disk a quarter of what is free."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from trsr.data.sqlite_file import as_one_sentence, open_sqlite
 from trsr.errors import ConfigError
 from trsr.serve.auth import Key
+from trsr.serve.database_file import make_private
 from trsr.serve.sqlite_schema import APPLICATION_ID, MIGRATIONS
 
 WHAT = "service database"
@@ -58,6 +59,7 @@ def _open(path: Path) -> Iterator[sqlite3.Connection]:
     db = open_sqlite(path, WHAT, APPLICATION_ID, MIGRATIONS)
     try:
         with as_one_sentence(path, WHAT):
+            make_private(path)
             yield db
     finally:
         db.close()

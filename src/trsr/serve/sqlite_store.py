@@ -23,7 +23,7 @@ from trsr.data.sqlite_file import PATIENCE, as_one_sentence, open_sqlite
 from trsr.errors import OutputError, StoreError
 from trsr.serve import sqlite_steps as steps
 from trsr.serve.auth import Key
-from trsr.serve.database_file import DatabaseFile
+from trsr.serve.database_file import DatabaseFile, make_private
 from trsr.serve.records import Author, Event, PendingUpdate, Profile, StoredEvent, UserSummary
 from trsr.serve.sqlite_keys import WHAT, read_keys
 from trsr.serve.sqlite_schema import APPLICATION_ID, MIGRATIONS
@@ -76,7 +76,7 @@ class SqliteServeStore:
                 )
             )
             self._reader.execute("PRAGMA query_only = ON")
-            self._file.make_private()
+            make_private(self.path)
             with self._sentences():
                 (said,) = self._reader.execute("PRAGMA quick_check(1)").fetchone()
                 if said != "ok":
