@@ -20,7 +20,7 @@ from stores import (
 
 from trsr.llm.base import Generation, GenerationParams, Prompt
 from trsr.llm.fake import FakeGenerator
-from trsr.serve.follower import Follower, blocks_between_edits
+from trsr.serve.follower import CALLS_A_ROUND, Follower, blocks_between_edits
 from trsr.serve.records import PendingUpdate
 from trsr.serve.sqlite_store import SqliteServeStore
 
@@ -239,6 +239,43 @@ def test_events_that_come_while_a_profile_is_written_are_folded_next(store: Sqli
     assert [follower.step(), follower.step(), follower.step()] == [1, 1, 0]
     assert seen(store) == [("model", 5), ("model", 8)]
     assert engine.n_calls == 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_long_history_holds_up_nobody_who_comes_later(store: SqliteServeStore, method: str) -> None:
+    store.add_events("long", events(0, 500))
+    engine = MeddlingEngine(lambda: store.add_events("short", events(550, 555)))
+    follower = Follower(store, summariser_of_many(method), engine)
+    assert [follower.step(), follower.step()] == [0, 1]
+    assert seen(store, "short") == [("model", 5)]
+    assert engine.n_calls <= 2 * CALLS_A_ROUND
+    n_calls = engine.n_calls + follow(store, summariser_of_many(method), engine)
+    assert seen(store, "long") == [("model", 500)]
+    store.add_events("another", events(0, 500))
+    assert follow(store, summariser_of_many(method)) == 0, "rounds change no question"
+    assert n_calls == len(store.user_summaries("long")) + 1
+
+
+def test_a_profile_is_added_as_soon_as_its_fold_is_done(store: SqliteServeStore) -> None:
+    class Looking(FakeGenerator):
+        def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
+            for result in super().generate(prompts, params):
+                there.append(store.latest_profile("short") is not None)
+                yield result
+
+    there: list[bool] = []
+    store.add_events("long", events(0, 40))
+    store.add_events("short", events(550, 555))
+    assert Follower(store, summariser_of_many(), Looking()).step() == 2
+    assert len(there) == 9
+    assert there[:2] + there[3:] == [False] * 2 + [True] * 6
+
+
+def test_a_long_history_whose_engine_breaks_is_put_off(store: SqliteServeStore) -> None:
+    store.add_events("bad", events(50, 550))
+    Follower(store, summariser_of_many("hierarchical"), BreakingEngine()).step()
+    assert store.pending(9) == []
+    assert [update.n_attempts for update in waiting(store)] == [1]
 
 
 def test_a_user_whose_calls_fail_holds_up_nobody(store: SqliteServeStore) -> None:

@@ -298,6 +298,25 @@ def test_those_who_wait_longest_come_first(store: ServeStore) -> None:
     assert [update.user_id for update in store.pending(2)] == ["c", "a"]
 
 
+def test_a_clock_that_is_set_back_delays_nothing(store: ServeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    monkeypatch.setattr("time.time", lambda: now + 3600)
+    store.add_events("new", events(0, 1))
+    store.add_events("failed", events(0, 1))
+    store.fail(store.pending(2)[1], "no engine")
+    monkeypatch.setattr("time.time", lambda: now)
+    assert [update.user_id for update in store.pending(9)] == ["new", "failed"]
+    store.fail(store.pending(2)[1], "no engine")
+    assert [update.user_id for update in store.pending(9)] == ["new"]
+
+
+def test_an_update_that_is_put_back_lets_others_go_first(store: ServeStore) -> None:
+    for user in ("a", "b"):
+        store.add_events(user, events(0, 1))
+    store.put_back(store.pending(1)[0])
+    assert [update.user_id for update in store.pending(9)] == ["b", "a"]
+
+
 def test_waiting_ends_when_work_comes(store: ServeStore) -> None:
     store.add_events("u", events(0, 1))
     store.wait(60)

@@ -2,7 +2,9 @@
 
 The queue is durable, and an update leaves it in the transaction that adds its profile; every text is kept
 when it is written. So a killed process leaves nothing half done, and the next one asks only for what is
-missing. One follower a database is enough; a second one would do the same work again, never harm.
+missing. Work goes in rounds of few calls, which the users who are due share, so that a long history holds up
+nobody: who comes in between is in the next round. One follower a database is enough; a second one would do
+the same work again, never harm.
 
 What a person wrote stands for all that the profile had seen when they wrote it: later updates begin with
 their text, and the history after it is cut into blocks afresh. By `recurrent` the next block is an update of
@@ -15,7 +17,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from trsr.errors import EngineError, OutputError, StoreError
@@ -30,6 +32,10 @@ logger = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.5
 """How long the loop waits for news; updates that were put off are looked for as often."""
+
+
+CALLS_A_ROUND = 16
+"""Calls of a round, shared by its users; each of them gets one at least."""
 
 
 class FollowerStoppedError(Exception):
@@ -77,6 +83,7 @@ class Follower:
         self.totals = SummaryProgress()
         self.last_failure: str | None = None
         self._stop = threading.Event()
+        self._begun: dict[int, _Job] = {}
 
     def run(self, stop: threading.Event) -> None:
         """Fold until `stop` is set; `store.wake()` lets it be noticed at once, else in `IDLE_SECONDS`.
@@ -94,49 +101,63 @@ class Follower:
                 self.last_failure = _reason(error)
                 logger.error("Profiles cannot follow at the moment (%s); trying again.", self.last_failure)
                 logger.debug("The cause:", exc_info=error)
-            if not n_updated:
+            if not n_updated and not self._begun:
                 self.store.wait(IDLE_SECONDS)
 
     def step(self, limit: int = 32) -> int:
-        """Fold up to `limit` pending users in one stream of calls; return how many profiles were added.
+        """Do one round for up to `limit` pending users; return how many profiles were added.
 
-        Those that failed before are folded one by one, so that one who cannot be folded holds up nobody.
+        Those that failed before are folded one by one, so that one who cannot be folded holds up nobody. Who
+        needs more calls than their share goes to the end of the queue.
 
         Raises:
             OutputError: the store cannot be written.
         """
+        before = self.n_updates
         updates = self.store.pending(limit)
         fresh = [update for update in updates if not update.n_attempts]
         again = [[update] for update in updates if update.n_attempts]
-        n_updated = sum(self._fold(group) for group in [fresh, *again] if group)
-        self.n_updates += n_updated
-        return n_updated
+        begun, self._begun = self._begun, {}
+        for group in [fresh, *again]:
+            if group:
+                self._fold(group, begun, max(1, CALLS_A_ROUND // len(updates)))
+        return self.n_updates - before
 
-    def _fold(self, updates: Sequence[PendingUpdate]) -> int:
-        """Fold these users; return how many profiles were added."""
+    def _fold(self, updates: Sequence[PendingUpdate], begun: dict[int, _Job], most: int) -> None:
+        """Fold these users, each by `most` calls; a profile is added as soon as its fold is done."""
         jobs: list[_Job] = []
         for update in updates:
             try:
-                job = self._begin(update)
+                job = begun.pop(update.ticket, None) or self._begin(update)
             except Exception as error:
                 self._put_off(update, error)
             else:
                 jobs += [job] if job else []
+        n_before = [len(job.fold.texts) for job in jobs]
+        ended: set[int] = set()
+
+        def end_done() -> None:
+            for job in jobs:
+                if job.fold.done and job.update.ticket not in ended:
+                    ended.add(job.update.ticket)
+                    self.n_updates += self._end(job)
+
         failure: Exception = EngineError("The engine gave no answer.")
         try:
-            self._complete([job.fold for job in jobs])
+            self._complete([job.fold for job in jobs], most, end_done)
         except FollowerStoppedError:
             raise
         except Exception as error:  # an engine may fail in any way, and the next update must still be tried
             failure = error
-        n_updated = 0
-        for job in jobs:
-            if job.fold.done:
-                n_updated += self._end(job)
-                self.last_failure = None
+        end_done()
+        for job, n in zip(jobs, n_before, strict=True):
+            if job.update.ticket in ended:
+                continue
+            if job.fold.has_more and not job.fold.failed and len(job.fold.texts) > n:
+                self._begun[job.update.ticket] = job
+                self.store.put_back(job.update)
             else:
                 self._put_off(job.update, failure)
-        return n_updated
 
     def _begin(self, update: PendingUpdate) -> _Job | None:
         """Plan an update; None if the user is gone."""
@@ -150,19 +171,20 @@ class Follower:
         since = History(str(update.ticket), history.item_ids[start : update.n_items])
         return _Job(update, latest, edit, start_fold(since, self.summariser, edit.text if edit else ""))
 
-    def _complete(self, folds: Sequence[Fold]) -> None:
-        """Get the texts of these folds and count what it took."""
+    def _complete(self, folds: Sequence[Fold], most: int, end_done: Callable[[], None]) -> None:
+        """Get texts of these folds, end those that are done, and count what it took."""
         last = SummaryProgress()
 
         def note(progress: SummaryProgress) -> None:
             nonlocal last
             last = progress
+            end_done()
             if self._stop.is_set():
                 raise FollowerStoppedError
 
         try:
             if folds:  # so that the thread which ranks is as quick afterwards as before
-                apart(lambda: complete(folds, self.summariser, self.engine, self.store, note))
+                apart(lambda: complete(folds, self.summariser, self.engine, self.store, note, most=most))
         finally:
             for name in SummaryProgress.__slots__:
                 setattr(self.totals, name, getattr(self.totals, name) + getattr(last, name))

@@ -81,4 +81,5 @@ MIGRATIONS = (
     """,
     # Users who are gone for everybody, some of whose bytes may still be on disk.
     "CREATE TABLE deleted (uid INTEGER PRIMARY KEY)",
+    "CREATE INDEX pending_by_due ON pending (due)",
 )

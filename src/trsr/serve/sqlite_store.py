@@ -304,10 +304,13 @@ class SqliteServeStore:
         return _update(row) if row else None
 
     def pending(self, limit: int) -> list[PendingUpdate]:
-        """Return up to `limit` updates whose time has come, those that wait longest first."""
+        """Return up to `limit` updates whose time has come, those that are due longest first."""
+        now = time.time()
         with self._reading() as db:
             rows = db.execute(
-                f"{_UPDATES} WHERE due <= ? ORDER BY since, uid LIMIT ?", (time.time(), limit)
+                # No update is put off for so long that the clock did not step back meanwhile.
+                f"{_UPDATES} WHERE due <= ? OR due > ? ORDER BY due, uid LIMIT ?",
+                (now, now + steps.MAX_BACK_OFF, limit),
             ).fetchall()
         return [_update(row) for row in rows]
 
@@ -324,6 +327,11 @@ class SqliteServeStore:
         """Count a failed attempt and put the next one off."""
         with self._writing(durable=False) as db:
             steps.put_off(db, update.ticket, error)
+
+    def put_back(self, update: PendingUpdate) -> None:
+        """Let all updates that are due now go before this one."""
+        with self._writing(durable=False) as db:
+            db.execute("UPDATE pending SET due = ? WHERE uid = ?", (time.time(), update.ticket))
 
     def wait(self, seconds: float) -> None:
         """Return when an update may have become pending, or after some seconds."""

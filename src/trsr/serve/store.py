@@ -139,7 +139,9 @@ class ServeStore(TextStore, Protocol):
         ...
 
     def pending(self, limit: int) -> list[PendingUpdate]:
-        """Return up to `limit` updates whose time has come, those that wait longest first.
+        """Return up to `limit` updates whose time has come, those that are due longest first.
+
+        One that is put off for more than 5 minutes is due too: the clock was set back.
 
         They stay in the queue until `add_profile` or `finish`, so a killed process leaves them to the next.
         """
@@ -158,6 +160,10 @@ class ServeStore(TextStore, Protocol):
 
         `error` is kept until the update succeeds or the user is deleted.
         """
+        ...
+
+    def put_back(self, update: PendingUpdate) -> None:
+        """Let all updates that are due now go before this one."""
         ...
 
     def wait(self, seconds: float) -> None:

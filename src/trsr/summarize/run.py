@@ -121,6 +121,10 @@ class Fold:
     keys: dict[int, str] = field(default_factory=dict)
     failed: bool = False
     """Whether one of its calls failed, so that this process cannot finish it."""
+    n_asked: int = 0
+    """Calls of it that `complete` has asked this time."""
+    has_more: bool = False
+    """Whether it has calls that `complete` has left to the next time."""
 
     def __post_init__(self) -> None:
         for place, call in enumerate(self.calls):
@@ -219,16 +223,18 @@ def complete(
     store: TextStore,
     on_progress: Callable[[SummaryProgress], None] = lambda _: None,
     claims: Claims | None = None,
+    most: int | None = None,
 ) -> None:
     """Get the texts of all calls of these folds, as `summarize` does; those that got theirs are `done`.
 
-    What `claims` leaves to another process is taken from the store when it is there.
+    What `claims` leaves to another process is taken from the store when it is there. A fold that needs more
+    than `most` new calls `has_more`: the next `complete` goes on with it.
 
     Raises:
         EngineError: calls failed; the folds that did not need them are done.
     """
     progress = SummaryProgress(len(folds))
-    stream = _Stream(summariser, engine, store, progress, on_progress, iter(folds), claims=claims)
+    stream = _Stream(summariser, engine, store, progress, on_progress, iter(folds), claims=claims, most=most)
     progress.n_calls = sum(len(fold.calls) - len(fold.texts) for fold in folds)
     stream.counted = True
     for _ in stream.run():
@@ -312,6 +318,8 @@ class _Stream:
     counted: bool = False
     """Whether the progress knows all calls from the beginning."""
     claims: Claims | None = None
+    most: int | None = None
+    """New calls of a fold at most."""
     errors: dict[str, str] = field(default_factory=dict)
     open: deque[Fold] = field(default_factory=deque)
     """Started, and not handed on so far."""
@@ -331,7 +339,7 @@ class _Stream:
             if more and self.n_made_of_pass == 0:
                 time.sleep(ELSEWHERE)
         for fold in self.open:
-            self.n_unfinished += not fold.done
+            self.n_unfinished += not fold.done and (fold.failed or not fold.has_more)
             yield fold
         if self.n_unfinished:
             first_error = next(iter(self.errors.values()), "the engine gave no answer")
@@ -375,7 +383,7 @@ class _Stream:
 
     def _start(self, folds: Sequence[Fold]) -> None:
         for fold in folds:
-            fold.failed = False  # of an earlier attempt
+            fold.failed, fold.n_asked, fold.has_more = False, 0, False  # of an earlier attempt
         self.open.extend(folds)
         self.n_started += len(folds)
         self.progress.n_users = max(self.progress.n_users, self.n_started)
@@ -423,7 +431,12 @@ class _Stream:
                     asked[key].askers.extend(question.askers)
                 elif key in elsewhere:
                     self.n_elsewhere_of_pass += 1
+                elif self.most is not None and all(fold.n_asked >= self.most for fold, _ in question.askers):
+                    for fold, _ in question.askers:
+                        fold.has_more = True
                 else:
+                    for fold, _ in question.askers:
+                        fold.n_asked += 1
                     asked[key] = question
                     new.append(key)
         return new
