@@ -15,7 +15,7 @@ from trsr.serve.follower import Follower
 from trsr.serve.ranking import Ranker
 from trsr.serve.service import Service
 from trsr.serve.settings import Settings
-from trsr.serve.speed import Speed, measure
+from trsr.serve.speed import MIN_TOKENS, Speed, measure
 from trsr.serve.sqlite_store import SqliteServeStore, Written
 from trsr.summarize.store import StoredCall
 from trsr.summarize.stores import open_store
@@ -79,7 +79,7 @@ def _join(
         serving.retriever,
         n_ranked=n_ranked,
         max_candidates=settings.max_candidates,
-        max_tokens=settings.max_tokens or int(settings.request_seconds * speed.rate),
+        max_tokens=settings.max_tokens or max(MIN_TOKENS, int(settings.request_seconds * speed.rate)),
         seconds=settings.request_seconds,
     )
     return Service(store, Follower(store, summariser, engine), ranker, summariser)

@@ -15,6 +15,8 @@ ANSWER_SECONDS = 2.0
 PASS_SECONDS = 0.4
 """What a pass should take: the next one is chosen when it ends."""
 MIN_RANKED, MAX_RANKED = 10, 50
+MIN_TOKENS = 16_384
+"""Read for one request on the slowest machine too: one that is busy at the start may be quick later."""
 _MIN_PASS_TOKENS = 256
 _N_CANDIDATES = 8
 _ROUNDS, _SECONDS = 3, 3.0
