@@ -36,7 +36,7 @@ class Settings(BaseSettings):
     request_seconds: float = Field(default=30.0, gt=0)
     """A request that cannot be answered within this time is answered 503."""
     max_tokens: int | None = Field(default=None, ge=1)
-    """Tokens that the model reads for one request; by default what it reads in `request_seconds`, 16,384 at least."""
+    """Tokens that the model reads for one request; by default those of `request_seconds`, 16,384 at least."""
     n_ranked: int | None = Field(default=None, ge=1)
     """Of the items found where no candidates are given, those that the model ranks; by default as many as it
     ranks in about two seconds, from 10 to 50."""
