@@ -7,6 +7,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from unittest.mock import Mock
 
 import polars as pl
 import pytest
@@ -190,10 +191,17 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_dataset(tmp_path: Path) 
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
 
 
-def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match="Cannot write beside"):
         make(tmp_path / "file" / "d")
+    with monkeypatch.context() as patch, pytest.raises(OutputError, match=r"Permission denied; choose"):
+        patch.setattr(
+            DatasetWriter, "_check_target", Mock(side_effect=PermissionError(13, "Permission denied"))
+        )
+        make(tmp_path / "d")
     with pytest.raises(DataError, match="is a file"):
         make(tmp_path / "file")
 

@@ -94,7 +94,7 @@ def read_lines(file: Path, reject: Reject, text: TextFormat | None = None) -> It
                 rest = tail
                 yield Lines(first, texts, last=False)
                 first += len(texts)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(f"There is no file {file}; check the path.") from error
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise DataError(
@@ -174,6 +174,8 @@ def _is_utf8(line: bytes) -> bool:
 
 
 def _open(file: Path) -> BinaryIO:
+    if not file.exists() and (packed := file.with_name(f"{file.name}.gz")).is_file():
+        file = packed
     stream = file.open("rb")
     if file.suffix == ".gz" or stream.peek(2)[:2] == b"\x1f\x8b":  # gzip under any name
         stream.close()

@@ -126,6 +126,7 @@ def _read_delimited(
             first, texts = first + 1, texts[1:]
         elif lines.first == 1:
             _check_width(file, texts, header, separator, quotes=quoted)
+            header_line = _unexpected_header(texts, header, separator, quoted)
         if quoted and any('"' in line for line in texts):
             records, used = rawcsv.split_records(texts, separator, len(header), final=lines.last)
             pending = texts[used:]
@@ -177,6 +178,16 @@ def _check_width(
             f"{file} has {widths.most_common(1)[0][0]} columns, expected {len(header)}: {', '.join(header)}; "
             "check that it is the right file and that these are all of its columns."
         )
+
+
+def _unexpected_header(
+    texts: Sequence[str], header: Sequence[str], separator: str, quotes: bool
+) -> str | None:
+    """Return the first line of a file without a header if it is one: half of its fields are column names."""
+    names = {name.lower() for name in header}
+    fields = (texts and rawcsv.split_line(texts[0], separator, quotes)) or []
+    same = sum(field.strip().lower() in names for field in fields)
+    return texts[0] if same * 2 >= max(2, len(header)) else None
 
 
 def _n_named(header: Sequence[str]) -> int:
