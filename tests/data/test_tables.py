@@ -197,13 +197,12 @@ def test_a_place_that_cannot_be_written_is_one_sentence(
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match="Cannot write beside"):
         make(tmp_path / "file" / "d")
-    with monkeypatch.context() as patch, pytest.raises(OutputError, match=r"Permission denied; choose"):
-        patch.setattr(
-            DatasetWriter, "_check_target", Mock(side_effect=PermissionError(13, "Permission denied"))
-        )
-        make(tmp_path / "d")
     with pytest.raises(DataError, match="is a file"):
         make(tmp_path / "file")
+    denied = PermissionError(13, "Permission denied")
+    monkeypatch.setattr(DatasetWriter, "_check_target", Mock(side_effect=denied))
+    with pytest.raises(OutputError, match=r"Permission denied; choose"):
+        make(tmp_path / "d")
 
 
 def test_a_dataset_without_events_is_refused_with_the_reason(tmp_path: Path) -> None:
