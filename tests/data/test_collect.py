@@ -117,7 +117,7 @@ def test_equal_times_are_read_from_the_end_of_a_file_that_runs_newest_first(
     assert [h.item_ids for h in data.histories()] == [("a", "b", "c", "d"), ("a", "b")]
     assert data.info.times is not None
     assert (data.info.times.in_file_order, data.info.times.newest_first) == (5, True)
-    assert "order: 5 events" in "\n".join(summary_lines(data.info))
+    assert "order in events: 5 events" in "\n".join(summary_lines(data.info))
     # One user whose times grow says that the file does not run so.
     data = collect(tmp_path, items, [*newest, ("w", "a", day(1)), ("w", "b", day(2))], at_once)
     assert [h.item_ids for h in data.histories()][:2] == [("c", "b", "a", "d"), ("b", "a")]

@@ -31,6 +31,7 @@ USER_ID = (
     "reviewerID",
     "uid",
     "customer_id",
+    "customerId",
     "visitorid",
     "visitor_id",
     "session_id",

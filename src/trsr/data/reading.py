@@ -177,13 +177,13 @@ def summary_lines(info: DatasetInfo) -> list[str]:
             )
         if times.in_file_order:
             how = (
-                "from its last row to its first, as it runs newest first"
+                "are read from the file's end, as it runs newest first"
                 if times.newest_first
-                else "as they are"
+                else "keep its order"
             )
             lines.append(
-                f"order: {times.in_file_order:,} events share their time with another of their user; these "
-                f"are in the order of the file, {how}"
+                f"order in {times.file}: {times.in_file_order:,} events share their time with another "
+                f"of their user; these {how}"
             )
     return lines + reading_lines(info)
 
