@@ -148,7 +148,7 @@ def test_gzip_is_read_under_any_name_and_other_bytes_are_named(tmp_path: Path) -
     pl.DataFrame({"id": [1]}).write_parquet(parquet)
     archive = io.BytesIO()
     zipfile.ZipFile(archive, "w").writestr("a.csv", "id\n1\n")
-    for content, words in {
+    for data, words in {
         parquet.getvalue(): "no text but holds Parquet; rename it to .parquet",
         gzip.compress(parquet.getvalue()): "holds Parquet",
         archive.getvalue(): r"holds a zip archive; unpack it, or rename it to .xlsx",
@@ -158,7 +158,7 @@ def test_gzip_is_read_under_any_name_and_other_bytes_are_named(tmp_path: Path) -
     }.items():
         for name in ("b.csv", "b.tsv", "b.jsonl"):
             with pytest.raises(DataError, match=words):
-                read(write(tmp_path / name, content))
+                read(write(tmp_path / name, data))
 
 
 @pytest.mark.usefixtures("small_batches")
