@@ -115,6 +115,7 @@ def test_tsv_takes_quotes_as_letters_unless_told(tmp_path: Path) -> None:
         ('"id"\t"text"\n"1"\t"a ""b"""\n"2"\t"c\nd"\n', ['a "b"', "c\nd"], True),  # all are quoted
         ('id\ttext\n1\t"a, b"\n2\tc\n3\t5" nail\n', ["a, b", "c", '5" nail'], True),  # only where needed
         ('id\ttext\n1\t"a"\n2\tc\n', ['"a"', "c"], False),  # a quotation
+        ('id\ttext\n1\t"a, b"\n2\t"c"\n3\td\n', ['"a, b"', '"c"', "d"], False),  # one without need
         ('id\ttext\n1\t"a, b"\n2\t"c" said d\n', ['"a, b"', '"c" said d'], False),
         ('id\ttext\n1\t"a\n2\tb"\n', ['"a', 'b"'], False),  # from one to the other is no field
     ],
