@@ -166,6 +166,18 @@ def test_prompts_are_of_the_first_version_unless_a_bos_is_added() -> None:
     assert TemplateTokenizer(KEEPS, blank=" ").prompt_version == 2
 
 
+@pytest.mark.parametrize("template", [None, KEEPS, TRIMS, BOS + KEEPS])
+def test_prompts_for_texts_changed_only_where_a_bos_is_added(template: str | None) -> None:
+    assert TemplateTokenizer(template, blank=" ").text_prompt_version == 1
+    written = template is not None and template.startswith(BOS)
+    assert TemplateTokenizer(template, adds_bos=True).text_prompt_version == 2 - written
+
+
+@pytest.mark.parametrize("template", [REFUSES_SYSTEM, DROPS_SYSTEM, THINKS, ALWAYS_THINKS, FAILS])
+def test_prompts_for_texts_changed_with_the_system_text_and_the_think_block(template: str) -> None:
+    assert TemplateTokenizer(template).text_prompt_version == 2
+
+
 def test_a_text_that_goes_on_another_gets_no_blank_of_the_tokenizers_own() -> None:
     tokenizer = TemplateTokenizer(None, adds_bos=True, blank=" ")
     assert tokenizer.decode(tokenizer.encode("lamp")) == "lamp"

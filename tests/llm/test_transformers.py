@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from trsr.errors import ModelError
+from trsr.llm import models
+from trsr.llm.answers import Thinking
 from trsr.llm.base import Prompt
-from trsr.llm.counting import token_counter
-from trsr.llm.engines import TransformersEngine
+from trsr.llm.counting import engine_model_id, token_counter
+from trsr.llm.engines import TransformersEngine, open_generator
 from trsr.llm.transformers import HfTokenizer, load_causal_lm, resolve_device, resolve_dtype
 from trsr.llm.transformers_generator import TransformersGenerator
 from trsr.prompt.ranking import PromptBuilder, PromptConfig, load_ranking_template
@@ -79,6 +81,25 @@ def test_a_chat_model_without_a_bos_of_its_own_keeps_the_first_version(tiny_mode
     turns = [{"role": turn.role, "content": turn.content} for turn in prompt.messages]
     ids = tokenizer.hf.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
     assert tokenizer.encode_prompt(tokenizer.render_chat(prompt, think=False))[: len(ids)] == ids
+
+
+@pytest.mark.parametrize("thinking", ["off", "strip"])
+def test_texts_that_answered_prompts_of_the_first_version_are_not_taken_for_others(
+    thinking: Thinking, base_model: Path, tiny_model: Path
+) -> None:
+    def ids(folder: Path) -> set[str]:
+        config = TransformersEngine(model=str(folder), device="cpu", thinking=thinking)
+        return {engine_model_id(config), open_generator(config).model_id}
+
+    suffix = {"off": "+prompt2", "strip": "+thinking"}[thinking]  # none was kept with thoughts before
+    assert ids(base_model) == {models.model_id(str(base_model)) + suffix}
+    assert ids(tiny_model) == {models.model_id(str(tiny_model)) + suffix.removeprefix("+prompt2")}
+
+
+@pytest.mark.slow
+@pytest.mark.model
+def test_texts_of_the_embedded_model_keep_their_keys() -> None:
+    assert engine_model_id(TransformersEngine()) == models.model_id(models.EMBEDDED_MODEL)
 
 
 def count_prompt(model: Path, prompt: Prompt) -> int:

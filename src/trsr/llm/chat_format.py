@@ -184,9 +184,15 @@ class ChatTokenizer(ABC):
     def prompt_version(self) -> int:
         """See `Tokenizer.prompt_version`."""
         chat = self.chat_format
-        if chat.is_plain or not chat.takes_system or chat.thinks or chat.answer_blank:
+        if chat.is_plain or chat.answer_blank or self._blanks_beginnings:
             return 2
-        if self._blanks_beginnings:
+        return self.text_prompt_version
+
+    @cached_property
+    def text_prompt_version(self) -> int:
+        """Return the `prompt_version` of prompts for texts, which end without an answer cue or a label."""
+        chat = self.chat_format
+        if not chat.is_plain and (not chat.takes_system or chat.thinks):
             return 2
         example = self.render_chat(Prompt(_EXAMPLE))
         return 1 if self.encode_prompt(example) == self.token_ids(example, adds_special=False) else 2
