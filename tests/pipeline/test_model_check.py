@@ -31,6 +31,7 @@ def test_check_model_passes_a_whole_model(tiny_model: Path) -> None:
     assert {"labels generic", "labels products", "BOS", "sharing", "LoRA targets", "generation"} <= set(found)
     assert found["sharing"].facts["prompts"] == model_check.N_PROMPTS
     assert found["sharing"].facts["shared"]
+    assert found["LoRA targets"].facts["layers"] == 14
     assert found["chat template"].facts == {
         "present": True,
         "system_role": True,
@@ -108,7 +109,7 @@ def test_check_model_says_in_a_sentence_that_weights_are_broken(tiny_model: Path
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     found = checked(folder, templates=("news",))
-    assert failed(found) == {"model", "sharing", "LoRA targets", "generation"}
+    assert failed(found) == {"model", "sharing", "generation"}
     assert found["labels news"].ok
 
 
@@ -133,7 +134,7 @@ def test_check_model_says_in_a_sentence_that_an_adapter_is_gone(finished_run: Pa
     folder = Path(shutil.copytree(finished_run / "model", tmp_path / "model"))
     (folder / "adapter_model.safetensors").unlink()
     found = checked(folder)
-    assert failed(found) == {"model", "adapter", "sharing", "LoRA targets"}
+    assert failed(found) == {"model", "adapter", "sharing"}
     assert "cannot be loaded" in found["adapter"].message
 
 

@@ -382,20 +382,13 @@ def _one_prompt(subject: CheckedModel) -> ScoringGroup:
 
 
 def _lora_targets(subject: CheckedModel) -> Finding:
-    from trsr.train.config import TrainConfig
-    from trsr.train.sft import with_adapter
+    from trsr.train.config import LoraConfig
+    from trsr.train.lora import lora_targets
 
-    adapted = with_adapter(subject.model, TrainConfig())
-    try:
-        trained = [p.numel() for p in adapted.parameters() if p.requires_grad]
-        names = sorted({n.rpartition(".")[2] for n, m in adapted.named_modules() if hasattr(m, "lora_A")})
-    finally:
-        adapted.unload()
-    facts = {"targets": names, "matrices": len(trained), "parameters": sum(trained)}
-    if not trained:
-        return Finding("", False, "the model has no linear layers that an adapter could sit on.", facts)
+    layers = lora_targets(subject.name, LoraConfig())
+    names = sorted({layer.rpartition(".")[2] for layer in layers})
     return Finding(
-        "", True, f"{', '.join(names)}: {sum(trained):,} weights in {len(trained)} matrices.", facts
+        "", True, f"{', '.join(names)}: {len(layers)} layers.", {"targets": names, "layers": len(layers)}
     )
 
 
