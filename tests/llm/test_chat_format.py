@@ -122,6 +122,14 @@ def test_a_think_block_is_closed_only_where_the_answer_is_to_come_next(template:
     assert tokenizer.prompt_version == 2
 
 
+def test_an_answer_that_is_to_come_next_is_in_the_final_channel() -> None:
+    tokenizer = TemplateTokenizer(KEEPS.replace("<|assistant|>", "<|start|>assistant"))
+    assert tokenizer.render_chat(ask("Seeds?")).endswith("<|start|>assistant")
+    answered = tokenizer.render_chat(ask("Seeds?", prefill="Answer:"), think=False)
+    assert answered.endswith("<|start|>assistant<|channel|>final<|message|>Answer:")
+    assert tokenizer.prompt_version == 2
+
+
 def test_the_blank_that_a_template_writes_before_an_answer_is_known() -> None:
     instructs = (
         "{% for message in messages %}{% if message.role == 'assistant' %}{{ ' ' + message.content }}"

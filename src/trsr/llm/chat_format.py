@@ -24,6 +24,7 @@ _NO_THINKING = {"enable_thinking": False, "thinking": False}
 # Llama-3.2 and its kin write today's date, which would make a prompt of every day another one.
 _ALWAYS = {"date_string": "26 Jul 2024"}
 _OPEN_BLOCK = re.compile(r"<([\w:]*think\w*)>\s*$", re.IGNORECASE)
+_NO_CHANNEL = re.compile(r"<\|start\|>assistant$")  # gpt-oss begins an answer by naming its channel
 _EXAMPLE = (Message("system", 'Weigh "both" Sides.'), Message("user", "Tom & Ann's Lamp\n\n or <3 Ropes, é?"))
 _ANSWER = Message("assistant", "Ropes.")
 
@@ -90,6 +91,8 @@ class ChatFormat:
         text = self._write(turns, {} if think else _NO_THINKING)
         if not think and (opened := _OPEN_BLOCK.search(text)):
             text = f"{text.rstrip()}\n\n</{opened[1]}>\n\n"
+        if not think and _NO_CHANNEL.search(text):
+            text += "<|channel|>final<|message|>"
         return text + prompt.prefill
 
     def _write(self, turns: Sequence[Message], variables: dict[str, Any]) -> str:
