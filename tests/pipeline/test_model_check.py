@@ -40,6 +40,16 @@ def test_check_model_passes_a_whole_model(tiny_model: Path) -> None:
     }
 
 
+def test_check_model_does_not_take_a_models_own_penalties_for_a_difference(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    (folder / "generation_config.json").write_text(
+        json.dumps({"do_sample": True, "temperature": 0.6, "repetition_penalty": 5.0})
+    )
+    assert failed(checked(folder, templates=("news",))) == set()
+
+
 def test_check_model_goes_on_after_labels_of_several_tokens(two_token_model: Path) -> None:
     found = checked(two_token_model, templates=("news",))
     assert failed(found) == {"labels news", "sharing"}

@@ -10,6 +10,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -21,7 +22,8 @@ ApplyTemplate = Callable[[list[dict[str, str]], dict[str, Any]], str]
 
 # Names under which chat templates know whether to think before the answer.
 _NO_THINKING = {"enable_thinking": False, "thinking": False}
-# Llama-3.2 and its kin write today's date, which would make a prompt of every day another one.
+PROMPT_DATE = datetime(2024, 7, 26)  # no moment, but what templates write as today
+"""Llama-3.2, gpt-oss and others write today's date, which would make a prompt of every day another one."""
 _ALWAYS = {"date_string": "26 Jul 2024"}
 _OPEN_BLOCK = re.compile(r"<([\w:]*think\w*)>\s*$", re.IGNORECASE)
 _NO_CHANNEL = re.compile(r"<\|start\|>assistant$")  # gpt-oss begins an answer by naming its channel

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from trsr.errors import MissingExtraError, ModelError
@@ -23,6 +24,9 @@ from trsr.llm.engines import (
     TransformersEngine,
     thinks,
 )
+
+if TYPE_CHECKING:
+    from trsr.llm.transformers import HfTokenizer
 
 CHARACTERS_A_TOKEN = 4
 
@@ -121,7 +125,7 @@ def text_model_id(model: str, tokenizer: ChatTokenizer, thinking: Thinking) -> s
     return with_thinking(models.model_id(model) + "+prompt2" * changed, thinking)
 
 
-def find_tokenizer(name: str) -> ChatTokenizer | None:
+def find_tokenizer(name: str) -> HfTokenizer | None:
     """Return the tokenizer of a model; None where it is not on this machine, or no library to read it.
 
     Nothing is downloaded.

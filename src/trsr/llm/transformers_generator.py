@@ -23,7 +23,7 @@ from trsr.llm.answers import (
     has_stopped,
 )
 from trsr.llm.base import Generation, GenerationParams, Prompt
-from trsr.llm.context import context_of
+from trsr.llm.context import check_vocabulary, context_of
 from trsr.llm.counting import rendered, text_model_id
 from trsr.llm.prompt_reading import PromptReader
 from trsr.llm.row_writing import RowWriter, Text
@@ -117,6 +117,7 @@ class TransformersGenerator:
     def _text_of(self, index: int, prompt: Prompt) -> Text:
         """Return a prompt as token ids; prompts of one kind differ in the last message only."""
         ids = self.tokenizer.encode_prompt(rendered(self.tokenizer, prompt, self._thinks))
+        check_vocabulary(self._model.config, self.tokenizer, ids)
         wording = None
         if prompt.parts is not None:
             wording = Wording(prompt.parts, self._encode_word, self._eos)
