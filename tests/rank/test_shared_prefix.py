@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from tiny_models import random_model
 
-from trsr.errors import CandidateTooLongError
+from trsr.errors import CandidateTooLongError, EngineError
 from trsr.llm import shared_attention
 from trsr.llm.adapter import quiet_peft
 from trsr.llm.architecture import forget_lengths
@@ -75,6 +75,17 @@ def model() -> Any:
     sharing = random_model("llama")
     assert shared_attention.enable(sharing)
     return sharing
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_a_margin_that_is_no_number_is_one_sentence(shares: bool) -> None:
+    overflowing = random_model("llama")
+    assert not shares or shared_attention.enable(overflowing)
+    overflowing.lm_head.weight.data[LABELS.negative] = torch.inf
+    with pytest.raises(
+        EngineError, match=r"gave 3 of 3 margins that are NaN or infinite: .*recommender\.dtype"
+    ):
+        list(SharedPrefixScorer(overflowing).score(GROUPS[:1], LABELS))
 
 
 def margins(scorer: SharedPrefixScorer) -> list[npt.NDArray[np.float32]]:
