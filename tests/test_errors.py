@@ -73,3 +73,7 @@ def test_an_engine_error_says_whether_to_try_again() -> None:
 )
 def test_of_a_librarys_error_the_first_line_is_said(said: str, first: str) -> None:
     assert first_line(OSError(said)) == first
+
+
+def test_a_missing_key_is_called_one() -> None:
+    assert first_line(KeyError("rope")) == "unknown key 'rope'"

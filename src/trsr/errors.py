@@ -30,7 +30,7 @@ def first_line(error: Exception) -> str:
     """Return what a library says first, without its end; the kind of the error where it says nothing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
-    return said.rstrip(":. ")
+    return f"unknown key {said}" if isinstance(error, KeyError) else said.rstrip(":. ")
 
 
 class TrsrError(Exception):

@@ -9,10 +9,13 @@ from typing import Any, Never
 
 import pytest
 import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 
 from trsr.errors import ModelError
 from trsr.llm import models
+from trsr.llm.adapter import quiet_peft
 from trsr.llm.answers import Thinking
 from trsr.llm.base import GenerationParams, Prompt
 from trsr.llm.context import read_config
@@ -202,6 +205,15 @@ def test_a_configuration_that_cannot_be_used_is_one_sentence(
         for use in (read_config, lambda name: lora_targets(name, LoraConfig())):
             with pytest.raises(ModelError, match="cannot be read"):
                 use(str(folder))
+
+
+def test_a_model_with_an_adapter_beside_it_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    folder = changed(tiny_model, tmp_path / "adapted")
+    base = load_causal_lm(str(tiny_model))
+    with quiet_peft():
+        get_peft_model(base, PeftLoraConfig(target_modules=["q_proj"])).save_pretrained(str(folder))
+    with pytest.raises(ModelError, match="comes with a LoRA adapter"):
+        load_causal_lm(str(folder))
 
 
 @pytest.mark.parametrize("head", ["BertForMaskedLM", "LlamaForSequenceClassification"])
