@@ -14,6 +14,7 @@ import argparse
 import json
 import logging
 import shlex
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -266,10 +266,9 @@ def gradient_differences(folder: Path, attention: str) -> Row:
     model = with_adapter(base, TrainConfig(lora=LoraConfig(r=4, alpha=8))).eval()
     for weights in learned(model).values():
         weights.data.normal_(0, 0.05)
-    model.save_pretrained(folder / "adapter")
-    plain = PeftModel.from_pretrained(
-        plain_model(folder, attention), folder / "adapter", is_trainable=True
-    ).eval()
+    plain = with_adapter(plain_model(folder, attention), TrainConfig(lora=LoraConfig(r=4, alpha=8))).eval()
+    for name, weights in learned(model).items():
+        learned(plain)[name].data.copy_(weights)
     row: Row = {}
     for loss in ("joint", "full"):
         objective = Objective(model, loss, LABELS)
@@ -418,7 +417,7 @@ def main() -> None:
     names = given.names or list(dict.fromkeys([*VARIANTS, *USUAL, *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]))
     content: dict[str, Any] = {
         "name": "architectures",
-        "command": shlex.join(["python", "benchmarks/architectures.py", *given.names]),
+        "command": shlex.join(["python", "benchmarks/architectures.py", *sys.argv[1:]]),
         "commit": facts["commit"],
         "seed": SEED,
         "machine": given.machine,

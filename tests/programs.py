@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -27,5 +28,9 @@ def need_program(name: str) -> Path:
     """Return where a program is; without it, skip the test, or fail it on the build machine."""
     if path := find_program(name):
         return path
-    missing = f"{name} is not installed; run `apt-get install {PACKAGES[name]}`."
-    return (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
+    skip_or_fail(f"{name} is not installed; run `apt-get install {PACKAGES[name]}`.")
+
+
+def skip_or_fail(missing: str) -> NoReturn:
+    """Skip a test for what is missing, or fail it on the build machine."""
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)

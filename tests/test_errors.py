@@ -7,7 +7,7 @@ import re
 import pytest
 
 from trsr import errors
-from trsr.errors import ConfigError, EngineError, InputError, MissingExtraError, TrsrError
+from trsr.errors import ConfigError, EngineError, InputError, MissingExtraError, TrsrError, first_line
 
 
 def classes() -> dict[str, type[TrsrError]]:
@@ -61,3 +61,19 @@ def test_a_missing_extra_names_the_command_that_installs_it() -> None:
 def test_an_engine_error_says_whether_to_try_again() -> None:
     assert EngineError("busy", retryable=True).retryable
     assert not EngineError("gone").retryable
+
+
+@pytest.mark.parametrize(
+    ("said", "first"),
+    [
+        ("No such file.\nMore", "No such file"),
+        ("\n  Wrong settings:\n  5 heads.\nMore", "Wrong settings: 5 heads"),
+        ("", "OSError"),
+    ],
+)
+def test_of_a_librarys_error_the_first_line_is_said(said: str, first: str) -> None:
+    assert first_line(OSError(said)) == first
+
+
+def test_a_missing_key_is_called_one() -> None:
+    assert first_line(KeyError("rope")) == "unknown key 'rope'"

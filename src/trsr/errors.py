@@ -26,6 +26,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+def first_line(error: Exception) -> str:
+    """Return what a library says first, without its end; the kind of the error where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return f"unknown key {said}" if isinstance(error, KeyError) else said.rstrip(":. ")
+
+
 class TrsrError(Exception):
     """Base of all errors raised on purpose; `exit_code` is the command line's answer."""
 

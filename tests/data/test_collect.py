@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from trsr.data.collect import EventCollector, ItemCollector, by_user_ranges
 from trsr.data.rawtables import RAW, ROW
+from trsr.data.reading import summary_lines
 from trsr.data.tables import Dataset, DatasetWriter, Spool
 from trsr.data.values import ID_RULE
 
@@ -107,6 +108,25 @@ def test_events_are_ordered_by_time_and_equal_times_by_place_in_the_file(tmp_pat
     ]
     data = collect(tmp_path, items, events)
     assert [(h.user_id, h.item_ids) for h in data.histories()] == [("u", ("b", "d", "a", "c")), ("v", ("a",))]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 9])
+def test_equal_times_are_read_from_the_end_of_a_file_that_runs_newest_first(
+    tmp_path: Path, at_once: int
+) -> None:
+    items: list[tuple[str | None, str | None]] = [(i, i) for i in "abcd"]
+    newest: Events = [("u", "d", day(2)), ("v", "b", day(2)), ("u", "c", day(1)), ("v", "a", day(2))]
+    newest += [("u", "b", day(1)), ("u", "a", day(1))]
+    data = collect(tmp_path, items, newest, at_once)
+    assert [h.item_ids for h in data.histories()] == [("a", "b", "c", "d"), ("a", "b")]
+    assert data.info.times is not None
+    assert (data.info.times.in_file_order, data.info.times.newest_first) == (5, True)
+    assert "order in events: 5 events" in "\n".join(summary_lines(data.info))
+    # One user whose times grow says that the file does not run so.
+    data = collect(tmp_path, items, [*newest, ("w", "a", day(1)), ("w", "b", day(2))], at_once)
+    assert [h.item_ids for h in data.histories()][:2] == [("c", "b", "a", "d"), ("b", "a")]
+    assert data.info.times is not None
+    assert (data.info.times.in_file_order, data.info.times.newest_first) == (5, False)
 
 
 def test_events_without_a_time_are_refused_where_others_have_one(tmp_path: Path) -> None:

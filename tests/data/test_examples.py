@@ -376,6 +376,11 @@ def test_impressions_of_a_dataset_without_them_is_a_clear_error(tmp_path: Path) 
     data = make(tmp_path / "d", random_users(0, 10, 60, times=False))
     with pytest.raises(DataError, match="has no impressions"):
         build_examples(data, IMPRESSIONS_PROTOCOL, seed=0)
+    uneven = logged(20, True)
+    uneven[3]["clicked"] = uneven[3]["clicked"][1:]
+    with_gap = make(tmp_path / "u", [], impressions=uneven)
+    with pytest.raises(DataError, match="not as many clicks as candidates"):
+        build_examples(with_gap, IMPRESSIONS_PROTOCOL, seed=0)
     few = make(tmp_path / "e", [], impressions=logged(20, True))
     with pytest.raises(DataError, match="lower these numbers"):
         build_examples(few, IMPRESSIONS_PROTOCOL, seed=0)

@@ -179,3 +179,16 @@ def test_markers_of_missing_values_are_missing(tmp_path: Path) -> None:
         "behaviors.tsv: no impression id": 1,
         "news.tsv: no item id": 1,
     }.items() <= data.rejects_by_reason().items()
+
+
+def test_a_header_line_is_no_news_and_no_impression(tmp_path: Path) -> None:
+    header = "news_id\tcategory\tsubcategory\ttitle\tabstract\turl\te\tf"
+    behaviors = ["impression_id\tuser_id\ttime\thistory\timpressions", *BEHAVIORS]
+    data = import_mind(mind_files(tmp_path, [header, *NEWS], behaviors), tmp_path / "out")
+    assert list(data.catalogue()) == ["N1", "N2", "N3"]
+    assert data.info.counts["impressions"] == 3
+    assert data.rejects_by_reason() == {
+        "behaviors.tsv: history entry without a news row": 1,
+        "behaviors.tsv: the header line again": 1,
+        "news.tsv: the header line again": 1,
+    }

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import polars as pl
@@ -143,3 +144,17 @@ def test_the_old_packs_are_read(tmp_path: Path) -> None:
         }
         assert [(h.user_id, h.item_ids) for h in data.histories()] == [("7", ("1",))]
         assert data.info.counts["rejects"] == 1
+
+
+def test_packed_files_are_found_by_their_usual_names(tmp_path: Path, source: Path) -> None:
+    for name in FILES:
+        (source / f"{name}.gz").write_bytes(gzip.compress((source / name).read_bytes()))
+        (source / name).unlink()
+    data = import_movielens(source, tmp_path / "out", tags=True)
+    assert [h.item_ids for h in data.histories()] == [("1", "2")]
+    assert data.catalogue()["1"].fields["tags"] == "slow, dark"
+
+
+def test_ratings_that_are_all_too_low_are_said_to_be_so(tmp_path: Path, source: Path) -> None:
+    with pytest.raises(DataError, match=r"No event could be read \(3 ratings below threshold\)"):
+        import_movielens(source, tmp_path / "out", min_rating=6)

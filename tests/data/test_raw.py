@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
+import zipfile
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -104,6 +107,59 @@ def test_tsv_takes_quotes_as_letters_unless_told(tmp_path: Path) -> None:
     refused = Refused()
     assert read(file, refused, quotes=True)["text"].to_list() == ["x"]
     assert len(refused) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "texts", "quotes"),
+    [
+        ('"id"\t"text"\n"1"\t"a ""b"""\n"2"\t"c\nd"\n', ['a "b"', "c\nd"], True),  # all are quoted
+        ('id\ttext\n1\t"a, b"\n2\tc\n3\t5" nail\n', ["a, b", "c", '5" nail'], True),  # only where needed
+        ('id\ttext\n1\t"a"\n2\tc\n', ['"a"', "c"], False),  # a quotation
+        ('id\ttext\n1\t"a, b"\n2\t"c"\n3\td\n', ['"a, b"', '"c"', "d"], False),  # one without need
+        ('id\ttext\n1\t"a, b"\n2\t"c" said d\n', ['"a, b"', '"c" said d'], False),
+        ('id\ttext\n1\t"a\n2\tb"\n', ['"a', 'b"'], False),  # from one to the other is no field
+    ],
+)
+def test_quotes_of_a_tsv_are_read_as_such_where_it_uses_them_throughout(
+    tmp_path: Path, content: str, texts: list[str], quotes: bool
+) -> None:
+    text = rawlines.TextFormat()
+    assert read(write(tmp_path / "a.tsv", content), text=text)["text"].to_list() == texts
+    assert text.quotes == quotes
+
+
+def test_one_broken_quote_among_many_costs_one_row_of_a_tsv(tmp_path: Path) -> None:
+    rows = "".join(f'{n}\t"a, b"\n' for n in range(40))
+    refused = Refused()
+    table = read(write(tmp_path / "a.tsv", f'id\ttext\n{rows}x\t"open\n'), refused)
+    assert table["text"].to_list() == ["a, b"] * 40
+    assert [reason for _, _, reason in refused] == ["broken quote"]
+
+
+def test_a_txt_file_with_commas_may_have_quotes(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.txt", 'id,text\n1,"a, b"\n2,"c, d"\n')
+    assert read(file)["text"].to_list() == ["a, b", "c, d"]
+
+
+def test_gzip_is_read_under_any_name_and_other_bytes_are_named(tmp_path: Path) -> None:
+    for name in ("a.csv", "a.tsv", "a.jsonl"):
+        content = '{"id": "1"}\n' if name.endswith("jsonl") else "id\n1\n"
+        assert read(write(tmp_path / name, gzip.compress(content.encode())))["id"].to_list() == ["1"]
+    parquet = io.BytesIO()
+    pl.DataFrame({"id": [1]}).write_parquet(parquet)
+    archive = io.BytesIO()
+    zipfile.ZipFile(archive, "w").writestr("a.csv", "id\n1\n")
+    for data, words in {
+        parquet.getvalue(): "no text but holds Parquet; rename it to .parquet",
+        gzip.compress(parquet.getvalue()): "holds Parquet",
+        archive.getvalue(): r"holds a zip archive; unpack it, or rename it to .xlsx",
+        bz2.compress(b"id\n1\n"): "holds bzip2 data",
+        lzma.compress(b"id\n1\n"): "holds xz data",
+        gzip.compress(gzip.compress(b"id\n1\n")): "gzip data inside of gzip data",
+    }.items():
+        for name in ("b.csv", "b.tsv", "b.jsonl"):
+            with pytest.raises(DataError, match=words):
+                read(write(tmp_path / name, data))
 
 
 @pytest.mark.usefixtures("small_batches")
@@ -233,6 +289,7 @@ def test_files_that_cannot_be_used_are_one_sentence(tmp_path: Path) -> None:
         write(tmp_path / "b.csv", b"\xff\xfe\n1\n"): "no readable header",
         write(tmp_path / "c.csv", "id,id\n1,2\n"): "more than one column called 'id'",
         write(tmp_path / "d.csv", "\nid\n"): "no readable header",
+        write(tmp_path / "f.csv", '{"id": 1}\n'): "holds JSON; rename it to .jsonl",
         write(tmp_path / "e.csv", 'id,"text\n1,x\n'): "broken quote in its header line",
     }.items():
         with pytest.raises(DataError, match=words):

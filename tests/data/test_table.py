@@ -127,8 +127,14 @@ def test_named_fields_decide_what_is_text(tmp_path: Path, items: Path) -> None:
         ("item_id\na\n", EVENTS, {}, "no column that looks like text"),
         ("", EVENTS, {}, "items.csv is empty"),
         (ITEMS, "", {}, "events.csv is empty"),
-        ("item_id,title\n", EVENTS, {}, r"No item could be read \(4 rows .*4 for 'events.csv: unknown item'"),
-        (ITEMS, "user_id,item_id\n", {}, "No event could be read"),
+        (
+            "item_id,title\n,x\n",
+            EVENTS,
+            {},
+            r"No item could be read \(5 rows .*4 for 'events.csv: unknown it",
+        ),
+        ("item_id,title\n", EVENTS, {}, "items.csv has no row below its header"),
+        (ITEMS, "user_id,item_id\n", {}, "events.csv has no row below its header"),
         (ITEMS, "user_id,item_id\nu,z\n", {}, "1 for 'events.csv: unknown item'"),
     ],
 )

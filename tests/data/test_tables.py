@@ -7,6 +7,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from unittest.mock import Mock
 
 import polars as pl
 import pytest
@@ -190,12 +191,18 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_dataset(tmp_path: Path) 
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
 
 
-def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match="Cannot write beside"):
         make(tmp_path / "file" / "d")
     with pytest.raises(DataError, match="is a file"):
         make(tmp_path / "file")
+    denied = PermissionError(13, "Permission denied")
+    monkeypatch.setattr(DatasetWriter, "_check_target", Mock(side_effect=denied))
+    with pytest.raises(OutputError, match=r"Permission denied; choose"):
+        make(tmp_path / "d")
 
 
 def test_a_dataset_without_events_is_refused_with_the_reason(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from trsr.data.mind import import_mind
 from trsr.data.movielens import import_movielens
 from trsr.data.rawlines import TextFormat
 from trsr.data.rawtables import ROW, read_frames
-from trsr.data.reading import import_summary, import_warnings
+from trsr.data.reading import import_summary, import_warnings, reading_lines
 from trsr.data.table import import_table
 from trsr.data.tables import Dataset
 from trsr.errors import DataError, MissingExtraError
@@ -107,8 +107,11 @@ def test_a_named_delimiter_is_used(tmp_path: Path) -> None:
             read(tmp_path / "i.csv", "id,text\n", TextFormat(wrong))
 
 
+CELL_STYLES = {"timestamp": 1, "clock": 2}
+
+
 def make_xlsx(file: Path, rows: list[list[str | float | None]]) -> Path:
-    """Write a workbook of one sheet; a number in a column called timestamp is a date."""
+    """Write a workbook of one sheet; a number below `timestamp` is a date, below `clock` a time of day."""
 
     def cell(place: int, row: int, value: str | float | None) -> str:
         ref = f"{'ABCDEF'[place]}{row}"
@@ -116,7 +119,7 @@ def make_xlsx(file: Path, rows: list[list[str | float | None]]) -> Path:
             return ""
         if isinstance(value, str):
             return f'<c r="{ref}" t="inlineStr"><is><t>{value}</t></is></c>'
-        return f'<c r="{ref}" s="{int(rows[0][place] == "timestamp")}"><v>{value}</v></c>'
+        return f'<c r="{ref}" s="{CELL_STYLES.get(str(rows[0][place]), 0)}"><v>{value}</v></c>'
 
     sheet = "".join(
         f'<row r="{n}">{"".join(cell(i, n, value) for i, value in enumerate(row))}</row>'
@@ -149,8 +152,8 @@ def make_xlsx(file: Path, rows: list[list[str | float | None]]) -> Path:
             f'<Relationship Id="r2" Type="{kind}/styles" Target="styles.xml"/></Relationships>'
         ),
         "xl/styles.xml": (
-            f'<styleSheet xmlns="{main}"><cellXfs count="2"><xf numFmtId="0"/><xf numFmtId="22"/></cellXfs>'
-            "</styleSheet>"
+            f'<styleSheet xmlns="{main}"><cellXfs count="3"><xf numFmtId="0"/><xf numFmtId="22"/>'
+            '<xf numFmtId="21"/></cellXfs></styleSheet>'
         ),
         "xl/sheet.xml": f'<worksheet xmlns="{main}"><sheetData>{sheet}</sheetData></worksheet>',
     }
@@ -181,6 +184,24 @@ def test_excel_files_are_read_with_their_dates(tmp_path: Path) -> None:
     (tmp_path / "no.xlsx").write_text("x")
     with pytest.raises(DataError, match="cannot be read as an Excel file"):
         import_table(tmp_path / "no.xlsx", items, tmp_path / "out2")
+
+
+def test_times_of_day_in_an_excel_column_of_their_own_are_joined_or_asked_for(tmp_path: Path) -> None:
+    pytest.importorskip("fastexcel")
+    items = make_xlsx(tmp_path / "i.xlsx", [["item_id", "title"], ["a", "Lamp"], ["b", "Rug"]])
+    rows: list[list[str | float | None]] = [
+        ["user_id", "item_id", "timestamp", "clock"],
+        ["u", "a", 45661, 0.5],
+        ["u", "b", 45661, 0.25],
+    ]
+    for last in (0.25, "06:00"):  # a column of times alone, and one with texts among them
+        rows[-1][-1] = last
+        events = make_xlsx(tmp_path / "e.xlsx", rows)
+        with pytest.raises(DataError, match="--timestamp timestamp,clock to join"):
+            import_table(items, events, tmp_path / "out", overwrite=True)
+        data = import_table(items, events, tmp_path / "out", timestamp="timestamp,clock", overwrite=True)
+        times = data.events().collect()["timestamp"].dt.to_string("%d %H:%M").to_list()
+        assert times == ["04 06:00", "04 12:00"]
 
 
 def test_excel_files_need_their_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,6 +268,35 @@ def test_a_table_without_a_time_column_names_the_likely_ones(tmp_path: Path) -> 
     named = import_table(tmp_path / "i.csv", tmp_path / "e.csv", tmp_path / "n", timestamp="kaufdatum")
     assert [h.item_ids for h in named.histories()] == [("b", "a")]
     assert import_warnings(named.info) == []
+
+
+def test_dates_at_midnight_are_mere_dates_beside_times_of_day(tmp_path: Path) -> None:
+    events = "user_id,item_id,date,clock\nu,a,2025-01-02 00:00:00,09:00\nu,b,2025-01-02T00:00,08:00\n"
+    with pytest.raises(DataError, match="--timestamp date,clock"):
+        shop(tmp_path, events)
+    assert [h.item_ids for h in shop(tmp_path, events, timestamp="date,clock").histories()] == [("b", "a")]
+
+
+@pytest.mark.parametrize("column", ["duration,03:10", "n,42:10"])
+def test_a_duration_is_no_time_of_day(tmp_path: Path, column: str) -> None:
+    name, value = column.split(",")
+    data = shop(tmp_path, f"user_id,item_id,date,{name}\nu,a,2025-01-02,12:34\nu,b,2025-01-01,{value}\n")
+    assert [h.item_ids for h in data.histories()] == [("b", "a")]
+
+
+def test_the_summary_says_which_columns_were_read_and_that_the_encoding_was_guessed(tmp_path: Path) -> None:
+    files = tmp_path / "i.csv", tmp_path / "e.csv"
+    files[0].write_bytes("id,title\na,Café\n".encode("cp1252"))
+    files[1].write_text("session_id,visitorid,item\ns,v,a\n")
+    data = import_table(*files, tmp_path / "d")
+    assert [h.user_id for h in data.histories()] == ["v"]
+    items, events = reading_lines(data.info)
+    assert "item id from id, cp1252 (guessed; --encoding names another)" in items
+    assert "user id from visitorid (not session_id), item id from item," in events
+    files[0].write_bytes("id,title\na,Café\n".encode("mac-roman"))
+    named = import_table(*files, tmp_path / "n", encoding="mac-roman")
+    assert named.catalogue()["a"].fields["title"] == "Café"
+    assert "guessed" not in "".join(reading_lines(named.info))
 
 
 def test_a_date_and_a_time_of_day_can_be_joined(tmp_path: Path) -> None:

@@ -89,6 +89,8 @@ def test_wrong_items_and_impressions_are_named_with_their_row(folder: Path) -> N
         ("1", "u", None, [], ["a"], [True, False]),
         ("1", "", None, [], [], []),
         (None, "u", None, [], ["a"], [True]),
+        ("4", "u", None, [], ["a", None], [True, False]),
+        ("5", "u", None, [], ["a"], [None]),
     ]
     change(folder / "impressions.parquet", pl.DataFrame(shown, schema=IMPRESSIONS, orient="row"))
     assert problems(folder) == [
@@ -97,6 +99,8 @@ def test_wrong_items_and_impressions_are_named_with_their_row(folder: Path) -> N
         "impressions.parquet, row 3: the impression id is empty",
         "impressions.parquet, row 2: the user id is empty",
         "impressions.parquet, row 2: there are no candidates",
+        "impressions.parquet, row 4: a candidate or its click is empty",
+        "impressions.parquet, row 5: a candidate or its click is empty",
         "impressions.parquet, row 1: there are not as many clicks as candidates",
         "impressions.parquet, row 2: the impression id was seen before",
     ]
@@ -123,3 +127,15 @@ def test_a_wrong_description_is_a_problem_and_a_missing_folder_an_error(folder: 
     assert len(problems(folder)) == 1
     with pytest.raises(DataError, match="There is no dataset folder"):
         problems(tmp_path / "nowhere")
+
+
+def test_a_file_that_may_not_be_read_is_a_problem(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_file: Path) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(validate, "file_sha256", refuse)
+    assert "events.parquet: cannot be used: Permission denied" in problems(folder)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert problems(folder) == [
+        f"dataset.json: {folder}/dataset.json cannot be read: Permission denied; check who may read it."
+    ]

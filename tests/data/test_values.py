@@ -95,6 +95,12 @@ def test_lists_without_brackets_are_divided_by_the_sign_of_their_column() -> Non
     assert values.read_lists(column, "|").to_list() == [["a b", "c"], ["d"], ["e, f"], []]
     assert values.separator_of(pl.Series(["a, b", "['x|y']"])) == ","
     assert values.separator_of(pl.Series(["a b"])) is None
+    numbers = pl.Series(["1573560001 1573560002", ""])
+    assert values.separator_of(numbers, times=True) is None
+    assert values.separator_of(pl.Series(["2019-11-12 12:00"]), times=True) == ","
+    numpy = "[1573560001 1573560002\n 1.5e9]"
+    assert values.parse_list(numpy, times=True) == ["1573560001", "1573560002", "1.5e9"]
+    assert values.parse_list("[1573560001 ... 1573560002]", times=True) is None
     times = pl.Series(["[2019-11-12 12:00, 1573560001]"])
     assert values.read_lists(times, ",", times=True).to_list() == [["2019-11-12 12:00", "1573560001"]]
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import yaml
+from conftest import MakeOnce
 from page_runner import ROOT, Runner
 from programs import need_program
 
@@ -46,13 +47,22 @@ def make_runner(folder: Path, model: Path) -> Runner:
     return Runner(folder, replace=replace, env={"TRSR_PORT": str(first)})
 
 
-@pytest.fixture(scope="module")
-def after_tutorial(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Runner:
-    """The folder in which a reader has done the tutorial; other pages go on there."""
+@pytest.fixture(scope="session")
+def tutorial(tiny_model: Path, make_once: MakeOnce) -> Path:
+    """The folder in which a reader has done the tutorial; tests only copy it."""
     need_program("curl")
-    runner = make_runner(tmp_path_factory.mktemp("docs") / "reader", tiny_model)
-    runner.run(DOCS / "tutorial.md")
-    return runner
+
+    def do(root: Path) -> None:
+        make_runner(root / "reader", tiny_model).run(DOCS / "tutorial.md")
+
+    return make_once("tutorial", do) / "reader"
+
+
+@pytest.fixture
+def after_tutorial(tutorial: Path, tiny_model: Path, tmp_path: Path) -> Runner:
+    """A reader who has done the tutorial and goes on there."""
+    shutil.copytree(tutorial, tmp_path / "shop")
+    return make_runner(tmp_path / "shop", tiny_model)
 
 
 def test_the_tutorial_leaves_a_measured_and_served_recommender(after_tutorial: Runner) -> None:
@@ -61,7 +71,7 @@ def test_the_tutorial_leaves_a_measured_and_served_recommender(after_tutorial: R
     assert metrics["counts"]["users"] == 16
     assert metrics["rankers"]["llm"]["mrr@5"]["value"] > 0
     assert (run / "model" / "adapter_model.safetensors").exists()
-    with closing(sqlite3.connect(run / "serve.sqlite")) as db:  # else its -wal stays, which `ls` would show
+    with closing(sqlite3.connect(run / "serve.sqlite")) as db:
         (n_events,) = db.execute("SELECT count(*) FROM events WHERE event_id = 'order-1'").fetchone()
     assert n_events == 1
     assert "customer03" in (after_tutorial.folder / "page.html").read_text()

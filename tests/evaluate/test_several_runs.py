@@ -151,8 +151,8 @@ def test_a_missing_column_is_named(tmp_path: Path, column: str) -> None:
     [
         (SCORES.clear(), "has no row"),
         (SCORES.with_columns(margin=pl.lit("high")), "column of another type"),
-        (SCORES.with_columns(margin=pl.lit(float("nan"))), "72 rows without a margin"),
-        (SCORES.with_columns(label=pl.lit(None)), "72 rows without a label"),
+        (SCORES.with_columns(margin=pl.lit(float("nan"))), "72 rows without margin"),
+        (SCORES.with_columns(label=pl.lit(None)), "72 rows without label"),
         (SCORES.vstack(SCORES.head(1)), "lists the item 'i0' twice for the ranker 'good'"),
         (make_scores(6, 4, 2).drop("example_id"), "needs an example_id"),
     ],

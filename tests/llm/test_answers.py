@@ -21,6 +21,8 @@ LIKES = "The user likes pens."
         "[THINK]pens[/THINK]",
         "◁think▷pens◁/think▷",
         "<|channel|>analysis<|message|>pens<|end|><|start|>assistant<|channel|>final<|message|>",
+        "<|channel|>commentary<|message|>pens<|end|><|start|>assistant<|channel|>final <|message|>",
+        "analysisWe need a line.\nSo: pens.assistantfinal",  # the special tokens were left out
         "Here is the updated summary of the user's preferences:\n\n",
         "Here's a short summary: ",
         "Sure! Here is the updated summary:\n",
@@ -52,6 +54,9 @@ def test_what_stands_before_an_answer_is_no_part_of_it(before: str) -> None:
         ("<think>", "still thinking aloud"),
         ("<think>\nOkay, the user", "engine.thinking to strip"),
         ("<think>a</think>", "its thoughts and no answer"),
+        ("<|channel|>analysis<|message|>The user\nlikes", "engine.thinking to strip"),
+        ("analysisThe user\nlikes", "engine.thinking to strip"),
+        ("<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>", "no answer"),
         ("Here is the updated summary of the user's preferences:", "an introduction and no answer"),
         ("## Summary", "an introduction"),
         ("Sure!", "an introduction"),
@@ -65,8 +70,17 @@ def test_a_text_without_an_answer_says_why(text: str, why: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "end", ["<|return|>", "<|end|><|start|>assistant<|channel|>commentary<|message|>Done."]
+)
+def test_the_final_channel_alone_is_the_answer(end: str) -> None:
+    final = "<|channel|>analysis<|message|>pens<|end|><|start|>assistant<|channel|>final<|message|>"
+    assert answer_in(final + LIKES + end) == LIKES
+
+
+@pytest.mark.parametrize(
     "text",
     [
+        "Analysis of markets, statistics.",
         "garden hoses, Coilguard brass nozzle; before that birthday cards.",
         "Likes thrillers: dark ones, slow ones.",
         "ok",

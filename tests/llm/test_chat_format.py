@@ -122,6 +122,14 @@ def test_a_think_block_is_closed_only_where_the_answer_is_to_come_next(template:
     assert tokenizer.prompt_version == 2
 
 
+def test_an_answer_that_is_to_come_next_is_in_the_final_channel() -> None:
+    tokenizer = TemplateTokenizer(KEEPS.replace("<|assistant|>", "<|start|>assistant"))
+    assert tokenizer.render_chat(ask("Seeds?")).endswith("<|start|>assistant")
+    answered = tokenizer.render_chat(ask("Seeds?", prefill="Answer:"), think=False)
+    assert answered.endswith("<|start|>assistant<|channel|>final<|message|>Answer:")
+    assert tokenizer.prompt_version == 2
+
+
 def test_the_blank_that_a_template_writes_before_an_answer_is_known() -> None:
     instructs = (
         "{% for message in messages %}{% if message.role == 'assistant' %}{{ ' ' + message.content }}"
@@ -164,6 +172,18 @@ def test_prompts_are_of_the_first_version_unless_a_bos_is_added() -> None:
     assert TemplateTokenizer(BOS + KEEPS, adds_bos=True).prompt_version == 1
     assert TemplateTokenizer(KEEPS, adds_bos=True).prompt_version == 2
     assert TemplateTokenizer(KEEPS, blank=" ").prompt_version == 2
+
+
+@pytest.mark.parametrize("template", [None, KEEPS, TRIMS, BOS + KEEPS])
+def test_prompts_for_texts_changed_only_where_a_bos_is_added(template: str | None) -> None:
+    assert TemplateTokenizer(template, blank=" ").text_prompt_version == 1
+    written = template is not None and template.startswith(BOS)
+    assert TemplateTokenizer(template, adds_bos=True).text_prompt_version == 2 - written
+
+
+@pytest.mark.parametrize("template", [REFUSES_SYSTEM, DROPS_SYSTEM, THINKS, ALWAYS_THINKS, FAILS])
+def test_prompts_for_texts_changed_with_the_system_text_and_the_think_block(template: str) -> None:
+    assert TemplateTokenizer(template).text_prompt_version == 2
 
 
 def test_a_text_that_goes_on_another_gets_no_blank_of_the_tokenizers_own() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import random_model
 from transformers import AutoModelForCausalLM
 
 from trsr.errors import MissingExtraError, ModelError, RunMismatchError
@@ -47,7 +48,7 @@ def test_a_model_is_loaded_in_nf4_onto_its_gpu(tiny_model: Path, monkeypatch: py
 
     def load(_folder: Path, **options: Any) -> tuple[torch.nn.Module, dict[str, list[str]]]:
         asked.update(options)
-        return torch.nn.Linear(2, 2), {"missing_keys": [], "mismatched_keys": []}
+        return random_model("llama").train(), {"missing_keys": [], "mismatched_keys": []}
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
     model = loading.load_causal_lm(str(tiny_model), quantization="4bit")

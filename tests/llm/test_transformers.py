@@ -5,20 +5,30 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any, Never
 
 import pytest
 import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 
 from trsr.errors import ModelError
-from trsr.llm.base import Prompt
-from trsr.llm.counting import token_counter
-from trsr.llm.engines import TransformersEngine
+from trsr.llm import models
+from trsr.llm.adapter import quiet_peft
+from trsr.llm.answers import Thinking
+from trsr.llm.base import GenerationParams, Prompt
+from trsr.llm.context import read_config
+from trsr.llm.counting import engine_model_id, token_counter
+from trsr.llm.engines import TransformersEngine, open_generator
 from trsr.llm.transformers import HfTokenizer, load_causal_lm, resolve_device, resolve_dtype
 from trsr.llm.transformers_generator import TransformersGenerator
+from trsr.pipeline.preflight import label_tokens
 from trsr.prompt.ranking import PromptBuilder, PromptConfig, load_ranking_template
 from trsr.testing.engines import ask
+from trsr.train.config import LoraConfig
 from trsr.train.dataset import training_groups
+from trsr.train.lora import lora_targets
 from trsr.types import RankingExample
 
 
@@ -81,6 +91,25 @@ def test_a_chat_model_without_a_bos_of_its_own_keeps_the_first_version(tiny_mode
     assert tokenizer.encode_prompt(tokenizer.render_chat(prompt, think=False))[: len(ids)] == ids
 
 
+@pytest.mark.parametrize("thinking", ["off", "strip"])
+def test_texts_that_answered_prompts_of_the_first_version_are_not_taken_for_others(
+    thinking: Thinking, base_model: Path, tiny_model: Path
+) -> None:
+    def ids(folder: Path) -> set[str]:
+        config = TransformersEngine(model=str(folder), device="cpu", thinking=thinking)
+        return {engine_model_id(config), open_generator(config).model_id}
+
+    suffix = {"off": "+prompt2", "strip": "+thinking"}[thinking]  # none was kept with thoughts before
+    assert ids(base_model) == {models.model_id(str(base_model)) + suffix}
+    assert ids(tiny_model) == {models.model_id(str(tiny_model)) + suffix.removeprefix("+prompt2")}
+
+
+@pytest.mark.slow
+@pytest.mark.model
+def test_texts_of_the_embedded_model_keep_their_keys() -> None:
+    assert engine_model_id(TransformersEngine()) == models.model_id(models.EMBEDDED_MODEL)
+
+
 def count_prompt(model: Path, prompt: Prompt) -> int:
     return token_counter(TransformersEngine(model=str(model))).count(prompt)
 
@@ -141,3 +170,84 @@ def test_load_causal_lm_makes_up_no_weights(tiny_model: Path, tmp_path: Path) ->
         save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(ModelError, match=r"no weights of that size for lm_head\.weight,"):
             load_causal_lm(str(folder))
+
+
+def changed(model: Path, folder: Path, **settings: Any) -> Path:
+    """Return a copy of a model with other settings."""
+    shutil.copytree(model, folder)
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_attention_heads": 5},
+        {"max_position_embeddings": None},
+        {"quantization_config": {"quant_method": "awq", "bits": 4}},  # needs a package, or other weights
+        {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.LM"}},
+    ],
+)
+def test_a_configuration_that_cannot_be_used_is_one_sentence(
+    settings: dict[str, Any], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read() -> Never:
+        pytest.fail("asked whether to run code")
+
+    monkeypatch.setattr("builtins.input", lambda *_: read())
+    folder = changed(tiny_model, tmp_path / "odd", **settings)
+    (folder / "mine.py").write_text("raise SystemExit('run')")
+    with pytest.raises(ModelError, match="cannot be loaded") as caught:
+        load_causal_lm(str(folder))
+    assert "\n" not in str(caught.value)
+    if "quantization_config" not in settings:
+        for use in (read_config, lambda name: lora_targets(name, LoraConfig())):
+            with pytest.raises(ModelError, match="cannot be read"):
+                use(str(folder))
+
+
+def test_a_model_with_an_adapter_beside_it_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    folder = changed(tiny_model, tmp_path / "adapted")
+    base = load_causal_lm(str(tiny_model))
+    with quiet_peft():
+        get_peft_model(base, PeftLoraConfig(target_modules=["q_proj"])).save_pretrained(str(folder))
+    with pytest.raises(ModelError, match="comes with a LoRA adapter"):
+        load_causal_lm(str(folder))
+
+
+@pytest.mark.parametrize("head", ["BertForMaskedLM", "LlamaForSequenceClassification"])
+def test_a_model_for_other_answers_than_the_next_token_is_refused(
+    head: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = changed(tiny_model, tmp_path / "other", architectures=[head])
+    with pytest.raises(ModelError, match=head):
+        load_causal_lm(str(folder))
+
+
+def test_the_date_that_a_template_writes_is_the_same_tomorrow(tiny_model: Path, tmp_path: Path) -> None:
+    folder = changed(tiny_model, tmp_path / "dated")
+    template = folder / "chat_template.jinja"
+    template.write_text("{{ strftime_now( '%d %B %Y, %H:%M:%S.%f' ) }} " + template.read_text())
+    assert HfTokenizer(folder).render_chat(ask("Seeds?")).startswith("26 July 2024, 00:00:00.000000 <")
+
+
+def test_tokens_that_were_added_to_the_tokenizer_alone_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    folder = changed(tiny_model, tmp_path / "added")
+    added = HfTokenizer(folder).hf
+    added.add_tokens(["<|person|>"], special_tokens=True)
+    added.save_pretrained(folder)
+    assert label_tokens(str(folder), "generic", "any")  # one that no prompt holds does no harm
+    generator = TransformersGenerator(str(folder), device="cpu")
+    assert list(generator.generate([ask("Seeds?")], GenerationParams(max_new_tokens=1)))
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|im_start|>", "<|person|>"))
+    generator = TransformersGenerator(str(folder), device="cpu")
+    for use in (
+        lambda: label_tokens(str(folder), "generic", "any"),
+        lambda: list(generator.generate([ask("Seeds?")], GenerationParams(max_new_tokens=1))),
+    ):
+        with pytest.raises(
+            ModelError, match=r"the token '<\|person\|>' \(\d+\) of the tokenizer, but the model"
+        ):
+            use()

@@ -130,6 +130,19 @@ def test_a_plan_is_refused_as_the_run_would_be(tiny_model: Path) -> None:
     assert any("'OWNER/NAME' is not on this machine" in note for note in notes)
 
 
+def test_a_plan_takes_no_stored_text_for_one_of_a_model_whose_keys_are_unknown(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    engine = {"kind": "transformers", "model": "OWNER/NAME"}
+    chosen = tiny(tiny_model, engine=engine)
+    told = plan_experiment(chosen, rates=Rates(None, None, 24.0), store=tmp_path / "none.sqlite")
+    assert told["calls_known"] == 0
+    assert any(
+        note.startswith("The store is not looked into: The tokenizer of 'OWNER/NAME' is not on this machine")
+        for note in told["notes"]
+    )
+
+
 def test_a_server_that_reads_less_than_the_prompts_is_refused() -> None:
     body = json.dumps({"data": [{"id": "m", "owned_by": "vllm", "max_model_len": 1000}]})
     with scripted(lambda handler, _: send(handler, 200, body)) as server:

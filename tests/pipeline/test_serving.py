@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from trsr.data.example_files import read_splits
-from trsr.errors import DataError, ModelError, RunMismatchError
+from trsr.errors import DataError, EngineError, RunMismatchError
 from trsr.llm.adapter import read_adapter_info, write_adapter_info
 from trsr.llm.engines import DEFAULT_ENGINE, FakeEngine
 from trsr.llm.models import model_id
@@ -86,7 +86,7 @@ def test_a_model_that_gives_no_finite_margin_is_not_served(finished_run: Path, t
     save_file(weights | {norm: weights[norm] * np.nan}, base / "model.safetensors", {"format": "pt"})
     changed = {"base_model": str(base), "base_model_id": model_id(str(base))}
     write_adapter_info(run / "model", info.model_copy(update=changed))
-    with pytest.raises(ModelError, match="margin that is not finite"):
+    with pytest.raises(EngineError, match="NaN or infinite"):
         open_for_serving(run / "model", run / "data")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from trsr.errors import ModelError
@@ -166,3 +168,12 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path, tiny_model: Path) -
             (tmp_path / file.name).write_bytes(file.read_bytes())
     with pytest.raises(ModelError):
         embedder(tmp_path)
+
+
+def test_weights_are_not_made_up(tmp_path: Path, tiny_model: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "part")
+    weights = load_file(tmp_path / "part" / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "part" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"no weights of that size for layers\.1\.mlp\.up_proj\.weight,"):
+        embedder(tmp_path / "part")

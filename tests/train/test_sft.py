@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tiny_models import random_model
 from transformers import Trainer
 
-from trsr.errors import ModelError, OutputError
+from trsr.errors import EngineError, ModelError, OutputError
 from trsr.llm.adapter import quiet_peft
 from trsr.llm.base import LabelTokens, ScoringGroup
 from trsr.llm.transformers import load_causal_lm
@@ -87,6 +87,11 @@ def assert_equal_weights(left: Path, right: Path) -> None:
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         assert torch.equal(tensor, theirs[name]), name
+
+
+def test_a_training_that_diverges_is_no_best_model(fine_tune: Run, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"NaN or infinite: .* lower train\.learning_rate"):
+        fine_tune(tmp_path / "c", learning_rate=1e30)
 
 
 @pytest.mark.parametrize("loss", ["answer", "listwise", "joint", "full"])

@@ -233,7 +233,7 @@ def import_table(
         typer.Option(help="Column of the time or of the list of times; DATE,TIME joins two columns."),
     ] = None,
     item_list: Annotated[str | None, typer.Option(help="Column of the list of items.")] = None,
-    quotes: Annotated[bool | None, typer.Option(help="Fields may be quoted; by default in CSV only.")] = None,
+    quotes: Annotated[bool | None, typer.Option(help="Fields may be quoted; found by default.")] = None,
     time_format: TimeFormat = None,
     keep_untimed: KeepUntimed = False,
     delimiter: Delimiter = None,

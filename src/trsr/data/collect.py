@@ -189,8 +189,8 @@ def _check_fields(file: str, text_fields: Sequence[str]) -> None:
 class EventCollector:
     """Takes events in any order; `finish` writes them by user, oldest first.
 
-    Users are ordered by time (or by numbers that are no times), then by place in the file; without any times,
-    by place in the file alone.
+    Users are ordered by time (or by numbers that are no times), then by place in the file, from its end where
+    the file runs newest first; without any times, by place in the file alone.
     Events without a time, where others have one, are rejected, or with `keep_untimed` kept and their users
     left in the order of the file.
 
@@ -217,6 +217,7 @@ class EventCollector:
         self._format = time_format
         self._reader: TimeReader | None = None
         self._n_kept = 0
+        self._grows = False  # whether a user's times were seen to grow along the file
         self._spool = writer.spool("unordered_events")
         self._open = writer.spool("events_of_open_times")
         self._untimed = writer.spool("events_without_time")
@@ -276,7 +277,23 @@ class EventCollector:
             assert isinstance(last, datetime)
             self.times.first = min(first, self.times.first or first)
             self.times.last = max(last, self.times.last or last)
+        if not self._grows:
+            later = (pl.col("user_id") == pl.col("user_id").shift()) & (
+                pl.col("time") > pl.col("time").shift()
+            )
+            self._grows = bool(frame.select(later.any()).item())
         self._spool.append(frame.select("user_id", "item_id", pl.col("time").alias("timestamp"), "place"))
+
+    def _runs_newest_first(self) -> bool:
+        """Return whether no user's times grow along the file, and some fall."""
+        falls = False
+        steps = pl.col("timestamp").dt.epoch("us").diff().over("user_id")
+        for part in () if self._grows else by_user_ranges(self._spool):
+            found = part.collect(engine="streaming").sort("place").select(steps)["timestamp"]
+            if (found > 0).any():
+                return False
+            falls |= bool((found < 0).any())
+        return falls
 
     def finish(self) -> None:
         """Order all events and give them to the writer.
@@ -302,9 +319,17 @@ class EventCollector:
         timed = pl.col("timestamp").is_not_null().all().over("user_id")
         key = pl.when(timed).then("timestamp").alias("key")
         position = pl.int_range(pl.len(), dtype=pl.Int64).over("user_id").alias("position")
+        place = pl.col("place")
+        if reverse := self._runs_newest_first():
+            place = pl.when(pl.col("key").is_null()).then(place).otherwise(-place)
         for part in by_user_ranges(self._spool):
-            rows = part.collect(engine="streaming").with_columns(key).sort("user_id", "key", "place")
+            rows = part.collect(engine="streaming").with_columns(key).sort("user_id", "key", place)
             rows = self._fold_repeats(rows)
+            again = (pl.col("user_id") == pl.col("user_id").shift()) & (
+                pl.col("key") == pl.col("key").shift()
+            )
+            self.times.in_file_order += int(rows.select((again | again.shift(-1)).sum()).item())
+            self.times.newest_first = reverse and self.times.in_file_order > 0
             if any_time and self._keep_untimed:
                 in_order = rows.filter(pl.col("key").is_null())["user_id"].n_unique()
                 self._writer.counts["users_in_file_order"] += in_order

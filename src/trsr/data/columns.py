@@ -24,7 +24,18 @@ ITEM_ID = (
     "product_id",
     "id",
 )
-USER_ID = ("user_id", "user", "userId", "reviewerID", "uid", "session_id", "visitorid")
+USER_ID = (
+    "user_id",
+    "user",
+    "userId",
+    "reviewerID",
+    "uid",
+    "customer_id",
+    "customerId",
+    "visitorid",
+    "visitor_id",
+    "session_id",
+)
 ITEM_LIST = ("items", "item_ids", "history", "prev_items", "sequence")
 # Columns that are no text for a reader: ids, addresses, machine annotations.
 _NO_TEXT = re.compile(
@@ -52,6 +63,13 @@ def find_column(columns: Sequence[str], usual: Sequence[str], named: str | None 
                 f"{name}; name the one that is meant, or rename the other."
             )
     return None
+
+
+def chosen_of(columns: Sequence[str], usual: Sequence[str], column: str) -> str:
+    """Return the column that was chosen, with the others in words that have a usual name too."""
+    names = {name.lower() for name in usual}
+    others = [other for other in columns if other.lower() in names and other != column]
+    return f"{column} (not {' or '.join(others)})" if others else column
 
 
 @dataclass(frozen=True, slots=True)

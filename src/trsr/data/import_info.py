@@ -43,6 +43,8 @@ class TimesInfo(BaseModel):
         last: The latest time kept.
         n: Entries read.
         missing: Those of them without a time.
+        in_file_order: Events at the same time as another one of their user, which the file's order arranges.
+        newest_first: Whether that order was read from the end of the file, as its times never grow.
         looks_like_time: Where there is no time column: columns that could be one.
         expected: Whether the events of this kind of data have times.
     """
@@ -56,6 +58,8 @@ class TimesInfo(BaseModel):
     last: datetime | None = None
     n: int = 0
     missing: int = 0
+    in_file_order: int = 0
+    newest_first: bool = False
     looks_like_time: list[str] = []
     expected: bool = True
 
@@ -75,8 +79,11 @@ class FileInfo(BaseModel):
         unreadable_entries: Those of them that were refused by themselves.
         references: Entries refused because the catalogue lacks their item.
         encoding: Encoding of a text file.
+        encoding_guessed: Whether it was guessed from a few bytes that UTF-8 cannot hold.
         delimiter: Delimiter of a delimited file.
+        quotes: Whether the fields of a tab file stand in quotes.
         sheet: The sheet that was read of an Excel file.
+        columns: The columns that were found for the ids, by what they hold.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -87,8 +94,11 @@ class FileInfo(BaseModel):
     unreadable_entries: int = 0
     references: int = 0
     encoding: str | None = None
+    encoding_guessed: bool = False
     delimiter: str | None = None
+    quotes: bool = False
     sheet: str | None = None
+    columns: dict[str, str] = {}
 
     @property
     def unreadable_share(self) -> float:

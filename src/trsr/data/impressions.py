@@ -93,13 +93,18 @@ def _usable(
         .group_by("impression_id")
         .agg(n_history=pl.len(), n_readable=pl.col("has_text").sum())
     )
-    table = (
+    counted = (
         logged.select("impression_id", "user_id", "timestamp")
         .join(shown, on="impression_id", how="left")
         .join(before, on="impression_id", how="left")
         .with_columns(pl.col("n_history", "n_readable", "n_shown", "n_clicked", "n_unclicked").fill_null(0))
-        .collect()
     )
+    try:
+        table = counted.collect()
+    except pl.exceptions.ShapeError as error:
+        raise DataError(
+            "An impression has not as many clicks as candidates; `trsr validate` says which one: mend it."
+        ) from error
     if table["impression_id"].n_unique() != len(table):
         raise DataError("An impression_id stands on several impressions; import the dataset anew.")
     rankable = table.filter((pl.col("n_clicked") > 0) & (pl.col("n_unclicked") > 0))

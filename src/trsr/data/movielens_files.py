@@ -38,11 +38,13 @@ _NAMES = {
 def find_file(folder: Path, table: str) -> Path:
     """Return the file of "movies", "ratings" or "tags": of the new kind if it is there, else of an old one.
 
+    It may be there as `.gz`, which reading finds.
+
     Raises:
         DataError: there is none.
     """
     for name in _NAMES[table]:
-        if (folder / name).is_file():
+        if (folder / name).is_file() or (folder / f"{name}.gz").is_file():
             return folder / name
     first, *others = _NAMES[table]
     raise DataError(f"There is no file {folder / first} (nor {' or '.join(others)}); check the path.")

@@ -7,6 +7,7 @@ rest of the file into one field; here only the line where it opens is refused, a
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -53,6 +54,24 @@ def find_delimiter(texts: Sequence[str], usual: str, quotes: bool, width: int | 
         if share > best_share:
             best, best_share = delimiter, share
     return best
+
+
+def stand_in_quotes(texts: Sequence[str], separator: str) -> bool:
+    """Return whether double quotes stand around the fields of these lines, and are no letters of a raw text.
+
+    They do where there is a quoted field a line, or where each has a reason: a comma, a quote, the separator
+    or a line break inside. At most one in twenty may be broken.
+    """
+    mark = re.escape(separator)
+    field = re.compile(rf'(?:^|{mark})"(?:([^"]*(?:""[^"]*)*)"(?={mark}|$))?', re.MULTILINE)
+    fields = [found[1] for found in field.finditer("\n".join(text for text in texts if '"' in text))]
+    whole = [
+        inside for inside in fields if inside is not None and not ("\n" in inside and separator in inside)
+    ]
+    if not whole or (len(fields) - len(whole)) * 20 > len(whole):
+        return False
+    reasons = (",", '"', "\n", separator)
+    return len(whole) >= len(texts) or all(any(map(inside.__contains__, reasons)) for inside in whole)
 
 
 def split_records(texts: list[str], separator: str, width: int, *, final: bool) -> tuple[list[Record], int]:

@@ -24,6 +24,19 @@ BATCH_BYTES = 8 * 2**20
 _SAMPLE_BYTES = 4 * 2**20
 _BOM = b"\xef\xbb\xbf"
 _MARKS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+_NO_TEXT = {
+    b"PAR1\x15": "Parquet; rename it to .parquet",
+    b"PK\x03\x04": "a zip archive; unpack it, or rename it to .xlsx if it is an Excel workbook",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook; rename it to .xls",
+    b"SQLite format 3": "an SQLite database; export its tables as CSV",
+    b"\x1f\x8b": "gzip data inside of gzip data; unpack it once",
+    b"BZh91AY": "bzip2 data; unpack it",
+    b"\xfd7zXZ": "xz data; unpack it",
+    b"\x28\xb5\x2f\xfd": "zstd data; unpack it",
+    b"7z\xbc\xaf": "a 7z archive; unpack it",
+    b"Obj\x01": "Avro; export it as Parquet",
+    b"%PDF-": "a PDF; export its tables as CSV",
+}
 _NOT_CP1252 = re.compile(rb"[\x81\x8d\x8f\x90\x9d\xff]")  # of no letter, or none in use
 _HIGH = re.compile(rb"[\x80-\xff]+")
 _BROKEN = "\udcff"  # what cannot be decoded; as it is no UTF-8 either, its line is refused
@@ -39,6 +52,7 @@ class TextFormat:
 
     delimiter: str | None = None
     encoding: str | None = None
+    quotes: bool = False  # whether the fields of a tab file stand in quotes
     sheet: str | None = None  # of an Excel file; the first one is read
 
 
@@ -63,15 +77,15 @@ def read_lines(file: Path, reject: Reject, text: TextFormat | None = None) -> It
     """Yield a file's lines in batches of about 8 MB; `text.encoding` is filled in.
 
     Raises:
-        DataError: the file is missing, cannot be read, is empty, or is a damaged gzip file, or there is no
-            such encoding.
+        DataError: the file is missing, cannot be read, is empty, holds no text, or is a damaged gzip file, or
+            there is no such encoding.
     """
     text = TextFormat() if text is None else text
     first = 1
     rest = b""
     try:
         with _open(file) as stream:
-            for chunk in _utf8_chunks(stream, text):
+            for chunk in _utf8_chunks(file, stream, text):
                 head, newline, tail = chunk.rpartition(b"\n")
                 if not newline:
                     rest += chunk
@@ -80,10 +94,13 @@ def read_lines(file: Path, reject: Reject, text: TextFormat | None = None) -> It
                 rest = tail
                 yield Lines(first, texts, last=False)
                 first += len(texts)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(f"There is no file {file}; check the path.") from error
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise DataError(f"{file} is a damaged gzip file ({error}); fetch it again.") from error
+        raise DataError(
+            f"{file} is a damaged gzip file ({error}); fetch it again, or take .gz off its name if "
+            "it is plain text."
+        ) from error
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}.") from error
     if first == 1 and not rest:
@@ -91,9 +108,11 @@ def read_lines(file: Path, reject: Reject, text: TextFormat | None = None) -> It
     yield Lines(first, _decode(file, rest, first, reject, text.encoding) if rest else [], last=True)
 
 
-def _utf8_chunks(stream: BinaryIO, text: TextFormat) -> Iterator[bytes]:
+def _utf8_chunks(file: Path, stream: BinaryIO, text: TextFormat) -> Iterator[bytes]:
     """Yield a file as UTF-8 without a byte order mark, its lines ended by line feeds."""
     sample = stream.read(_SAMPLE_BYTES)
+    if what := next((what for mark, what in _NO_TEXT.items() if sample.startswith(mark)), None):
+        raise DataError(f"{file} is no text but holds {what}.")
     text.encoding = _known(text.encoding) if text.encoding else _find_encoding(sample)
     recode = None
     if text.encoding != "utf-8":
@@ -155,8 +174,14 @@ def _is_utf8(line: bytes) -> bool:
 
 
 def _open(file: Path) -> BinaryIO:
-    # GzipFile is a BinaryIO in all that is used here; the type stubs do not say so.
-    return gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb")  # type: ignore[return-value]
+    if not file.exists() and (packed := file.with_name(f"{file.name}.gz")).is_file():
+        file = packed
+    stream = file.open("rb")
+    if file.suffix == ".gz" or stream.peek(2)[:2] == b"\x1f\x8b":  # gzip under any name
+        stream.close()
+        # GzipFile is a BinaryIO in all that is used here; the type stubs do not say so.
+        return gzip.open(file, "rb")  # type: ignore[return-value]
+    return stream
 
 
 def _decode(file: Path, block: bytes, first: int, reject: Reject, encoding: str | None) -> list[str]:

@@ -43,6 +43,7 @@ JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 # How MongoDB writes a value with its type in JSON: `{"$oid": "65a0"}` is the id 65a0.
 _TYPED = {"$oid", "$date", "$numberInt", "$numberLong", "$numberDouble", "$numberDecimal", "$uuid"}
 _EXCEL = (".xlsx", ".xlsm", ".xlsb", ".xls")
+_EXCEL_DAY_0 = "^1899-12-3[01][T ]"  # stands before a time of day
 _NAMED_DELIMITERS = {"tab": "\t", "\\t": "\t"}
 
 
@@ -61,7 +62,8 @@ def read_frames(
         file: The file.
         reject: Takes refused rows.
         columns: Names for a CSV or TSV file without a header line.
-        quotes: Whether fields may stand in double quotes; by default in CSV, not in TSV.
+        quotes: Whether fields may stand in double quotes; by default in CSV, and in TSV where
+            they do so throughout.
         keep: JSON keys to read, in lower case; they are found in any case. All by default.
         text: Delimiter and encoding where they are known; what is None is found out and filled in.
 
@@ -80,10 +82,7 @@ def read_frames(
     elif suffix in JSON_SUFFIXES:
         yield from _read_json(file, reject, keep, text)
     elif suffix in _DELIMITED:
-        usual = _DELIMITED[suffix]
-        yield from _read_delimited(
-            file, reject, text, usual, columns, (usual != "\t") if quotes is None else quotes
-        )
+        yield from _read_delimited(file, reject, text, _DELIMITED[suffix], columns, quotes)
     else:
         raise DataError(
             f"{file} has an unknown suffix; expected .csv, .tsv, .txt, .jsonl, .parquet or .xlsx "
@@ -92,20 +91,28 @@ def read_frames(
 
 
 def _read_delimited(
-    file: Path, reject: Reject, text: TextFormat, usual: str, columns: Sequence[str] | None, quotes: bool
+    file: Path,
+    reject: Reject,
+    text: TextFormat,
+    usual: str,
+    columns: Sequence[str] | None,
+    quotes: bool | None,
 ) -> Iterator[pl.DataFrame]:
     header = None if columns is None else _header(file, list(columns))
     header_line: str | None = None
     pending: list[str] = []  # lines of a quoted field that goes on in the next batch
-    separator = usual
+    separator, quoted = usual, False
     for lines in read_lines(file, reject, text):
         first, texts = lines.first - len(pending), pending + lines.texts
         pending = []
         if lines.first == 1:
             if texts and (said := re.fullmatch(r'"?sep=(.)"?', texts[0])):  # Excel's own first line
                 text.delimiter, first, texts = text.delimiter or said[1], first + 1, texts[1:]
-            separator = _delimiter(texts, text, usual, quotes, header)
-            quotes = quotes and len(separator) == 1
+            separator = _delimiter(texts, text, usual, quotes is not False, header)
+            if quotes is None:
+                quotes = {usual, separator} != {"\t"} or rawcsv.stand_in_quotes(texts, separator)
+            quoted = quotes and len(separator) == 1
+            text.quotes = quoted and separator == "\t"
         if header is None:
             if not (texts and texts[0].strip()):
                 raise DataError(
@@ -113,11 +120,14 @@ def _read_delimited(
                     "the --encoding."
                 )
             header_line = texts[0]
-            header = _header(file, rawcsv.split_line(header_line, separator, quotes))
+            if header_line.lstrip().startswith('{"'):
+                raise DataError(f"{file} holds JSON; rename it to .jsonl.")
+            header = _header(file, rawcsv.split_line(header_line, separator, quoted))
             first, texts = first + 1, texts[1:]
         elif lines.first == 1:
-            _check_width(file, texts, header, separator, quotes=quotes)
-        if quotes and any('"' in line for line in texts):
+            _check_width(file, texts, header, separator, quotes=quoted)
+            header_line = _unexpected_header(texts, header, separator, quoted)
+        if quoted and any('"' in line for line in texts):
             records, used = rawcsv.split_records(texts, separator, len(header), final=lines.last)
             pending = texts[used:]
             frame = _quoted_frame(file, records, first, header, reject)
@@ -168,6 +178,16 @@ def _check_width(
             f"{file} has {widths.most_common(1)[0][0]} columns, expected {len(header)}: {', '.join(header)}; "
             "check that it is the right file and that these are all of its columns."
         )
+
+
+def _unexpected_header(
+    texts: Sequence[str], header: Sequence[str], separator: str, quotes: bool
+) -> str | None:
+    """Return the first line of a file without a header if it is one: half of its fields are column names."""
+    names = {name.lower() for name in header}
+    fields = (texts and rawcsv.split_line(texts[0], separator, quotes)) or []
+    same = sum(field.strip().lower() in names for field in fields)
+    return texts[0] if same * 2 >= max(2, len(header)) else None
 
 
 def _n_named(header: Sequence[str]) -> int:
@@ -386,6 +406,7 @@ def _read_excel(file: Path, text: TextFormat) -> Iterator[pl.DataFrame]:
         raise DataError(f"{file} is empty; expected at least one row in its first sheet.")
     table.columns = _distinct(file, plain_names(table.columns))
     texts = table.select(_text(name, dtype) for name, dtype in table.schema.items())
+    texts = texts.with_columns(pl.col(pl.String).str.replace(_EXCEL_DAY_0, ""))
     texts = texts.rename({name: name.replace("__UNNAMED__", "column_") for name in texts.columns})
     row = pl.int_range(2, 2 + len(table), dtype=pl.Int64).alias(ROW)
     frame = texts.select(row, pl.struct(pl.all()).struct.json_encode().alias(RAW), pl.all())

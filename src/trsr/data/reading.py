@@ -65,15 +65,22 @@ class RawFiles:
         text = TextFormat(delimiter or self._delimiter, self._encoding)
         found = self._writer.file(file.name)
         frames = read_frames(file, self._writer.reject, columns=columns, quotes=quotes, keep=keep, text=text)
+        rows = 0
         while True:
             refused = found.unreadable
             frame = next(frames, None)
-            found.rows += found.unreadable - refused
+            rows += found.unreadable - refused + (0 if frame is None else len(frame))
             if frame is None:
                 break
-            found.rows += len(frame)
             found.delimiter, found.encoding, found.sheet = text.delimiter, text.encoding, text.sheet
+            found.encoding_guessed = self._encoding is None and text.encoding == "cp1252"
+            found.quotes = text.quotes
             yield frame
+        found.rows += rows
+        if not rows:
+            raise DataError(
+                f"{file} has no row below its header; expected at least one: check that it is the whole file."
+            )
 
     def frames_again(
         self, file: Path, *, columns: Sequence[str], quotes: bool | None = None
@@ -168,6 +175,16 @@ def summary_lines(info: DatasetInfo) -> list[str]:
                 f"time: {times.column}, {times.first:%Y-%m-%d %H:%M:%S} to "
                 f"{times.last:%Y-%m-%d %H:%M:%S} UTC, {times.missing_share:.1%} missing (read as {forms})"
             )
+        if times.in_file_order:
+            how = (
+                "are read from the file's end, as it runs newest first"
+                if times.newest_first
+                else "keep its order"
+            )
+            lines.append(
+                f"order in {times.file}: {times.in_file_order:,} events share their time with another "
+                f"of their user; these {how}"
+            )
     return lines + reading_lines(info)
 
 
@@ -185,9 +202,11 @@ def reading_lines(info: DatasetInfo) -> list[str]:
     """Return a line on each raw file: how it was read, and the shares of it that were refused."""
     lines = []
     for name, file in info.files.items():
-        how = [f"{file.rows:,} rows"]
-        how += [file.encoding] if file.encoding else []
+        how = [f"{file.rows:,} rows", *(f"{what} from {column}" for what, column in file.columns.items())]
+        guessed = " (guessed; --encoding names another)" if file.encoding_guessed else ""
+        how += [file.encoding + guessed] if file.encoding else []
         how += [f"delimiter {file.delimiter!r}"] if file.delimiter else []
+        how += ["fields in quotes"] if file.quotes else []
         how += [f"sheet {file.sheet}"] if file.sheet else []
         how += [f"{file.unreadable_share:.1%} unreadable"]
         how += [f"{file.reference_share:.1%} to unknown items"] if file.references else []

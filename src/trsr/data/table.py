@@ -19,7 +19,7 @@ from trsr.data.import_info import MAX_REJECTS, TimesInfo
 from trsr.data.rawtables import JSON_SUFFIXES, RAW, ROW
 from trsr.data.reading import RawFiles, TimeSettings
 from trsr.data.tables import Dataset, DatasetWriter
-from trsr.data.times import find_time_column, refuse_separate_clock, time_like_columns
+from trsr.data.times import MIDNIGHT, find_time_column, refuse_separate_clock, time_like_columns
 from trsr.data.values import read_lists, separator_of
 from trsr.errors import DataError
 
@@ -86,7 +86,8 @@ def import_table(
         user_id: Column of the user id.
         timestamp: Column of the time, or of a list of times.
         item_list: Column of the list of items, one user a row.
-        quotes: Whether CSV and TSV fields may stand in double quotes; by default in CSV, not in TSV.
+        quotes: Whether CSV and TSV fields may stand in double quotes; by default in CSV, and in TSV
+            where they do so throughout.
         time_format: How times are written (see `times.TimeReader`); by default what fits the whole column.
         keep_untimed: Keep events without a time where others have one; their users stay in the file's order.
         delimiter: What separates the fields of delimited files; found in their first lines by default.
@@ -108,6 +109,9 @@ def import_table(
                 items.name, frame.columns, "item id", names.ITEM_ID, item_id, "--item-id"
             )
             if collector is None:
+                writer.file(items.name).columns["item id"] = names.chosen_of(
+                    frame.columns, names.ITEM_ID, column
+                )
                 fields = _text_fields(items.name, frame, column, fields)
                 collector = ItemCollector(writer, items.name, fields)
             collector.add(item_rows(writer, frame, column, fields or []))
@@ -189,6 +193,8 @@ def _events(
     user = names.Sought("user id", names.USER_ID, wanted.user_id, "--user-id")
     if item_list is not None:
         (user_id,) = names.require_columns(file, found, user)
+        chosen = {"user id": names.chosen_of(found, names.USER_ID, user_id), "list of items": item_list}
+        writer.file(file).columns |= chosen
         times = _times(times_info, frame, wanted.timestamp, user_id)
         rows = frame.select(pl.col(user_id).alias("user_id"), item_list, times.alias("timestamp"), ROW, RAW)
         rows = rows.rename({item_list: "item_id"})
@@ -199,6 +205,11 @@ def _events(
         usual = tuple(name for name in usual if name != "id")
     item = names.Sought("item id or list of items", usual, wanted.item_id, "--event-item-id or --item-list")
     user_id, item_id = names.require_columns(file, found, user, item)
+    chosen = {
+        "user id": names.chosen_of(found, names.USER_ID, user_id),
+        "item id": names.chosen_of(found, usual, item_id),
+    }
+    writer.file(file).columns |= chosen
     times = _times(times_info, frame, wanted.timestamp, user_id)
     return frame.select(
         pl.col(user_id).alias("user_id"), pl.col(item_id).alias("item_id"), times.alias("timestamp"), ROW, RAW
@@ -221,7 +232,9 @@ def _times(info: TimesInfo, frame: pl.DataFrame, named: str | None, user_id: str
     parts = [named] if named in found else [part.strip() for part in named.split(",")]
     for part in parts:
         names.require_column(info.file, found, "time", (), part, "--timestamp")
-    return pl.col(named) if len(parts) == 1 else pl.concat_str(parts, separator=" ")
+    if len(parts) == 1:
+        return pl.col(named)
+    return pl.concat_str(pl.col(parts[0]).str.replace(MIDNIGHT, ""), *parts[1:], separator=" ")
 
 
 def _one_a_row(

@@ -52,6 +52,7 @@ REJECTS = pl.Schema(
     [("file", pl.String()), ("row", pl.Int64()), ("reason", pl.String()), ("raw", pl.String())]
 )
 _MADE = frozenset({INFO_FILE, "items.parquet", "events.parquet", "impressions.parquet", "rejects.parquet"})
+_LEFT_OUT = ("ratings_below_threshold", "rows_of_other_locales")
 _OS_ERROR = re.compile(r"([^:\n]+) \(os error \d+\)")
 _READ_ROWS = 200_000  # events read at once by `histories`
 
@@ -105,6 +106,8 @@ def read_info(path: Path) -> DatasetInfo:
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise DataError(f"{file} has schema version {version}, newer than {SCHEMA_VERSION}; update trsr.")
         return DatasetInfo.model_validate(raw)
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}; check who may read it.") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the whole file"
@@ -282,8 +285,7 @@ class DatasetWriter:
 
     def __init__(self, path: str | Path, *, overwrite: bool = False) -> None:
         self.path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow a link at the target
-        self._put_back()
-        self._check_target(overwrite)
+        self._overwrite = overwrite
         self.work = self.path.parent / f".{self.path.name}.partial-{os.getpid()}-{secrets.token_hex(4)}"
         self.counts: Counter[str] = Counter()
         self.items = Spool(self.work / "spool" / "items")
@@ -320,8 +322,10 @@ class DatasetWriter:
             remove_folder(folder)
 
     def __enter__(self) -> DatasetWriter:
-        self._remove_leftovers()
         try:
+            self._put_back()
+            self._check_target(self._overwrite)
+            self._remove_leftovers()
             self.work.mkdir(parents=True)
         except OSError as error:
             raise OutputError(
@@ -412,16 +416,13 @@ class DatasetWriter:
         return Dataset.open(self.path)
 
     def _check_content(self) -> None:
-        refused = ", ".join(f"{n} for {reason!r}" for reason, n in self.reasons.most_common(3))
-        why = (
-            f" ({self.reasons.total()} rows were refused: {refused}{self._keep_rejects()})" if refused else ""
-        )
-        for what, rows in (
-            ("item", self.items.rows),
-            ("event", self.events.rows or self.impressions.rows),
-        ):
+        why = [f"{self.counts[what]:,} {what.replace('_', ' ')}" for what in _LEFT_OUT if self.counts[what]]
+        if refused := ", ".join(f"{n} for {reason!r}" for reason, n in self.reasons.most_common(3)):
+            why.append(f"{self.reasons.total()} rows were refused: {refused}{self._keep_rejects()}")
+        because = f" ({', '.join(why)})" if why else ""
+        for what, rows in (("item", self.items.rows), ("event", self.events.rows or self.impressions.rows)):
             if not rows:
-                raise DataError(f"No {what} could be read{why}; check the {what}s file and its columns.")
+                raise DataError(f"No {what} could be read{because}; check the {what}s file and its columns.")
 
     def _check_rejects(self) -> None:
         if self.max_rejects is not None and (why := too_many(self.files, self.reasons, self.max_rejects)):

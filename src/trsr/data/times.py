@@ -425,7 +425,9 @@ _LOOKS_NAMED = re.compile(
     re.IGNORECASE,
 )
 
-_TIME_OF_DAY = r"^\s*\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d+)?)?\s*(?:[AaPp]\.?[Mm]\.?)?\s*$"
+_TIME_OF_DAY = r"^\s*(?:[01]?\d|2[0-3]):[0-5]\d(?::\d{2}(?:[.,]\d+)?)?\s*(?:[AaPp]\.?[Mm]\.?)?\s*$"
+_DURATION = re.compile("durat|dauer|dur[ée]e|elapsed|dwell|length|spent|runtime|laufzeit", re.IGNORECASE)
+MIDNIGHT = r"[T ]00:00(?::00(?:\.0+)?)?$"  # what a date has after it where its column holds times too
 
 
 def find_time_column(file: str, columns: Sequence[str], option: str = "--timestamp") -> str | None:
@@ -459,10 +461,12 @@ def refuse_separate_clock(file: str, frame: pl.DataFrame, date: str, option: str
         DataError: there is such a column.
     """
     texts = {c: frame[c].drop_nulls().head(50) for c in frame.columns if frame.schema[c] == pl.String}
-    if date not in texts or texts[date].str.contains(r"\d:\d|\dT\d").any():
+    if date not in texts or texts[date].str.replace(MIDNIGHT, "").str.contains(r"\d:\d|\dT\d").any():
         return
     for column, cells in texts.items():
-        if column.isprintable() and len(cells) and cells.str.contains(_TIME_OF_DAY).all():
+        if not column.isprintable() or _DURATION.search(column):
+            continue
+        if len(cells) and cells.str.contains(_TIME_OF_DAY).all():
             raise DataError(
                 f"{file} has dates in {date} and times of day in {column}; name {option} {date},{column} to "
                 f"join the two, or {option} {date} for the date alone."

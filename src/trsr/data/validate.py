@@ -85,14 +85,17 @@ def _check_file(path: Path, file: str, schema: pl.Schema, info: DatasetInfo) -> 
         yield Problem(file, None, f"{_UNREADABLE}: the file is missing")
         return
     digest = info.sha256.get(file)
-    if digest != file_sha256(path / file):
-        expected = "has no sha256" if digest is None else "has another sha256"
-        yield Problem(file, None, f"{INFO_FILE} {expected} for it: it was changed after the import")
     try:
+        if digest != file_sha256(path / file):
+            expected = "has no sha256" if digest is None else "has another sha256"
+            yield Problem(file, None, f"{INFO_FILE} {expected} for it: it was changed after the import")
         table = pl.scan_parquet(path / file, glob=False)
         found = table.collect_schema()
         rows = table.select(pl.len()).collect().item()
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except OSError as error:
+        yield Problem(file, None, f"{_UNREADABLE}: {error.strerror or str(error).splitlines()[0]}")
+        return
+    except pl.exceptions.PolarsError as error:
         yield Problem(file, None, f"{_UNREADABLE}: it is no parquet file ({str(error).splitlines()[0]})")
         return
     for name, dtype in schema.items():
@@ -102,7 +105,8 @@ def _check_file(path: Path, file: str, schema: pl.Schema, info: DatasetInfo) -> 
             yield Problem(file, None, f"{_UNREADABLE}: {name} has the type {found[name]}, expected {dtype}")
     expected_rows = info.counts.get(file.removesuffix(".parquet"))
     if expected_rows != rows:
-        yield Problem(file, None, f"it has {rows} rows, {INFO_FILE} says {expected_rows}")
+        said = "does not count them" if expected_rows is None else f"says {expected_rows}"
+        yield Problem(file, None, f"it has {rows} rows, {INFO_FILE} {said}")
 
 
 def _check_rows(path: Path, readable: list[str]) -> Iterator[Problem]:
@@ -158,6 +162,8 @@ def _check_impressions(table: pl.LazyFrame) -> Iterator[Problem]:
             empty = pl.col(name).is_null() | (pl.col(name) == "")
             yield from _found(batch, file, empty, f"the {name.replace('_', ' ')} is empty")
         yield from _found(batch, file, candidates.fill_null(0) == 0, "there are no candidates")
+        gaps = pl.any_horizontal(pl.col("candidates", "clicked").list.eval(pl.element().is_null()).list.any())
+        yield from _found(batch, file, gaps, "a candidate or its click is empty")
         yield from _found(batch, file, candidates != clicked, "there are not as many clicks as candidates")
         for row, name in batch.select(_ROW, "impression_id").drop_nulls().iter_rows():
             if name in seen:

@@ -45,6 +45,7 @@ _QUOTED = r"""(?:'[^'"\\]*'|"[^'"\\]*")"""
 # A list whose parts are all quoted, with no quote or backslash inside: no part can be cut wrongly.
 _QUOTED_LIST = rf"^\[\s*{_QUOTED}(?:(?:\s*,\s*|\s+){_QUOTED})*\s*\]$"
 _OPENS_LIST = r"""^[\[({'"]"""
+_NUMBERS = r"^\s*[0-9.eE+]+(?:\s+[0-9.eE+]+)*\s*$"
 _QUOTES = ("'", '"')
 _CLOSED_BY = {"[": "]", "(": ")", "{": "}"}
 _PART = r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|%s)(\s*,\s*|\s+|\Z)"""
@@ -151,9 +152,10 @@ def separator_of(cells: pl.Series, *, times: bool = False) -> str | None:
     """Return what divides the lists of a column that have no brackets: `|`, `;`, `,` or None for blanks."""
     if isinstance(cells.dtype, pl.List):
         return None
-    plain = cells.filter(~cells.str.strip_chars().str.contains(_OPENS_LIST))
+    texts = cells.str.strip_chars()
+    plain = texts.filter(~texts.str.contains(_OPENS_LIST) & ~texts.is_in(MISSING))
     usual = (mark for mark in "|;," if plain.str.contains(mark, literal=True).any())
-    return next(usual, "," if times else None)
+    return next(usual, "," if times and not plain.str.contains(_NUMBERS).all() else None)
 
 
 def read_lists(cells: pl.Series, separator: str | None = None, *, times: bool = False) -> pl.Series:
@@ -216,6 +218,7 @@ def parse_list(cell: str, *, times: bool = False) -> list[str] | None:
     if isinstance(value, list):
         return _flat(value)
     inside = cell[1:-1].strip()
+    times = times and not re.match(_NUMBERS, inside)  # numpy's numbers have blanks between them
     parts: list[str] = []
     commas: set[bool] = set()
     at = 0

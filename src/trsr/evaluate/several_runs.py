@@ -145,12 +145,12 @@ def _check_labels(labels: pl.Series, file: Path) -> None:
 def _check_rows(frame: pl.DataFrame, file: Path) -> None:
     if frame.is_empty():
         raise DataError(f"{file} has no row; expected one a ranker, example and candidate: rank again.")
-    required = ["example_id", *NEEDED]
+    required = [*NEEDED, "example_id"]
     for column in required:
         if n := int(
             (frame[column].is_null() | (frame[column].is_nan() if column == "margin" else False)).sum()
         ):
-            raise DataError(f"{file} has {n} rows without a {column}; every candidate needs one: rank again.")
+            raise DataError(f"{file} has {n} rows without {column}; every candidate needs one: rank again.")
     twice = frame.select("ranker", "example_id", "item_id").is_duplicated()
     if twice.any():
         row = frame.filter(twice).row(0, named=True)

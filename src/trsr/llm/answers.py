@@ -24,13 +24,17 @@ THOUGHT_MARK = re.compile(
     r"</?[\w:]*think[\w:]*>|\[/?THINK\]|◁/?think▷|<\|(?:channel|message)\|>", re.IGNORECASE
 )
 """A token that stands around thoughts, in the vocabularies that have some."""
+# The channels of gpt-oss as they are written, or run together by a server that leaves special tokens out.
 _OPEN = re.compile(
-    rf"<\s?(?:{_WORDS})\s?>|\[\s?THINK\]|◁think▷|<\|channel\|>\s*(?:analysis|commentary)\b[^<]*<\|message\|>",
+    rf"<\s?(?:{_WORDS})\s?>|\[\s?THINK\]|◁think▷|<\|channel\|>\s*(?:analysis|commentary)\b[^<]*<\|message\|>"
+    r"|(?-i:\Aanalysis(?=[A-Z]))",
     re.IGNORECASE,
 )
 _CLOSE = re.compile(
-    rf"<\s?/\s?(?:{_WORDS})\s?>|\[/THINK\]|◁/think▷|<\|channel\|>\s*final\b[^<]*<\|message\|>", re.IGNORECASE
+    rf"<\s?/\s?(?:{_WORDS})\s?>|\[/THINK\]|◁/think▷|<\|channel\|>\s*final\b[^<]*<\|message\|>|assistantfinal",
+    re.IGNORECASE,
 )
+_TURN_END = re.compile(r"<\|(?:end|return|call)\|>")
 _INTERJECTION = re.compile(
     r"(?:sure(?: thing)?|certainly|of course|absolutely|okay|ok|alright|all right|got it|understood|"
     r"no problem)[!,.:…]+\s*",
@@ -118,7 +122,7 @@ def has_stopped(text: str, stop: Sequence[str]) -> bool:
 def _begun(text: str, prefilled: bool, whole: bool) -> str:
     """Return a text from where the answer begins; its end is left as it is."""
     if closed := list(_CLOSE.finditer(text)):
-        text = text[closed[-1].end() :]
+        text = _TURN_END.split(text[closed[-1].end() :], maxsplit=1)[0]
     if opened := _OPEN.search(text):
         text = text[: opened.start()]
     while True:

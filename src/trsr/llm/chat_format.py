@@ -10,6 +10,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -21,9 +22,11 @@ ApplyTemplate = Callable[[list[dict[str, str]], dict[str, Any]], str]
 
 # Names under which chat templates know whether to think before the answer.
 _NO_THINKING = {"enable_thinking": False, "thinking": False}
-# Llama-3.2 and its kin write today's date, which would make a prompt of every day another one.
+PROMPT_DATE = datetime(2024, 7, 26)  # no moment, but what templates write as today
+"""Llama-3.2, gpt-oss and others write today's date, which would make a prompt of every day another one."""
 _ALWAYS = {"date_string": "26 Jul 2024"}
 _OPEN_BLOCK = re.compile(r"<([\w:]*think\w*)>\s*$", re.IGNORECASE)
+_NO_CHANNEL = re.compile(r"<\|start\|>assistant$")  # gpt-oss begins an answer by naming its channel
 _EXAMPLE = (Message("system", 'Weigh "both" Sides.'), Message("user", "Tom & Ann's Lamp\n\n or <3 Ropes, é?"))
 _ANSWER = Message("assistant", "Ropes.")
 
@@ -90,6 +93,8 @@ class ChatFormat:
         text = self._write(turns, {} if think else _NO_THINKING)
         if not think and (opened := _OPEN_BLOCK.search(text)):
             text = f"{text.rstrip()}\n\n</{opened[1]}>\n\n"
+        if not think and _NO_CHANNEL.search(text):
+            text += "<|channel|>final<|message|>"
         return text + prompt.prefill
 
     def _write(self, turns: Sequence[Message], variables: dict[str, Any]) -> str:
@@ -184,9 +189,15 @@ class ChatTokenizer(ABC):
     def prompt_version(self) -> int:
         """See `Tokenizer.prompt_version`."""
         chat = self.chat_format
-        if chat.is_plain or not chat.takes_system or chat.thinks or chat.answer_blank:
+        if chat.is_plain or chat.answer_blank or self._blanks_beginnings:
             return 2
-        if self._blanks_beginnings:
+        return self.text_prompt_version
+
+    @cached_property
+    def text_prompt_version(self) -> int:
+        """Return the `prompt_version` of prompts for texts, which end without an answer cue or a label."""
+        chat = self.chat_format
+        if not chat.is_plain and (not chat.takes_system or chat.thinks):
             return 2
         example = self.render_chat(Prompt(_EXAMPLE))
         return 1 if self.encode_prompt(example) == self.token_ids(example, adds_special=False) else 2

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from trsr.errors import EngineError, MissingExtraError, ModelError
+from trsr.errors import EngineError, MissingExtraError, ModelError, first_line
 from trsr.llm import models
+from trsr.llm.base import Tokenizer
 from trsr.llm.engines import EngineConfig, FakeEngine, LlamaCppEngine, OpenAIEngine, TransformersEngine
 
 _KEYS = (
@@ -59,12 +61,31 @@ def read_config(name: str) -> Any:
         raise MissingExtraError("transformers", "hf") from error
     folder = models.hf_folder(name)
     try:
-        return AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(":. ")
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # files of others fail in any way
         raise ModelError(
-            f"The configuration of the model {name!r} cannot be read ({reason}); use another model."
+            f"The configuration of the model {name!r} cannot be read ({first_line(error)}); "
+            "use another model."
         ) from error
+
+
+def check_vocabulary(config: Any, tokenizer: Tokenizer, ids: Sequence[int]) -> None:
+    """Refuse a prompt with tokens that the model has no weights for: added to its tokenizer alone.
+
+    Args:
+        config: Of the model, from transformers.
+        tokenizer: Of the prompt.
+        ids: The prompt.
+
+    Raises:
+        ModelError: naming one of them.
+    """
+    n_known = getattr(config.get_text_config(decoder=True), "vocab_size", None)
+    if isinstance(n_known, int) and (highest := max(ids, default=0)) >= n_known:
+        raise ModelError(
+            f"The prompt holds the token {tokenizer.decode([highest])!r} ({highest}) of the tokenizer, but "
+            f"the model knows the tokens 0 to {n_known - 1}; use the tokenizer that it was made with."
+        )
 
 
 def context_of(config: Any) -> int | None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from trsr.errors import MissingExtraError, ModelError
 from trsr.llm import models
-from trsr.llm.answers import with_thinking
+from trsr.llm.answers import Thinking, with_thinking
 from trsr.llm.base import Prompt, Tokenizer
+from trsr.llm.chat_format import ChatTokenizer
 from trsr.llm.engines import (
     EngineConfig,
     FakeEngine,
@@ -22,6 +24,9 @@ from trsr.llm.engines import (
     TransformersEngine,
     thinks,
 )
+
+if TYPE_CHECKING:
+    from trsr.llm.transformers import HfTokenizer
 
 CHARACTERS_A_TOKEN = 4
 
@@ -88,7 +93,7 @@ def engine_model_id(config: EngineConfig) -> str:
     """Return the `model_id` that the engine would have, without loading it.
 
     Raises:
-        ModelError: the model is unknown.
+        ModelError: the model is unknown, or its tokenizer cannot be read here.
         MissingExtraError: it is on the hub, and the extra `hf` is not installed.
     """
     match config:
@@ -99,11 +104,28 @@ def engine_model_id(config: EngineConfig) -> str:
         case OpenAIEngine():
             found = f"{config.model}@{config.revision or urlsplit(config.base_url).netloc}"
             return with_thinking(found, config.thinking)
-        case LlamaCppEngine() | TransformersEngine():
+        case LlamaCppEngine():
             return with_thinking(models.model_id(config.model), config.thinking)
+        case TransformersEngine():
+            tokenizer = find_tokenizer(config.model)
+            if tokenizer is None:
+                raise ModelError(
+                    f"The tokenizer of {config.model!r} is not on this machine or the extra `hf` is not "
+                    "installed, so the keys of its texts are unknown; get both."
+                )
+            return text_model_id(config.model, tokenizer, config.thinking)
 
 
-def find_tokenizer(name: str) -> Tokenizer | None:
+def text_model_id(model: str, tokenizer: ChatTokenizer, thinking: Thinking) -> str:
+    """Return the model id under which the texts of transformers' engine are kept.
+
+    Texts that answer prompts of version 2 are not those of version 1. `+thinking` never had version 1.
+    """
+    changed = thinking == "off" and tokenizer.text_prompt_version == 2
+    return with_thinking(models.model_id(model) + "+prompt2" * changed, thinking)
+
+
+def find_tokenizer(name: str) -> HfTokenizer | None:
     """Return the tokenizer of a model; None where it is not on this machine, or no library to read it.
 
     Nothing is downloaded.

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from trsr.errors import MissingExtraError, ModelError, OutputError
+from trsr.errors import MissingExtraError, ModelError, OutputError, first_line
 
 
 def dequantize(gguf: Path, folder: Path, *, quiet: bool = False) -> Path:
@@ -84,12 +84,12 @@ def _load(gguf: Path) -> tuple[Any, Any]:
     except ImportError as error:
         raise MissingExtraError(error.name or "transformers", "hf") from error
     try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        file: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **file)
+        loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, **file, dtype=torch.float32)
     except Exception as error:  # a broken file fails anywhere in the reader
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ModelError(
-            f"The file {gguf} could not be read by transformers ({reason}): "
+            f"The file {gguf} could not be read by transformers ({first_line(error)}): "
             "use the model's safetensors folder, or the engine `llamacpp`."
         ) from error
     # What was loaded counts as quantised and refuses to be saved: put its weights into a fresh model.

@@ -10,12 +10,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
+from trsr.errors import EngineError
 from trsr.llm.base import LabelTokens, ScoringGroup
 from trsr.llm.packing import Packed
 from trsr.llm.shared_attention import run_packed, run_rows, together
+
+
+def finite(margins: npt.NDArray[np.float32], model: Any) -> npt.NDArray[np.float32]:
+    """Return the margins that a model gave.
+
+    Raises:
+        EngineError: some are no numbers, with which a candidate would have any rank.
+    """
+    if n_wrong := int((~np.isfinite(margins)).sum()):
+        dtype = str(model.dtype).removeprefix("torch.")
+        raise EngineError(
+            f"The model gave {n_wrong} of {margins.size} margins that are NaN or infinite: it overflows in "
+            f"{dtype}, its training has diverged, or its weights are damaged; set recommender.dtype to "
+            "bfloat16 or float32, or lower train.learning_rate."
+        )
+    return margins
 
 
 class _LabelHead(nn.Module):

@@ -121,10 +121,14 @@ def hf_folder(name: str, *, quiet: bool = False) -> Path:
         ModelError: the name is unknown, or the model cannot be downloaded.
     """
     source = locate(name)
-    if source.kind == "folder" and source.path is not None:
-        return source.path
-    if source.kind == "hub" and not source.file:
-        return _hub_folder(source)
+    if source.kind == "folder" or (source.kind == "hub" and not source.file):
+        folder = source.path or _hub_folder(source)
+        if (folder / "adapter_config.json").is_file():  # transformers would apply it
+            raise ModelError(
+                f"The model {name!r} comes with a LoRA adapter (adapter_config.json); merge the adapter into "
+                "its base model, or name a folder without it."
+            )
+        return folder
     from trsr.llm.dequantize import dequantize
 
     gguf = gguf_file(name)

@@ -6,22 +6,23 @@ Writing texts with them is the work of `trsr.llm.transformers_generator`, label 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
-from trsr.errors import MissingExtraError, ModelError
+from trsr.errors import MissingExtraError, ModelError, first_line
 from trsr.llm import models
 from trsr.llm.allocator import reuse_large_buffers
 from trsr.llm.architecture import forget_lengths
-from trsr.llm.chat_format import ChatTokenizer
+from trsr.llm.chat_format import PROMPT_DATE, ChatTokenizer
 
 hf_logging.disable_progress_bar()
+_TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 
 class HfTokenizer(ChatTokenizer):
@@ -33,15 +34,18 @@ class HfTokenizer(ChatTokenizer):
 
     def __init__(self, folder: str | Path) -> None:
         try:
-            self.hf: Any = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError) as error:
+            self.hf: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except Exception as error:  # files of others fail in any way
             raise ModelError(
-                f"The folder {folder} holds no tokenizer that can be read ({_first_line(error)}); "
+                f"The folder {folder} holds no tokenizer that can be read ({first_line(error)}); "
                 "use a whole model."
             ) from error
         added = [token.content for token in self.hf.added_tokens_decoder.values() if token.special]
         self.special_texts: tuple[str, ...] = tuple(dict.fromkeys([*self.hf.all_special_tokens, *added]))
-        self.has_chat_template = getattr(self.hf, "chat_template", None) is not None
+        template = getattr(self.hf, "chat_template", None)
+        self.has_chat_template = template is not None
+        if isinstance(template, str):
+            self.hf.chat_template = _TODAY.sub(lambda call: repr(PROMPT_DATE.strftime(call[2])), template)
         self.name = Path(folder).name
 
     def token_ids(self, text: str, *, adds_special: bool) -> list[int]:
@@ -59,10 +63,6 @@ class HfTokenizer(ChatTokenizer):
         return str(self.hf.decode(list(token_ids), clean_up_tokenization_spaces=False))
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(":. ")
-
-
 def resolve_device(device: str) -> torch.device:
     """Return the device called `device`; `auto` is the first GPU, else the CPU.
 
@@ -76,7 +76,7 @@ def resolve_device(device: str) -> torch.device:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:  # torch says "not compiled with CUDA" by an assertion
         raise ModelError(
-            f"The device {device!r} is not there ({_first_line(error)}); use auto, cpu or cuda."
+            f"The device {device!r} is not there ({first_line(error)}); use auto, cpu or cuda."
         ) from error
     return found
 
@@ -124,6 +124,24 @@ def four_bit(where: torch.device, dtype: torch.dtype) -> Any:
     )
 
 
+# Some of their files have all weights of a language model too, which would then say anything.
+_OTHER_HEAD = re.compile(r"For(?:MaskedLM|QuestionAnswering|(?:Sequence|Token)Classification)$")
+
+
+def refuse_made_up(name: str, weights: Collection[str]) -> None:
+    """Refuse a model with weights that were in no file, which transformers has filled with random numbers.
+
+    Raises:
+        ModelError: naming one of them.
+    """
+    if weights:
+        others = f" and {len(weights) - 1} others" if len(weights) > 1 else ""
+        raise ModelError(
+            f"The files of the model {name!r} hold no weights of that size for {min(weights)}{others}, "
+            "which its configuration asks for; use a whole causal language model."
+        )
+
+
 def load_causal_lm(
     name: str, *, dtype: str = "auto", device: str = "auto", quantization: Quantization = None
 ) -> Any:
@@ -153,20 +171,20 @@ def load_causal_lm(
             dtype=precision,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below
+            trust_remote_code=False,
             **rounded,
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except Exception as error:  # files of others fail in any way, packages for their weights may be missing
         raise ModelError(
-            f"The model {name!r} cannot be loaded as a causal language model ({_first_line(error)}); "
+            f"The model {name!r} cannot be loaded as a causal language model ({first_line(error)}); "
             "use another."
         ) from error
     model, found = loaded
-    # transformers fills these with random numbers
-    if made_up := sorted({*found["missing_keys"], *(key[0] for key in found["mismatched_keys"])}):
-        others = f" and {len(made_up) - 1} others" if made_up[1:] else ""
+    refuse_made_up(name, {*found["missing_keys"], *(key[0] for key in found["mismatched_keys"])})
+    if other := [head for head in model.config.architectures or () if _OTHER_HEAD.search(head)]:
         raise ModelError(
-            f"The files of the model {name!r} hold no weights of that size for {made_up[0]}{others}, "
-            "which its configuration asks for; use a whole causal language model."
+            f"The model {name!r} was made for other answers than the next token ({other[0]}); "
+            "use a causal language model."
         )
     model = model.eval() if rounded else model.to(where).eval()
     forget_lengths(model)

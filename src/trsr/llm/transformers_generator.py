@@ -21,11 +21,10 @@ from trsr.llm.answers import (
     answer_or_error,
     before_stop,
     has_stopped,
-    with_thinking,
 )
 from trsr.llm.base import Generation, GenerationParams, Prompt
-from trsr.llm.context import context_of
-from trsr.llm.counting import rendered
+from trsr.llm.context import check_vocabulary, context_of
+from trsr.llm.counting import rendered, text_model_id
 from trsr.llm.prompt_reading import PromptReader
 from trsr.llm.row_writing import RowWriter, Text
 from trsr.llm.thin_products import turn_thin_products
@@ -57,7 +56,7 @@ class TransformersGenerator:
         self._thinks = thinking == "strip"
         self._thinking_tokens = thinking_tokens
         self.tokenizer = HfTokenizer(models.hf_folder(model))
-        self.model_id = with_thinking(models.model_id(model), thinking)
+        self.model_id = text_model_id(model, self.tokenizer, thinking)
         self.max_batch_tokens = max_batch_tokens
         self.max_prompt_tokens = max_prompt_tokens
         self._context = context_of(self._model.config)
@@ -118,6 +117,7 @@ class TransformersGenerator:
     def _text_of(self, index: int, prompt: Prompt) -> Text:
         """Return a prompt as token ids; prompts of one kind differ in the last message only."""
         ids = self.tokenizer.encode_prompt(rendered(self.tokenizer, prompt, self._thinks))
+        check_vocabulary(self._model.config, self.tokenizer, ids)
         wording = None
         if prompt.parts is not None:
             wording = Wording(prompt.parts, self._encode_word, self._eos)

@@ -18,7 +18,7 @@ from trsr.errors import ModelError, TrsrError
 from trsr.llm import models
 from trsr.llm.adapter import FILE_NAME, AdapterInfo, check_adapter, load_adapter, read_adapter_info
 from trsr.llm.base import GenerationParams, LabelTokens, Message, Prompt, ScoringGroup
-from trsr.llm.context import context_of
+from trsr.llm.context import check_vocabulary, context_of, read_config
 from trsr.prompt.ranking import TEMPLATES, PromptBuilder, PromptConfig, load_ranking_template
 
 N_PROMPTS = 8
@@ -105,9 +105,7 @@ class CheckedModel:
     @cached_property
     def config(self) -> Any:
         """The configuration of the part that reads text."""
-        from transformers import AutoConfig
-
-        return AutoConfig.from_pretrained(models.hf_folder(self.name)).get_text_config(decoder=True)
+        return read_config(self.name).get_text_config(decoder=True)
 
     @cached_property
     def model(self) -> Any:
@@ -210,7 +208,10 @@ def _adapter(subject: CheckedModel) -> Finding:
 
 
 def _labels(subject: CheckedModel, template: str) -> Finding:
-    labels = subject.builder(template).labels()
+    builder = subject.builder(template)
+    labels = builder.labels()
+    group = builder.build(_ITEMS[:1], _PROFILE, _ITEMS[1:2]).group
+    check_vocabulary(subject.config, subject.tokenizer, (*group.prefix, *group.suffixes[0]))
     words = [subject.tokenizer.decode([i]) for i in (labels.positive, labels.negative)]
     facts = {"positive": labels.positive, "negative": labels.negative, "texts": words}
     said = f"{words[0]!r} ({labels.positive}) and {words[1]!r} ({labels.negative})"
@@ -310,6 +311,8 @@ def _sharing(subject: CheckedModel) -> Finding:
     from trsr.rank.shared_prefix import SharedPrefixScorer
 
     groups, labels = _two_groups(subject)
+    for group in groups:
+        check_vocabulary(subject.config, subject.tokenizer, group.prefix)
     plain = _plain_margins(subject.model, groups, labels)
     with _logged(shared_attention.__name__) as said:
         shares = shared_attention.enable(subject.model)
@@ -373,20 +376,13 @@ def _one_prompt(subject: CheckedModel) -> ScoringGroup:
 
 
 def _lora_targets(subject: CheckedModel) -> Finding:
-    from trsr.train.config import TrainConfig
-    from trsr.train.sft import with_adapter
+    from trsr.train.config import LoraConfig
+    from trsr.train.lora import lora_targets
 
-    adapted = with_adapter(subject.model, TrainConfig())
-    try:
-        trained = [p.numel() for p in adapted.parameters() if p.requires_grad]
-        names = sorted({n.rpartition(".")[2] for n, m in adapted.named_modules() if hasattr(m, "lora_A")})
-    finally:
-        adapted.unload()
-    facts = {"targets": names, "matrices": len(trained), "parameters": sum(trained)}
-    if not trained:
-        return Finding("", False, "the model has no linear layers that an adapter could sit on.", facts)
+    layers = lora_targets(subject.name, LoraConfig())
+    names = sorted({layer.rpartition(".")[2] for layer in layers})
     return Finding(
-        "", True, f"{', '.join(names)}: {sum(trained):,} weights in {len(trained)} matrices.", facts
+        "", True, f"{', '.join(names)}: {len(layers)} layers.", {"targets": names, "layers": len(layers)}
     )
 
 
@@ -406,6 +402,7 @@ def _generation(subject: CheckedModel) -> Finding:
         model = subject.model
         text = rendered(tokenizer, _QUESTION, thinking=False)
         read = tokenizer.hf(text, add_special_tokens=not tokenizer.has_chat_template)["input_ids"]
+        check_vocabulary(model.config, tokenizer, read)
         ids = torch.tensor([read], device=model.device)
         eos = model.generation_config.eos_token_id
         ends = [*(eos if isinstance(eos, list) else [eos]), tokenizer.hf.eos_token_id]
@@ -413,6 +410,7 @@ def _generation(subject: CheckedModel) -> Finding:
         greedy = GenerationConfig(
             max_new_tokens=_NEW_TOKENS, do_sample=False, eos_token_id=ends or None, pad_token_id=0
         )
+        model.generation_config = GenerationConfig()  # else `generate` takes its penalties from there
         with torch.inference_mode():
             written = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=greedy)[
                 0, ids.shape[1] :

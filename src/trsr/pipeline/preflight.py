@@ -19,7 +19,7 @@ from trsr.data.tables import Dataset
 from trsr.errors import ConfigError, InputError, MissingExtraError, ModelError, RunMismatchError
 from trsr.llm import models
 from trsr.llm.base import LabelTokens
-from trsr.llm.context import context_length, engine_context, server_context
+from trsr.llm.context import check_vocabulary, context_length, engine_context, read_config, server_context
 from trsr.llm.counting import CHARACTERS_A_TOKEN, token_counter
 from trsr.llm.engines import (
     EngineConfig,
@@ -183,16 +183,21 @@ def _check_quantization(recommender: RecommenderConfig) -> None:
 
 
 def label_tokens(model: str, template: str, domain: str) -> LabelTokens:
-    """Find the answer tokens of a model; only its tokenizer is loaded.
+    """Find the answer tokens of a model; only its tokenizer and configuration are loaded.
 
     Raises:
-        ModelError: the model cannot be had, or an answer is not one token for it.
+        ModelError: the model cannot be had, an answer is not one token for it, or the tokens of prompts are
+            unknown to it.
     """
     from trsr.llm.transformers import HfTokenizer
 
     tokenizer = HfTokenizer(models.hf_folder(model))
     loaded = load_ranking_template(template, domain)
-    return PromptBuilder(loaded, PromptConfig(template=template), tokenizer, str).labels()
+    builder = PromptBuilder(loaded, PromptConfig(template=template), tokenizer, str)
+    labels = builder.labels()
+    group = builder.build((), "", ["item"]).group
+    check_vocabulary(read_config(model), tokenizer, (*group.prefix, *group.suffixes[0]))
+    return labels
 
 
 def check_context(model: str, prompt: PromptConfig) -> None:

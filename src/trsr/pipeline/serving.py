@@ -69,7 +69,8 @@ def open_for_serving(
     Raises:
         RunMismatchError: the folder is neither, is not finished, or was made by something else.
         DataError: there is no dataset, or it is damaged.
-        ModelError: the base model cannot be had, or gives margins that are not finite.
+        ModelError: the base model cannot be had.
+        EngineError: it gives margins that are no numbers.
         MissingExtraError: a package is missing.
     """
     from trsr.llm.transformers import HfTokenizer

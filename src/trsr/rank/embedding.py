@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trsr.data.files import write_whole
-from trsr.errors import MissingExtraError, ModelError
+from trsr.errors import MissingExtraError, ModelError, first_line
 from trsr.llm import models
 from trsr.rank.base import ExampleScores, without_llm
 from trsr.types import RankingExample
@@ -98,7 +98,7 @@ class TextEmbedder:
             from transformers import AutoModel
             from transformers.utils import logging as hf_logging
 
-            from trsr.llm.transformers import HfTokenizer, resolve_device
+            from trsr.llm.transformers import HfTokenizer, refuse_made_up, resolve_device
         except ImportError as error:
             raise MissingExtraError("transformers", "hf") from error
         self.model_id = models.model_id(name)
@@ -110,12 +110,17 @@ class TextEmbedder:
         verbosity = hf_logging.get_verbosity()
         hf_logging.set_verbosity_error()  # else it reports that a language model's head is not used
         try:
-            self._model: Any = AutoModel.from_pretrained(folder, dtype=torch.float32)
-        except (OSError, ValueError) as error:
-            raise ModelError(f"The model {name!r} cannot be loaded to embed texts; use another.") from error
+            model, found = AutoModel.from_pretrained(
+                folder, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+            )
+        except Exception as error:  # files of others fail in any way
+            raise ModelError(
+                f"The model {name!r} cannot be loaded to embed texts ({first_line(error)}); use another."
+            ) from error
         finally:
             hf_logging.set_verbosity(verbosity)
-        self._model = self._model.to(self._device).eval()
+        refuse_made_up(name, [key for key in found["missing_keys"] if "pooler" not in key])  # it is not asked
+        self._model: Any = model.to(self._device).eval()
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text, cut to `max_tokens`, at least one token each."""

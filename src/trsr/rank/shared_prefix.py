@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from trsr.errors import CandidateTooLongError, ModelError
+from trsr.errors import CandidateTooLongError
 from trsr.llm.base import LabelTokens, ScoringGroup
-from trsr.llm.margins import label_head, packed_margins, separate_margins
+from trsr.llm.margins import finite, label_head, packed_margins, separate_margins
 from trsr.llm.packing import Part, PrefixKV, pack
 from trsr.llm.shared_attention import fits, is_enabled
 from trsr.rank.prefix_cache import PrefixCache
@@ -60,20 +60,20 @@ class SharedPrefixScorer:
 
         Raises:
             CandidateTooLongError: a candidate does not fit a pass together with its prefix.
-            ModelError: a margin is not finite.
+            EngineError: a margin is no number.
         """
         for index, group in enumerate(groups):
             self._check(index, group)
         shared = {i for i, group in enumerate(groups) if self.shares_prefixes and fits(self.model, group)}
         places = sorted(shared)
         for place, margins in self._together([groups[index] for index in places], labels):
-            yield places[place], _finite(margins)
+            yield places[place], finite(margins, self.model)
         for index, group in enumerate(groups):
             if index in shared:
                 continue
             with torch.inference_mode(), label_head(self.model, labels) as columns:
                 alone = separate_margins(self.model, group, columns, self.max_batch_tokens)
-            yield index, _finite(alone.cpu().numpy())
+            yield index, finite(alone.cpu().numpy(), self.model)
 
     def _check(self, index: int, group: ScoringGroup) -> None:
         for number, suffix in enumerate(group.suffixes):
@@ -111,15 +111,6 @@ class SharedPrefixScorer:
                 free -= piece.part.n_tokens
         if batch:
             yield batch
-
-
-def _finite(margins: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    if not np.isfinite(margins).all():
-        raise ModelError(
-            "The model gives a margin that is not finite: its weights are damaged or overflow in this dtype; "
-            "copy or train it again, or use recommender.dtype float32."
-        )
-    return margins
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from peft import get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForCausalLM
 
-from trsr.errors import ModelError
+from trsr.errors import ModelError, first_line
 from trsr.llm.adapter import quiet_peft
 from trsr.llm.context import read_config
 from trsr.train.config import LoraConfig
@@ -48,7 +48,7 @@ def add_lora(base: Any, config: LoraConfig) -> Any:
         asked = f"{targets!r}" + (f" and {fused!r}" if fused else "")
         raise ModelError(
             f"train.lora.target_modules: {asked} cannot have an adapter in this model "
-            f"({str(error).splitlines()[0].rstrip('.')}); use `all-linear` or other layers."
+            f"({first_line(error)}); use `all-linear` or other layers."
         ) from error
     if left := experts_without_adapter(adapted):
         _log.warning(
@@ -93,14 +93,14 @@ def lora_targets(model: str, config: LoraConfig) -> list[str]:
     Raises:
         ModelError: the model cannot be read, or a name of `target_modules` is that of no layer.
     """
+    config_of_model = read_config(model)
     try:
         with torch.device("meta"):  # no memory, no weights
-            base: Any = AutoModelForCausalLM.from_config(read_config(model))
-    except (ValueError, KeyError, AttributeError, ImportError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(":. ")
+            base: Any = AutoModelForCausalLM.from_config(config_of_model, trust_remote_code=False)
+    except Exception as error:  # configurations of others fail in any way
         raise ModelError(
             f"The model {model!r} cannot be built as a causal language model from its configuration "
-            f"({reason}); use another."
+            f"({first_line(error)}); use another."
         ) from error
     names, targets = [name for name, _ in base.named_modules()], config.target_modules
     if isinstance(targets, str):

@@ -28,6 +28,7 @@ from trsr.errors import ModelError, OutputError, RunMismatchError
 from trsr.llm import shared_attention
 from trsr.llm.adapter import load_adapter
 from trsr.llm.base import LabelTokens, Sharing
+from trsr.llm.margins import finite
 from trsr.llm.transformers import Quantization, load_causal_lm, resolve_device, resolve_dtype
 from trsr.train import processes
 from trsr.train.batches import Shares, WeightedGroups, passes_per_batch
@@ -96,7 +97,8 @@ class _GroupTrainer(Trainer):
             for start in range(0, len(turns), together):
                 some = turns[start : start + together]
                 margins = self.objective.margins(model, [one.group for one in some])
-                own += [recall_sum(m.cpu().numpy(), one.labels) for m, one in zip(margins, some, strict=True)]
+                found = [finite(m.cpu().numpy(), model) for m in margins]
+                own += [recall_sum(m, one.labels) for m, one in zip(found, some, strict=True)]
         every = processes.gather(own)
         return [every[place % step][place // step] for place in range(n)]
 
