@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from shop import Shop, open_shop
 from trsr.errors import ModelError
 from trsr.llm.base import LabelTokens, ScoringGroup
 from trsr.llm.fake import FakeScorer
+from trsr.rank.calibration import Calibration
 from trsr.serve.questions import Ask, TextAsk
 
 DOCUMENTS = ["Clay pot", "Graphics card", "Garden hose", "Saw"]
@@ -65,6 +67,48 @@ def test_the_best_documents_can_be_returned_with_their_texts(shop: Shop) -> None
     results = shop.client.post("/v1/rerank", json=body).json()["results"]
     assert len(results) == 2
     assert all(result["document"] == {"text": DOCUMENTS[result["index"]]} for result in results)
+    odd = {"text": "Saw", "id": [7, None], "price": float("nan")}
+    body = {"query": "q", "documents": [odd], "return_documents": True}
+    content, headers = json.dumps(body), {"Content-Type": "application/json"}
+    answer = shop.client.post("/v1/rerank", content=content, headers=headers).json()
+    assert answer["results"][0]["document"] == {**odd, "price": None}
+
+
+def test_documents_that_are_cut_are_marked_and_read_to_the_bound(shop: Shop) -> None:
+    long = "lamp " * 400
+    cases = (("Saw", None), (long, None), (long, 3), ("x <b>" * 5000 + "end", None), ("&amp;", 9))
+    for document, bound in cases:
+        sent = {"query": "q", "documents": [document], "max_tokens_per_doc": bound}
+        (result,) = shop.client.post("/v2/rerank", json=sent).json()["results"]
+        assert result["truncated"] == (len(document) > 5)
+    few, more = (
+        shop.client.post(
+            "/v2/rerank", json={"query": "q", "documents": [long], "max_tokens_per_doc": n}
+        ).json()
+        for n in (10, None)
+    )
+    assert few["usage"]["prompt_tokens"] < more["usage"]["prompt_tokens"] - 200
+
+
+def test_a_profile_that_does_not_fit_is_counted(shop: Shop) -> None:
+    short, long = (
+        shop.client.post("/v1/rerank", json={"query": "Likes gardens. " * n, "documents": ["Saw"]}).json()
+        for n in (1, 1000)
+    )
+    assert short["usage"]["cut_tokens"] == 0
+    assert long["usage"]["cut_tokens"] > 5000
+
+
+def test_answers_say_whether_scores_are_calibrated(shop: Shop) -> None:
+    sent: dict[str, Any] = {
+        "/v1/rerank": {"query": "q", "documents": ["d"]},
+        "/v1/recommend": {"history": ["i1"]},
+    }
+    for calibration in (None, Calibration("platt", 1.0)):
+        shop.service.ranker.recommender.calibration = calibration
+        for path, body in sent.items():
+            answer = shop.client.post(path, json=body).json()
+            assert answer["calibrated"] == (calibration is not None)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +124,7 @@ def test_the_best_documents_can_be_returned_with_their_texts(shop: Shop) -> None
         ({"documents": [{"text": "x" * 200_001}]}, 422, "invalid-request"),
         ({"max_tokens_per_document": 3}, 422, "invalid-request"),
         ({"documents": ["x"] * 201}, 413, "too-large"),
+        ({"documents": ["x"] * 10_001}, 413, "too-large"),
     ],
 )
 def test_what_cannot_be_reranked_is_refused(
@@ -92,10 +137,11 @@ def test_what_cannot_be_reranked_is_refused(
 @pytest.mark.parametrize(
     "options",
     [
-        {"max_tokens_per_doc": 4096, "priority": 0},  # Cohere v2
+        {"max_tokens_per_doc": 4096, "priority": 0, "relevant_spans": {"mode": "enabled"}},  # Cohere v2
         {"max_chunks_per_doc": 10, "return_documents": None},  # Cohere v1
         {"truncation": True},  # Jina
         {"max_tokens_per_doc": None, "top_n": None},
+        {"top_n": 5},
     ],
 )
 def test_options_of_cohere_and_jina_are_taken(shop: Shop, options: dict[str, Any]) -> None:
@@ -110,6 +156,13 @@ def test_rank_fields_choose_what_is_read_of_a_document(shop: Shop) -> None:
     texts = [f"Title: {text}; Category: Pots" for text in DOCUMENTS]
     expected = shop.client.post("/v1/rerank", json={"query": "q", "documents": texts}).json()
     assert shop.client.post("/v1/rerank", json=body).json()["results"] == expected["results"]
+
+
+def test_a_body_not_said_to_be_json_is_a_bad_request(shop: Shop) -> None:
+    answer = shop.client.post("/v1/rerank", content='{"query": "q", "documents": ["d"]}')
+    assert (answer.status_code, answer.json()["type"]) == (400, "urn:trsr:problem:bad-request")
+    assert "application/json" in answer.json()["detail"]
+    assert shop.client.post("/v1/rerank", json=[]).status_code == 422
 
 
 @pytest.mark.parametrize("body", ['{"query":', "hello", "[1,", '{"a": tru}'])

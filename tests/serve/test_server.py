@@ -7,6 +7,7 @@ import threading
 import time
 from itertools import chain, repeat
 from pathlib import Path
+from typing import Any
 
 import cohere
 import httpx2
@@ -16,6 +17,48 @@ from shop import KEY, make_service, make_settings, running
 
 from trsr.errors import OutputError
 from trsr.serve.server import listen
+
+
+def test_every_option_of_coheres_clients_is_taken(tmp_path: Path) -> None:
+    settings = make_settings(port=0)
+    texts: list[Any] = ["Clay pot", "Graphics card", "Garden hose " * 200]
+    with (
+        running(make_service(tmp_path / "serve.sqlite", settings), settings) as address,
+        cohere.ClientV2(base_url=address, api_key=KEY) as second,
+        cohere.Client(base_url=address, api_key=KEY) as first,
+    ):
+        newer = second.rerank(
+            model="tiny-trsr",
+            query="q",
+            documents=texts,
+            top_n=9,
+            max_tokens_per_doc=16,
+            relevant_spans=cohere.RerankRelevantSpans(mode="enabled", threshold=0.1, max_spans=3),
+            priority=1,
+        )
+        older = first.rerank(
+            query="q",
+            documents=[{"title": text, "id": str(i)} for i, text in enumerate(texts)],
+            model="tiny-trsr",
+            top_n=9,
+            rank_fields=["title"],
+            return_documents=True,
+            max_chunks_per_doc=10,
+        )
+    for answer, version in ((newer, "2"), (older, "1")):
+        assert answer.meta is not None
+        assert answer.meta.api_version is not None
+        assert answer.meta.billed_units is not None
+        assert (answer.meta.api_version.version, answer.meta.billed_units.search_units) == (version, 1)
+        assert sorted(result.index for result in answer.results) == [0, 1, 2]
+    assert {result.index: getattr(result, "truncated", None) for result in newer.results} == {
+        0: False,
+        1: False,
+        2: True,
+    }
+    shown = next(result.document for result in older.results if result.index == 0)
+    assert shown is not None
+    assert (shown.text, getattr(shown, "id", None)) == ("Title: Clay pot", "0")
 
 
 def test_the_client_of_cohere_works_unchanged(tmp_path: Path) -> None:

@@ -115,6 +115,11 @@ def capped_line(raw: str, cap: int | None, tokenizer: Tokenizer | None) -> str:
     return _cut_words(text, cap) if tokenizer is None else _cut_tokens(text, cap, tokenizer)
 
 
+def was_cut(raw: str, line: str) -> bool:
+    """Return whether `line`, made of `raw` by `capped_line`, lacks the end of it."""
+    return len(raw) > _MIN_RAW_CHARACTERS or line != capped_line(raw, None, None)
+
+
 def _without_tags(text: str) -> str:
     if "&" in text:
         text = html.unescape(html.unescape(text))  # twice: product data is often escaped twice

@@ -53,10 +53,11 @@ class PromptConfig(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class RankingPrompt:
-    """One example's prompt as token ids, and what had to be cut from it."""
+    """One example's prompt as token ids, what had to be cut from it, and which candidates were cut."""
 
     group: ScoringGroup
     fitted: Fitted
+    cut: frozenset[int] = frozenset()
 
     def n_tokens(self) -> list[int]:
         """Return the length of each candidate's whole prompt, in tokens."""

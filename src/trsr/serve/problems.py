@@ -119,7 +119,7 @@ def from_error(error: TrsrError) -> Problem:
             return Problem(INTERNAL, "The server failed; its log says more under this request's id.")
 
 
-def _invalid(error: RequestValidationError) -> Problem:
+def _invalid(error: RequestValidationError, content_type: str) -> Problem:
     """Say which parts are wrong and why, without repeating what was sent."""
     errors = [
         {"at": "/".join(str(part) for part in entry["loc"])[:500], "problem": str(entry["msg"])[:500]}
@@ -128,6 +128,8 @@ def _invalid(error: RequestValidationError) -> Problem:
     first = errors[0]
     if any(entry["type"] == "json_invalid" for entry in error.errors()):
         return Problem(BAD_REQUEST, f"The body is not JSON (at character {error.errors()[0]['loc'][-1]}).")
+    if first["at"] == "body" and "json" not in content_type.lower():
+        return Problem(BAD_REQUEST, "The body is not said to be JSON; send `Content-Type: application/json`.")
     return Problem(INVALID, f"{first['at']}: {first['problem']}.", errors=errors)
 
 
@@ -146,7 +148,8 @@ def answer_with_problems(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _on_invalid(request: Request, error: RequestValidationError) -> Response:
-        return problem_response(_invalid(error), request.scope)
+        problem = _invalid(error, request.headers.get("content-type", ""))
+        return problem_response(problem, request.scope)
 
     @app.exception_handler(HTTPException)
     async def _on_status(request: Request, error: HTTPException) -> Response:

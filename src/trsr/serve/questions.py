@@ -32,10 +32,12 @@ class TextAsk:
         query: Stands where the profile stands; no recent items are shown.
         documents: At least one; each is folded to one line, its markup dropped, and cut to
             `MAX_DOCUMENT_TOKENS` (see `recommender`).
+        max_tokens: Cut them to so many tokens where that is less.
     """
 
     query: str
     documents: Sequence[str]
+    max_tokens: int | None = None
 
 
 Question = Ask | TextAsk

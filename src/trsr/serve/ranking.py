@@ -75,18 +75,20 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """How long the prompts of all candidates are, and how much of them the model really had to read."""
+    """Tokens of all candidates' prompts, those that were really read, and those that did not fit."""
 
     prompt: int
     read: int
+    cut: int
 
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """An answer, best first."""
+    """An answer, best first; `cut` are the indices of documents that were cut."""
 
     places: list[Place]
     tokens: Tokens
+    cut: frozenset[int] = frozenset()
 
 
 class Ranker:
@@ -121,7 +123,7 @@ class Ranker:
         self._max_tokens = max_tokens
         self._seconds = seconds
 
-    async def rerank(self, query: str, documents: Sequence[str], model: str | None) -> Ranking:
+    async def rerank(self, question: TextAsk, model: str | None) -> Ranking:
         """Rank texts for a profile text.
 
         Raises:
@@ -131,13 +133,12 @@ class Ranker:
         name = self.recommender.model_name
         if model is not None and model != name:
             raise Problem(UNKNOWN_MODEL, f"This server has the model {name!r}; name it, or none.")
-        self._check_number(len(documents), "documents")
+        self._check_number(len(question.documents), "documents")
         ends = time.monotonic() + self._seconds
-        question = TextAsk(query, documents)
         prompt = await run_in_threadpool(self.recommender.prompt, question)
         self._check_tokens(n_read_at_most(prompt))
         (scored,) = await self._ask([question], [prompt], ends)
-        return _ranking(scored)
+        return replace(_ranking(scored), cut=prompt.cut)
 
     async def recommend(self, reader: Reader, wish: Wish) -> tuple[list[Ranked], Tokens]:
         """Rank items for a reader; return the best `top_n`, and what was read for their places.
@@ -155,7 +156,7 @@ class Ranker:
             self._check_number(len(candidates), "candidates")
             self.check_items(candidates)
         if not candidates:
-            return [], Tokens(0, 0)
+            return [], Tokens(0, 0, 0)
         ask = Ask(reader.history, reader.profile, candidates)
         prompt = await run_in_threadpool(self.recommender.prompt, ask)
         n_tokens = n_read_at_most(prompt)
@@ -252,4 +253,5 @@ def _tokens(answers: Sequence[Scored]) -> Tokens:
     return Tokens(
         sum(int(answer.n_prompt_tokens.sum()) for answer in answers),
         sum(answer.n_read_tokens for answer in answers),
+        answers[0].n_cut_tokens,
     )

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
-from trsr.data.verbalize import NO_TEXT, capped_line, verbalize_item
+from trsr.data.verbalize import NO_TEXT, capped_line, verbalize_item, was_cut
 from trsr.errors import BudgetError, CandidateTooLongError, DataError
 from trsr.llm.base import LabelScorer, LabelTokens, ScoringGroup
 from trsr.prompt.ranking import PromptBuilder, RankingPrompt
@@ -164,13 +165,14 @@ class Recommender:
                 except BudgetError as error:
                     longest = max(names, key=lambda name: len(self.builder.suffix(name)))
                     raise BudgetError(f"With the item {longest!r} among the candidates: {error}") from error
-            case TextAsk(query=query, documents=documents):
+            case TextAsk(query=query, documents=documents, max_tokens=most):
                 if not documents:
                     raise DataError("The question has no documents; give at least one.")
-                cap, tokenizer = self._document_tokens, self.builder.tokenizer
-                lines = [capped_line(text, cap, tokenizer) or NO_TEXT for text in documents]
-                suffixes = [self.builder.text_suffix(line) for line in lines]
-                return self.builder.join((), query, suffixes, room=self._document_room)
+                cap = min(most or MAX_DOCUMENT_TOKENS, self._document_tokens)
+                lines = [capped_line(text, cap, self.builder.tokenizer) for text in documents]
+                cut = frozenset(i for i, line in enumerate(lines) if was_cut(documents[i], line))
+                suffixes = [self.builder.text_suffix(line or NO_TEXT) for line in lines]
+                return replace(self.builder.join((), query, suffixes, room=self._document_room), cut=cut)
 
 
 def _room(builder: PromptBuilder, catalogue: Catalogue) -> int:

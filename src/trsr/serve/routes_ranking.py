@@ -5,7 +5,9 @@ These wait for the model without holding a thread.
 
 from __future__ import annotations
 
+import math
 import uuid
+from collections.abc import Sequence
 
 from fastapi import APIRouter, Request
 
@@ -20,10 +22,14 @@ from trsr.serve.problems import (
     UNKNOWN_USER,
     refusals,
 )
+from trsr.serve.questions import TextAsk
 from trsr.serve.ranking import Ranked, Tokens, Wish
 from trsr.serve.schemas import (
+    ApiVersion,
+    BilledUnits,
     DocumentOut,
     ExplanationOut,
+    Meta,
     MovedByItem,
     MovedBySentence,
     RecommendedItem,
@@ -45,20 +51,29 @@ def ranking_router(service: Service) -> APIRouter:
 
     @router.post("/v1/rerank", responses=refusals(UNKNOWN_MODEL, TOO_LONG, OVERLOADED))
     @router.post("/v2/rerank", responses=refusals(UNKNOWN_MODEL, TOO_LONG, OVERLOADED))
-    async def rerank(body: RerankIn) -> RerankOut:
+    async def rerank(body: RerankIn, request: Request) -> RerankOut:
         """Rank documents for a profile; clients of Cohere's and Jina's rerank work unchanged."""
         texts = [document_text(document, body.rank_fields) for document in body.documents]
-        answer = await service.rerank(body.query, texts, body.model)
+        answer = await service.rerank(TextAsk(body.query, texts, body.max_tokens_per_doc), body.model)
         results = [
             RerankResult(
                 index=place.index,
                 relevance_score=place.score,
-                document=DocumentOut(text=texts[place.index]) if body.return_documents else None,
+                document=_document(body, place.index, texts) if body.return_documents else None,
+                truncated=place.index in answer.cut,
             )
             for place in answer.places[: body.top_n]
         ]
         return RerankOut(
-            id=uuid.uuid4().hex, model=service.model_name, results=results, usage=_usage(answer.tokens)
+            id=uuid.uuid4().hex,
+            model=service.model_name,
+            results=results,
+            calibrated=service.calibrated,
+            usage=_usage(answer.tokens),
+            meta=Meta(
+                api_version=ApiVersion(version="2" if request.url.path == "/v2/rerank" else "1"),
+                billed_units=BilledUnits(search_units=math.ceil(len(texts) / 100)),
+            ),
         )
 
     @router.post(
@@ -88,14 +103,25 @@ def ranking_router(service: Service) -> APIRouter:
             user_id=body.user_id,
             profile=UsedProfile(source=reader.source, version=reader.version, n_items=reader.n_items),
             results=[_item(ranked) for ranked in answer.results],
+            calibrated=service.calibrated,
             usage=_usage(answer.tokens),
         )
 
     return router
 
 
+def _document(body: RerankIn, index: int, texts: Sequence[str]) -> DocumentOut:
+    sent = body.documents[index]
+    return DocumentOut.model_validate({**(sent if isinstance(sent, dict) else {}), "text": texts[index]})
+
+
 def _usage(tokens: Tokens) -> Usage:
-    return Usage(prompt_tokens=tokens.prompt, total_tokens=tokens.prompt, read_tokens=tokens.read)
+    return Usage(
+        prompt_tokens=tokens.prompt,
+        total_tokens=tokens.prompt,
+        read_tokens=tokens.read,
+        cut_tokens=tokens.cut,
+    )
 
 
 def _item(ranked: Ranked) -> RecommendedItem:

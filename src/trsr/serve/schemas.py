@@ -197,7 +197,7 @@ class RerankIn(BaseModel):
     model: str | None = Field(default=None, max_length=500, description="The served one, or none.")
     query: Text = Field(min_length=1, description="The profile.")
     documents: list[Text | dict[Field_, Any]] = Field(
-        min_length=1, max_length=10_000, description="Texts, or objects with a `text` or the `rank_fields`."
+        min_length=1, description="Texts, or objects with a `text` or the `rank_fields`."
     )
     top_n: int | None = Field(default=None, ge=1, description="All by default.")
     return_documents: bool | None = False
@@ -208,13 +208,12 @@ class RerankIn(BaseModel):
         description="What is read of a document's object, in order.",
     )
     max_tokens_per_doc: int | None = Field(
-        default=None, ge=1, description="Ignored: documents are never cut."
+        default=None, ge=1, description="Cut documents to so many tokens, 256 at most."
     )
-    max_chunks_per_doc: int | None = Field(
-        default=None, ge=1, description="Ignored: documents are never cut."
-    )
+    max_chunks_per_doc: int | None = Field(default=None, ge=1, description="Ignored: a document is one text.")
+    relevant_spans: dict[str, Any] | None = Field(default=None, description="Ignored.")
     priority: int | None = Field(default=None, description="Ignored.")
-    truncation: bool | None = Field(default=None, description="Ignored: documents are never cut.")
+    truncation: bool | None = Field(default=None, description="Ignored: long documents are cut and marked.")
 
     @model_validator(mode="after")
     def _texts_there(self) -> Self:
@@ -225,7 +224,9 @@ class RerankIn(BaseModel):
 
 
 class DocumentOut(BaseModel):
-    """A document's text, as it was sent."""
+    """A document as it was sent; of an object, `text` is what was read of it."""
+
+    model_config = ConfigDict(extra="allow")
 
     text: str
 
@@ -236,6 +237,7 @@ class RerankResult(BaseModel):
     index: int
     relevance_score: float
     document: DocumentOut | None = None
+    truncated: bool = Field(description="Whether the end of the document was not read.")
 
 
 class Usage(BaseModel):
@@ -244,6 +246,26 @@ class Usage(BaseModel):
     prompt_tokens: int
     total_tokens: int
     read_tokens: int
+    cut_tokens: int = Field(description="Of the profile and the recent items, what did not fit the prompt.")
+
+
+class ApiVersion(BaseModel):
+    """The version of Cohere's API that the address has."""
+
+    version: str
+
+
+class BilledUnits(BaseModel):
+    """One unit for each hundred documents begun."""
+
+    search_units: int
+
+
+class Meta(BaseModel):
+    """What Cohere's clients read."""
+
+    api_version: ApiVersion
+    billed_units: BilledUnits
 
 
 class RerankOut(BaseModel):
@@ -252,7 +274,9 @@ class RerankOut(BaseModel):
     id: str
     model: str
     results: list[RerankResult]
+    calibrated: bool = Field(description="Whether scores are calibrated; else they are sigmoid(margin).")
     usage: Usage
+    meta: Meta
 
 
 class RecommendIn(BaseModel):
@@ -264,11 +288,11 @@ class RecommendIn(BaseModel):
     history: list[KnownId] | None = Field(
         default=None, max_length=MAX_HISTORY, description="Items, oldest first."
     )
-    candidates: list[KnownId] | None = Field(default=None, min_length=1, max_length=10_000)
+    candidates: list[KnownId] | None = Field(default=None, min_length=1)
     filter: dict[Field_, Text] | None = Field(
         default=None, max_length=20, description="Only items whose fields have these values."
     )
-    top_n: int = Field(default=10, ge=1, le=1000)
+    top_n: int = Field(default=10, ge=1)
     explain: bool = False
 
     @model_validator(mode="after")
@@ -328,6 +352,7 @@ class RecommendOut(BaseModel):
     user_id: str | None
     profile: UsedProfile
     results: list[RecommendedItem]
+    calibrated: bool = Field(description="Whether scores are calibrated; else they are sigmoid(margin).")
     usage: Usage
 
 

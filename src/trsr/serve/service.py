@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from trsr.serve.follower import Follower, blocks_between_edits
 from trsr.serve.problems import INVALID, UNKNOWN_FIELDS, UNKNOWN_USER, Problem
+from trsr.serve.questions import TextAsk
 from trsr.serve.ranking import Ranked, Ranker, Ranking, Reader, Tokens, Wish
 from trsr.serve.records import Event, Profile, StoredEvent, UserSummary
 from trsr.serve.store import ServeStore
@@ -74,6 +75,11 @@ class Service:
     def model_name(self) -> str:
         """The served model, as answers name it."""
         return self.ranker.recommender.model_name
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether scores are calibrated."""
+        return self.ranker.recommender.calibration is not None
 
     # Life
 
@@ -200,9 +206,9 @@ class Service:
 
     # Rankings
 
-    async def rerank(self, query: str, documents: Sequence[str], model: str | None = None) -> Ranking:
+    async def rerank(self, question: TextAsk, model: str | None = None) -> Ranking:
         """Rank texts for a profile text; see `Ranker.rerank`."""
-        return await self.ranker.rerank(query, documents, model)
+        return await self.ranker.rerank(question, model)
 
     async def recommend(self, whom: str | tuple[str, ...], wish: Wish) -> Recommendation:
         """Rank items for a user, or for a history (item ids, oldest first); see `Ranker.recommend`.

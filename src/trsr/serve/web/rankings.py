@@ -109,8 +109,9 @@ async def ranking_view(
         for one in found.results
     ]
     moved = bool(before) and any(row.move != 0 for row in rows)
-    calibrated = service.ranker.recommender.calibration is not None
-    return RankingView(user_id, rows, full, calibrated, moved, found.reader.source, found.reader.version)
+    return RankingView(
+        user_id, rows, full, service.calibrated, moved, found.reader.source, found.reader.version
+    )
 
 
 def retrieved_view(service: Service, user_id: str) -> list[ItemView]:
