@@ -40,7 +40,7 @@ class DatabaseFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._reserve = path.with_name(f"{path.name}-reserve")
-        self._lock = FileLock(f"{path}-lock", mode=0o600)
+        self._lock = FileLock(f"{path}-lock", mode=0o600, thread_local=False)  # closed by any thread
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(blocking=False)
