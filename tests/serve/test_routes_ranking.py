@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pytest
 from shop import Shop, open_shop
 
-from trsr.errors import ModelError
+from trsr.errors import EngineError
 from trsr.llm.base import LabelTokens, ScoringGroup
 from trsr.llm.fake import FakeScorer
 from trsr.rank.calibration import Calibration
@@ -317,7 +317,7 @@ def test_a_model_that_gives_no_number_is_a_problem_and_never_a_score_of_null(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def no_number(*_: object) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-        raise ModelError("no finite margin")
+        raise EngineError("no finite margin")
 
     monkeypatch.setattr(shop.service.ranker.recommender.scorer, "score", no_number)
     answer = shop.client.post("/v1/rerank", json={"query": "q", "documents": ["d"]})

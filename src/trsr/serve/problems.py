@@ -20,7 +20,6 @@ from starlette.responses import Response
 from trsr.errors import (
     BudgetError,
     EngineError,
-    ModelError,
     OutputError,
     OverloadedError,
     StoreError,
@@ -107,14 +106,14 @@ def from_error(error: TrsrError) -> Problem:
             return Problem(OVERLOADED, str(error), retry_after=error.retry_after)
         case BudgetError():
             return Problem(TOO_LONG, "The texts do not fit the model's prompt; send shorter ones.")
-        case ModelError():
-            return Problem(MODEL_FAILED, str(error))
         case OutputError() | StoreError():
             said = str(error.__cause__ or error).rstrip(".")  # without the path of the file
             kind = STORAGE_FULL if "full" in said else DATABASE_FAILED
             return Problem(kind, f"Nothing was changed: {said}. The server's log says more.", retry_after=5.0)
         case EngineError(retryable=True):
             return Problem(OVERLOADED, "The model did not answer; try again.", retry_after=1.0)
+        case EngineError():
+            return Problem(MODEL_FAILED, str(error))
         case _:
             return Problem(INTERNAL, "The server failed; its log says more under this request's id.")
 
