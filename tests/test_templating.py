@@ -181,6 +181,16 @@ def test_a_loop_across_two_sections_is_refused() -> None:
         template("[[say]]\n{% for x in items %}\n[[end]]\n{% endfor %}", "items")
 
 
+def test_the_hash_leaves_out_what_only_notes_show() -> None:
+    def made(before: str) -> str:
+        source = f"[[say]]\n{before}With {{{{ items }}}}.\n"
+        return parse_template("t", source, sections=["say"], variables=["notes", "items"]).hash
+
+    assert made("{% if notes %}\nThey say {{ notes }}.\n{% endif %}\n") == made("")
+    assert made("{% if notes %}A{% else %}B{% endif %}") != made("")
+    assert made("{% if notes %}{% if items %}A{% endif %}{% endif %}") != made("")
+
+
 @given(st.data())
 def test_the_hash_changes_with_any_letter(data: st.DataObject) -> None:
     source = "[[say]]\nThese are the items: {{ items }}\n"

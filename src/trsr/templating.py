@@ -29,6 +29,8 @@ _ENVIRONMENT = jinja2.sandbox.ImmutableSandboxedEnvironment(
 _ENVIRONMENT.globals.clear()
 del _ENVIRONMENT.filters["random"]
 _SECTION = re.compile(r"^\[\[(\w+)\]\]\s*$", re.MULTILINE)
+# A part that shows nothing but notes, which only users of the service write.
+_NOTES = re.compile(r"\{% if notes %\}(?:(?!\{%).)*\{% endif %\}\n?", re.DOTALL)
 _WHITE = re.compile(r"\s+")
 _LINE_WHITE = "\n\r\t\f\v"
 # Format characters (zero width, direction overrides), control characters, halves of surrogate pairs.
@@ -96,15 +98,23 @@ class Template:
 
     @cached_property
     def hash(self) -> str:
-        """Sha256 of the source in hex: changes whenever a letter of the template does."""
-        return hashlib.sha256(self.source.encode()).hexdigest()
+        """Sha256 of the source in hex: changes whenever a letter of the template does.
+
+        Parts of the form `{% if notes %}...{% endif %}` do not count: prompts without notes, such as those of
+        training, are the same without them.
+        """
+        return hashlib.sha256(_NOTES.sub("", self.source).encode()).hexdigest()
+
+    def used(self, section: str) -> set[str]:
+        """Return the variables that a section uses."""
+        return jinja2.meta.find_undeclared_variables(_ENVIRONMENT.parse(self._bodies[section]))
 
     @cached_property
     def _fixed(self) -> Mapping[str, str]:
         """The texts of sections that use no variable, by name: nearly every call says them."""
         found = {}
         for name, section in self.sections.items():
-            if not jinja2.meta.find_undeclared_variables(_ENVIRONMENT.parse(self._bodies[name])):
+            if not self.used(name):
                 with suppress(*_RENDER_ERRORS):  # `render` says what is wrong
                     found[name] = section.render().strip()
         return found

@@ -10,12 +10,15 @@ import polars as pl
 import pytest
 from safetensors.torch import load_file, save_file
 
+from trsr.config import load_config
 from trsr.data.example_files import read_splits
 from trsr.errors import DataError, EngineError, RunMismatchError
 from trsr.llm.adapter import read_adapter_info, write_adapter_info
 from trsr.llm.engines import DEFAULT_ENGINE, FakeEngine
 from trsr.llm.models import model_id
+from trsr.pipeline.folder import RunFolder
 from trsr.pipeline.serving import open_for_serving
+from trsr.pipeline.workbench import Workbench
 from trsr.serve.questions import Ask
 from trsr.types import History, Item
 
@@ -44,6 +47,19 @@ def test_a_run_serves_the_scores_that_it_recorded(finished_run: Path) -> None:
     assert isinstance(serving.engine, FakeEngine)
     assert serving.recommender.model_name == finished_run.name
     assert files(finished_run) == before
+
+
+@pytest.mark.parametrize("notes", ["", "No wool.", "Never wool, never lamps. " * 90])
+def test_prompts_are_the_runs_own_token_for_token_with_notes_and_without(
+    finished_run: Path, notes: str
+) -> None:
+    recommender = open_for_serving(finished_run).recommender
+    run = Workbench(RunFolder(finished_run, load_config(finished_run / "config.yaml"), "trsr rank"))
+    for example in run.splits.test:
+        asked = example.history, "Buys garden tools.", example.candidates
+        served = recommender.prompt(Ask(*asked, notes))
+        assert served == run.builder.build(*asked, notes=notes, room=recommender._item_room)
+        assert (served.fitted.n_tokens_cut > 0) == (len(notes) > 100)
 
 
 def test_a_model_folder_serves_a_dataset_that_is_named(finished_run: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A prefix keeps its budget: the newest items first, then as much of the profile as fits."""
+"""A prefix keeps its budget: notes first, then the newest items, then as much of the profile as fits."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def text(first: int, length: int) -> str:
     return " ".join(WORDS[first : first + length])
 
 
-def renderer(n_frame: int) -> Callable[[Sequence[str], str], tuple[int, ...]]:
-    """Return a template: a frame, two words before a profile, one before each recent item."""
+def renderer(n_frame: int) -> Callable[[Sequence[str], str, str], tuple[int, ...]]:
+    """Return a template: a frame, notes, two words before a profile, one before each recent item."""
 
-    def prefix_tokens(recent: Sequence[str], profile: str) -> tuple[int, ...]:
-        words = ["w99"] * n_frame
+    def prefix_tokens(recent: Sequence[str], profile: str, notes: str) -> tuple[int, ...]:
+        words = ["w99"] * n_frame + [notes]
         if profile:
             words += ["w98", "w98", profile]
         for item in recent:
@@ -106,6 +106,28 @@ def test_every_token_left_out_is_counted(
     assert (found.n_tokens_cut == 0) == (whole <= budget)
 
 
+@given(LENGTHS, PROFILE, st.integers(1, 8), FRAME, BUDGET)
+def test_notes_are_cut_only_where_they_do_not_fit_alone(
+    lengths: list[int], n_profile: int, n_notes: int, n_frame: int, budget: int
+) -> None:
+    assume(n_frame <= budget)
+    recent = [text(10 * place, length) for place, length in enumerate(lengths)]
+    notes, render = text(90, n_notes), renderer(n_frame)
+    found = fit(
+        recent,
+        text(70, n_profile),
+        notes,
+        budget=budget,
+        tokenizer=WordTokenizer(),
+        prefix_tokens=render,
+    )
+    shown = [token for token in found.prefix if 90 <= token < 97]
+    assert shown == list(range(90, min(90 + n_notes, 97)))[: budget - n_frame]
+    if n_notes > budget - n_frame:
+        assert found.n_recent_cut == len(lengths)
+    assert found.n_tokens_cut == len(render(recent, text(70, n_profile), notes)) - len(found.prefix)
+
+
 def test_a_frame_beyond_the_budget_says_what_to_change() -> None:
     with pytest.raises(
         BudgetError,
@@ -123,7 +145,7 @@ def test_a_profile_cut_within_a_letter_ends_before_it() -> None:
         "aéé",
         budget=4,
         tokenizer=tokenizer,
-        prefix_tokens=lambda _, profile: tuple(tokenizer.encode(profile)),
+        prefix_tokens=lambda _recent, profile, _notes: tuple(tokenizer.encode(profile)),
     )
     assert tokenizer.decode(found.prefix) == "aé"
     assert found.n_tokens_cut == 2

@@ -11,7 +11,12 @@ from trsr.errors import TemplateError
 from trsr.prompt.ranking import TEMPLATES, load_ranking_template
 
 NAMES = sorted(file.stem for file in TEMPLATES.glob("*.j2"))
-VALUES = {"profile": "likes lamps", "recent": ["old bulb", "new bulb"], "candidate": "red lamp"}
+VALUES = {
+    "notes": "",
+    "profile": "likes lamps",
+    "recent": ["old bulb", "new bulb"],
+    "candidate": "red lamp",
+}
 FRAME = {"system": "judge", "user": "this"}
 
 
@@ -29,6 +34,30 @@ def test_the_prefix_shows_the_profile_and_then_the_recent_items_newest_last(name
     places = [text.index(part) for part in ("likes lamps", "old bulb", "new bulb")]
     assert places == sorted(places)
     assert "red lamp" not in text
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"qwen3_reranker"}))
+def test_the_prefix_shows_notes_before_everything_else(name: str) -> None:
+    shown = section(name, "prefix", notes="no wool")
+    first, _, rest = shown.partition("\n")
+    assert first.endswith("come before all else: no wool")
+    assert rest == section(name, "prefix")
+
+
+# What the models that were trained before have in their `trsr.json`.
+HASHES = {
+    "generic": "e8a57015b1f00f19",
+    "movies": "43bfec8d15f4f187",
+    "news": "faf81c21f055430f",
+    "paper": "ae54a4fd9b01fe8f",
+    "products": "87b950ea0fe8b71c",
+    "qwen3_reranker": "9f90ee857d8cdec2",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_that_was_trained_before_there_were_notes_is_still_served(name: str) -> None:
+    assert load_ranking_template(name, "any").hash.startswith(HASHES[name])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -31,23 +31,22 @@ PROCESSES.set_forkserver_preload(["follower_process"])
 class Message(NamedTuple):
     """Something to be kept; its number comes back when it is.
 
-    `text` is an item's id for an event, and a profile for an edit that has seen the first `n_items` items.
+    `text` is an item's id for an event, and what is written for notes.
     `delete` deletes the user; `idle` is acknowledged when no update is pending.
     """
 
     number: int
-    kind: Literal["event", "edit", "delete", "idle"]
+    kind: Literal["event", "notes", "delete", "idle"]
     user_id: str = ""
     text: str = ""
-    n_items: int = 0
 
 
 def keep(store: ServeStore, message: Message) -> None:
     """Do what a message says."""
     if message.kind == "event":
         store.add_events(message.user_id, [Event(f"event-{message.number}", message.text)])
-    elif message.kind == "edit":
-        assert store.add_profile(message.user_id, message.text, "person", message.n_items) is not None
+    elif message.kind == "notes":
+        assert store.put_notes(message.user_id, message.text) is not None
     elif message.kind == "delete":
         assert store.delete_user(message.user_id)
     else:

@@ -82,6 +82,6 @@ def follow(store: ServeStore, summariser: Summariser, engine: FakeGenerator | No
     return engine.n_calls - before
 
 
-def seen(store: ServeStore, user_id: str = "u") -> list[tuple[str, int]]:
-    """Return who wrote each version, and how much of the history it has seen."""
-    return [(profile.author, profile.n_items) for profile in store.profiles(user_id)]
+def seen(store: ServeStore, user_id: str = "u") -> list[int]:
+    """Return how much of the history each version has seen."""
+    return [profile.n_items for profile in store.profiles(user_id)]

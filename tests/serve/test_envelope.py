@@ -53,8 +53,8 @@ def use_texts(shop: Shop) -> None:
     """Send texts and ids of a user to every address that takes them."""
     client = shop.client
     shop.buy("jane-doe", "i1", "i2", "i3")
-    client.put("/v1/users/jane-doe/profile", json={"text": SECRET})
-    client.put("/v1/users/jane-doe/profile", json={"text": [SECRET], SECRET: SECRET})
+    client.put("/v1/users/jane-doe/notes", json={"text": SECRET})
+    client.put("/v1/users/jane-doe/notes", json={"text": [SECRET], SECRET: SECRET})
     client.post("/v1/rerank", json={"query": SECRET, "documents": [SECRET]})
     client.post("/v1/recommend", json={"user_id": "jane-doe"})
     client.get("/v1/users/jane-doe")
@@ -70,7 +70,7 @@ def test_the_log_has_routes_and_times_but_no_people(shop: Shop, caplog: pytest.L
     ]
     assert [line["route"] for line in lines][:2] == [
         "/v1/users/{user_id}/events",
-        "/v1/users/{user_id}/profile",
+        "/v1/users/{user_id}/notes",
     ]
     assert [line["status"] for line in lines][:3] == [202, 200, 422]
     assert all(line["ms"] >= 0 and line["caller"].startswith("key-") for line in lines)

@@ -53,20 +53,21 @@ def test_of_many_sentences_neighbours_go_together_evenly() -> None:
 
 
 def test_each_part_is_left_out_once_and_no_older_item_takes_its_place() -> None:
-    ask = Ask(("old", "a", "b", "a"), "Likes  tea. Hates paper.", ("x", "y"))
+    ask = Ask(("old", "a", "b", "a"), "Likes  tea. Hates paper.", ("x", "y"), "No wool. No\nlamps.")
     found = leave_one_out(ask, "x", ("a", "b", "a"))
     assert found.items == ("a", "b", "a")
+    assert found.notes == ("No wool.", "No lamps.")
     assert found.sentences == ("Likes tea.", "Hates paper.")
     assert [one.user_history for one in found.asks] == [
         ("a", "b", "a"),
         ("b", "a"),
         ("a", "a"),
         ("a", "b"),
-        ("a", "b", "a"),
-        ("a", "b", "a"),
+        *[("a", "b", "a")] * 4,
     ]
-    whole = "Likes tea. Hates paper."
-    assert [one.profile for one in found.asks] == [*[whole] * 4, "Hates paper.", "Likes tea."]
+    whole, noted = "Likes tea. Hates paper.", "No wool. No lamps."
+    assert [one.notes for one in found.asks] == [*[noted] * 4, "No lamps.", "No wool.", noted, noted]
+    assert [one.profile for one in found.asks] == [*[whole] * 6, "Hates paper.", "Likes tea."]
     assert {one.candidates for one in found.asks} == {("x",)}
 
 

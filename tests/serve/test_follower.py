@@ -1,4 +1,4 @@
-"""Profiles follow events at the price of the new blocks, and never write over what a person wrote."""
+"""Profiles follow events at the price of the new blocks, and leave what a person wrote alone."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from stores import (
 
 from trsr.llm.base import Generation, GenerationParams, Prompt
 from trsr.llm.fake import FakeGenerator
-from trsr.serve.follower import CALLS_A_ROUND, Follower, blocks_between_edits
+from trsr.serve.follower import CALLS_A_ROUND, Follower
 from trsr.serve.records import PendingUpdate
 from trsr.serve.sqlite_store import SqliteServeStore
 
-EDIT = "This user likes accordions, never gloves."
+NOTES = "I like accordions, never gloves."
 METHODS = ["recurrent", "hierarchical"]
 
 
@@ -60,7 +60,7 @@ def test_five_new_events_on_500_cost_one_call_of_a_chain(store: SqliteServeStore
     assert follow(store, summariser) == 100
     store.add_events("u", events(500, 505))
     assert follow(store, summariser) == 1
-    assert seen(store) == [("model", 500), ("model", 505)]
+    assert seen(store) == [500, 505]
     assert len(store.user_summaries("u")) == 101
 
 
@@ -82,7 +82,7 @@ def test_the_profile_does_not_depend_on_when_it_followed(store: SqliteServeStore
         follow(store, summariser)
     assert text(store, "at once") == text(store, "bit by bit")
     assert store.user_summaries("at once") == store.user_summaries("bit by bit")
-    assert seen(store, "bit by bit") == [("model", n) for n in (3, 4, 11, 23)]
+    assert seen(store, "bit by bit") == [3, 4, 11, 23]
 
 
 def test_many_users_are_folded_in_one_stream(store: SqliteServeStore) -> None:
@@ -110,84 +110,28 @@ def test_an_update_with_nothing_new_adds_no_version(store: SqliteServeStore) -> 
     follow(store, summariser)
     store.request_update("u")
     assert follow(store, summariser) == 0
-    assert seen(store) == [("model", 7)]
+    assert seen(store) == [7]
     assert store.pending(9) == []
 
 
-@pytest.mark.parametrize(("method", "n_calls"), [("recurrent", 1), ("hierarchical", 2)])
-def test_an_edit_is_kept_and_later_updates_fold_it_in(
-    store: SqliteServeStore, method: str, n_calls: int
-) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_no_update_changes_the_notes_or_reads_them(store: SqliteServeStore, method: str) -> None:
     summariser = summariser_of_many(method)
-    store.add_events("u", events(0, 12))
-    follow(store, summariser)
-    store.add_profile("u", EDIT, "person", 12)
-    assert follow(store, summariser) == 0
-    store.add_events("u", events(12, 17))
+    for user in ("u", "without notes"):
+        store.add_events(user, events(0, 5))
+    notes = store.put_notes("u", NOTES)
     engine = HearingEngine()
-    assert follow(store, summariser, engine) == n_calls
-    assert [heard for heard in engine.heard if "accordions" in heard] == engine.heard[-1:]
-    assert not [heard for heard in engine.heard if word(11) in heard], (
-        "what the edit has seen is not read again"
-    )
-    assert seen(store) == [("model", 12), ("person", 12), ("model", 17)]
-    assert store.profiles("u")[1].text == EDIT
-    store.add_events("u", events(17, 22))
-    engine = HearingEngine()
-    follow(store, summariser, engine)
-    if method == "recurrent":  # the chain goes on from the text that read the edit
-        assert engine.n_calls == 1
-    assert seen(store)[-1] == ("model", 22)
-
-
-def test_an_edit_of_an_older_version_makes_what_it_has_not_seen_be_folded_in(store: SqliteServeStore) -> None:
-    summariser = summariser_of_many()
-    store.add_events("u", events(0, 5))
-    follow(store, summariser)
-    store.add_events("u", events(5, 10))
-    store.add_profile("u", EDIT, "person", 5)
-    engine = HearingEngine()
-    follow(store, summariser, engine)
-    assert "accordions" in engine.heard[0]
-    assert word(5) in engine.heard[0]
-    assert seen(store) == [("model", 5), ("person", 5), ("model", 10)]
-
-
-def test_an_edit_while_a_profile_is_written_wins(store: SqliteServeStore) -> None:
-    store.add_events("u", events(0, 5))
-    engine = MeddlingEngine(lambda: store.add_profile("u", EDIT, "person", 0))
-    follower = Follower(store, summariser_of_many(), engine)
-    assert follower.step() == 0
-    assert seen(store) == [("person", 0)]
-    assert follower.step() == 1
-    assert "accordions" in engine.heard[-1]
-    assert seen(store) == [("person", 0), ("model", 5)]
-
-
-def test_a_second_edit_takes_the_place_of_the_first(store: SqliteServeStore) -> None:
-    store.add_events("u", events(0, 5))
-    store.add_profile("u", EDIT, "person", 0)
-    store.add_profile("u", "This user likes harps.", "person", 0)
-    engine = HearingEngine()
-    follow(store, summariser_of_many(), engine)
-    assert "harps" in engine.heard[0]
+    for stop in (5, 12, 17):
+        for user in ("u", "without notes"):
+            store.add_events(user, events(0, stop))
+        follow(store, summariser, engine)
+        assert store.notes("u") == notes
+    assert seen(store) == [5, 12, 17]
     assert not [heard for heard in engine.heard if "accordions" in heard]
-    assert [profile.text for profile in store.profiles("u")][:2] == [EDIT, "This user likes harps."]
+    assert text(store) == text(store, "without notes")
 
 
-def test_a_blank_edit_starts_anew_from_what_comes_after_it(store: SqliteServeStore) -> None:
-    summariser = summariser_of_many()
-    store.add_events("u", events(0, 5))
-    follow(store, summariser)
-    store.add_profile("u", " ", "person", 5)
-    store.add_events("u", events(5, 10))
-    follow(store, summariser)
-    store.add_events("another", events(5, 10))
-    assert follow(store, summariser) == 0
-    assert text(store) == text(store, "another")
-
-
-def test_summaries_of_before_an_edit_stay_and_those_no_plan_reads_go(store: SqliteServeStore) -> None:
+def test_summaries_that_no_plan_reads_go(store: SqliteServeStore) -> None:
     summariser = summariser_of_many()
     store.add_events("u", events(0, 7))
     follow(store, summariser)
@@ -197,39 +141,31 @@ def test_summaries_of_before_an_edit_stay_and_those_no_plan_reads_go(store: Sqli
     follow(store, summariser)
     assert [len(summary.item_ids) for summary in store.user_summaries("u")] == [5, 4]
     assert store.texts([before[1].key]) == {}, "the text of the shorter block is of no use any more"
-    store.add_profile("u", EDIT, "person", 9)
-    store.add_events("u", events(9, 11))
-    follow(store, summariser)
-    after = store.user_summaries("u")
-    assert [summary.item_ids for summary in after] == [
-        tuple(f"i{n}" for n in span) for span in (range(5), range(5, 9), range(9, 11))
-    ]
-    blocks = blocks_between_edits([f"i{n}" for n in range(11)], summariser, [9])
-    assert [block.item_ids for block in blocks] == [summary.item_ids for summary in after]
-    assert [(block.index, block.start) for block in blocks] == [(0, 0), (1, 5), (2, 9)]
 
 
-def test_counts_follow_an_edit_without_a_model(store: SqliteServeStore) -> None:
-    summariser = summariser_of_many("counted")
-    follower = Follower(store, summariser, None)
-    store.add_events("u", events(0, 6))
-    assert follower.step() == 1
-    store.add_profile("u", EDIT, "person", 6)
-    store.add_events("u", events(6, 9))
-    assert follower.step() == 1
-    assert text(store).startswith(f"{EDIT} Since then: Most often: kind")
-    assert seen(store) == [("model", 6), ("person", 6), ("model", 9)]
+def test_counts_follow_without_a_model(store: SqliteServeStore) -> None:
+    follower = Follower(store, summariser_of_many("counted"), None)
+    for stop in (6, 9):
+        store.add_events("u", events(0, stop))
+        assert follower.step() == 1
+    assert text(store).startswith("Most often: kind")
+    assert seen(store) == [6, 9]
 
 
-def test_without_a_method_only_people_write(store: SqliteServeStore) -> None:
+def test_without_a_method_nothing_is_written(store: SqliteServeStore) -> None:
     follower = Follower(store, summariser_of_many("none"), None)
     store.add_events("u", events(0, 6))
     assert follower.step() == 0
     assert store.profiles("u") == []
     assert store.pending(9) == []
-    store.add_profile("u", EDIT, "person", 0)
-    assert follower.step() == 0
-    assert (text(store), store.pending(9)) == (EDIT, [])
+
+
+def test_a_second_follower_of_a_database_adds_no_version_twice(store: SqliteServeStore) -> None:
+    other = Follower(store, summariser_of_many(), FakeGenerator())
+    store.add_events("u", events(0, 5))
+    engine = MeddlingEngine(other.step)
+    assert Follower(store, summariser_of_many(), engine).step() == 0
+    assert (other.n_updates, seen(store)) == (1, [5])
 
 
 def test_events_that_come_while_a_profile_is_written_are_folded_next(store: SqliteServeStore) -> None:
@@ -237,7 +173,7 @@ def test_events_that_come_while_a_profile_is_written_are_folded_next(store: Sqli
     engine = MeddlingEngine(lambda: store.add_events("u", events(5, 8)))
     follower = Follower(store, summariser_of_many(), engine)
     assert [follower.step(), follower.step(), follower.step()] == [1, 1, 0]
-    assert seen(store) == [("model", 5), ("model", 8)]
+    assert seen(store) == [5, 8]
     assert engine.n_calls == 2
 
 
@@ -247,10 +183,10 @@ def test_a_long_history_holds_up_nobody_who_comes_later(store: SqliteServeStore,
     engine = MeddlingEngine(lambda: store.add_events("short", events(550, 555)))
     follower = Follower(store, summariser_of_many(method), engine)
     assert [follower.step(), follower.step()] == [0, 1]
-    assert seen(store, "short") == [("model", 5)]
+    assert seen(store, "short") == [5]
     assert engine.n_calls <= 2 * CALLS_A_ROUND
     n_calls = engine.n_calls + follow(store, summariser_of_many(method), engine)
-    assert seen(store, "long") == [("model", 500)]
+    assert seen(store, "long") == [500]
     store.add_events("another", events(0, 500))
     assert follow(store, summariser_of_many(method)) == 0, "rounds change no question"
     assert n_calls == len(store.user_summaries("long")) + 1
@@ -284,7 +220,7 @@ def test_a_user_whose_calls_fail_holds_up_nobody(store: SqliteServeStore) -> Non
     store.add_events("good", events(0, 5))
     follower = Follower(store, summariser_of_many(), bad)
     assert follower.step() == 1
-    assert seen(store, "good") == [("model", 5)]
+    assert seen(store, "good") == [5]
     assert follower.step() == 0, "put off"
     assert follower.totals.n_calls_failed == 1
     assert store.facts()["failing"] == 1
@@ -294,7 +230,7 @@ def test_a_user_whose_calls_fail_holds_up_nobody(store: SqliteServeStore) -> Non
     assert follower.step() == 0
     due_now(store)
     assert follow(store, summariser_of_many()) == 1
-    assert seen(store, "bad") == [("model", 5)]
+    assert seen(store, "bad") == [5]
     assert store.pending(9) == []
 
 

@@ -20,7 +20,7 @@ from trsr.types import History
 ADDRESSES = [
     ("POST", "/v1/users/u/events"),
     ("GET", "/v1/users/u"),
-    ("PUT", "/v1/users/u/profile"),
+    ("PUT", "/v1/users/u/notes"),
     ("DELETE", "/v1/users/u"),
     ("POST", "/v1/rerank"),
     ("POST", "/v2/rerank"),
@@ -93,7 +93,7 @@ def test_a_key_reaches_only_its_users_and_is_not_told_who_else_there_is(keyed: S
         found = [
             keyed.client.get(path, headers=headers),
             keyed.client.post("/v1/recommend", json={"user_id": user}, headers=headers),
-            keyed.client.put(f"{path}/profile", json={"text": "x"}, headers=headers),
+            keyed.client.put(f"{path}/notes", json={"text": "x"}, headers=headers),
         ]
         assert [answer.status_code for answer in found] == [status] * 3
         if status == 403:

@@ -28,7 +28,7 @@ CHECKS = [
 OPERATIONS = [
     ("POST", "/v1/users/{user_id}/events"),
     ("GET", "/v1/users/{user_id}"),
-    ("PUT", "/v1/users/{user_id}/profile"),
+    ("PUT", "/v1/users/{user_id}/notes"),
     ("DELETE", "/v1/users/{user_id}"),
     ("POST", "/v1/rerank"),
     ("POST", "/v2/rerank"),

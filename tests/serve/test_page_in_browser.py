@@ -132,30 +132,33 @@ def test_find_a_user_and_read_the_blocks(live: Live, tab: Any) -> None:
     expect(tab.locator("#compare h3")).to_have_text(["Written by the model", "Counted from the items"])
 
 
-def test_edit_the_profile_and_see_the_order_change(live: Live, tab: Any) -> None:
+def test_write_notes_and_see_the_order_change(live: Live, tab: Any) -> None:
     tab.goto(f"{live.address}/?user=ann")
     before = order(tab)
-    tab.get_by_role("link", name="Edit the profile").press("Enter")
+    tab.get_by_role("link", name="Write notes").press("Enter")
     tab.locator("#text:focus").wait_for()
-    tab.keyboard.press("Control+A")
     tab.keyboard.type("I only look for presents.")
     tab.keyboard.press("Tab")
     tab.keyboard.press("Enter")
     tab.get_by_text("The order has changed.", exact=True).wait_for()
     after = order(tab)
     assert after != before
-    expect(tab.locator("#profile > .prose")).to_have_text("I only look for presents.")
+    expect(tab.locator("#notes > .prose")).to_have_text("I only look for presents.")
     moves = [len(row.locator(".move").all()) for row in tab.locator(".ranking > li").all()]
     expected = [int(item not in before or before.index(item) != rank) for rank, item in enumerate(after)]
     assert moves == expected
-    expect(tab.get_by_text("Saved as version 3")).to_be_visible()
+    expect(tab.get_by_text("The notes are saved")).to_be_visible()
     expect(tab.locator("textarea")).to_have_count(0)
+    tab.get_by_role("button", name="Remove them").click()
+    tab.get_by_text("The notes are removed.").wait_for()
+    expect(tab.locator("#notes > .prose")).to_have_count(0)
+    assert live.service.store.notes("ann") is None
 
 
-def test_a_wrong_edit_is_told_and_the_words_stay(live: Live, tab: Any) -> None:
+def test_wrong_notes_are_told_and_the_words_stay(live: Live, tab: Any) -> None:
     tab.goto(f"{live.address}/?user=ann&edit=1")
     tab.evaluate("document.querySelector('textarea').removeAttribute('maxlength')")
-    tab.get_by_label("The profile in your own words").fill("x" * 8001)
+    tab.get_by_label("Notes, in your own words").fill("x" * 8001)
     tab.get_by_role("button", name="Save").click()
     tab.get_by_role("alert").get_by_text("at most 8000 are kept").wait_for()
     expect(tab.locator("textarea")).to_have_value("x" * 8001)
@@ -200,10 +203,10 @@ def test_the_stories_work_without_javascript(live: Live, browser: Any) -> None:
         tab.goto(live.address)
         tab.get_by_role("link", name="bob").click()
         tab.get_by_role("button", name="Write it now").click()
-        tab.get_by_role("link", name="Edit the profile").click()
-        tab.get_by_label("The profile in your own words").fill("Only presents.")
+        tab.get_by_role("link", name="Write notes").click()
+        tab.get_by_label("Notes, in your own words").fill("Only presents.")
         tab.get_by_role("button", name="Save").click()
-        expect(tab.get_by_text("Your words are saved")).to_be_visible(timeout=60_000)
+        expect(tab.get_by_text("The notes are saved")).to_be_visible(timeout=60_000)
         expect(tab.locator(".ranking > li")).to_have_count(10)
         tab.get_by_label("An item, by words or id").fill("i9")
         tab.get_by_role("button", name="Find").click()
@@ -233,7 +236,7 @@ def test_the_key_is_asked_for_once(tmp_path: Path, tab: Any) -> None:
 def test_everything_is_readable_and_reachable(live: Live, tab: Any, width: int, scheme: str) -> None:
     strange = Item("i9", {"title": f"{LONG} \u202eשלום {LONG}", "category": f"<b>{LONG}</b>"})
     live.service.put_items([strange])
-    live.service.edit_profile("ann", f"{LONG} مرحبا. " + "Likes long sentences. " * 60)
+    live.service.put_notes("ann", f"{LONG} مرحبا. " + "Likes long sentences. " * 60)
     buy(live.service, "ann", "i9")
     while live.service.store.update_of("ann"):
         time.sleep(0.05)

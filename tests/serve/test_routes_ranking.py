@@ -183,25 +183,28 @@ def recommend(shop: Shop, **body: Any) -> dict[str, Any]:
 def test_given_candidates_are_ranked_by_history_and_profile(shop: Shop) -> None:
     shop.buy("ann", "i1", "i2", "i3", "i4")
     shop.follow()
-    shop.client.put("/v1/users/ann/profile", json={"text": "Only presents."})
+    shop.client.put("/v1/users/ann/notes", json={"text": "Only presents."})
     candidates = ["i10", "i11", "i12", "i4"]
     found = recommend(shop, user_id="ann", candidates=candidates, top_n=3)
-    ask = Ask(("i1", "i2", "i3", "i4"), "Only presents.", candidates)
+    text = shop.service.store.profiles("ann")[0].text
+    ask = Ask(("i1", "i2", "i3", "i4"), text, candidates, "Only presents.")
     (scored,) = shop.service.ranker.recommender.score([ask])
     order = np.argsort(-scored.margins)[:3].tolist()
     assert [result["item_id"] for result in found["results"]] == [candidates[i] for i in order]
     assert [result["rank"] for result in found["results"]] == [1, 2, 3]
     assert [result["score"] for result in found["results"]] == scored.scores[order].tolist()
     assert [result["margin"] for result in found["results"]] == scored.margins[order].tolist()
-    assert found["profile"] == {"source": "person", "version": 2, "n_items": 4}
+    assert found["profile"] == {"source": "model", "version": 1, "n_items": 4, "notes": True}
     assert all(result["explanation"] is None for result in found["results"])
 
 
 def test_the_old_profile_serves_with_the_new_items_until_it_has_followed(shop: Shop) -> None:
     shop.buy("ann", "i1", "i2", "i3")
-    assert recommend(shop, user_id="ann")["profile"] == {"source": "counted", "version": None, "n_items": 3}
+    counted = {"source": "counted", "version": None, "n_items": 3, "notes": False}
+    assert recommend(shop, user_id="ann")["profile"] == counted
     shop.follow()
-    assert recommend(shop, user_id="ann")["profile"] == {"source": "model", "version": 1, "n_items": 3}
+    written = {"source": "model", "version": 1, "n_items": 3, "notes": False}
+    assert recommend(shop, user_id="ann")["profile"] == written
     shop.buy("ann", "i4")
     stale = recommend(shop, user_id="ann", candidates=["i10", "i11"])
     assert stale["profile"]["n_items"] == 3
@@ -215,7 +218,7 @@ def test_the_old_profile_serves_with_the_new_items_until_it_has_followed(shop: S
 def test_a_history_needs_no_user(shop: Shop) -> None:
     found = recommend(shop, history=["i1", "i2"], candidates=["i3", "i4"])
     assert found["user_id"] is None
-    assert found["profile"] == {"source": "counted", "version": None, "n_items": 2}
+    assert found["profile"] == {"source": "counted", "version": None, "n_items": 2, "notes": False}
     assert recommend(shop, history=[], candidates=["i3"])["profile"]["source"] == "none"
 
 
@@ -226,6 +229,15 @@ def test_without_candidates_the_catalogue_is_searched_for_what_is_unseen(shop: S
     assert ids == {f"i{n}" for n in range(40)} - {"i1", "i2", "i3"}
     scores = [result["score"] for result in found["results"]]
     assert scores == sorted(scores, reverse=True)
+
+
+def test_the_words_of_the_notes_find_items(tmp_path: Path) -> None:
+    with open_shop(tmp_path / "serve.sqlite", n_ranked=1) as shop:
+        shop.buy("ann", "i1")
+        title = shop.service.catalogue.item("i33").fields["title"]
+        assert [r["item_id"] for r in recommend(shop, user_id="ann", top_n=1)["results"]] != ["i33"]
+        shop.client.put("/v1/users/ann/notes", json={"text": f"{title}, always {title}!"})
+        assert [r["item_id"] for r in recommend(shop, user_id="ann", top_n=1)["results"]] == ["i33"]
 
 
 def test_only_so_many_are_retrieved(tmp_path: Path) -> None:
@@ -245,19 +257,26 @@ def test_a_filter_leaves_only_items_with_its_values(shop: Shop) -> None:
 
 def test_an_explanation_leaves_out_each_recent_item_and_sentence(shop: Shop) -> None:
     shop.buy("ann", "i1", "i2", "i3", "i4")
-    shop.client.put("/v1/users/ann/profile", json={"text": "Likes pots. Hates noise."})
+    shop.follow()
+    shop.client.put("/v1/users/ann/notes", json={"text": "Likes pots. Hates noise."})
+    (profile,) = shop.service.store.profiles("ann")
     found = recommend(shop, user_id="ann", candidates=["i10", "i11", "i12"], top_n=2, explain=True)
     assert len(found["results"]) == 2
     recommender = shop.service.ranker.recommender
     for result in found["results"]:
-        ask = Ask(("i1", "i2", "i3", "i4"), "Likes pots. Hates noise.", ())
+        ask = Ask(("i1", "i2", "i3", "i4"), profile.text, (), "Likes pots. Hates noise.")
         wanted = recommender.explain(ask, result["item_id"])
         items = [(part["item_id"], part["margin_moved"]) for part in result["explanation"]["without_item"]]
-        texts = [(p["sentence"], p["margin_moved"]) for p in result["explanation"]["without_sentence"]]
+        notes, texts = (
+            [(part["sentence"], part["margin_moved"]) for part in result["explanation"][name]]
+            for name in ("without_note", "without_sentence")
+        )
         assert items == list(wanted.without_item)
+        assert notes == list(wanted.without_note)
         assert texts == list(wanted.without_sentence)
         assert [name for name, _ in items] == ["i2", "i3", "i4"]
-        assert [text for text, _ in texts] == ["Likes pots.", "Hates noise."]
+        assert [text for text, _ in notes] == ["Likes pots.", "Hates noise."]
+        assert " ".join(text for text, _ in texts) == profile.text
 
 
 def test_an_explanation_counts_as_what_the_model_reads(shop: Shop) -> None:

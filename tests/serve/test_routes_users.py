@@ -1,4 +1,4 @@
-"""Users over HTTP: events once and for good, profiles that follow, a person's own words, forgetting."""
+"""Users over HTTP: events once and for good, profiles that follow, notes, forgetting."""
 
 from __future__ import annotations
 
@@ -115,60 +115,43 @@ def test_a_profile_follows_with_blocks_and_versions(shop: Shop) -> None:
     assert [version["version"] for version in after["versions"]] == [1, 2]
     assert [version["n_items"] for version in after["versions"]] == [3, 5]
     assert after["profile"] == after["versions"][-1]
-    assert after["profile"]["author"] == "model"
     assert [block["item_ids"] for block in after["blocks"]] == [["i1", "i2", "i3"], ["i4", "i5"]]
     assert [block["complete"] for block in after["blocks"]] == [True, False]
     assert after["blocks"][0]["summary"] == after["versions"][0]["text"]
     assert after["blocks"][1]["summary"] == after["profile"]["text"]
 
 
-def test_a_persons_words_are_kept_and_built_upon(shop: Shop) -> None:
+def test_notes_are_kept_and_no_update_changes_them(shop: Shop) -> None:
     shop.buy("ann", "i1", "i2", "i3")
-    shop.follow()
-    mine = "I only look for presents."
-    answer = shop.client.put("/v1/users/ann/profile", json={"text": mine})
-    assert answer.status_code == 200
-    profile = answer.json()
-    assert (profile["version"], profile["author"], profile["text"], profile["n_items"]) == (
-        2,
-        "person",
-        mine,
-        3,
-    )
-    shop.buy("ann", "i4")
-    shop.follow()
-    versions = shop.client.get("/v1/users/ann").json()["versions"]
-    assert [version["author"] for version in versions] == ["model", "person", "model"]
-    assert versions[1]["text"] == mine
+    assert shop.client.get("/v1/users/ann").json()["notes"] is None
+    answer = shop.client.put("/v1/users/ann/notes", json={"text": "I only look for\npresents."})
+    assert (answer.status_code, answer.json()["text"]) == (200, "I only look for\npresents.")
+    for item in ("i4", "i5"):
+        shop.follow()
+        shop.buy("ann", item)
+        assert shop.client.get("/v1/users/ann").json()["notes"] == answer.json()
+    assert shop.client.put("/v1/users/ann/notes", json={"text": "Only pots."}).json()["text"] == "Only pots."
+    assert shop.client.get("/v1/users/ann").json()["notes"]["text"] == "Only pots."
 
 
-def test_the_same_words_again_change_nothing(shop: Shop) -> None:
+@pytest.mark.parametrize("text", ["", " \n", "\u200b"])
+def test_empty_notes_are_removed(shop: Shop, text: str) -> None:
     shop.buy("ann", "i1")
-    first = shop.client.put("/v1/users/ann/profile", json={"text": "Presents."}).json()
-    assert shop.client.put("/v1/users/ann/profile", json={"text": "Presents."}).json() == first
+    shop.client.put("/v1/users/ann/notes", json={"text": "Presents."})
+    answer = shop.client.put("/v1/users/ann/notes", json={"text": text})
+    assert (answer.status_code, answer.json()["text"]) == (200, "")
+    assert shop.client.get("/v1/users/ann").json()["notes"] is None
 
 
-def test_an_edit_of_an_older_version_has_seen_no_more_than_that(shop: Shop) -> None:
-    shop.buy("ann", "i1", "i2")
-    shop.follow()
-    shop.buy("ann", "i3")
-    shop.follow()
-    edit = shop.client.put("/v1/users/ann/profile", json={"text": "Presents.", "version": 1})
-    assert edit.json()["n_items"] == 2
-    assert shop.client.get("/v1/users/ann").json()["pending"] is True
-    missing = shop.client.put("/v1/users/ann/profile", json={"text": "Presents.", "version": 9})
-    assert (missing.status_code, missing.json()["type"]) == (422, "urn:trsr:problem:invalid-request")
-
-
-@pytest.mark.parametrize("body", [{}, {"text": "x" * 8001}, {"text": None}, {"text": "x", "author": "model"}])
-def test_a_wrong_profile_is_refused(shop: Shop, body: dict[str, Any]) -> None:
+@pytest.mark.parametrize("body", [{}, {"text": "x" * 8001}, {"text": None}, {"text": "x", "version": 1}])
+def test_wrong_notes_are_refused(shop: Shop, body: dict[str, Any]) -> None:
     shop.buy("ann", "i1")
-    assert shop.client.put("/v1/users/ann/profile", json=body).status_code == 422
+    assert shop.client.put("/v1/users/ann/notes", json=body).status_code == 422
 
 
 def test_a_refusal_does_not_repeat_what_was_sent(shop: Shop) -> None:
     shop.buy("ann", "i1")
-    answer = shop.client.put("/v1/users/ann/profile", json={"text": ["private words"]})
+    answer = shop.client.put("/v1/users/ann/notes", json={"text": ["private words"]})
     assert answer.status_code == 422
     assert "private words" not in answer.text
 
@@ -179,7 +162,7 @@ def test_a_user_is_forgotten_to_the_last_byte(tmp_path: Path) -> None:
         shop.buy("ann-secret-name", "i1", "i2", "i3", "i4")
         shop.follow()
         profile = shop.client.get("/v1/users/ann-secret-name").json()["profile"]["text"]
-        shop.client.put("/v1/users/ann-secret-name/profile", json={"text": "unheard-of wishes"})
+        shop.client.put("/v1/users/ann-secret-name/notes", json={"text": "unheard-of wishes"})
         shop.buy("bob", "i7")
         assert shop.client.delete("/v1/users/ann-secret-name").status_code == 204
         assert shop.client.get("/v1/users/ann-secret-name").status_code == 404
@@ -191,7 +174,7 @@ def test_a_user_is_forgotten_to_the_last_byte(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path", "body"),
-    [("GET", "", None), ("PUT", "/profile", {"text": "x"}), ("DELETE", "", None)],
+    [("GET", "", None), ("PUT", "/notes", {"text": "x"}), ("DELETE", "", None)],
 )
 def test_an_unknown_user_is_404(shop: Shop, method: str, path: str, body: object) -> None:
     answer = shop.client.request(method, f"/v1/users/nobody{path}", json=body)
@@ -212,7 +195,7 @@ def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
     with open_shop(file) as shop:
         shop.buy("ann", "i1", "i2", "i3")
         shop.follow()
-        shop.client.put("/v1/users/ann/profile", json={"text": "Presents."})
+        shop.client.put("/v1/users/ann/notes", json={"text": "Presents."})
         shop.buy("ann", "i4")
         shop.client.put("/v1/items", json={"items": [{"item_id": "new", "fields": {"title": "A new thing"}}]})
         before = shop.client.get("/v1/users/ann").json()
@@ -224,12 +207,12 @@ def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
         assert shop.client.get("/v1/users/ann").json()["pending"] is False
 
 
-@pytest.mark.parametrize("user", ["team/ann", "a//b", "/", "ann/events", "events", "x/profile", "50% off?"])
+@pytest.mark.parametrize("user", ["team/ann", "a//b", "/", "ann/events", "events", "x/notes", "50% off?"])
 def test_any_id_can_be_named_in_an_address(shop: Shop, user: str) -> None:
     address = f"/v1/users/{quote(user, safe='')}"
     assert shop.client.post(f"{address}/events", json={"events": [event(1)]}).json()["user_id"] == user
     assert shop.client.get(address).json()["user_id"] == user
-    edited = shop.client.put(f"{address}/profile", json={"text": "Only pots."})
+    edited = shop.client.put(f"{address}/notes", json={"text": "Only pots."})
     assert edited.json()["text"] == "Only pots."
     assert shop.client.delete(address).status_code == 204
     assert shop.client.get(address).json()["type"] == "urn:trsr:problem:unknown-user"

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 from helpers import full_disk, item
-from stores import events, follow, summariser_of_many
+from stores import events, follow, seen, summariser_of_many
 
+from trsr.data.sqlite_file import open_sqlite
 from trsr.errors import OutputError, StoreError
 from trsr.llm.fake import FakeGenerator
 from trsr.serve.follower import Follower
 from trsr.serve.records import Event
+from trsr.serve.sqlite_schema import APPLICATION_ID, MIGRATIONS
 from trsr.serve.sqlite_store import SqliteServeStore
 from trsr.serve.store import ServeStore
 from trsr.summarize.store import SummaryStore
@@ -72,9 +74,9 @@ def test_a_commit_that_somebody_relies_on_waits_for_the_disk(store: SqliteServeS
     assert store._db.execute("PRAGMA secure_delete").fetchone() == (1,)
     store.add_events("u", events(0, 1))
     assert store._db.execute("PRAGMA synchronous").fetchone() == full
-    store.add_profile("u", "Can be made again.", "model", 1)
+    store.add_profile("u", "Can be made again.", 1)
     assert store._db.execute("PRAGMA synchronous").fetchone() == normal
-    store.add_profile("u", "Mine.", "person", 1)
+    store.put_notes("u", "Mine.")
     assert store._db.execute("PRAGMA synchronous").fetchone() == full
 
 
@@ -130,7 +132,9 @@ def test_an_unknown_user_has_nothing(store: ServeStore) -> None:
     assert store.profiles("nobody") == []
     assert store.latest_profile("nobody") is None
     assert store.user_summaries("nobody") == []
-    assert store.add_profile("nobody", "Likes lamps.", "person", 0) is None
+    assert store.add_profile("nobody", "Likes lamps.", 0) is None
+    assert store.notes("nobody") is None
+    assert store.put_notes("nobody", "Mine.") is None
     assert not store.request_update("nobody")
     assert not store.delete_user("nobody")
     assert store.add_events("nobody", []) == []
@@ -210,49 +214,40 @@ def test_an_import_that_fails_leaves_nothing(store: ServeStore) -> None:
 def test_the_newest_version_is_compared_before_one_is_added(store: ServeStore) -> None:
     store.add_events("u", events(0, 4))
     (update,) = store.pending(9)
-    first = store.add_profile("u", "One.", "model", 2, "k", expected_version=0, ticket=update.ticket)
+    first = store.add_profile("u", "One.", 2, "k", expected_version=0, ticket=update.ticket)
     assert first is not None
     assert (first.version, first.n_items, first.key, first.created_at.tzinfo) == (1, 2, "k", UTC)
-    assert store.add_profile("u", "Late.", "model", 4, expected_version=0) is None
-    assert store.add_profile("u", "Stranger.", "model", 4, ticket=update.ticket + 1) is None
-    assert store.add_profile("u", "Has seen too much.", "model", 5) is None
-    edit = store.add_profile("u", "Mine.", "person", 2)
-    assert edit is not None
-    assert (edit.version, edit.author) == (2, "person")
-    assert store.profiles("u") == [first, edit]
-    assert store.latest_profile("u") == edit
-    assert store.latest_profile("u", "model") == first
+    assert store.add_profile("u", "Late.", 4, expected_version=0) is None
+    assert store.add_profile("u", "Stranger.", 4, ticket=update.ticket + 1) is None
+    assert store.add_profile("u", "Has seen too much.", 5) is None
+    second = store.add_profile("u", "Two.", 4, expected_version=1)
+    assert second is not None
+    assert store.profiles("u") == [first, second]
+    assert store.latest_profile("u") == second
 
 
 def test_an_update_stays_until_a_profile_has_seen_everything(store: ServeStore) -> None:
     store.add_events("u", events(0, 4))
-    store.add_profile("u", "One.", "model", 3)
+    store.add_profile("u", "One.", 3)
     (update,) = store.pending(9)
     assert (update.n_items, update.n_attempts) == (4, 0)
-    store.add_profile("u", "Two.", "model", 4)
+    store.add_profile("u", "Two.", 4)
     assert store.pending(9) == []
-    store.add_profile("u", "Has seen all.", "person", 4)
-    assert store.pending(9) == []
-    store.add_profile("u", "Has seen some.", "person", 1)
-    assert len(store.pending(9)) == 1
 
 
 def test_an_update_is_not_finished_when_something_came_in_between(store: ServeStore) -> None:
     store.add_events("u", events(0, 4))
     (update,) = store.pending(9)
-    store.add_profile("u", "Mine.", "person", 2)
-    store.finish(update, expected_version=0)
-    assert store.pending(9), "an edit came"
     store.add_events("u", events(4, 5))
-    store.finish(update, expected_version=1)
+    store.finish(update)
     assert store.pending(9), "an event came"
     (update,) = store.pending(9)
     store.delete_user("u")
     store.add_events("u", events(0, 4))
-    store.finish(update, expected_version=0)
+    store.finish(update)
     assert store.pending(9), "the user went and came back"
     (update,) = store.pending(9)
-    store.finish(update, expected_version=0)
+    store.finish(update)
     assert store.pending(9) == []
 
 
@@ -266,7 +261,7 @@ def test_an_update_can_be_looked_at_while_it_is_put_off(store: SqliteServeStore)
     found = store.update_of("ann")
     assert found is not None
     assert (found.n_attempts, found.n_items) == (1, 2)
-    store.add_profile("ann", "Likes pots.", "model", 2)
+    store.add_profile("ann", "Likes pots.", 2)
     assert store.update_of("ann") is None
 
 
@@ -339,7 +334,8 @@ def test_facts_count_what_there_is(store: ServeStore) -> None:
     store.import_histories([History("old", ("i1", "i2"))])
     store.put_items([item(1), item(2)])
     store.add_events("u", events(0, 4))
-    store.add_profile("u", "Mine.", "person", 3)
+    store.add_profile("u", "Likes pots.", 3)
+    store.put_notes("u", "Mine.")
     facts = store.facts()
     assert 0 <= facts.pop("oldest_pending_seconds") < 60
     assert facts == {
@@ -347,11 +343,74 @@ def test_facts_count_what_there_is(store: ServeStore) -> None:
         "events": 6,
         "items": 2,
         "profiles": 1,
-        "edits": 1,
+        "notes": 1,
         "pending": 1,
         "failing": 0,
         "items_behind": 1,
     }
+
+
+def test_notes_are_kept_until_they_are_changed_or_removed(store: ServeStore, file: Path) -> None:
+    store.add_events("u", events(0, 1))
+    assert store.notes("u") is None
+    for text in ("Mine.", "Mine, and\nmore. "):
+        notes = store.put_notes("u", text)
+        assert notes is not None
+        assert (notes.text, notes.updated_at.tzinfo) == (text, UTC)
+        assert store.notes("u") == notes
+    store.close()
+    again = SqliteServeStore(file)
+    assert again.notes("u") == notes
+    removed = again.put_notes("u", "")
+    assert removed is not None
+    assert (removed.text, again.notes("u")) == ("", None)
+    again.put_notes("u", "Mine.")
+    again.delete_user("u")
+    again.add_events("u", events(0, 1))
+    assert again.notes("u") is None, "a user who comes back has written nothing"
+    again.close()
+
+
+N_MIGRATIONS_WITH_EDITS = 13
+
+
+def test_edits_of_an_older_database_become_notes(file: Path) -> None:
+    file.parent.mkdir()
+    old = open_sqlite(file, "x", APPLICATION_ID, MIGRATIONS[:N_MIGRATIONS_WITH_EDITS])
+    people = [("ann", "model"), ("ann", "person"), ("ann", "model"), ("bob", "model"), ("cat", "person")]
+    for uid, user in enumerate(("ann", "bob", "cat"), start=1):
+        old.execute("INSERT INTO users VALUES (?, ?, 6)", (uid, user))
+        rows = [(uid, n, f"e{n}", f"i{n}") for n in range(6)]
+        old.executemany("INSERT INTO events VALUES (?, ?, ?, ?, NULL)", rows)
+        authors = [author for name, author in people if name == user]
+        for version, author in enumerate(authors, start=1):
+            text = f"{user}'s {version}" if user != "cat" else " \n"
+            old.execute(
+                "INSERT INTO profiles VALUES (?, ?, ?, ?, 6, NULL, 1e9)", (uid, version, text, author)
+            )
+    call = ["before the edit", "after the edit"]
+    for start, key in zip((0, 5), call, strict=True):
+        old.execute("INSERT INTO plans VALUES (1, ?, 0, ?, '[\"i0\"]')", (start, key))
+        names = [row[1] for row in old.execute("PRAGMA table_info(summaries)") if row[1] != "error"]
+        values = [key if name == "key" else 0 for name in names]
+        marks = ", ".join("?" * len(names))
+        old.execute(f"INSERT INTO summaries ({', '.join(names)}) VALUES ({marks})", values)
+    old.close()
+    store = SqliteServeStore(file)
+    assert {user: notes and notes.text for user in store.users() if [notes := store.notes(user)]} == {
+        "ann": "ann's 2",
+        "bob": None,
+        "cat": None,
+    }
+    assert [profile.text for profile in store.profiles("ann")] == ["ann's 1", "ann's 3"]
+    assert store.profiles("cat") == []
+    assert {update.user_id for update in store.pending(9)} == {"ann", "cat"}
+    assert [summary.key for summary in store.user_summaries("ann")] == call[:1]
+    assert follow(store, summariser_of_many()) == 2
+    assert [seen(store, user) for user in ("ann", "cat")] == [[6, 6, 6], [6]]
+    assert store.texts(call) == {}, "what the edit led to goes with the next version"
+    assert store.notes("ann") is not None
+    store.close()
 
 
 def test_another_kind_of_store_is_refused(tmp_path: Path) -> None:

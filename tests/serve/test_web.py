@@ -38,6 +38,7 @@ ADDRESSES = (
     "/page/why?user=ann&item=i9",
     "/page/compare?user=ann",
     "/page/items?user=ann&find=kind1",
+    "/page/notes?user=ann",
     "/page/editor?user=ann",
     "/page/users?q=a",
 )
@@ -185,7 +186,7 @@ def test_hostile_texts_are_shown_as_text(shop: Shop, name: str) -> None:
     shop.service.store.import_histories([History(user, ("i0", "i1"))])
     query = "user=%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E%22%E2%80%AE"
     evil = "</textarea><script>alert(2)</script> {{ 7 * 7 }} " + text[:6000]
-    assert send(shop, "profile", user=user, text=evil).status_code == 303
+    assert send(shop, "notes", user=user, text=evil).status_code == 303
     for address in (f"/?{query}&edit=1&rank=1&compare=1&find=i0&explain=i0", f"/?q={query[5:]}", "/"):
         html = page(shop, address)
         assert html.count("<script") == html.count("</script>") == 1
@@ -193,7 +194,7 @@ def test_hostile_texts_are_shown_as_text(shop: Shop, name: str) -> None:
         assert not Handlers.of(html)
         assert html.count("<textarea") == html.count("</textarea>") <= 1
         assert len(html) < 400_000  # a text of 100 kB is cut
-    assert "{{ 7 * 7 }}" in page(shop, f"/page/profile?{query}")
+    assert "{{ 7 * 7 }}" in page(shop, f"/page/notes?{query}")
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
@@ -272,7 +273,7 @@ def test_a_session_reaches_what_its_key_reaches_and_ends_with_it(
         if "user=" in address:
             assert browser.get(address).status_code == 403
             assert browser.get(f"{address}&user=team/bob").status_code == 403
-    for action in ("events", "profile", "follow", "delete"):
+    for action in ("events", "notes", "follow", "delete"):
         fields = {"user": "ann", "item": "i5", "event_id": "x", "text": "evil", "sure": "yes"}
         assert browser.post(f"/page/{action}", data=fields, headers=ORIGIN).status_code == 403
     assert browser.get("/?user=team/bob&rank=1").status_code == 200
@@ -291,7 +292,7 @@ def test_a_session_reaches_what_its_key_reaches_and_ends_with_it(
         {"Origin": LOCAL, "Sec-Fetch-Site": "same-site"},
     ],
 )
-@pytest.mark.parametrize("action", ["events", "profile", "follow", "delete", "key", "log-out"])
+@pytest.mark.parametrize("action", ["events", "notes", "follow", "delete", "key", "log-out"])
 def test_posts_of_other_sites_change_nothing(ann: Shop, headers: dict[str, str], action: str) -> None:
     before = ann.client.get("/v1/users/ann").json()
     fields = {"user": "ann", "item": "i5", "event_id": "x", "text": "evil", "sure": "yes", "key": KEY}
@@ -332,29 +333,45 @@ def test_the_page_makes_no_user_whose_id_the_rule_forbids(ann: Shop, user: str) 
     assert ann.service.store.users() == ["ann"]
 
 
-def test_an_edit_is_saved_and_moves_the_ranking(ann: Shop) -> None:
+def test_notes_are_saved_shown_first_and_move_the_ranking(ann: Shop) -> None:
     before = ranked(page(ann, "/page/ranking?user=ann"))
-    answer = send(ann, "profile", part=True, user="ann", text="Only\r\npresents.", version="2")
+    answer = send(ann, "notes", part=True, user="ann", text="Only\r\npresents.")
     assert answer.headers["hx-trigger"] == "user-changed"
-    assert "Saved as version 3" in answer.text
-    newest = ann.client.get("/v1/users/ann").json()["profile"]
-    assert (newest["text"], newest["author"]) == ("Only\npresents.", "person")
+    assert "The notes are saved" in answer.text
+    assert ann.client.get("/v1/users/ann").json()["notes"]["text"] == "Only\npresents."
     html = page(ann)
-    assert "in a person’s own words" in html
-    assert ranked(page(ann, "/page/ranking?user=ann")) != before
-    answer = send(ann, "profile", user="ann", text="")
-    assert answer.headers["location"] == "/?user=ann&rank=1&done=saved"
-    assert "A person took everything out" in page(ann, answer.headers["location"])
+    assert html.index("Only\npresents.") < html.index(ann.service.user("ann").profiles[-1].text)
+    html = page(ann, "/page/ranking?user=ann")
+    assert "By the notes, version 2 of the profile and the recent items" in html
+    assert ranked(html) != before
+    assert "Sentences of the notes" in page(ann, f"/page/why?user=ann&item={ranked(html)[0]}")
 
 
-def test_a_wrong_edit_keeps_what_was_typed(ann: Shop) -> None:
-    for fields in ({"text": "x" * 8001}, {"text": "x", "version": "9"}, {"text": "x", "version": "²"}):
-        answer = send(ann, "profile", part=True, user="ann", **fields)
-        assert answer.status_code == 422
-        assert answer.headers["hx-retarget"] == "#notices"
-        assert 'role="alert"' in answer.text
-        assert "<html" not in answer.text
-    assert len(ann.service.user("ann").profiles) == 2
+def test_notes_are_removed(ann: Shop) -> None:
+    send(ann, "notes", user="ann", text="Only presents.")
+    assert ">Remove them</button>" in page(ann)
+    answer = send(ann, "notes", user="ann")  # as its form sends it
+    assert answer.headers["location"] == "/?user=ann&rank=1&done=removed"
+    html = page(ann, answer.headers["location"])
+    assert "The notes are removed." in html
+    assert "Only presents." not in html
+    assert ann.client.get("/v1/users/ann").json()["notes"] is None
+
+
+def test_two_methods_are_compared_with_the_notes_read_by_both(shop: Shop) -> None:
+    shop.buy("ann", "i1", "i2", "i3")  # no profile is written: both are the counted one
+    send(shop, "notes", user="ann", text="Only presents.")
+    scores = re.findall(r'class="number">([^<]*)<', page(shop, "/page/compare?user=ann"))
+    assert scores[::2] == scores[1::2]
+
+
+def test_wrong_notes_keep_what_was_typed(ann: Shop) -> None:
+    answer = send(ann, "notes", part=True, user="ann", text="x" * 8001)
+    assert answer.status_code == 422
+    assert answer.headers["hx-retarget"] == "#notices"
+    assert 'role="alert"' in answer.text
+    assert "<html" not in answer.text
+    assert ann.service.user("ann").notes is None
 
 
 def test_an_event_is_added_once_and_the_profile_is_watched(ann: Shop) -> None:
@@ -415,11 +432,11 @@ def test_every_method_has_its_page(shop: Shop, method: str, said: str) -> None:
 def test_a_long_life_is_folded(shop: Shop) -> None:
     for n in range(40):
         shop.buy("ann", f"i{n}")
-        shop.client.put("/v1/users/ann/profile", json={"text": f"wish{n} and so on. " * 60})
+        shop.service.store.add_profile("ann", f"wish{n} and so on. " * 60, n + 1)
     html = page(shop)
     assert "40 versions" in html
     assert "20 older versions not shown" in html
-    newest = html.index("Version 39</span> a person")
+    newest = html.index("Version 39</span>")
     assert html.index("<ins><bdi>wish39", html.index('class="versions"')) < newest
     assert "<ins><bdi>wish20" in html  # what the oldest one shown brought, though the one before is not shown
     assert "<del><bdi>wish19" in html

@@ -7,12 +7,12 @@ import random
 from collections.abc import Iterator, Sequence
 
 import pytest
-from helpers import fold_all, item_ids, make_summariser
+from helpers import fold_all, item_ids, make_summariser, word
 
 from trsr.errors import EngineError
 from trsr.llm.base import Generation, GenerationParams, Prompt, prompt_key
 from trsr.llm.fake import FakeGenerator
-from trsr.summarize.run import SummaryProgress, summarize, summarize_each
+from trsr.summarize.run import SummaryProgress, complete, start_fold, summarize, summarize_each
 from trsr.summarize.store import StoredCall, SummaryStore
 from trsr.types import History
 
@@ -184,3 +184,33 @@ def test_results_that_arrive_together_are_kept_together() -> None:
     with Counting(":memory:") as store:
         fold_all(HISTORIES, make_summariser(), store)
         assert store.groups == [len(HISTORIES)] * (N_CALLS // len(HISTORIES))
+
+
+def test_folds_that_need_no_failed_call_are_done() -> None:
+    summariser = make_summariser()
+    folds = [start_fold(History(f"u{n}", item_ids(9 * n, 9 * n + 6)), summariser) for n in range(3)]
+    bad = FakeGenerator(fail_on=lambda prompt: word(9) in prompt.messages[-1].content)
+    with SummaryStore(":memory:") as store, pytest.raises(EngineError, match="1 of 3 profiles"):
+        complete(folds, summariser, bad, store)
+    assert [fold.done for fold in folds] == [True, False, True]
+
+
+def test_a_kept_text_names_the_users_that_waited_for_it() -> None:
+    class Kept(SummaryStore):
+        def put(self, call: StoredCall) -> None:
+            seen.append(call.user_ids)
+
+        def put_all(self, calls: Sequence[StoredCall]) -> None:
+            seen.extend(call.user_ids for call in calls)
+
+    seen: list[tuple[str, ...]] = []
+    summariser = make_summariser()
+    shared = [start_fold(History(name, item_ids(0, 3)), summariser) for name in ("b", "a", "a")]
+    with Kept(":memory:") as store:
+        complete(
+            [*shared, start_fold(History("c", item_ids(3, 6)), summariser)],
+            summariser,
+            FakeGenerator(shuffle=False),
+            store,
+        )
+    assert sorted(seen) == [("b", "a"), ("c",)]

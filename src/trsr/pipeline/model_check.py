@@ -255,7 +255,9 @@ def _chat_template(subject: CheckedModel) -> Finding:
     builder = subject.builder(subject.templates[0])
     group = builder.build(_ITEMS[:3], _PROFILE, _ITEMS[4:5]).group
     text = subject.tokenizer.decode([*group.prefix, *group.suffixes[0]])
-    system = builder.template.render("system", recent=list(_ITEMS[:3]), profile=_PROFILE, candidate=_ITEMS[4])
+    system = builder.template.render(
+        "system", recent=list(_ITEMS[:3]), profile=_PROFILE, notes="", candidate=_ITEMS[4]
+    )
     missing = [part for part in (system.strip(), _PROFILE, *_ITEMS[:3], _ITEMS[4]) if part not in text]
     if missing:
         return Finding("", False, f"{missing[0][:60]!r} is not in the prompt as it was given.", facts)

@@ -21,12 +21,13 @@ from trsr.templating import Template, load_template, plain_line
 
 TEMPLATES = Path(__file__).parent / "templates"
 SECTIONS = ("system", "prefix", "candidate", "answer", "positive", "negative")
-VARIABLES = ("profile", "recent", "candidate", "system", "user")
+VARIABLES = ("notes", "profile", "recent", "candidate", "system", "user")
 """The last two are for the section `frame` alone, which stands in place of the model's chat template."""
 # Stands where the candidate begins while a chat format is applied. It is no white space, which some formats
 # trim, and no plain line can hold it, since `plain_line` folds its hashes.
 _MARK = "##CandidateBegins##"
 _CUE = "Answer:"
+_NOTHING = {"recent": [], "profile": "", "notes": "", "candidate": ""}
 _SPECIAL = re.compile(r"<\|[^<>|\s]+\|>")
 _MAX_SUFFIXES = 200_000
 
@@ -94,7 +95,13 @@ class PromptBuilder:
         self._check_split()
 
     def build(
-        self, history: Sequence[str], profile: str, candidates: Sequence[str], *, room: int = 0
+        self,
+        history: Sequence[str],
+        profile: str,
+        candidates: Sequence[str],
+        *,
+        notes: str = "",
+        room: int = 0,
     ) -> RankingPrompt:
         """Build the prompt of one example.
 
@@ -102,6 +109,7 @@ class PromptBuilder:
             history: Item ids, oldest first.
             profile: The preference summary; may be empty.
             candidates: Item ids, at least one.
+            notes: What the user wrote, shown whatever `use_profile` says; may be empty.
             room: As for `join`.
 
         Raises:
@@ -111,10 +119,16 @@ class PromptBuilder:
         n_recent = self.config.n_recent
         newest = history[-n_recent:] if n_recent else []
         shown = profile if self.config.use_profile else ""
-        return self.join([self.item_text(item) for item in newest], shown, suffixes, room=room)
+        return self.join([self.item_text(item) for item in newest], shown, suffixes, notes=notes, room=room)
 
     def join(
-        self, recent: Sequence[str], profile: str, suffixes: Sequence[tuple[int, ...]], *, room: int = 0
+        self,
+        recent: Sequence[str],
+        profile: str,
+        suffixes: Sequence[tuple[int, ...]],
+        *,
+        notes: str = "",
+        room: int = 0,
     ) -> RankingPrompt:
         """Fit a prefix beside suffixes that are made already.
 
@@ -122,6 +136,7 @@ class PromptBuilder:
             recent: Texts of the recent items, oldest first.
             profile: The preference summary, shown whatever `use_profile` says; may be empty.
             suffixes: Of the candidates, at least one.
+            notes: As for `build`.
             room: Tokens kept for a candidate at least. With a fixed one the prefix does not depend on which
                 candidates are asked about together, as long as none is longer.
 
@@ -131,6 +146,7 @@ class PromptBuilder:
         fitted = fit(
             [self._line(text) for text in recent],
             self._line(profile),
+            self._line(notes),
             budget=self.config.max_tokens - max([room, *map(len, suffixes)]),
             tokenizer=self.tokenizer,
             prefix_tokens=self.prefix,
@@ -145,9 +161,9 @@ class PromptBuilder:
                 line = line.replace(special, f"{special[0]} {special[1:]}")
         return line
 
-    def prefix(self, recent: Sequence[str], profile: str) -> tuple[int, ...]:
+    def prefix(self, recent: Sequence[str], profile: str, notes: str = "") -> tuple[int, ...]:
         """Return the shared prefix: everything before the candidate, BOS included."""
-        text, _ = self._split(recent, profile, "")
+        text, _ = self._split(recent, profile, "", notes)
         return tuple(self.tokenizer.encode_prompt(text))
 
     def suffix(self, candidate: str) -> tuple[int, ...]:
@@ -162,13 +178,13 @@ class PromptBuilder:
         """Return the text of a candidate's suffix."""
         return self._split([], "", candidate_text)[1]
 
-    def _split(self, recent: Sequence[str], profile: str, candidate: str) -> tuple[str, str]:
+    def _split(self, recent: Sequence[str], profile: str, candidate: str, notes: str = "") -> tuple[str, str]:
         """Render the whole prompt and cut it where the candidate begins.
 
         Raises:
             ModelError: the chat template does not keep the text.
         """
-        parts = self._render(recent, profile, candidate, _MARK).split(_MARK)
+        parts = self._render(recent, profile, candidate, _MARK, notes).split(_MARK)
         if len(parts) != 2:
             raise ModelError(
                 f"The model's chat template writes the user's text {len(parts) - 1} times, once is needed to "
@@ -185,9 +201,14 @@ class PromptBuilder:
                 "candidate begins; use another model or correct its template."
             )
 
-    def _render(self, recent: Sequence[str], profile: str, candidate: str, mark: str) -> str:
-        """Render the whole prompt with a mark where the candidate begins."""
-        values = {"recent": list(recent), "profile": profile, "candidate": candidate}
+    def _render(self, recent: Sequence[str], profile: str, candidate: str, mark: str, notes: str = "") -> str:
+        """Render the whole prompt with a mark where the candidate begins.
+
+        A template without a place for notes shows them in the profile's, before it.
+        """
+        if notes and not self._has_notes:
+            profile, notes = f"{notes} {profile}".rstrip(), ""
+        values = {"recent": list(recent), "profile": profile, "notes": notes, "candidate": candidate}
         prefix = self.template.render("prefix", **values)
         suffix = self.template.render("candidate", **values)
         system, user = self.template.render("system", **values), f"{prefix}\n{mark}{suffix}"
@@ -195,6 +216,11 @@ class PromptBuilder:
             return self.template.render_whole("frame", system=system, user=user) + self.cue
         turns = (Message("system", system), Message("user", user))
         return self.tokenizer.render_chat(Prompt(turns, self.cue), think=False)
+
+    @cached_property
+    def _has_notes(self) -> bool:
+        """Whether the template has a place for notes."""
+        return "notes" in self.template.used("prefix")
 
     @property
     def _has_frame(self) -> bool:
@@ -204,7 +230,7 @@ class PromptBuilder:
     @cached_property
     def cue(self) -> str:
         """What stands before the answer; never empty where no chat format says whose turn it is."""
-        cue = self.template.render("answer", recent=[], profile="", candidate="")
+        cue = self.template.render("answer", **_NOTHING)
         return cue or ("" if self._has_frame or self.tokenizer.has_chat_template else _CUE)
 
     def labels(self) -> LabelTokens:
@@ -221,8 +247,7 @@ class PromptBuilder:
                     "of this one; use another template or model."
                 )
         suffix = self.suffix_text("item")
-        blank = {"recent": [], "profile": "", "candidate": ""}
-        words = [self.template.render(name, **blank) for name in ("positive", "negative")]
+        words = [self.template.render(name, **_NOTHING) for name in ("positive", "negative")]
         # An answer cue such as `Answer:` is followed by a blank, which joins the label's token.
         before = " " if self.cue else "" if self._has_frame else self.tokenizer.answer_blank
         found = [self._label(suffix, before, word) for word in words]

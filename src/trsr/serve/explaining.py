@@ -1,4 +1,4 @@
-"""Why a candidate got its margin: each recent item and each sentence of the profile is left out in turn."""
+"""Why a candidate got its margin: each recent item and sentence of notes and profile is left out in turn."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trsr.serve.questions import Ask, Scored
 from trsr.templating import plain_line
 
 MAX_SENTENCES = 12
-"""Parts of a profile that are left out in turn at most; of more, neighbours go together."""
+"""Parts of notes or of a profile that are left out in turn at most; of more, neighbours go together."""
 # A full stop ends a sentence unless a small letter or a digit follows: "Mostly tools, e.g. saws." is one.
 _SENTENCE_END = re.compile(r"(?<=[.!?…])\s+(?=[^\sa-z\d])|(?<=[。！？])")
 _CLAUSE_END = re.compile(
@@ -28,12 +28,14 @@ class Explanation:
         margin: With everything.
         without_item: (item id, margin - margin without it) for each recent item shown, oldest first; above 0
             where the item speaks for the candidate.
+        without_note: The same for the sentences of the user's notes.
         without_sentence: The same for the profile's sentences (or clauses, where it is one sentence), in
             their order.
     """
 
     margin: float
     without_item: tuple[tuple[str, float], ...]
+    without_note: tuple[tuple[str, float], ...]
     without_sentence: tuple[tuple[str, float], ...]
 
 
@@ -43,18 +45,17 @@ class LeaveOneOut:
 
     asks: tuple[Ask, ...]
     items: tuple[str, ...]
+    notes: tuple[str, ...]
     sentences: tuple[str, ...]
 
     def explanation(self, scored: Sequence[Scored]) -> Explanation:
         """Read the answers to `asks`, in their order."""
         whole, *others = (float(answer.margins[0]) for answer in scored)
-        moved = [whole - other for other in others]
-        n = len(self.items)
-        return Explanation(
-            whole,
-            tuple(zip(self.items, moved[:n], strict=True)),
-            tuple(zip(self.sentences, moved[n:], strict=True)),
+        moved = iter([whole - other for other in others])
+        items, notes, sentences = (
+            tuple((part, next(moved)) for part in parts) for parts in (self.items, self.notes, self.sentences)
         )
+        return Explanation(whole, items, notes, sentences)
 
 
 def leave_one_out(ask: Ask, candidate: str, shown: Sequence[str]) -> LeaveOneOut:
@@ -74,23 +75,28 @@ def leave_one_out(ask: Ask, candidate: str, shown: Sequence[str]) -> LeaveOneOut
     history = tuple(ask.user_history)
     if history[len(history) - len(shown) :] != tuple(shown):
         raise DataError(f"Found {len(shown)} recent items that do not end the history; expected its newest.")
-    profile = plain_line(ask.profile)
-    whole = replace(ask, user_history=tuple(shown), profile=profile, candidates=(candidate,))
-    parts = sentences(profile)
+    notes, profile = plain_line(ask.notes), plain_line(ask.profile)
+    whole = Ask(tuple(shown), profile, (candidate,), notes)
+    noted, said = sentences(notes), sentences(profile)
     without_item = [
         replace(whole, user_history=(*shown[:place], *shown[place + 1 :])) for place in range(len(shown))
     ]
-    without_part = [
-        replace(whole, profile="".join(parts[:place] + parts[place + 1 :]).strip())
-        for place in range(len(parts))
-    ]
+    without_note = [replace(whole, notes=_without(noted, place)) for place in range(len(noted))]
+    without_sentence = [replace(whole, profile=_without(said, place)) for place in range(len(said))]
     return LeaveOneOut(
-        (whole, *without_item, *without_part), tuple(shown), tuple(part.strip() for part in parts)
+        (whole, *without_item, *without_note, *without_sentence),
+        tuple(shown),
+        tuple(part.strip() for part in noted),
+        tuple(part.strip() for part in said),
     )
 
 
+def _without(parts: Sequence[str], place: int) -> str:
+    return "".join([*parts[:place], *parts[place + 1 :]]).strip()
+
+
 def sentences(line: str) -> list[str]:
-    """Cut a profile into its sentences, or a single sentence into its clauses; joined they are the line.
+    """Cut notes or a profile into sentences, or a single sentence into its clauses; joined they are the line.
 
     Args:
         line: One line of text; may be empty.

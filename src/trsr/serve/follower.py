@@ -5,11 +5,6 @@ when it is written. So a killed process leaves nothing half done, and the next o
 missing. Work goes in rounds of few calls, which the users who are due share, so that a long history holds up
 nobody: who comes in between is in the next round. One follower a database is enough; a second one would do
 the same work again, never harm.
-
-What a person wrote stands for all that the profile had seen when they wrote it: later updates begin with
-their text, and the history after it is cut into blocks afresh. By `recurrent` the next block is an update of
-that text, by `hierarchical` it is merged with what the tree of the new blocks says, by `counted` the counts
-of the new items are put behind it, by `none` it stays as it is. A person who leaves it blank starts anew.
 """
 
 from __future__ import annotations
@@ -17,7 +12,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from trsr.errors import EngineError, OutputError, StoreError
@@ -26,7 +21,7 @@ from trsr.llm.openmp import apart
 from trsr.serve.records import PendingUpdate, Profile
 from trsr.serve.store import ServeStore
 from trsr.summarize.run import Fold, Summariser, SummaryProgress, complete, profile, start_fold
-from trsr.types import Block, History
+from trsr.types import History
 
 logger = logging.getLogger(__name__)
 
@@ -44,21 +39,11 @@ class FollowerStoppedError(Exception):
 
 @dataclass(frozen=True)
 class _Job:
-    """An update that was begun: from which version, with which edit before it."""
+    """An update that was begun, and from which version."""
 
     update: PendingUpdate
     latest: Profile | None
-    edit: Profile | None
     fold: Fold
-
-    @property
-    def version(self) -> int:
-        return self.latest.version if self.latest else 0
-
-    @property
-    def n_items(self) -> int:
-        """How much of the history the new profile has seen."""
-        return len(self.fold.history) + (self.edit.n_items if self.edit else 0)
 
 
 class Follower:
@@ -161,15 +146,12 @@ class Follower:
 
     def _begin(self, update: PendingUpdate) -> _Job | None:
         """Plan an update; None if the user is gone."""
-        # The version first: an edit that comes after it makes `add_profile` refuse what is begun here.
         latest = self.store.latest_profile(update.user_id)
-        edit = self.store.latest_profile(update.user_id, "person")
         history = self.store.history(update.user_id)
         if history is None:
             return None
-        start = edit.n_items if edit else 0
-        since = History(str(update.ticket), history.item_ids[start : update.n_items])
-        return _Job(update, latest, edit, start_fold(since, self.summariser, edit.text if edit else ""))
+        seen = History(str(update.ticket), history.item_ids[: update.n_items])
+        return _Job(update, latest, start_fold(seen, self.summariser))
 
     def _complete(self, folds: Sequence[Fold], most: int, end_done: Callable[[], None]) -> None:
         """Get texts of these folds, end those that are done, and count what it took."""
@@ -193,23 +175,24 @@ class Follower:
         """Add the profile of a finished fold; return whether there was one to add."""
         made = profile(job.fold, self.summariser)
         latest = job.latest
-        nothing_to_say = not job.fold.history.item_ids or self.summariser.config.method == "none"
-        if nothing_to_say or (
-            latest is not None
-            and latest.author == "model"
-            and (latest.text, latest.key, latest.n_items) == (made.text, made.key, job.n_items)
+        if (
+            not made.n_items
+            or self.summariser.config.method == "none"
+            or (
+                latest is not None
+                and (latest.text, latest.key, latest.n_items) == (made.text, made.key, made.n_items)
+            )
         ):
-            self.store.finish(job.update, job.version)
+            self.store.finish(job.update)
             return False
         calls = [(key, job.fold.calls[place].item_ids) for place, key in sorted(job.fold.keys.items())]
         added = self.store.add_profile(
             job.update.user_id,
             made.text,
-            "model",
-            job.n_items,
+            made.n_items,
             made.key,
             calls,
-            expected_version=job.version,
+            expected_version=latest.version if latest else 0,
             ticket=job.update.ticket,
         )
         return added is not None
@@ -219,27 +202,6 @@ class Follower:
         logger.warning("A profile could not be updated (%s); trying again later.", self.last_failure)
         logger.debug("The cause:", exc_info=error)
         self.store.fail(update, str(error) or type(error).__name__)
-
-
-def blocks_between_edits(
-    item_ids: Sequence[str], summariser: Summariser, edits: Iterable[int]
-) -> list[Block]:
-    """Return the blocks of a history as its summaries read it: cut afresh after each edit.
-
-    Args:
-        item_ids: The history, oldest first.
-        summariser: Cuts.
-        edits: The `n_items` of every version a person wrote.
-
-    Returns:
-        Blocks whose items joined are `item_ids`; beside the last, those before an edit may be incomplete.
-    """
-    starts = sorted({0, *(n for n in edits if n < len(item_ids))})
-    blocks: list[Block] = []
-    for start, end in zip(starts, [*starts[1:], len(item_ids)], strict=True):
-        for block in summariser.blocks(item_ids[start:end]):
-            blocks.append(Block(len(blocks), start + block.start, block.item_ids, block.complete))
-    return blocks
 
 
 def _reason(error: Exception) -> str:

@@ -17,11 +17,13 @@ class Ask:
         user_history: Item ids, oldest first; only the newest `prompt.n_recent` are shown.
         profile: The user's profile; may be empty.
         candidates: Item ids, at least one.
+        notes: What the user wrote about themselves; may be empty.
     """
 
     user_history: Sequence[str]
     profile: str
     candidates: Sequence[str]
+    notes: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class Scored:
         margins: Shape (n,), float32, logits.
         scores: Shape (n,), float64, in [0, 1], calibrated where the model folder says how.
         n_prompt_tokens: Shape (n,), int32, tokens of each candidate's whole prompt.
-        n_cut_tokens: Tokens of recent items and profile that did not fit the budget.
+        n_cut_tokens: Tokens of notes, recent items and profile that did not fit the budget.
         n_read_tokens: Tokens the model really read: the prefix once, unless it was cached, and all suffixes.
         cached: Whether the prefix had been read for an earlier question.
     """

@@ -31,16 +31,18 @@ class Reader:
     Attributes:
         history: Item ids, oldest first.
         profile: The text that the model reads; may be empty.
-        source: Who wrote it; `counted` is made from the items' fields, until the model has written one.
+        source: Who wrote the profile; `counted` is made from the items' fields, until the model has written.
         version: Its version, where it is kept.
         n_items: How many of the oldest items it knows.
+        notes: What the user wrote about themselves; the model reads them first.
     """
 
     history: tuple[str, ...]
     profile: str
-    source: Literal["model", "person", "counted", "none"]
+    source: Literal["model", "counted", "none"]
     version: int | None = None
     n_items: int = 0
+    notes: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +159,7 @@ class Ranker:
             self.check_items(candidates)
         if not candidates:
             return [], Tokens(0, 0, 0)
-        ask = Ask(reader.history, reader.profile, candidates)
+        ask = Ask(reader.history, reader.profile, candidates, reader.notes)
         prompt = await run_in_threadpool(self.recommender.prompt, ask)
         n_tokens = n_read_at_most(prompt)
         parts = None
@@ -196,7 +198,7 @@ class Ranker:
         """Return the items that the model would rank, in the order in which they were found."""
         n = min(max(self.n_ranked, wish.top_n), self._max_candidates)
         try:
-            return self.retriever.top(reader.profile, reader.history, n, wish.filters)
+            return self.retriever.top(f"{reader.notes} {reader.profile}", reader.history, n, wish.filters)
         except DataError as error:  # the items are known, so it is the filter
             raise Problem(UNKNOWN_FIELDS, str(error)) from error
 

@@ -126,17 +126,17 @@ class Recommender:
         return self.score([TextAsk(query, documents)])[0]
 
     def explain(self, ask: Ask, candidate: str) -> Explanation:
-        """Leave out each recent item and each sentence of the profile in turn; all in one `score` call."""
+        """Leave out each recent item and sentence of notes and profile in turn; all in one `score` call."""
         parts = self.leave_one_out(ask, candidate)
         return parts.explanation(self.score(parts.asks))
 
     def leave_one_out(self, ask: Ask, candidate: str) -> LeaveOneOut:
         """Return the questions behind `explain`, for callers that put them into a queue."""
-        prompt = self.prompt(Ask(ask.user_history, ask.profile, (candidate,)))
+        prompt = self.prompt(replace(ask, candidates=(candidate,)))
         n_shown = min(len(ask.user_history), self.builder.config.n_recent) - prompt.fitted.n_recent_cut
         shown = tuple(ask.user_history[len(ask.user_history) - n_shown :])
         profile = ask.profile if self.builder.config.use_profile else ""
-        return leave_one_out(Ask(ask.user_history, profile, ()), candidate, shown)
+        return leave_one_out(replace(ask, profile=profile), candidate, shown)
 
     def text_of(self, item_id: str) -> str:
         """Return an item's text as prompts show it.
@@ -157,11 +157,11 @@ class Recommender:
 
     def _prompt(self, question: Question) -> RankingPrompt:
         match question:
-            case Ask(user_history=history, profile=profile, candidates=names):
+            case Ask(user_history=history, profile=profile, candidates=names, notes=notes):
                 if not names:
                     raise DataError("The question has no candidates; name at least one.")
                 try:
-                    return self.builder.build(history, profile, names, room=self._item_room)
+                    return self.builder.build(history, profile, names, notes=notes, room=self._item_room)
                 except BudgetError as error:
                     longest = max(names, key=lambda name: len(self.builder.suffix(name)))
                     raise BudgetError(f"With the item {longest!r} among the candidates: {error}") from error

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, NamedTuple
-
-Author = Literal["model", "person"]
-"""Who wrote a profile: the summariser, or a person who edited it."""
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +39,26 @@ class Profile:
     Attributes:
         user_id: Whose profile it is.
         version: Counts from 1.
-        text: What it says; blank only where a person took everything out.
-        author: Who wrote this version.
+        text: What it says.
         n_items: How many of the oldest history items stand behind it.
-        key: The store's key of the last call that made it; None for a person's, and where no call was made.
+        key: The store's key of the last call that made it; None where no call was made.
         created_at: When (UTC).
     """
 
     user_id: str
     version: int
     text: str
-    author: Author
     n_items: int
     key: str | None
     created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Notes:
+    """What a user wrote about themselves, and when (UTC); no update of the profile changes it."""
+
+    text: str
+    updated_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

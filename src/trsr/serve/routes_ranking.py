@@ -83,9 +83,9 @@ def ranking_router(service: Service) -> APIRouter:
     async def recommend(body: RecommendIn, request: Request) -> RecommendOut:
         """Rank the given candidates, or the best of the catalogue, for a user or a history.
 
-        Without candidates, the items that share most words with the profile and the recent items are ranked,
-        those of the history left out. `explain` leaves out each recent item and each sentence of the profile
-        in turn and says how the margin of each answer changes.
+        Without candidates, the items that share most words with notes, profile and recent items are ranked,
+        those of the history left out. `explain` leaves out each recent item and each sentence of the notes
+        and of the profile in turn and says how the margin of each answer changes.
         """
         if body.user_id is not None:
             check_user(request, body.user_id)
@@ -101,7 +101,12 @@ def ranking_router(service: Service) -> APIRouter:
         return RecommendOut(
             model=service.model_name,
             user_id=body.user_id,
-            profile=UsedProfile(source=reader.source, version=reader.version, n_items=reader.n_items),
+            profile=UsedProfile(
+                source=reader.source,
+                version=reader.version,
+                n_items=reader.n_items,
+                notes=bool(reader.notes),
+            ),
             results=[_item(ranked) for ranked in answer.results],
             calibrated=service.calibrated,
             usage=_usage(answer.tokens),
@@ -137,7 +142,10 @@ def _item(ranked: Ranked) -> RecommendedItem:
 def _explanation(explanation: Explanation) -> ExplanationOut:
     return ExplanationOut(
         without_item=[MovedByItem(item_id=i, margin_moved=moved) for i, moved in explanation.without_item],
-        without_sentence=[
-            MovedBySentence(sentence=text, margin_moved=moved) for text, moved in explanation.without_sentence
-        ],
+        without_note=[_sentence(*moved) for moved in explanation.without_note],
+        without_sentence=[_sentence(*moved) for moved in explanation.without_sentence],
     )
+
+
+def _sentence(text: str, moved: float) -> MovedBySentence:
+    return MovedBySentence(sentence=text, margin_moved=moved)

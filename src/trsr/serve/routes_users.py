@@ -1,4 +1,4 @@
-"""Users over HTTP: their events, what is known of them, their own words, and forgetting them."""
+"""Users over HTTP: their events, what is known of them, their notes, and forgetting them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path
 
 from trsr.serve.problems import UNKNOWN_ITEMS, UNKNOWN_USER, refusals
-from trsr.serve.records import Event, Profile
+from trsr.serve.records import Event, Notes, Profile
 from trsr.serve.schemas import (
     BlockOut,
     EventOut,
@@ -16,7 +16,8 @@ from trsr.serve.schemas import (
     HistoryEntry,
     Id,
     KnownId,
-    ProfileIn,
+    NotesIn,
+    NotesOut,
     ProfileOut,
     UserOut,
 )
@@ -47,7 +48,7 @@ def users_router(service: Service) -> APIRouter:
 
     @router.get("", responses=refusals(UNKNOWN_USER))
     def get_user(user_id: UserId) -> UserOut:
-        """Return a user's history, its blocks with their summaries, and every version of the profile."""
+        """Return a user's history, blocks with their summaries, notes, and every version of the profile."""
         user = service.user(user_id)
         versions = [_profile(profile) for profile in user.profiles]
         return UserOut(
@@ -71,19 +72,23 @@ def users_router(service: Service) -> APIRouter:
                 )
                 for block, summary in user.blocks
             ],
+            notes=_notes(user.notes) if user.notes else None,
             profile=versions[-1] if versions else None,
             versions=versions,
             pending=user.pending,
         )
 
-    @router.put("/profile", responses=refusals(UNKNOWN_USER))
-    def edit_profile(user_id: UserId, body: ProfileIn) -> ProfileOut:
-        """Replace a profile with a person's own words: a new version, which later updates build on."""
-        return _profile(service.edit_profile(user_id, body.text, body.version))
+    @router.put("/notes", responses=refusals(UNKNOWN_USER))
+    def put_notes(user_id: UserId, body: NotesIn) -> NotesOut:
+        """Keep what a user writes about themselves; rankings read it first, and no update changes it.
+
+        An empty text removes the notes.
+        """
+        return _notes(service.put_notes(user_id, body.text))
 
     @router.delete("", status_code=204, responses=refusals(UNKNOWN_USER))
     def delete_user(user_id: UserId) -> None:
-        """Forget a user: events, profiles, and the summaries that no other user has.
+        """Forget a user: events, notes, profiles, and the summaries that no other user has.
 
         When this is answered, none of their bytes is left in the database's files.
         """
@@ -92,11 +97,14 @@ def users_router(service: Service) -> APIRouter:
     return router
 
 
+def _notes(notes: Notes) -> NotesOut:
+    return NotesOut(text=notes.text, updated_at=notes.updated_at)
+
+
 def _profile(profile: Profile) -> ProfileOut:
     return ProfileOut(
         version=profile.version,
         text=profile.text,
-        author=profile.author,
         n_items=profile.n_items,
         created_at=profile.created_at,
     )

@@ -21,7 +21,7 @@ from trsr.data.values import MAX_ID, id_fault
 MAX_EVENTS = 1000
 MAX_ITEMS = 1000
 MAX_HISTORY = 10_000
-MAX_PROFILE = 8_000
+MAX_NOTES = 8_000
 MAX_TEXT = 200_000
 _EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
 
@@ -37,7 +37,6 @@ Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID), AfterVal
 KnownId = Annotated[str, StringConstraints(min_length=1)]
 """An id that has to exist: whatever a data set has brought can be named, read and deleted."""
 Text = Annotated[str, StringConstraints(max_length=MAX_TEXT)]
-ProfileText = Annotated[str, StringConstraints(max_length=MAX_PROFILE)]
 Field_ = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 Time = Annotated[AwareDatetime, Field(ge=_EARLIEST, le=_LATEST)]
 
@@ -49,7 +48,6 @@ def _example(**values: Any) -> ConfigDict:
 _PROFILE: dict[str, Any] = {
     "version": 2,
     "text": "This shopper buys garden tools and clay pots, lately also string lights.",
-    "author": "model",
     "n_items": 10,
     "created_at": "2026-11-23T09:30:00Z",
 }
@@ -109,15 +107,29 @@ class BlockOut(BaseModel):
 
 
 class ProfileOut(BaseModel):
-    """A version of a profile: written by the model or by a person, after the oldest `n_items` events."""
+    """A version of a profile, written by the model after the oldest `n_items` events."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_PROFILE]})
 
     version: int
     text: str
-    author: Literal["model", "person"]
     n_items: int
     created_at: datetime
+
+
+class NotesIn(BaseModel):
+    """What a user writes about themselves; an empty text removes it."""
+
+    model_config = _example(text="I look for presents now: toys for two children, and books.")
+
+    text: str = Field(max_length=MAX_NOTES)
+
+
+class NotesOut(BaseModel):
+    """A user's notes; empty where they were removed."""
+
+    text: str
+    updated_at: datetime
 
 
 class UserOut(BaseModel):
@@ -126,20 +138,10 @@ class UserOut(BaseModel):
     user_id: str
     history: list[HistoryEntry]
     blocks: list[BlockOut]
+    notes: NotesOut | None = Field(description="What the user wrote; null where they wrote nothing.")
     profile: ProfileOut | None = Field(description="The newest version; null until one is written.")
     versions: list[ProfileOut] = Field(description="Oldest first.")
     pending: bool = Field(description="Whether the profile has yet to follow the newest events.")
-
-
-class ProfileIn(BaseModel):
-    """A profile in a person's own words; an empty one takes everything out."""
-
-    model_config = _example(text="I look for presents now: toys for two children, and books.", version=2)
-
-    text: ProfileText
-    version: int | None = Field(
-        default=None, ge=1, le=2**31, description="The version that was edited; the newest by default."
-    )
 
 
 class ItemIn(BaseModel):
@@ -314,7 +316,7 @@ class MovedByItem(BaseModel):
 
 
 class MovedBySentence(BaseModel):
-    """How much of a score's margin (in logits) goes when this sentence of the profile is left out."""
+    """How much of a score's margin (in logits) goes when this sentence is left out."""
 
     sentence: str
     margin_moved: float
@@ -324,6 +326,7 @@ class ExplanationOut(BaseModel):
     """What moved a score: above 0 where a part speaks for the item, below 0 where it speaks against it."""
 
     without_item: list[MovedByItem]
+    without_note: list[MovedBySentence] = Field(description="Sentences of the user's notes.")
     without_sentence: list[MovedBySentence]
 
 
@@ -340,9 +343,10 @@ class RecommendedItem(BaseModel):
 class UsedProfile(BaseModel):
     """The profile that was read: `counted` from the items' fields until the model has written one."""
 
-    source: Literal["model", "person", "counted", "none"]
+    source: Literal["model", "counted", "none"]
     version: int | None
     n_items: int = Field(description="How many of the oldest events it knows.")
+    notes: bool = Field(description="Whether the user's notes were read before it.")
 
 
 class RecommendOut(BaseModel):

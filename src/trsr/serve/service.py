@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from starlette.concurrency import run_in_threadpool
 
-from trsr.serve.follower import Follower, blocks_between_edits
-from trsr.serve.problems import INVALID, UNKNOWN_FIELDS, UNKNOWN_USER, Problem
+from trsr.serve.follower import Follower
+from trsr.serve.problems import UNKNOWN_FIELDS, UNKNOWN_USER, Problem
 from trsr.serve.questions import TextAsk
 from trsr.serve.ranking import Ranked, Ranker, Ranking, Reader, Tokens, Wish
-from trsr.serve.records import Event, Profile, StoredEvent, UserSummary
+from trsr.serve.records import Event, Notes, Profile, StoredEvent, UserSummary
 from trsr.serve.store import ServeStore
 from trsr.summarize.counted import counted_profile
 from trsr.summarize.run import Summariser
+from trsr.templating import plain_line
 from trsr.types import Block, Item
 
 
@@ -27,6 +28,7 @@ class User:
         user_id: Who.
         events: Oldest first.
         blocks: Each block of the history with its summary, where one is written.
+        notes: What they wrote about themselves.
         profiles: Every version, oldest first.
         pending: Whether the profile has yet to follow the newest events.
     """
@@ -34,6 +36,7 @@ class User:
     user_id: str
     events: list[StoredEvent]
     blocks: list[tuple[Block, str | None]]
+    notes: Notes | None
     profiles: list[Profile]
     pending: bool
 
@@ -141,39 +144,28 @@ class Service:
         if not events:
             raise _unknown(user_id)
         profiles = self.store.profiles(user_id)
-        edits = [profile.n_items for profile in profiles if profile.author == "person"]
-        blocks = blocks_between_edits([event.item_id for event in events], self.summariser, edits)
+        blocks = self.summariser.blocks([event.item_id for event in events])
         texts = _block_texts(blocks, self.store.user_summaries(user_id))
         n_seen = profiles[-1].n_items if profiles else 0
-        return User(user_id, events, list(zip(blocks, texts, strict=True)), profiles, n_seen < len(events))
+        return User(
+            user_id,
+            events,
+            list(zip(blocks, texts, strict=True)),
+            self.store.notes(user_id),
+            profiles,
+            n_seen < len(events),
+        )
 
-    def edit_profile(self, user_id: str, text: str, version: int | None = None) -> Profile:
-        """Keep a person's own words as the newest version; the same words again change nothing.
-
-        Args:
-            user_id: Whose profile.
-            text: The words; empty to take everything out.
-            version: The version that was edited: what it has not seen is folded in later. The newest by
-                default.
+    def put_notes(self, user_id: str, text: str) -> Notes:
+        """Keep what a user wrote about themselves, in place of earlier notes; a blank text removes them.
 
         Raises:
-            Problem: there is no such user or version.
+            Problem: there is no such user.
         """
-        if self.store.history(user_id) is None:
+        notes = self.store.put_notes(user_id, text if plain_line(text) else "")
+        if notes is None:
             raise _unknown(user_id)
-        profiles = self.store.profiles(user_id)
-        newest = profiles[-1] if profiles else None
-        seen = newest
-        if version is not None:
-            seen = next((profile for profile in profiles if profile.version == version), None)
-            if seen is None:
-                raise Problem(INVALID, f"The profile has no version {version}; name one that it has.")
-        if newest is not None and newest.author == "person" and newest.text == text:
-            return newest
-        added = self.store.add_profile(user_id, text, "person", seen.n_items if seen else 0)
-        if added is None:
-            raise _unknown(user_id)
-        return added
+        return notes
 
     def delete_user(self, user_id: str) -> None:
         """Forget a user; no byte of them is left when this returns.
@@ -234,10 +226,12 @@ class Service:
         history = self.store.history(whom)
         if history is None:
             raise _unknown(whom)
-        profile = self.store.latest_profile(whom)
+        notes, profile = self.store.notes(whom), self.store.latest_profile(whom)
         if profile is None:
-            return self._stranger(history.item_ids)
-        return Reader(history.item_ids, profile.text, profile.author, profile.version, profile.n_items)
+            found = self._stranger(history.item_ids)
+        else:
+            found = Reader(history.item_ids, profile.text, "model", profile.version, profile.n_items)
+        return replace(found, notes=notes.text) if notes else found
 
     def _stranger(self, history: tuple[str, ...]) -> Reader:
         """Return a reader nothing is written about: the profile is counted, if the model reads any."""

@@ -82,4 +82,33 @@ MIGRATIONS = (
     # Users who are gone for everybody, some of whose bytes may still be on disk.
     "CREATE TABLE deleted (uid INTEGER PRIMARY KEY)",
     "CREATE INDEX pending_by_due ON pending (due)",
+    # A person's words were a version of the profile before, which later plans began with (at `start`). The
+    # newest become the notes, and the profile is written anew from the whole history.
+    "CREATE TABLE notes (uid INTEGER PRIMARY KEY, text TEXT NOT NULL, updated_at REAL NOT NULL)",
+    """
+    INSERT INTO notes SELECT uid, text, created_at FROM profiles WHERE author = 'person' AND version =
+        (SELECT max(version) FROM profiles edits WHERE edits.uid = profiles.uid AND author = 'person')
+    """,
+    """
+    INSERT INTO pending (uid, since, due) SELECT uid, updated_at, 0 FROM notes WHERE true
+    ON CONFLICT DO NOTHING
+    """,
+    "DELETE FROM notes WHERE trim(text, char(9, 10, 13, 32)) = ''",
+    "DELETE FROM profiles WHERE author = 'person'",
+    "DROP INDEX edits",
+    "ALTER TABLE profiles DROP COLUMN author",
+    "INSERT INTO drafts SELECT DISTINCT uid, key FROM plans WHERE start > 0 ON CONFLICT DO NOTHING",
+    "ALTER TABLE plans RENAME TO plans_after_edits",
+    """
+    CREATE TABLE plans (
+        uid INTEGER NOT NULL,
+        place INTEGER NOT NULL,
+        key TEXT NOT NULL,
+        item_ids TEXT NOT NULL,
+        PRIMARY KEY (uid, place)
+    ) WITHOUT ROWID
+    """,
+    "INSERT INTO plans SELECT uid, place, key, item_ids FROM plans_after_edits WHERE start = 0",
+    "DROP TABLE plans_after_edits",
+    "CREATE INDEX plans_by_key ON plans (key)",
 )

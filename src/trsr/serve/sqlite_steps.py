@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from trsr.serve.records import Author, Event, Profile
+from trsr.serve.records import Event, Profile
 
 MAX_BACK_OFF = 300.0
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -93,9 +93,7 @@ def put_off(db: sqlite3.Connection, uid: int, error: str) -> None:
         )
 
 
-_PROFILE = (
-    "SELECT user_id, version, text, author, n_items, key, created_at FROM profiles JOIN users USING (uid)"
-)
+_PROFILE = "SELECT user_id, version, text, n_items, key, created_at FROM profiles JOIN users USING (uid)"
 
 
 def read_profiles(db: sqlite3.Connection, user_id: str) -> list[Profile]:
@@ -104,18 +102,15 @@ def read_profiles(db: sqlite3.Connection, user_id: str) -> list[Profile]:
     return [_profile(row) for row in rows]
 
 
-def newest_profile(db: sqlite3.Connection, user_id: str, author: Author | None = None) -> Profile | None:
-    """Return the newest version, or the newest by one author."""
-    condition = "" if author is None else f"AND author = '{author}'"
-    row = db.execute(
-        f"{_PROFILE} WHERE user_id = ? {condition} ORDER BY version DESC LIMIT 1", (user_id,)
-    ).fetchone()
+def newest_profile(db: sqlite3.Connection, user_id: str) -> Profile | None:
+    """Return the newest version."""
+    row = db.execute(f"{_PROFILE} WHERE user_id = ? ORDER BY version DESC LIMIT 1", (user_id,)).fetchone()
     return None if row is None else _profile(row)
 
 
-def _profile(row: tuple[str, int, str, Author, int, str | None, float]) -> Profile:
-    user_id, version, text, author, n_items, key, created_at = row
-    return Profile(user_id, version, text, author, n_items, key, datetime.fromtimestamp(created_at, UTC))
+def _profile(row: tuple[str, int, str, int, str | None, float]) -> Profile:
+    user_id, version, text, n_items, key, created_at = row
+    return Profile(user_id, version, text, n_items, key, datetime.fromtimestamp(created_at, UTC))
 
 
 def newest_version(db: sqlite3.Connection, uid: int) -> int:
@@ -130,22 +125,18 @@ def own_drafts(db: sqlite3.Connection, uids: Iterable[int], key: str) -> None:
     db.executemany("INSERT INTO drafts (uid, key) VALUES (?, ?) ON CONFLICT DO NOTHING", rows)
 
 
-def own_plan(
-    db: sqlite3.Connection, uid: int, start: int, calls: Sequence[tuple[str, Sequence[str]]]
-) -> None:
-    """Let a user have the calls of a plan that begins after `start` items, and none of an older such plan.
+def own_plan(db: sqlite3.Connection, uid: int, calls: Sequence[tuple[str, Sequence[str]]]) -> None:
+    """Let a user have the calls of a plan, and none of an older one.
 
     `calls` are keys with the items below them; rows that stay as they are, as most do, are not written.
     """
-    rows = db.execute(
-        "SELECT start, place, key, item_ids FROM plans WHERE uid = ? AND start >= ?", (uid, start)
-    )
-    before = {(first, place): (key, item_ids) for first, place, key, item_ids in rows}
-    now = {(start, place): (key, json.dumps(list(item_ids))) for place, (key, item_ids) in enumerate(calls)}
-    gone = [(uid, *where) for where, call in before.items() if now.get(where) != call]
-    db.executemany("DELETE FROM plans WHERE uid = ? AND start = ? AND place = ?", gone)
-    added = [(uid, *where, *call) for where, call in now.items() if before.get(where) != call]
-    db.executemany("INSERT INTO plans (uid, start, place, key, item_ids) VALUES (?, ?, ?, ?, ?)", added)
+    rows = db.execute("SELECT place, key, item_ids FROM plans WHERE uid = ?", (uid,))
+    before = {place: (key, item_ids) for place, key, item_ids in rows}
+    now = {place: (key, json.dumps(list(item_ids))) for place, (key, item_ids) in enumerate(calls)}
+    gone = [(uid, place) for place, call in before.items() if now.get(place) != call]
+    db.executemany("DELETE FROM plans WHERE uid = ? AND place = ?", gone)
+    added = [(uid, place, *call) for place, call in now.items() if before.get(place) != call]
+    db.executemany("INSERT INTO plans (uid, place, key, item_ids) VALUES (?, ?, ?, ?)", added)
     drafts = db.execute("SELECT key FROM drafts WHERE uid = ?", (uid,)).fetchall()
     db.execute("DELETE FROM drafts WHERE uid = ?", (uid,))
     drop_unowned(db, {key for key, _ in before.values()} | {key for (key,) in drafts})
@@ -166,7 +157,7 @@ def drop_unowned(db: sqlite3.Connection, keys: Iterable[str]) -> None:
 def mark_deleted(db: sqlite3.Connection, uid: int) -> None:
     """Let nobody find a user any more; `delete_rows_of` does the rest."""
     db.execute("INSERT INTO deleted (uid) VALUES (?)", (uid,))
-    for table in ("pending", "users"):
+    for table in ("notes", "pending", "users"):
         db.execute(f"DELETE FROM {table} WHERE uid = ?", (uid,))
 
 

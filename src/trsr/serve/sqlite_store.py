@@ -24,7 +24,7 @@ from trsr.errors import OutputError, StoreError
 from trsr.serve import sqlite_steps as steps
 from trsr.serve.auth import Key
 from trsr.serve.database_file import DatabaseFile, make_private
-from trsr.serve.records import Author, Event, PendingUpdate, Profile, StoredEvent, UserSummary
+from trsr.serve.records import Event, Notes, PendingUpdate, Profile, StoredEvent, UserSummary
 from trsr.serve.sqlite_keys import WHAT, read_keys
 from trsr.serve.sqlite_schema import APPLICATION_ID, MIGRATIONS
 from trsr.summarize.store import StoredCall, SummaryTable
@@ -193,23 +193,45 @@ class SqliteServeStore:
             ).fetchall()
         return [user_id for (user_id,) in rows]
 
-    # Profiles
+    # Notes and profiles
+
+    def notes(self, user_id: str) -> Notes | None:
+        """Return what a user wrote about themselves."""
+        with self._reading() as db:
+            row = db.execute(
+                "SELECT text, updated_at FROM notes JOIN users USING (uid) WHERE user_id = ?", (user_id,)
+            ).fetchone()
+        return None if row is None else Notes(row[0], datetime.fromtimestamp(row[1], UTC))
+
+    def put_notes(self, user_id: str, text: str) -> Notes | None:
+        """Replace a user's notes, or remove them by an empty text; return None for nobody of that id."""
+        now = time.time()
+        with self._writing() as db:
+            user = steps.find_user(db, user_id)
+            if user is None:
+                return None
+            if text:
+                db.execute(
+                    "REPLACE INTO notes (uid, text, updated_at) VALUES (?, ?, ?)", (user.uid, text, now)
+                )
+            else:
+                db.execute("DELETE FROM notes WHERE uid = ?", (user.uid,))
+        return Notes(text, datetime.fromtimestamp(now, UTC))
 
     def profiles(self, user_id: str) -> list[Profile]:
         """Return all versions of a user's profile, oldest first."""
         with self._reading() as db:
             return steps.read_profiles(db, user_id)
 
-    def latest_profile(self, user_id: str, author: Author | None = None) -> Profile | None:
-        """Return the newest version, or the newest by this author."""
+    def latest_profile(self, user_id: str) -> Profile | None:
+        """Return the newest version."""
         with self._reading() as db:
-            return steps.newest_profile(db, user_id, author)
+            return steps.newest_profile(db, user_id)
 
     def add_profile(
         self,
         user_id: str,
         text: str,
-        author: Author,
         n_items: int,
         key: str | None = None,
         calls: Sequence[tuple[str, Sequence[str]]] = (),
@@ -217,7 +239,7 @@ class SqliteServeStore:
         ticket: int | None = None,
     ) -> Profile | None:
         """Add a version of a user's profile, or return None where it no longer fits."""
-        with self._writing(durable=author == "person") as db:
+        with self._writing(durable=False) as db:
             user = steps.find_user(db, user_id)
             if user is None or ticket not in (None, user.uid) or n_items > user.n_events:
                 return None
@@ -227,27 +249,23 @@ class SqliteServeStore:
             # A text that only others had may have gone with them since it was read.
             if not self._has_all(db, {key for key, _ in calls}):
                 return None
-            edit = steps.newest_profile(db, user_id, "person")
             db.execute(
-                "INSERT INTO profiles (uid, version, text, author, n_items, key, created_at) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (user.uid, version + 1, text, author, n_items, key, time.time()),
+                "INSERT INTO profiles (uid, version, text, n_items, key, created_at) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                (user.uid, version + 1, text, n_items, key, time.time()),
             )
-            if author == "model":
-                steps.own_plan(db, user.uid, edit.n_items if edit else 0, calls)
-                steps.dequeue(db, user, n_items)
-            elif n_items < user.n_events:
-                steps.enqueue(db, user.uid, at_once=True)
+            steps.own_plan(db, user.uid, calls)
+            steps.dequeue(db, user, n_items)
             added = steps.newest_profile(db, user_id)
         self._work.set()
         return added
 
     def user_summaries(self, user_id: str) -> list[UserSummary]:
-        """Return the summaries behind the newest profile, in the order of its plan, older edits' first."""
+        """Return the summaries behind the newest profile, in the order of its plan."""
         with self._reading() as db:
             rows = db.execute(
                 "SELECT plans.key, summaries.text, plans.item_ids FROM users JOIN plans USING (uid) "
-                "JOIN summaries USING (key) WHERE user_id = ? AND text IS NOT NULL ORDER BY start, place",
+                "JOIN summaries USING (key) WHERE user_id = ? AND text IS NOT NULL ORDER BY place",
                 (user_id,),
             ).fetchall()
         return [UserSummary(key, text, tuple(json.loads(item_ids))) for key, text, item_ids in rows]
@@ -314,13 +332,11 @@ class SqliteServeStore:
             ).fetchall()
         return [_update(row) for row in rows]
 
-    def finish(self, update: PendingUpdate, expected_version: int) -> None:
-        """Take an update that has nothing to add out of the queue, unless something came in between."""
+    def finish(self, update: PendingUpdate) -> None:
+        """Take an update that has nothing to add out of the queue, unless there are newer events."""
         with self._writing(durable=False) as db:
             user = steps.find_user(db, update.user_id)
-            if user is None or user.uid != update.ticket:
-                return
-            if steps.newest_version(db, user.uid) == expected_version:
+            if user is not None and user.uid == update.ticket:
                 steps.dequeue(db, user, update.n_items)
 
     def fail(self, update: PendingUpdate, error: str) -> None:
@@ -461,12 +477,8 @@ class SqliteServeStore:
                 "FROM pending JOIN users USING (uid)"
             ).fetchone()
             counts = {
-                name: db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
-                for name, table in (
-                    ("items", "items"),
-                    ("profiles", "profiles"),
-                    ("edits", "profiles WHERE author = 'person'"),
-                )
+                name: db.execute(f"SELECT count(*) FROM {name}").fetchone()[0]
+                for name in ("items", "profiles", "notes")
             }
         waited = 0.0 if since is None else max(0.0, time.time() - since)
         return {

@@ -1,6 +1,6 @@
 """The seam between the service and its database: everything that is known of users and items.
 
-What a method has returned from is kept, whatever happens to the process. Events, imports, edits, items and
+What a method has returned from is kept, whatever happens to the process. Events, imports, notes, items and
 deletions also survive a power cut; what the model made may be lost by one, and is then made again. All
 methods may be called from several threads at once.
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from trsr.serve.auth import Key
-from trsr.serve.records import Author, Event, PendingUpdate, Profile, StoredEvent, UserSummary
+from trsr.serve.records import Event, Notes, PendingUpdate, Profile, StoredEvent, UserSummary
 from trsr.summarize.store import TextStore
 from trsr.types import History, Item
 
@@ -79,42 +79,46 @@ class ServeStore(TextStore, Protocol):
         """Return the first `limit` ids with `query` in them and `prefix` first, case counting, sorted."""
         ...
 
-    # Profiles
+    # Notes and profiles
+
+    def notes(self, user_id: str) -> Notes | None:
+        """Return what a user wrote about themselves; None where they wrote nothing."""
+        ...
+
+    def put_notes(self, user_id: str, text: str) -> Notes | None:
+        """Replace a user's notes, or remove them by an empty text; return None for nobody of that id.
+
+        Nothing else changes them, but `delete_user`.
+        """
+        ...
 
     def profiles(self, user_id: str) -> list[Profile]:
         """Return all versions of a user's profile, oldest first."""
         ...
 
-    def latest_profile(self, user_id: str, author: Author | None = None) -> Profile | None:
-        """Return the newest version, or the newest by this author; None if there is none."""
+    def latest_profile(self, user_id: str) -> Profile | None:
+        """Return the newest version; None if there is none."""
         ...
 
     def add_profile(
         self,
         user_id: str,
         text: str,
-        author: Author,
         n_items: int,
         key: str | None = None,
         calls: Sequence[tuple[str, Sequence[str]]] = (),
         expected_version: int | None = None,
         ticket: int | None = None,
     ) -> Profile | None:
-        """Add a version of a user's profile.
-
-        A person's edit leaves an update pending where the history is longer than `n_items`; a model's version
-        takes the pending update out of the queue unless the history is longer.
+        """Add a version of a user's profile; take the update out of the queue unless the history is longer.
 
         Args:
             user_id: Whose.
             text: The profile.
-            author: Who wrote it.
-            n_items: How many of the oldest items it has seen; for an edit those of the version the person
-                saw, 0 if there was none.
+            n_items: How many of the oldest items it has seen.
             key: The key of the last call that made it.
-            calls: The keys of all calls behind it since the last edit, in the order of the plan, each with
-                the items below it. They replace those of the model's last version since that edit; a text
-                nobody uses any more goes.
+            calls: The keys of all calls behind it, in the order of the plan, each with the items below it.
+                They replace those of the version before; a text nobody uses any more goes.
             expected_version: The newest version there must be (0 for none); None for whatever there is.
             ticket: The user's ticket there must be; None for any.
 
@@ -125,7 +129,7 @@ class ServeStore(TextStore, Protocol):
         ...
 
     def user_summaries(self, user_id: str) -> list[UserSummary]:
-        """Return the summaries behind the newest profile in the order of its plan, older edits' first."""
+        """Return the summaries behind the newest profile in the order of its plan."""
         ...
 
     # The queue of updates
@@ -147,11 +151,10 @@ class ServeStore(TextStore, Protocol):
         """
         ...
 
-    def finish(self, update: PendingUpdate, expected_version: int) -> None:
+    def finish(self, update: PendingUpdate) -> None:
         """Take an update that has nothing to add out of the queue.
 
-        It stays if there are newer events, if the newest version is not `expected_version` (0 for none), or
-        if the user is not the one of `update.ticket`.
+        It stays if there are newer events, or if the user is not the one of `update.ticket`.
         """
         ...
 
@@ -195,7 +198,7 @@ class ServeStore(TextStore, Protocol):
         ...
 
     def delete_user(self, user_id: str) -> bool:
-        """Forget a user: events, profiles, edits, updates, and the summaries no other user has.
+        """Forget a user: events, notes, profiles, updates, and the summaries no other user has.
 
         Returns whether there was such a user, when no byte of them is left on disk, in no log or journal
         either. A process that is killed meanwhile leaves the rest to the next one, which does it before
@@ -214,7 +217,7 @@ class ServeStore(TextStore, Protocol):
     def facts(self) -> dict[str, float]:
         """Return counts for metrics.
 
-        `users`, `events`, `items`, `profiles` (versions), `edits`, `pending` (updates),
+        `users`, `events`, `items`, `profiles` (versions), `notes`, `pending` (updates),
         `failing` (of these, with a failed attempt), `oldest_pending_seconds`, and `items_behind`: the events
         that the profiles of pending users have not seen.
         """

@@ -74,49 +74,40 @@ class Call:
 
     Attributes:
         kind: `first` reads a block; `update` a summary and a block; `merge` several summaries in time order.
-            `given` is no question: its text is known before, such as a profile that a person edited.
         inputs: Places in the plan of the calls whose texts it reads.
         item_ids: The items of its block; for a merge, of all blocks below it.
     """
 
-    kind: Literal["first", "update", "merge", "given"]
+    kind: Literal["first", "update", "merge"]
     inputs: tuple[int, ...]
     item_ids: tuple[str, ...]
 
 
-GIVEN = Call("given", (), ())
-
-
-def plan_recurrent(blocks: Sequence[Block], given: bool = False) -> list[Call]:
+def plan_recurrent(blocks: Sequence[Block]) -> list[Call]:
     """Plan a chain: the first block by itself, then (summary so far + next block) for each further one.
 
-    Call k depends on blocks 0..k only, so an appended block costs one call. From a given text, the first
-    block is an update of it.
+    Call k depends on blocks 0..k only, so an appended block costs one call.
     """
-    chain = [GIVEN] if given else []
+    chain: list[Call] = []
     for block in blocks:
         before = (len(chain) - 1,) if chain else ()
         chain.append(Call("update" if chain else "first", before, block.item_ids))
     return chain
 
 
-def plan_hierarchical(blocks: Sequence[Block], fan_in: int, given: bool = False) -> list[Call]:
+def plan_hierarchical(blocks: Sequence[Block], fan_in: int) -> list[Call]:
     """Plan a tree: each block by itself, then merges of up to `fan_in` neighbours until one text is left.
 
     Groups are counted from the oldest, so an appended block re-merges one path: 1 + O(log n) calls. The
-    paper's single merge is the case of at most `fan_in` blocks; a lone block needs no merge. A given text is
-    merged last with that of the whole tree, so that the blocks alone decide about the rest of it.
+    paper's single merge is the case of at most `fan_in` blocks; a lone block needs no merge.
     """
-    calls = [GIVEN] if given else []
-    level = list(range(len(calls), len(calls) + len(blocks)))
-    calls += [Call("first", (), block.item_ids) for block in blocks]
+    calls = [Call("first", (), block.item_ids) for block in blocks]
+    level = list(range(len(calls)))
     while len(level) > 1:
         groups = [tuple(level[i : i + fan_in]) for i in range(0, len(level), fan_in)]
         level = []
         for group in groups:
             level.append(group[0] if len(group) == 1 else _merge(calls, group))
-    if given and level:
-        _merge(calls, (0, level[0]))
     return calls
 
 
@@ -126,16 +117,12 @@ def _merge(calls: list[Call], inputs: tuple[int, ...]) -> int:
     return len(calls) - 1
 
 
-def plan_calls(blocks: Sequence[Block], config: SummaryConfig, given: bool = False) -> list[Call]:
-    """Plan the calls of one user by the configured method; none for `none` and `counted`.
-
-    With `given` the profile starts from a text that is known: its call is the first of the plan, and the
-    only one where there are no blocks.
-    """
+def plan_calls(blocks: Sequence[Block], config: SummaryConfig) -> list[Call]:
+    """Plan the calls of one user by the configured method; none for `none` and `counted`."""
     match config.method:
         case "recurrent":
-            return plan_recurrent(blocks, given)
+            return plan_recurrent(blocks)
         case "hierarchical":
-            return plan_hierarchical(blocks, config.fan_in, given)
+            return plan_hierarchical(blocks, config.fan_in)
         case "none" | "counted":
             return []

@@ -25,7 +25,7 @@ from trsr.summarize.counted import counted_profile
 from trsr.summarize.plan import Call, SummaryConfig, plan_calls
 from trsr.summarize.prompts import render_call, stop_texts, stored_error, summary_or_error
 from trsr.summarize.store import GroupStore, StoredCall, TextStore
-from trsr.templating import Template, plain_line
+from trsr.templating import Template
 from trsr.types import Block, History, Item, PreferenceSummary
 
 WINDOW = 4096
@@ -91,13 +91,9 @@ class Summariser:
         n_phrases = self.config.n_phrases if self.config.grounded else None
         return render_call(self.template, call, texts, inputs, n_phrases=n_phrases)
 
-    def without_calls(self, history: History, given: str = "") -> PreferenceSummary:
-        """Return the profile by `none` or `counted`.
-
-        A given text stays as it is; by `counted` the counts of the items since are put behind it.
-        """
-        counted = self.counted(history) if self.config.method == "counted" else ""
-        text = f"{given} Since then: {counted}" if given and counted else given or counted
+    def without_calls(self, history: History) -> PreferenceSummary:
+        """Return the profile by `none` or `counted`."""
+        text = self.counted(history) if self.config.method == "counted" else ""
         return PreferenceSummary(history.user_id, text, self.config.method, len(history))
 
     def counted(self, history: History) -> str:
@@ -108,15 +104,11 @@ class Summariser:
 
 @dataclass(slots=True)
 class Fold:
-    """The state of one user's plan: the texts and keys known so far, by place in the plan.
-
-    `given` is the text that the profile starts from, if any; the history is then what came after it.
-    """
+    """The state of one user's plan: the texts and keys known so far, by place in the plan."""
 
     history: History
     blocks: list[Block]
     calls: list[Call]
-    given: str = ""
     texts: dict[int, str] = field(default_factory=dict)
     keys: dict[int, str] = field(default_factory=dict)
     failed: bool = False
@@ -125,11 +117,6 @@ class Fold:
     """Calls of it that `complete` has asked this time."""
     has_more: bool = False
     """Whether it has calls that `complete` has left to the next time."""
-
-    def __post_init__(self) -> None:
-        for place, call in enumerate(self.calls):
-            if call.kind == "given":
-                self.texts[place] = self.given
 
     @property
     def done(self) -> bool:
@@ -152,11 +139,10 @@ class Fold:
         ]
 
 
-def start_fold(history: History, summariser: Summariser, given: str = "") -> Fold:
-    """Plan the profile of a history, from nothing or from a text that stands for all that came before it."""
+def start_fold(history: History, summariser: Summariser) -> Fold:
+    """Plan the profile of a history."""
     blocks = summariser.blocks(history.item_ids)
-    given = given if plain_line(given) else ""
-    return Fold(history, blocks, plan_calls(blocks, summariser.config, given=bool(given)), given)
+    return Fold(history, blocks, plan_calls(blocks, summariser.config))
 
 
 def summarize(
@@ -242,20 +228,20 @@ def complete(
 
 
 def profile(fold: Fold, summariser: Summariser) -> PreferenceSummary:
-    """Return the profile that a finished fold ends with; its `n_items` counts the fold's own history."""
+    """Return the profile that a finished fold ends with."""
     if not fold.calls:
-        return summariser.without_calls(fold.history, fold.given)
+        return summariser.without_calls(fold.history)
     last = len(fold.calls) - 1
-    text = with_counts(fold.texts[last], fold.history, summariser, fold.given)
+    text = with_counts(fold.texts[last], fold.history, summariser)
     return PreferenceSummary(
         fold.history.user_id, text, summariser.config.method, len(fold.history), fold.keys.get(last)
     )
 
 
-def with_counts(text: str, history: History, summariser: Summariser, given: str = "") -> str:
+def with_counts(text: str, history: History, summariser: Summariser) -> str:
     """Return a written text with the counted facts of its history behind it, if settings ask for them."""
     if summariser.config.counts and (counted := summariser.counted(history)):
-        return f"{text}{' Since then:' if given else ''} {counted}"
+        return f"{text} {counted}"
     return text
 
 

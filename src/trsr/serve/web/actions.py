@@ -1,4 +1,4 @@
-"""What can be done on the page: add an event, edit the profile, ask for one, delete the user, log in and out.
+"""What the page can do: add an event, change notes, ask for a profile, delete the user, log in and out.
 
 Every post is checked to come from this server's own page. With htmx the answer is a note and the name of what
 changed, and the parts of the page that show it ask anew; without, it leads back to the page.
@@ -16,12 +16,20 @@ from trsr.serve.auth import SESSION_SECONDS, Keys
 from trsr.serve.gate import OF_PAGE, check_key
 from trsr.serve.problems import INVALID, UNKNOWN_USER, Problem
 from trsr.serve.records import Event
-from trsr.serve.schemas import MAX_PROFILE
+from trsr.serve.schemas import MAX_NOTES
 from trsr.serve.service import Service
 from trsr.serve.web.door import COOKIE, KEY_PATH
-from trsr.serve.web.forms import Form, read_form
+from trsr.serve.web.forms import read_form
 from trsr.serve.web.rendering import HEADERS, link, render
 from trsr.serve.web.views import item_view
+
+DONE = {
+    "deleted": "The user is deleted, with everything that was known about them.",
+    "saved": "The notes are saved; the ranking reads them first.",
+    "removed": "The notes are removed.",
+    "added": "The event is kept; the profile follows.",
+    "asked": "The profile is being written.",
+}
 
 
 def add_actions(router: APIRouter, service: Service, keys: Keys) -> None:
@@ -36,24 +44,23 @@ def add_actions(router: APIRouter, service: Service, keys: Keys) -> None:
         said = f"“{item_view(service, item_id).title}” is in the history now; the profile follows."
         return _answer(request, user_id, "added", said)
 
-    @router.post("/page/profile")
-    async def edit_profile(request: Request) -> Response:
+    @router.post("/page/notes")
+    async def put_notes(request: Request) -> Response:
         form = await read_form(request)
         user_id, text = form.id("user"), form.get("text", "").strip()
-        if len(text) > MAX_PROFILE:
+        if len(text) > MAX_NOTES:
             raise Problem(
-                INVALID, f"The profile has {len(text)} letters; at most {MAX_PROFILE} are kept. Shorten it."
+                INVALID, f"The notes have {len(text)} letters; at most {MAX_NOTES} are kept. Shorten them."
             )
-        edited = await run_in_threadpool(service.edit_profile, user_id, text, _version(form))
-        said = f"Saved as version {edited.version}. The ranking uses your words now."
-        return _answer(request, user_id, "saved", said)
+        notes = await run_in_threadpool(service.put_notes, user_id, text)
+        return _answer(request, user_id, "saved" if notes.text else "removed")
 
     @router.post("/page/follow")
     async def follow(request: Request) -> Response:
         user_id = (await read_form(request)).id("user")
         if not await run_in_threadpool(service.store.request_update, user_id):
             raise Problem(UNKNOWN_USER, f"There is no user {user_id!r}; a first event makes one.")
-        return _answer(request, user_id, "asked", "The profile is being written.")
+        return _answer(request, user_id, "asked")
 
     @router.post("/page/delete")
     async def delete(request: Request) -> Response:
@@ -83,19 +90,9 @@ def add_actions(router: APIRouter, service: Service, keys: Keys) -> None:
         return answer
 
 
-def _answer(request: Request, user_id: str, done: str, said: str) -> Response:
+def _answer(request: Request, user_id: str, done: str, said: str | None = None) -> Response:
     if request.headers.get("hx-request") == "true":
         # The field that was typed in is gone: whoever uses the keyboard goes on from the note.
-        values = {"said": said, "focus": done == "saved"}
+        values = {"said": said or DONE[done], "focus": done in ("saved", "removed")}
         return render("part_note.html", values, headers={"HX-Trigger": "user-changed"})
     return RedirectResponse(link("/", user=user_id, rank=True, done=done), 303, headers=HEADERS)
-
-
-def _version(form: Form) -> int | None:
-    """Return the version that was edited, where there was one."""
-    text = form.get("version", "")
-    if not text:
-        return None
-    if not (text.isascii() and text.isdecimal() and len(text) < 10):
-        raise Problem(INVALID, "The version is no number.")
-    return int(text)

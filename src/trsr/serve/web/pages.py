@@ -17,7 +17,7 @@ from starlette.responses import HTMLResponse, Response
 from trsr.errors import OverloadedError
 from trsr.serve.auth import Keys
 from trsr.serve.service import Service
-from trsr.serve.web.actions import add_actions
+from trsr.serve.web.actions import DONE, add_actions
 from trsr.serve.web.assets import ASSETS, HEADERS, Asset
 from trsr.serve.web.rankings import comparison_view, ranking_view, retrieved_view, why_view
 from trsr.serve.web.rendering import render
@@ -27,12 +27,6 @@ N_USERS = 50
 N_FOUND = 8
 Text = Annotated[str, Query(max_length=256)]
 Items = Annotated[list[str], Query(max_length=50)]
-DONE = {
-    "deleted": "The user is deleted, with everything that was known about them.",
-    "saved": "Your words are saved; they serve from now on.",
-    "added": "The event is kept; the profile follows.",
-    "asked": "The profile is being written.",
-}
 
 
 def page_router(service: Service, keys: Keys) -> APIRouter:
@@ -66,6 +60,7 @@ def page_router(service: Service, keys: Keys) -> APIRouter:
             return render("home.html", {**frame, **users})
         view = await run_in_threadpool(user_view, service, user)
         values: dict[str, Any] = {"view": view, "profile": view.profile, "user_id": user, "edit": edit}
+        values["notes"] = view.notes
         values["find"] = find
         values["found"] = await run_in_threadpool(_found, service, find)
         values["event_id"] = _event_id()
@@ -100,10 +95,13 @@ def _add_parts(router: APIRouter, service: Service) -> None:
         headers = {"HX-Trigger": "profile-changed"} if seen else {}
         return render("part_profile.html", {"profile": view, "user_id": user}, headers=headers)
 
+    @router.get("/page/notes")
+    def notes(user: str) -> HTMLResponse:
+        return render("part_notes.html", {"notes": user_view(service, user).notes, "user_id": user})
+
     @router.get("/page/editor")
     def editor(user: str) -> HTMLResponse:
-        view = user_view(service, user).profile
-        return render("part_editor.html", {"profile": view, "user_id": user})
+        return render("part_editor.html", {"notes": user_view(service, user).notes, "user_id": user})
 
     @router.get("/page/history")
     def history(user: str) -> HTMLResponse:

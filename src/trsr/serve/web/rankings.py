@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from starlette.concurrency import run_in_threadpool
 
 from trsr.serve.explaining import Explanation
-from trsr.serve.ranking import Ranked, Wish
+from trsr.serve.ranking import Ranked, Reader, Wish
 from trsr.serve.service import Service
 from trsr.serve.web.views import ItemView, clipped, item_view
 
@@ -27,10 +29,11 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class Why:
-    """What moved a score: sentences of the profile and recent items, each left out in turn."""
+    """What moved a score: sentences of notes and profile and recent items, each left out in turn."""
 
     item: ItemView
     score: float
+    notes: list[Reason]
     sentences: list[Reason]
     recent: list[Reason]
 
@@ -56,8 +59,7 @@ class RankingView:
     full: float
     calibrated: bool
     moved: bool
-    source: str
-    version: int | None
+    reader: Reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +111,7 @@ async def ranking_view(
         for one in found.results
     ]
     moved = bool(before) and any(row.move != 0 for row in rows)
-    return RankingView(
-        user_id, rows, full, service.calibrated, moved, found.reader.source, found.reader.version
-    )
+    return RankingView(user_id, rows, full, service.calibrated, moved, found.reader)
 
 
 def retrieved_view(service: Service, user_id: str) -> list[ItemView]:
@@ -133,8 +133,9 @@ async def why_view(service: Service, user_id: str, item_id: str) -> Why:
     """
     wish = Wish(candidates=(item_id,), top_n=1, explain=True)
     one = (await service.recommend(user_id, wish)).results[0]
-    parts = one.explanation or Explanation(one.margin, (), ())
-    most = max((abs(moved) for _, moved in (*parts.without_item, *parts.without_sentence)), default=0.0)
+    parts = one.explanation or Explanation(one.margin, (), (), ())
+    everything = (*parts.without_item, *parts.without_note, *parts.without_sentence)
+    most = max((abs(moved) for _, moved in everything), default=0.0)
 
     def reason(text: str, moved: float) -> Reason:
         width = 50 * abs(moved) / most if most >= _SMALL else 0.0
@@ -143,6 +144,7 @@ async def why_view(service: Service, user_id: str, item_id: str) -> Why:
     return Why(
         item_view(service, item_id),
         one.score,
+        [reason(clipped(text, 400), moved) for text, moved in parts.without_note],
         [reason(clipped(text, 400), moved) for text, moved in parts.without_sentence],
         [reason(item_view(service, name).title, moved) for name, moved in reversed(parts.without_item)],
     )
@@ -151,6 +153,8 @@ async def why_view(service: Service, user_id: str, item_id: str) -> Why:
 async def comparison_view(service: Service, user_id: str) -> Comparison:
     """Rank a user's candidates with the profile that serves and with the one that is only counted.
 
+    The notes are read with both.
+
     Raises:
         Problem: there is no such user.
         OverloadedError: there is no time for it.
@@ -158,10 +162,11 @@ async def comparison_view(service: Service, user_id: str) -> Comparison:
     written = await service.recommend(user_id, Wish(top_n=max(N_SHOWN, service.ranker.n_ranked)))
     candidates = tuple(one.item_id for one in written.results)
     # A bare history has no profile but what is counted from its items.
-    history = written.reader.history
-    counted = await service.recommend(history, Wish(candidates=candidates, top_n=len(candidates)))
-    full = _full([*written.results, *counted.results])
-    other = {one.item_id: one for one in counted.results}
+    bare = await run_in_threadpool(service.reader, written.reader.history)
+    counted = replace(bare, notes=written.reader.notes)
+    by_counts, _ = await service.ranker.recommend(counted, Wish(candidates=candidates, top_n=len(candidates)))
+    full = _full([*written.results, *by_counts])
+    other = {one.item_id: one for one in by_counts}
     pairs = [
         Pair(
             item_view(service, one.item_id),
@@ -174,9 +179,9 @@ async def comparison_view(service: Service, user_id: str) -> Comparison:
     best = [pair for pair in pairs if min(pair.ranks) <= N_SHOWN]
     return Comparison(
         user_id,
-        (written.reader.profile, counted.reader.profile),
+        (written.reader.profile, counted.profile),
         written.reader.source,
-        counted.reader.source,
+        counted.source,
         best,
         len(candidates),
         min(N_SHOWN, len(candidates)),

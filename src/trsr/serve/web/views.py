@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from trsr.serve.records import Author
+from trsr.serve.records import Notes
 from trsr.serve.service import Service, User
 from trsr.summarize.changes import word_changes
 from trsr.summarize.counted import field_values
@@ -58,7 +58,6 @@ class VersionView:
 
     version: int
     text: str
-    author: Author
     n_items: int
     created_at: datetime
     change: Change
@@ -98,6 +97,7 @@ class UserView:
     """A user's page: blocks and versions newest first."""
 
     user_id: str
+    notes: Notes | None
     profile: ProfileView
     blocks: list[BlockView]
     method: str
@@ -147,9 +147,8 @@ def user_view(service: Service, user_id: str) -> UserView:
         Problem: there is no such user.
     """
     user = service.user(user_id)
-    return UserView(
-        user_id, _profile(service, user), _blocks(service, user), service.summariser.config.method
-    )
+    method = service.summariser.config.method
+    return UserView(user_id, user.notes, _profile(service, user), _blocks(service, user), method)
 
 
 def _profile(service: Service, user: User) -> ProfileView:
@@ -170,7 +169,6 @@ def _profile(service: Service, user: User) -> ProfileView:
         VersionView(
             profile.version,
             profile.text,
-            profile.author,
             profile.n_items,
             profile.created_at,
             change(text, profile.text),
