@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
 import sqlite3
@@ -13,10 +14,11 @@ from shop import Shop, open_shop
 from starlette.types import Message, Receive, Scope, Send
 
 from trsr.data.sqlite_file import as_one_sentence
-from trsr.serve.envelope import Envelope
+from trsr.serve.envelope import Envelope, name_request
 from trsr.serve.metrics import Metrics
 
 SCOPE = {"type": "http", "method": "POST", "path": "/", "headers": []}
+
 SECRET = "a most private sentence"
 
 
@@ -90,7 +92,7 @@ def test_an_unexpected_error_is_a_problem_and_its_text_stays_out_of_the_log(
     assert (answer.status_code, answer.json()["type"]) == (500, "urn:trsr:problem:internal")
     assert "content-security-policy" in answer.headers
     said = "\n".join(record.getMessage() for record in caplog.records)
-    assert "request r1 failed with RuntimeError" in said
+    assert "Failed with RuntimeError" in said
     assert "test_envelope.py" in said  # where it came from
     assert SECRET not in said + answer.text
 
@@ -137,7 +139,28 @@ def test_a_database_that_does_not_work_says_why_in_the_answer_and_in_the_log(
     assert "/srv" not in answer.text
     assert "retry-after" in answer.headers
     assert str(cause) in caplog.text
-    assert answer.headers["x-request-id"] in caplog.text
+
+
+def test_every_line_of_the_log_names_its_request(
+    shop: Shop, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(user_id: str) -> None:
+        logging.getLogger("trsr.rank").warning("in a thread")
+        raise RuntimeError
+
+    monkeypatch.setattr(shop.service, "user", fail)
+    handler = logging.StreamHandler(written := io.StringIO())
+    handler.setFormatter(logging.Formatter("%(request)s %(name)s"))
+    handler.addFilter(name_request)
+    logger = logging.getLogger("trsr")
+    monkeypatch.setattr(logger, "handlers", [handler])
+    caplog.set_level(logging.INFO, "trsr")
+    for name in ("r1", "r2"):
+        shop.client.get("/v1/users/ann", headers={"X-Request-Id": name})
+    logger.warning("between requests")
+    lines = written.getvalue().splitlines()
+    of_one = ["trsr.rank", "trsr.serve", "trsr.serve"]
+    assert lines == [f"{name} {logger}" for name in ("r1", "r2") for logger in of_one] + ["- trsr"]
 
 
 class Client:

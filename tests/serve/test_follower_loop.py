@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from stores import BreakingEngine, MeddlingEngine, events, follow, seen, summariser_of_many
 
+from trsr.errors import EngineError
+from trsr.llm.base import Generation
 from trsr.llm.fake import FakeGenerator
 from trsr.serve.follower import Follower
 from trsr.serve.records import PendingUpdate
@@ -82,3 +84,40 @@ def test_nothing_ends_the_loop_and_no_text_of_a_user_is_logged(
     assert "RuntimeError" in caplog.text
     assert "lamps" not in caplog.text
     assert "out of memory" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("said", "logged"),
+    [
+        (
+            "The server http://e/v1 cannot be reached: start it.",
+            "The server http://e/v1 cannot be reached: start it.",
+        ),
+        (
+            "2 calls failed (first error: The server answered 500, at once: lamps); again",
+            "The server answered 500",
+        ),
+        (
+            "2 calls failed (first error: the model wrote no answer ('lamps')); again",
+            "the model wrote no answer",
+        ),
+    ],
+)
+def test_the_log_says_why_an_engine_failed_but_not_what_it_said(
+    said: str, logged: str, store: SqliteServeStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Down(FakeGenerator):
+        def generate(self, *_: object) -> Iterator[Generation]:
+            raise EngineError(said)
+
+    store.add_events("u", events(0, 5))
+    follower = Follower(store, summariser_of_many(), Down())
+    follower.step()
+    assert follower.last_failure == logged
+    assert logged in caplog.text
+    assert "lamps" not in caplog.text
+    follower.engine = FakeGenerator()
+    assert store.request_update("u")
+    follower.step()
+    assert follower.last_failure is None
+    assert follower.n_failed == 1

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import ROOT
 from prometheus_client.parser import text_string_to_metric_families
 from shop import Shop, make_service, make_settings, open_shop
 from starlette.testclient import TestClient
@@ -113,8 +115,17 @@ def test_readiness_shows_what_profiles_wait_for_and_why(shop: Shop, monkeypatch:
     shop.follow()
     with shop.client:
         ready = shop.client.get("/readyz").json()
+        assert numbers(shop)["trsr_profile_failed_updates_total"] >= 1
     assert ready["oldest_pending_seconds"] >= 0
     assert "told to fail" in ready["engine_failure"]
+
+
+def test_the_metrics_that_alerts_are_advised_for_exist(shop: Shop) -> None:
+    shop.client.get("/healthz")
+    said = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    alerts = set(re.findall(r"`(trsr_\w+)", said.partition("### Alerts")[2].partition("\n### ")[0]))
+    assert len(alerts) > 8
+    assert alerts <= {name.partition(" ")[0] for name in numbers(shop)}
 
 
 def numbers(shop: Shop) -> dict[str, float]:
@@ -149,7 +160,9 @@ def test_metrics_count_requests_by_route_and_what_happens_inside(shop: Shop) -> 
     assert found["trsr_request_seconds_count route=/v1/recommend"] == 1
     assert found["trsr_model_candidates_total"] == 2
     assert found["trsr_model_prompt_tokens_total"] > found["trsr_model_read_tokens_total"] > 0
-    assert found["trsr_model_waiting"] == 0
+    assert found["trsr_model_waiting"] == found["trsr_model_oldest_waiting_seconds"] == 0
+    assert found["trsr_model_dropped_expired_total"] == found["trsr_model_dropped_gone_total"] == 0
+    assert found["trsr_profile_failed_updates_total"] == 0
     assert found["trsr_model_cache_hits_total"] + found["trsr_model_cache_misses_total"] == 1
     assert found["trsr_llm_calls_total"] == 2
     assert found["trsr_profile_updates_total"] == 1

@@ -342,7 +342,6 @@ def test_a_model_that_gives_no_number_is_a_problem_and_never_a_score_of_null(
     answer = shop.client.post("/v1/rerank", json={"query": "q", "documents": ["d"]})
     assert (answer.status_code, answer.json()["type"]) == (500, "urn:trsr:problem:model-failed")
     assert answer.json()["detail"] == "no finite margin"
-    assert answer.headers["x-request-id"] in caplog.text
     assert "no finite margin" in caplog.text
 
 

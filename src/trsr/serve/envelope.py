@@ -13,6 +13,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable
+from contextvars import ContextVar
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,6 +22,9 @@ from trsr.serve.metrics import Metrics
 from trsr.serve.problems import INTERNAL, Problem, problem_response
 
 logger = logging.getLogger("trsr.serve")
+
+REQUEST: ContextVar[str] = ContextVar("request", default="-")
+"""The id of the request that is being answered."""
 
 SECURITY_HEADERS = {
     # An answer in JSON needs nothing; a page sets a policy of its own, no wider than 'self'.
@@ -39,6 +43,12 @@ _CLIENT_LEFT = 499
 _UNMATCHED = "unmatched"
 
 
+def name_request(record: logging.LogRecord) -> bool:
+    """Add the request's id to a line of the log: a filter of a handler, for `%(request)s` in its format."""
+    record.request = REQUEST.get()
+    return True
+
+
 class Envelope:
     """ASGI middleware around everything else; an error that nobody expected becomes a problem here."""
 
@@ -55,6 +65,7 @@ class Envelope:
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         scope["state"] = {**scope.get("state", {}), "request_id": request_id}
+        REQUEST.set(request_id)
         began = time.perf_counter()
         status = _CLIENT_LEFT
         answered = False
@@ -72,7 +83,7 @@ class Envelope:
         try:
             await _while_present(self.app, scope, receive, send_in_envelope, lambda: answered)
         except Exception as error:
-            self._log_error(request_id, error)
+            self._log_error(error)
             if answered:
                 raise
             problem = Problem(INTERNAL, "The server failed; its log says more under this request's id.")
@@ -97,11 +108,11 @@ class Envelope:
             line["path"] = scope["path"]
         logger.info(json.dumps(line))
 
-    def _log_error(self, request_id: str, error: Exception) -> None:
+    def _log_error(self, error: Exception) -> None:
         """Log where an error came from; what it says may hold texts of people."""
         frames = "".join(traceback.format_tb(error.__traceback__))
         said = f": {error}" if self._log_texts else ""
-        logger.error("request %s failed with %s%s\n%s", request_id, type(error).__name__, said, frames)
+        logger.error("Failed with %s%s\n%s", type(error).__name__, said, frames)
 
 
 async def _while_present(

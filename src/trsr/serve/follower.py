@@ -56,6 +56,7 @@ class Follower:
 
     Attributes:
         n_updates: Profiles added so far.
+        n_failed: Attempts at an update that failed so far.
         totals: Calls and tokens of this process so far, failed ones included.
         last_failure: Why the last update failed; None once one succeeds.
     """
@@ -65,6 +66,7 @@ class Follower:
         self.summariser = summariser
         self.engine = engine
         self.n_updates = 0
+        self.n_failed = 0
         self.totals = SummaryProgress()
         self.last_failure: str | None = None
         self._stop = threading.Event()
@@ -175,6 +177,7 @@ class Follower:
         """Add the profile of a finished fold; return whether there was one to add."""
         made = profile(job.fold, self.summariser)
         latest = job.latest
+        self.last_failure = None
         if (
             not made.n_items
             or self.summariser.config.method == "none"
@@ -198,6 +201,7 @@ class Follower:
         return added is not None
 
     def _put_off(self, update: PendingUpdate, error: Exception) -> None:
+        self.n_failed += 1
         self.last_failure = _reason(error)
         logger.warning("A profile could not be updated (%s); trying again later.", self.last_failure)
         logger.debug("The cause:", exc_info=error)

@@ -121,7 +121,10 @@ def from_error(error: TrsrError) -> Problem:
 def _invalid(error: RequestValidationError, content_type: str) -> Problem:
     """Say which parts are wrong and why, without repeating what was sent."""
     errors = [
-        {"at": "/".join(str(part) for part in entry["loc"])[:500], "problem": str(entry["msg"])[:500]}
+        {
+            "at": "/".join(str(part) for part in entry["loc"])[:500],
+            "problem": str(entry["msg"]).removeprefix("Value error, ")[:500],
+        }
         for entry in error.errors()[:20]
     ]
     first = errors[0]
@@ -160,7 +163,7 @@ def answer_with_problems(app: FastAPI) -> None:
         if problem.kind is INTERNAL:
             raise error  # a fault of ours: the envelope logs it
         if problem.kind.status >= 500 and problem.kind is not OVERLOADED:
-            logger.error("request %s: %s", request.state.request_id, error)
+            logger.error("%s", error)
         return problem_response(problem, request.scope)
 
 

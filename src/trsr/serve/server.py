@@ -12,6 +12,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from trsr.errors import OutputError
 from trsr.serve.app import create_app
+from trsr.serve.envelope import name_request
 from trsr.serve.service import Service
 from trsr.serve.settings import Settings
 
@@ -87,7 +88,10 @@ def run_server(
     service: Service, settings: Settings, listening: socket.socket, say: Callable[[str], None]
 ) -> None:
     """Serve until a signal says stop."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.addFilter(name_request)
+    line = "%(asctime)s %(levelname)s %(name)s %(request)s %(message)s"
+    logging.basicConfig(level=logging.WARNING, format=line, handlers=[handler])
     logging.getLogger("trsr").setLevel(logging.INFO)
     host, port = listening.getsockname()[:2]
     name = f"[{host}]" if ":" in host else host

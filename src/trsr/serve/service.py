@@ -108,13 +108,15 @@ class Service:
 
     def facts(self) -> dict[str, float]:
         """Return the counts of the queue, the follower and the store, for metrics."""
-        counted = self.ranker.queue.facts()
-        queue = {"model_waiting": counted.pop("waiting")}
-        queue.update((f"model_{name}_total", value) for name, value in counted.items())
+        queue = {
+            f"model_{name}" if "waiting" in name else f"model_{name}_total": value
+            for name, value in self.ranker.queue.facts().items()
+        }
         store = {f"store_{name}": value for name, value in self.store.facts().items()}
         written = self.follower.totals
         profiles = {
             "profile_updates_total": float(self.follower.n_updates),
+            "profile_failed_updates_total": float(self.follower.n_failed),
             "llm_calls_total": float(written.n_calls_made),
             "llm_failed_calls_total": float(written.n_calls_failed),
             "llm_known_calls_total": float(written.n_calls_known),
