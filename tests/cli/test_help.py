@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -124,6 +125,21 @@ def test_a_stop_from_the_keyboard_says_how_to_go_on(trsr: Trsr, monkeypatch: pyt
     assert answer == Answer(
         130, "", "Stopped. What was finished is kept; run the same command again to go on.\n"
     )
+
+
+def test_a_stop_that_comes_while_an_object_is_deleted_is_not_lost(
+    trsr: Trsr, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Old:
+        def __del__(self) -> None:
+            raise KeyboardInterrupt
+
+    def work() -> None:
+        Old()
+        threading.Event().wait(20)
+
+    monkeypatch.setattr("trsr.pipeline.folder.environment", work)
+    assert trsr("env").code == 130
 
 
 @pytest.mark.parametrize(

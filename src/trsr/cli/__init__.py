@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
 import os
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import typer
 
@@ -57,7 +62,8 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        app(arguments)
+        with _no_interrupt_is_lost():
+            app(arguments)
     except TrsrError as error:
         if debug:
             raise
@@ -76,3 +82,21 @@ def main() -> None:
             raise
         typer.echo("Error: The disk is full; free space, then run the same command again to go on.", err=True)
         sys.exit(OutputError.exit_code)
+
+
+@contextmanager
+def _no_interrupt_is_lost() -> Iterator[None]:
+    """Repeat a Ctrl-C that came inside a `__del__`, where Python would only print it and go on."""
+    before = sys.unraisablehook
+
+    def hook(lost: Any) -> None:
+        if isinstance(lost.exc_value, KeyboardInterrupt):
+            threading.Timer(0.05, _thread.interrupt_main).start()  # at once, it would come in here
+        else:
+            before(lost)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
