@@ -39,6 +39,6 @@ def next_steps(out: Path) -> str:
         f"  trsr rank {config} --out {out} --dry-run      # the prompt the model reads\n"
         f"  trsr summarize {out}/data --engine llamacpp --limit 5      # profiles of other users\n"
         f"  trsr run {config} --out {out}-counted --set summary.method=counted  # no model\n"
-        f"See and correct what it believes about each user, at http://127.0.0.1:8000 in a browser:\n"
+        f"See what it believes about each user, and add notes, at http://127.0.0.1:8000 in a browser:\n"
         f"  trsr serve {out}\n"
     )
