@@ -22,18 +22,21 @@ class Catalogue:
         fields: The text fields an item may have, in rendering order. They bound the length of every text.
 
     Attributes:
-        items: The items by id, as they are now; only `put` changes it.
+        items: The items by id, as they are now; those that were deleted are there without fields, for the
+            histories that name them.
+        deleted: The ids of these.
     """
 
     def __init__(self, items: Mapping[str, Item], fields: Sequence[str]) -> None:
         self.items = dict(items)
         self.fields = tuple(fields)
+        self.deleted: set[str] = set()
 
     def __contains__(self, item_id: object) -> bool:
-        return item_id in self.items
+        return item_id in self.items and item_id not in self.deleted
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.items) - len(self.deleted)
 
     def item(self, item_id: str) -> Item:
         """Return an item.
@@ -57,6 +60,13 @@ class Catalogue:
         checked = [self._checked(item) for item in items]
         for item in checked:
             self.items[item.item_id] = item
+            self.deleted.discard(item.item_id)
+
+    def delete(self, item_ids: Iterable[str]) -> None:
+        """Forget what items say; only histories know them from now on."""
+        for item_id in item_ids:
+            self.deleted.add(item_id)
+            self.items[item_id] = Item(item_id, {})
 
     def _checked(self, item: Item) -> Item:
         if not item.item_id:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import math
 import threading
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +20,11 @@ from trsr.templating import plain_line
 from trsr.types import Item
 
 _MAX_FIELD_WORDS = 10_000
+_K1, _B = 1.5, 0.75
+_MAX_CHANGED = 1000
+"""Items changed since the index was made, above which it is made anew."""
+
+Floats = npt.NDArray[np.float32]
 
 
 class Retriever:
@@ -24,6 +32,8 @@ class Retriever:
 
     The formula is Lucene's BM25 with k1 = 1.5, b = 0.75, as in `trsr.rank.baselines.Bm25Ranker`; a word said
     twice counts twice. Among items of equal score, such as those that no word finds, the popular come first.
+    Items that change after the index was made are scored beside it, with its word statistics, until a new one
+    is made in the background.
 
     Args:
         catalogue: The items.
@@ -53,10 +63,12 @@ class Retriever:
         self._bm25s: Any = bm25s
         self._popularity = popularity or {}
         self._text = catalogue.texts(None, _MAX_FIELD_WORDS, None)
-        self._words: dict[str, tuple[str, list[str]]] = {}  # item id -> its text and the words of it
-        self._building = threading.Lock()
-        self._stale = False
-        self._index = self._build()
+        self._documents: dict[str, _Document] = {}
+        self._changing = threading.Lock()
+        self._remaking = threading.Lock()
+        self._changed: frozenset[str] = frozenset()
+        self._index: _Index
+        self._remake()
 
     def top(
         self, profile: str, history: Sequence[str], n: int, filters: Mapping[str, str] | None = None
@@ -72,62 +84,117 @@ class Retriever:
         Raises:
             DataError: a filter names a field that is no category field, or a newest item is unknown.
         """
-        index = self._index  # one and the same throughout, whatever is put meanwhile
+        main, delta, changed = self._index  # the same throughout, whatever is put meanwhile
         for field in filters or {}:
             if field not in self.category_fields:
                 known = ", ".join(self.category_fields) or "none, the data has no category fields"
                 raise DataError(f"Found a filter on {field!r}; expected {known}.")
         recent = history[-self.n_recent :] if self.n_recent else []
-        scores = index.scores(self._split(" ".join([profile, *map(self._text, recent)])))
-        allowed = np.ones(len(index.item_ids), dtype=bool)
-        for field, value in (filters or {}).items():
-            rows = index.by_value.get((field, _folded(value)), [])
-            allowed &= np.isin(np.arange(len(allowed)), rows)
-        allowed[[index.rows[item] for item in history if item in index.rows]] = False
-        left = np.flatnonzero(allowed)
-        order = np.lexsort((left, -index.popularity[left], -scores[left]))[:n]
-        return [index.item_ids[row] for row in left[order].tolist()]
+        words = self._split(" ".join([profile, *map(self._text, recent)]))
+        wanted = [(field, _folded(value)) for field, value in (filters or {}).items()]
+        scores = np.concatenate([main.scores(words), delta.scores(words)])
+        popularity = np.concatenate([main.popularity, delta.popularity])
+        allowed = [main.allowed(wanted, {*history, *changed}), delta.allowed(wanted, history)]
+        left = np.flatnonzero(np.concatenate(allowed))
+        best = left[np.lexsort((left, -popularity[left], -scores[left]))[:n]].tolist()
+        n_main = len(main.item_ids)
+        return [
+            main.item_ids[row] if row < n_main else delta.documents[row - n_main].item.item_id for row in best
+        ]
 
     def put_items(self, items: Iterable[Item]) -> None:
         """Add or change items; they are found by every call that begins after this one ends.
 
-        The index is made anew, beside the old one, which serves until then: put many items at once rather
-        than one by one. Calls that wait for each other share one new index.
-
         Raises:
             DataError: as `Catalogue.put`.
         """
-        self.catalogue.put(items)
-        self._stale = True
-        with self._building:
-            if self._stale:
-                self._stale = False
-                self._index = self._build()
+        items = list(items)
+        with self._changing:
+            self.catalogue.put(items)
+            self._change([item.item_id for item in items])
 
-    def _build(self) -> _Index:
-        items = list(self.catalogue.items.values())
-        texts = {item.item_id: self._text(item.item_id) for item in items}
-        new = [name for name, text in texts.items() if self._words.get(name, ("",))[0] != text]
-        for name, words in zip(new, self._split_all([texts[name] for name in new]), strict=True):
-            self._words[name] = texts[name], words
-        documents = [self._words[item.item_id][1] for item in items]
+    def delete_items(self, item_ids: Sequence[str]) -> None:
+        """Delete items; no call that begins after this one ends finds them."""
+        with self._changing:
+            self.catalogue.delete(item_ids)
+            self._change(item_ids)
+
+    def _change(self, item_ids: Sequence[str]) -> None:
+        """Let the index follow items that changed in the catalogue."""
+        self._changed = self._changed.union(item_ids)
+        self._index = self._beside(self._index.main)
+        if len(self._changed) > _MAX_CHANGED and self._remaking.acquire(blocking=False):
+            threading.Thread(target=self._remake_once, name="trsr-index", daemon=True).start()
+
+    def _remake_once(self) -> None:
+        try:
+            self._remake()
+        finally:
+            self._remaking.release()
+
+    def _remake(self) -> None:
+        """Make the index anew; what changes meanwhile stays beside it."""
+        with self._changing:
+            items, deleted = dict(self.catalogue.items), set(self.catalogue.deleted)
+        for name in deleted:
+            del items[name]
+        main = self._main(self._documents_of(items.values()))
+        with self._changing:
+            now = self.catalogue.items
+            self._changed = frozenset(name for name in self._changed if now[name] is not items.get(name))
+            self._index = self._beside(main)
+        gc.freeze()  # else the collector stops all threads again and again to look through the catalogue
+
+    def _main(self, documents: Sequence[_Document]) -> _Main:
+        words = [document.words for document in documents]
         bm25 = None
-        if any(documents):
-            bm25 = self._bm25s.BM25(k1=1.5, b=0.75, method="lucene")
-            bm25.index(documents, show_progress=False)
+        if any(words):
+            bm25 = self._bm25s.BM25(k1=_K1, b=_B, method="lucene")
+            bm25.index(words, show_progress=False)
         by_value: dict[tuple[str, str], list[int]] = {}
-        for row, item in enumerate(items):
-            for field in self.category_fields:
-                whole = item.fields.get(field, "")
-                for value in {_folded(text) for text in (whole, *field_values(item, [field])) if text}:
-                    by_value.setdefault((field, value), []).append(row)
-        return _Index(
-            item_ids=[item.item_id for item in items],
-            rows={item.item_id: row for row, item in enumerate(items)},
+        for row, document in enumerate(documents):
+            for value in document.values:
+                by_value.setdefault(value, []).append(row)
+        return _Main(
+            item_ids=[document.item.item_id for document in documents],
+            rows={document.item.item_id: row for row, document in enumerate(documents)},
             bm25=bm25,
+            mean_length=sum(map(len, words)) / max(1, len(words)) or 1.0,
             by_value=by_value,
-            popularity=np.array([self._popularity.get(item.item_id, 0) for item in items], dtype=np.int64),
+            popularity=self._popularities(documents),
         )
+
+    def _beside(self, main: _Main) -> _Index:
+        """Return an index with the changed items as they are now, if they are still there."""
+        items = [self.catalogue.items[name] for name in self._changed if name in self.catalogue]
+        documents = self._documents_of(items)
+        return _Index(main, _Delta(main, documents, self._popularities(documents)), self._changed)
+
+    def _popularities(self, documents: Sequence[_Document]) -> npt.NDArray[np.int64]:
+        return np.array([self._popularity.get(one.item.item_id, 0) for one in documents], dtype=np.int64)
+
+    def _documents_of(self, items: Iterable[Item]) -> list[_Document]:
+        """Return these items as they are searched; what is known is not split again."""
+        items = list(items)
+        known = [self._documents.get(item.item_id) for item in items]
+        new = [item for item, one in zip(items, known, strict=True) if one is None or one.item is not item]
+        texts = self._split_all([self._text(item.item_id) for item in new])
+        made = {
+            item.item_id: _Document(item, words, self._values(item))
+            for item, words in zip(new, texts, strict=True)
+        }
+        self._documents.update(made)
+        return [made.get(item.item_id) or self._documents[item.item_id] for item in items]
+
+    def _values(self, item: Item) -> list[tuple[str, str]]:
+        """Return the values that a filter may name, each with its field."""
+        found = {
+            (field, _folded(text))
+            for field in self.category_fields
+            for text in (item.fields.get(field, ""), *field_values(item, [field]))
+            if text
+        }
+        return list(found)
 
     def _split_all(self, texts: list[str]) -> list[list[str]]:
         if not texts:
@@ -139,22 +206,93 @@ class Retriever:
         return self._split_all([text])[0] if text.strip() else []
 
 
+@dataclass(slots=True)
+class _Document:
+    """An item as it is searched."""
+
+    item: Item
+    words: list[str]
+    values: list[tuple[str, str]]
+    _counts: Counter[str] | None = None
+
+    def counts(self) -> Counter[str]:
+        """Return how often each word is in it."""
+        if self._counts is None:
+            self._counts = Counter(self.words)
+        return self._counts
+
+
 @dataclass(frozen=True)
-class _Index:
-    """The catalogue at one moment; rows are places in `item_ids`."""
+class _Main:
+    """The items that the index was made of; rows are places in `item_ids`."""
 
     item_ids: list[str]
     rows: dict[str, int]
     bm25: Any
+    mean_length: float
     by_value: dict[tuple[str, str], list[int]]
     popularity: npt.NDArray[np.int64]
 
-    def scores(self, words: list[str]) -> npt.NDArray[np.float32]:
+    def scores(self, words: list[str]) -> Floats:
         """Return the BM25 score of each row, 0 where no word is found."""
         known = self.bm25.get_tokens_ids(words) if self.bm25 is not None else []
         if not known:
             return np.zeros(len(self.item_ids), dtype=np.float32)
         return np.asarray(self.bm25.get_scores_from_ids(known), dtype=np.float32)
+
+    def idf(self, word: str) -> float:
+        """Return the weight of a word."""
+        place = None if self.bm25 is None else self.bm25.vocab_dict.get(word)
+        n = 0
+        if place is not None:
+            start, end = self.bm25.scores["indptr"][place : place + 2]
+            n = int(end - start)
+        return math.log(1 + (len(self.item_ids) - n + 0.5) / (n + 0.5))
+
+    def allowed(self, values: Iterable[tuple[str, str]], without: Iterable[str]) -> npt.NDArray[np.bool_]:
+        """Return for each row whether it has all these values and is none of some items."""
+        allowed = np.ones(len(self.item_ids), dtype=bool)
+        for value in values:
+            has = np.zeros_like(allowed)
+            has[self.by_value.get(value, [])] = True
+            allowed &= has
+        allowed[[self.rows[name] for name in without if name in self.rows]] = False
+        return allowed
+
+
+@dataclass(frozen=True)
+class _Delta:
+    """Items that are not in the index, scored as if they were: with its statistics."""
+
+    main: _Main
+    documents: list[_Document]
+    popularity: npt.NDArray[np.int64]
+
+    def scores(self, words: list[str]) -> Floats:
+        """Return the BM25 score of each document."""
+        weights = {word: n * self.main.idf(word) for word, n in Counter(words).items()}
+        return np.array([self._score(document, weights) for document in self.documents], dtype=np.float32)
+
+    def _score(self, document: _Document, weights: Mapping[str, float]) -> float:
+        counts = document.counts()
+        room = _K1 * (1 - _B + _B * len(document.words) / self.main.mean_length)
+        return sum(weights[word] * counts[word] / (room + counts[word]) for word in weights.keys() & counts)
+
+    def allowed(self, values: Sequence[tuple[str, str]], without: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Return for each document what `_Main.allowed` does."""
+        gone = set(without)
+        return np.array(
+            [one.item.item_id not in gone and set(values) <= set(one.values) for one in self.documents],
+            dtype=bool,
+        )
+
+
+class _Index(NamedTuple):
+    """The catalogue at one moment: what the index was made of, and what changed since."""
+
+    main: _Main
+    delta: _Delta
+    changed: frozenset[str]
 
 
 def _folded(value: str) -> str:
