@@ -25,7 +25,10 @@ ADDRESSES = [
     ("POST", "/v1/rerank"),
     ("POST", "/v2/rerank"),
     ("POST", "/v1/recommend"),
+    ("GET", "/v1/users"),
     ("PUT", "/v1/items"),
+    ("GET", "/v1/items/i"),
+    ("DELETE", "/v1/items/i"),
     ("GET", "/metrics"),
     ("GET", "/openapi.json"),
     ("GET", "/nowhere"),
@@ -47,7 +50,9 @@ def test_every_address_needs_the_key(shop: Shop, method: str, path: str, header:
 def test_every_address_of_the_description_is_in_that_list(shop: Shop) -> None:
     paths = shop.client.get("/openapi.json").json()["paths"]
     described = {
-        (method.upper(), path.replace("{user_id}", "u")) for path, ms in paths.items() for method in ms
+        (method.upper(), path.replace("{user_id}", "u").replace("{item_id}", "i"))
+        for path, ms in paths.items()
+        for method in ms
     }
     assert described - {("GET", "/healthz"), ("GET", "/readyz")} <= set(ADDRESSES)
 

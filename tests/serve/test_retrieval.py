@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,6 +87,51 @@ def test_items_put_later_are_found_and_changed_ones_by_their_new_words_only() ->
     assert set(retriever.top("", (), 9, {"category": "music"})) == {"new", "i5"}
     old_words = retriever.top(ITEMS["i5"].fields["title"], (), 99)
     assert old_words.index("i5") > 5
+
+
+def test_an_item_beside_the_index_has_the_score_of_one_in_it() -> None:
+    """The same words are in the catalogue twice: in the index, and put later."""
+    twins = [Item(f"twin-{name}", ITEMS[name].fields) for name in ITEMS]
+    retriever = Retriever(catalogue(), CATEGORY)
+    retriever.put_items(twins)
+    index, words = retriever._index, ["lamp", "rope", "lamp", "seed", "garden"]
+    assert index.delta.scores(words).max() > 0
+    here = dict(zip(index.main.item_ids, index.main.scores(words).tolist(), strict=True))
+    beside = {
+        one.item.item_id: score
+        for one, score in zip(index.delta.documents, index.delta.scores(words).tolist(), strict=True)
+    }
+    assert beside == pytest.approx({f"twin-{name}": score for name, score in here.items()})
+
+
+def test_the_index_is_made_anew_in_the_background_and_nothing_is_lost_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("trsr.serve.retrieval._MAX_CHANGED", 3)
+    retriever = Retriever(catalogue(), CATEGORY)
+    started, begin, real = threading.Event(), threading.Event(), retriever._main
+
+    def main(documents: Any) -> Any:
+        started.set()
+        assert begin.wait(60)
+        return real(documents)
+
+    monkeypatch.setattr(retriever, "_main", main)
+    retriever.put_items([Item(f"n{n}", {"title": f"xylophone {n}"}) for n in range(4)])
+    assert started.wait(60)
+    retriever.put_items([Item("n0", {"title": "trombone"}), Item("late", {"title": "xylophone"})])
+    retriever.delete_items(["n1", "i5"])
+    for done in (False, True):
+        assert set(retriever.top("xylophone", (), 3)) == {"n2", "n3", "late"}
+        assert retriever.top("trombone", (), 1) == ["n0"]
+        assert not {"n1", "i5"} & set(retriever.top(ITEMS["i5"].fields["title"], (), 99))
+        assert len(retriever.top("", (), 99)) == len(ITEMS) + 3
+        if not done:
+            begin.set()
+            with retriever._remaking:
+                pass
+    assert retriever._index.changed == {"n0", "late", "n1", "i5"}
+    assert "n2" in retriever._index.main.rows
 
 
 def test_items_put_by_many_threads_are_all_found() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
-from shop import Shop
+from shop import Shop, open_shop
 
+from trsr.data.verbalize import NO_TEXT
 from trsr.serve.questions import Ask
 
 
@@ -55,6 +58,46 @@ def test_an_item_put_twice_at_once_counts_once_and_the_last_one_stays(shop: Shop
     stored = shop.service.store.item("N")
     assert stored is not None
     assert stored.fields["title"] == "Last words"
+
+
+@pytest.mark.parametrize("name", ["i5", "new/one", "a b%"])
+def test_an_item_is_read_and_deleted_and_stays_so(tmp_path: Path, name: str) -> None:
+    address = f"/v1/items/{quote(name, safe='')}"
+    with open_shop(tmp_path / "serve.sqlite") as shop:
+        put(shop, item(name, "Zebra lantern"))
+        fields = {"category": "lamps", "title": "Zebra lantern"}
+        assert shop.client.get(address).json() == {"item_id": name, "fields": fields}
+        assert shop.client.delete(address).status_code == 204
+        for method in ("GET", "DELETE"):
+            answer = shop.client.request(method, address)
+            assert (answer.status_code, answer.json()["type"]) == (404, "urn:trsr:problem:unknown-item")
+    with open_shop(tmp_path / "serve.sqlite") as shop:
+        assert shop.client.get(address).status_code == 404
+        answer = shop.client.post("/v1/recommend", json={"history": ["i1"], "candidates": [name]})
+        assert answer.json()["unknown_items"] == [name]
+        assert put(shop, item(name, "Back again")) == {"n_added": 1, "n_changed": 0}
+        assert shop.client.get(address).json()["fields"]["title"] == "Back again"
+
+
+def test_a_history_keeps_a_deleted_item_without_its_text(shop: Shop) -> None:
+    put(shop, item("L1", "Zebra lantern"))
+    shop.buy("ann", "L1", "i2")
+    shop.follow()
+    shop.client.delete("/v1/items/L1")
+    history = shop.client.get("/v1/users/ann").json()["history"]
+    assert [entry["item_id"] for entry in history] == ["L1", "i2"]
+    recommender = shop.service.ranker.recommender
+    assert recommender.text_of("L1") == shop.service.summariser.item_text("L1") == NO_TEXT
+    found = shop.client.post("/v1/recommend", json={"user_id": "ann", "top_n": 40}).json()["results"]
+    assert "L1" not in {result["item_id"] for result in found}
+    answer = shop.client.post("/v1/recommend", json={"history": ["L1"]})
+    assert answer.json()["unknown_items"] == ["L1"]
+    shop.buy("ann", "i3")
+    shop.follow()
+    user = shop.client.get("/v1/users/ann").json()
+    assert (user["pending"], user["profile"]["n_items"]) == (False, 3)
+    answer = shop.client.post("/v1/users/bob/events", json={"events": [{"event_id": "1", "item_id": "L1"}]})
+    assert answer.json()["unknown_items"] == ["L1"]
 
 
 def test_unknown_fields_are_refused_by_name_and_nothing_is_kept(shop: Shop) -> None:

@@ -250,3 +250,18 @@ def test_bytes_that_are_no_utf8_are_refused_in_every_address(shop: Shop, address
 
 def test_bytes_that_are_no_utf8_are_refused_by_the_page(shop: Shop) -> None:
     assert shop.client.get("/?user=%ff").status_code == 400
+
+
+def test_users_are_listed_page_by_page(shop: Shop) -> None:
+    for user in ("carol", "ann/a", "bob", "anna"):
+        shop.buy(user, "i1")
+
+    def listed(**asked: Any) -> Any:
+        return shop.client.get("/v1/users", params=asked).json()
+
+    assert listed() == {"user_ids": ["ann/a", "anna", "bob", "carol"], "after": None}
+    assert listed(limit=3) == {"user_ids": ["ann/a", "anna", "bob"], "after": "bob"}
+    assert listed(limit=3, after="bob") == {"user_ids": ["carol"], "after": None}
+    assert listed(query="nn", limit=1) == {"user_ids": ["ann/a"], "after": "ann/a"}
+    assert listed(query="nn", limit=1, after="ann/a") == {"user_ids": ["anna"], "after": None}
+    assert shop.client.get("/v1/users?limit=0").status_code == 422

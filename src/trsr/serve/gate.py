@@ -146,7 +146,7 @@ def _needed(path: str) -> tuple[str, ...]:
     """Return the scopes that an address needs."""
     if path in _RANKING:
         return (RANK,)
-    if path.startswith("/v1/users/"):
+    if path == "/v1/users" or path.startswith("/v1/users/"):
         return (EVENTS,)
     if path == "/" or path.startswith("/page/"):
         return OF_PAGE

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -150,7 +150,7 @@ class Ranker:
             OverloadedError: there is no time for it.
         """
         ends = time.monotonic() + self._seconds
-        self.check_items(reader.history)
+        self.check_items(reader.history, self.recommender.catalogue.items)
         if wish.candidates is None:
             candidates = await run_in_threadpool(self.retrieved, reader, wish)
         else:  # a look into a dict needs no thread, and each change of threads waits for its turn
@@ -182,9 +182,9 @@ class Ranker:
         ]
         return ranked, _tokens(answers)
 
-    def check_items(self, item_ids: Sequence[str]) -> None:
-        """Refuse items that the catalogue does not have, by name."""
-        known = self.recommender.catalogue
+    def check_items(self, item_ids: Sequence[str], known: Container[str] | None = None) -> None:
+        """Refuse items that are not known, by name: not in the catalogue, unless said otherwise."""
+        known = self.recommender.catalogue if known is None else known
         if unknown := [item_id for item_id in dict.fromkeys(item_ids) if item_id not in known]:
             named = ", ".join(repr(item_id) for item_id in unknown[:10])
             more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Query, Request
 
 from trsr.serve.problems import UNKNOWN_ITEMS, UNKNOWN_USER, refusals
 from trsr.serve.records import Event, Notes, Profile
@@ -20,6 +20,8 @@ from trsr.serve.schemas import (
     NotesOut,
     ProfileOut,
     UserOut,
+    UsersAsked,
+    UsersOut,
 )
 from trsr.serve.service import Service
 
@@ -28,8 +30,23 @@ NewUserId = Annotated[Id, Path(description="Of the user; made by their first eve
 
 
 def users_router(service: Service) -> APIRouter:
-    """Return the addresses below `/v1/users`; they are plain functions, which run in threads."""
-    router = APIRouter(prefix="/v1/users/{user_id:path}", tags=["users"])
+    """Return the addresses of `/v1/users`; they are plain functions, which run in threads."""
+    router = APIRouter(prefix="/v1/users", tags=["users"])
+
+    @router.get("", responses=refusals())
+    def list_users(request: Request, asked: Annotated[UsersAsked, Query()]) -> UsersOut:
+        """Return the users that the key reaches, sorted by id."""
+        prefix = request.state.key.user_prefix
+        found = service.store.users(asked.query, asked.limit + 1, prefix, asked.after)
+        page = found[: asked.limit]
+        return UsersOut(user_ids=page, after=page[-1] if len(found) > len(page) else None)
+
+    router.include_router(_user_router(service))
+    return router
+
+
+def _user_router(service: Service) -> APIRouter:
+    router = APIRouter(prefix="/{user_id:path}")
 
     @router.post("/events", status_code=202, responses=refusals(UNKNOWN_ITEMS))
     def add_events(user_id: NewUserId, body: EventsIn) -> EventsOut:

@@ -144,6 +144,21 @@ class UserOut(BaseModel):
     pending: bool = Field(description="Whether the profile has yet to follow the newest events.")
 
 
+class UsersAsked(BaseModel):
+    """Which users to list."""
+
+    query: str = Field("", description="A part of their ids; letter case counts.")
+    limit: int = Field(100, ge=1, le=1000)
+    after: str = Field("", description="The id behind which to begin.")
+
+
+class UsersOut(BaseModel):
+    """Users, sorted by id."""
+
+    user_ids: list[str]
+    after: str | None = Field(description="Asks for the next ones; null when there are no more.")
+
+
 class ItemIn(BaseModel):
     """An item's text fields; fields of the catalogue that are left out are empty."""
 
@@ -159,6 +174,13 @@ class ItemsIn(BaseModel):
     model_config = _example(items=[{"item_id": "B001", "fields": {"title": "Clay pot, 20 cm"}}])
 
     items: list[ItemIn] = Field(min_length=1, max_length=MAX_ITEMS)
+
+
+class ItemOut(BaseModel):
+    """An item as it is now."""
+
+    item_id: str
+    fields: dict[str, str]
 
 
 class ItemsOut(BaseModel):

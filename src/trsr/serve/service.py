@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from starlette.concurrency import run_in_threadpool
 
 from trsr.serve.follower import Follower
-from trsr.serve.problems import UNKNOWN_FIELDS, UNKNOWN_USER, Problem
+from trsr.serve.problems import UNKNOWN_FIELDS, UNKNOWN_ITEM, UNKNOWN_USER, Problem
 from trsr.serve.questions import TextAsk
 from trsr.serve.ranking import Ranked, Ranker, Ranking, Reader, Tokens, Wish
 from trsr.serve.records import Event, Notes, Profile, StoredEvent, UserSummary
@@ -73,6 +73,8 @@ class Service:
         )
         if put_before := list(store.items()):
             ranker.retriever.put_items(put_before)
+        if deleted := store.deleted_items():
+            ranker.retriever.delete_items(deleted)
 
     @property
     def model_name(self) -> str:
@@ -198,6 +200,27 @@ class Service:
             self.ranker.retriever.put_items(items)
         return n_added
 
+    def item(self, item_id: str) -> Item:
+        """Return an item.
+
+        Raises:
+            Problem: there is no such item.
+        """
+        if item_id not in self.catalogue:
+            raise Problem(UNKNOWN_ITEM, f"There is no item {item_id!r}; put it there first.")
+        return self.catalogue.item(item_id)
+
+    def delete_item(self, item_id: str) -> None:
+        """Delete an item: it is not found, ranked or bought any more; histories keep its id, without a text.
+
+        Raises:
+            Problem: there is no such item.
+        """
+        with self._items_lock:
+            self.item(item_id)
+            self.store.delete_item(item_id)
+            self.ranker.retriever.delete_items([item_id])
+
     # Rankings
 
     async def rerank(self, question: TextAsk, model: str | None = None) -> Ranking:
@@ -224,6 +247,7 @@ class Service:
             Problem: there is no such user, or an item of the history is unknown.
         """
         if not isinstance(whom, str):
+            self.ranker.check_items(whom)
             return self._stranger(whom)
         history = self.store.history(whom)
         if history is None:
@@ -237,7 +261,6 @@ class Service:
 
     def _stranger(self, history: tuple[str, ...]) -> Reader:
         """Return a reader nothing is written about: the profile is counted, if the model reads any."""
-        self.ranker.check_items(history)
         text = ""
         if self.summariser.config.method != "none":
             items = [self.catalogue.item(item_id) for item_id in history]

@@ -183,13 +183,13 @@ class SqliteServeStore:
             for event_id, item_id, position, micros in rows
         ]
 
-    def users(self, query: str = "", limit: int = 50, prefix: str = "") -> list[str]:
-        """Return the first user ids that contain `query` and begin with `prefix`, sorted."""
+    def users(self, query: str = "", limit: int = 50, prefix: str = "", after: str = "") -> list[str]:
+        """Return the first user ids behind `after` that contain `query` and begin with `prefix`, sorted."""
         with self._reading() as db:
             rows = db.execute(
                 "SELECT user_id FROM users WHERE instr(user_id, ?) > 0 AND substr(user_id, 1, ?) = ? "
-                "ORDER BY user_id LIMIT ?",
-                (query, len(prefix), prefix, limit),
+                "AND user_id > ? ORDER BY user_id LIMIT ?",
+                (query, len(prefix), prefix, after, limit),
             ).fetchall()
         return [user_id for (user_id,) in rows]
 
@@ -363,19 +363,34 @@ class SqliteServeStore:
     def items(self) -> Iterator[Item]:
         """Yield all items, sorted by id."""
         with self._reading() as db:
-            rows = db.execute("SELECT item_id, fields FROM items ORDER BY item_id").fetchall()
+            rows = db.execute(
+                "SELECT item_id, fields FROM items WHERE fields <> 'null' ORDER BY item_id"
+            ).fetchall()
         for item_id, fields in rows:
             yield Item(item_id, json.loads(fields))
 
     def item(self, item_id: str) -> Item | None:
         """Return an item, or None if it is unknown."""
         with self._reading() as db:
-            row = db.execute("SELECT fields FROM items WHERE item_id = ?", (item_id,)).fetchone()
+            row = db.execute(
+                "SELECT fields FROM items WHERE item_id = ? AND fields <> 'null'", (item_id,)
+            ).fetchone()
         return None if row is None else Item(item_id, json.loads(row[0]))
+
+    def deleted_items(self) -> list[str]:
+        """Return the ids of the items that were deleted and not put again."""
+        with self._reading() as db:
+            return [name for (name,) in db.execute("SELECT item_id FROM items WHERE fields = 'null'")]
 
     def put_items(self, items: Sequence[Item]) -> None:
         """Add items; those whose ids are known take the new fields."""
-        rows = [(item.item_id, json.dumps(dict(item.fields), ensure_ascii=False)) for item in items]
+        self._put_items([(item.item_id, json.dumps(dict(item.fields), ensure_ascii=False)) for item in items])
+
+    def delete_item(self, item_id: str) -> None:
+        """Delete an item, also one of the data set; histories keep its id."""
+        self._put_items([(item_id, "null")])
+
+    def _put_items(self, rows: Sequence[tuple[str, str]]) -> None:
         with self._writing() as db:
             db.executemany(
                 "INSERT INTO items (item_id, fields) VALUES (?, ?) "
@@ -477,8 +492,12 @@ class SqliteServeStore:
                 "FROM pending JOIN users USING (uid)"
             ).fetchone()
             counts = {
-                name: db.execute(f"SELECT count(*) FROM {name}").fetchone()[0]
-                for name in ("items", "profiles", "notes")
+                name: db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+                for name, table in (
+                    ("items", "items WHERE fields <> 'null'"),
+                    ("profiles", "profiles"),
+                    ("notes", "notes"),
+                )
             }
         waited = 0.0 if since is None else max(0.0, time.time() - since)
         return {

@@ -75,8 +75,11 @@ class ServeStore(TextStore, Protocol):
         """Return a user's events, oldest first; none for an unknown user."""
         ...
 
-    def users(self, query: str = "", limit: int = 50, prefix: str = "") -> list[str]:
-        """Return the first `limit` ids with `query` in them and `prefix` first, case counting, sorted."""
+    def users(self, query: str = "", limit: int = 50, prefix: str = "", after: str = "") -> list[str]:
+        """Return the first `limit` ids behind `after` with `query` in them and `prefix` first, sorted.
+
+        Letter case counts.
+        """
         ...
 
     # Notes and profiles
@@ -187,8 +190,16 @@ class ServeStore(TextStore, Protocol):
         """Return an item, or None if it is unknown."""
         ...
 
+    def deleted_items(self) -> list[str]:
+        """Return the ids of the items that were deleted and not put again."""
+        ...
+
     def put_items(self, items: Sequence[Item]) -> None:
         """Add items; those whose ids are known take the new fields."""
+        ...
+
+    def delete_item(self, item_id: str) -> None:
+        """Delete an item, also one of the data set; histories keep its id."""
         ...
 
     # All of it
