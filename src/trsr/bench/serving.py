@@ -27,12 +27,16 @@ import numpy as np
 from trsr.errors import EngineError, InputError
 from trsr.pipeline.serving import Serving, open_for_serving
 from trsr.seeding import derive_rng
+from trsr.serve.catalogue import Catalogue
 from trsr.serve.questions import Ask
+from trsr.serve.retrieval import Retriever
+from trsr.types import Item
 
 _ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)")
 _START_SECONDS = 300.0
 _PARTS = 4
 """Of the load by several clients; the engine has its turn after each."""
+_PUTS = 1_500
 _METRIC = re.compile(r"^trsr_model_cache_(hits|misses)_total (\S+)$", re.MULTILINE)
 
 
@@ -96,7 +100,14 @@ class Engine:
 
 
 def bench_serve(
-    model_or_run: Path, data: Path | None, *, users: int, seconds: float, clients: int, candidates: int
+    model_or_run: Path,
+    data: Path | None,
+    *,
+    users: int,
+    seconds: float,
+    clients: int,
+    candidates: int,
+    catalogue: int,
 ) -> dict[str, Any]:
     """Return what `trsr bench serve` prints.
 
@@ -107,6 +118,7 @@ def bench_serve(
         seconds: Of load; half of it from one client, half from several. The engine's own take as long again.
         clients: How many are several.
         candidates: Of each request.
+        catalogue: Items of a made-up catalogue into which others are put one by one; 0 to leave that out.
 
     Raises:
         InputError: the data set has too few users or items.
@@ -140,9 +152,29 @@ def bench_serve(
         "p95_over_engine_median": round(_at(one.seconds, 95) / _at(alone.seconds, 50), 3),
         "p95_over_engine_p95": round(_at(one.seconds, 95) / _at(alone.seconds, 95), 3),
         "same_question_over_engine": {f"p{p}": round(_at(ratios, p), 3) for p in (50, 95)},
+        "put_item": {"catalogue": catalogue, **_percentiles(_put_seconds(catalogue))} if catalogue else None,
         "throughput_over_engine": round(several.rate() / together.rate(), 3),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
+
+
+def _put_seconds(n_items: int) -> list[float]:
+    """Return the seconds of each of so many puts that the search's index is made anew in their midst."""
+    rng = derive_rng(0, "bench-put")
+
+    def item(name: str) -> Item:
+        words = " ".join(f"word{n}" for n in rng.integers(20_000, size=12))
+        return Item(name, {"category": f"kind {rng.integers(50)}", "title": words})
+
+    items = {f"i{n}": item(f"i{n}") for n in range(n_items)}
+    retriever = Retriever(Catalogue(items, ("category", "title")), ("category",))
+    spent = []
+    for n in range(_PUTS):
+        new = [item(f"new{n}")]
+        started = time.perf_counter()
+        retriever.put_items(new)
+        spent.append(time.perf_counter() - started)
+    return spent
 
 
 def _one_at_a_time(

@@ -21,6 +21,9 @@ def bench_serve(
     ] = 30,
     clients: Annotated[int, typer.Option(min=2, help="How many are several.")] = 8,
     candidates: Annotated[int, typer.Option(min=1, help="Candidates of a request.")] = 20,
+    catalogue: Annotated[
+        int, typer.Option(min=0, help="Items of a catalogue into which others are put; 0 for none.")
+    ] = 100_000,
     as_json: Annotated[
         bool, typer.Option("--json", help="One line of JSON instead of an indented object.")
     ] = False,
@@ -31,5 +34,13 @@ def bench_serve(
     """
     from trsr.bench.serving import bench_serve as measure
 
-    result = measure(model_or_run, data, users=users, seconds=seconds, clients=clients, candidates=candidates)
+    result = measure(
+        model_or_run,
+        data,
+        users=users,
+        seconds=seconds,
+        clients=clients,
+        candidates=candidates,
+        catalogue=catalogue,
+    )
     typer.echo(json.dumps(result, indent=None if as_json else 2))
