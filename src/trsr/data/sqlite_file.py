@@ -72,6 +72,7 @@ def open_sqlite(
         started = time.monotonic()
         db = sqlite3.connect(path, isolation_level=None, timeout=PATIENCE, check_same_thread=not many_threads)
         try:
+            db.execute("PRAGMA secure_delete = ON")  # before migrations, which may delete too
             while not _migrated(db, path, what, application_id, migrations, deadline=started + PATIENCE):
                 time.sleep(0.01)
         except BaseException:

@@ -182,3 +182,34 @@ def delete_rows_of(db: sqlite3.Connection, uid: int, most: int = 100) -> int:
             (uid, uid, most),
         ).rowcount
     return n_deleted
+
+
+def count_all(db: sqlite3.Connection) -> dict[str, float]:
+    """Return counts for metrics."""
+    users, events = db.execute("SELECT count(*), coalesce(sum(n_events), 0) FROM users").fetchone()
+    pending, failing, since = db.execute(
+        "SELECT count(*), coalesce(sum(n_attempts > 0), 0), min(since) FROM pending"
+    ).fetchone()
+    (behind,) = db.execute(
+        "SELECT coalesce(sum(n_events - coalesce((SELECT n_items FROM profiles "
+        "WHERE profiles.uid = users.uid ORDER BY version DESC LIMIT 1), 0)), 0) "
+        "FROM pending JOIN users USING (uid)"
+    ).fetchone()
+    counts = {
+        name: db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+        for name, table in (
+            ("items", "items WHERE fields <> 'null'"),
+            ("profiles", "profiles"),
+            ("notes", "notes"),
+        )
+    }
+    waited = 0.0 if since is None else max(0.0, time.time() - since)
+    return {
+        "users": users,
+        "events": events,
+        **counts,
+        "pending": pending,
+        "failing": failing,
+        "oldest_pending_seconds": waited,
+        "items_behind": behind,
+    }

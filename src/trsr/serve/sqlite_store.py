@@ -67,7 +67,6 @@ class SqliteServeStore:
             self._db = opened.enter_context(
                 closing(open_sqlite(self.path, WHAT, APPLICATION_ID, MIGRATIONS, many_threads=True))
             )
-            self._db.execute("PRAGMA secure_delete = ON")
             self._reader = opened.enter_context(
                 closing(
                     sqlite3.connect(
@@ -482,33 +481,7 @@ class SqliteServeStore:
     def facts(self) -> dict[str, float]:
         """Return counts for metrics."""
         with self._reading() as db:
-            users, events = db.execute("SELECT count(*), coalesce(sum(n_events), 0) FROM users").fetchone()
-            pending, failing, since = db.execute(
-                "SELECT count(*), coalesce(sum(n_attempts > 0), 0), min(since) FROM pending"
-            ).fetchone()
-            (behind,) = db.execute(
-                "SELECT coalesce(sum(n_events - coalesce((SELECT n_items FROM profiles "
-                "WHERE profiles.uid = users.uid ORDER BY version DESC LIMIT 1), 0)), 0) "
-                "FROM pending JOIN users USING (uid)"
-            ).fetchone()
-            counts = {
-                name: db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
-                for name, table in (
-                    ("items", "items WHERE fields <> 'null'"),
-                    ("profiles", "profiles"),
-                    ("notes", "notes"),
-                )
-            }
-        waited = 0.0 if since is None else max(0.0, time.time() - since)
-        return {
-            "users": users,
-            "events": events,
-            **counts,
-            "pending": pending,
-            "failing": failing,
-            "oldest_pending_seconds": waited,
-            "items_behind": behind,
-        }
+            return steps.count_all(db)
 
     def close(self) -> None:
         """Close the file; safe to call twice."""
