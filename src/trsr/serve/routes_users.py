@@ -25,15 +25,16 @@ from trsr.serve.schemas import (
 )
 from trsr.serve.service import Service
 
+_USER = "/v1/users/{user_id:path}"
 UserId = Annotated[KnownId, Path(description="Of the user.")]
 NewUserId = Annotated[Id, Path(description="Of the user; made by their first event.")]
 
 
 def users_router(service: Service) -> APIRouter:
     """Return the addresses of `/v1/users`; they are plain functions, which run in threads."""
-    router = APIRouter(prefix="/v1/users", tags=["users"])
+    router = APIRouter(tags=["users"])
 
-    @router.get("", responses=refusals())
+    @router.get("/v1/users", responses=refusals())
     def list_users(request: Request, asked: Annotated[UsersAsked, Query()]) -> UsersOut:
         """Return the users that the key reaches, sorted by id."""
         prefix = request.state.key.user_prefix
@@ -41,14 +42,7 @@ def users_router(service: Service) -> APIRouter:
         page = found[: asked.limit]
         return UsersOut(user_ids=page, after=page[-1] if len(found) > len(page) else None)
 
-    router.include_router(_user_router(service))
-    return router
-
-
-def _user_router(service: Service) -> APIRouter:
-    router = APIRouter(prefix="/{user_id:path}")
-
-    @router.post("/events", status_code=202, responses=refusals(UNKNOWN_ITEMS))
+    @router.post(_USER + "/events", status_code=202, responses=refusals(UNKNOWN_ITEMS))
     def add_events(user_id: NewUserId, body: EventsIn) -> EventsOut:
         """Add events to a user's history; once this is answered, they are kept.
 
@@ -63,7 +57,7 @@ def _user_router(service: Service) -> APIRouter:
         ]
         return EventsOut(user_id=user_id, n_new=sum(new), events=answers)
 
-    @router.get("", responses=refusals(UNKNOWN_USER))
+    @router.get(_USER, responses=refusals(UNKNOWN_USER))
     def get_user(user_id: UserId) -> UserOut:
         """Return a user's history, blocks with their summaries, notes, and every version of the profile."""
         user = service.user(user_id)
@@ -95,7 +89,7 @@ def _user_router(service: Service) -> APIRouter:
             pending=user.pending,
         )
 
-    @router.put("/notes", responses=refusals(UNKNOWN_USER))
+    @router.put(_USER + "/notes", responses=refusals(UNKNOWN_USER))
     def put_notes(user_id: UserId, body: NotesIn) -> NotesOut:
         """Keep what a user writes about themselves; rankings read it first, and no update changes it.
 
@@ -103,7 +97,7 @@ def _user_router(service: Service) -> APIRouter:
         """
         return _notes(service.put_notes(user_id, body.text))
 
-    @router.delete("", status_code=204, responses=refusals(UNKNOWN_USER))
+    @router.delete(_USER, status_code=204, responses=refusals(UNKNOWN_USER))
     def delete_user(user_id: UserId) -> None:
         """Forget a user: events, notes, profiles, and the summaries that no other user has.
 
