@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shop import KEY, Shop, open_shop
+from shop import KEY, LOCAL, Shop, open_shop
 from starlette.testclient import TestClient
 
 from trsr.errors import ConfigError
@@ -111,6 +111,29 @@ def test_a_key_reaches_only_its_users_and_is_not_told_who_else_there_is(keyed: S
     assert keyed.service.store.users("new") == []
     assert keyed.client.post("/v1/recommend", json={"history": ["i1"]}, headers=headers).status_code == 200
     assert keyed.client.delete("/v1/users/team-a/ann", headers=headers).status_code == 204
+
+
+def test_a_session_reaches_what_its_key_reaches_and_ends_with_it(keyed: Shop) -> None:
+    browser = TestClient(keyed.client.app, base_url=LOCAL, headers={"Origin": LOCAL})
+    as_holder(keyed, "rank")
+    refused = browser.post("/page/key", data={"key": "trsr_rank"})
+    assert (refused.status_code, "This needs the scope events" in refused.text) == (403, True)
+    assert not browser.cookies
+    as_holder(keyed, "rank", "events", user_prefix="team-a/")
+    assert browser.post("/page/key", data={"key": "trsr_rank-events"}).status_code == 200
+    for listed in ("/", "/?q=team", "/?q=team-b/bob", "/page/users?q=team-b/bob", "/page/users?q=b"):
+        assert "team-b%2Fbob" not in browser.get(listed).text
+    assert "user=team-a%2Fann" in browser.get("/").text
+    parts = ("profile", "notes", "editor", "history", "items", "ranking", "compare", "why")
+    for address in ("/?user=", *(f"/page/{part}?item=i9&user=" for part in parts)):
+        assert browser.get(f"{address}team-a/ann").status_code == 200
+        assert browser.get(f"{address}team-b/bob").status_code == 403
+        assert browser.get(f"{address}team-b/new&user=team-a/ann").status_code == 403
+    for action in ("events", "notes", "follow", "delete"):
+        fields = {"user": "team-b/bob", "item": "i5", "event_id": "x", "text": "evil", "sure": "yes"}
+        assert browser.post(f"/page/{action}", data=fields).status_code == 403
+    remove_key(keyed.file, "rank-events")
+    assert browser.get("/").status_code == 401
 
 
 def test_an_expired_or_removed_key_is_refused(keyed: Shop) -> None:

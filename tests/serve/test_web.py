@@ -18,9 +18,7 @@ from starlette.testclient import TestClient
 
 from trsr.llm.fake import FakeGenerator, FakeScorer
 from trsr.serve.app import create_app
-from trsr.serve.auth import Key, key_hash
 from trsr.serve.records import Event
-from trsr.serve.sqlite_keys import add_key, remove_key
 from trsr.serve.web.assets import ASSETS
 from trsr.types import History
 
@@ -252,33 +250,6 @@ def test_the_key_is_asked_for_once_and_kept_from_scripts(shop: Shop) -> None:
     assert browser.get("/").status_code == 401
     browser.cookies["trsr_session"] = kept
     assert "The session has ended" in browser.get("/").text
-
-
-def test_a_session_reaches_what_its_key_reaches_and_ends_with_it(
-    ann: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("trsr.serve.auth._RELOAD_SECONDS", 0.0)
-    ann.service.store.import_histories([History("team/bob", ("i1",))])
-    browser = TestClient(ann.client.app, base_url=LOCAL)
-    add_key(ann.file, Key("part", key_hash("part"), frozenset({"rank"})))
-    refused = browser.post("/page/key", data={"key": "part"}, headers=ORIGIN)
-    assert (refused.status_code, "This needs the scope events" in refused.text) == (403, True)
-    assert not browser.cookies
-    add_key(ann.file, Key("team", key_hash("team"), frozenset({"rank", "events"}), "team/"))
-    assert browser.post("/page/key", data={"key": "team"}, headers=ORIGIN).status_code == 200
-    for listed in ("/", "/?q=n", "/?q=ann", "/page/users?q=ann", "/page/users?q=b"):
-        assert "user=ann" not in browser.get(listed).text
-    assert "user=team%2Fbob" in browser.get("/").text
-    for address in ADDRESSES:
-        if "user=" in address:
-            assert browser.get(address).status_code == 403
-            assert browser.get(f"{address}&user=team/bob").status_code == 403
-    for action in ("events", "notes", "follow", "delete"):
-        fields = {"user": "ann", "item": "i5", "event_id": "x", "text": "evil", "sure": "yes"}
-        assert browser.post(f"/page/{action}", data=fields, headers=ORIGIN).status_code == 403
-    assert browser.get("/?user=team/bob&rank=1").status_code == 200
-    remove_key(ann.file, "team")
-    assert browser.get("/?user=team/bob").status_code == 401
 
 
 @pytest.mark.parametrize(
