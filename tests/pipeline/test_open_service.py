@@ -31,7 +31,7 @@ def test_the_users_of_a_run_are_served_and_imported_once(finished_run: Path, tmp
     service = open_service(finished_run, None, database, settings, said.append)
     client = TestClient(create_app(service, settings), base_url="http://localhost")
     try:
-        assert "events of the data set" in said[-1]
+        assert any("events of the data set" in line for line in said)
         user = client.get(f"/v1/users/{history.user_id}").json()
         assert tuple(event["item_id"] for event in user["history"]) == history.item_ids
         found = client.post("/v1/recommend", json={"user_id": history.user_id, "top_n": 5, "explain": True})
@@ -46,7 +46,7 @@ def test_the_users_of_a_run_are_served_and_imported_once(finished_run: Path, tmp
     said.clear()
     service = open_service(finished_run, None, database, settings, said.append)
     try:
-        assert len(said) == 1
+        assert not any("events of the data set" in line for line in said)
         assert service.store.history(other.user_id) is None  # who was deleted does not come back
         assert service.store.history(history.user_id) is not None
     finally:
