@@ -80,12 +80,13 @@ def texts_of(store: SqliteServeStore, user: str) -> set[str]:
 def test_nothing_of_a_deleted_user_is_left_and_what_is_shared_stays(tmp_path: Path, method: str) -> None:
     """Two users begin alike, so they share summaries; then their ways part."""
     store = SqliteServeStore(tmp_path / "serve.sqlite")
-    follower = Follower(store, summariser_of_many(method), TellingEngine())
+    summariser, engine = summariser_of_many(method), TellingEngine()
+    follower = Follower(store, summariser, engine)
     begin = list(range(10))
     for step in range(1, 6):  # versions and blocks come and go
         store.add_events("leaver", theirs("leaver", (begin + list(range(100, 300)))[: 40 * step]))
         store.add_events("stayer", theirs("stayer", (begin + list(range(300, 400)))[: 20 * step]))
-        follow(store, follower.summariser, follower.engine)
+        follow(store, summariser, engine)
     store.put_notes("leaver", NOTES)
     store.put_notes("stayer", "Okapis.")
     # The notes do not fit a page, so they are looked for by their words.
