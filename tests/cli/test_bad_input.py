@@ -148,10 +148,10 @@ def test_a_user_with_one_event_has_a_profile_and_too_many_of_them_is_one_sentenc
 def test_unsorted_times_are_put_in_order_and_equal_ones_stay_as_they_stand(
     load: Callable[..., Answer], tmp_path: Path
 ) -> None:
-    events = "user_id,item_id,timestamp\nu,a,300\nu,c,100\nu,b,100\nu,a,noon\n"
+    events = "user_id,item_id,timestamp\nu,a,300\nu,c,100\nu,b,100\nu,c,200\nu,a,noon\n"
     assert load(ITEMS, events, "--max-rejects", "0.3").code == 0
-    assert histories(tmp_path) == {"u": ("c", "b", "a")}
-    assert rejected(tmp_path) == [("events.csv", 5, "time cannot be read")]
+    assert histories(tmp_path) == {"u": ("c", "b", "c", "a")}
+    assert rejected(tmp_path) == [("events.csv", 6, "time cannot be read")]
 
 
 def test_nan_and_empty_cells_are_missing_texts_and_rejected_ids(

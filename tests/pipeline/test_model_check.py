@@ -80,8 +80,8 @@ def test_check_model_finds_margins_that_sharing_changes(
 def test_check_model_finds_a_second_bos(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = PromptBuilder.prefix
 
-    def twice(self: PromptBuilder, recent: Any, profile: Any) -> tuple[int, ...]:
-        prefix = right(self, recent, profile)
+    def twice(self: PromptBuilder, *texts: Any) -> tuple[int, ...]:
+        prefix = right(self, *texts)
         return (prefix[0], *prefix)
 
     monkeypatch.setattr(PromptBuilder, "prefix", twice)

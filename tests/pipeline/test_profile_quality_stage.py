@@ -30,13 +30,14 @@ Bench = Callable[..., Workbench]
 def bench(tiny_model: Path, tmp_path: Path) -> Bench:
     """Makes or opens the run of a method, ranked without a language model."""
 
-    def make(method: str, **summary: Any) -> Workbench:
+    def make(method: str, run: bool = True, **summary: Any) -> Workbench:
         settings = {"method": method, "max_field_tokens": 6, "max_new_tokens": 8, **summary}
         content = tiny_run(tiny_model, train=None, rankers=["random", "bm25"], summary=settings)
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
         out = tmp_path / f"out-{method}"
         made = Workbench(RunFolder(out, load_config(tmp_path / "config.yaml"), "trsr run"))
-        run_stages(made)
+        if run:
+            run_stages(made)
         return made
 
     return make
@@ -70,7 +71,7 @@ def test_invented_profiles_are_listed_with_their_words_in_a_folded_table(bench: 
     pl.read_parquet(file).with_columns(invented.alias("text")).write_parquet(file)
     # Without the store nobody can tell that it was not written so; with it the leakage check would.
     Path(made.store_place).unlink()
-    again = bench("recurrent")
+    again = bench("recurrent", run=False)
     evaluate_scores(again)
     metrics, markdown, page = read(again)
     listed = next(one for one in metrics["profiles"]["worst"] if one["example_id"] == first)
@@ -103,7 +104,7 @@ def test_a_run_from_before_is_evaluated_again_with_the_same_result(bench: Bench)
     metrics = read(made)[0]
     old = {key: value for key, value in metrics.items() if key != "profiles"}
     made.folder.write_json("metrics.json", old)
-    evaluate_scores(bench("hierarchical"))
+    evaluate_scores(bench("hierarchical", run=False))
     assert read(made)[0] == metrics
 
 
