@@ -125,6 +125,7 @@ def test_a_model_wrapped_for_several_processes_gives_the_same_gradients(tmp_path
             wrapped = torch.nn.parallel.DistributedDataParallel(model)
             loss = objective(wrapped, GROUPS).mean()
             loss.backward()
+        del wrapped  # before the group: see `processes.leave`
     finally:
         torch.distributed.destroy_process_group()
     assert loss.item() == pytest.approx(value, abs=1e-6)
