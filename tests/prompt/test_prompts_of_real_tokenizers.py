@@ -51,6 +51,7 @@ def prompt_of(tokenizer: HfTokenizer, template: str) -> tuple[PromptBuilder, lis
 def turns_of(builder: PromptBuilder) -> list[dict[str, str]]:
     values: dict[str, Any] = {
         "recent": [ITEMS["a"], ITEMS["b"]],
+        "notes": "",
         "profile": PROFILE,
         "candidate": ITEMS["c"],
     }

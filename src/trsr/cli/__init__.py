@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import _thread
 import errno
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -91,7 +91,9 @@ def _no_interrupt_is_lost() -> Iterator[None]:
 
     def hook(lost: Any) -> None:
         if isinstance(lost.exc_value, KeyboardInterrupt):
-            threading.Timer(0.05, _thread.interrupt_main).start()  # at once, it would come in here
+            # At once, it would come in here. A signal ends the main thread's waiting too.
+            main_thread = threading.main_thread().ident
+            threading.Timer(0.05, signal.pthread_kill, (main_thread, signal.SIGINT)).start()
         else:
             before(lost)
 

@@ -114,9 +114,9 @@ def leave() -> None:
     """End the connection and its threads, after which this process is alone.
 
     Only the destructor of a gloo group ends the group's threads. One that still frees the tensors of the last
-    collective while the interpreter ends aborts the process, so nothing may keep a group until then. Nor may a
-    `DistributedDataParallel` be the last to keep it: it waits for the threads with Python's lock, which they
-    may need. So it goes before the group is destroyed.
+    collective while the interpreter ends aborts the process, so nothing may keep a group until then. Nor may
+    a `DistributedDataParallel` be the last to keep it: it waits for the threads with Python's lock, which
+    they may need. So it goes before the group is destroyed.
     """
     if count() > 1:
         from torch import distributed
