@@ -320,7 +320,7 @@ class EventCollector:
         key = pl.when(timed).then("timestamp").alias("key")
         position = pl.int_range(pl.len(), dtype=pl.Int64).over("user_id").alias("position")
         place = pl.col("place")
-        if reverse := self._runs_newest_first():
+        if reverse := any_time and self._runs_newest_first():
             place = pl.when(pl.col("key").is_null()).then(place).otherwise(-place)
         for part in by_user_ranges(self._spool):
             rows = part.collect(engine="streaming").with_columns(key).sort("user_id", "key", place)
