@@ -176,6 +176,17 @@ def test_what_is_too_late_or_no_longer_wanted_is_read_no_further() -> None:
     assert (facts["dropped_expired"], facts["dropped_gone"], facts["waiting"]) == (1, 1, 0)
 
 
+def test_who_gives_up_as_the_time_is_over_came_too_late() -> None:
+    with Stopped() as stopped:
+        late = stopped.submit(ASK, seconds=0.0)
+        assert late.cancel()
+        wanted = stopped.submit(ASK)
+        stopped.go()
+        assert wanted.result(30)
+    facts = stopped.queue.facts()
+    assert (facts["dropped_expired"], facts["dropped_gone"]) == (1, 0)
+
+
 def test_one_wrong_question_is_answered_with_its_error_and_the_others_are_read() -> None:
     class OneTooLong:
         def score(self, groups: Sequence[ScoringGroup], labels: LabelTokens) -> Iterator[Any]:

@@ -9,6 +9,7 @@ import sqlite3
 import stat
 import subprocess
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -326,6 +327,24 @@ def test_only_the_owner_may_read_the_files(tmp_path: Path) -> None:
     for suffix in ("", "-wal", "-shm", "-lock"):
         assert modes[f"serve.sqlite{suffix}"] == 0o600
     store.close()
+
+
+def test_a_second_server_is_refused_by_another_name_of_the_file_too(
+    store: SqliteServeStore, tmp_path: Path
+) -> None:
+    link = tmp_path / "link.sqlite"
+    link.symlink_to(store.path)
+    with pytest.raises(OutputError, match="Another server uses the database"):
+        SqliteServeStore(link)
+
+
+def test_a_database_whose_pages_deletions_do_not_know_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "foreign.sqlite"
+    with closing(sqlite3.connect(file)) as db:
+        db.execute("PRAGMA auto_vacuum = FULL")
+        db.execute("VACUUM")
+    with pytest.raises(OutputError, match="auto_vacuum"):
+        SqliteServeStore(file)
 
 
 def test_a_second_server_is_refused_and_other_commands_may_write(store: SqliteServeStore) -> None:

@@ -134,6 +134,16 @@ def test_the_index_is_made_anew_in_the_background_and_nothing_is_lost_meanwhile(
     assert "n2" in retriever._index.main.rows
 
 
+def test_deleted_items_leave_what_stands_beside_the_index_and_their_words_are_not_searched_for() -> None:
+    items = {"a": Item("a", {"title": "lamp oil"}), "b": Item("b", {"title": "product description sheet"})}
+    retriever = Retriever(Catalogue({**items, "d": Item("d", {"title": "rope"})}, ("title",)), (), {"a": 9})
+    retriever.delete_items(["d"])
+    assert retriever.top("", ["d"], 5) == ["a", "b"]  # prompts say of "d" that it has no description
+    retriever._remake()
+    assert not retriever._changed
+    assert retriever.top("", ["d"], 5) == ["a", "b"]
+
+
 def test_items_put_by_many_threads_are_all_found() -> None:
     retriever = Retriever(catalogue())
     word = "abcdefgh"

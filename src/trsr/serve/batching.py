@@ -149,9 +149,7 @@ class ModelQueue:
         caller, now = CALLER.get(), time.monotonic()
         n_tokens = sum(map(n_read_at_most, prompts))
         with self._changed:
-            if self._closed:
-                raise OverloadedError("The service is stopping; ask again later.", MIN_RETRY_SECONDS)
-            self._check_room(caller)
+            self.check_room()
             self._used.setdefault(caller, min(self._used.values(), default=0.0))
             readings = [_Reading(prompt) for prompt in prompts]
             due = now + n_tokens / self.rate
@@ -192,18 +190,26 @@ class ModelQueue:
     ) -> None:
         self.close()
 
-    def _check_room(self, caller: str) -> None:
-        """Refuse a request when all places are taken, unless its caller has fewer than an equal share."""
-        if len(self._waiting) < self.max_waiting:
-            return
-        n_own = sum(one.caller == caller for one in self._waiting)
-        if n_own >= self.max_waiting // len({caller, *self._used}):
-            self._counts["refused"] += 1
-            raise OverloadedError(
-                f"{len(self._waiting)} requests wait already and at most {self.max_waiting} may; "
-                "ask again later.",
-                self._retry_after(),
-            )
+    def check_room(self) -> None:
+        """Refuse a request when all places are taken, unless its caller has fewer than an equal share.
+
+        Raises:
+            OverloadedError: as `submit`; ask before a prompt is built in vain.
+        """
+        caller = CALLER.get()
+        with self._changed:
+            if self._closed:
+                raise OverloadedError("The service is stopping; ask again later.", MIN_RETRY_SECONDS)
+            if len(self._waiting) < self.max_waiting:
+                return
+            n_own = sum(one.caller == caller for one in self._waiting)
+            if n_own >= self.max_waiting // len({caller, *self._used}):
+                self._counts["refused"] += 1
+                raise OverloadedError(
+                    f"{len(self._waiting)} requests wait already and at most {self.max_waiting} may; "
+                    "ask again later.",
+                    self._retry_after(),
+                )
 
     def _retry_after(self) -> float:
         """Return the seconds after which what waits now should be answered."""
@@ -226,12 +232,12 @@ class ModelQueue:
         """Let go of what nobody waits for any more."""
         now = time.monotonic()
         for submission in list(self._waiting):
-            if submission.future.cancelled():
-                self._counts["dropped_gone"] += 1
-            elif submission.until < now:
+            if submission.until < now:  # first: who waits gives up at the same moment
                 self._counts["dropped_expired"] += 1
                 message = "The model was too busy to answer in time; ask again later."
                 _refuse(submission, message, self._retry_after())
+            elif submission.future.cancelled():
+                self._counts["dropped_gone"] += 1
             else:
                 continue
             self._remove(submission)

@@ -16,6 +16,8 @@ RESERVE_BYTES = 8 * 2**20
 """Kept so that users can be deleted on a full disk: for a checkpoint of the `-wal`, and for the deletion."""
 _HEADERS = {2: 12, 5: 12, 10: 8, 13: 8}
 """Bytes of the header of a b-tree page, by its kind (https://sqlite.org/fileformat2.html#b_tree_pages)."""
+_AUTO_VACUUM = 52
+"""Where four bytes of the file's header say whether it has pointer-map pages, which look like others."""
 _MOST_PAGES = 0x2000000
 """Of more pages, the pointer at the start of an overflow page could look like the kind of a b-tree page."""
 
@@ -46,6 +48,11 @@ class DatabaseFile:
             self._lock.acquire(blocking=False)
             path.touch(mode=0o600)
             self._file = os.open(path, os.O_RDWR)
+            if any(os.pread(self._file, 4, _AUTO_VACUUM)):
+                raise OutputError(
+                    f"The database {path} was made with auto_vacuum, which deletions do not know; name "
+                    "another file with --db."
+                )
         except Timeout as error:
             raise OutputError(
                 f"Another server uses the database {path}; stop it, or name another file with --db."

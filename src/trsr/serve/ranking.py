@@ -136,6 +136,7 @@ class Ranker:
         if model is not None and model != name:
             raise Problem(UNKNOWN_MODEL, f"This server has the model {name!r}; name it, or none.")
         self._check_number(len(question.documents), "documents")
+        self.queue.check_room()
         ends = time.monotonic() + self._seconds
         prompt = await run_in_threadpool(self.recommender.prompt, question)
         self._check_tokens(n_read_at_most(prompt))
@@ -150,6 +151,7 @@ class Ranker:
             OverloadedError: there is no time for it.
         """
         ends = time.monotonic() + self._seconds
+        self.queue.check_room()
         self.check_items(reader.history, self.recommender.catalogue.items)
         if wish.candidates is None:
             candidates = await run_in_threadpool(self.retrieved, reader, wish)

@@ -6,7 +6,6 @@ neither a long candidate nor a strange one changes what the model reads with the
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -62,7 +61,6 @@ class Recommender:
         self.model_name = model_name
         self.calibration = calibration
         self.knows = knows or (lambda _: False)
-        self._building = threading.Lock()  # tokenizers change while they encode
         self._document_tokens = min(MAX_DOCUMENT_TOKENS, builder.config.max_tokens // 2)
         self._item_room = _room(builder, catalogue)
         self._document_room = len(builder.text_suffix("x")) + self._document_tokens
@@ -152,10 +150,6 @@ class Recommender:
 
     def prompt(self, question: Question) -> RankingPrompt:
         """Build a question's prompt; see `score` for what is raised. Safe to call from several threads."""
-        with self._building:
-            return self._prompt(question)
-
-    def _prompt(self, question: Question) -> RankingPrompt:
         match question:
             case Ask(user_history=history, profile=profile, candidates=names, notes=notes):
                 if not names:

@@ -90,6 +90,7 @@ class Retriever:
                 known = ", ".join(self.category_fields) or "none, the data has no category fields"
                 raise DataError(f"Found a filter on {field!r}; expected {known}.")
         recent = history[-self.n_recent :] if self.n_recent else []
+        recent = [item_id for item_id in recent if item_id not in self.catalogue.deleted]  # without words
         words = self._split(" ".join([profile, *map(self._text, recent)]))
         wanted = [(field, _folded(value)) for field, value in (filters or {}).items()]
         scores = np.concatenate([main.scores(words), delta.scores(words)])
@@ -136,9 +137,8 @@ class Retriever:
         """Make the index anew; what changes meanwhile stays beside it."""
         with self._changing:
             items, deleted = dict(self.catalogue.items), set(self.catalogue.deleted)
-        for name in deleted:
-            del items[name]
-        main = self._main(self._documents_of(items.values()))
+        left = [item for name, item in items.items() if name not in deleted]
+        main = self._main(self._documents_of(left))
         with self._changing:
             now = self.catalogue.items
             self._changed = frozenset(name for name in self._changed if now[name] is not items.get(name))

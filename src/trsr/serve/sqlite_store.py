@@ -55,7 +55,7 @@ class SqliteServeStore:
     """
 
     def __init__(self, path: str | Path, written: Written = _nothing) -> None:
-        self.path = Path(path)
+        self.path = Path(path).resolve()  # by a link, too, it is one file with one lock
         self._written = written
         self._damage: StoreError | None = None
         self._write_lock = threading.RLock()
