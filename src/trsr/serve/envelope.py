@@ -119,9 +119,8 @@ async def _while_present(
     app: ASGIApp, scope: Scope, receive: Receive, send: Send, answered: Callable[[], bool]
 ) -> None:
     """Run an application; give it up when the client leaves before the answer has begun."""
-    messages: asyncio.Queue[Message] = asyncio.Queue(
-        1
-    )  # no more of a body is read than the application takes
+    # No more of a body is read than the application takes.
+    messages: asyncio.Queue[Message] = asyncio.Queue(1)
 
     async def watch() -> None:
         while (message := await receive())["type"] != "http.disconnect":
