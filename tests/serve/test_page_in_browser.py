@@ -100,7 +100,8 @@ def buy(service: Service, user: str, *items: str) -> None:
 
 
 def order(tab: Any) -> list[str]:
-    tab.wait_for_selector(".ranking > li")
+    """Return the items of the model's ranking, once it has taken the place of the search's."""
+    tab.wait_for_selector("[name=before]", state="attached")
     return [field.get_attribute("value") for field in tab.locator("[name=before]").all()]
 
 
