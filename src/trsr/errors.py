@@ -13,6 +13,7 @@
     │   ├── RunMismatchError      a run or model folder made by another configuration
     │   ├── RunInUseError         a run folder that another process works on
     │   └── OutputError           a folder that cannot be written: read-only, or the disk is full
+    │       └── NotErasedError    a user is deleted, but another process holds their bytes on the disk
     ├── MissingExtraError         an optional dependency is not installed
     ├── OverloadedError           a service has more questions than it can answer in time
     └── EngineError               a language model engine failed; `retryable` says whether to try again
@@ -98,6 +99,10 @@ class RunInUseError(InputError):
 
 class OutputError(InputError):
     """A result cannot be written; what was finished before is kept."""
+
+
+class NotErasedError(OutputError):
+    """A user is deleted, but bytes of theirs are still on the disk; they go as soon as that is possible."""
 
 
 class MissingExtraError(TrsrError):

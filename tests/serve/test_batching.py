@@ -147,13 +147,33 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_again() -> None:
 
 def test_a_caller_who_fills_the_queue_leaves_room_for_others() -> None:
     with Stopped(max_waiting=4) as stopped:
-        for _ in range(3):
-            stopped.submit(ASK, caller="greedy")
+        greedy = [stopped.submit(ASK, caller="greedy") for _ in range(3)]
         with pytest.raises(OverloadedError):
             stopped.submit(ASK, caller="greedy")
-        stopped.submit(ASK, caller="modest")
+        modest = stopped.submit(ASK, caller="modest")
         with pytest.raises(OverloadedError):  # of four places, three callers have one each
             stopped.submit(ASK, caller="modest")
+        other = stopped.submit(ASK, caller="other")
+        assert stopped.queue.facts()["waiting"] == 4
+        for late in greedy[1:]:
+            with pytest.raises(OverloadedError, match="Others, who ask less, come first"):
+                late.result(0)
+        stopped.go()
+        assert [len(future.result(30)) for future in (greedy[0], modest, other)] == [1, 1, 1]
+
+
+def test_a_request_that_is_being_read_can_make_room_too() -> None:
+    with Stopped() as stopped:
+        second, third = (stopped.submit(ASK) for _ in range(2))
+        stopped.step()
+        stopped.queue.max_waiting = 2
+        other = stopped.submit(ASK, caller="other")
+        with pytest.raises(OverloadedError, match="come first"):
+            third.result(0)
+        stopped.go()
+        assert second.result(30)
+        assert other.result(30)
+        assert stopped.queue.facts()["waiting"] == 0
 
 
 def test_what_is_too_late_or_no_longer_wanted_is_read_no_further() -> None:

@@ -8,7 +8,10 @@ import shutil
 import sqlite3
 import stat
 import subprocess
+import threading
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
@@ -17,11 +20,11 @@ import pytest
 from follower_process import Message, acknowledged, keep, start
 from stores import follow, summariser_of_many
 
-from trsr.errors import OutputError
+from trsr.errors import NotErasedError, OutputError
 from trsr.llm.base import Generation, GenerationParams, Prompt, prompt_key
 from trsr.llm.fake import FakeGenerator
 from trsr.seeding import derive_seed
-from trsr.serve import sqlite_steps
+from trsr.serve import sqlite_steps, sqlite_store
 from trsr.serve.auth import Key
 from trsr.serve.database_file import DatabaseFile
 from trsr.serve.follower import Follower
@@ -278,6 +281,56 @@ def test_a_start_finishes_a_deletion_before_anything_else(
     assert found(again, gone) == []
     assert again._db.execute("SELECT * FROM deleted").fetchall() == []
     again.close()
+
+
+@pytest.fixture
+def reader(store: SqliteServeStore) -> Iterator[sqlite3.Connection]:
+    """Another process, as one that makes a backup, in the midst of reading; `leaver` was there before."""
+    store.add_events("leaver", theirs("leaver", range(3)))
+    store.add_events("stayer", theirs("stayer", range(3)))
+    with closing(sqlite3.connect(store.path, isolation_level=None, check_same_thread=False)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM users").fetchall()
+        yield reader
+
+
+def test_a_deletion_that_waits_for_another_process_holds_up_nobody(
+    store: SqliteServeStore, reader: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_store, "ERASE_SECONDS", 60.0)
+    monkeypatch.setattr(sqlite_store, "PATIENCE", 60.0)
+    with ThreadPoolExecutor(1) as pool:
+        deletion = pool.submit(store.delete_user, "leaver")
+        while store.history("leaver"):
+            time.sleep(0.01)
+        for _ in range(20):
+            assert store.history("stayer")
+            store.add_events("stayer", theirs("stayer", range(3)))
+        assert not deletion.done()
+        reader.execute("COMMIT")
+        assert deletion.result(60)
+    assert found(store, ["leaver"]) == []
+
+
+def test_a_deletion_that_another_process_holds_up_too_long_is_finished_when_there_is_time(
+    store: SqliteServeStore, reader: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_store, "ERASE_SECONDS", 0.1)
+    with pytest.raises(NotErasedError, match="which another process reads"):
+        store.delete_user("leaver")
+    assert store.history("leaver") is None
+    assert Path(f"{store.path}-reserve").stat().st_size, "the room is for full disks only"
+    assert found(store, ["leaver"]) == ["leaver"]
+    reader.execute("COMMIT")
+    stop = threading.Event()
+    thread = threading.Thread(target=Follower(store, summariser_of_many(), FakeGenerator()).run, args=(stop,))
+    thread.start()
+    ends = time.monotonic() + 60
+    while found(store, ["leaver"]) and time.monotonic() < ends:
+        time.sleep(0.05)
+    stop.set()
+    thread.join()
+    assert found(store, ["leaver"]) == []
 
 
 def test_a_text_that_comes_after_its_user_has_left_is_not_kept(store: SqliteServeStore) -> None:

@@ -7,9 +7,11 @@ import io
 import json
 import logging
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
+from anyio import CapacityLimiter, to_thread
 from shop import Shop, open_shop
 from starlette.types import Message, Receive, Scope, Send
 
@@ -203,6 +205,58 @@ def test_what_a_client_who_left_asked_is_given_up(shop: Shop, caplog: pytest.Log
     assert state == ["began", "given up"]
     assert client.sent == []
     assert json.loads(caplog.messages[-1])["status"] == 499
+
+
+def test_a_thread_is_waited_for_although_its_client_left() -> None:
+    """Else who asks and leaves, again and again, would have more and more of them."""
+    begun, may_end = threading.Event(), threading.Event()
+    threads, most = CapacityLimiter(1), []
+
+    def work() -> None:
+        begun.set()
+        assert may_end.wait(30)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await to_thread.run_sync(work, limiter=threads)
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        answer = asyncio.ensure_future(
+            Envelope(app, Metrics(dict), False)(SCOPE, client.receive, client.send)
+        )
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        client.leaves.set()
+        for _ in range(20):
+            await asyncio.sleep(0)
+            most.append(threads.borrowed_tokens)
+        may_end.set()
+        await asyncio.wait_for(answer, 30)
+
+    client = Client()
+    client.body = []
+    asyncio.run(main())
+    assert set(most) == {1}
+    assert client.sent == []
+
+
+def test_a_body_is_not_asked_for_before_it_is_wanted() -> None:
+    """A server says `100 Continue` at the first `receive`; the gate may refuse before."""
+    state: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(0.01)
+        state.append("wanted")
+        assert (await receive())["body"] == b"{}"
+
+    async def receive() -> Message:
+        state.append("asked")
+        return await client.receive()
+
+    client = Client()
+    scope = {**SCOPE, "headers": [(b"expect", b"100-continue")]}
+    asyncio.run(Envelope(app, Metrics(dict), False)(scope, receive, client.send))
+    assert state[:2] == ["wanted", "asked"]
 
 
 @pytest.mark.parametrize("reads", [True, False])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -10,7 +12,9 @@ from urllib.parse import quote
 import pytest
 from shop import Shop, open_shop
 
+from trsr.serve import sqlite_store
 from trsr.serve.records import Event
+from trsr.types import History
 
 EVENTS = "/v1/users/ann/events"
 
@@ -170,6 +174,30 @@ def test_a_user_is_forgotten_to_the_last_byte(tmp_path: Path) -> None:
         everything = b"".join(path.read_bytes() for path in tmp_path.iterdir())
         for text in ("ann-secret-name", "unheard-of wishes", profile):
             assert text.encode() not in everything
+
+
+def test_a_deletion_that_another_process_holds_up_says_so(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_store, "ERASE_SECONDS", 0.1)
+    shop.buy("ann", "i1")
+    with closing(sqlite3.connect(shop.file, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM users").fetchall()
+        answer = shop.client.delete("/v1/users/ann")
+    assert (answer.status_code, answer.json()["type"]) == (503, "urn:trsr:problem:not-erased")
+    assert "The user is deleted. Texts of deleted users are still in" in answer.json()["detail"]
+    assert "retry-after" in answer.headers
+    answer = shop.client.delete("/v1/users/ann")  # finishes it
+    assert answer.json()["type"] == "urn:trsr:problem:unknown-user"
+    assert b"ann" not in shop.file.read_bytes()
+
+
+def test_nothing_is_pending_for_users_of_the_data_set_until_an_event_comes(shop: Shop) -> None:
+    shop.service.store.import_histories([History("ann", ("i1", "i2"))])
+    assert shop.client.get("/v1/users/ann").json()["pending"] is False
+    shop.buy("ann", "i3")
+    assert shop.client.get("/v1/users/ann").json()["pending"] is True
 
 
 @pytest.mark.parametrize(

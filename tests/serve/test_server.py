@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from cohere.core.api_error import ApiError
 from shop import KEY, make_service, make_settings, running
 
 from trsr.errors import OutputError
+from trsr.serve import sqlite_store
 from trsr.serve.server import listen
 
 
@@ -184,6 +186,34 @@ def test_a_slow_answer_is_no_slow_request(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(service, "delete_user", lambda _: time.sleep(0.5))
     with running(service, settings) as address, httpx2.Client(timeout=60) as client:
         assert client.delete(f"{address}/v1/users/ann").status_code == 204
+
+
+def test_writes_that_wait_hold_up_neither_rankings_nor_readings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_store, "CHECK_SECONDS", 0.1)
+    settings = make_settings(port=0, api_keys=())
+    service = make_service(tmp_path / "serve.sqlite", settings)
+    events = {"events": [{"event_id": "e1", "item_id": "i1"}]}
+    with (
+        running(service, settings) as address,
+        httpx2.Client(timeout=10, base_url=address) as client,
+        ThreadPoolExecutor(60) as pool,
+    ):
+        with service.store._write_lock:  # type: ignore[attr-defined]
+            writes = [
+                pool.submit(httpx2.post, f"{address}/v1/users/u{n}/events", json=events, timeout=60)
+                for n in range(60)
+            ]
+            ends = time.monotonic() + 30
+            while service._writers.statistics().tasks_waiting < 50 and time.monotonic() < ends:
+                time.sleep(0.01)
+            assert client.post("/v1/recommend", json={"history": ["i1"]}).status_code == 200
+            assert client.get("/v1/users/u1").status_code == 404
+            assert client.get("/?user=u1").status_code == 404
+            ready = client.get("/readyz")
+            assert (ready.status_code, ready.json()["part"]) == (503, "database")
+        assert {write.result().status_code for write in writes} == {202}
 
 
 def test_no_more_connections_are_open_than_may_be(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
@@ -112,8 +113,8 @@ class ModelQueue:
 
     Args:
         recommender: Reads; its thread starts at once.
-        max_waiting: Most requests that wait, or are being read; when they are more, each caller has an equal
-            share of the places.
+        max_waiting: Most requests that wait, or are being read. When all places are taken, each caller has
+            an equal share of them: who has less takes the place of the newest request of who has most.
         pass_tokens: Tokens of a pass, beyond which it takes no further candidate.
         rate: Tokens that the model reads in a second; only where it starts from, it is measured on the way.
     """
@@ -150,6 +151,8 @@ class ModelQueue:
         n_tokens = sum(map(n_read_at_most, prompts))
         with self._changed:
             self.check_room()
+            if len(self._waiting) >= self.max_waiting:
+                self._make_room()
             self._used.setdefault(caller, min(self._used.values(), default=0.0))
             readings = [_Reading(prompt) for prompt in prompts]
             due = now + n_tokens / self.rate
@@ -210,6 +213,14 @@ class ModelQueue:
                     "ask again later.",
                     self._retry_after(),
                 )
+
+    def _make_room(self) -> None:
+        """Refuse the newest request of the caller who has most of them, in favour of one who has few."""
+        n_of = Counter(one.caller for one in self._waiting)
+        newest = max(self._waiting, key=lambda one: (n_of[one.caller], one.came))
+        self._counts["refused"] += 1
+        _refuse(newest, "Others, who ask less, come first; ask again later.", self._retry_after())
+        self._remove(newest)
 
     def _retry_after(self) -> float:
         """Return the seconds after which what waits now should be answered."""
@@ -296,6 +307,8 @@ class ModelQueue:
             self._counts["busy_seconds"] += seconds
             self.rate += _SMOOTHING * (sum(piece.n_tokens for piece in pieces) / seconds - self.rate)
             for submission in dict.fromkeys(piece.submission for piece in pieces):
+                if submission not in self._waiting:  # it had to make room
+                    continue
                 if submission in failures or submission.next is None:
                     self._remove(submission)
                     self._settle(submission, failures.get(submission))

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable
 from contextvars import ContextVar
 
+import anyio
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -121,23 +122,26 @@ async def _while_present(
     """Run an application; give it up when the client leaves before the answer has begun."""
     # No more of a body is read than the application takes.
     messages: asyncio.Queue[Message] = asyncio.Queue(1)
+    wanted = asyncio.Event()
+    if "expect" not in Headers(scope=scope):  # else the first `receive` asks for a body that may be refused
+        wanted.set()
 
     async def watch() -> None:
+        await wanted.wait()
         while (message := await receive())["type"] != "http.disconnect":
             await messages.put(message)
+        if not answered():
+            present.cancel()
+        await messages.put(message)
 
     async def take() -> Message:
+        wanted.set()
         return {"type": "http.disconnect"} if watching.done() and messages.empty() else await messages.get()
 
-    watching = asyncio.ensure_future(watch())
-    work = asyncio.ensure_future(app(scope, take, send))
-    try:
-        await asyncio.wait({work, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if not (work.done() or answered()):
-            work.cancel()
-            await asyncio.wait({work})
-        if not work.cancelled():
-            await work
-    finally:
-        watching.cancel()
-        work.cancel()
+    # A scope of anyio's: threads are waited for, so that there are never more of them than may be.
+    with anyio.CancelScope() as present:
+        watching = asyncio.ensure_future(watch())
+        try:
+            await app(scope, take, send)
+        finally:
+            watching.cancel()

@@ -82,6 +82,8 @@ class Follower:
             n_updated = 0
             try:
                 n_updated = self.step()
+                if not n_updated:
+                    self.store.clean()
             except FollowerStoppedError:
                 return
             except Exception as error:

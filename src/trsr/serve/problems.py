@@ -20,6 +20,7 @@ from starlette.responses import Response
 from trsr.errors import (
     BudgetError,
     EngineError,
+    NotErasedError,
     OutputError,
     OverloadedError,
     StoreError,
@@ -66,6 +67,7 @@ INTERNAL = Kind("internal", 500, "The server failed")
 MODEL_FAILED = Kind("model-failed", 500, "The model gives no usable answer")
 OVERLOADED = Kind("overloaded", 503, "The server is busy")
 DATABASE_FAILED = Kind("database-failed", 503, "The database does not work")
+NOT_ERASED = Kind("not-erased", 503, "The deletion is not finished")
 STORAGE_FULL = Kind("storage-full", 507, "The server's disk is full")
 NOT_READY = Kind("not-ready", 503, "The server is not ready")
 _BY_STATUS = {
@@ -110,10 +112,13 @@ def from_error(error: TrsrError) -> Problem:
         case OutputError() | StoreError():
             said = str(error.__cause__ or error).rstrip(".")  # without the path of the file
             kind = STORAGE_FULL if "full" in said else DATABASE_FAILED
-            return Problem(kind, f"Nothing was changed: {said}. The server's log says more.", retry_after=5.0)
-        case EngineError(retryable=True):
-            return Problem(OVERLOADED, "The model did not answer; try again.", retry_after=1.0)
+            detail = f"Nothing was changed: {said}. The server's log says more."
+            if isinstance(error, NotErasedError):
+                kind, detail = NOT_ERASED, f"The user is deleted. {error}"
+            return Problem(kind, detail, retry_after=5.0)
         case EngineError():
+            if error.retryable:
+                return Problem(OVERLOADED, "The model did not answer; try again.", retry_after=1.0)
             return Problem(MODEL_FAILED, str(error))
         case _:
             return Problem(INTERNAL, "The server failed; its log says more under this request's id.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from concurrent.futures import TimeoutError as FutureTimeoutError
 
@@ -21,11 +20,10 @@ KEEP_SECONDS = 1.0
 
 
 class Readiness:
-    """Checks one service; safe to use from several threads."""
+    """Checks one service; by one thread at a time."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._lock = threading.Lock()
         self._result: Ready | Problem | None = None
         self._checked = self._answered = float("-inf")
         self._n_answered = 0.0
@@ -36,16 +34,15 @@ class Readiness:
         Raises:
             Problem: a part does not work; `part` names it: profiles, database or model.
         """
-        with self._lock:
-            if self._result is None or time.monotonic() - self._checked > KEEP_SECONDS:
-                try:
-                    self._result = self._try()
-                except Problem as problem:
-                    self._result = problem
-                self._checked = time.monotonic()
-            if isinstance(self._result, Problem):
-                raise self._result
-            return self._result
+        if self._result is None or time.monotonic() - self._checked > KEEP_SECONDS:
+            try:
+                self._result = self._try()
+            except Problem as problem:
+                self._result = problem
+            self._checked = time.monotonic()
+        if isinstance(self._result, Problem):
+            raise self._result
+        return self._result
 
     def _try(self) -> Ready:
         service = self._service

@@ -270,13 +270,23 @@ class _Delta:
 
     def scores(self, words: list[str]) -> Floats:
         """Return the BM25 score of each document."""
-        weights = {word: n * self.main.idf(word) for word, n in Counter(words).items()}
-        return np.array([self._score(document, weights) for document in self.documents], dtype=np.float32)
+        places: dict[str, list[int]] = {}
+        for place, word in enumerate(words):
+            places.setdefault(word, []).append(place)
+        idf = {word: np.float32(self.main.idf(word)) for word in places}
+        return np.array([self._score(one, places, idf) for one in self.documents], dtype=np.float32)
 
-    def _score(self, document: _Document, weights: Mapping[str, float]) -> float:
+    def _score(
+        self, document: _Document, places: Mapping[str, Sequence[int]], idf: Mapping[str, np.float32]
+    ) -> np.float32:
+        """Add the same numbers in the same order as bm25s does, so that equal items stay equal."""
         counts = document.counts()
         room = _K1 * (1 - _B + _B * len(document.words) / self.main.mean_length)
-        return sum(weights[word] * counts[word] / (room + counts[word]) for word in weights.keys() & counts)
+        found = sorted((place, word) for word in places.keys() & counts for place in places[word])
+        score = np.float32(0)
+        for _, word in found:
+            score += np.float32(float(idf[word]) * (counts[word] / (room + counts[word])))
+        return score
 
     def allowed(self, values: Sequence[tuple[str, str]], without: Sequence[str]) -> npt.NDArray[np.bool_]:
         """Return for each document what `_Main.allowed` does."""

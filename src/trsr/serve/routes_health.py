@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
@@ -17,6 +18,7 @@ def health_router(service: Service, metrics: Metrics) -> APIRouter:
     """Return `/healthz`, `/readyz` and `/metrics`; the first two need no key."""
     router = APIRouter(tags=["operation"])
     readiness = Readiness(service)
+    one = CapacityLimiter(1)
 
     @router.head("/healthz", include_in_schema=False)
     @router.get("/healthz")
@@ -26,13 +28,13 @@ def health_router(service: Service, metrics: Metrics) -> APIRouter:
 
     @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", responses=refusals(NOT_READY))
-    def ready() -> Ready:
+    async def ready() -> Ready:
         """Say that the database can be written and read, that the model answers, and what profiles wait for.
 
         The model is probed unless it has answered within the last minute. A refusal names the `part` that
         does not work: `database`, `model` or `profiles`.
         """
-        return readiness.check()
+        return await to_thread.run_sync(readiness.check, limiter=one)
 
     @router.get(
         "/metrics",

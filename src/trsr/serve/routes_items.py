@@ -19,9 +19,10 @@ def items_router(service: Service) -> APIRouter:
     router = APIRouter(prefix="/v1/items", tags=["items"])
 
     @router.put("", responses=refusals(UNKNOWN_FIELDS))
-    def put_items(body: ItemsIn) -> ItemsOut:
+    async def put_items(body: ItemsIn) -> ItemsOut:
         """Add items, or change those that are there; they are found and ranked from now on."""
-        n_added = service.put_items([Item(item.item_id, item.fields) for item in body.items])
+        items = [Item(item.item_id, item.fields) for item in body.items]
+        n_added = await service.write(service.put_items, items)
         n_items = len({item.item_id for item in body.items})
         return ItemsOut(n_added=n_added, n_changed=n_items - n_added)
 
@@ -31,11 +32,11 @@ def items_router(service: Service) -> APIRouter:
         return ItemOut(item_id=item_id, fields=dict(service.item(item_id).fields))
 
     @router.delete("/{item_id:path}", status_code=204, responses=refusals(UNKNOWN_ITEM))
-    def delete_item(item_id: ItemId) -> None:
+    async def delete_item(item_id: ItemId) -> None:
         """Delete an item: it is not found, ranked or bought any more.
 
         Histories keep its id, and prompts say that it has no description.
         """
-        service.delete_item(item_id)
+        await service.write(service.delete_item, item_id)
 
     return router

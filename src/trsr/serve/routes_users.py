@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request
 
-from trsr.serve.problems import UNKNOWN_ITEMS, UNKNOWN_USER, refusals
+from trsr.serve.problems import NOT_ERASED, UNKNOWN_ITEMS, UNKNOWN_USER, refusals
 from trsr.serve.records import Event, Notes, Profile
 from trsr.serve.schemas import (
     BlockOut,
@@ -31,7 +31,7 @@ NewUserId = Annotated[Id, Path(description="Of the user; made by their first eve
 
 
 def users_router(service: Service) -> APIRouter:
-    """Return the addresses of `/v1/users`; they are plain functions, which run in threads."""
+    """Return the addresses of `/v1/users`."""
     router = APIRouter(tags=["users"])
 
     @router.get("/v1/users", responses=refusals())
@@ -43,14 +43,14 @@ def users_router(service: Service) -> APIRouter:
         return UsersOut(user_ids=page, after=page[-1] if len(found) > len(page) else None)
 
     @router.post(_USER + "/events", status_code=202, responses=refusals(UNKNOWN_ITEMS))
-    def add_events(user_id: NewUserId, body: EventsIn) -> EventsOut:
+    async def add_events(user_id: NewUserId, body: EventsIn) -> EventsOut:
         """Add events to a user's history; once this is answered, they are kept.
 
         An event with a known `event_id` changes nothing, so a request can be sent again. Events are kept in
         the order of arrival. The profile follows in the background.
         """
         events = [Event(event.event_id, event.item_id, event.timestamp) for event in body.events]
-        new = service.add_events(user_id, events)
+        new = await service.write(service.add_events, user_id, events)
         answers = [
             EventOut(event_id=event.event_id, item_id=event.item_id, new=is_new)
             for event, is_new in zip(events, new, strict=True)
@@ -86,24 +86,24 @@ def users_router(service: Service) -> APIRouter:
             notes=_notes(user.notes) if user.notes else None,
             profile=versions[-1] if versions else None,
             versions=versions,
-            pending=user.pending,
+            pending=user.update is not None,
         )
 
     @router.put(_USER + "/notes", responses=refusals(UNKNOWN_USER))
-    def put_notes(user_id: UserId, body: NotesIn) -> NotesOut:
+    async def put_notes(user_id: UserId, body: NotesIn) -> NotesOut:
         """Keep what a user writes about themselves; rankings read it first, and no update changes it.
 
         An empty text removes the notes.
         """
-        return _notes(service.put_notes(user_id, body.text))
+        return _notes(await service.write(service.put_notes, user_id, body.text))
 
-    @router.delete(_USER, status_code=204, responses=refusals(UNKNOWN_USER))
-    def delete_user(user_id: UserId) -> None:
+    @router.delete(_USER, status_code=204, responses=refusals(UNKNOWN_USER, NOT_ERASED))
+    async def delete_user(user_id: UserId) -> None:
         """Forget a user: events, notes, profiles, and the summaries that no other user has.
 
         When this is answered, none of their bytes is left in the database's files.
         """
-        service.delete_user(user_id)
+        await service.write(service.delete_user, user_id)
 
     return router
 

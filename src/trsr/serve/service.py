@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar, TypeVarTuple, Unpack
 
+from anyio import CapacityLimiter, to_thread
 from starlette.concurrency import run_in_threadpool
 
 from trsr.serve.follower import Follower
 from trsr.serve.problems import UNKNOWN_FIELDS, UNKNOWN_ITEM, UNKNOWN_USER, Problem
 from trsr.serve.questions import TextAsk
 from trsr.serve.ranking import Ranked, Ranker, Ranking, Reader, Tokens, Wish
-from trsr.serve.records import Event, Notes, Profile, StoredEvent, UserSummary
+from trsr.serve.records import Event, Notes, PendingUpdate, Profile, StoredEvent, UserSummary
 from trsr.serve.store import ServeStore
 from trsr.summarize.counted import counted_profile
 from trsr.summarize.run import Summariser
 from trsr.templating import plain_line
 from trsr.types import Block, Item
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+N_WRITERS = 8
+"""Threads in which users and items are written; SQLite writes one transaction at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +37,7 @@ class User:
         blocks: Each block of the history with its summary, where one is written.
         notes: What they wrote about themselves.
         profiles: Every version, oldest first.
-        pending: Whether the profile has yet to follow the newest events.
+        update: What waits to be folded into the profile; None if nothing does.
     """
 
     user_id: str
@@ -38,7 +45,7 @@ class User:
     blocks: list[tuple[Block, str | None]]
     notes: Notes | None
     profiles: list[Profile]
-    pending: bool
+    update: PendingUpdate | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +74,7 @@ class Service:
         self.summariser = summariser
         self.catalogue = ranker.recommender.catalogue
         self._items_lock = threading.Lock()
+        self._writers = CapacityLimiter(N_WRITERS)
         self._stop = threading.Event()
         self._thread = threading.Thread(
             target=follower.run, args=(self._stop,), name="trsr-follower", daemon=True
@@ -127,6 +135,10 @@ class Service:
         }
         return {**queue, **store, **profiles}
 
+    async def write(self, do: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
+        """Call a function that writes, in one of a few threads, so that the others are there for rankings."""
+        return await to_thread.run_sync(do, *args, limiter=self._writers)
+
     # Users
 
     def add_events(self, user_id: str, events: Sequence[Event]) -> list[bool]:
@@ -150,14 +162,13 @@ class Service:
         profiles = self.store.profiles(user_id)
         blocks = self.summariser.blocks([event.item_id for event in events])
         texts = _block_texts(blocks, self.store.user_summaries(user_id))
-        n_seen = profiles[-1].n_items if profiles else 0
         return User(
             user_id,
             events,
             list(zip(blocks, texts, strict=True)),
             self.store.notes(user_id),
             profiles,
-            n_seen < len(events),
+            self.store.update_of(user_id),
         )
 
     def put_notes(self, user_id: str, text: str) -> Notes:

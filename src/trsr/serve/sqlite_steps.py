@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from trsr.serve.records import Event, Profile
+from trsr.serve.records import Event, Profile, StoredEvent, UserSummary
 
 MAX_BACK_OFF = 300.0
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -36,11 +36,6 @@ def to_micros(moment: datetime | None) -> int | None:
     return (moment - _EPOCH) // _MICROSECOND
 
 
-def from_micros(micros: int | None) -> datetime | None:
-    """Return the moment in UTC."""
-    return None if micros is None else _EPOCH + micros * _MICROSECOND
-
-
 def find_user(db: sqlite3.Connection, user_id: str) -> UserRow | None:
     """Return the user of this id, or None."""
     row = db.execute("SELECT uid, n_events FROM users WHERE user_id = ?", (user_id,)).fetchone()
@@ -63,6 +58,19 @@ def append_events(db: sqlite3.Connection, user_id: str, events: Sequence[Event])
         n_events += new[-1]
     db.execute("UPDATE users SET n_events = ? WHERE uid = ?", (n_events, uid))
     return uid, new
+
+
+def read_events(db: sqlite3.Connection, user_id: str) -> list[StoredEvent]:
+    """Return a user's events, oldest first."""
+    rows = db.execute(
+        "SELECT event_id, item_id, position, timestamp FROM events JOIN users USING (uid) "
+        "WHERE user_id = ? ORDER BY position",
+        (user_id,),
+    )
+    return [
+        StoredEvent(event_id, item_id, position, None if micros is None else _EPOCH + micros * _MICROSECOND)
+        for event_id, item_id, position, micros in rows
+    ]
 
 
 def enqueue(db: sqlite3.Connection, uid: int, *, at_once: bool = False) -> None:
@@ -117,6 +125,16 @@ def newest_version(db: sqlite3.Connection, uid: int) -> int:
     """Return the number of a user's newest profile, 0 for none."""
     (version,) = db.execute("SELECT max(version) FROM profiles WHERE uid = ?", (uid,)).fetchone()
     return version or 0
+
+
+def read_summaries(db: sqlite3.Connection, user_id: str) -> list[UserSummary]:
+    """Return the summaries of a user's plan, in its order."""
+    rows = db.execute(
+        "SELECT plans.key, summaries.text, plans.item_ids FROM users JOIN plans USING (uid) "
+        "JOIN summaries USING (key) WHERE user_id = ? AND text IS NOT NULL ORDER BY place",
+        (user_id,),
+    )
+    return [UserSummary(key, text, tuple(json.loads(item_ids))) for key, text, item_ids in rows]
 
 
 def own_drafts(db: sqlite3.Connection, uids: Iterable[int], key: str) -> None:

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from trsr.data.sqlite_file import PATIENCE, as_one_sentence, open_sqlite
-from trsr.errors import OutputError, StoreError
+from trsr.errors import NotErasedError, OutputError, StoreError
 from trsr.serve import sqlite_steps as steps
 from trsr.serve.auth import Key
 from trsr.serve.database_file import DatabaseFile, make_private
@@ -32,6 +32,10 @@ from trsr.types import History, Item
 
 LEAST_ROOM = 256 * 1024
 """Bytes on the disk below which the database counts as full: a small write may still work then."""
+ERASE_SECONDS = 5.0
+"""A deletion waits so long for other processes."""
+CHECK_SECONDS = 2.0
+"""A write that waits longer means that the database does not work."""
 _UPDATES = "SELECT user_id, n_events, since, n_attempts, uid FROM pending JOIN users USING (uid)"
 
 Written = Callable[[Sequence[str]], Mapping[str, StoredCall]]
@@ -80,7 +84,7 @@ class SqliteServeStore:
                 (said,) = self._reader.execute("PRAGMA quick_check(1)").fetchone()
                 if said != "ok":
                     raise sqlite3.DatabaseError(f"malformed: {' '.join(said.split())}")
-            self._with_room(self._clean)
+            self._erase()
             self._opened = opened.pop_all()
 
     @contextmanager
@@ -99,10 +103,17 @@ class SqliteServeStore:
             yield self._reader
 
     @contextmanager
-    def _writing(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
-        """Commit at the end, on disk if it is to be durable, or leave everything as it was."""
-        with self._write_lock, self._sentences():
+    def _writing(self, *, durable: bool = True, seconds: float = PATIENCE) -> Iterator[sqlite3.Connection]:
+        """Commit at the end, on disk if it is to be durable, or leave everything as it was.
+
+        Waits up to `seconds` for other threads, then as long for other processes.
+        """
+        if not self._write_lock.acquire(timeout=seconds):
+            raise OutputError(f"Others have been writing the {WHAT} for {seconds:g} seconds; try again.")
+        with ExitStack() as locked, self._sentences():
+            locked.callback(self._write_lock.release)
             db = self._db
+            db.execute(f"PRAGMA busy_timeout = {1000 * seconds:.0f}")
             db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             db.execute("BEGIN IMMEDIATE")
             try:
@@ -159,28 +170,17 @@ class SqliteServeStore:
     def history(self, user_id: str) -> History | None:
         """Return a user's items, oldest first; None for nobody of that id."""
         with self._reading() as db:
-            user = steps.find_user(db, user_id)
-            if user is None:
+            if steps.find_user(db, user_id) is None:
                 return None
-            rows = db.execute(
-                "SELECT item_id, timestamp FROM events WHERE uid = ? ORDER BY position", (user.uid,)
-            ).fetchall()
-        times = tuple(moment for _, micros in rows if (moment := steps.from_micros(micros)) is not None)
-        known = times if rows and len(times) == len(rows) else None
-        return History(user_id, tuple(item_id for item_id, _ in rows), known)
+            events = steps.read_events(db, user_id)
+        times = tuple(event.timestamp for event in events if event.timestamp is not None)
+        known = times if events and len(times) == len(events) else None
+        return History(user_id, tuple(event.item_id for event in events), known)
 
     def events(self, user_id: str) -> list[StoredEvent]:
         """Return a user's events, oldest first."""
         with self._reading() as db:
-            rows = db.execute(
-                "SELECT event_id, item_id, position, timestamp FROM events JOIN users USING (uid) "
-                "WHERE user_id = ? ORDER BY position",
-                (user_id,),
-            ).fetchall()
-        return [
-            StoredEvent(event_id, item_id, position, steps.from_micros(micros))
-            for event_id, item_id, position, micros in rows
-        ]
+            return steps.read_events(db, user_id)
 
     def users(self, query: str = "", limit: int = 50, prefix: str = "", after: str = "") -> list[str]:
         """Return the first user ids behind `after` that contain `query` and begin with `prefix`, sorted."""
@@ -262,12 +262,7 @@ class SqliteServeStore:
     def user_summaries(self, user_id: str) -> list[UserSummary]:
         """Return the summaries behind the newest profile, in the order of its plan."""
         with self._reading() as db:
-            rows = db.execute(
-                "SELECT plans.key, summaries.text, plans.item_ids FROM users JOIN plans USING (uid) "
-                "JOIN summaries USING (key) WHERE user_id = ? AND text IS NOT NULL ORDER BY place",
-                (user_id,),
-            ).fetchall()
-        return [UserSummary(key, text, tuple(json.loads(item_ids))) for key, text, item_ids in rows]
+            return steps.read_summaries(db, user_id)
 
     def texts(self, keys: Sequence[str]) -> dict[str, str]:
         """Return the known summaries among `keys`, here or written elsewhere; failed calls are not known."""
@@ -405,34 +400,47 @@ class SqliteServeStore:
 
     def delete_user(self, user_id: str) -> bool:
         """Forget a user; return whether there was one."""
-        found = False
 
-        def forget() -> None:
-            nonlocal found
+        def forget() -> bool:
             with self._writing() as db:
                 user = steps.find_user(db, user_id)
                 if user is not None:
                     steps.mark_deleted(db, user.uid)
-                    found = True
+                return user is not None
 
-        self._with_room(forget)
-        self._with_room(self._clean)
+        found = self._with_room(forget)
+        self._erase()
         return found
 
-    def _with_room(self, do: Callable[[], None]) -> None:
+    def _with_room(self, do: Callable[[], bool]) -> bool:
         """Do something that must also work on a full disk: there, again with the room that is reserved."""
         try:
-            do()
-        except OutputError:
-            if not self._file.give_room():
+            done = do()
+        except OutputError as error:
+            if "locked" in str(error.__cause__) or not self._file.give_room():
                 raise
             self._checkpoint()
-            do()
+            done = do()
         self._file.keep_room()
+        return done
 
-    def _clean(self) -> None:
-        """Take the deleted users' bytes from the disk; of several calls at once, one works for all."""
-        with self._clean_lock:
+    def _erase(self) -> None:
+        """Take the deleted users' bytes from the disk, and wait a little for those who hold them there."""
+        ends = time.monotonic() + ERASE_SECONDS
+        while not self.clean():
+            if time.monotonic() > ends:
+                raise NotErasedError(
+                    f"Texts of deleted users are still in {self.path.name}, which another process reads; end "
+                    "that process, and the server takes them away."
+                )
+            time.sleep(0.05)
+
+    def clean(self) -> bool:
+        """Take deleted users' bytes from the disk, or return False where another process holds them there."""
+        return self._with_room(self._clean)
+
+    def _clean(self) -> bool:
+        with self._clean_lock:  # of several calls at once, one works for all
             with self._reading() as db:
                 uids = [uid for (uid,) in db.execute("SELECT uid FROM deleted")]
             for uid in uids:
@@ -440,13 +448,13 @@ class SqliteServeStore:
                 while n_left:  # in parts, so that others write in between and the `-wal` stays small
                     with self._writing(durable=False) as db:
                         n_left = steps.delete_rows_of(db, uid)
-            while uids and not self._zeroed(uids):
-                pass
+            return not uids or self._zeroed(uids)
 
     def _zeroed(self, uids: Sequence[int]) -> bool:
-        """Leave no byte of these users' deleted rows; False where another process wrote in between."""
+        """Leave no byte of these users' deleted rows; False where another process reads or writes."""
         with self._write_lock:
-            self._checkpoint()
+            if not self._checkpoint():
+                return False
             with self._writing() as db:
                 wal = Path(f"{self.path}-wal")
                 if wal.exists() and wal.stat().st_size:
@@ -456,15 +464,12 @@ class SqliteServeStore:
                 db.executemany("DELETE FROM deleted WHERE uid = ?", [(uid,) for uid in uids])
         return True
 
-    def _checkpoint(self) -> None:
-        """Put what is in the `-wal` into the file, and leave nothing in it."""
+    def _checkpoint(self) -> bool:
+        """Put what is in the `-wal` into the file, and leave nothing in it, unless others use it just now."""
         with self._write_lock, self._read_lock, self._sentences():
+            self._db.execute("PRAGMA busy_timeout = 0")  # rankings wait meanwhile
             (busy, _, _) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if busy:
-            raise OutputError(
-                f"The {WHAT} {self.path} is in use by another process, so that deleted texts may still be in "
-                "its -wal file; end that process, then try again."
-            )
+        return not busy
 
     def check(self) -> None:
         """Write and read something, and look whether there is room for more."""
@@ -473,7 +478,7 @@ class SqliteServeStore:
         free = shutil.disk_usage(self.path.parent).free
         if free < LEAST_ROOM:
             raise OutputError(f"The disk of the {WHAT} has {free // 1024} KiB free; free space.")
-        with self._writing(durable=False) as db:
+        with self._writing(durable=False, seconds=CHECK_SECONDS) as db:
             db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")  # its value, written once more
         with self._reading() as db:
             db.execute("PRAGMA user_version").fetchone()

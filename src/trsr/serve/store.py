@@ -214,7 +214,14 @@ class ServeStore(TextStore, Protocol):
         Returns whether there was such a user, when no byte of them is left on disk, in no log or journal
         either. A process that is killed meanwhile leaves the rest to the next one, which does it before
         anything else. The room this needs on a full disk is reserved.
+
+        Raises:
+            NotErasedError: the user is deleted, but another process holds the bytes; `clean` goes on.
         """
+        ...
+
+    def clean(self) -> bool:
+        """Take what deletions left from the disk; return whether nothing is left. To be called when idle."""
         ...
 
     def check(self) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from fastapi import APIRouter, Request
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse, Response
 
 from trsr.serve.auth import SESSION_SECONDS, Keys
@@ -40,7 +39,7 @@ def add_actions(router: APIRouter, service: Service, keys: Keys) -> None:
         form = await read_form(request)
         user_id, item_id = form.new_id("user"), form.id("item")
         event = Event(form.new_id("event_id"), item_id, datetime.now(UTC))
-        await run_in_threadpool(service.add_events, user_id, [event])
+        await service.write(service.add_events, user_id, [event])
         said = f"“{item_view(service, item_id).title}” is in the history now; the profile follows."
         return _answer(request, user_id, "added", said)
 
@@ -52,13 +51,13 @@ def add_actions(router: APIRouter, service: Service, keys: Keys) -> None:
             raise Problem(
                 INVALID, f"The notes have {len(text)} letters; at most {MAX_NOTES} are kept. Shorten them."
             )
-        notes = await run_in_threadpool(service.put_notes, user_id, text)
+        notes = await service.write(service.put_notes, user_id, text)
         return _answer(request, user_id, "saved" if notes.text else "removed")
 
     @router.post("/page/follow")
     async def follow(request: Request) -> Response:
         user_id = (await read_form(request)).id("user")
-        if not await run_in_threadpool(service.store.request_update, user_id):
+        if not await service.write(service.store.request_update, user_id):
             raise Problem(UNKNOWN_USER, f"There is no user {user_id!r}; a first event makes one.")
         return _answer(request, user_id, "asked")
 
@@ -68,7 +67,7 @@ def add_actions(router: APIRouter, service: Service, keys: Keys) -> None:
         user_id = form.id("user")
         if form.get("sure") != "yes":
             raise Problem(INVALID, "Deleting cannot be undone: tick the box to confirm it.")
-        await run_in_threadpool(service.delete_user, user_id)
+        await service.write(service.delete_user, user_id)
         return RedirectResponse(link("/", done="deleted"), 303, headers=HEADERS)
 
     @router.post(KEY_PATH)

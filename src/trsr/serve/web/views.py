@@ -153,13 +153,13 @@ def user_view(service: Service, user_id: str) -> UserView:
 
 def _profile(service: Service, user: User) -> ProfileView:
     reader = service.reader(user.user_id)
-    update = service.store.update_of(user.user_id)
+    update = user.update
     state: State = "current"
     if update is not None:
         state = "failing" if update.n_attempts else "updating"
-    elif service.summariser.config.method == "none" and reader.source == "none":
-        state = "unread"
-    elif user.pending and service.summariser.config.method != "none":
+    elif service.summariser.config.method == "none":
+        state = "unread" if reader.source == "none" else "current"
+    elif not user.profiles or user.profiles[-1].n_items < len(user.events):
         state = "behind"
     shown = user.profiles[-MAX_VERSIONS:]
     before = [profile.text for profile in user.profiles[-MAX_VERSIONS - 1 :]]
