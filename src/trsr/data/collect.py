@@ -343,6 +343,8 @@ class EventCollector:
 
         Without a time nothing says that it is not a second one, so it stays.
         """
+        if rows["timestamp"].null_count() == len(rows):
+            return rows
         first = pl.struct("user_id", "item_id", "timestamp").is_first_distinct()
         once = rows.filter(pl.col("timestamp").is_null() | first)
         count_if_any(self._writer, "repeated_events", len(rows) - len(once))

@@ -88,8 +88,8 @@ def clean_ids(frame: pl.DataFrame, *columns: str) -> tuple[pl.DataFrame, int]:
     Returns:
         The frame, and how many ids were written as floats.
     """
-    frame = frame.with_columns(pl.col(columns).cast(pl.String).str.strip_chars(_AROUND_ID))
-    frame = frame.with_columns(clean_cell(c) for c in columns)
+    texts = [pl.col(column).cast(pl.String).str.strip_chars(_AROUND_ID) for column in columns]
+    frame = frame.with_columns(pl.when(~text.is_in(MISSING)).then(text) for text in texts)
     n_floats = 0
     for column in columns:
         if frame.select(
