@@ -2,7 +2,8 @@
 
 python benchmarks/serve_load.py out/demo --clients 8 32 128 --seconds 60 --machine "2-core x86 VM"
 
-Every second request of a client is an event, the others ask for the ten best items; users are drawn anew.
+Every second request of a client is an event, the others ask for the ten best items; users are drawn anew. A
+client that is refused asks again after the time that the refusal names.
 Then eight clients ask for small rankings, by themselves and beside a request for 200 documents each second
 whose client leaves after half a second: for the small ones it should make little difference.
 """
@@ -44,12 +45,14 @@ class Server:
         self.users = [history.user_id for history in data.histories()]
         self.items = list(data.catalogue())
 
-    def ask(self, connection: http.client.HTTPConnection, path: str, body: dict[str, Any]) -> int:
-        """Post a body; return the status."""
+    def ask(
+        self, connection: http.client.HTTPConnection, path: str, body: dict[str, Any]
+    ) -> tuple[int, float]:
+        """Post a body; return the status, and the seconds after which to ask again."""
         connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
         answer = connection.getresponse()
         answer.read()
-        return answer.status
+        return answer.status, float(answer.headers.get("Retry-After", 0))
 
     def memory(self) -> int:
         """Return the resident memory in MB."""
@@ -71,7 +74,7 @@ class Server:
                     return
                 started = time.monotonic()
                 try:
-                    status = self.ask(connection, path, body)
+                    status, again = self.ask(connection, path, body)
                 except OSError as error:
                     connection.close()
                     statuses[type(error).__name__] += 1
@@ -79,6 +82,8 @@ class Server:
                 statuses[str(status)] += 1
                 if status < 300:
                     taken.setdefault(kind, []).append(time.monotonic() - started)
+                elif again:
+                    time.sleep(max(0.0, min(again, ends - time.monotonic())))
 
         threads = [threading.Thread(target=run, args=(number,)) for number in range(n_clients)]
         for thread in threads:

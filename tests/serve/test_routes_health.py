@@ -109,6 +109,13 @@ def test_a_model_that_fails_or_hangs_is_not_ready_unless_it_has_answered_of_late
     assert missing(started)[0] == "model"
 
 
+def test_readiness_does_not_say_where_the_engine_is(shop: Shop) -> None:
+    shop.service.follower.last_failure = "The server http://inside:8080/v1 cannot be reached: start it."
+    with shop.client:
+        failure = shop.client.get("/readyz").json()["engine_failure"]
+    assert failure == "The server ... cannot be reached: start it."
+
+
 def test_readiness_shows_what_profiles_wait_for_and_why(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shop.service.follower, "engine", FakeGenerator(fail_on=1))
     shop.buy("ann", "i1")
