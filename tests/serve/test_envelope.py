@@ -210,7 +210,8 @@ def test_what_a_client_who_left_asked_is_given_up(shop: Shop, caplog: pytest.Log
 def test_a_thread_is_waited_for_although_its_client_left() -> None:
     """Else who asks and leaves, again and again, would have more and more of them."""
     begun, may_end = threading.Event(), threading.Event()
-    threads, most = CapacityLimiter(1), []
+    threads = CapacityLimiter(1)
+    most: list[int] = []
 
     def work() -> None:
         begun.set()
