@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from trsr.data.tables import Dataset
+from trsr.llm.adapter import read_adapter_info
 from trsr.pipeline.folder import environment
 
 SEED = 0
@@ -196,7 +197,10 @@ def main() -> None:
                 beside = server.load(8, given.seconds, small)
         ratio = round(beside["rerank"]["p95_s"] / alone["rerank"]["p95_s"], 2)
         attack = {"alone": alone, "beside": beside, "p95_ratio": ratio}
-        results.append({"served": run.name, "loads": loads, "large_abandoned_requests": attack})
+        model = Path(read_adapter_info(run / "model").base_model).name
+        results.append(
+            {"served": run.name, "model": model, "loads": loads, "large_abandoned_requests": attack}
+        )
         print(json.dumps(results[-1]), file=sys.stderr, flush=True)
     content = {
         "name": "serve_load",

@@ -14,7 +14,7 @@ def test_the_slower_the_machine_the_fewer_are_ranked() -> None:
     assert Speed(rate=1000, n_prefix=500, n_candidate=60).n_ranked == 25
     assert Speed(rate=100, n_prefix=500, n_candidate=60).n_ranked == MIN_RANKED
     assert Speed(rate=1e6, n_prefix=500, n_candidate=60).n_ranked == MAX_RANKED
-    assert Speed(rate=4000, n_prefix=500, n_candidate=60).pass_tokens == 400
+    assert Speed(rate=8000, n_prefix=500, n_candidate=60).pass_tokens == 400
 
 
 def test_the_quickest_reading_counts_and_none_knows_a_prefix() -> None:

@@ -12,7 +12,7 @@ from trsr.serve.recommender import Recommender
 
 ANSWER_SECONDS = 2.0
 """What ranking for a user should take where nobody else asks."""
-PASS_SECONDS = 0.1
+PASS_SECONDS = 0.05
 """What a pass should take: the next one is chosen when it ends."""
 MIN_RANKED, MAX_RANKED = 10, 50
 MIN_TOKENS = 16_384
