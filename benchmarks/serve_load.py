@@ -204,11 +204,12 @@ def main() -> None:
         print(json.dumps(results[-1]), file=sys.stderr, flush=True)
     content = {
         "name": "serve_load",
-        "command": shlex.join(["python", "benchmarks/serve_load.py", *sys.argv[1:]]),
+        "commands": [shlex.join(["python", "benchmarks/serve_load.py", *sys.argv[1:]])],
         "commit": facts["commit"],
         "seed": SEED,
         "machine": given.machine,
         "versions": {"python": facts["python"], **facts["versions"]},
+        "note": "",
         "results": results,
     }
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"

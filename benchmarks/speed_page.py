@@ -73,6 +73,19 @@ SERVE = (
     ("engine_p95_s", "engine's p95 s"),
     ("over_engine", "over the engine"),
 )
+LOAD = (
+    ("served", "run"),
+    ("model", "model"),
+    ("clients", "clients"),
+    ("kind", "requests"),
+    ("per_s", "answered/s"),
+    ("p50_s", "p50 s"),
+    ("p95_s", "p95 s"),
+    ("p99_s", "p99 s"),
+    ("refused", "503"),
+    ("failed", "other errors"),
+    ("rss_mb", "memory MB"),
+)
 HOSTILE = (
     ("served", "run"),
     ("kind", "text"),
@@ -193,6 +206,46 @@ def serve_facts(recorded: dict[str, Any]) -> str:
     )
 
 
+def load_rows(recorded: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return two rows a load, of events and of rankings, and two of the small requests beside a large one."""
+    rows = []
+    for result in recorded["results"]:
+        attack = result["large_abandoned_requests"]
+        small = [("small rankings", attack["alone"]), ("beside large ones", attack["beside"])]
+        for kind, key, load in [
+            *((kind, kind, load) for load in result["loads"] for kind in ("event", "recommend")),
+            *((kind, "rerank", load) for kind, load in small),
+        ]:
+            refused = load["statuses"].get("503", 0)
+            failed = sum(n for code, n in load["statuses"].items() if code not in ("200", "202", "503"))
+            shared = {
+                "clients": load["clients"],
+                "refused": refused,
+                "failed": failed,
+                "rss_mb": load["rss_mb"],
+            }
+            facts = load.get(key, {"per_s": 0})
+            rows.append(
+                {"served": result["served"], "model": result["model"], "kind": kind, **shared, **facts}
+            )
+    return rows
+
+
+def load_facts(recorded: dict[str, Any]) -> str:
+    """Return in words what the clients did."""
+    results = recorded["results"]
+    seconds = results[0]["loads"][0]["seconds"]
+    ratios = " and ".join(str(one["large_abandoned_requests"]["p95_ratio"]) for one in results)
+    return textwrap.fill(
+        f"Clients ask for {seconds:g} s, each again when it is answered: an event, then the ten best items "
+        "for a user, in turn. Who is refused waits as `Retry-After` says; 503 counts refusals of both kinds. "
+        "`tiny` is a model of random weights, so its rows show what the service costs by itself. Then eight "
+        "clients ask for rankings of four short texts, by themselves and while each second somebody asks for "
+        f"200 documents and leaves after half a second: their p95 grows {ratios} times.",
+        width=105,
+    )
+
+
 def hostile_rows(recorded: dict[str, Any]) -> list[dict[str, Any]]:
     """Return one row a run and kind of text of `trsr bench hostile`, first all: moves of the score."""
     return [
@@ -225,8 +278,8 @@ def hostile_facts(recorded: dict[str, Any]) -> str:
 
 def page() -> str:
     """Return docs/speed.md."""
-    names = ("score", "train", "summarize", "serve", "precision", "hostile")
-    score, train, summarize, serve, precision, hostile = map(read, names)
+    names = ("score", "train", "summarize", "serve", "serve_load", "precision", "hostile")
+    score, train, summarize, serve, load, precision, hostile = map(read, names)
     parts = [
         "# Speed",
         "Made by `python benchmarks/speed_page.py` from the files in `benchmarks/results/`.",
@@ -244,6 +297,8 @@ def page() -> str:
         "the rate of the rest.",
         section("Serving", serve, serve_rows(serve), SERVE),
         serve_facts(serve),
+        section("Serving under load", load, load_rows(load), LOAD),
+        load_facts(load),
         section("Precision on a CPU", precision, precision_rows(precision), PRECISION),
         "Ranking the test users of finished runs in other ways than float32, which is the default on a\n"
         "CPU. A way would be the default where it is faster, margins stay within 0.01 and all candidates\n"

@@ -8,6 +8,7 @@ import platform
 import pytest
 
 from trsr.llm import allocator
+from trsr.llm.openmp import apart
 
 
 class Libc:
@@ -15,9 +16,14 @@ class Libc:
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, int]] = []
+        self.trims: list[int] = []
 
     def mallopt(self, name: int, value: int) -> int:
         self.calls.append((name, value))
+        return 1
+
+    def malloc_trim(self, pad: int) -> int:
+        self.trims.append(pad)
         return 1
 
 
@@ -45,3 +51,13 @@ def test_other_c_libraries_are_left_alone(libc: Libc, monkeypatch: pytest.Monkey
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert not allocator.reuse_large_buffers()
     assert libc.calls == []
+
+
+def test_work_apart_gives_its_memory_back(libc: Libc, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert apart(lambda: 7) == 7
+    with pytest.raises(ValueError, match="x"):
+        apart(lambda: int("x"))
+    assert libc.trims == [0, 0]
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    apart(lambda: None)
+    assert libc.trims == [0, 0]

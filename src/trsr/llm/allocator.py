@@ -28,3 +28,13 @@ def reuse_large_buffers() -> bool:
     mallopt = ctypes.CDLL(None).mallopt
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _KEEP_BYTES), (_M_TOP_PAD, _GROW_BYTES))
     return all(mallopt(name, value) for name, value in settings)
+
+
+def give_back() -> None:
+    """Return freed memory to the system, after work that needed far more than what follows.
+
+    Else what is allocated meanwhile and kept, as by a cache, lies between the freed blocks, and each time more
+    is asked of the system.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
