@@ -33,8 +33,8 @@ def reuse_large_buffers() -> bool:
 def give_back() -> None:
     """Return freed memory to the system, after work that needed far more than what follows.
 
-    Else what is allocated meanwhile and kept, as by a cache, lies between the freed blocks, and each time more
-    is asked of the system.
+    Else what is allocated meanwhile and kept, as by a cache, lies between the freed blocks, and each time
+    more is asked of the system.
     """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
