@@ -8,7 +8,6 @@ import platform
 import pytest
 
 from trsr.llm import allocator
-from trsr.llm.openmp import apart
 
 
 class Libc:
@@ -53,11 +52,9 @@ def test_other_c_libraries_are_left_alone(libc: Libc, monkeypatch: pytest.Monkey
     assert libc.calls == []
 
 
-def test_work_apart_gives_its_memory_back(libc: Libc, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert apart(lambda: 7) == 7
-    with pytest.raises(ValueError, match="x"):
-        apart(lambda: int("x"))
-    assert libc.trims == [0, 0]
+def test_free_memory_is_given_back_where_the_library_can(libc: Libc, monkeypatch: pytest.MonkeyPatch) -> None:
+    allocator.give_back()
+    assert libc.trims == [0]
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
-    apart(lambda: None)
-    assert libc.trims == [0, 0]
+    allocator.give_back()
+    assert libc.trims == [0]

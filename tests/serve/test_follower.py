@@ -324,3 +324,17 @@ def test_a_user_who_comes_back_meanwhile_gets_nothing_of_the_old_profile(store: 
     assert {item for s in store.user_summaries("u") for item in s.item_ids} == {
         f"i{n}" for n in range(20, 30)
     }
+
+
+def test_memory_is_given_back_now_and_then(store: SqliteServeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[None] = []
+    monkeypatch.setattr("trsr.serve.follower.give_back", lambda: given.append(None))
+    follower = Follower(store, summariser_of_many(), FakeGenerator())
+    for stop in (3, 6, 9):
+        store.add_events("u", events(stop - 3, stop))
+        follower.step()
+    assert len(given) == 1
+    monkeypatch.setattr("trsr.serve.follower.GIVE_BACK_SECONDS", -1.0)
+    store.add_events("u", events(9, 12))
+    follower.step()
+    assert len(given) == 2

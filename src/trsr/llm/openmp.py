@@ -12,13 +12,11 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-from trsr.llm.allocator import give_back
-
 _T = TypeVar("_T")
 
 
 def apart(do: Callable[[], _T]) -> _T:
-    """Return `do()`, called in a thread that has ended, its team and free memory with it, when this returns.
+    """Return `do()`, called in a thread that has ended, its team with it, when this returns.
 
     Raises:
         Exception: what `do` raised.
@@ -34,5 +32,4 @@ def apart(do: Callable[[], _T]) -> _T:
     thread = threading.Thread(target=run, name="trsr-apart", daemon=True)  # a Ctrl-C need not wait for it
     thread.start()
     thread.join()
-    give_back()
     return future.result()

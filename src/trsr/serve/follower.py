@@ -12,10 +12,12 @@ from __future__ import annotations
 import logging
 import re
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from trsr.errors import EngineError, OutputError, StoreError
+from trsr.llm.allocator import give_back
 from trsr.llm.base import TextGenerator
 from trsr.llm.openmp import apart
 from trsr.serve.records import PendingUpdate, Profile
@@ -28,6 +30,9 @@ logger = logging.getLogger(__name__)
 IDLE_SECONDS = 0.5
 """How long the loop waits for news; updates that were put off are looked for as often."""
 
+
+GIVE_BACK_SECONDS = 10.0
+"""A local engine's free memory goes back to the system as often: rankings need far less."""
 
 CALLS_A_ROUND = 16
 """Calls of a round, shared by its users; each of them gets one at least."""
@@ -71,6 +76,7 @@ class Follower:
         self.last_failure: str | None = None
         self._stop = threading.Event()
         self._begun: dict[int, _Job] = {}
+        self._gave_back = float("-inf")
 
     def run(self, stop: threading.Event) -> None:
         """Fold until `stop` is set; `store.wake()` lets it be noticed at once, else in `IDLE_SECONDS`.
@@ -172,6 +178,9 @@ class Follower:
             if folds:  # so that the thread which ranks is as quick afterwards as before
                 apart(lambda: complete(folds, self.summariser, self.engine, self.store, note, most=most))
         finally:
+            if time.monotonic() - self._gave_back > GIVE_BACK_SECONDS:
+                give_back()
+                self._gave_back = time.monotonic()
             for name in SummaryProgress.__slots__:
                 setattr(self.totals, name, getattr(self.totals, name) + getattr(last, name))
 
