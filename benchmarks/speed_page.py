@@ -239,7 +239,8 @@ def load_facts(recorded: dict[str, Any]) -> str:
     return textwrap.fill(
         f"Clients ask for {seconds:g} s, each again when it is answered: an event, then the ten best items "
         "for a user, in turn. Who is refused waits as `Retry-After` says; 503 counts refusals of both kinds. "
-        "`tiny` is a model of random weights, so its rows show what the service costs by itself. Then eight "
+        "`tiny` is a model of random weights, so its rows show what the service costs by itself; `demo` "
+        "writes profiles with the embedded model on the same cores, and rankings wait for it. Then eight "
         "clients ask for rankings of four short texts, by themselves and while each second somebody asks for "
         f"200 documents and leaves after half a second: their p95 grows {ratios} times.",
         width=105,
