@@ -8,7 +8,10 @@ import json
 import logging
 import sqlite3
 import threading
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from anyio import CapacityLimiter, to_thread
@@ -165,6 +168,12 @@ def test_every_line_of_the_log_names_its_request(
     assert lines == [f"{name} {logger}" for name in ("r1", "r2") for logger in of_one] + ["- trsr"]
 
 
+def run(work: Coroutine[Any, Any, None]) -> None:
+    """Run in a thread of its own: a browser of other tests keeps a loop in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, work).result()
+
+
 class Client:
     """A client of an application by ASGI, which sends a request and may leave."""
 
@@ -201,7 +210,7 @@ def test_what_a_client_who_left_asked_is_given_up(shop: Shop, caplog: pytest.Log
         await asyncio.wait_for(Envelope(slow, Metrics(dict), False)(SCOPE, client.receive, client.send), 30)
 
     client = Client()
-    asyncio.run(main())
+    run(main())
     assert state == ["began", "given up"]
     assert client.sent == []
     assert json.loads(caplog.messages[-1])["status"] == 499
@@ -236,7 +245,7 @@ def test_a_thread_is_waited_for_although_its_client_left() -> None:
 
     client = Client()
     client.body = []
-    asyncio.run(main())
+    run(main())
     assert set(most) == {1}
     assert client.sent == []
 
@@ -256,7 +265,7 @@ def test_a_body_is_not_asked_for_before_it_is_wanted() -> None:
 
     client = Client()
     scope = {**SCOPE, "headers": [(b"expect", b"100-continue")]}
-    asyncio.run(Envelope(app, Metrics(dict), False)(scope, receive, client.send))
+    run(Envelope(app, Metrics(dict), False)(scope, receive, client.send))
     assert state[:2] == ["wanted", "asked"]
 
 
@@ -278,6 +287,6 @@ def test_an_answer_that_has_begun_is_finished(reads: bool) -> None:
         await Envelope(app, Metrics(dict), False)(SCOPE, client.receive, client.send)
 
     client = Client()
-    asyncio.run(main())
+    run(main())
     assert done == ["after the answer"]
     assert client.sent[-1]["body"] == b"x"
