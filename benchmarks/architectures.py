@@ -31,19 +31,17 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as hf_logging
 
-from trsr.llm import shared_attention
+from trsr.experiment.run_folder import environment
+from trsr.llm import prefix_attention
 from trsr.llm.base import GenerationParams, LabelTokens, ScoringGroup, Sharing
+from trsr.llm.generation import RowWriter, Text
 from trsr.llm.prompt_reading import PromptReader
-from trsr.llm.row_writing import RowWriter, Text
 from trsr.llm.transformers import load_causal_lm
-from trsr.pipeline.folder import environment
-from trsr.rank.prefix_cache import PrefixCache
-from trsr.rank.shared_prefix import SharedPrefixScorer
+from trsr.recommend.scorer import PrefixCache, SharedPrefixScorer
 from trsr.train.config import LoraConfig, TrainConfig
 from trsr.train.dataset import TrainingGroup
-from trsr.train.losses import joint_loss
-from trsr.train.objective import Objective
-from trsr.train.sft import with_adapter
+from trsr.train.losses import Objective, joint_loss
+from trsr.train.trainer import with_adapter
 
 SEED = 20
 VOCABULARY = 96
@@ -244,8 +242,8 @@ def scored(scorer: SharedPrefixScorer) -> list[torch.Tensor]:
 def margin_differences(folder: Path, expected: Sequence[torch.Tensor], sharing: Sharing) -> Row:
     """Return the largest difference of margins by way of reading, and whether prefixes are shared."""
     model = load_causal_lm(str(folder), dtype="float32", device="cpu")
-    with said("trsr.llm.shared_attention") as lines:
-        shares = shared_attention.enable(model, sharing)
+    with said("trsr.llm.prefix_attention") as lines:
+        shares = prefix_attention.enable(model, sharing)
     row: Row = {"shares": shares, "why": reason(lines)}
     scorers = {"whole": SharedPrefixScorer(model)}
     if sharing != "padded":
@@ -261,7 +259,7 @@ def margin_differences(folder: Path, expected: Sequence[torch.Tensor], sharing: 
 def gradient_differences(folder: Path, attention: str) -> Row:
     """Return the largest difference of the adapter's gradients by loss, as a share of the largest."""
     base = load_causal_lm(str(folder), dtype="float32", device="cpu")
-    shared_attention.enable(base, "auto")
+    prefix_attention.enable(base, "auto")
     torch.manual_seed(SEED)
     model = with_adapter(base, TrainConfig(lora=LoraConfig(r=4, alpha=8))).eval()
     for weights in learned(model).values():

@@ -20,13 +20,13 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from trsr.data.examples import Splits, build_examples
-from trsr.data.fitting import fit_events
-from trsr.data.negatives import NegativesConfig
-from trsr.data.protocols import SampledProtocol
-from trsr.data.tables import Dataset
+from trsr.data.dataset import Dataset
 from trsr.evaluate.metrics import Metric, ranking_metric, tie_groups
-from trsr.evaluate.significance import bootstrap_columns
+from trsr.evaluate.statistics import bootstrap_columns
+from trsr.splitting.examples import Splits, build_examples
+from trsr.splitting.leakage import fit_events
+from trsr.splitting.negatives import NegativesConfig
+from trsr.splitting.protocols import SampledProtocol
 from trsr.summarize.counted import field_values
 from trsr.types import RankingExample
 

@@ -24,12 +24,12 @@ import yaml
 from torch import nn
 
 from trsr.bench.measure import gemm_gflops
-from trsr.config import RunConfig
-from trsr.pipeline.folder import RunFolder
-from trsr.pipeline.ranking import make_ranker
-from trsr.pipeline.workbench import Workbench
-from trsr.rank.llm import LlmRanker
-from trsr.rank.shared_prefix import SharedPrefixScorer
+from trsr.experiment.config import RunConfig
+from trsr.experiment.experiment import Workbench
+from trsr.experiment.ranking import make_ranker
+from trsr.experiment.run_folder import RunFolder
+from trsr.recommend.recommender import LlmRanker
+from trsr.recommend.scorer import SharedPrefixScorer
 
 
 def bfloat16(model: Any) -> Any:

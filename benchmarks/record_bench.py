@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from trsr.pipeline.folder import environment
+from trsr.experiment.run_folder import environment
 
 
 def main() -> None:

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trsr.config import FUSIONS
 from trsr.evaluate.ablations import ablations, sentence
 from trsr.evaluate.claims import CLAIMS, Verdict, verdicts
 from trsr.evaluate.claims import NOTE as CLAIMS_NOTE
 from trsr.evaluate.standings import NOTE, p_value, standings, turned
+from trsr.experiment.config import FUSIONS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"

@@ -23,18 +23,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trsr.data.dataset import Dataset
 from trsr.data.synthetic import SyntheticConfig, generate
-from trsr.data.tables import Dataset
+from trsr.experiment.dataset_profiles import histories_with_text
+from trsr.experiment.experiment import item_texts, make_summariser
+from trsr.experiment.summary_forecast import forecast
 from trsr.llm.base import Generation, GenerationParams, LabelTokens, Prompt, ScoringGroup
 from trsr.llm.fake import FakeGenerator, FakeTokenizer, n_words
-from trsr.pipeline.dataset_profiles import histories_with_text
-from trsr.pipeline.workbench import item_texts, make_summariser
-from trsr.prompt.ranking import PromptBuilder, PromptConfig, load_ranking_template
-from trsr.rank.llm import LlmRanker
-from trsr.summarize.forecast import forecast
+from trsr.recommend.prompt import PromptBuilder, PromptConfig, load_ranking_template
+from trsr.recommend.recommender import LlmRanker
 from trsr.summarize.plan import SummaryConfig
-from trsr.summarize.run import SummaryProgress, profile, summarize_each
 from trsr.summarize.stores import open_store
+from trsr.summarize.summarizer import SummaryProgress, profile, summarize_each
 from trsr.types import RankingExample
 
 Facts = dict[str, Any]

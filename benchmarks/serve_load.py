@@ -27,9 +27,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from trsr.data.tables import Dataset
-from trsr.llm.adapter import read_adapter_info
-from trsr.pipeline.folder import environment
+from trsr.data.dataset import Dataset
+from trsr.experiment.run_folder import environment
+from trsr.recommend.model_folder import read_adapter_info
 
 SEED = 0
 WORDS = "tent stove mat lamp rope ground sheet blue steel light strong field house "

@@ -190,10 +190,10 @@ def config_file(tiny_model: Path, make_once: MakeOnce) -> Path:
 @pytest.fixture(scope="session")
 def finished_run(config_file: Path, make_once: MakeOnce) -> Path:
     """The folder of that experiment, run to its end; tests only read it, or copy it."""
-    from trsr.config import load_config
-    from trsr.pipeline.folder import RunFolder
-    from trsr.pipeline.stages import run_stages
-    from trsr.pipeline.workbench import Workbench
+    from trsr.experiment.config import load_config
+    from trsr.experiment.experiment import Workbench
+    from trsr.experiment.run_folder import RunFolder
+    from trsr.experiment.stages import run_stages
 
     def run(folder: Path) -> None:
         opened = RunFolder(folder / "out", load_config(config_file), "trsr run tiny.yaml --out out")

@@ -16,8 +16,8 @@ from trsr.llm.base import TextGenerator
 from trsr.llm.fake import FakeGenerator
 from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.prompts import load_summary_template
-from trsr.summarize.run import Fold, Summariser, summarize
 from trsr.summarize.store import SummaryStore
+from trsr.summarize.summarizer import Fold, Summariser, summarize
 from trsr.templating import Template
 from trsr.types import History, Item
 

@@ -11,11 +11,11 @@ import pytest
 from conftest import Answer
 
 from trsr.bench import hostile
-from trsr.pipeline.service import open_service
+from trsr.serve.loading import open_service
+from trsr.serve.rendering import render
 from trsr.serve.service import Service
 from trsr.serve.settings import Settings
-from trsr.serve.web.rendering import render
-from trsr.serve.web.views import item_view
+from trsr.serve.views import item_view
 from trsr.types import Item
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import Answer
 
-from trsr.bench.scoring import growth_ratio
+from trsr.bench.models import growth_ratio
 
 Command = Callable[..., Answer]
 SMALL = ("--prefix-tokens", "40", "--candidate-tokens", "6", "--repeats", "1", "--device", "cpu", "--json")
@@ -63,7 +63,7 @@ def test_prompts_longer_than_the_padded_way_takes_have_no_padded_time(
 def test_the_slow_ways_can_be_left_out(
     trsr: Command, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trsr.bench.scoring._slow_ways", lambda *_: pytest.fail("timed"))
+    monkeypatch.setattr("trsr.bench.models._slow_ways", lambda *_: pytest.fail("timed"))
     options = ("--candidates", "3", "--slow-candidates", "0", *SMALL)
     answer = trsr("bench", "score", "--model", tiny_model, *options, "--json")
     assert answer.code == 0, answer.err

@@ -17,7 +17,7 @@ import yaml
 from conftest import Answer, tiny_run
 from helpers import full_disk, read_only, temporary_folder
 
-from trsr.data.tables import Dataset
+from trsr.data.dataset import Dataset
 
 Trsr = Callable[..., Answer]
 ITEMS = "item_id,title\na,Lamp\nb,Rug\nc,Box\n"

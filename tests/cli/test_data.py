@@ -9,7 +9,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from trsr.cli.data import import_app, validate
-from trsr.data.tables import Dataset
+from trsr.data.dataset import Dataset
 from trsr.errors import DataError
 
 app = typer.Typer()

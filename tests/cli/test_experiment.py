@@ -215,7 +215,7 @@ def test_an_unknown_model_is_one_sentence_before_anything_is_made(
 def test_a_model_that_cannot_be_had_is_found_out_before_summaries_are_paid_for(
     trsr: Trsr, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trsr.pipeline.stages.write_profiles", lambda *_: pytest.fail("paid"))
+    monkeypatch.setattr("trsr.experiment.stages.write_profiles", lambda *_: pytest.fail("paid"))
     answer = trsr("run", config_file, "--out", tmp_path / "r", "--set", "recommender.model=no/such")
     assert answer.code == 2
     assert answer.err.splitlines()[-1].startswith("Error: The model 'no/such' (revision main) is not cached")
@@ -239,7 +239,7 @@ def test_an_unknown_device_or_precision_is_one_sentence(
 def test_a_model_whose_answers_are_several_tokens_is_one_sentence(
     trsr: Trsr, config_file: Path, tmp_path: Path, two_token_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trsr.pipeline.stages.write_profiles", lambda *_: pytest.fail("paid"))
+    monkeypatch.setattr("trsr.experiment.stages.write_profiles", lambda *_: pytest.fail("paid"))
     change = f"recommender.model={two_token_model}"
     for command in (("rank", "--dry-run"), ("run",)):
         answer = trsr(*command, config_file, "--out", tmp_path / "r", "--set", change)
@@ -288,7 +288,7 @@ def test_a_folder_with_other_things_is_refused(trsr: Trsr, config_file: Path, tm
 @pytest.fixture
 def tiny_demo(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo with the experiment that takes seconds."""
-    monkeypatch.setattr("trsr.pipeline.demo.CONFIG_FILE", config_file)
+    monkeypatch.setattr("trsr.experiment.dataset_profiles.CONFIG_FILE", config_file)
 
 
 @pytest.mark.usefixtures("tiny_demo")
@@ -309,8 +309,8 @@ def test_the_demo_prints_one_json_object(trsr: Trsr, run: Path) -> None:
 
 
 def test_the_config_of_the_demo_is_valid() -> None:
-    from trsr.config import load_config
-    from trsr.pipeline.demo import CONFIG_FILE
+    from trsr.experiment.config import load_config
+    from trsr.experiment.dataset_profiles import CONFIG_FILE
 
     assert load_config(CONFIG_FILE).recommender.model == "smollm2-135m"
 

@@ -109,7 +109,7 @@ def test_an_error_on_purpose_is_one_line_and_its_exit_code(
     def fail() -> None:
         raise error
 
-    monkeypatch.setattr("trsr.pipeline.folder.environment", fail)
+    monkeypatch.setattr("trsr.experiment.run_folder.environment", fail)
     assert trsr("env") == Answer(code, "", f"Error: {error}\n")
     with pytest.raises(type(error)):
         trsr("env", "--debug")
@@ -121,7 +121,7 @@ def test_a_stop_from_the_keyboard_says_how_to_go_on(trsr: Trsr, monkeypatch: pyt
     def stop() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("trsr.pipeline.folder.environment", stop)
+    monkeypatch.setattr("trsr.experiment.run_folder.environment", stop)
     answer = trsr("env")
     assert answer == Answer(
         130, "", "Stopped. What was finished is kept; run the same command again to go on.\n"
@@ -139,7 +139,7 @@ def test_a_stop_that_comes_while_an_object_is_deleted_is_not_lost(
         Old()
         threading.Event().wait(20)
 
-    monkeypatch.setattr("trsr.pipeline.folder.environment", work)
+    monkeypatch.setattr("trsr.experiment.run_folder.environment", work)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     try:
         assert trsr("env").code == 130
@@ -160,7 +160,7 @@ def test_a_full_disk_is_one_sentence_whatever_library_meets_it(
     def fail() -> None:
         raise error
 
-    monkeypatch.setattr("trsr.pipeline.folder.environment", fail)
+    monkeypatch.setattr("trsr.experiment.run_folder.environment", fail)
     answer = trsr("env")
     assert answer.code == 2
     assert answer.err == "Error: The disk is full; free space, then run the same command again to go on.\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import Answer
 
-from trsr.serve.auth import key_hash
+from trsr.serve.settings import key_hash
 from trsr.serve.sqlite_keys import read_keys
 
 Trsr = Callable[..., Answer]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from trsr.cli.tables import _number, print_metrics
+from trsr.cli.experiment import _number, print_metrics
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import httpx2
 import pytest
 from conftest import Answer
 
-from trsr.data.tables import Dataset
+from trsr.data.dataset import Dataset
 from trsr.serve.sqlite_store import SqliteServeStore
 
 Trsr = Callable[..., Answer]

@@ -15,7 +15,7 @@ from postgres_server import PASSWORD
 
 from trsr.data.synthetic import SyntheticConfig, generate
 from trsr.summarize.stores import open_store
-from trsr.testing.stores import call, failed, row
+from trsr.testing.contracts import call, failed, row
 
 Trsr = Callable[..., Answer]
 SECRETS = (PASSWORD, "s3cr")

@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 from conftest import Answer
 
+from trsr.data.dataset import Dataset
 from trsr.data.synthetic import SyntheticConfig, generate
-from trsr.data.tables import Dataset
 
 Trsr = Callable[..., Answer]
 

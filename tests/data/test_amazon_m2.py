@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from trsr.data.amazon_m2 import import_amazon_m2
+from trsr.data.amazon import import_amazon_m2
 from trsr.errors import DataError
 
 PRODUCTS = '''id,locale,title,price,brand,color,size,model,material,author,desc

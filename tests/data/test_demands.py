@@ -10,9 +10,8 @@ from helpers import cpu_seconds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trsr.data.demands import without_demands
-from trsr.data.verbalize import NO_TEXT, verbalize_item
 from trsr.templating import plain_line
+from trsr.text import NO_TEXT, verbalize_item, without_demands
 from trsr.types import Item
 
 DEMANDS = [

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from trsr.data.amazon_m2 import AmazonM2Import, import_amazon_m2
-from trsr.data.amazon_reviews import AmazonReviewsImport, import_amazon_reviews
-from trsr.data.import_config import ImportConfig, run_import
+from trsr.data.amazon import AmazonM2Import, AmazonReviewsImport, import_amazon_m2, import_amazon_reviews
+from trsr.data.importers import ImportConfig, run_import
 from trsr.data.mind import MindImport, import_mind
 from trsr.data.movielens import MovieLensImport, import_movielens
 from trsr.data.table import TableImport, import_table

@@ -8,9 +8,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from trsr.data import rawlines
+from trsr.data import text_lines
+from trsr.data.dataset import IMPRESSIONS
 from trsr.data.mind import import_mind
-from trsr.data.tables import IMPRESSIONS
 from trsr.data.validate import validate_dataset
 from trsr.data.values import ID_RULE
 from trsr.errors import DataError
@@ -123,7 +123,7 @@ def test_a_first_line_of_another_width_is_refused_alone_and_a_whole_file_in_a_se
 
 def test_batches_change_nothing(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = import_mind(source, tmp_path / "whole")
-    monkeypatch.setattr(rawlines, "BATCH_BYTES", 60)
+    monkeypatch.setattr(text_lines, "BATCH_BYTES", 60)
     monkeypatch.setattr("trsr.data.mind._HISTORY_ROWS", 1)
     pieces = import_mind(source, tmp_path / "pieces")
     assert whole.info.sha256["events.parquet"] == pieces.info.sha256["events.parquet"]

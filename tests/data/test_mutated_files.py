@@ -13,12 +13,11 @@ import polars as pl
 import pytest
 from mutated_files import KINDS, Table, write_files
 
-from trsr.data.amazon_m2 import import_amazon_m2
-from trsr.data.amazon_reviews import import_amazon_reviews
+from trsr.data.amazon import import_amazon_m2, import_amazon_reviews
+from trsr.data.dataset import Dataset
 from trsr.data.mind import import_mind
 from trsr.data.movielens import import_movielens
 from trsr.data.table import import_table
-from trsr.data.tables import Dataset
 from trsr.data.validate import validate_dataset
 from trsr.errors import TrsrError
 

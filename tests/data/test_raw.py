@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trsr.data import rawlines
-from trsr.data.rawcsv import split_records
-from trsr.data.rawtables import RAW, ROW, read_frames
+from trsr.data import text_lines
+from trsr.data.readers import RAW, ROW, read_frames
+from trsr.data.text_lines import split_records
 from trsr.errors import DataError
 
 
@@ -43,7 +43,7 @@ def write(file: Path, content: str | bytes) -> Path:
 
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rawlines, "BATCH_BYTES", 16)
+    monkeypatch.setattr(text_lines, "BATCH_BYTES", 16)
 
 
 def test_csv_with_quotes_newlines_and_a_byte_order_mark(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_tsv_takes_quotes_as_letters_unless_told(tmp_path: Path) -> None:
 def test_quotes_of_a_tsv_are_read_as_such_where_it_uses_them_throughout(
     tmp_path: Path, content: str, texts: list[str], quotes: bool
 ) -> None:
-    text = rawlines.TextFormat()
+    text = text_lines.TextFormat()
     assert read(write(tmp_path / "a.tsv", content), text=text)["text"].to_list() == texts
     assert text.quotes == quotes
 

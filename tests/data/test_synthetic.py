@@ -13,11 +13,11 @@ import polars as pl
 import pytest
 from pydantic import ValidationError
 
-from trsr.data.examples import build_examples
-from trsr.data.protocols import ImpressionsProtocol, SampledProtocol, TemporalProtocol
+from trsr.data.dataset import Dataset
 from trsr.data.synthetic import SyntheticConfig, generate
-from trsr.data.tables import Dataset
 from trsr.errors import DataError
+from trsr.splitting.examples import build_examples
+from trsr.splitting.protocols import ImpressionsProtocol, SampledProtocol, TemporalProtocol
 from trsr.types import RankingExample
 
 SMALL = SyntheticConfig(n_users=300, n_items=600)

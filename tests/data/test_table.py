@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from trsr.data import rawlines
+from trsr.data import text_lines
 from trsr.data.mind import NEWS
 from trsr.data.table import import_table
 from trsr.data.validate import validate_dataset
@@ -211,8 +211,8 @@ def test_nothing_is_lost_between_bad_rows(tmp_path: Path) -> None:
 def test_batches_change_nothing(tmp_path: Path, items: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events = put(tmp_path / "events.csv", EVENTS)
     whole = import_table(items, events, tmp_path / "whole")
-    monkeypatch.setattr(rawlines, "BATCH_BYTES", 8)
-    monkeypatch.setattr("trsr.data.collect.RANGE_ROWS", 1)
+    monkeypatch.setattr(text_lines, "BATCH_BYTES", 8)
+    monkeypatch.setattr("trsr.data.ingest.RANGE_ROWS", 1)
     pieces = import_table(items, events, tmp_path / "pieces")
     assert whole.events().collect().equals(pieces.events().collect())
     assert whole.info.counts == pieces.info.counts

@@ -12,7 +12,7 @@ from unittest.mock import Mock
 import polars as pl
 import pytest
 
-from trsr.data.tables import EVENTS, IMPRESSIONS, Dataset, DatasetWriter, user_batches, write_dataset
+from trsr.data.dataset import EVENTS, IMPRESSIONS, Dataset, DatasetWriter, user_batches, write_dataset
 from trsr.errors import DataError, OutputError
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
@@ -105,7 +105,7 @@ def test_an_existing_folder_is_refused_without_overwrite_and_kept(tmp_path: Path
 def test_what_a_killed_import_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
     code = (
         "import os, signal\n"
-        "from trsr.data.tables import DatasetWriter\n"
+        "from trsr.data.dataset import DatasetWriter\n"
         f"with DatasetWriter({str(tmp_path / 'd')!r}):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -135,7 +135,7 @@ def test_overwrite_keeps_what_no_import_makes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanged: bool
 ) -> None:
     if not exchanged:
-        monkeypatch.setattr("trsr.data.files._exchange", lambda *_: False)
+        monkeypatch.setattr("trsr.storage._exchange", lambda *_: False)
     path = make(tmp_path / "d").path
     (path / "notes").mkdir()
     (path / "notes" / "a.txt").write_text("mine")
@@ -260,7 +260,7 @@ def test_a_kill_while_a_dataset_is_replaced_leaves_the_old_or_the_new_whole(tmp_
         code = (
             "import os, signal, sys\n"
             f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-            "from trsr.data import files\n"
+            "from trsr import storage as files\n"
             "from test_tables import make\n"
             f"def stop(*_, **__): os.kill(os.getpid(), signal.SIGKILL)\n"
             f"files.{call} = stop\n"

@@ -9,15 +9,15 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from trsr.data import rawlines
-from trsr.data.amazon_m2 import import_amazon_m2
+from trsr.data import text_lines
+from trsr.data.amazon import import_amazon_m2
+from trsr.data.dataset import Dataset
 from trsr.data.mind import import_mind
 from trsr.data.movielens import import_movielens
-from trsr.data.rawlines import TextFormat
-from trsr.data.rawtables import ROW, read_frames
+from trsr.data.readers import ROW, read_frames
 from trsr.data.reading import import_summary, import_warnings, reading_lines
 from trsr.data.table import import_table
-from trsr.data.tables import Dataset
+from trsr.data.text_lines import TextFormat
 from trsr.errors import DataError, MissingExtraError
 
 ITEMS = "item_id;title\na;Café, Übermaß\nb;Thé\n"
@@ -45,7 +45,7 @@ def read(file: Path, content: str | bytes, text: TextFormat | None = None, **opt
 def test_encoding_and_line_ends_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, found: str, line_end: str, batch: int
 ) -> None:
-    monkeypatch.setattr(rawlines, "BATCH_BYTES", batch)
+    monkeypatch.setattr(text_lines, "BATCH_BYTES", batch)
     text = TextFormat()
     table = read(tmp_path / "i.csv", ITEMS.replace("\n", line_end).encode(encoding), text)
     assert table["title"].to_list() == ["Café, Übermaß", "Thé"]

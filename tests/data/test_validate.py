@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from trsr.data import validate
-from trsr.data.tables import EVENTS, IMPRESSIONS, write_dataset
+from trsr.data.dataset import EVENTS, IMPRESSIONS, write_dataset
 from trsr.data.validate import validate_dataset
 from trsr.errors import DataError
 

@@ -8,9 +8,9 @@ from helpers import cpu_seconds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trsr.data import verbalize
-from trsr.data.verbalize import NO_TEXT, verbalize_item
+from trsr import text as verbalize
 from trsr.templating import plain_line
+from trsr.text import NO_TEXT, verbalize_item
 from trsr.types import Item
 
 MARKERS = [

@@ -14,7 +14,7 @@ import yaml
 from page_runner import PAGES, ROOT, blocks_of
 
 from trsr.cli import app
-from trsr.config import RunConfig
+from trsr.experiment.config import RunConfig
 from trsr.serve import problems
 from trsr.serve.settings import Settings
 

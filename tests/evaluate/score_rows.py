@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from trsr.rank.base import sigmoid
+from trsr.recommend.ranker import sigmoid
 
 
 def make_scores(n_examples: int = 60, n_candidates: int = 21, per_user: int = 2) -> pl.DataFrame:

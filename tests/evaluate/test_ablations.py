@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from trsr.evaluate.ablations import ablation_views, ablations, sentence
-from trsr.evaluate.aggregate import evaluate
+from trsr.evaluate.evaluation import evaluate
 
 N_EXAMPLES, N_CANDIDATES = 60, 8
 

@@ -11,10 +11,10 @@ import pytest
 from score_rows import make_scores
 
 from trsr.errors import DataError
-from trsr.evaluate.aggregate import evaluate, main_metrics
+from trsr.evaluate.evaluation import evaluate, main_metrics
 from trsr.evaluate.metrics import PROBABILITY_METRICS
 from trsr.evaluate.slices import Traits
-from trsr.rank.calibration import Calibration
+from trsr.recommend.calibration import Calibration
 
 SCORES = make_scores()
 

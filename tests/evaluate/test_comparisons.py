@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trsr.evaluate.comparisons import Comparison, compare_rankers, effect_sizes, holm
+from trsr.evaluate.statistics import Comparison, compare_rankers, effect_sizes, holm
 
 Values = dict[str, npt.NDArray[np.float64]]
 

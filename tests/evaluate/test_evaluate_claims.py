@@ -9,9 +9,9 @@ import polars as pl
 import pytest
 from score_rows import make_scores
 
-from trsr.evaluate.aggregate import evaluate
 from trsr.evaluate.claims import verdicts
 from trsr.evaluate.context import ReportContext
+from trsr.evaluate.evaluation import evaluate
 from trsr.evaluate.report import write_report
 
 

@@ -10,8 +10,8 @@ import pytest
 from score_rows import make_scores
 
 from trsr.errors import DataError
-from trsr.evaluate.measured import SCORE_COLUMNS, Measured, measure, metric_list
 from trsr.evaluate.metrics import PROBABILITY_METRICS, Metric
+from trsr.evaluate.per_example import SCORE_COLUMNS, Measured, measure, metric_list
 
 SCORES = make_scores()
 

@@ -10,9 +10,8 @@ import pytest
 from score_rows import make_scores
 
 from trsr.errors import DataError
-from trsr.evaluate.aggregate import summarise
-from trsr.evaluate.measured import Measured, measure, metric_list
-from trsr.evaluate.pooling import add_spread, pool
+from trsr.evaluate.evaluation import add_spread, pool, summarise
+from trsr.evaluate.per_example import Measured, measure, metric_list
 
 SCORES = make_scores(n_examples=20, n_candidates=6, per_user=2)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trsr.evaluate.profile_prediction import predictive_values
+from trsr.evaluate.profile_quality import predictive_values
 from trsr.types import RankingExample
 
 TEXTS = {"soup": "tomato soup", "bears": "bears football", "cello": "cello music", "car": "electric cars"}

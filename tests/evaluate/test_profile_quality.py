@@ -13,11 +13,12 @@ from trsr.evaluate.profile_quality import (
     ProfileFrame,
     ProfileSource,
     change,
+    content_words,
     coverage,
+    folded,
     profile_quality,
     repetition,
 )
-from trsr.evaluate.profile_words import content_words, folded
 
 FRAME = ProfileFrame(
     words=folded("This reader cares about. Headlines, oldest first"),

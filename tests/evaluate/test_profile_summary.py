@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from trsr.evaluate.evaluation import N_WORST, ProfileRow, summarise_profiles
 from trsr.evaluate.profile_quality import ProfileQuality
-from trsr.evaluate.profile_summary import N_WORST, ProfileRow, summarise_profiles
 from trsr.evaluate.profile_view import profile_view
 
 NAN = float("nan")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trsr.evaluate.profile_words import STOP_WORDS, content_words, fold, folded, names, plain_words, runs
+from trsr.evaluate.profile_quality import STOP_WORDS, content_words, fold, folded, names, plain_words, runs
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from trsr.evaluate.reliability import (
     reliability_curve,
     side_by_side_bins,
 )
-from trsr.evaluate.significance import Interval
-from trsr.rank.base import sigmoid
+from trsr.evaluate.statistics import Interval
+from trsr.recommend.ranker import sigmoid
 
 Floats = npt.NDArray[np.float64]
 N_CANDIDATES = 21

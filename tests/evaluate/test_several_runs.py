@@ -9,9 +9,9 @@ import pytest
 from score_rows import make_scores
 
 from trsr.errors import DataError
-from trsr.evaluate.measured import measure
+from trsr.evaluate.compare_runs import side_by_side
 from trsr.evaluate.metrics import Metric
-from trsr.evaluate.several_runs import side_by_side
+from trsr.evaluate.per_example import measure
 
 SCORES = make_scores(n_examples=6, n_candidates=4, per_user=1)
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from trsr.evaluate.significance import bootstrap_ci, bootstrap_columns
+from trsr.evaluate.statistics import bootstrap_ci, bootstrap_columns
 
 
 def test_the_interval_of_independent_users_is_that_of_the_normal_approximation() -> None:

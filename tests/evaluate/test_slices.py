@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 from score_rows import make_scores
 
-from trsr.evaluate.aggregate import summarise
-from trsr.evaluate.measured import Measured, measure, metric_list
+from trsr.evaluate.evaluation import summarise
+from trsr.evaluate.per_example import Measured, measure, metric_list
 from trsr.evaluate.slices import WARM_FROM, Traits, cut_examples, interest_shift
 
 OLD = [["news"], ["news"], ["sport"], ["news", "world"], ["news"]]

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from score_rows import make_scores
 
-from trsr.evaluate.aggregate import summarise
 from trsr.evaluate.context import ReportContext
-from trsr.evaluate.measured import measure, metric_list
+from trsr.evaluate.evaluation import summarise
+from trsr.evaluate.per_example import measure, metric_list
 from trsr.evaluate.report import write_report
 from trsr.evaluate.slices import Traits
 from trsr.evaluate.slices_view import slice_views

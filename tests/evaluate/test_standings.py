@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 from score_rows import make_scores
 
-from trsr.evaluate.aggregate import evaluate
 from trsr.evaluate.context import ReportContext
+from trsr.evaluate.evaluation import evaluate
 from trsr.evaluate.report import write_report
 from trsr.evaluate.standings import Standing, p_value, standings
 

@@ -12,7 +12,7 @@ from trsr.errors import ModelError
 from trsr.llm.base import Message, Prompt
 from trsr.llm.chat_format import ChatFormat, ChatTokenizer, with_system_in_front
 from trsr.llm.llamacpp import LlamaCppTokenizer
-from trsr.testing.engines import ask
+from trsr.testing.contracts import ask
 
 
 def written(text: str, only: str = "true") -> str:

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from trsr.errors import ModelError
 from trsr.llm.base import GenerationParams, Message, Prompt
-from trsr.llm.counting import RoughTokenizer, engine_model_id, find_tokenizer, token_counter
 from trsr.llm.engines import (
     EngineConfig,
     FakeEngine,
@@ -19,6 +18,7 @@ from trsr.llm.engines import (
     TransformersEngine,
     open_generator,
 )
+from trsr.llm.token_counts import RoughTokenizer, engine_model_id, find_tokenizer, token_counter
 
 PROMPTS = [
     Prompt((Message("system", "You answer."), Message("user", text)), prefill)

@@ -8,8 +8,8 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from trsr.cli.summarize import summarize
-from trsr.config import RunConfig
 from trsr.errors import MissingExtraError
+from trsr.experiment.config import RunConfig
 from trsr.llm.engines import (
     DEFAULT_ENGINE,
     EngineConfig,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from trsr.llm.base import GenerationParams, LabelScorer, Message, Prompt, TextGenerator, prompt_key
 from trsr.llm.fake import FakeGenerator, FakeScorer, FakeTokenizer, fake_text
-from trsr.testing.engines import LabelScorerContract, TextGeneratorContract, ask
+from trsr.testing.contracts import LabelScorerContract, TextGeneratorContract, ask
 
 
 class TestFakeGenerator(TextGeneratorContract):

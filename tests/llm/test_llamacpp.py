@@ -17,7 +17,7 @@ from trsr.llm.llamacpp import (
     open_server,
     physical_cores,
 )
-from trsr.testing.engines import TextGeneratorContract, ask
+from trsr.testing.contracts import TextGeneratorContract, ask
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 
@@ -97,7 +97,7 @@ def test_a_process_that_forgets_to_close_still_ends() -> None:
     code = (
         "from trsr.llm.llamacpp import LlamaCppGenerator as G\n"
         "from trsr.llm.base import GenerationParams as P\n"
-        "from trsr.testing.engines import ask\n"
+        "from trsr.testing.contracts import ask\n"
         "g = G(n_parallel=2, max_prompt_tokens=64, threads=1)\n"
         "results = g.generate([ask('Hello')] * 4, P(max_new_tokens=4))\n"
         "print(next(results).error)\n"

@@ -9,11 +9,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny_models import random_model
 
-from trsr.llm import shared_attention
-from trsr.llm.adapter import quiet_peft
+from trsr.llm import prefix_attention
 from trsr.llm.base import LabelTokens, ScoringGroup
 from trsr.llm.margins import label_head, separate_margins
-from trsr.llm.shared_attention import together
+from trsr.llm.prefix_attention import together
+from trsr.recommend.model_folder import quiet_peft
 
 LABELS = LabelTokens(5, 9)
 GROUP = ScoringGroup((3, 4, 5, 6), ((7, 8, 9), (10,), (11, 12, 13, 14, 15, 16), (17, 18)))
@@ -32,7 +32,7 @@ def plain_margins(model: Any) -> torch.Tensor:
 @pytest.mark.parametrize("max_tokens", [1, 12, 1000])
 def test_one_by_one_equals_the_plain_forward(name: str, max_tokens: int) -> None:
     model = random_model(name)
-    shared_attention.enable(model, "separate")
+    prefix_attention.enable(model, "separate")
     with torch.inference_mode(), label_head(model, LABELS) as columns:
         found = separate_margins(model, GROUP, columns, max_tokens)
     torch.testing.assert_close(found, plain_margins(model), rtol=0, atol=1e-4)
@@ -40,7 +40,7 @@ def test_one_by_one_equals_the_plain_forward(name: str, max_tokens: int) -> None
 
 def test_batches_hold_no_more_tokens_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model("llama")
-    shared_attention.enable(model, "separate")
+    prefix_attention.enable(model, "separate")
     sizes: list[int] = []
     model.register_forward_pre_hook(
         lambda _, __, given: sizes.append(given["input_ids"].numel()), with_kwargs=True
@@ -92,10 +92,10 @@ def test_a_model_whose_padded_rows_are_others_reads_one_at_a_time(monkeypatch: p
         return out
 
     monkeypatch.setattr(type(model), "forward", by_width)
-    shared_attention.enable(model, "separate")
+    prefix_attention.enable(model, "separate")
     assert together(model, [3, 3, 4], 1000) == 1
     monkeypatch.undo()
-    shared_attention.enable(model, "separate")
+    prefix_attention.enable(model, "separate")
     assert together(model, [3, 3, 4], 1000) == 3
     assert together(model, [3, 3, 4], 7) == 2
 

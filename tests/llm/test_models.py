@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from trsr.errors import ModelError, OutputError
-from trsr.llm import dequantize as dequantize_module
 from trsr.llm import models
-from trsr.llm.dequantize import dequantize
+from trsr.llm import models as dequantize_module
+from trsr.llm.models import dequantize
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from trsr.errors import EngineError
 from trsr.llm import models
 from trsr.llm.base import Generation, GenerationParams, PhrasePart, TextGenerator
 from trsr.llm.openai import OpenAIGenerator
-from trsr.testing.engines import TextGeneratorContract, ask
+from trsr.testing.contracts import TextGeneratorContract, ask
 from trsr.testing.scripted_server import (
     Answer,
     ScriptedServer,

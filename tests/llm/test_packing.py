@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trsr.llm.packing import Packed, Part, PrefixKV, Segment, pack
+from trsr.llm.prefix_packing import Packed, Part, PrefixKV, Segment, pack
 
 PART = Part(tuple(range(20, 37)), ((40, 41, 42), (50,), (60, 61, 62, 63, 64), (40, 41)))
 

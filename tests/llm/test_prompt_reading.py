@@ -11,9 +11,8 @@ from transformers import GenerationConfig
 
 from trsr.llm import prompt_reading
 from trsr.llm.base import GenerationParams
-from trsr.llm.prompt_reading import PromptReader, common_prefix
-from trsr.llm.row_cache import as_argument, joined, keep_rows
-from trsr.llm.row_writing import RowWriter, Text
+from trsr.llm.generation import RowWriter, Text
+from trsr.llm.prompt_reading import PromptReader, as_argument, common_prefix, joined, keep_rows
 
 # Two kinds of prompts with their own beginnings, one prompt alone, two equal ones; longer than the windows.
 FIRST, SECOND = list(range(5, 26)), list(range(30, 39))

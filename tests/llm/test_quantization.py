@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from trsr.errors import MissingExtraError, ModelError, RunMismatchError
 from trsr.llm import transformers as loading
-from trsr.llm.adapter import AdapterInfo, check_adapter
+from trsr.recommend.model_folder import AdapterInfo, check_adapter
 
 GPU = torch.device("cuda", 0)
 

@@ -19,7 +19,7 @@ from trsr.errors import EngineError, MissingLabelsError
 from trsr.llm import models
 from trsr.llm.base import LabelScorer, LabelTokens, ScoringGroup
 from trsr.llm.remote_scoring import RemoteScorer
-from trsr.testing.engines import LabelScorerContract
+from trsr.testing.contracts import LabelScorerContract
 from trsr.testing.scripted_server import Answer, ScriptedServer, garbage, late, refuse, scripted, send
 
 LABELS = LabelTokens(9454, 2753)

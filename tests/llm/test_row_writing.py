@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tiny_models import random_model
 
 from trsr.llm.base import GenerationParams
+from trsr.llm.generation import RowWriter, Text, allow_only, closed_up, penalise
 from trsr.llm.prompt_reading import PromptReader
-from trsr.llm.row_writing import RowWriter, Text, allow_only, closed_up, penalise
 
 
 @given(st.sets(st.integers(0, 20), min_size=1))

@@ -10,12 +10,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny_models import random_model
 
-from trsr.llm import shared_attention
-from trsr.llm.adapter import quiet_peft
+from trsr.llm import prefix_attention
 from trsr.llm.architecture import forget_lengths
 from trsr.llm.base import LabelTokens, ScoringGroup
 from trsr.llm.margins import label_head, packed_margins, separate_margins
-from trsr.llm.packing import Part, PrefixKV, Segment, pack
+from trsr.llm.prefix_packing import Part, PrefixKV, Segment, pack
+from trsr.recommend.model_folder import quiet_peft
 
 # On a CPU blocks are computed by their plain definition, which is slow and says so.
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -66,7 +66,7 @@ def architecture(request: pytest.FixtureRequest) -> str:
 def model(architecture: str, request: pytest.FixtureRequest) -> Any:
     way, *rest = request.param.split()
     base = random_model(architecture)
-    assert shared_attention.enable(base, way)
+    assert prefix_attention.enable(base, way)
     return with_adapter(base) if rest else base
 
 
@@ -111,7 +111,7 @@ def test_what_is_filled_up_leaves_no_trace_in_gradients(architecture: str) -> No
     found = {}
     for way in ("rows", "padded"):
         model = random_model(architecture)
-        shared_attention.enable(model, way)
+        prefix_attention.enable(model, way)
         with label_head(model, LABELS) as columns:
             packed_margins(
                 model, pack([Part(g.prefix, g.suffixes) for g in GROUPS]), columns
@@ -128,12 +128,12 @@ def test_an_architecture_that_cannot_share_is_found_and_says_so_once(
     model = random_model(name)
     before = model.config._attn_implementation
     with caplog.at_level(logging.WARNING):
-        assert not shared_attention.enable(model)
+        assert not prefix_attention.enable(model)
     lines = [record.getMessage() for record in caplog.records if record.name.startswith("trsr")]
     assert len(lines) == 1
     assert NOT_SHARING[name] in lines[0]
     assert model.config._attn_implementation == before
-    assert not shared_attention.is_enabled(model)
+    assert not prefix_attention.is_enabled(model)
 
 
 UNKNOWN: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -153,9 +153,9 @@ def test_attention_that_a_short_text_does_not_show_is_refused(
 ) -> None:
     name, changes, reason = UNKNOWN[kind]
     model = random_model(name, **changes)
-    assert not shared_attention.enable(model)
+    assert not prefix_attention.enable(model)
     assert reason in caplog.text
-    assert not shared_attention.is_enabled(model)
+    assert not prefix_attention.is_enabled(model)
 
 
 @pytest.mark.parametrize(
@@ -165,19 +165,19 @@ def test_attention_that_a_short_text_does_not_show_is_refused(
 def test_attention_that_hides_nothing_within_the_context_is_shared(
     name: str, changes: dict[str, Any]
 ) -> None:
-    assert shared_attention.enable(random_model(name, **changes))
+    assert prefix_attention.enable(random_model(name, **changes))
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
 def test_positions_that_follow_from_the_length_are_shared_where_they_do_not_change(
     kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    shared_attention._say_too_long.cache_clear()
+    prefix_attention._say_too_long.cache_clear()
     model = by_length(kind)
-    assert shared_attention.enable(model)
-    assert shared_attention.fits(model, GROUPS[0])  # 30 and 20
+    assert prefix_attention.enable(model)
+    assert prefix_attention.fits(model, GROUPS[0])  # 30 and 20
     assert "more than" not in caplog.text
-    assert not shared_attention.fits(model, ScoringGroup(GROUPS[0].prefix, draw(1, 3, 21)))
+    assert not prefix_attention.fits(model, ScoringGroup(GROUPS[0].prefix, draw(1, 3, 21)))
     assert "more than 50 tokens" in caplog.text
 
 
@@ -190,13 +190,13 @@ def test_a_wrong_attention_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None
         return mask
 
     monkeypatch.setattr(Segment, "mask", leaking)
-    assert not shared_attention.enable(random_model("llama"))
+    assert not prefix_attention.enable(random_model("llama"))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_is_no_obstacle_and_margins_are_float32(dtype: torch.dtype) -> None:
     model = random_model("llama").to(dtype)
-    assert shared_attention.enable(model)
+    assert prefix_attention.enable(model)
     with torch.inference_mode(), label_head(model, LABELS) as columns:
         margins = packed_margins(model, pack([Part(GROUPS[0].prefix, GROUPS[0].suffixes)]), columns)
         plain = separate_margins(model, GROUPS[0], columns, 1000)
@@ -206,7 +206,7 @@ def test_low_precision_is_no_obstacle_and_margins_are_float32(dtype: torch.dtype
 
 def test_without_a_packed_sequence_it_attends_as_usual() -> None:
     plain, enabled = random_model("llama"), random_model("llama")
-    assert shared_attention.enable(enabled)
+    assert prefix_attention.enable(enabled)
     tokens = torch.tensor([draw(7, 12)[0]])
     mask = torch.ones_like(tokens)
     mask[0, :3] = 0

@@ -7,7 +7,7 @@ import torch
 from tiny_models import random_model
 from torch import nn
 
-from trsr.llm.thin_products import MAX_ROWS, turn_thin_products
+from trsr.llm.generation import MAX_ROWS, turn_thin_products
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -14,18 +14,18 @@ from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 
 from trsr.errors import ModelError
+from trsr.experiment.preflight import label_tokens
 from trsr.llm import models
-from trsr.llm.adapter import quiet_peft
 from trsr.llm.answers import Thinking
 from trsr.llm.base import GenerationParams, Prompt
 from trsr.llm.context import read_config
-from trsr.llm.counting import engine_model_id, token_counter
 from trsr.llm.engines import TransformersEngine, open_generator
+from trsr.llm.generation import TransformersGenerator
+from trsr.llm.token_counts import engine_model_id, token_counter
 from trsr.llm.transformers import HfTokenizer, load_causal_lm, resolve_device, resolve_dtype
-from trsr.llm.transformers_generator import TransformersGenerator
-from trsr.pipeline.preflight import label_tokens
-from trsr.prompt.ranking import PromptBuilder, PromptConfig, load_ranking_template
-from trsr.testing.engines import ask
+from trsr.recommend.model_folder import quiet_peft
+from trsr.recommend.prompt import PromptBuilder, PromptConfig, load_ranking_template
+from trsr.testing.contracts import ask
 from trsr.train.config import LoraConfig
 from trsr.train.dataset import training_groups
 from trsr.train.lora import lora_targets

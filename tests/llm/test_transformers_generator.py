@@ -12,10 +12,9 @@ import torch
 from trsr.errors import EngineError
 from trsr.llm.answers import before_stop
 from trsr.llm.base import Generation, GenerationParams, Message, Prompt, TextGenerator
+from trsr.llm.generation import RowWriter, Text, TransformersGenerator, how_many_join
 from trsr.llm.prompt_reading import PromptReader
-from trsr.llm.row_writing import RowWriter, Text
-from trsr.llm.transformers_generator import TransformersGenerator, how_many_join
-from trsr.testing.engines import TextGeneratorContract, ask
+from trsr.testing.contracts import TextGeneratorContract, ask
 
 PROMPTS = [
     ask("Seeds and pots?"),

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trsr.llm.base import PhrasePart
+from trsr.llm.constrained import Wording, grammar, strange_phrases, tidy
 from trsr.llm.fake import FakeTokenizer
-from trsr.llm.wording import Wording, grammar, strange_phrases, tidy
 
 END = 256
 # Pieces that build each other's words: a model could put "Kingkrapers" together from them.

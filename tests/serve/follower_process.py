@@ -18,7 +18,7 @@ from stores import summariser_of_many
 
 from trsr.llm.base import Generation, GenerationParams, Prompt
 from trsr.llm.fake import FakeGenerator
-from trsr.serve.follower import Follower
+from trsr.serve.profile_updater import Follower
 from trsr.serve.records import Event
 from trsr.serve.sqlite_store import SqliteServeStore
 from trsr.serve.store import ServeStore

@@ -16,22 +16,20 @@ from starlette.testclient import TestClient
 
 from trsr.llm.base import LabelScorer
 from trsr.llm.fake import FakeGenerator, FakeScorer, FakeTokenizer
-from trsr.prompt.ranking import PromptBuilder, PromptConfig, load_ranking_template
-from trsr.serve.app import create_app
-from trsr.serve.auth import key_hash
-from trsr.serve.batching import ModelQueue
-from trsr.serve.catalogue import Catalogue
-from trsr.serve.follower import Follower
+from trsr.recommend.catalogue import Catalogue
+from trsr.recommend.prompt import PromptBuilder, PromptConfig, load_ranking_template
+from trsr.recommend.recommender import Recommender
+from trsr.serve.app import create_app, listen, make_server
+from trsr.serve.model_queue import ModelQueue
+from trsr.serve.profile_updater import Follower
 from trsr.serve.ranking import Ranker
-from trsr.serve.recommender import Recommender
 from trsr.serve.retrieval import Retriever
-from trsr.serve.server import listen, make_server
 from trsr.serve.service import Service
-from trsr.serve.settings import Settings
+from trsr.serve.settings import Settings, key_hash
 from trsr.serve.sqlite_store import SqliteServeStore
 from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.prompts import load_summary_template
-from trsr.summarize.run import Summariser
+from trsr.summarize.summarizer import Summariser
 
 KEY = "trsr_a-key-for-tests"
 FIELDS = ("category", "title")

@@ -10,10 +10,10 @@ from helpers import item, make_summariser, word
 
 from trsr.llm.base import Generation, GenerationParams, Prompt
 from trsr.llm.fake import FakeGenerator
-from trsr.serve.follower import Follower
+from trsr.serve.profile_updater import Follower
 from trsr.serve.records import Event
 from trsr.serve.store import ServeStore
-from trsr.summarize.run import Summariser
+from trsr.summarize.summarizer import Summariser
 
 N_ITEMS = 600
 CATALOGUE = {f"i{number}": item(number) for number in range(N_ITEMS)}

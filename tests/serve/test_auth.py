@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from trsr.serve.auth import SESSION_SECONDS, Key, Keys, is_hash, key_hash, new_key
+from trsr.serve.settings import SESSION_SECONDS, Key, Keys, is_hash, key_hash, new_key
 
 
 def test_new_keys_are_long_and_all_different() -> None:
@@ -88,7 +88,7 @@ def test_a_session_ends_in_time_or_by_logging_out_or_with_its_key() -> None:
 
 
 def test_sessions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trsr.serve.auth._MAX_SESSIONS", 2)
+    monkeypatch.setattr("trsr.serve.settings._MAX_SESSIONS", 2)
     keys = Keys([key_hash("one")])
     key = keys.find("one")
     assert key is not None

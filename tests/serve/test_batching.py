@@ -16,10 +16,10 @@ from serve_parts import CANDIDATES, HISTORY, PROFILE, fake_recommender
 from trsr.errors import CandidateTooLongError, OverloadedError
 from trsr.llm.base import LabelTokens, ScoringGroup
 from trsr.llm.fake import FakeScorer
-from trsr.prompt.ranking import RankingPrompt
-from trsr.serve.batching import CALLER, ModelQueue
-from trsr.serve.questions import Ask, Question, Scored, TextAsk
-from trsr.serve.recommender import Margins, Recommender
+from trsr.recommend.prompt import RankingPrompt
+from trsr.recommend.questions import Ask, Question, Scored, TextAsk
+from trsr.recommend.recommender import Margins, Recommender
+from trsr.serve.model_queue import CALLER, ModelQueue
 
 LONG = 60.0  # seconds; no test waits for it
 ASK = Ask(HISTORY, PROFILE, CANDIDATES)

@@ -25,15 +25,15 @@ from trsr.llm.base import Generation, GenerationParams, Prompt, prompt_key
 from trsr.llm.fake import FakeGenerator
 from trsr.seeding import derive_seed
 from trsr.serve import sqlite_steps, sqlite_store
-from trsr.serve.auth import Key
 from trsr.serve.database_file import DatabaseFile
-from trsr.serve.follower import Follower
+from trsr.serve.profile_updater import Follower
 from trsr.serve.records import Event
+from trsr.serve.settings import Key
 from trsr.serve.sqlite_keys import add_key, read_keys
 from trsr.serve.sqlite_store import SqliteServeStore
 from trsr.serve.store import ServeStore
-from trsr.summarize.run import summarize
 from trsr.summarize.store import StoredCall, SummaryStore
+from trsr.summarize.summarizer import summarize
 from trsr.types import History
 
 NOTES = "Quaggas, above all striped ones, and never zebras. " * 200  # more than a page of the database

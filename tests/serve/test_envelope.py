@@ -18,9 +18,9 @@ from anyio import CapacityLimiter, to_thread
 from shop import Shop, open_shop
 from starlette.types import Message, Receive, Scope, Send
 
-from trsr.data.sqlite_file import as_one_sentence
-from trsr.serve.envelope import Envelope, name_request
 from trsr.serve.metrics import Metrics
+from trsr.serve.middleware import Envelope, name_request
+from trsr.storage import as_one_sentence
 
 SCOPE = {"type": "http", "method": "POST", "path": "/", "headers": []}
 
@@ -150,7 +150,7 @@ def test_every_line_of_the_log_names_its_request(
     shop: Shop, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(user_id: str) -> None:
-        logging.getLogger("trsr.rank").warning("in a thread")
+        logging.getLogger("trsr.recommend").warning("in a thread")
         raise RuntimeError
 
     monkeypatch.setattr(shop.service, "user", fail)
@@ -164,7 +164,7 @@ def test_every_line_of_the_log_names_its_request(
         shop.client.get("/v1/users/ann", headers={"X-Request-Id": name})
     logger.warning("between requests")
     lines = written.getvalue().splitlines()
-    of_one = ["trsr.rank", "trsr.serve", "trsr.serve"]
+    of_one = ["trsr.recommend", "trsr.serve", "trsr.serve"]
     assert lines == [f"{name} {logger}" for name in ("r1", "r2") for logger in of_one] + ["- trsr"]
 
 

@@ -20,7 +20,7 @@ from stores import (
 
 from trsr.llm.base import Generation, GenerationParams, Prompt
 from trsr.llm.fake import FakeGenerator
-from trsr.serve.follower import CALLS_A_ROUND, Follower
+from trsr.serve.profile_updater import CALLS_A_ROUND, Follower
 from trsr.serve.records import PendingUpdate
 from trsr.serve.sqlite_store import SqliteServeStore
 
@@ -328,13 +328,13 @@ def test_a_user_who_comes_back_meanwhile_gets_nothing_of_the_old_profile(store: 
 
 def test_memory_is_given_back_now_and_then(store: SqliteServeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[None] = []
-    monkeypatch.setattr("trsr.serve.follower.give_back", lambda: given.append(None))
+    monkeypatch.setattr("trsr.serve.profile_updater.give_back", lambda: given.append(None))
     follower = Follower(store, summariser_of_many(), FakeGenerator())
     for stop in (3, 6, 9):
         store.add_events("u", events(stop - 3, stop))
         follower.step()
     assert len(given) == 1
-    monkeypatch.setattr("trsr.serve.follower.GIVE_BACK_SECONDS", -1.0)
+    monkeypatch.setattr("trsr.serve.profile_updater.GIVE_BACK_SECONDS", -1.0)
     store.add_events("u", events(9, 12))
     follower.step()
     assert len(given) == 2

@@ -14,7 +14,7 @@ from stores import BreakingEngine, MeddlingEngine, events, follow, seen, summari
 from trsr.errors import EngineError
 from trsr.llm.base import Generation
 from trsr.llm.fake import FakeGenerator
-from trsr.serve.follower import Follower
+from trsr.serve.profile_updater import Follower
 from trsr.serve.records import PendingUpdate
 from trsr.serve.sqlite_store import SqliteServeStore
 

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from trsr.errors import ConfigError
 from trsr.serve.app import create_app
-from trsr.serve.auth import Key, key_hash
+from trsr.serve.settings import Key, key_hash
 from trsr.serve.sqlite_keys import add_key, remove_key
 from trsr.types import History
 
@@ -66,7 +66,7 @@ def test_health_needs_no_key(shop: Shop, path: str) -> None:
 @pytest.fixture
 def keyed(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Shop:
     """A shop with two teams, which sees at once how its keys change."""
-    monkeypatch.setattr("trsr.serve.auth._RELOAD_SECONDS", 0.0)
+    monkeypatch.setattr("trsr.serve.settings._RELOAD_SECONDS", 0.0)
     users = ("team-a/ann", "team-b/bob")
     shop.service.store.import_histories([History(user, ("i1", "i2")) for user in users])
     return shop
@@ -150,7 +150,7 @@ def test_an_expired_or_removed_key_is_refused(keyed: Shop) -> None:
 def test_a_first_key_closes_an_open_server_and_removing_it_does_not_open_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trsr.serve.auth._RELOAD_SECONDS", 0.0)
+    monkeypatch.setattr("trsr.serve.settings._RELOAD_SECONDS", 0.0)
     with open_shop(tmp_path / "serve.sqlite", api_keys=()) as shop:
         assert shop.client.get("/v1/users/u").status_code == 404
         headers = as_holder(shop, "events")

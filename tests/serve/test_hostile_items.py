@@ -21,8 +21,8 @@ from serve_parts import (
 
 from trsr.llm.base import ScoringGroup
 from trsr.llm.transformers import HfTokenizer
-from trsr.serve.questions import Ask, Question, TextAsk
-from trsr.serve.recommender import Recommender
+from trsr.recommend.questions import Ask, Question, TextAsk
+from trsr.recommend.recommender import Recommender
 from trsr.types import Item
 
 KINDS = sorted(HOSTILE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trsr.serve.limits import RateLimit
+from trsr.serve.middleware import RateLimit
 
 
 class Clock:

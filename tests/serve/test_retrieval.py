@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from serve_parts import ITEMS, catalogue
 
+from trsr.baselines.simple import Bm25Ranker
 from trsr.errors import DataError
-from trsr.rank.baselines import Bm25Ranker
-from trsr.serve.catalogue import Catalogue
+from trsr.recommend.catalogue import Catalogue
 from trsr.serve.retrieval import Retriever
 from trsr.types import Item, RankingExample
 

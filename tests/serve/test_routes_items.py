@@ -9,8 +9,8 @@ from urllib.parse import quote
 import pytest
 from shop import Shop, open_shop
 
-from trsr.data.verbalize import NO_TEXT
-from trsr.serve.questions import Ask
+from trsr.recommend.questions import Ask
+from trsr.text import NO_TEXT
 
 
 def put(shop: Shop, *items: dict[str, Any]) -> dict[str, int]:

@@ -18,8 +18,8 @@ from shop import Shop, open_shop
 from trsr.errors import EngineError
 from trsr.llm.base import LabelTokens, ScoringGroup
 from trsr.llm.fake import FakeScorer
-from trsr.rank.calibration import Calibration
-from trsr.serve.questions import Ask, TextAsk
+from trsr.recommend.calibration import Calibration
+from trsr.recommend.questions import Ask, TextAsk
 
 DOCUMENTS = ["Clay pot", "Graphics card", "Garden hose", "Saw"]
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trsr.errors import ConfigError
-from trsr.serve.auth import key_hash
-from trsr.serve.settings import load_settings
+from trsr.serve.settings import key_hash, load_settings
 
 HASH = key_hash("one")
 

@@ -18,7 +18,7 @@ from shop import KEY, make_service, make_settings, running
 
 from trsr.errors import OutputError
 from trsr.serve import sqlite_store
-from trsr.serve.server import listen
+from trsr.serve.app import listen
 
 
 def test_every_option_of_coheres_clients_is_taken(tmp_path: Path) -> None:

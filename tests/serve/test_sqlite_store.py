@@ -14,14 +14,14 @@ import pytest
 from helpers import full_disk, item
 from stores import events, follow, seen, summariser_of_many
 
-from trsr.data.sqlite_file import open_sqlite
 from trsr.errors import OutputError, StoreError
 from trsr.llm.fake import FakeGenerator
-from trsr.serve.follower import Follower
+from trsr.serve.profile_updater import Follower
 from trsr.serve.records import Event
 from trsr.serve.sqlite_schema import APPLICATION_ID, MIGRATIONS
 from trsr.serve.sqlite_store import SqliteServeStore
 from trsr.serve.store import ServeStore
+from trsr.storage import open_sqlite
 from trsr.summarize.store import SummaryStore
 from trsr.types import History, Item
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trsr.summarize.changes import word_changes
+from trsr.summarize.counted import word_changes
 
 
 def test_words_added_and_gone_stand_in_the_order_of_their_text() -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from helpers import fold_all, item_ids, make_summariser
 
-from trsr.batch.claims import ClaimTable
 from trsr.errors import EngineError
+from trsr.experiment.ray_claims import ClaimTable
 from trsr.llm.fake import FakeGenerator
-from trsr.summarize import run
-from trsr.summarize.run import complete, start_fold
+from trsr.summarize import summarizer
 from trsr.summarize.store import StoredCall, SummaryStore
+from trsr.summarize.summarizer import complete, start_fold
 from trsr.types import History
 
 HISTORIES = [item_ids(0, 9), item_ids(20, 29)]
@@ -50,7 +50,7 @@ def store(tmp_path: Path) -> Iterator[SummaryStore]:
 def test_a_call_that_another_makes_is_waited_for_and_not_made(
     store: SummaryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_refusals: int
 ) -> None:
-    monkeypatch.setattr(run, "ELSEWHERE", 0.0)
+    monkeypatch.setattr(summarizer, "ELSEWHERE", 0.0)
     summariser = make_summariser()
     with SummaryStore(tmp_path / "alone.sqlite") as alone:
         expected = fold_all(HISTORIES, summariser, alone)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trsr.summarize.phrases import MAX_WORDS, phrases_of
+from trsr.summarize.prompts import MAX_WORDS, phrases_of
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from trsr.segment import CountSegmentation, segment
-from trsr.summarize.plan import Call, SummaryConfig, plan_calls, plan_hierarchical, plan_recurrent
+from trsr.summarize.plan import (
+    Call,
+    CountSegmentation,
+    SummaryConfig,
+    plan_calls,
+    plan_hierarchical,
+    plan_recurrent,
+    segment,
+)
 from trsr.types import Block
 
 N_BLOCKS = st.integers(1, 60)

@@ -18,9 +18,9 @@ from trsr.summarize import postgres as postgres_module
 from trsr.summarize import postgres_tables
 from trsr.summarize.postgres import PostgresStore
 from trsr.summarize.postgres_tables import MIGRATIONS
-from trsr.summarize.run import summarize
 from trsr.summarize.sqlite_store import SqliteStore
-from trsr.testing.stores import call
+from trsr.summarize.summarizer import summarize
+from trsr.testing.contracts import call
 from trsr.types import History
 
 MORE = (*MIGRATIONS, "ALTER TABLE trsr_summaries ADD COLUMN note TEXT")
@@ -108,7 +108,7 @@ def test_writers_that_start_at_once_apply_each_migration_once(
 WRITER = """
 import sys
 from trsr.summarize.stores import open_store
-from trsr.testing.stores import call
+from trsr.testing.contracts import call
 with open_store(sys.argv[1]) as store:
     print("ready", flush=True)
     sys.stdin.readline()

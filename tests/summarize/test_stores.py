@@ -11,7 +11,7 @@ import pytest
 from trsr.errors import DataError, OutputError
 from trsr.summarize.rows import PAGE, Row
 from trsr.summarize.stores import SCHEMA, open_store, read_rows, write_rows
-from trsr.testing.stores import StoreContract, call, failed, row
+from trsr.testing.contracts import StoreContract, call, failed, row
 
 
 class TestSqlite(StoreContract):

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from helpers import item_ids, make_summariser
 
+from trsr.experiment.summary_forecast import Forecast, forecast
 from trsr.llm.fake import FakeGenerator, n_words
-from trsr.summarize.forecast import Forecast, forecast
-from trsr.summarize.run import Summariser, SummaryProgress, profile, summarize
 from trsr.summarize.store import TextStore
 from trsr.summarize.stores import open_store
+from trsr.summarize.summarizer import Summariser, SummaryProgress, profile, summarize
 from trsr.types import History
 
 # Lengths at, below and above block boundaries; equal beginnings and one equal history.

@@ -20,8 +20,8 @@ from trsr.errors import EngineError, OutputError
 from trsr.llm.base import Generation, GenerationParams, Prompt, prompt_key
 from trsr.llm.fake import FakeGenerator
 from trsr.summarize.prompts import load_summary_template
-from trsr.summarize.run import Fold, SummaryProgress, profile, summarize
 from trsr.summarize.store import SummaryStore
+from trsr.summarize.summarizer import Fold, SummaryProgress, profile, summarize
 from trsr.templating import Template
 from trsr.types import History
 

@@ -11,16 +11,16 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoTokenizer
 
-from trsr.data.tables import file_sha256
 from trsr.errors import OutputError
 from trsr.llm import models
-from trsr.llm.adapter import WEIGHTS, quiet_peft, read_adapter_info
 from trsr.llm.base import LabelTokens
 from trsr.llm.transformers import load_causal_lm
-from trsr.prompt.ranking import PromptConfig, load_ranking_template
-from trsr.train.card import save_model_folder
+from trsr.recommend.model_folder import WEIGHTS, quiet_peft, read_adapter_info
+from trsr.recommend.prompt import PromptConfig, load_ranking_template
+from trsr.storage import file_sha256
 from trsr.train.config import TrainConfig
-from trsr.train.sft import TrainingReport
+from trsr.train.model_card import save_model_folder
+from trsr.train.trainer import TrainingReport
 
 TEMPLATE = load_ranking_template("products", "products")
 REPORT = TrainingReport([{"step": 1, "loss": 0.75}, {"step": 2, "loss": 0.5}], 2, 1.75, 12)

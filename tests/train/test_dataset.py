@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trsr.llm.fake import FakeTokenizer
-from trsr.prompt.ranking import PromptBuilder, PromptConfig, load_ranking_template
+from trsr.recommend.prompt import PromptBuilder, PromptConfig, load_ranking_template
 from trsr.train.config import ProfileMix
 from trsr.train.dataset import profile_kind, training_groups
 from trsr.types import RankingExample

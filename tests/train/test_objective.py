@@ -10,13 +10,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny_models import random_model
 
-from trsr.llm import shared_attention
-from trsr.llm.adapter import quiet_peft
+from trsr.llm import prefix_attention
 from trsr.llm.base import LabelTokens, ScoringGroup
+from trsr.recommend.model_folder import quiet_peft
 from trsr.train.config import Loss
 from trsr.train.dataset import TrainingGroup
-from trsr.train.losses import answer_loss, joint_loss, listwise_loss
-from trsr.train.objective import Objective
+from trsr.train.losses import Objective, answer_loss, joint_loss, listwise_loss
 
 ANSWERS = LabelTokens(5, 9)
 GROUPS = [
@@ -31,7 +30,7 @@ def adapted(name: str, *, share: bool, **changes: Any) -> Any:
     """Return a tiny model with an adapter that has already learned something, as it is while it learns."""
     base = random_model(name, **changes)
     if share:
-        assert shared_attention.enable(base)
+        assert prefix_attention.enable(base)
     torch.manual_seed(1)
     with quiet_peft():
         lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")

@@ -16,7 +16,7 @@ from two_processes import learn, learn_until, save_after_a_step
 
 from trsr.errors import EngineError, ModelError, RunMismatchError
 from trsr.train import processes
-from trsr.train.sft import _log_rows
+from trsr.train.trainer import _log_rows
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 
@@ -141,7 +141,7 @@ def test_checkpoints_without_shards_are_not_gone_on_with_in_shards(
 ) -> None:
     learn_until(3, tiny_model, tmp_path)
     monkeypatch.setattr(processes, "is_sharded", lambda: True)
-    monkeypatch.setattr("trsr.train.sft._check_shardable", lambda *_: None)
+    monkeypatch.setattr("trsr.train.trainer._check_shardable", lambda *_: None)
     with pytest.raises(RunMismatchError, match="without FSDP"):
         learn(tiny_model, tmp_path)
 

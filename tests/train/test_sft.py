@@ -16,15 +16,15 @@ from tiny_models import random_model
 from transformers import Trainer
 
 from trsr.errors import EngineError, ModelError, OutputError
-from trsr.llm.adapter import quiet_peft
 from trsr.llm.base import LabelTokens, ScoringGroup
 from trsr.llm.transformers import load_causal_lm
-from trsr.rank.shared_prefix import SharedPrefixScorer
-from trsr.train import sft
+from trsr.recommend.model_folder import quiet_peft
+from trsr.recommend.scorer import SharedPrefixScorer
+from trsr.train import trainer
 from trsr.train.config import LoraConfig, TrainConfig
 from trsr.train.dataset import EpochGroups, TrainingGroup
 from trsr.train.lora import experts_without_adapter
-from trsr.train.sft import TrainingReport, train
+from trsr.train.trainer import TrainingReport, train
 
 ANSWERS = LabelTokens(5, 9)
 LIKED, OTHERS = 40, (41, 42, 43)
@@ -208,16 +208,16 @@ def unbroken(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
 @pytest.mark.parametrize(
     ("place", "name", "number"),
     [
-        pytest.param(sft._GroupTrainer, "compute_loss", 3, marks=SLOW),  # before any checkpoint
+        pytest.param(trainer._GroupTrainer, "compute_loss", 3, marks=SLOW),  # before any checkpoint
         pytest.param(
-            sft._GroupTrainer, "compute_loss", 13, marks=SLOW
+            trainer._GroupTrainer, "compute_loss", 13, marks=SLOW
         ),  # within the short last step of an epoch
-        (sft._GroupTrainer, "compute_loss", 21),  # in the middle of a step of the second epoch
-        pytest.param(sft._GroupTrainer, "evaluate", 3, marks=SLOW),
-        pytest.param(sft, "_save_best", 1, marks=SLOW),
+        (trainer._GroupTrainer, "compute_loss", 21),  # in the middle of a step of the second epoch
+        pytest.param(trainer._GroupTrainer, "evaluate", 3, marks=SLOW),
+        pytest.param(trainer, "_save_best", 1, marks=SLOW),
         (Trainer, "_save_optimizer_and_scheduler", 2),  # a checkpoint with weights only
         pytest.param(Trainer, "_save_rng_state", 3, marks=SLOW),
-        (sft, "_best", 4),
+        (trainer, "_best", 4),
     ],
 )
 def test_a_killed_training_ends_with_the_weights_of_an_unbroken_one(
@@ -261,7 +261,7 @@ def test_a_finished_training_is_not_repeated(
     fine_tune: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, report = fine_tune(tmp_path / "c", epochs=1)
-    kill_at_call(monkeypatch, sft._GroupTrainer, "compute_loss", 1)
+    kill_at_call(monkeypatch, trainer._GroupTrainer, "compute_loss", 1)
     assert fine_tune(tmp_path / "c", epochs=1)[1] == report
 
 
@@ -277,10 +277,10 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_ignored(tmp_path: Path)
         (folder / "adapter_model.safetensors").write_bytes(b"")
         if content is not None:
             (folder / "trainer_state.json").write_text(content)
-    assert sft._newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert trainer._newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
     assert not (tmp_path / "checkpoint-12").exists()
     assert not (tmp_path / "checkpoint-14").exists()
-    assert sft._newest_checkpoint(tmp_path / "nothing") is None
+    assert trainer._newest_checkpoint(tmp_path / "nothing") is None
 
 
 @pytest.fixture
@@ -289,7 +289,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[float]], Non
 
     def script(values: Sequence[float]) -> None:
         every: Iterator[float] = (value for value in values for _ in VALID)
-        monkeypatch.setattr(sft, "recall_sum", lambda *_: next(every))
+        monkeypatch.setattr(trainer, "recall_sum", lambda *_: next(every))
 
     return script
 
@@ -327,7 +327,7 @@ def test_a_training_that_had_stopped_early_stays_stopped(
     scripted([1.0, 0.5, 3.0])
     best, report = fine_tune(tmp_path / "c", patience=1)
     before = weights(best)
-    kill_at_call(monkeypatch, sft._GroupTrainer, "compute_loss", 1)
+    kill_at_call(monkeypatch, trainer._GroupTrainer, "compute_loss", 1)
     again, same = fine_tune(tmp_path / "c", patience=1)
     assert same == report
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(again).items())
@@ -349,13 +349,13 @@ def test_the_best_adapter_is_replaced_in_one_move(tmp_path: Path) -> None:
     (tmp_path / "best.new").mkdir()
     (tmp_path / "best.new" / "half").write_text("left by a kill")
     for value, step in ((1.0, 5), (2.0, 10)):
-        sft._save_best(Adapter(), tmp_path / "best", value, step)
-        assert sft._best(tmp_path / "best") == (value, step)
+        trainer._save_best(Adapter(), tmp_path / "best", value, step)
+        assert trainer._best(tmp_path / "best") == (value, step)
     assert sorted(path.name for path in (tmp_path / "best").iterdir()) == [
         "adapter_model.safetensors",
         "best.json",
     ]
-    assert sft._best(tmp_path / "nothing") == (-1.0, 0)
+    assert trainer._best(tmp_path / "nothing") == (-1.0, 0)
 
 
 def test_layers_of_ones_own_choice_get_the_adapter(fine_tune: Run, tmp_path: Path) -> None:
@@ -396,7 +396,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(fine_tune: Run, tmp_pat
 
 
 def adapted(model_type: str, **lora: Any) -> Any:
-    model = sft.with_adapter(random_model(model_type), TrainConfig(lora=LoraConfig(r=2, **lora)))
+    model = trainer.with_adapter(random_model(model_type), TrainConfig(lora=LoraConfig(r=2, **lora)))
     for _, weights in model.named_parameters():
         if weights.requires_grad:
             weights.data.normal_(0, 0.1)

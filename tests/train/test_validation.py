@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trsr.train.validation import CUTOFFS, recall_sum
+from trsr.train.dataset import CUTOFFS, recall_sum
 
 
 def by_every_order(margins: list[int], labels: list[int]) -> float:

@@ -13,13 +13,13 @@ from test_sft import ANSWERS, CONFIG, GROUPS, VALID, Killed, other_users
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from trsr.llm import shared_attention
+from trsr.llm import prefix_attention
 from trsr.llm.transformers import load_causal_lm
-from trsr.train import processes, sft
+from trsr.train import processes, trainer
 from trsr.train.config import LoraConfig
 from trsr.train.dataset import EpochGroups
-from trsr.train.objective import Objective
-from trsr.train.sft import TrainingReport, train, with_adapter
+from trsr.train.losses import Objective
+from trsr.train.trainer import TrainingReport, train, with_adapter
 
 # Every process draws its own dropout, so only without it do two learn what one learns.
 PLAIN = LoraConfig(r=4)
@@ -41,26 +41,26 @@ def learn(model: Path, folder: Path, lora: LoraConfig = PLAIN, **changes: Any) -
 
 def learn_until(step: int, model: Path, folder: Path, lora: LoraConfig = PLAIN, **changes: Any) -> None:
     """Train until `step` steps are done, then end as a kill would."""
-    whole = sft._GroupTrainer.compute_loss
+    whole = trainer._GroupTrainer.compute_loss
 
     def until(self: Any, *arguments: Any, **more: Any) -> Any:
         if self.state.global_step == step:
             raise Killed
         return whole(self, *arguments, **more)
 
-    sft._GroupTrainer.compute_loss = until  # type: ignore[method-assign]
+    trainer._GroupTrainer.compute_loss = until  # type: ignore[method-assign]
     try:
         learn(model, folder, lora, **changes)
     except Killed:
         return
     finally:
-        sft._GroupTrainer.compute_loss = whole  # type: ignore[method-assign]
+        trainer._GroupTrainer.compute_loss = whole  # type: ignore[method-assign]
 
 
 def save_after_a_step(model: Path, folder: Path) -> None:
     """Save the adapter after one gradient step on four users; with FSDP each process holds a shard."""
     base = load_causal_lm(str(model), device="cpu")
-    shared_attention.enable(base, "auto")
+    prefix_attention.enable(base, "auto")
     torch.manual_seed(0)
     adapted = with_adapter(base, CONFIG.model_copy(update={"lora": PLAIN})).train()
     objective = Objective(adapted, "joint", ANSWERS)
@@ -72,7 +72,7 @@ def save_after_a_step(model: Path, folder: Path) -> None:
             fully_shard(adapted, mesh=mesh)
         objective(adapted, GROUPS[processes.index() : 4 : processes.count()]).mean().backward()
     torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.1).step()
-    sft._save_best(adapted, folder / "best", 1.0, 1)
+    trainer._save_best(adapted, folder / "best", 1.0, 1)
 
 
 def train_all(model: Path, root: Path) -> None:
@@ -92,7 +92,7 @@ def fail(model: Path, root: Path) -> None:
     def broken(*_: Any, **__: Any) -> Any:
         raise ValueError("the loss is broken")
 
-    sft._GroupTrainer.training_step = broken  # type: ignore[method-assign]
+    trainer._GroupTrainer.training_step = broken  # type: ignore[method-assign]
     learn(model, root / "failed")
 
 

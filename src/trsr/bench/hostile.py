@@ -20,16 +20,16 @@ import numpy as np
 import numpy.typing as npt
 
 from trsr.errors import InputError
-from trsr.evaluate.significance import bootstrap_ci
+from trsr.evaluate.statistics import bootstrap_ci
 from trsr.llm.base import ScoringGroup
-from trsr.pipeline.service import open_service
-from trsr.rank.base import sigmoid
+from trsr.recommend.questions import Ask
+from trsr.recommend.ranker import sigmoid
 from trsr.seeding import derive_rng
-from trsr.serve.questions import Ask
+from trsr.serve.loading import open_service
+from trsr.serve.rendering import render
 from trsr.serve.service import Service
 from trsr.serve.settings import Settings
-from trsr.serve.web.rendering import render
-from trsr.serve.web.views import item_view
+from trsr.serve.views import item_view
 from trsr.types import Item
 
 N_OTHERS = 4

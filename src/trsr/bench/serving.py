@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 
 from trsr.errors import EngineError, InputError
-from trsr.pipeline.serving import Serving, open_for_serving
+from trsr.recommend.catalogue import Catalogue
+from trsr.recommend.questions import Ask
 from trsr.seeding import derive_rng
-from trsr.serve.catalogue import Catalogue
-from trsr.serve.questions import Ask
+from trsr.serve.loading import Serving, open_for_serving
 from trsr.serve.retrieval import Retriever
 from trsr.types import Item
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from trsr.data.synthetic import SyntheticConfig, generate
 from trsr.errors import InputError
+from trsr.experiment.experiment import make_summariser
 from trsr.llm.base import Generation, GenerationParams, Prompt, TextGenerator
 from trsr.llm.engines import (
     IN_FLIGHT,
@@ -28,10 +29,9 @@ from trsr.llm.engines import (
     open_generator,
     require_package,
 )
-from trsr.pipeline.workbench import make_summariser
 from trsr.summarize.plan import SummaryConfig
-from trsr.summarize.run import Summariser, summarize
 from trsr.summarize.store import SummaryStore
+from trsr.summarize.summarizer import Summariser, summarize
 from trsr.types import History
 
 LOCAL_ENGINES = ("transformers", "llamacpp")

@@ -16,14 +16,11 @@ import typer
 from trsr.cli.bench import app as bench_app
 from trsr.cli.compare import compare
 from trsr.cli.data import import_app, validate
-from trsr.cli.experiment import demo, evaluate, rank, run, train
-from trsr.cli.info import env
+from trsr.cli.experiment import demo, env, evaluate, plan, rank, run, train
 from trsr.cli.keys import keys_app
 from trsr.cli.models import models_app
-from trsr.cli.plan import plan
 from trsr.cli.serve import serve
-from trsr.cli.store import store_app
-from trsr.cli.summarize import summarize
+from trsr.cli.summarize import store_app, summarize
 from trsr.errors import OutputError, TrsrError
 from trsr.train import processes
 

@@ -11,14 +11,197 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from trsr.cli.bench_hostile import bench_hostile
-from trsr.cli.bench_models import bench_score, bench_train
-from trsr.cli.bench_serve import bench_serve
-from trsr.cli.bench_summarize import bench_summarize
+from trsr.errors import InputError
+
+
+def bench_summarize(
+    users: Annotated[int, typer.Option(min=1, help="Users, handed over all at once.")] = 16,
+    in_flight: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most calls an engine works on at the same time; its default if left out."),
+    ] = None,
+    calls: Annotated[int, typer.Option(min=1, max=20, help="Calls of a user, one after the other.")] = 4,
+    engines: Annotated[
+        str | None,
+        typer.Option(help="transformers, llamacpp or both, comma-separated; the installed ones by default."),
+    ] = None,
+    model: Annotated[str, typer.Option(help="Model of the engines.")] = "smollm2-135m",
+    single_users: Annotated[
+        int, typer.Option(min=1, help="Users on which one prompt at a time is timed.")
+    ] = 2,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One line of JSON instead of an indented object.")
+    ] = False,
+) -> None:
+    """Time the summaries of many users at once against one prompt at a time, on each engine.
+
+    Example: trsr bench summarize --users 48 --in-flight 16 --engines transformers,llamacpp
+    """
+    from trsr.bench.summarizing import bench_summarize as measure
+
+    kinds = [name.strip() for name in engines.split(",")] if engines else None
+    with tempfile.TemporaryDirectory(prefix="trsr-bench-") as folder:
+        result = measure(
+            Path(folder) / "news",
+            kinds,
+            model,
+            users=users,
+            blocks=calls,
+            single_users=single_users,
+            in_flight=in_flight,
+        )
+    typer.echo(json.dumps(result, indent=None if as_json else 2))
+
+
+def bench_serve(
+    model_or_run: Annotated[Path, typer.Argument(help="Run folder, or model folder.")],
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Dataset folder; a run's own by default.", show_default=False),
+    ] = None,
+    users: Annotated[int, typer.Option(min=1, help="Users who ask, again and again.")] = 50,
+    seconds: Annotated[
+        float, typer.Option(min=1, help="Of load: half from one client, half from several.")
+    ] = 30,
+    clients: Annotated[int, typer.Option(min=2, help="How many are several.")] = 8,
+    candidates: Annotated[int, typer.Option(min=1, help="Candidates of a request.")] = 20,
+    catalogue: Annotated[
+        int, typer.Option(min=0, help="Items of a catalogue into which others are put; 0 for none.")
+    ] = 100_000,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One line of JSON instead of an indented object.")
+    ] = False,
+) -> None:
+    """Time requests to `trsr serve` in a process of its own against the engine's own time for them.
+
+    Example: trsr bench serve out/demo --users 50 --seconds 30
+    """
+    from trsr.bench.serving import bench_serve as measure
+
+    result = measure(
+        model_or_run,
+        data,
+        users=users,
+        seconds=seconds,
+        clients=clients,
+        candidates=candidates,
+        catalogue=catalogue,
+    )
+    typer.echo(json.dumps(result, indent=None if as_json else 2))
+
+
+_Model = Annotated[str, typer.Option(help="The embedded model, a hub id or a local folder.")]
+_Prefix = Annotated[int, typer.Option(min=1, help="Tokens that a user's candidates share.")]
+_Candidate = Annotated[int, typer.Option(min=1, help="Tokens of each candidate.")]
+_Repeats = Annotated[int, typer.Option(min=1, help="Timed runs; medians are reported.")]
+_Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
+_Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+_Json = Annotated[bool, typer.Option("--json", help="One line of JSON instead of an indented object.")]
+
+
+def bench_score(
+    model: _Model = "smollm2-135m",
+    users: Annotated[int, typer.Option(min=1, help="Users scored in one call.")] = 1,
+    prefix_tokens: _Prefix = 455,
+    candidate_tokens: _Candidate = 50,
+    candidates: Annotated[
+        str, typer.Option(help="Candidates a user; several counts, comma-separated, measure growth.")
+    ] = "21",
+    max_batch_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a forward pass.")] = 4096,
+    slow_candidates: Annotated[
+        int, typer.Option(min=0, help="Candidates on which the slow ways are timed; 0 leaves them out.")
+    ] = 5,
+    repeats: _Repeats = 5,
+    device: _Device = "auto",
+    dtype: _Dtype = "auto",
+    sharing: Annotated[
+        Literal["auto", "rows", "padded", "blocks", "separate"], typer.Option(help="How prefixes are shared.")
+    ] = "auto",
+    as_json: _Json = False,
+) -> None:
+    """Time ranking against the released code's way and against one candidate at a time.
+
+    Example: trsr bench score --prefix-tokens 455 --candidate-tokens 50 --candidates 21
+    """
+    try:
+        counts = [int(count) for count in candidates.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1:
+        raise InputError(f"--candidates: found {candidates!r}, expected numbers from 1, such as 21,84,336.")
+    from trsr.bench.models import bench_score as measure
+
+    result = measure(
+        model,
+        users=users,
+        prefix_tokens=prefix_tokens,
+        candidate_tokens=candidate_tokens,
+        candidates=counts,
+        max_batch_tokens=max_batch_tokens,
+        repeats=repeats,
+        slow_candidates=slow_candidates,
+        device=device,
+        dtype=dtype,
+        sharing=sharing,
+    )
+    typer.echo(json.dumps(result, indent=None if as_json else 2))
+
+
+def bench_train(
+    model: _Model = "smollm2-135m",
+    users: Annotated[int, typer.Option(min=1, help="Users of one forward pass.")] = 1,
+    prefix_tokens: _Prefix = 455,
+    candidate_tokens: _Candidate = 50,
+    candidates: Annotated[int, typer.Option(min=2, help="Candidates a user, the chosen one included.")] = 5,
+    repeats: _Repeats = 5,
+    device: _Device = "auto",
+    dtype: _Dtype = "auto",
+    as_json: _Json = False,
+) -> None:
+    """Time a LoRA training step, packed, against each candidate as a sequence of its own.
+
+    Example: trsr bench train --candidates 5
+    """
+    from trsr.bench.models import bench_train as measure
+
+    result = measure(
+        model,
+        users=users,
+        prefix_tokens=prefix_tokens,
+        candidate_tokens=candidate_tokens,
+        candidates=candidates,
+        repeats=repeats,
+        device=device,
+        dtype=dtype,
+    )
+    typer.echo(json.dumps(result, indent=None if as_json else 2))
+
+
+def bench_hostile(
+    model_or_run: Annotated[Path, typer.Argument(help="Run folder, or model folder.")],
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Dataset folder; a run's own by default.", show_default=False),
+    ] = None,
+    items: Annotated[int, typer.Option(min=1, help="Items that are made hostile.")] = 50,
+    users: Annotated[int, typer.Option(min=1, help="Users for whom, in turn.")] = 10,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One line of JSON instead of an indented object.")
+    ] = False,
+) -> None:
+    """Measure how hostile items move scores, beside harmless ones of the same length.
+
+    Example: trsr bench hostile out/demo --items 50
+    """
+    from trsr.bench.hostile import bench_hostile as measure
+
+    result = measure(model_or_run, data, items=items, users=users)
+    typer.echo(json.dumps(result, indent=None if as_json else 2))
+
 
 app = typer.Typer(name="bench", no_args_is_help=True, help="Measure speed and memory; prints JSON.")
 app.command("score")(bench_score)

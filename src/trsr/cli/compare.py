@@ -50,10 +50,10 @@ def compare(
     import polars as pl
 
     from trsr.errors import DataError
-    from trsr.evaluate.aggregate import summarise
-    from trsr.evaluate.measured import measure
+    from trsr.evaluate.compare_runs import side_by_side
+    from trsr.evaluate.evaluation import summarise
     from trsr.evaluate.metrics import parse_metric
-    from trsr.evaluate.several_runs import side_by_side
+    from trsr.evaluate.per_example import measure
 
     names = list(dict.fromkeys(metrics or DEFAULT_METRICS))
     wanted = [parse_metric(name) for name in names]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from trsr.data.import_config import ImportConfig
+    from trsr.data.importers import ImportConfig
 
 import_app = typer.Typer(
     name="import",
@@ -29,7 +29,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 def _checked_rating(value: float | None) -> float | None:
-    from trsr.data.collect import check_threshold
+    from trsr.data.ingest import check_threshold
 
     check_threshold(value)
     return value
@@ -117,7 +117,7 @@ def import_amazon_m2(
 
     Example: trsr import amazon-m2 kddcup2023 --locale UK --out data/m2-uk
     """
-    from trsr.data.amazon_m2 import AmazonM2Import
+    from trsr.data.amazon import AmazonM2Import
 
     config = AmazonM2Import(
         source=source,
@@ -154,7 +154,7 @@ def import_amazon_reviews(
 
     Example: trsr import amazon-reviews Office_Products --min-rating 4 --out data/office
     """
-    from trsr.data.amazon_reviews import AmazonReviewsImport
+    from trsr.data.amazon import AmazonReviewsImport
 
     config = AmazonReviewsImport(
         source=source,
@@ -321,7 +321,7 @@ def _names(text: str | None) -> tuple[str, ...] | None:
 def _import(config: ImportConfig, out: Path, overwrite: bool, as_json: bool) -> None:
     from rich.console import Console
 
-    from trsr.data.import_config import run_import
+    from trsr.data.importers import run_import
     from trsr.data.reading import import_summary, import_warnings, summary_lines
 
     with Console(file=sys.stderr).status(f"Importing {config.kind} ..."):  # silent unless a terminal

@@ -5,17 +5,161 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
-from trsr.cli.options import Concurrency, GpusPerWorker, Runner
+# Of the measures of probabilities ece is the one a person can read; logloss and brier stand in the report.
+SHOWN = ("recall@1", "recall@3", "recall@10", "mrr@5", "mrr@10", "auc", "ece")
+N_SHOWN = 6
+
+
+def print_metrics(metrics: Mapping[str, Any]) -> None:
+    """Print one row a ranker, best first, each value with its 95 % interval below."""
+    rankers = metrics["rankers"]
+    chance = metrics["protocol"].get("chance", {})
+    names = [name for name in SHOWN if any(name in values for values in rankers.values())][-N_SHOWN:]
+    counts = metrics["counts"]
+    table = Table(
+        title=f"{counts['users']} test users, {counts['candidates']} candidates, 95 % intervals over users",
+        title_justify="left",
+    )
+    table.add_column("ranker", no_wrap=True)
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    if chance:
+        table.add_row("[dim]chance[/dim]", *(_number(chance.get(name)) for name in names))
+    order = sorted(rankers, key=lambda ranker: -(rankers[ranker]["auc"]["value"] or 0.0))
+    for ranker in order:
+        table.add_row(ranker, *(_cell(rankers[ranker].get(name)) for name in names))
+    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    console.print(table)
+    if n := counts.get("targets_in_history"):
+        from trsr.evaluate.views import targets_note
+
+        console.print(targets_note(n, counts["examples"]), markup=False)
+
+
+def _cell(entry: Mapping[str, Any] | None) -> str:
+    if entry is None or entry["value"] is None:
+        return ""
+    low, high = (_number(bound, 2) for bound in entry["ci95"])
+    return f"{_number(entry['value'])}\n[dim]{low}-{high}[/dim]"
+
+
+def _number(value: float | None, decimals: int = 3) -> str:
+    """Return a number without the leading zero, as the field prints metrics."""
+    if value is None:
+        return ""
+    text = f"{value:.{decimals}f}"
+    return text.removeprefix("0") if text.startswith("0.") else text
+
+
+TokensPerSecond = Annotated[
+    float | None,
+    typer.Option(
+        min=0.001,
+        help="Tokens that one machine reads and writes in a second, all prompts together "
+        "(`trsr bench summarize` measures it).",
+    ),
+]
+PricePerMillion = Annotated[
+    float | None, typer.Option(min=0, help="Money for a million tokens, read or written.")
+]
+Within = Annotated[
+    float, typer.Option(min=0.01, help="Hours in which it shall be done; says how many machines it takes.")
+]
+
+
+def plan(
+    config: Annotated[Path, typer.Argument(help="YAML file; see configs/.", show_default=False)],
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Change one setting: a.b=value. Can be repeated.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Dataset folder, in place of the configured data.", show_default=False)
+    ] = None,
+    users: Annotated[
+        int | None, typer.Option(min=1, help="A shop of so many users, in place of the experiment's.")
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="transformers, llamacpp, fake, openai, vllm or sglang; by default as configured."),
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Count with this model's tokenizer; by default the engine's model.")
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option(help="Texts in this store cost nothing; by default the setting `store`.")
+    ] = None,
+    daily_events: Annotated[
+        float | None, typer.Option(min=0, help="New events of a user a day; by default as in the data.")
+    ] = None,
+    tokens_per_second: TokensPerSecond = None,
+    price_per_million: PricePerMillion = None,
+    within: Within = 24.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Count the calls and tokens of every stage, and say what they take: hours, machines, money, disk.
+
+    Example: trsr plan configs/demo.yaml --users 10_000_000 --engine vllm --tokens-per-second 20000
+    --price-per-million 0.05
+    """
+    from trsr.experiment.config import load_config
+    from trsr.experiment.costs import Rates
+    from trsr.experiment.plan_report import plan_experiment, render
+    from trsr.summarize.places import resolved
+
+    if data is not None:
+        changes = [*(changes or ()), f"data={json.dumps({'kind': 'folder', 'path': str(data)})}"]
+    chosen = load_config(config, changes or ())
+    facts = plan_experiment(
+        chosen,
+        rates=Rates(tokens_per_second, price_per_million, within),
+        engine=engine,
+        tokenizer=tokenizer,
+        store=resolved(store) if store is not None else chosen.store,
+        n_users=users,
+        events_a_day=daily_events,
+    )
+    typer.echo(json.dumps(facts) if as_json else render(facts))
+
+
+Runner = Annotated[str, typer.Option(help="local, or ray: on the workers of a Ray cluster (extra `ray`).")]
+Concurrency = Annotated[
+    int | None,
+    typer.Option(help="Workers of --runner ray, each with an engine; 1 by default.", show_default=False),
+]
+GpusPerWorker = Annotated[
+    float | None,
+    typer.Option(help="GPUs of each worker of --runner ray; 0 by default.", show_default=False),
+]
+
+
+def env(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+    """Print versions, machine and source commit, for bug reports and result files.
+
+    Example: trsr env --json
+    """
+    from trsr.experiment.run_folder import environment
+
+    facts = environment()
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    for name, value in facts.items():
+        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        typer.echo(f"{name:12} {shown}")
+
 
 if TYPE_CHECKING:
-    from trsr.config import RunConfig
-    from trsr.pipeline.folder import RunFolder
-    from trsr.pipeline.workbench import Workbench
+    from trsr.experiment.config import RunConfig
+    from trsr.experiment.experiment import Workbench
+    from trsr.experiment.run_folder import RunFolder
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file; see configs/.", show_default=False)]
 Out = Annotated[Path, typer.Option("--out", help="Run folder; made, or taken up where it was left.")]
@@ -26,9 +170,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 def _open(config: Path, out: Path, changes: list[str] | None) -> Workbench:
-    from trsr.config import load_config
     from trsr.errors import ConfigError
-    from trsr.pipeline.workbench import Workbench
+    from trsr.experiment.config import load_config
+    from trsr.experiment.experiment import Workbench
     from trsr.train import processes
 
     if processes.count() > 1:
@@ -40,8 +184,8 @@ def _open(config: Path, out: Path, changes: list[str] | None) -> Workbench:
 
 
 def _open_folder(chosen: RunConfig, out: Path) -> RunFolder:
-    from trsr.pipeline.folder import RunFolder
-    from trsr.pipeline.preflight import check_models, check_store
+    from trsr.experiment.preflight import check_models, check_store
+    from trsr.experiment.run_folder import RunFolder
     from trsr.summarize.places import redacted
 
     if not (out / "config.yaml").exists():
@@ -51,20 +195,19 @@ def _open_folder(chosen: RunConfig, out: Path) -> RunFolder:
 
 
 def _run(bench: Workbench, until: str) -> None:
-    from trsr.pipeline.stages import run_stages
+    from trsr.experiment.stages import run_stages
 
     run_stages(bench, until, say=lambda line: typer.echo(line, err=True))
 
 
 def _print_metrics(out: Path, as_json: bool) -> None:
     """Print the metrics of a finished run, and where the report is."""
-    from trsr.data.files import read_json
+    from trsr.storage import read_json
 
     metrics = read_json(out / "metrics.json")
     if as_json:
         typer.echo(json.dumps(metrics, indent=2))
         return
-    from trsr.cli.tables import print_metrics
     from trsr.evaluate.standings import standings
 
     print_metrics(metrics)
@@ -109,8 +252,8 @@ def run(
 
 def _run_seeds(config: Path, out: Path, changes: list[str] | None, n_seeds: int) -> None:
     """Run the configured seed and those after it."""
-    from trsr.config import load_config
-    from trsr.pipeline.seeds import run_seeds
+    from trsr.experiment.config import load_config
+    from trsr.experiment.seeds import run_seeds
 
     def open_bench(seed: int, folder: Path) -> Workbench:
         return _open(config, folder, [*(changes or ()), f"seed={seed}"])
@@ -128,8 +271,8 @@ def train(config: ConfigFile, out: Out, changes: Set = None, as_json: AsJson = F
 
     Example: accelerate launch --config_file configs/accelerate/ddp.yaml -m trsr train CONFIG --out OUT
     """
-    from trsr.config import load_config
-    from trsr.pipeline.together import check_processes, train_together
+    from trsr.experiment.config import load_config
+    from trsr.experiment.stages import check_processes, train_together
     from trsr.train import processes
 
     chosen = load_config(config, changes or ())
@@ -159,13 +302,13 @@ def rank(
 
     Example: trsr rank configs/demo.yaml --out out/demo --dry-run
     """
-    from trsr.batch.runner import choose_runner
+    from trsr.experiment.experiment import choose_runner
 
     cluster = choose_runner(runner, concurrency, gpus_per_worker)
     bench = _open(config, out, changes)
     bench.runner = cluster
     if dry_run:
-        from trsr.pipeline.dry_run import describe_prompt
+        from trsr.experiment.ranking import describe_prompt
 
         _run(bench, "examples")
         facts = describe_prompt(bench)
@@ -192,7 +335,7 @@ def evaluate(
     Example: trsr evaluate out/demo
     """
     from trsr.errors import DataError
-    from trsr.pipeline.stages import run_stage
+    from trsr.experiment.stages import run_stage
 
     if not (out / "scores.parquet").is_file():
         raise DataError(f"{out} holds no scores.parquet; rank first with `trsr run CONFIG --out {out}`.")
@@ -211,7 +354,7 @@ def demo(
 
     Example: trsr demo
     """
-    from trsr.pipeline.demo import CONFIG_FILE, compare_summarisers, next_steps
+    from trsr.experiment.dataset_profiles import CONFIG_FILE, compare_summarisers, next_steps
 
     if not as_json:
         typer.echo(

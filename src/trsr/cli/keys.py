@@ -46,7 +46,7 @@ def add(
 
     Example: trsr keys add out/demo --name shop --scope rank,events --expires 90d
     """
-    from trsr.serve.auth import ADMIN, SCOPES, Key, key_hash, new_key
+    from trsr.serve.settings import ADMIN, SCOPES, Key, key_hash, new_key
     from trsr.serve.sqlite_keys import add_key
 
     if not _NAME.fullmatch(name):

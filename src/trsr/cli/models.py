@@ -136,7 +136,7 @@ def check(
         return
     if run is not None:
         raise ConfigError("--run compares two engines; name the second, or leave --run out to check a model.")
-    from trsr.pipeline.model_check import CheckedModel, check_model
+    from trsr.experiment.model_check import CheckedModel, check_model
 
     checked = CheckedModel(
         first, templates=tuple(template or ()), max_tokens=max_tokens, dtype=dtype, device=device
@@ -156,11 +156,11 @@ def check(
 
 def _check_engines(first: str, second: str, run: Path, prompts: int, tolerance: float, as_json: bool) -> None:
     """Score prompts of a run on two engines and compare margins and ranks."""
-    from trsr.config import load_config
     from trsr.errors import DataError
-    from trsr.pipeline.engine_check import compare_engines, parse_engine
-    from trsr.pipeline.folder import RunFolder
-    from trsr.pipeline.workbench import Workbench
+    from trsr.experiment.config import load_config
+    from trsr.experiment.engine_check import compare_engines, parse_engine
+    from trsr.experiment.experiment import Workbench
+    from trsr.experiment.run_folder import RunFolder
 
     engines = parse_engine(first), parse_engine(second)
     if not (run / "config.yaml").is_file():

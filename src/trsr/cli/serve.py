@@ -72,8 +72,8 @@ def serve(
         forwarded_allow_ips=forwarded_allow_ips,
         log_texts=log_texts,
     )
-    from trsr.pipeline.service import open_service
-    from trsr.serve.server import listen, run_server
+    from trsr.serve.app import listen, run_server
+    from trsr.serve.loading import open_service
     from trsr.serve.sqlite_keys import read_keys
 
     database = db or model_or_run / "serve.sqlite"

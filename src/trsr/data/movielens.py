@@ -13,7 +13,10 @@ from typing import Literal
 import polars as pl
 from pydantic import Field
 
-from trsr.data.collect import (
+from trsr.data.columns import ITEM_ID, Sought, find_column, require_column, require_columns
+from trsr.data.dataset import Dataset, DatasetWriter
+from trsr.data.import_info import MAX_REJECTS
+from trsr.data.ingest import (
     EventCollector,
     ItemCollector,
     at_least,
@@ -24,12 +27,9 @@ from trsr.data.collect import (
     refuse,
     single,
 )
-from trsr.data.columns import ITEM_ID, Sought, find_column, require_column, require_columns
-from trsr.data.import_info import MAX_REJECTS
 from trsr.data.movielens_files import find_file, read_movielens
-from trsr.data.rawtables import RAW, ROW
+from trsr.data.readers import RAW, ROW
 from trsr.data.reading import RawFiles, TimeSettings
-from trsr.data.tables import Dataset, DatasetWriter
 from trsr.data.values import clean_cell, clean_ids, clean_texts
 from trsr.errors import DataError
 

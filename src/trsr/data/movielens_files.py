@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
-from trsr.data.rawtables import RAW, ROW
+from trsr.data.readers import RAW, ROW
 from trsr.data.reading import RawFiles
 from trsr.errors import DataError
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
+from trsr.data.dataset import Dataset, DatasetInfo, DatasetWriter
 from trsr.data.import_info import MAX_REJECTS, TimesInfo
-from trsr.data.rawlines import TextFormat
-from trsr.data.rawtables import read_frames
-from trsr.data.tables import Dataset, DatasetInfo, DatasetWriter
+from trsr.data.readers import read_frames
+from trsr.data.text_lines import TextFormat
 from trsr.data.times import ORDER
 from trsr.errors import DataError
 

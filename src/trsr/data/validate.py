@@ -11,17 +11,17 @@ from pathlib import Path
 
 import polars as pl
 
-from trsr.data.tables import (
+from trsr.data.dataset import (
     EVENTS,
     IMPRESSIONS,
     INFO_FILE,
     DatasetInfo,
-    file_sha256,
     read_info,
     table_schemas,
     user_batches,
 )
 from trsr.errors import DataError
+from trsr.storage import file_sha256
 
 _ROWS = 200_000  # rows checked at once
 _ROW = "\x1frow"  # no file's own column can be called so by chance

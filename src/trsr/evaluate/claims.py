@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from trsr.evaluate.comparisons import holm
 from trsr.evaluate.rendering import NOTHING
 from trsr.evaluate.standings import ALPHA, p_value, turned
+from trsr.evaluate.statistics import holm
 
 CLAIMS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("A written profile ranks better than no profile", "llm", ("llm_no_profile",)),

@@ -9,12 +9,194 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
+import unicodedata
+import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from trsr.evaluate.profile_words import STOP_WORDS, content_words, fold, folded, names, plain_words, runs
+import numpy as np
+
+from trsr.baselines.simple import Bm25Index, Bm25Ranker
+from trsr.evaluate.metrics import EmptyTruthWarning, Floats, Metric, ranking_metric, tie_groups
+from trsr.types import RankingExample
+
+# Grammar: articles, pronouns, prepositions, conjunctions, auxiliaries, adverbs of degree and time.
+_GRAMMAR = """
+    a about above across after again against ago all almost along already also although always am among
+    an and another any anyone anything are aren't around as at away back be became because become been
+    before being below between beyond both but by came can can't cannot come could did didn't do does
+    doesn't doing don't done down during each either else enough especially etc even ever every everyone
+    everything few first for from further gave get gets getting give given go goes going gone got had has
+    having he her here hers herself him himself his how however i if in including indeed instead
+    into is isn't it its itself just keep last lately later latest least less let like likely made mainly
+    make makes making many may maybe me might more most mostly much must my myself near need neither
+    never next no nobody none nor not nothing now of off often old oldest on once one ones only onto or
+    other others our ours ourselves out over overall own part particular particularly per perhaps please
+    put quite rather re really recent recently said same say says see seem seems seen several shall she
+    should since so some someone something sometimes soon still such sure take taken takes than that the
+    their theirs them themselves then there these they thing things this those though through throughout
+    thus till to together too toward towards two under until up upon us use used uses using various very
+    via want wants was wasn't way ways we well went were what whatever when where whether which while who
+    whole whom whose why will with within without won't would yet you your yours yourself
+"""
+# How any profile says that somebody likes something.
+_LIKING = """
+    attracted care cares curious cared enjoy enjoying enjoys fan favor favorite favorites favour
+    favourite favourites focus focused focuses follow following follows fond inclined interest interested
+    interesting interests keen liked likes liking love loved loves mention mentioned person prefer
+    preference preferences preferred prefers profile show shows summary taste tastes tend tends topic
+    topics user users
+"""
+
+_WORD = re.compile(r"[^\W_]+")
+_LETTER = re.compile(r"[^\W\d_]")
+_ENDING = re.compile(r"(?<=\w)['’ʼ](?:s|d|ll|ve|re|m)\b", re.IGNORECASE)
+_CONTRACTED = re.compile(r"(?<=\w)['’ʼ](?=\w)")
+_PLURAL_LETTERS = 4
+_LONGEST_RUN = 5
+_SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*\s*$")
+
+
+@lru_cache(maxsize=200_000)
+def fold(word: str) -> str:
+    """Return the form by which a word is compared; see the module's docstring."""
+    lower = unicodedata.normalize("NFKC", word).lower()
+    if len(lower) < _PLURAL_LETTERS:
+        return lower
+    if lower.endswith("s") and not lower.endswith(("ss", "us", "is")):
+        lower = lower[:-1]
+    if lower.endswith("ie"):
+        return lower[:-2] + "y"
+    return lower[:-1] if lower.endswith(("se", "xe", "ze", "che", "she", "oe")) else lower
+
+
+def plain_words(text: str) -> list[str]:
+    """Return the words of a text as they are written, in order; `can't` is `cant`, `reader's` is `reader`."""
+    return [found.group() for found in _matches(_prepared(text))]
+
+
+def runs(text: str) -> dict[str, tuple[str, ...]]:
+    """Return what neighbouring words, up to five, are when they are written as one, folded.
+
+    `food and drinks` is `foodanddrink` too, as the names of categories have it. The values are the folded
+    words; of two places that give the same run the last counts.
+    """
+    words = plain_words(text)
+    return {
+        fold("".join(words[i : i + n])): tuple(fold(word) for word in words[i : i + n])
+        for n in range(1, _LONGEST_RUN + 1)
+        for i in range(len(words) - n + 1)
+    }
+
+
+def _prepared(text: str) -> str:
+    text = _ENDING.sub("", unicodedata.normalize("NFKC", text))
+    return _CONTRACTED.sub("", text)
+
+
+def _matches(prepared: str) -> Iterator[re.Match[str]]:
+    for found in _WORD.finditer(prepared):
+        if len(found.group()) > 1 and _LETTER.search(found.group()):
+            yield found
+
+
+def folded(text: str) -> frozenset[str]:
+    """Return the folded words of a text, stop words included."""
+    return frozenset(fold(word) for word in plain_words(text))
+
+
+STOP_WORDS = folded(_GRAMMAR) | folded(_LIKING)
+"""Folded words that carry no topic."""
+
+
+def content_words(text: str, frame: frozenset[str] = frozenset()) -> dict[str, str]:
+    """Return the words that carry a topic: folded form -> first written form, in order of the text.
+
+    Args:
+        text: Any text.
+        frame: Folded words that do not count either.
+    """
+    found: dict[str, str] = {}
+    for word in plain_words(text):
+        key = fold(word)
+        if key not in STOP_WORDS and key not in frame:
+            found.setdefault(key, word)
+    return found
+
+
+def names(text: str, frame: frozenset[str] = frozenset()) -> dict[str, str]:
+    """Return those content words that stand with a capital letter elsewhere than at a sentence's start.
+
+    A sentence starts at the text's beginning and after `.`, `!`, `?` or `…`; form as in `content_words`.
+    """
+    prepared = _prepared(text)
+    found: dict[str, str] = {}
+    for match in _matches(prepared):
+        before, word = prepared[: match.start()].rstrip(), match.group()
+        key = fold(word)
+        starts = not before.strip("\"'“‘([") or _SENTENCE_END.search(before.rstrip("\"'“‘([ "))
+        if word[0].isupper() and not starts and key not in STOP_WORDS and key not in frame:
+            found.setdefault(key, word)
+    return found
+
+
+N_STRANGERS = 5
+
+
+def predictive_values(
+    examples: Sequence[RankingExample], profiles: Mapping[str, str], items: Mapping[str, str] | Bm25Index
+) -> dict[str, Floats]:
+    """Rank every example's candidates by the profile's words alone.
+
+    Args:
+        examples: Several of one user are allowed.
+        profiles: Text by example id, without the words that all share; missing means empty: all tied.
+        items: The text of each item of the catalogue, or an index of them.
+
+    Returns:
+        By name, shape (n_examples,), NaN where there is nothing to rank: `auc` and `mrr`, with the
+        expectation over ties, and `auc_gain`, the auc minus its mean over the profiles of `N_STRANGERS` other
+        users (fewer if there are fewer), which are those next in order of user id; in [-1, 1].
+
+    Raises:
+        MissingExtraError: bm25s is not installed.
+    """
+    asked = list(examples)
+    texts = {example.example_id: profiles.get(example.example_id, "") for example in examples}
+    foreign = _strangers(examples)
+    for place, strangers in enumerate(foreign):
+        for example, stranger in zip(examples, strangers, strict=True):
+            name = f"{example.example_id}\n{place}"
+            asked.append(replace(example, example_id=name))
+            texts[name] = profiles.get(stranger, "")
+    ranker = Bm25Ranker(items, profiles=texts, n_recent=0)
+    margins = np.asarray([m for answer in ranker.rank(asked) for m in answer.margins], dtype=np.float32)
+    labels = np.asarray([label for example in asked for label in example.labels], dtype=np.int64)
+    groups = tie_groups(margins, labels, np.cumsum([0, *(len(example.candidates) for example in asked)]))
+    with warnings.catch_warnings():  # an example without truth is NaN, and said in the counts
+        warnings.simplefilter("ignore", EmptyTruthWarning)
+        auc, mrr = (ranking_metric(Metric(family), groups) for family in ("auc", "mrr"))
+    n = len(examples)
+    gain = np.full(n, np.nan)
+    if foreign:
+        gain = auc[:n] - auc[n:].reshape(len(foreign), n).mean(axis=0)
+    return {"auc": auc[:n], "mrr": mrr[:n], "auc_gain": gain}
+
+
+def _strangers(examples: Sequence[RankingExample]) -> list[list[str]]:
+    """Return lists of example ids, each with one of another user for every example."""
+    first: dict[str, str] = {}
+    for example in sorted(examples, key=lambda e: (e.user_id, e.example_id)):
+        first.setdefault(example.user_id, example.example_id)
+    ids, place = list(first.values()), {user: i for i, user in enumerate(first)}
+    return [
+        [ids[(place[example.user_id] + shift) % len(ids)] for example in examples]
+        for shift in range(1, min(N_STRANGERS, len(ids) - 1) + 1)
+    ]
+
 
 _GRAM = 3
 

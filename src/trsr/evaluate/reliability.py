@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from trsr.evaluate.significance import (
+from trsr.evaluate.statistics import (
     LEVEL,
     N_RESAMPLES,
     Floats,

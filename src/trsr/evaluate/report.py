@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trsr.data.files import write_whole
 from trsr.evaluate.context import ReportContext
 from trsr.evaluate.rendering import templates
 from trsr.evaluate.views import report_view
+from trsr.storage import write_whole
 
 
 def write_report(folder: Path, *, metrics: Mapping[str, Any], context: ReportContext) -> tuple[Path, Path]:

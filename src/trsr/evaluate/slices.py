@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from trsr.errors import DataError
-from trsr.evaluate.comparisons import Comparison, compare_rankers, holm, turned
-from trsr.evaluate.measured import Measured
+from trsr.evaluate.per_example import Measured
+from trsr.evaluate.statistics import Comparison, compare_rankers, holm, turned
 
 N_SLICES = 4
 MIN_SLICE_EXAMPLES = 20

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 Sharing = Literal["auto", "rows", "padded", "blocks", "separate"]
-"""How candidates share the reading of their prefix, see `trsr.llm.shared_attention`."""
+"""How candidates share the reading of their prefix, see `trsr.llm.prefix_attention`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from trsr.llm.packing import Layout, Segment
+from trsr.llm.prefix_packing import Layout, Segment
 
 
 def block_attention(

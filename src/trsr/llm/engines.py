@@ -156,7 +156,7 @@ def open_generator(config: EngineConfig) -> TextGenerator:
 
             return OpenAIGenerator(**config.model_dump(exclude={"kind", "scoring", "top_logprobs"}))
         case TransformersEngine():
-            from trsr.llm.transformers_generator import TransformersGenerator
+            from trsr.llm.generation import TransformersGenerator
 
             return TransformersGenerator(**config.model_dump(exclude={"kind"}))
 

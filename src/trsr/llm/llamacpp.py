@@ -25,9 +25,9 @@ from trsr.llm import models
 from trsr.llm.answers import Thinking, answer_or_error, stopped_early, with_thinking
 from trsr.llm.base import Generation, GenerationParams, Prompt
 from trsr.llm.chat_format import ChatTokenizer
+from trsr.llm.constrained import grammar
 from trsr.llm.context import gguf_context
-from trsr.llm.counting import rendered
-from trsr.llm.wording import grammar
+from trsr.llm.token_counts import rendered
 
 try:
     import xllamacpp

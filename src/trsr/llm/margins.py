@@ -17,8 +17,8 @@ from torch import nn
 
 from trsr.errors import EngineError
 from trsr.llm.base import LabelTokens, ScoringGroup
-from trsr.llm.packing import Packed
-from trsr.llm.shared_attention import run_packed, run_rows, together
+from trsr.llm.prefix_attention import run_packed, run_rows, together
+from trsr.llm.prefix_packing import Packed
 
 
 def finite(margins: npt.NDArray[np.float32], model: Any) -> npt.NDArray[np.float32]:

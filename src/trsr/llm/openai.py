@@ -27,7 +27,7 @@ from trsr.errors import EngineError, MissingExtraError
 from trsr.llm.answers import OFF, Thinking, answer_or_error, stopped_early, with_thinking, within
 from trsr.llm.base import Generation, GenerationParams, PhrasePart, Prompt
 from trsr.llm.chat_format import with_system_in_front
-from trsr.llm.wording import grammar as gbnf
+from trsr.llm.constrained import grammar as gbnf
 
 try:
     import httpx2

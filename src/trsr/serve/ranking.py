@@ -15,12 +15,12 @@ import numpy as np
 from starlette.concurrency import run_in_threadpool
 
 from trsr.errors import CandidateTooLongError, DataError, OverloadedError
-from trsr.prompt.ranking import RankingPrompt
-from trsr.serve.batching import ModelQueue, n_read_at_most
-from trsr.serve.explaining import Explanation, LeaveOneOut
+from trsr.recommend.explain import Explanation, LeaveOneOut
+from trsr.recommend.prompt import RankingPrompt
+from trsr.recommend.questions import Ask, Question, Scored, TextAsk
+from trsr.recommend.recommender import Recommender, named
+from trsr.serve.model_queue import ModelQueue, n_read_at_most
 from trsr.serve.problems import TOO_LARGE, UNKNOWN_FIELDS, UNKNOWN_ITEMS, UNKNOWN_MODEL, Problem
-from trsr.serve.questions import Ask, Question, Scored, TextAsk
-from trsr.serve.recommender import Recommender, named
 from trsr.serve.retrieval import Retriever
 
 

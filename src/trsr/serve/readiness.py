@@ -7,8 +7,8 @@ import time
 from concurrent.futures import TimeoutError as FutureTimeoutError
 
 from trsr.errors import TrsrError
+from trsr.recommend.questions import TextAsk
 from trsr.serve.problems import NOT_READY, Problem
-from trsr.serve.questions import TextAsk
 from trsr.serve.schemas import Ready
 from trsr.serve.service import Service
 

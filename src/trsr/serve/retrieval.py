@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trsr.errors import DataError, MissingExtraError
-from trsr.serve.catalogue import Catalogue
+from trsr.recommend.catalogue import Catalogue
 from trsr.summarize.counted import field_values
 from trsr.templating import plain_line
 from trsr.types import Item
@@ -30,7 +30,7 @@ Floats = npt.NDArray[np.float32]
 class Retriever:
     """Finds unseen items by the words of a profile and of recent items.
 
-    The formula is Lucene's BM25 with k1 = 1.5, b = 0.75, as in `trsr.rank.baselines.Bm25Ranker`; a word said
+    The formula is Lucene's BM25 with k1 = 1.5, b = 0.75, as in `baselines.simple.Bm25Ranker`; a word said
     twice counts twice. Among items of equal score, such as those that no word finds, the popular come first.
     Items that change after the index was made are scored beside it, with its word statistics, until a new one
     is made in the background.

@@ -10,14 +10,14 @@ from typing import TypeVar, TypeVarTuple, Unpack
 from anyio import CapacityLimiter, to_thread
 from starlette.concurrency import run_in_threadpool
 
-from trsr.serve.follower import Follower
+from trsr.recommend.questions import TextAsk
 from trsr.serve.problems import UNKNOWN_FIELDS, UNKNOWN_ITEM, UNKNOWN_USER, Problem
-from trsr.serve.questions import TextAsk
+from trsr.serve.profile_updater import Follower
 from trsr.serve.ranking import Ranked, Ranker, Ranking, Reader, Tokens, Wish
 from trsr.serve.records import Event, Notes, PendingUpdate, Profile, StoredEvent, UserSummary
 from trsr.serve.store import ServeStore
 from trsr.summarize.counted import counted_profile
-from trsr.summarize.run import Summariser
+from trsr.summarize.summarizer import Summariser
 from trsr.templating import plain_line
 from trsr.types import Block, Item
 

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from trsr.serve.batching import n_read_at_most
-from trsr.serve.questions import Ask
-from trsr.serve.recommender import Recommender
+from trsr.recommend.questions import Ask
+from trsr.recommend.recommender import Recommender
+from trsr.serve.model_queue import n_read_at_most
 
 ANSWER_SECONDS = 2.0
 """What ranking for a user should take where nobody else asks."""

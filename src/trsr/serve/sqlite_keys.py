@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trsr.data.sqlite_file import as_one_sentence, open_sqlite
 from trsr.errors import ConfigError
-from trsr.serve.auth import Key
 from trsr.serve.database_file import make_private
+from trsr.serve.settings import Key
 from trsr.serve.sqlite_schema import APPLICATION_ID, MIGRATIONS
+from trsr.storage import as_one_sentence, open_sqlite
 
 WHAT = "service database"
 

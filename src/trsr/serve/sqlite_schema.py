@@ -6,7 +6,7 @@ from trsr.summarize.store import SUMMARIES
 
 APPLICATION_ID = 0x74727376  # "trsv"
 
-# See `trsr.data.sqlite_file.open_sqlite`. Only ever append. Times are seconds since 1970, UTC; those of
+# See `trsr.storage.open_sqlite`. Only ever append. Times are seconds since 1970, UTC; those of
 # events are whole microseconds.
 MIGRATIONS = (
     # AUTOINCREMENT: the number of a deleted user is never given again, so it is the user's ticket.

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
-from trsr.serve.auth import Key
 from trsr.serve.records import Event, Notes, PendingUpdate, Profile, StoredEvent, UserSummary
+from trsr.serve.settings import Key
 from trsr.summarize.store import TextStore
 from trsr.types import History, Item
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Claims(Protocol):
-    """The calls that one process has taken; implemented by `trsr.batch.claims`."""
+    """The calls that one process has taken; implemented by `trsr.experiment.ray_claims`."""
 
     def claim(self, keys: Sequence[str]) -> set[str]:
         """Take these calls; return those that are left to another process, which took them before."""

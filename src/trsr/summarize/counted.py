@@ -80,3 +80,20 @@ def _top(lists: Sequence[Sequence[str]], n: int) -> list[tuple[str, int]]:
     counts = Counter(value for values in lists for value in set(values))
     latest = {value: place for place, values in enumerate(lists) for value in values}
     return sorted(counts.items(), key=lambda pair: (-pair[1], -latest[pair[0]], pair[0]))[:n]
+
+
+_CHANGED_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+
+
+def word_changes(before: str, after: str) -> tuple[list[str], list[str]]:
+    """Return (words added, words gone), each once, in the order of their text; letter case is ignored.
+
+    Words that carry no topic (`and`, `with`, ...) are left out.
+    """
+    old, new = _words(before), _words(after)
+    return [w for w in new if w not in set(old)], [w for w in old if w not in set(new)]
+
+
+def _words(text: str) -> list[str]:
+    words = dict.fromkeys(word.lower() for word in _CHANGED_WORD.findall(text))
+    return [word for word in words if len(word) > 2 and word not in COMMON_WORDS]

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
 
-from trsr.data.sqlite_file import as_one_sentence, open_sqlite
+from trsr.storage import as_one_sentence, open_sqlite
 
 APPLICATION_ID = 0x74727372  # "trsr"
 WHAT = "summary store"

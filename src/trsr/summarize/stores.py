@@ -10,9 +10,9 @@ from pathlib import Path
 
 import polars as pl
 
-from trsr.data.files import write_whole
-from trsr.data.tables import Spool
+from trsr.data.dataset import Spool
 from trsr.errors import DataError
+from trsr.storage import write_whole
 from trsr.summarize.places import is_database
 from trsr.summarize.rows import Row, Store
 from trsr.summarize.sqlite_store import SqliteStore

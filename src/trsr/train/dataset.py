@@ -5,11 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from trsr.llm.base import ScoringGroup
-from trsr.prompt.ranking import PromptBuilder
+from trsr.recommend.prompt import PromptBuilder
 from trsr.seeding import derive_rng
 from trsr.train.config import ProfileKind, ProfileMix, TrainConfig
 from trsr.types import RankingExample
+
+CUTOFFS = (3, 5, 10)
+
+
+def recall_sum(margins: npt.NDArray[np.float32], labels: Sequence[int]) -> float:
+    """Return R@3 + R@5 + R@10 of one group, in [0, 3]; among ties, the expectation over random orders.
+
+    A candidate with g better and t equal ones (itself included) is within the first k with probability
+    min(1, max(0, (k - g) / t)).
+    """
+    better = (margins[None, :] > margins[:, None]).sum(axis=1)
+    equal = (margins[None, :] == margins[:, None]).sum(axis=1)
+    chosen = np.asarray(labels, dtype=bool)
+    if not chosen.any():
+        raise ValueError("a validation group without a chosen candidate cannot be judged")
+    return float(sum(np.clip((k - better) / equal, 0, 1)[chosen].mean() for k in CUTOFFS))
 
 
 @dataclass(frozen=True, slots=True)

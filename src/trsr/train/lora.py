@@ -14,8 +14,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForCausalLM
 
 from trsr.errors import ModelError, first_line
-from trsr.llm.adapter import quiet_peft
 from trsr.llm.context import read_config
+from trsr.recommend.model_folder import quiet_peft
 from trsr.train.config import LoraConfig
 
 _log = logging.getLogger(__name__)

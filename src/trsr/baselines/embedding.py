@@ -1,0 +1,200 @@
+"""Similarity of item texts as a ranker: mean of the history's embeddings against the candidate's.
+
+The user as the mean of their items is the usual content-based profile (Rocchio; Lops, de Gemmis and
+Semeraro, "Content-based recommender systems", 2011). Hidden states of language models share a large common
+direction; taking the mean vector away first (`centre`) is the first step of Mu and Viswanath,
+"All-but-the-top", ICLR 2018.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trsr.errors import MissingExtraError, ModelError, first_line
+from trsr.llm import models
+from trsr.recommend.ranker import ExampleScores, without_llm
+from trsr.storage import write_whole
+from trsr.types import RankingExample
+
+TEXTS_A_PART = 256
+_Vectors = npt.NDArray[np.float32]
+
+
+class EmbeddingRanker:
+    """Scores a candidate by the cosine of its embedding and the mean embedding of the history.
+
+    Looks at nothing but the example and the item texts. An item without an embedding, and every candidate of
+    a user without any, has margin 0.
+
+    Args:
+        vectors: Embedding of each item, all of the same width; lengths do not count.
+        n_recent: How many of the newest items make up the user; None for all.
+        centre: Whether the mean of all embeddings is taken away first.
+    """
+
+    name = "embedding"
+    probabilistic = False
+
+    def __init__(
+        self, vectors: Mapping[str, npt.NDArray[Any]], *, n_recent: int | None = None, centre: bool = True
+    ) -> None:
+        self._row = {item: row for row, item in enumerate(vectors)}
+        table = np.stack([*vectors.values()]).astype(np.float32) if vectors else np.zeros((0, 1), np.float32)
+        table = _unit(table)
+        if centre and len(table):
+            table = _unit(table - table.mean(axis=0, dtype=np.float64).astype(np.float32))
+        self._table = table
+        self._n_recent = n_recent
+
+    def facts(self, examples: Sequence[RankingExample]) -> dict[str, int]:
+        """Count the candidates without an embedding."""
+        return {
+            "candidates_without_embedding": sum(c not in self._row for e in examples for c in e.candidates)
+        }
+
+    def rank(self, examples: Sequence[RankingExample]) -> Iterator[ExampleScores]:
+        """Yield one answer an example; margins are in [-1, 1]."""
+        for example in examples:
+            recent = example.history if self._n_recent is None else example.history[-self._n_recent :]
+            rows = [self._row[item] for item in recent if item in self._row]
+            margins = np.zeros(len(example.candidates), dtype=np.float32)
+            if rows:
+                user = _unit(self._table[rows].mean(axis=0, keepdims=True))[0]
+                known = [i for i, item in enumerate(example.candidates) if item in self._row]
+                margins[known] = self._table[[self._row[example.candidates[i]] for i in known]] @ user
+            yield without_llm(example, margins)
+
+
+def _unit(vectors: _Vectors) -> _Vectors:
+    """Scale rows to length 1; rows of zeros stay."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.where(lengths > 0, lengths, 1), dtype=np.float32)
+
+
+class TextEmbedder:
+    """Turns texts into the mean of a model's last hidden states, scaled to length 1.
+
+    Args:
+        name: The embedded model, a hub id or a local folder.
+        device: In torch's words.
+        max_tokens: Tokens of a text that are read, the first ones, special tokens of the model included.
+        max_batch_tokens: Most tokens of a forward pass, padding included; one text always fits.
+
+    Raises:
+        ModelError: there is no such model, or it cannot be loaded.
+        MissingExtraError: torch or transformers is not installed.
+    """
+
+    def __init__(self, name: str, *, device: str, max_tokens: int, max_batch_tokens: int) -> None:
+        try:
+            import torch
+            from transformers import AutoModel
+            from transformers.utils import logging as hf_logging
+
+            from trsr.llm.transformers import HfTokenizer, refuse_made_up, resolve_device
+        except ImportError as error:
+            raise MissingExtraError("transformers", "hf") from error
+        self.model_id = models.model_id(name)
+        self.max_tokens = max_tokens
+        self._max_batch_tokens = max_batch_tokens
+        folder = models.hf_folder(name)
+        self._tokenizer = HfTokenizer(folder).hf
+        self._device = resolve_device(device)
+        verbosity = hf_logging.get_verbosity()
+        hf_logging.set_verbosity_error()  # else it reports that a language model's head is not used
+        try:
+            model, found = AutoModel.from_pretrained(
+                folder, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+            )
+        except Exception as error:  # files of others fail in any way
+            raise ModelError(
+                f"The model {name!r} cannot be loaded to embed texts ({first_line(error)}); use another."
+            ) from error
+        finally:
+            hf_logging.set_verbosity(verbosity)
+        refuse_made_up(name, [key for key in found["missing_keys"] if "pooler" not in key])  # it is not asked
+        self._model: Any = model.to(self._device).eval()
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of each text, cut to `max_tokens`, at least one token each."""
+        found = self._tokenizer(list(texts), truncation=True, max_length=self.max_tokens)["input_ids"]
+        return [list(ids) or [0] for ids in found]
+
+    def embed(self, texts: Sequence[str]) -> _Vectors:
+        """Return one row a text, shape (n_texts, width); what stands beside a text changes no row."""
+        import torch
+
+        tokens = self.tokenize(texts)
+        order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
+        rows: list[_Vectors] = [np.zeros(0, np.float32)] * len(tokens)
+        with torch.no_grad():
+            for batch in _batches([len(tokens[i]) for i in order], self._max_batch_tokens):
+                chosen = [order[i] for i in batch]
+                for i, row in zip(chosen, self._pass([tokens[i] for i in chosen]), strict=True):
+                    rows[i] = row
+        return np.stack(rows)
+
+    def _pass(self, tokens: Sequence[Sequence[int]]) -> _Vectors:
+        import torch
+
+        longest = max(map(len, tokens))
+        ids = torch.tensor([[*t, *[0] * (longest - len(t))] for t in tokens], device=self._device)
+        lengths = torch.tensor([len(t) for t in tokens], device=self._device)
+        mask = (torch.arange(longest, device=self._device)[None, :] < lengths[:, None]).long()
+        hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state  # (B, T, D)
+        mean = (hidden * mask[:, :, None]).sum(dim=1) / lengths[:, None]
+        return np.asarray(torch.nn.functional.normalize(mean, dim=-1).cpu().numpy(), dtype=np.float32)
+
+
+def _batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Cut growing lengths into runs whose padded size fits; a run has at least one."""
+    batch: list[int] = []
+    for i, length in enumerate(lengths):
+        if batch and (len(batch) + 1) * length > max_tokens:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def cached_embeddings(texts: Mapping[str, str], embedder: TextEmbedder, folder: Path) -> dict[str, _Vectors]:
+    """Return the embedding of each item's text, reading what the folder holds and computing the rest.
+
+    The file is named by the model's id, its token limit and the texts; a killed process leaves whole parts,
+    which the next one takes up. Equal texts are read once.
+
+    Raises:
+        OutputError: the folder cannot be written; finished parts are kept.
+    """
+    unique = sorted(set(texts.values()), key=lambda text: (len(text), text))
+    digest = hashlib.sha256(f"{embedder.model_id}\n{embedder.max_tokens}".encode())
+    for text in unique:
+        digest.update(hashlib.sha256(text.encode()).digest())
+    file = folder / f"{digest.hexdigest()[:16]}.npy"
+    parts = folder / f"{file.stem}.parts"
+    if not file.exists():
+        for start in range(0, len(unique), TEXTS_A_PART):
+            part = parts / f"{start:08d}.npy"
+            if not part.exists():
+                _write(part, embedder.embed(unique[start : start + TEXTS_A_PART]))
+        found = [np.load(parts / f"{start:08d}.npy") for start in range(0, len(unique), TEXTS_A_PART)]
+        _write(file, np.concatenate(found) if found else np.zeros((0, 1), np.float32))
+    shutil.rmtree(parts, ignore_errors=True)
+    row = dict(zip(unique, np.load(file), strict=True))
+    return {item: row[text] for item, text in texts.items()}
+
+
+def _write(file: Path, vectors: _Vectors) -> None:
+    def write(path: Path) -> None:
+        with path.open("wb") as stream:  # by name, numpy would add an ending
+            np.save(stream, vectors)
+
+    write_whole(file, write)

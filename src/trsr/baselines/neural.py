@@ -1,0 +1,267 @@
+"""SASRec, GRU4Rec and BERT4Rec as rankers; the models and their training are cornac's.
+
+- SASRec: Kang and McAuley, "Self-attentive sequential recommendation", ICDM 2018.
+- GRU4Rec: Hidasi et al., "Session-based recommendations with recurrent neural networks", ICLR 2016.
+- BERT4Rec: Sun et al., "BERT4Rec: Sequential recommendation with bidirectional encoder representations from
+  transformer", CIKM 2019; trained by guessing hidden items, as in the paper (cornac's class of that name
+  guesses the last item of every beginning instead).
+
+They know items by their ids only. Which settings are tried is left to the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from trsr.errors import DataError, MissingExtraError
+from trsr.recommend.ranker import ExampleScores, without_llm
+from trsr.seeding import derive_seed
+from trsr.types import RankingExample
+
+
+def require_cornac() -> None:
+    """Check that cornac and torch are there, without importing them.
+
+    Raises:
+        MissingExtraError: one of them is not installed.
+    """
+    for package, extra in (("cornac", "baselines"), ("torch", "hf")):
+        if find_spec(package) is None:
+            raise MissingExtraError(package, extra)
+
+
+def small_seed(seed: int, name: str) -> int:
+    """Return a seed of a model, small enough for numpy's old generators."""
+    return derive_seed(seed, "baseline", name) % 2**31
+
+
+@contextmanager
+def own_randomness(seed: int) -> Iterator[None]:
+    """Seed torch and numpy globally within the block, and leave them outside as they were."""
+    import torch
+
+    state = np.random.get_state()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(state)
+
+
+def candidate_margins(
+    scores: npt.NDArray[np.float64], number: Mapping[str, int], candidates: Sequence[str]
+) -> npt.NDArray[np.float32]:
+    """Pick the candidates' scores; an item unknown to the model gets 1 less than the lowest of all.
+
+    Args:
+        scores: Shape (n_items,), of every item of the model.
+        number: Where each item stands in `scores`.
+        candidates: Item ids.
+    """
+    unknown = float(scores.min()) - 1
+    return np.asarray([scores[number[i]] if i in number else unknown for i in candidates], dtype=np.float32)
+
+
+def unknown_items(number: Mapping[str, int], examples: Sequence[RankingExample]) -> dict[str, int]:
+    """Count the candidates, and the chosen ones among them, that a model has never met."""
+    asked = [(i, label) for e in examples for i, label in zip(e.candidates, e.labels, strict=True)]
+    return {
+        "candidates": len(asked),
+        "unknown_candidates": sum(item not in number for item, _ in asked),
+        "unknown_targets": sum(bool(label) and item not in number for item, label in asked),
+    }
+
+
+class NcfRanker:
+    """Scores candidates for a user by NeuMF's probability that the two meet.
+
+    A user is known by the events that may be learned from, so by the history before the target. For a user
+    without any, all known candidates are equal.
+
+    Args:
+        fit_events: Columns `user_id`, `item_id`: what may be learned from, see `trsr.splitting.leakage`.
+        settings: One point of the grid of `trsr.baselines.settings.NcfConfig`.
+        seed: Of the run; the model's own is derived from it.
+
+    Raises:
+        DataError: there is no event to learn from.
+        MissingExtraError: cornac or torch is not installed.
+    """
+
+    name = "ncf"
+    probabilistic = False
+
+    def __init__(self, fit_events: pl.DataFrame, settings: Mapping[str, Any], *, seed: int) -> None:
+        require_cornac()
+        from cornac.data import Dataset
+        from cornac.models import NeuMF
+
+        pairs = _pairs(fit_events)
+        seed = small_seed(seed, "ncf")
+        dataset = Dataset.from_uir([(user, item, 1.0) for user, item in pairs.iter_rows()], seed=seed)
+        self._user: dict[str, int] = dict(dataset.uid_map)
+        self._number: dict[str, int] = dict(dataset.iid_map)
+        n = settings["n_factors"]
+        self._model = NeuMF(
+            num_factors=n,
+            layers=(8 * n, 4 * n, 2 * n, n),
+            reg=settings["weight_decay"],
+            num_epochs=settings["n_epochs"],
+            batch_size=settings["batch_size"],
+            num_neg=settings["n_negatives"],
+            lr=settings["learning_rate"],
+            backend="pytorch",
+            verbose=False,
+            seed=seed,
+        )
+        with own_randomness(seed):
+            self._model.fit(dataset)
+
+    def facts(self, examples: Sequence[RankingExample]) -> dict[str, int]:
+        """Count what the model does not know of some examples."""
+        without = sum(e.user_id not in self._user for e in examples)
+        return unknown_items(self._number, examples) | {"examples_of_unknown_users": without}
+
+    def rank(self, examples: Sequence[RankingExample]) -> Iterator[ExampleScores]:
+        """Yield one answer an example; an item that was never met is below all others."""
+        for example in examples:
+            user = self._user.get(example.user_id)
+            scores: Any = np.zeros(len(self._number)) if user is None else self._model.score(user)
+            yield without_llm(example, candidate_margins(scores, self._number, example.candidates))
+
+
+def _pairs(fit_events: pl.DataFrame) -> pl.DataFrame:
+    """Return who met what, each pair once, without users who met everything: they have no negatives."""
+    pairs = fit_events.select("user_id", "item_id").unique().sort("user_id", "item_id")
+    pairs = pairs.filter(pl.len().over("user_id") < pairs["item_id"].n_unique())
+    if pairs.is_empty():
+        raise DataError("There is no event that ncf may learn from; take it out of `rankers`.")
+    return pairs
+
+
+SequentialName = Literal["sasrec", "gru4rec", "bert4rec"]
+
+
+class SequentialRanker:
+    """Scores candidates by what a sequence model expects after the history.
+
+    Where none of the history's items is known to the model, all known candidates are equal.
+
+    Args:
+        name: Which model.
+        fit_events: Columns `user_id`, `item_id`, `position`: what may be learned from, see
+            `trsr.splitting.leakage`. Items that stand alone in every sequence stay unknown.
+        settings: One point of the grid of the model's settings (`trsr.baselines.settings`).
+        seed: Of the run; the model's own is derived from it. GRU4Rec always starts from the same weights.
+        device: In torch's words.
+
+    Raises:
+        DataError: no user has two events.
+        MissingExtraError: cornac or torch is not installed.
+    """
+
+    probabilistic = False
+
+    def __init__(
+        self,
+        name: SequentialName,
+        fit_events: pl.DataFrame,
+        settings: Mapping[str, Any],
+        *,
+        seed: int,
+        device: str = "cpu",
+    ) -> None:
+        require_cornac()
+        from cornac.data import SequentialDataset
+
+        self.name = name
+        self._max_len = int(settings["max_len"])
+        sequences = training_sequences(fit_events, self._max_len + 1)
+        if not sequences:
+            raise DataError(
+                f"No user has two events that {name} may learn from; take it out of `rankers`, "
+                "or use a larger data set."
+            )
+        seed = small_seed(seed, name)
+        rows = [(n, item, place) for n, items in enumerate(sequences) for place, item in enumerate(items)]
+        dataset = SequentialDataset.build(rows, fmt="SIT", seed=seed)
+        self._number: dict[str, int] = dict(dataset.iid_map)
+        self._model = _make_model(name, settings, len(sequences), seed, device)
+        with own_randomness(seed):
+            self._model.fit(dataset)
+
+    def facts(self, examples: Sequence[RankingExample]) -> dict[str, int]:
+        """Count what the model does not know of some examples."""
+        without = sum(not self._known(e.history) for e in examples)
+        return unknown_items(self._number, examples) | {"examples_without_known_history": without}
+
+    def rank(self, examples: Sequence[RankingExample]) -> Iterator[ExampleScores]:
+        """Yield one answer an example; an item that was never met is below all others."""
+        for example in examples:
+            history = self._known(example.history)
+            scores = self._model.score(None, history) if history else np.zeros(len(self._number))
+            yield without_llm(example, candidate_margins(scores, self._number, example.candidates))
+
+    def _known(self, history: Sequence[str]) -> list[int]:
+        return [self._number[item] for item in history if item in self._number][-self._max_len :]
+
+
+def training_sequences(fit_events: pl.DataFrame, max_len: int) -> list[list[str]]:
+    """Return each user's items, oldest first, in pieces of at most `max_len` cut from the newest end.
+
+    Pieces of a single item are left out: nothing follows in them.
+    """
+    by_user = fit_events.sort("user_id", "position").group_by("user_id", maintain_order=True).agg("item_id")
+    pieces = []
+    for items in by_user["item_id"].to_list():
+        for end in range(len(items), 1, -max_len):
+            pieces.append(items[max(0, end - max_len) : end])
+    return [piece for piece in pieces if len(piece) > 1]
+
+
+def _make_model(
+    name: SequentialName, settings: Mapping[str, Any], n_sequences: int, seed: int, device: str
+) -> Any:
+    from cornac.models import GRU4Rec, SASRec, TransformerRec
+
+    common = {
+        "n_epochs": settings["n_epochs"],
+        "learning_rate": settings["learning_rate"],
+        "n_sample": settings["n_negatives"],
+        "device": device,
+        "seed": seed,
+    }
+    if name == "gru4rec":
+        # Its sequences are read side by side, and it fails when there are fewer than places.
+        return GRU4Rec(
+            layers=[settings["dim"]],
+            dropout_p_embed=settings["dropout"],
+            batch_size=min(settings["batch_size"], n_sequences),
+            **common,
+        )
+    common |= {
+        "embedding_dim": settings["dim"],
+        "num_blocks": settings["n_layers"],
+        "num_heads": settings["n_heads"],
+        "dropout": settings["dropout"],
+        "batch_size": settings["batch_size"],
+    }
+    if name == "sasrec":
+        return SASRec(max_len=settings["max_len"], **common)
+    # One place more than the history, for the item to be guessed.
+    return TransformerRec(
+        backbone="bert",
+        objective="mlm",
+        max_len=settings["max_len"] + 1,
+        mask_prob=settings["mask_prob"],
+        **common,
+    )

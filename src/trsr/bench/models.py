@@ -1,0 +1,313 @@
+"""Times ranking three ways: as LLM-TRSR's released code does, candidate by candidate, and with one reading.
+
+    padded pointwise    each candidate padded to 2,048 tokens, batch 1, logits at every position
+    pointwise           each candidate by itself, no padding, two rows of the head
+    shared prefix       `SharedPrefixScorer`
+
+The slow ways are timed on a few candidates and multiplied; the result says on how many. They can be left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from trsr.bench.measure import (
+    any_labels,
+    body_parameters,
+    forward_flops,
+    gemm_gflops,
+    machine,
+    median_seconds,
+    peak_memory_mb,
+    random_groups,
+    seconds,
+)
+from trsr.llm import prefix_attention
+from trsr.llm.base import LabelTokens, ScoringGroup, Sharing
+from trsr.llm.margins import label_head, separate_margins
+from trsr.llm.transformers import load_causal_lm
+from trsr.recommend.scorer import PrefixCache, SharedPrefixScorer
+from trsr.train.config import TrainConfig
+from trsr.train.dataset import TrainingGroup
+from trsr.train.losses import Objective
+from trsr.train.trainer import with_adapter
+
+
+def bench_train(
+    model_name: str,
+    *,
+    users: int,
+    prefix_tokens: int,
+    candidate_tokens: int,
+    candidates: int,
+    repeats: int,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> dict[str, Any]:
+    """Measure forward and backward of `users` users a step, by LoRA with the default configuration.
+
+    Args:
+        model_name: As `load_causal_lm` takes it.
+        users: Users of one forward pass; times are per user.
+        prefix_tokens: Of each user.
+        candidate_tokens: Of each candidate.
+        candidates: Of each user, the first one chosen.
+        repeats: Timed steps; medians are reported.
+        device: As `load_causal_lm` takes it.
+        dtype: As `load_causal_lm` takes it.
+    """
+    shared, plain = (_model(model_name, share=share, device=device, dtype=dtype) for share in (True, False))
+    where, labels = shared.device, any_labels(shared)
+    groups = [
+        TrainingGroup(group, (1, *[0] * (candidates - 1)))
+        for group in random_groups(shared, users, prefix_tokens, candidate_tokens, candidates)
+    ]
+    one_by_one = [
+        [
+            TrainingGroup(ScoringGroup(g.group.prefix, (suffix,)), (label,))
+            for suffix, label in zip(g.group.suffixes, g.labels, strict=True)
+        ]
+        for g in groups
+    ]
+    packed_step = _step(shared, labels, [groups])
+    separate_step = _step(plain, labels, [[single] for user in one_by_one for single in user])
+    packed = median_seconds(packed_step, where, repeats) / users
+    separate = median_seconds(separate_step, where, max(1, repeats // 2)) / users
+    gemm = gemm_gflops(where, shared.dtype)
+    # Backward: gradients of activations through frozen weights (as much as forward), and twice attention's.
+    reading = forward_flops(shared, [g.group for g in groups])
+    n_tokens = users * (prefix_tokens + candidates * candidate_tokens)
+    weights = 2 * body_parameters(shared) * n_tokens
+    rate = (3 * reading - weights) / users / packed / 1e9
+    return {
+        "benchmark": "train",
+        "model": model_name,
+        "users": users,
+        "prefix_tokens": prefix_tokens,
+        "candidate_tokens": candidate_tokens,
+        "candidates": candidates,
+        "pointwise_s": round(separate, 4),
+        "shared_prefix_s": round(packed, 4),
+        "users_per_s": round(1 / packed, 3),
+        "speedup_vs_pointwise": round(separate / packed, 2),
+        "speedup_by_token_count": round(
+            candidates * (prefix_tokens + candidate_tokens) * users / n_tokens, 2
+        ),
+        "max_rel_grad_difference": float(f"{_largest_difference(shared, plain):.2g}"),
+        "gemm_gflops": round(gemm, 1),
+        "model_gflops": round(rate, 1),
+        "fraction_of_gemm_peak": round(rate / gemm, 3),
+        "peak_memory_mb": round(peak_memory_mb(where), 1),
+        **machine(shared),
+    }
+
+
+def _model(name: str, *, share: bool, device: str, dtype: str) -> Any:
+    """Return the model with an adapter whose both halves are at work, the same one each time."""
+    base = load_causal_lm(name, device=device, dtype=dtype)
+    prefix_attention.enable(base, "auto" if share else "separate")
+    torch.manual_seed(0)
+    model = with_adapter(base, TrainConfig())
+    for parameter_name, weights in model.named_parameters():
+        if "lora_B" in parameter_name:
+            torch.nn.init.normal_(weights, std=0.01)
+    return model.train()
+
+
+def _step(model: Any, labels: LabelTokens, passes: Sequence[Sequence[TrainingGroup]]) -> Callable[[], None]:
+    """Return a step that goes forward and back once a pass; its gradients are those of the passes' mean."""
+    objective = Objective(model, "answer", labels)
+
+    def step() -> None:
+        model.zero_grad()
+        with objective.installed(model):
+            for groups in passes:
+                (objective(model, groups).mean() / len(passes)).backward()
+
+    return step
+
+
+def _largest_difference(left: Any, right: Any) -> float:
+    """Return the largest |difference| / |gradient| of any trained matrix, by norms."""
+    pairs = zip(left.parameters(), right.parameters(), strict=True)
+    return max(float((a.grad - b.grad).norm() / b.grad.norm()) for a, b in pairs if b.grad is not None)
+
+
+PADDED_TOKENS = 2048
+N_CACHED = 5
+LEAST_CACHED_REPEATS = 7  # what is compared takes a second each
+
+
+def bench_score(
+    model_name: str,
+    *,
+    users: int,
+    prefix_tokens: int,
+    candidate_tokens: int,
+    candidates: Sequence[int],
+    max_batch_tokens: int,
+    repeats: int,
+    slow_candidates: int,
+    device: str = "auto",
+    dtype: str = "auto",
+    sharing: Sharing = "auto",
+) -> dict[str, Any]:
+    """Measure one model.
+
+    Args:
+        model_name: As `load_causal_lm` takes it.
+        users: Groups scored in one call; times are per user.
+        prefix_tokens: Of each group.
+        candidate_tokens: Of each suffix.
+        candidates: Of a group; the slow ways are timed with the first count, the growth with all.
+        max_batch_tokens: Of the shared way.
+        repeats: Timed runs; medians are reported. A single one is not preceded by a run that warms up.
+        slow_candidates: How many candidates the slow ways read; 0 leaves these ways out.
+        device: As `load_causal_lm` takes it.
+        dtype: As `load_causal_lm` takes it.
+        sharing: As `shared_attention.enable` takes it.
+    """
+    model = load_causal_lm(model_name, device=device, dtype=dtype)
+    labels, where = any_labels(model), model.device
+    groups = random_groups(model, users, prefix_tokens, candidate_tokens, candidates[0])
+    slow = (
+        _slow_ways(model, groups[0], labels, min(slow_candidates, candidates[0])) if slow_candidates else None
+    )
+    prefix_attention.enable(model, sharing)
+    scorer = SharedPrefixScorer(model, max_batch_tokens=max_batch_tokens)
+    margins: dict[int, Any] = {}
+
+    def score() -> None:
+        margins.update(scorer.score(groups, labels))
+
+    runs = [seconds(score, where) for _ in range(repeats + (repeats > 1))]
+    shared = median(runs[1:] or runs) / users  # the first of several warms up
+    gemm = gemm_gflops(where, model.dtype)
+    rate = forward_flops(model, groups) / users / shared / 1e9
+    return {
+        "benchmark": "score",
+        "model": model_name,
+        "users": users,
+        "prefix_tokens": prefix_tokens,
+        "candidate_tokens": candidate_tokens,
+        "candidates": candidates[0],
+        "max_batch_tokens": max_batch_tokens,
+        "sharing": sharing if scorer.shares_prefixes else "separate",
+        **_compared(slow, shared, candidates[0], margins[0]),
+        "shared_prefix_s": round(shared, 4),
+        "candidates_per_s": round(candidates[0] / shared, 1),
+        "gemm_gflops": round(gemm, 1),
+        "model_gflops": round(rate, 1),
+        "fraction_of_gemm_peak": round(rate / gemm, 3),
+        **_cached(scorer, groups[0], labels, repeats),
+        **_growth(scorer, candidates, prefix_tokens, candidate_tokens, repeats, labels),
+        "peak_memory_mb": round(peak_memory_mb(where), 1),
+        **machine(model),
+    }
+
+
+def _compared(
+    slow: dict[str, Any] | None, shared: float, n: int, margins: npt.NDArray[np.float32]
+) -> dict[str, Any]:
+    """Return what `n` candidates take the slow ways, and how the shared one compares; None if not timed."""
+    times = {
+        way: slow[way] * n if slow and slow[way] is not None else None for way in ("padded", "pointwise")
+    }
+    difference = float(np.abs(margins[: len(slow["margins"])] - slow["margins"]).max()) if slow else None
+    return {
+        "slow_ways_timed_on_candidates": len(slow["margins"]) if slow else 0,
+        "padded_pointwise_s": None if times["padded"] is None else round(times["padded"], 3),
+        "pointwise_s": None if times["pointwise"] is None else round(times["pointwise"], 3),
+        "speedup_vs_padded": None if times["padded"] is None else round(times["padded"] / shared, 2),
+        "speedup_vs_pointwise": None if times["pointwise"] is None else round(times["pointwise"] / shared, 2),
+        "max_abs_margin_difference": None if difference is None else float(f"{difference:.2g}"),
+    }
+
+
+def _slow_ways(model: Any, group: ScoringGroup, labels: LabelTokens, n: int) -> dict[str, Any]:
+    """Return seconds a candidate of both slow ways, and the margins of the pointwise one.
+
+    The padded way has no time where a prompt is longer than what it pads to: the released code cuts it.
+    """
+    few = [ScoringGroup(group.prefix, (suffix,)) for suffix in group.suffixes[:n]]
+    rows = [[*group.prefix, *one.suffixes[0]] for one in few]
+    width = max(PADDED_TOKENS, *map(len, rows))
+    tokens = torch.zeros(len(rows), width, dtype=torch.long, device=model.device)
+    for row, ids in enumerate(rows):
+        tokens[row, : len(ids)] = torch.tensor(ids)
+    mask = torch.zeros_like(tokens)
+    mask[:, : len(rows[0])] = 1
+
+    def padded() -> None:
+        for row in range(min(2, n)):
+            model(input_ids=tokens[row : row + 1], attention_mask=mask[row : row + 1], use_cache=False)
+
+    def pointwise() -> list[torch.Tensor]:
+        return [separate_margins(model, one, columns, PADDED_TOKENS) for one in few]
+
+    with torch.inference_mode():
+        padded_s = None
+        if len(rows[0]) <= PADDED_TOKENS:
+            padded_s = median_seconds(padded, model.device, 3) / min(2, n)
+        with label_head(model, labels) as columns:
+            margins = torch.cat(pointwise()).cpu().numpy()
+            pointwise_s = median_seconds(pointwise, model.device, 3) / n
+    return {"padded": padded_s, "pointwise": pointwise_s, "margins": margins}
+
+
+def _cached(
+    scorer: SharedPrefixScorer, group: ScoringGroup, labels: LabelTokens, repeats: int
+) -> dict[str, Any]:
+    """Time a few candidates of a user whose prefix is known, and of one whose is not."""
+    few = ScoringGroup(group.prefix, group.suffixes[:N_CACHED])
+    knowing = SharedPrefixScorer(
+        scorer.model, max_batch_tokens=scorer.max_batch_tokens, cache=PrefixCache(2**31)
+    )
+    where = scorer.model.device
+    list(knowing.score([few], labels))  # reads the prefix
+    times: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(max(repeats, LEAST_CACHED_REPEATS)):  # in turn, so that noise of the machine falls on both
+        for cached, way in ((False, scorer), (True, knowing)):
+            times[cached].append(seconds(lambda w=way: list(w.score([few], labels)), where))  # type: ignore[misc]
+    without, known = median(times[False]), median(times[True])
+    return {
+        "cached_prefix_candidates": len(few.suffixes),
+        "uncached_s": round(without, 4),
+        "cached_s": round(known, 4),
+        "cached_speedup": round(without / known, 2),
+    }
+
+
+def _growth(
+    scorer: SharedPrefixScorer,
+    counts: Sequence[int],
+    n_prefix: int,
+    n_candidate: int,
+    repeats: int,
+    labels: LabelTokens,
+) -> dict[str, Any]:
+    """Time growing numbers of candidates; the ratio is the last time over the line through the first two."""
+    if len(counts) < 2:
+        return {}
+    groups = {n: random_groups(scorer.model, 1, n_prefix, n_candidate, n)[0] for n in counts}
+    times: dict[int, list[float]] = {n: [] for n in counts}
+    for _ in range(repeats):  # in turn, so that noise of the machine falls on all
+        for n, group in groups.items():
+            times[n].append(seconds(lambda g=group: list(scorer.score([g], labels)), scorer.model.device))  # type: ignore[misc]
+    middle = {n: float(np.median(values)) for n, values in times.items()}
+    growth = {"growth": [{"candidates": n, "shared_prefix_s": round(s, 4)} for n, s in middle.items()]}
+    if len(counts) < 3:
+        return growth
+    return growth | {"growth_ratio": round(growth_ratio(list(counts), list(middle.values())), 3)}
+
+
+def growth_ratio(counts: Sequence[int], times: Sequence[float]) -> float:
+    """Return the last time over the value there of the line through the first two; 1 is linear growth."""
+    slope = (times[1] - times[0]) / (counts[1] - counts[0])
+    return times[-1] / (times[0] + slope * (counts[-1] - counts[0]))

@@ -1,0 +1,176 @@
+"""Fits the baselines that learn or have settings, and chooses their settings on the validation examples.
+
+What was tried stands in `baselines/NAME.json` of the run folder, written after every trial, so that a killed
+run repeats at most one; item embeddings stand in `baselines/embeddings`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from trsr.baselines.neural import require_cornac
+from trsr.baselines.settings import described
+from trsr.baselines.simple import BagOfWordsRanker, require_sklearn
+from trsr.errors import DataError
+from trsr.experiment.experiment import NO_CAP, Workbench
+from trsr.llm import models
+from trsr.recommend.ranker import Ranker
+from trsr.splitting.leakage import fit_events
+from trsr.storage import read_json
+from trsr.train.dataset import recall_sum
+from trsr.types import RankingExample
+
+BaselineName = Literal[
+    "popularity_decayed", "embedding", "bag_of_words", "ncf", "gru4rec", "bert4rec", "sasrec"
+]
+Point = dict[str, Any]
+Made = Callable[[Point], "FittedRanker"]
+
+
+class FittedRanker(Ranker, Protocol):
+    """A ranker that can say what it does not know."""
+
+    def facts(self, examples: Sequence[RankingExample]) -> dict[str, int]:
+        """Count what of the examples is unknown to it."""
+        ...
+
+
+def check_baselines(bench: Workbench) -> None:
+    """Find out, before anything is paid for, whether the configured baselines can be had.
+
+    Raises:
+        ConfigError: popularity_decayed is asked for, and nothing has a time.
+        MissingExtraError: a library is not installed.
+        ModelError: the model that is to embed the items is unknown.
+    """
+    wanted = set(bench.config.rankers)
+    if "embedding" in wanted:
+        models.locate(bench.config.baselines.embedding.model)
+    if "bag_of_words" in wanted:
+        require_sklearn()
+    if wanted & {"ncf", "gru4rec", "bert4rec", "sasrec"}:
+        require_cornac()
+    if "popularity_decayed" in wanted:
+        _maker(bench, "popularity_decayed")(bench.config.baselines.popularity_decayed.grid()[0])
+
+
+def make_baseline(bench: Workbench, name: BaselineName) -> FittedRanker:
+    """Return the baseline called `name` with the settings that rank the validation examples best.
+
+    The rule is the one for the best checkpoint: the mean of R@3 + R@5 + R@10; the first of equal ones is
+    taken. Without validation examples the first of all is.
+
+    Raises:
+        DataError: no setting gave finite scores.
+    """
+    grid: list[Point] = getattr(bench.config.baselines, name).grid()
+    make = _maker(bench, name)
+    trials = _trials(bench, name)
+    kept: tuple[Point, FittedRanker] | None = None
+    if len(grid) > 1 and bench.splits.valid:
+        for point in grid:
+            if any(trial["settings"] == _plain(point) for trial in trials):
+                continue
+            started = time.perf_counter()
+            ranker = make(point)
+            seconds = time.perf_counter() - started
+            value = _judge(ranker, bench.splits.valid)
+            trials.append({"settings": _plain(point), "recall_sum": value, "fit_seconds": round(seconds, 2)})
+            _save(bench, name, trials)
+            if _best(grid, trials) == point:
+                kept = point, ranker
+        chosen = _best(grid, trials)
+    else:
+        chosen = grid[0]
+    if chosen is None:
+        raise DataError(f"No setting of {name} gave finite scores; lower its learning_rate in `baselines`.")
+    ranker = kept[1] if kept is not None and kept[0] == chosen else make(chosen)
+    facts = ranker.facts(bench.splits.test)
+    tuned = described(chosen, grid)
+    _save(bench, name, trials, {"chosen": _plain(chosen), "tuned": tuned, "test": facts})
+    return ranker
+
+
+def _maker(bench: Workbench, name: BaselineName) -> Made:
+    """Return a function from settings to the ranker fitted with them; what they share is made once."""
+    if name == "embedding":
+        return _embedding(bench)
+    if name == "bag_of_words":
+        text = bench.item_texts(bench.config.prompt.fields, NO_CAP, None)
+        return lambda point: BagOfWordsRanker(bench.splits.train, text, point)
+    events = fit_events(bench.dataset, bench.splits)
+    seed = bench.config.seed
+    if name == "popularity_decayed":
+        from trsr.baselines.simple import DecayedPopularityRanker
+
+        return lambda point: DecayedPopularityRanker(events, **point)
+    if name == "ncf":
+        from trsr.baselines.neural import NcfRanker
+
+        return lambda point: NcfRanker(events, point, seed=seed)
+    from trsr.baselines.neural import SequentialRanker
+    from trsr.llm.transformers import resolve_device
+
+    device = str(resolve_device(bench.config.recommender.device))
+    return lambda point: SequentialRanker(name, events, point, seed=seed, device=device)
+
+
+def _embedding(bench: Workbench) -> Made:
+    from trsr.baselines.embedding import EmbeddingRanker, TextEmbedder, cached_embeddings
+
+    config = bench.config.baselines.embedding
+    text = bench.item_texts(None, NO_CAP, None)
+    vectors = cached_embeddings(
+        {i: text(i) for i, item in bench.dataset.catalogue().items() if item.fields},
+        TextEmbedder(
+            config.model,
+            device=bench.config.recommender.device,
+            max_tokens=config.max_tokens,
+            max_batch_tokens=config.max_batch_tokens,
+        ),
+        bench.folder.path / "baselines" / "embeddings",
+    )
+    return lambda point: EmbeddingRanker(vectors, n_recent=point["n_recent"], centre=point["centre"])
+
+
+def _judge(ranker: Ranker, examples: Sequence[RankingExample]) -> float | None:
+    """Return the mean recall sum, None where a score is not finite."""
+    labels = {example.example_id: example.labels for example in examples}
+    values = []
+    for answer in ranker.rank(examples):
+        if not np.isfinite(answer.margins).all():
+            return None
+        values.append(recall_sum(answer.margins, labels[answer.example_id]))
+    return float(np.mean(values))
+
+
+def _best(grid: Sequence[Point], trials: Sequence[dict[str, Any]]) -> Point | None:
+    """Return the point of the grid with the largest value among those tried."""
+    known = {json.dumps(t["settings"], sort_keys=True): t["recall_sum"] for t in trials}
+    values = [(known.get(json.dumps(_plain(point), sort_keys=True)), point) for point in grid]
+    finite = [(value, point) for value, point in values if value is not None]
+    return max(finite, key=lambda pair: pair[0])[1] if finite else None
+
+
+def _plain(point: Point) -> Point:
+    """Return settings as JSON gives them back."""
+    return dict(json.loads(json.dumps(point)))
+
+
+def _trials(bench: Workbench, name: BaselineName) -> list[dict[str, Any]]:
+    file = bench.folder.path / "baselines" / f"{name}.json"
+    return list(read_json(file)["trials"]) if file.exists() else []
+
+
+def _save(
+    bench: Workbench,
+    name: BaselineName,
+    trials: Sequence[dict[str, Any]],
+    result: dict[str, Any] | None = None,
+) -> None:
+    bench.folder.write_json(f"baselines/{name}.json", {**(result or {}), "trials": list(trials)})

@@ -1,0 +1,386 @@
+"""Composes the configurations of all stages into one file, and reports every mistake in it at once."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
+
+from trsr.baselines.settings import BaselinesConfig
+from trsr.data.importers import ImportConfig
+from trsr.data.synthetic import SyntheticConfig
+from trsr.errors import ConfigError
+from trsr.experiment.config_hints import line_of, nearest_setting, repeated_keys
+from trsr.llm.engines import DEFAULT_ENGINE, EngineConfig
+from trsr.recommend.prompt import PromptConfig
+from trsr.recommend.recommender import RecommenderConfig
+from trsr.splitting.protocols import ProtocolConfig, SampledProtocol
+from trsr.summarize.places import checked, redacted
+from trsr.summarize.plan import SummaryConfig
+from trsr.train.config import ProfileKind, TrainConfig
+
+RankerName = Literal[
+    "random",
+    "popularity",
+    "popularity_decayed",
+    "recency",
+    "bm25",
+    "embedding",
+    "bag_of_words",
+    "ncf",
+    "gru4rec",
+    "bert4rec",
+    "sasrec",
+    "llm_zero_shot",
+    "llm",
+    "llm_no_profile",
+    "llm_counted",
+    "fusion",
+    "fusion_all",
+    "fusion_no_llm",
+]
+OWN_MODEL: dict[RankerName, ProfileKind] = {"llm": "own", "llm_no_profile": "none", "llm_counted": "counted"}
+"""The rankers that are the run's fine-tuned model, and the profile that it is asked with."""
+FUSIONS: tuple[RankerName, ...] = ("fusion", "fusion_all", "fusion_no_llm")
+"""The rankers that join others, and rank after them."""
+VARIABLE_PARTS = ("protocol", "summary", "engine", "prompt", "recommender", "train")
+"""The parts of a configuration in which a variant may differ from its run."""
+StorePlace = Annotated[str, AfterValidator(checked), PlainSerializer(redacted, return_type=str)]
+"""Where summaries are kept; written anywhere, it loses its password."""
+_VARIANT_NAME = re.compile(r"[A-Za-z0-9_.=-]+")
+_NOTHING = object()
+_VARIABLE = re.compile(r"\$\{?(\w+)\}?")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FolderData(_Part):
+    """A dataset folder that exists already (see `trsr import`)."""
+
+    kind: Literal["folder"]
+    path: Path
+    """The folder."""
+
+
+class EvaluateConfig(_Part):
+    """What is computed from the scores."""
+
+    ks: tuple[Annotated[int, Field(ge=1)], ...] = (3, 5, 10)
+    """Cut-offs of recall, mrr and ndcg."""
+
+
+class RunConfig(_Part):
+    """A whole experiment, from raw files to the report."""
+
+    name: str
+    """Stands in the report."""
+    seed: int = Field(default=0, ge=0)
+    data: Annotated[FolderData | SyntheticConfig | ImportConfig, Field(discriminator="kind")]
+    protocol: ProtocolConfig = SampledProtocol()
+    summary: SummaryConfig = SummaryConfig()
+    engine: EngineConfig = DEFAULT_ENGINE
+    """Writes the summaries; by default the faster local one, `transformers` (see `trsr bench summarize`)."""
+    store: StorePlace | None = Field(default=None, repr=False)
+    """Where summaries are kept: a file, or a database that many runs on many machines share
+    (`postgresql://USER:$PASSWORD@HOST/DATABASE`, extra `postgres`); by default
+    `summaries.sqlite` in the run."""
+    prompt: PromptConfig = PromptConfig()
+    recommender: RecommenderConfig = RecommenderConfig()
+    train: TrainConfig | None = TrainConfig()
+    """None ranks without fine-tuning."""
+    rankers: tuple[RankerName, ...] = ("random", "popularity", "recency", "bm25", "llm_zero_shot", "llm")
+    baselines: BaselinesConfig = BaselinesConfig()
+    """Settings of those rankers that have any."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    variants: dict[str, dict[str, Any]] = {}
+    """More models that answer the same questions: a ranker's name, and `{a.b: value}` for all settings in
+    which it differs from this run. Each is fine-tuned by itself; equal summaries are written once."""
+    sweep: dict[str, tuple[str | int | float | bool | None, ...]] = {}
+    """Settings to try one at a time, `a.b: [values]`; every value but the run's own is a variant."""
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file; `$NAME` in a value is an environment variable, `overrides` are `a.b=value`.
+
+    Raises:
+        ConfigError: with every mistake found, one sentence each.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"The configuration {path} cannot be read ({error.strerror}); check the path."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"The configuration {path} is not UTF-8 text; save it as UTF-8.") from error
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        raise ConfigError(
+            f"The configuration {path} is not YAML{line}: {getattr(error, 'problem', error)}."
+        ) from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"The configuration {path} holds no settings; expected `name:`, `data:` and so on.")
+    problems: list[str] = []
+    for override in overrides:
+        _override(content, override, problems)
+    content = _expand(content, problems)
+    problems += [
+        f"{key}: stands twice in the same group (lines {first} and {second}); keep one."
+        for key, first, second in repeated_keys(text)
+    ]
+    return _validate(content, problems, text)
+
+
+def _override(content: dict[str, Any], override: str, problems: list[str]) -> None:
+    """Set one value named by a dotted path."""
+    name, equals, text = override.partition("=")
+    *parents, last = name.split(".")
+    if not equals or not last:
+        problems.append(f"--set {override}: expected the form a.b=value.")
+        return
+    place: Any = content
+    for parent in parents:
+        place = place.setdefault(parent, {}) if isinstance(place, dict) else None
+        if place is None:
+            content_at = ".".join(parents)
+            problems.append(f"--set {override}: {content_at} is not a group of settings.")
+            return
+    if not isinstance(place, dict):
+        problems.append(f"--set {override}: {'.'.join(parents)} is not a group of settings.")
+        return
+    try:
+        place[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        problems.append(f"--set {override}: {text!r} is not a YAML value; put it in quotes.")
+
+
+def _expand(value: Any, problems: list[str]) -> Any:
+    """Replace `$NAME` in every text by the environment variable."""
+    if isinstance(value, dict):
+        return {key: _expand(inner, problems) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_expand(inner, problems) for inner in value]
+    if isinstance(value, str):
+        for name in _VARIABLE.findall(value):
+            if name not in os.environ:
+                problems.append(
+                    f"{_short(value)} names the environment variable {name}, which is not set; set it."
+                )
+        return _VARIABLE.sub(lambda match: os.environ.get(match[1], ""), value)
+    return value
+
+
+def _validate(content: dict[str, Any], problems: list[str], text: str) -> RunConfig:
+    try:
+        config = RunConfig.model_validate(content)
+    except ValidationError as error:
+        problems.extend(validation_sentences(error, text))
+    else:
+        if not problems:
+            _check_together(config)
+            return config
+    raise ConfigError(problems)
+
+
+def validation_sentences(error: ValidationError, text: str | None = None) -> Iterable[str]:
+    """Say each validation error in one sentence: where, what was found, what was expected.
+
+    With the `text` of the YAML file of a run, an unknown setting has its line and the nearest known one.
+    """
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"]) or "the configuration"
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            line = None if text is None else line_of(text, problem["loc"])
+            near = None if text is None else nearest_setting(RunConfig, problem["loc"])
+            at = f" (line {line})" if line else ""
+            yield (
+                f"{where}{at}: there is no such setting; "
+                + (f"the nearest is {near}." if near else "check the spelling.")
+            )
+        elif problem["type"] == "union_tag_invalid":
+            found, known = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
+            yield f"{where}.kind: found {_short(found)}, expected one of {known}."
+        elif problem["type"] == "union_tag_not_found":
+            yield f"{where}.kind: is missing; give it a value."
+        elif problem["type"] == "missing":
+            yield f"{where}: is missing; give it a value."
+        else:
+            yield f"{where}: found {_short(problem['input'])}, {message[:1].lower()}{message[1:]}."
+
+
+def _short(value: object) -> str:
+    text = redacted(repr(value))
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _check_together(config: RunConfig) -> None:
+    """Check what single fields cannot know."""
+    problems = [*_own_model_mistakes(config), *grammar_mistakes(config.summary, config.engine)]
+    problems += _fusion_mistakes(config.rankers)
+    if not config.rankers:
+        problems.append("rankers: the list is empty; name at least one.")
+    variants, of_variants = _resolve_variants(config)
+    problems += of_variants
+    for name, variant in variants.items():
+        if (variant.summary, variant.engine) != (config.summary, config.engine):
+            mistakes = grammar_mistakes(variant.summary, variant.engine)
+            problems += [f"variants.{name}: {mistake}" for mistake in mistakes]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _fusion_mistakes(rankers: Sequence[RankerName]) -> Iterable[str]:
+    """Say which fusions lack what they join."""
+    for name in ("fusion", "fusion_all"):
+        if name in rankers and "llm" not in rankers:
+            yield f"rankers: `{name}` joins `llm` with other rankers; name `llm` too."
+    for name in ("fusion_all", "fusion_no_llm"):
+        if name in rankers and not joinable(rankers):
+            yield f"rankers: `{name}` joins the baselines that stand beside it; name one, such as bm25."
+
+
+def joinable(rankers: Sequence[RankerName]) -> list[RankerName]:
+    """Return the baselines among some rankers that a fusion can learn from: all but `random`."""
+    return [n for n in rankers if n not in {"random", "llm_zero_shot", *OWN_MODEL, *FUSIONS}]
+
+
+def _own_model_mistakes(config: RunConfig) -> Iterable[str]:
+    """Say which rankers ask for a model that the run does not train."""
+    for name in (name for name in OWN_MODEL if name in config.rankers):
+        kind = OWN_MODEL[name]
+        if config.train is None:
+            yield f"rankers: `{name}` is the fine-tuned model, but `train` is null; use `llm_zero_shot`."
+        elif kind not in {"own", config.summary.method} and not getattr(config.train.profiles, kind):
+            yield (
+                f"rankers: `{name}` asks the model in a way that it was not trained on; give "
+                f"train.profiles.{kind} a share of the training users, such as 0.25."
+            )
+
+
+def grammar_mistakes(summary: SummaryConfig, engine: EngineConfig) -> Iterable[str]:
+    """Say that a server must hold its answers to phrases, and nothing says how it is told them."""
+    held = summary.grounded and summary.needs_calls
+    if held and engine.kind == "openai" and engine.grammar is None:
+        yield (
+            "engine.grammar: is missing, and grounded summaries need it; set it to llama.cpp, vllm or "
+            "sglang, whichever the server is, or summary.grounded to false."
+        )
+
+
+def swept(config: RunConfig) -> dict[str, dict[str, str]]:
+    """Return, for every swept setting, the name of the ranker that stands for each value, by value as text.
+
+    The run's own value comes where it was named, else first, and is the run's own model.
+    """
+    settings = config.model_dump(mode="json")
+    found: dict[str, dict[str, str]] = {}
+    for setting, values in config.sweep.items():
+        own = _look_up(settings, setting)
+        tried = values if own in values else (own, *values)
+        names = [own_ranker(config) if value == own else _sweep_name(setting, value) for value in tried]
+        found[setting] = dict(zip(map(_as_text, tried), names, strict=True))
+    return found
+
+
+def own_ranker(config: RunConfig) -> RankerName:
+    """Return the language model that a run is about: the fine-tuned one, or the base model as it is."""
+    return "llm_zero_shot" if config.train is None else "llm"
+
+
+def variants_of(config: RunConfig) -> dict[str, RunConfig]:
+    """Return the whole configuration of each variant, by the name of its ranker: `variants`, then `sweep`.
+
+    A variant asks its own language model only, and has no variants itself.
+    """
+    return _resolve_variants(config)[0]
+
+
+def _resolve_variants(config: RunConfig) -> tuple[dict[str, RunConfig], list[str]]:
+    """Return the variants, and a sentence for every mistake in them."""
+    settings = config.model_dump(mode="json")
+    wanted, problems = dict(config.variants), []
+    for setting, values in config.sweep.items():
+        for value in values:
+            if value != _look_up(settings, setting):
+                wanted[_sweep_name(setting, value)] = {setting: value}
+    found: dict[str, RunConfig] = {}
+    for name, changes in wanted.items():
+        mistakes = [f"variants.{name}: {why}" for why in _variant_mistakes(settings, name, changes)]
+        if not mistakes:
+            content = _changed(settings, changes)
+            try:
+                variant = RunConfig.model_validate(content)
+                found[name] = variant.model_copy(update={"rankers": (own_ranker(variant),)})
+            except ValidationError as error:
+                mistakes = [f"variants.{name}: {sentence}" for sentence in validation_sentences(error)]
+        problems += mistakes
+    return found, problems
+
+
+def _variant_mistakes(settings: Mapping[str, Any], name: str, changes: Mapping[str, Any]) -> Iterable[str]:
+    """Say what is wrong with a variant before its values are looked at."""
+    if not _VARIANT_NAME.fullmatch(name) or name in get_args(RankerName):
+        yield "the name must be letters, digits and . _ = - and not that of a ranker; choose another."
+    for setting in changes:
+        if setting.split(".")[0] not in VARIABLE_PARTS:
+            yield f"{setting} cannot vary within a run; expected a setting of {', '.join(VARIABLE_PARTS)}."
+        elif _look_up(settings, setting) is _NOTHING:
+            near = nearest_setting(RunConfig, setting.split("."))
+            yield f"{setting} is no setting of this run; " + (
+                f"the nearest is {near}." if near else "check the spelling."
+            )
+
+
+def _changed(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of resolved settings with some changed, without variants and the run's servers."""
+    content = copy.deepcopy({k: v for k, v in settings.items() if k not in {"variants", "sweep"}})
+    content["recommender"]["servers"] = {}  # they hold the run's own models
+    for setting, value in changes.items():
+        *parents, last = setting.split(".")
+        place = content
+        for parent in parents:
+            place = place[parent]
+        place[last] = value
+    return content
+
+
+def _look_up(settings: Mapping[str, Any], setting: str) -> Any:
+    """Return the value of a dotted setting, `_NOTHING` if there is none."""
+    place: Any = settings
+    for part in setting.split("."):
+        place = place.get(part, _NOTHING) if isinstance(place, Mapping) else _NOTHING
+    return place
+
+
+def _sweep_name(setting: str, value: Any) -> str:
+    return f"{setting.rpartition('.')[2]}={_as_text(value)}"
+
+
+def _as_text(value: Any) -> str:
+    return json.dumps(value).strip('"')
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return `a.b: OLD -> NEW` for every setting in which two resolved configurations differ."""
+    found = []
+    for key in sorted(set(old) | set(new)):
+        name = f"{prefix}{key}"
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += differences(before, after, f"{name}.")
+        elif before != after:
+            found.append(f"{name}: {_short(before)} -> {_short(after)}")
+    return found

@@ -1,0 +1,217 @@
+"""Profiles for the users of a dataset folder, outside any experiment: what `trsr summarize` does."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from trsr.data.dataset import Dataset
+from trsr.errors import ConfigError, DataError
+from trsr.experiment.config import grammar_mistakes, validation_sentences
+from trsr.experiment.experiment import RayRunner, Workbench, make_summariser
+from trsr.experiment.profiles import WrittenProfiles, save_profiles, write_profiles
+from trsr.experiment.ray import Source, dataset_slices, users_a_piece, write_on_ray
+from trsr.llm.engines import IN_FLIGHT, EngineConfig
+from trsr.summarize.counted import word_changes
+from trsr.summarize.places import is_database
+from trsr.summarize.plan import SummaryConfig
+from trsr.summarize.summarizer import Fold, Summariser
+from trsr.types import History
+
+GROUNDED_TOKENS = 96
+"""Room for the twelve phrases of a grounded profile, eight tokens each."""
+
+
+class ProfileSettings(BaseModel):
+    """What `trsr summarize` can be told."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    summary: SummaryConfig
+    engine: EngineConfig
+
+
+def settings(
+    method: str,
+    engine: str,
+    model: str | None,
+    base_url: str | None,
+    block_size: int,
+    grounded: bool = False,
+    grammar: str | None = None,
+    in_flight: int | None = None,
+) -> ProfileSettings:
+    """Return checked settings from the command's options.
+
+    `in_flight` bounds the prompts that the engine works on at the same time; None is the engine's own number.
+
+    Raises:
+        ConfigError: with every mistake.
+    """
+    named: dict[str, Any] = {"kind": engine}
+    if model is not None:
+        named["model"] = model
+    if base_url is not None:
+        named["base_url"] = base_url
+    if grammar is not None:
+        named["grammar"] = grammar
+    if in_flight is not None and engine in IN_FLIGHT:
+        named[IN_FLIGHT[engine]] = in_flight
+    segmentation = {"kind": "count", "block_size": block_size}
+    summary = {"method": method, "segmentation": segmentation, "grounded": grounded}
+    if grounded:
+        summary["max_new_tokens"] = GROUNDED_TOKENS
+    try:
+        chosen = ProfileSettings.model_validate({"summary": summary, "engine": named})
+    except ValidationError as error:
+        raise ConfigError(list(validation_sentences(error))) from error
+    if mistakes := list(grammar_mistakes(chosen.summary, chosen.engine)):
+        raise ConfigError(mistakes)
+    return chosen
+
+
+@dataclass(frozen=True)
+class DatasetProfiles:
+    """The profiles of a dataset's users, and what made them."""
+
+    summariser: Summariser
+    written: WrittenProfiles
+
+
+def summarize_dataset(
+    data: Path, chosen: ProfileSettings, store: str | Path | None, limit: int | None, user_id: str | None
+) -> DatasetProfiles:
+    """Write profiles for all users of a dataset folder, the first `limit`, or one.
+
+    Unless it is one user only, the profiles stand in `profiles.parquet` beside the store (beside the data if
+    that is a database), in place of those of an earlier call; the texts of all calls stay in the store.
+
+    Raises:
+        DataError: the folder is no dataset, has no such user, or no user with an item that has text.
+    """
+    dataset = Dataset.open(data)
+    summariser = make_summariser(dataset, chosen.summary)
+    histories = user_histories(dataset, limit, user_id)
+    place = store or data / "summaries.sqlite"
+    written = write_profiles(histories, summariser, chosen.engine, place)
+    if user_id is None:
+        save_profiles(_profiles_file(data, place), [h.user_id for h in histories], written)
+    return DatasetProfiles(summariser, written)
+
+
+def summarize_dataset_on_ray(
+    data: Path, chosen: ProfileSettings, store: str | Path | None, limit: int | None, runner: RayRunner
+) -> dict[str, int | float]:
+    """Write profiles as `summarize_dataset` does, on the workers of a Ray cluster; return counts.
+
+    Raises:
+        ConfigError: the cluster has several machines, and the store is a file.
+        DataError: the folder is no dataset, or has no user with an item that has text.
+    """
+    dataset = Dataset.open(data)
+    make_summariser(dataset, chosen.summary)  # so that a wrong template is said at once
+    place = store or data / "summaries.sqlite"
+    n_users = min(dataset.info.counts["users"], limit or dataset.info.counts["users"])
+    slices, n_users = dataset_slices(dataset, users_a_piece(n_users, runner), limit)
+    opened = partial(_open_source, data.resolve(), chosen.summary)
+    file = _profiles_file(data, place)
+    return write_on_ray(slices, n_users, opened, chosen.engine, place, runner, file)
+
+
+def _open_source(data: Path, config: SummaryConfig) -> Source:
+    """Open the dataset in a worker; a piece is a slice of the rows of its events."""
+    dataset = Dataset.open(data)
+
+    def histories(start: int, stop: int) -> list[tuple[str, History]]:
+        return [(h.user_id, h) for h in histories_with_text(dataset, start=start, stop=stop)]
+
+    return Source(make_summariser(dataset, config), histories)
+
+
+def _profiles_file(data: Path, store: str | Path) -> Path:
+    return (data if is_database(store) else Path(store).parent) / "profiles.parquet"
+
+
+def user_histories(dataset: Dataset, limit: int | None, user_id: str | None) -> list[History]:
+    """Return the histories of all users that have any text, of the first `limit`, or of one.
+
+    Raises:
+        DataError: there is none.
+    """
+    histories = list(itertools.islice(histories_with_text(dataset, user_id), limit))
+    if not histories:
+        whom, advice = (f"user {user_id!r}", "check the id") if user_id else ("user", "import it anew")
+        raise DataError(f"{dataset.path} has no {whom} with items that have text; {advice}.")
+    return histories
+
+
+def histories_with_text(
+    dataset: Dataset, user_id: str | None = None, start: int = 0, stop: int | None = None
+) -> Iterator[History]:
+    """Yield histories of items that have text; a user without any is passed over.
+
+    `start` and `stop` are rows of the events, see `Dataset.histories`.
+    """
+    catalogue = dataset.catalogue()
+    for history in dataset.histories(start, stop):
+        if user_id is None or history.user_id == user_id:
+            items = tuple(i for i in history.item_ids if catalogue[i].fields)
+            if items:
+                yield History(history.user_id, items)
+
+
+def describe_fold(fold: Fold, summariser: Summariser, profile_text: str) -> str:
+    """Return a user's blocks, every summary with the words it added and dropped, and the profile."""
+    lines = [f"User {fold.history.user_id}: {len(fold.history)} items in {len(fold.blocks)} blocks"]
+    for block in fold.blocks:
+        lines.append(f"\nBlock {block.index + 1}{'' if block.complete else ' (open)'}")
+        lines += [f"  - {summariser.item_text(item)}" for item in block.item_ids]
+    for place, call in enumerate(fold.calls):
+        read = f" of {', '.join(str(i + 1) for i in call.inputs)}" if call.inputs else ""
+        lines.append(f"\nSummary {place + 1} ({call.kind}{read})\n  {fold.texts[place]}")
+        if call.kind == "update":
+            added, gone = word_changes(fold.texts[call.inputs[-1]], fold.texts[place])
+            lines.append(f"  added: {', '.join(added) or 'nothing'}; gone: {', '.join(gone) or 'nothing'}")
+    lines.append(f"\nProfile\n  {profile_text or '(none)'}")
+    return "\n".join(lines)
+
+
+CONFIG_FILE = Path(__file__).with_name("demo.yaml")
+
+
+def compare_summarisers(bench: Workbench) -> str:
+    """Return one test user's blocks and summaries by both methods; the calls go to the run's store."""
+    example = bench.splits.test[0]
+    parts = []
+    for method in ("recurrent", "hierarchical"):
+        config = bench.config.summary.model_copy(update={"method": method})
+        summariser = make_summariser(bench.dataset, config)
+        written = write_profiles(
+            [History(example.user_id, example.history)],
+            summariser,
+            bench.config.engine,
+            bench.store_place,
+        )
+        text = describe_fold(written.folds[0], summariser, written.profiles[0].text)
+        parts.append(f"{method.capitalize()}\n{'-' * len(method)}\n{text}")
+    return "\n\n".join(parts)
+
+
+def next_steps(out: Path) -> str:
+    """Return commands to try next; the last opens the page."""
+    config = Path(os.path.relpath(CONFIG_FILE))
+    return (
+        "Try next:\n"
+        f"  trsr rank {config} --out {out} --dry-run      # the prompt the model reads\n"
+        f"  trsr summarize {out}/data --engine llamacpp --limit 5      # profiles of other users\n"
+        f"  trsr run {config} --out {out}-counted --set summary.method=counted  # no model\n"
+        f"See what it believes about each user, and add notes, at http://127.0.0.1:8000 in a browser:\n"
+        f"  trsr serve {out}\n"
+    )

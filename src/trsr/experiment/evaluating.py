@@ -1,0 +1,293 @@
+"""From `scores.parquet` to `metrics.json` and the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from trsr.errors import MissingExtraError
+from trsr.evaluate.context import (
+    ExampleBlock,
+    ExampleCandidate,
+    ExampleUser,
+    ReportContext,
+    StageCost,
+    TrainingRow,
+)
+from trsr.evaluate.evaluation import ProfileRow, main_metrics, summarise, summarise_profiles
+from trsr.evaluate.metrics import Floats
+from trsr.evaluate.per_example import Measured, measure, metric_list
+from trsr.evaluate.profile_quality import (
+    ProfileFrame,
+    ProfileSource,
+    folded,
+    predictive_values,
+    profile_quality,
+    without_prefill,
+)
+from trsr.evaluate.report import write_report
+from trsr.evaluate.slices import Traits, interest_shift
+from trsr.experiment.config import RunConfig, own_ranker, swept
+from trsr.experiment.experiment import NO_CAP, Workbench
+from trsr.experiment.field_cuts import cut_sentences, read_cuts
+from trsr.experiment.leakage import check_run
+from trsr.experiment.ranking import probabilistic_rankers
+from trsr.experiment.variants import profile_pair
+from trsr.recommend.ranker import ranked
+from trsr.splitting.leakage import fit_events
+from trsr.storage import read_json, read_table
+from trsr.summarize.counted import LABELS, field_values, title_words
+from trsr.summarize.prompts import example_text, frame_text
+from trsr.types import RankingExample
+
+
+def targets_in_history(benches: Iterable[Workbench]) -> int:
+    """Return how many test examples, each id once, have a chosen candidate that their own history holds."""
+    return len(
+        {
+            example.example_id
+            for bench in benches
+            for example in bench.splits.test
+            if any(
+                label and item in example.history
+                for item, label in zip(example.candidates, example.labels, strict=True)
+            )
+        }
+    )
+
+
+def example_traits(bench: Workbench) -> dict[str, Traits]:
+    """Return the traits of each test example by its id, from data before its target only.
+
+    Raises:
+        DataError: the examples were made from another dataset.
+    """
+    counts = fit_events(bench.dataset, bench.splits).group_by("item_id").agg(n=pl.len())
+    met: dict[str, int] = dict(counts.iter_rows())
+    summariser = bench.summariser
+    fields, title = summariser.category_fields, summariser.title_field
+    read = {item_id for example in bench.splits.test for item_id in example.history}
+    values = {
+        item_id: field_values(item, fields) if fields else title_words(item, title)
+        for item_id, item in summariser.items.items()
+        if item_id in read
+    }
+    return {
+        example.example_id: Traits(
+            history_length=len(example.history),
+            target_count=min(
+                (
+                    met.get(item, 0)
+                    for item, label in zip(example.candidates, example.labels, strict=True)
+                    if label
+                ),
+                default=None,
+            ),
+            shift=interest_shift([values[item] for item in example.history]),
+        )
+        for example in bench.splits.test
+    }
+
+
+def profile_facts(bench: Workbench) -> dict[str, Any] | None:
+    """Return what the profiles of the test examples are worth; None for the method `none`.
+
+    Without bm25s the measures of prediction are left out.
+    """
+    if bench.config.summary.method == "none":
+        return None
+    frame, source_of = profile_frame(bench), _source_maker(bench)
+    rows = []
+    for example in bench.splits.test:
+        source = source_of(example)
+        quality = profile_quality(source, frame)
+        rows.append(ProfileRow(example.example_id, example.user_id, source.text, quality))
+    return summarise_profiles(
+        rows, _prediction(bench, frame), method=bench.config.summary.method, seed=bench.config.seed
+    )
+
+
+def profile_frame(bench: Workbench) -> ProfileFrame:
+    """Return the words of this run's profiles that do not come from users."""
+    info, template = bench.dataset.info, bench.summariser.template
+    fields = " ".join(info.text_fields).replace("_", " ")
+    labels = " ".join(LABELS)
+    if not bench.config.summary.needs_calls:
+        return ProfileFrame(folded(f"{labels} {fields}"))
+    counts = labels if bench.config.summary.counts else ""
+    return ProfileFrame(
+        words=folded(f"{frame_text(template)} {fields} {counts}"),
+        example_words=folded(example_text(template)),
+        prefill=template.own_text("prefill"),
+    )
+
+
+def _source_maker(bench: Workbench) -> Callable[[RankingExample], ProfileSource]:
+    """Return a function from an example to its profile and what that was made from."""
+    summariser, written = bench.summariser, bench.config.summary.needs_calls
+    # A counted profile reads the whole title; what both may say of an item by its category is added below.
+    title = tuple(filter(None, [summariser.title_field]))
+    text = summariser.item_text if written else bench.item_texts(title, NO_CAP, None)
+
+    def source(example: RankingExample) -> ProfileSource:
+        name = example.example_id
+        categories = [
+            field_values(summariser.items[item], summariser.category_fields) for item in example.history
+        ]
+        versions = bench.summary_texts[name] if written else []
+        return ProfileSource(
+            text=bench.profiles.get(name, ""),
+            item_texts=[
+                "; ".join([text(item), *values])
+                for item, values in zip(example.history, categories, strict=True)
+            ],
+            categories=categories,
+            # A tree's merges stand behind the summaries of the blocks.
+            versions=versions[: len(summariser.blocks(example.history))],
+        )
+
+    return source
+
+
+def _prediction(bench: Workbench, frame: ProfileFrame) -> dict[str, Floats]:
+    bodies = {name: without_prefill(profile, frame.prefill) for name, profile in bench.profiles.items()}
+    try:
+        return predictive_values(bench.splits.test, bodies, bench.bm25_index)
+    except MissingExtraError:
+        return {}
+
+
+N_EXAMPLE_USERS = 3
+
+
+def evaluate_scores(bench: Workbench) -> dict[str, Any]:
+    """Compute the metrics and write the report.
+
+    Raises:
+        DataError: the scores are not those of this run.
+        LeakageError: something has seen a target.
+        OutputError: the run folder cannot be written.
+    """
+    leakage = check_run(bench)
+    splits = bench.splits
+    metrics = summarise(
+        measure_run(bench),
+        protocol={**splits.description, "counts": splits.counts, "warnings": list(splits.warnings)},
+        compared=main_metrics(bench.config.evaluate.ks),
+        seed=bench.config.seed,
+        traits=example_traits(bench),
+        slice_pair=asked_pair(bench.config),
+    )
+    metrics["counts"]["targets_in_history"] = targets_in_history([bench])
+    metrics["leakage"] = leakage
+    metrics["own_ranker"] = own_ranker(bench.config)
+    if bench.config.sweep:
+        metrics["sweep"] = swept(bench.config)
+    profiles = profile_facts(bench)
+    if profiles is not None:
+        metrics["profiles"] = profiles
+    if cuts := read_cuts(bench):
+        metrics["field_cuts"] = cuts
+    bench.folder.write_json("metrics.json", metrics)
+    write_report(bench.folder.path, metrics=metrics, context=report_context(bench))
+    return {"rankers": len(metrics["rankers"])}
+
+
+def measure_run(bench: Workbench) -> Measured:
+    """Compute every ranker's metrics of each test example from the scores of a run.
+
+    Raises:
+        DataError: the scores are not those of this run.
+    """
+    metrics = metric_list(bench.config.evaluate.ks)
+    return measure(_scores(bench), metrics, probabilistic=probabilistic_rankers(bench.config))
+
+
+def asked_pair(config: RunConfig) -> tuple[str, str] | None:
+    """Return the rankers that are compared on every slice: with profile and without; None if not asked."""
+    pair = profile_pair(config)
+    return pair if pair is not None and pair[0] in config.rankers else None
+
+
+def _scores(bench: Workbench) -> pl.DataFrame:
+    return read_table(bench.folder.path / "scores.parquet")
+
+
+def report_context(bench: Workbench) -> ReportContext:
+    """Gather what the report tells beside the metrics."""
+    folder, scores = bench.folder, _scores(bench)
+    stages, sittings = folder.stages(), folder.sittings()
+    summaries = {"method": bench.config.summary.method} | stages.get("summarize", {})
+    return ReportContext(
+        title=bench.config.name,
+        command="\n".join(dict.fromkeys(sitting["command"] for sitting in sittings)),
+        config_yaml=(folder.path / "config.yaml").read_text(encoding="utf-8"),
+        environment={k: v for k, v in sittings[0].items() if k not in ("command", "process")},
+        stages=[
+            StageCost(name, facts["seconds"], facts.get("calls_made"), facts.get("generated_tokens"))
+            for name, facts in stages.items()
+        ],
+        summaries={k: v for k, v in summaries.items() if k not in ("seconds", "sha256")},
+        training=_training_rows(bench),
+        training_metric="validation recall@3 + @5 + @10",
+        users=[_example_user(bench, e, scores) for e in bench.splits.test[:N_EXAMPLE_USERS]],
+        notes=[*_sitting_notes(sittings), *_calibration_notes(stages), *cut_sentences(read_cuts(bench))],
+    )
+
+
+def _sitting_notes(sittings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say it where not all stages were made by the same code on the same machine."""
+    kinds = {json.dumps([s.get(k) for k in ("commit", "versions", "python", "system")]) for s in sittings}
+    if len(kinds) == 1:
+        return []
+    return [
+        f"The run was made in {len(sittings)} sittings that differ in commit, versions or machine; the "
+        "environment below is that of the first, `env.json` has them all."
+    ]
+
+
+def _calibration_notes(stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Say it where the fine-tuned model's scores are not calibrated."""
+    said = str(stages.get("calibrate", {}).get("calibration", ""))
+    if not said.startswith("none"):
+        return []
+    return [f"The scores of llm are not calibrated ({said.removeprefix('none: ')})."]
+
+
+def _training_rows(bench: Workbench) -> list[TrainingRow]:
+    file = bench.folder.path / "training.json"
+    if bench.config.train is None or not file.exists():
+        return []
+    log = read_json(file)["log"]
+    return [TrainingRow(int(r["step"]), r.get("loss"), r.get("eval_recall_sum")) for r in log]
+
+
+def _example_user(bench: Workbench, example: RankingExample, scores: pl.DataFrame) -> ExampleUser:
+    """Show one user in full, with the candidates as the last configured ranker orders them."""
+    ranker = bench.config.rankers[-1]
+    rows = scores.filter((pl.col("example_id") == example.example_id) & (pl.col("ranker") == ranker))
+    labels = dict(zip(rows["item_id"], rows["label"], strict=True))
+    text = bench.item_texts(bench.config.prompt.fields, bench.config.prompt.max_field_tokens, None)
+    written = bench.summary_texts.get(example.example_id, [])
+    blocks = bench.summariser.blocks(example.history)
+    n_recent = bench.config.prompt.n_recent
+    return ExampleUser(
+        user_id=example.user_id,
+        blocks=tuple(
+            ExampleBlock(tuple(text(i) for i in block.item_ids), written[block.index] if written else "")
+            for block in blocks
+        ),
+        profile=bench.profiles.get(example.example_id, ""),
+        recent_items=tuple(text(i) for i in example.history[-n_recent:]) if n_recent else (),
+        candidates=tuple(
+            ExampleCandidate(text(item.item_id), item.score, labels[item.item_id])
+            for item in ranked(
+                example,
+                rows["margin"].to_numpy(),
+                None if rows["score"].has_nulls() else rows["score"].to_numpy(),
+            )
+        ),
+    )

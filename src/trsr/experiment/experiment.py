@@ -1,0 +1,296 @@
+"""What the stages of a run share: dataset, texts, templates and examples, each loaded once, when needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+from trsr.baselines.simple import Bm25Index
+from trsr.data.dataset import Dataset
+from trsr.errors import ConfigError
+from trsr.experiment.config import FolderData, RunConfig
+from trsr.experiment.run_folder import RunFolder
+from trsr.llm import models
+from trsr.llm.base import LabelTokens, Tokenizer
+from trsr.recommend.prompt import PromptBuilder, load_ranking_template
+from trsr.recommend.ranker import Ranker
+from trsr.splitting.examples import Splits, read_splits
+from trsr.storage import read_table
+from trsr.summarize.plan import SummaryConfig
+from trsr.summarize.prompts import load_summary_template
+from trsr.summarize.summarizer import Summariser
+from trsr.templating import Template
+from trsr.text import FieldCut, field_cuts, verbalize_item
+from trsr.train.config import ProfileKind
+from trsr.train.dataset import shows_own_profile
+from trsr.types import History, RankingExample
+
+
+@dataclass(frozen=True, slots=True)
+class RayRunner:
+    """Asks for a Ray cluster.
+
+    Attributes:
+        concurrency: Workers, each with an engine of its own; at least 1.
+        gpus_per_worker: GPUs that each needs; a part of one is shared.
+    """
+
+    concurrency: int = 1
+    gpus_per_worker: float = 0.0
+
+
+def choose_runner(kind: str, concurrency: int | None, gpus_per_worker: float | None) -> RayRunner | None:
+    """Return the runner that a command's options name; None is the local one.
+
+    Raises:
+        ConfigError: there is no such runner, a number is out of range, or one is given for the local runner.
+    """
+    if kind not in {"local", "ray"}:
+        raise ConfigError(f"runner: found {kind!r}, expected local or ray.")
+    if kind == "local":
+        if concurrency is not None or gpus_per_worker is not None:
+            raise ConfigError(
+                "--concurrency and --gpus-per-worker are for --runner ray; add it, or leave them out."
+            )
+        return None
+    if concurrency is not None and concurrency < 1:
+        raise ConfigError(f"concurrency: found {concurrency}, expected a whole number of at least 1.")
+    if gpus_per_worker is not None and gpus_per_worker < 0:
+        raise ConfigError(f"gpus_per_worker: found {gpus_per_worker}, expected a number of at least 0.")
+    return RayRunner(concurrency or 1, gpus_per_worker or 0.0)
+
+
+NO_CAP = 10_000
+"""More tokens than a field has."""
+
+
+Place = tuple[Path, RunConfig, str]
+"""A run folder, its configuration, and the command that opened it."""
+
+
+class Workbench:
+    """Everything derived from a run's configuration and its finished stages."""
+
+    def __init__(self, folder: RunFolder, base: Workbench | None = None) -> None:
+        """Work on `folder`; a variant takes dataset and summaries of its run, whose workbench is `base`."""
+        self.folder = folder
+        self.config = folder.config
+        self.base = base
+        self.say: Callable[[str], None] = lambda _: None
+        """Is told what long stages do."""
+        self.runner: RayRunner | None = base.runner if base else None
+        """Where profiles are written and the language model ranks; None for this process."""
+        self.fitted: dict[str, Ranker] = {}
+        """Baselines that this process has fitted, which rank themselves and in fusions."""
+
+    def places(self) -> list[Place]:
+        """Return what `reopened` needs to open this workbench in another process."""
+        before = self.base.places() if self.base else []
+        return [*before, (self.folder.path.resolve(), self.config, self.folder.command)]
+
+    @property
+    def store_place(self) -> str | Path:
+        """Where the summaries are kept: a file, or the URL of a database."""
+        if self.base:
+            return self.base.store_place
+        return self.config.store or self.folder.path / "summaries.sqlite"
+
+    @property
+    def dataset_path(self) -> Path:
+        """The dataset folder: the one named, or the one made inside the run."""
+        if self.base:
+            return self.base.dataset_path
+        data = self.config.data
+        return data.path if isinstance(data, FolderData) else self.folder.path / "data"
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The dataset."""
+        if self.base:
+            return self.base.dataset
+        return Dataset.open(self.dataset_path)
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The examples of finished stage `examples`."""
+        return read_splits(self.folder.path / "examples")
+
+    def all_examples(self) -> list[RankingExample]:
+        """Return training, validation and test examples."""
+        return [*self.splits.train, *self.splits.valid, *self.splits.test]
+
+    def summarised_examples(self) -> list[RankingExample]:
+        """Return the examples that a profile is written for."""
+        return summarised(self.splits, self.config)
+
+    def summarised_with(self, config: RunConfig) -> tuple[list[History], Summariser]:
+        """Return the histories that this run, or a variant of it, summarises, and with what."""
+        if config.summary == self.config.summary:
+            found = self.summarised_examples(), self.summariser
+        else:
+            found = summarised(self.splits, config), make_summariser(self.dataset, config.summary)
+        return [History(e.user_id, e.history) for e in found[0]], found[1]
+
+    @cached_property
+    def summariser(self) -> Summariser:
+        """The summariser with its texts."""
+        return make_summariser(self.dataset, self.config.summary)
+
+    @cached_property
+    def profiles(self) -> dict[str, str]:
+        """Profile texts by example id, of finished stage `summarize`."""
+        frame = read_table(self.folder.path / "profiles.parquet", ["example_id", "text"])
+        return dict(frame.iter_rows())
+
+    @cached_property
+    def counted_profiles(self) -> dict[str, str]:
+        """Counted profiles by example id, whatever the run's own method."""
+        return {
+            e.example_id: self.summariser.counted(History(e.user_id, e.history)) for e in self.all_examples()
+        }
+
+    def profiles_as(self, kind: ProfileKind) -> dict[str, str]:
+        """Return one kind of profile by example id, of those examples that have one."""
+        return {} if kind == "none" else self.counted_profiles if kind == "counted" else self.profiles
+
+    @cached_property
+    def summary_texts(self) -> dict[str, list[str]]:
+        """The texts of every call by example id, those of blocks first, of finished stage `summarize`."""
+        frame = read_table(self.folder.path / "profiles.parquet", ["example_id", "texts"])
+        return dict(frame.iter_rows())
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The recommender's tokenizer."""
+        from trsr.llm.transformers import HfTokenizer
+
+        return HfTokenizer(models.hf_folder(self.config.recommender.model))
+
+    @cached_property
+    def bm25_index(self) -> Bm25Index:
+        """The index of all items' whole texts, read by the ranker `bm25` and to judge profiles.
+
+        Raises:
+            MissingExtraError: bm25s is not installed.
+        """
+        text = self.item_texts(None, NO_CAP, None)
+        return Bm25Index({item_id: text(item_id) for item_id in self.dataset.catalogue()})
+
+    @cached_property
+    def ranking_template(self) -> Template:
+        """The ranking prompt's template."""
+        return load_ranking_template(self.config.prompt.template, self.dataset.info.domain)
+
+    @cached_property
+    def builder(self) -> PromptBuilder:
+        """Builds ranking prompts."""
+        prompt = self.config.prompt
+        texts = self.item_texts(prompt.fields, prompt.max_field_tokens, self.tokenizer)
+        return PromptBuilder(self.ranking_template, prompt, self.tokenizer, texts)
+
+    @cached_property
+    def prompt_cuts(self) -> Callable[[str], dict[str, FieldCut]]:
+        """What `prompt.max_field_tokens` cuts from an item's fields, by its id."""
+        prompt = self.config.prompt
+        return item_cuts(self.dataset, prompt.fields, prompt.max_field_tokens, self.tokenizer)
+
+    def n_field_cut(self, item_id: str) -> int:
+        """Return how many tokens of an item `prompt.max_field_tokens` cuts."""
+        return sum(cut.n_cut for cut in self.prompt_cuts(item_id).values())
+
+    @cached_property
+    def labels(self) -> LabelTokens:
+        """The answer tokens."""
+        return self.builder.labels()
+
+    def item_texts(
+        self, fields: tuple[str, ...] | None, max_field_tokens: int, tokenizer: Tokenizer | None
+    ) -> Callable[[str], str]:
+        """Return a function from item id to item text that remembers what it made."""
+        return item_texts(self.dataset, fields, max_field_tokens, tokenizer)
+
+
+def reopened(places: Sequence[Place]) -> Workbench:
+    """Open the workbench whose `places` these are, the run's first and then its variant's."""
+    bench: Workbench | None = None
+    for path, config, command in places:
+        bench = Workbench(RunFolder(path, config, command), bench)
+    assert bench is not None
+    return bench
+
+
+def item_texts(
+    dataset: Dataset, fields: tuple[str, ...] | None, max_field_tokens: int, tokenizer: Tokenizer | None
+) -> Callable[[str], str]:
+    """Return a function from item id to item text that remembers what it made.
+
+    Raises:
+        ConfigError: a field is none of the dataset's.
+    """
+    check_fields(dataset, fields)
+    catalogue = dataset.catalogue()
+
+    @lru_cache(maxsize=200_000)
+    def text(item_id: str) -> str:
+        return verbalize_item(
+            catalogue[item_id], fields=fields, max_field_tokens=max_field_tokens, tokenizer=tokenizer
+        )
+
+    return text
+
+
+def item_cuts(
+    dataset: Dataset, fields: tuple[str, ...] | None, max_field_tokens: int, tokenizer: Tokenizer | None
+) -> Callable[[str], dict[str, FieldCut]]:
+    """Return a function from item id to what the cap cuts from its fields; it remembers what it counted."""
+    catalogue = dataset.catalogue()
+
+    @lru_cache(maxsize=200_000)
+    def cuts(item_id: str) -> dict[str, FieldCut]:
+        return field_cuts(
+            catalogue[item_id], fields=fields, max_field_tokens=max_field_tokens, tokenizer=tokenizer
+        )
+
+    return cuts
+
+
+def check_fields(dataset: Dataset, fields: tuple[str, ...] | None) -> None:
+    """Refuse fields that a dataset does not have.
+
+    Raises:
+        ConfigError: naming them.
+    """
+    known = dataset.info.text_fields
+    if unknown := [field for field in fields or () if field not in known]:
+        raise ConfigError(
+            f"The data set {dataset.info.name!r} has no text field {' and no '.join(map(repr, unknown))}; "
+            f"choose from {', '.join(known)}."
+        )
+
+
+def summarised(splits: Splits, config: RunConfig) -> list[RankingExample]:
+    """Return the examples whose profile something reads, in the order of training, validation and test.
+
+    Of the training examples these are the ones that fine-tuning shows with it in an epoch; for the others no
+    call is paid.
+    """
+    train = config.train
+    shown = [e for e in splits.train if train and shows_own_profile(train, config.seed, e.example_id)]
+    return [*shown, *splits.valid, *splits.test]
+
+
+def make_summariser(dataset: Dataset, config: SummaryConfig) -> Summariser:
+    """Return the summariser of a dataset; caps count words, so that texts do not depend on the engine."""
+    info = dataset.info
+    text = item_texts(dataset, config.fields, config.max_field_tokens, None)
+    return Summariser(
+        config=config,
+        template=load_summary_template(config.template, info.domain),
+        items=dict(dataset.catalogue()),
+        item_text=text,
+        category_fields=tuple(info.category_fields),
+        title_field=next((f for f in info.text_fields if f not in info.category_fields), None),
+        n_tokens=lambda item_id: len(text(item_id).split()),
+    )

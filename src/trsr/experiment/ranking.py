@@ -1,0 +1,399 @@
+"""Asks rankers about examples and writes their scores, in parts that survive a kill.
+
+Parts hold sigmoid(margin); the calibration of the fine-tuned model is applied where they are put together.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from trsr.baselines.fusion import Fusion, fit_fusion
+from trsr.baselines.simple import Bm25Ranker, PopularityRanker, RandomRanker, RecencyRanker
+from trsr.errors import DataError
+from trsr.experiment.baselines import check_baselines, make_baseline
+from trsr.experiment.config import FUSIONS, OWN_MODEL, RankerName, RunConfig, joinable, variants_of
+from trsr.experiment.experiment import Workbench
+from trsr.experiment.field_cuts import shown_items, write_cuts
+from trsr.experiment.preflight import check_context
+from trsr.experiment.profiles import Bar, bar
+from trsr.experiment.variants import variant_scores
+from trsr.llm.base import LabelScorer
+from trsr.recommend.calibration import Calibration
+from trsr.recommend.model_folder import read_adapter_info
+from trsr.recommend.ranker import ExampleScores, Ranker, sigmoid, without_llm
+from trsr.recommend.recommender import open_scorer, open_server_scorer
+from trsr.splitting.leakage import fit_events
+from trsr.storage import read_table, write_whole
+from trsr.summarize.counted import field_values
+from trsr.types import RankingExample
+
+EXAMPLES_A_PART = 10
+SCHEMA = {
+    "example_id": pl.String,
+    "user_id": pl.String,
+    "item_id": pl.String,
+    "label": pl.Int8,
+    "ranker": pl.String,
+    "margin": pl.Float32,
+    "score": pl.Float64,
+    "n_prompt_tokens": pl.Int32,
+    "n_cut_tokens": pl.Int32,
+}
+PROBABILISTIC = frozenset({*OWN_MODEL, "llm_zero_shot"})
+
+
+def rank_candidates(bench: Workbench) -> dict[str, Any]:
+    """Score the test examples with every configured ranker.
+
+    Raises:
+        OutputError: the run folder cannot be written; finished parts are kept.
+    """
+    check_baselines(bench)
+    examples, rankers = bench.splits.test, bench.config.rankers
+    calibration = model_calibration(bench) if OWN_MODEL.keys() & set(rankers) else None
+    file = bench.folder.path / "scores.parquet"
+    _take_apart(file, rankers, examples)
+    with bar("Ranking") as shown:
+        score_in_parts(bench, rankers, examples, file, shown, calibration, variant_scores(bench))
+    if PROBABILISTIC & set(rankers):
+        write_cuts(bench, "prompt", bench.prompt_cuts, shown_items(bench))
+    return {"rankers": len(rankers), "examples": len(examples)}
+
+
+def probabilistic_rankers(config: RunConfig) -> frozenset[str]:
+    """Return the rankers whose score is meant as a probability."""
+    return PROBABILISTIC | set(variants_of(config))
+
+
+def _take_apart(file: Path, rankers: Sequence[str], examples: Sequence[RankingExample]) -> None:
+    """Make the parts of rankers that were asked before the run was given more of them."""
+    if not file.exists():
+        return
+    scores, folder = read_table(file), file.with_suffix(".parts")
+    starts = range(0, len(examples), EXAMPLES_A_PART)
+    for name in rankers:
+        if name in FUSIONS:  # there may be more to join now
+            continue
+        rows = scores.filter(pl.col("ranker") == name)
+        if rows.is_empty():
+            continue
+        if name in PROBABILISTIC:  # they may have been calibrated
+            rows = rows.with_columns(score=pl.Series(sigmoid(rows["margin"].to_numpy())))
+        for start, part in zip(starts, _parts(folder, name, examples), strict=True):
+            asked = [example.example_id for example in examples[start : start + EXAMPLES_A_PART]]
+            if not part.exists():
+                write_whole(part, rows.filter(pl.col("example_id").is_in(asked)).write_parquet)
+
+
+def model_calibration(bench: Workbench) -> Calibration | None:
+    """Return the calibration that the run's model folder holds.
+
+    Raises:
+        RunMismatchError: the model folder cannot be read.
+    """
+    found = read_adapter_info(bench.folder.path / "model").calibration
+    return None if found is None else Calibration.from_json(found)
+
+
+def score_in_parts(
+    bench: Workbench,
+    rankers: Sequence[RankerName],
+    examples: Sequence[RankingExample],
+    file: Path,
+    shown: Bar,
+    calibration: Calibration | None = None,
+    more: Sequence[pl.DataFrame] = (),
+    *,
+    served: bool = True,
+) -> None:
+    """Score examples with some rankers into one file, in the order of rankers, examples and candidates.
+
+    Until it is whole, finished parts lie in a folder beside it, and are not made again.
+
+    Args:
+        bench: The run.
+        rankers: Which.
+        examples: Of one split.
+        file: Columns as in `SCHEMA`.
+        shown: Progress.
+        calibration: Makes the scores of the fine-tuned model; its margins stay as they are.
+        more: Scores of others, put behind.
+        served: As for `make_ranker`.
+    """
+    parts = file.with_suffix(".parts")
+    for number, name in enumerate(sorted(rankers, key=lambda name: name in FUSIONS)):  # they read others
+        show = partial(_show, shown, rankers, number, len(examples))
+        _rank(bench, name, examples, parts, show, served=served)
+    frames = [read_table(part) for name in rankers for part in _parts(parts, name, examples)]
+    write_whole(file, pl.concat([_calibrated(pl.concat(frames), calibration), *more]).write_parquet)
+    shutil.rmtree(parts, ignore_errors=True)
+
+
+def _calibrated(scores: pl.DataFrame, calibration: Calibration | None) -> pl.DataFrame:
+    """Replace the scores of the fine-tuned model by calibrated ones."""
+    if calibration is None:
+        return scores
+    values = pl.Series(calibration.apply(scores["margin"].to_numpy()))
+    return scores.with_columns(
+        score=pl.when(pl.col("ranker").is_in(list(OWN_MODEL))).then(values).otherwise(pl.col("score"))
+    )
+
+
+def _show(shown: Bar, rankers: Sequence[str], number: int, n_examples: int, done: int) -> None:
+    shown.update(number * n_examples + done, len(rankers) * n_examples, rankers[number])
+
+
+def _parts(folder: Path, name: str, examples: Sequence[RankingExample]) -> list[Path]:
+    """Return the files of a ranker's parts, in order."""
+    return [folder / f"{name}-{start:06d}.parquet" for start in range(0, len(examples), EXAMPLES_A_PART)]
+
+
+def _rank(
+    bench: Workbench,
+    name: RankerName,
+    examples: Sequence[RankingExample],
+    folder: Path,
+    on_progress: Callable[[int], None],
+    *,
+    served: bool,
+) -> None:
+    """Write the missing parts of one ranker."""
+    files = _parts(folder, name, examples)
+    missing = [i for i, file in enumerate(files) if not file.exists()]
+    if not missing:
+        return
+    parts = {i: examples[i * EXAMPLES_A_PART : (i + 1) * EXAMPLES_A_PART] for i in missing}
+    if bench.runner is not None and name in PROBABILISTIC:  # the others cost less than a worker's start
+        from trsr.experiment.ray import rank_on_ray
+
+        shares = {files[i]: part for i, part in parts.items()}
+        rank_on_ray(bench, name, shares, bench.runner, on_progress, served=served)
+        return
+    ranker = make_ranker(bench, name, served=served)
+    for i, part in parts.items():
+        write_part(files[i], ranker, part)
+        on_progress(i * EXAMPLES_A_PART + len(part))
+
+
+def write_part(file: Path, ranker: Ranker, examples: Sequence[RankingExample]) -> None:
+    """Score some examples into a file of their own."""
+    write_whole(file, _rows(ranker, examples).write_parquet)
+
+
+def _rows(ranker: Ranker, examples: Sequence[RankingExample]) -> pl.DataFrame:
+    """Return the score rows of some examples, in the order of examples and candidates."""
+    answers: dict[str, ExampleScores] = {answer.example_id: answer for answer in ranker.rank(examples)}
+    frames = []
+    for example in examples:
+        answer = answers[example.example_id]
+        scores = sigmoid(answer.margins) if ranker.probabilistic else np.full(len(answer.margins), np.nan)
+        frames.append(
+            pl.DataFrame(
+                {
+                    "example_id": [example.example_id] * len(example.candidates),
+                    "user_id": [example.user_id] * len(example.candidates),
+                    "item_id": example.candidates,
+                    "label": example.labels,
+                    "ranker": [ranker.name] * len(example.candidates),
+                    "margin": answer.margins,
+                    "score": pl.Series(scores).fill_nan(None),
+                    "n_prompt_tokens": answer.n_prompt_tokens,
+                    "n_cut_tokens": answer.n_cut_tokens,
+                },
+                schema_overrides=SCHEMA,
+            )
+        )
+    return pl.concat(frames)
+
+
+def make_ranker(  # noqa: PLR0911 - one a name
+    bench: Workbench, name: RankerName, *, served: bool = True
+) -> Ranker:
+    """Make the ranker called `name`, fitted on what it may learn from.
+
+    Args:
+        bench: The run.
+        name: Which.
+        served: Whether a language model may be asked on the server that the run names for it.
+    """
+    match name:
+        case "random":
+            return RandomRanker(bench.config.seed)
+        case "popularity":
+            return PopularityRanker(fit_events(bench.dataset, bench.splits))
+        case "recency":
+            fields = bench.dataset.info.category_fields
+            items = bench.dataset.catalogue()
+            return RecencyRanker({i: frozenset(field_values(item, fields)) for i, item in items.items()})
+        case "bm25":
+            return Bm25Ranker(bench.bm25_index, profiles=bench.profiles)
+        case "popularity_decayed" | "embedding" | "bag_of_words" | "ncf" | "gru4rec" | "bert4rec" | "sasrec":
+            if name not in bench.fitted:
+                bench.fitted[name] = make_baseline(bench, name)
+            return bench.fitted[name]
+        case "llm_zero_shot" | "llm" | "llm_no_profile" | "llm_counted":
+            return _llm_ranker(bench, name, served=served)
+        case "fusion" | "fusion_all" | "fusion_no_llm":
+            return make_fusion(bench, name)
+
+
+def _llm_ranker(bench: Workbench, name: RankerName, *, served: bool) -> Ranker:
+    """Open the base model, or the fine-tuned one for what is that, here or on its server."""
+    from trsr.recommend.recommender import LlmRanker
+
+    adapter = bench.folder.path / "model" if name in OWN_MODEL else None
+    recommender, template = bench.config.recommender, bench.ranking_template.hash
+    version = bench.tokenizer.prompt_version
+    server = recommender.servers.get("llm" if adapter else "llm_zero_shot") if served else None
+    scorer: LabelScorer
+    check_context(recommender.model, bench.config.prompt)
+    if server is not None:
+        scorer, info = open_server_scorer(server, recommender, adapter, template, version)
+    else:
+        scorer, info = open_scorer(recommender, adapter, template, version)
+    profiles = bench.profiles_as(OWN_MODEL.get(name, "own"))
+    return LlmRanker(
+        name, scorer, bench.builder, info.labels if info else bench.labels, profiles, bench.n_field_cut
+    )
+
+
+Features = npt.NDArray[np.float64]
+
+
+class FusionRanker:
+    """Joins margins that are known with those of other rankers; `llm` is None where that is left out."""
+
+    probabilistic = False
+
+    def __init__(self, name: str, fusion: Fusion, llm: pl.DataFrame | None, others: Sequence[Ranker]) -> None:
+        self.name = name
+        self._fusion = fusion
+        self._llm = llm
+        self._others = others
+
+    def rank(self, examples: Sequence[RankingExample]) -> Iterator[ExampleScores]:
+        """Yield one answer an example.
+
+        Raises:
+            DataError: `llm` has not ranked one of them.
+        """
+        for example, features in zip(examples, _features(examples, self._llm, self._others), strict=True):
+            yield without_llm(example, self._fusion.margins(features))
+
+
+def make_fusion(bench: Workbench, name: RankerName = "fusion") -> FusionRanker:
+    """Fit the weights on the validation examples, write them to `NAME.json`, and return the ranker.
+
+    Raises:
+        DataError: validation examples or margins of `llm` are missing, or too few users can be learned from.
+    """
+    examples = bench.splits.valid
+    if not examples:
+        raise DataError(
+            f"There are no validation examples, from which {name} learns; set n_valid of the protocol, or"
+            f" take {name} out of `rankers`."
+        )
+    learnt, asked = (None, None) if name == "fusion_no_llm" else _llm_margins(bench, name)
+    others = [make_ranker(bench, other) for other in _joined(bench, name)]
+    fusion = fit_fusion(
+        _features(examples, learnt, others),
+        [np.asarray(example.labels) for example in examples],
+        [example.user_id for example in examples],
+        [*(() if learnt is None else ("llm",)), *(ranker.name for ranker in others)],
+        seed=bench.config.seed,
+    )
+    bench.folder.write_json(f"{name}.json", fusion.to_json())
+    return FusionRanker(name, fusion, asked, others)
+
+
+def _joined(bench: Workbench, name: RankerName) -> list[RankerName]:
+    """Return the rankers that are joined, without `llm`."""
+    if name != "fusion":
+        return joinable(bench.config.rankers)
+    timed = fit_events(bench.dataset, bench.splits)["timestamp"].is_not_null().any()
+    names: list[RankerName] = ["popularity", "popularity_decayed", "recency", "bm25"]
+    return [one for one in names if timed or one != "popularity_decayed"]
+
+
+def _llm_margins(bench: Workbench, name: RankerName) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return what `llm` said of the validation and of the test candidates."""
+    folder = bench.folder.path
+    valid_file = folder / "valid_scores.parquet"
+    if not valid_file.exists():
+        raise DataError(
+            f"{valid_file} is missing, from which {name} learns: it needs a trained model and validation"
+            f" examples (n_valid of the protocol); run anew, or take {name} out of `rankers`."
+        )
+    parts = sorted((folder / "scores.parts").glob("llm-*.parquet"))
+    if not parts:
+        raise DataError(f"{folder} holds no scores of `llm` to join; rank again with `llm` in `rankers`.")
+    return read_table(valid_file), pl.concat([read_table(part) for part in parts])
+
+
+def _features(
+    examples: Sequence[RankingExample], llm: pl.DataFrame | None, others: Sequence[Ranker]
+) -> list[Features]:
+    """Return the margins of all, `llm` first, for each example: shape (n_candidates, n_rankers)."""
+    known = {} if llm is None else _by_item(llm)
+    answers = [{answer.example_id: answer.margins for answer in r.rank(examples)} for r in others]
+    table = []
+    for example in examples:
+        columns = [answer[example.example_id].tolist() for answer in answers]
+        if llm is not None:
+            found = known.get(example.example_id, {})
+            if missing := [item for item in example.candidates if item not in found]:
+                raise DataError(
+                    f"`llm` has not ranked the item {missing[0]!r} of the example {example.example_id!r};"
+                    " rank again in a new run folder."
+                )
+            columns.insert(0, [found[item] for item in example.candidates])
+        table.append(np.asarray(columns, dtype=np.float64).T)
+    return table
+
+
+def _by_item(llm: pl.DataFrame) -> dict[str, dict[str, float]]:
+    """Return margins by example and item."""
+    return {
+        str(example_id): dict(zip(items, margins, strict=True))
+        for example_id, items, margins in llm.group_by("example_id")
+        .agg("item_id", "margin")
+        .select("example_id", "item_id", "margin")
+        .iter_rows()
+    }
+
+
+def describe_prompt(bench: Workbench) -> dict[str, Any]:
+    """Render the first test example's prompt for its first candidate.
+
+    Returns:
+        The prompt's text, its token counts, and what the budget cut. The profile is the written one where the
+        stage `summarize` is finished, else it is left out and the answer says so.
+    """
+    example = bench.splits.test[0]
+    written = "summarize" in bench.folder.stages()
+    profile = bench.profiles.get(example.example_id, "") if written else ""
+    prompt = bench.builder.build(example.history, profile, example.candidates)
+    suffix = prompt.group.suffixes[0]
+    labels = bench.labels
+    decode = bench.tokenizer.decode
+    answers = [f"{decode([token])!r} ({token})" for token in (labels.positive, labels.negative)]
+    return {
+        "user": example.user_id,
+        "profile": "written" if written else "not written yet; the prompt below has none",
+        "prompt": decode(prompt.group.prefix + suffix),
+        "prefix_tokens": len(prompt.group.prefix),
+        "candidate_tokens": len(suffix),
+        "candidates": len(example.candidates),
+        "max_tokens": bench.config.prompt.max_tokens,
+        "recent_items_cut": prompt.fitted.n_recent_cut,
+        "tokens_cut": prompt.fitted.n_tokens_cut,
+        "answers": ", ".join(answers),
+    }

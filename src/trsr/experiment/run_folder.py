@@ -1,0 +1,269 @@
+"""The run folder: its configuration, which stages are finished, who worked on it, and a log of what happened.
+
+Files appear under their final names in one move, so a killed process leaves whole files or none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from trsr.errors import OutputError, RunInUseError, RunMismatchError
+from trsr.experiment.config import RunConfig, differences
+from trsr.recommend.model_folder import installed
+from trsr.storage import file_sha256, read_json, write_whole
+
+_PACKAGES = ("trsr", "numpy", "polars", "torch", "transformers", "peft", "xllamacpp", "bm25s")
+
+# Parts of a configuration that a run may be given more of, and the stages to run again then: they keep what
+# they have done for the rankers and variants that stay.
+_GROWING = frozenset({"name", "rankers", "baselines", "variants", "sweep", "evaluate"})
+_LATE_STAGES = ("variants", "rank", "evaluate")
+
+
+class RunFolder:
+    """A folder that holds one experiment.
+
+    A configuration that only adds rankers, variants or metrics to the one it began with is taken up; and one
+    that names other servers, as long as nothing was ranked: a trained model can be served before it ranks.
+
+    Raises:
+        RunMismatchError: the folder belongs to another configuration; the message says the differences.
+        OutputError: it cannot be written.
+    """
+
+    def __init__(self, path: Path, config: RunConfig, command: str) -> None:
+        self.path = path
+        self.config = config
+        self.command = command
+        self._began = False
+        self._check_config()
+
+    def _check_config(self) -> None:
+        """Write `config.yaml` into a new folder; refuse a folder of another configuration."""
+        wanted = json.loads(self.config.model_dump_json())
+        try:
+            names = {entry.name for entry in self.path.iterdir()}
+        except FileNotFoundError:
+            names = set()
+        except OSError as error:
+            raise OutputError(
+                f"{self.path} cannot be used as a folder ({error.strerror}); name another with --out."
+            ) from error
+        if "config.yaml" in names:
+            found = self._read_config(self.path / "config.yaml")
+            changed = differences(found, wanted)
+            if changed and not (_grown(found, wanted) or self._only_served(found, wanted)):
+                raise RunMismatchError(
+                    f"{self.path} holds a run of another configuration ({'; '.join(changed)}); "
+                    "name another folder with --out, or undo the changes."
+                )
+            if changed:
+                self._forget(_LATE_STAGES)
+                self._write_config(wanted)
+            return
+        # A run killed in its first moment leaves only the unfinished configuration.
+        if any(not name.startswith(".config.yaml.partial") for name in names):
+            raise RunMismatchError(
+                f"{self.path} is not empty and holds no run; name another folder with --out."
+            )
+        self._write_config(wanted)
+
+    def _only_served(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+        """Whether nothing but the servers of models changed, and no candidate of the test has a score yet."""
+        if (self.path / "scores.parquet").exists() or (self.path / "scores.parts").exists():
+            return False
+        return _without_servers(old) == _without_servers(new)
+
+    def _write_config(self, settings: Mapping[str, Any]) -> None:
+        self.write_text("config.yaml", yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+
+    def _read_config(self, file: Path) -> dict[str, Any]:
+        """Return the configuration of the run that is there."""
+        try:
+            found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            found = None
+        if not isinstance(found, dict):
+            raise RunMismatchError(
+                f"{file} is not the configuration of a run; name another folder with --out."
+            )
+        try:  # settings that trsr did not have yet take their defaults
+            return dict(json.loads(RunConfig.model_validate(found).model_dump_json()))
+        except ValidationError:
+            return found
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file in one move."""
+        write_whole(self.path / name, lambda file: file.write_text(text, encoding="utf-8"))
+
+    def write_json(self, name: str, content: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
+        """Write a JSON file in one move."""
+        self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    def sittings(self) -> list[dict[str, Any]]:
+        """Return one entry a process that worked on the run, the first one first; see `working`."""
+        file = self.path / "env.json"
+        found = read_json(file) if file.exists() else []
+        return found if isinstance(found, list) else [found]  # the first runs kept the last sitting only
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Keep every other process from working on the run; a process that dies no longer does.
+
+        Adds this process to `env.json`, once: its start (UTC), number, command and `environment`.
+
+        Raises:
+            RunInUseError: another process works on it; the message says which.
+            OutputError: the folder cannot be written.
+        """
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise RunInUseError(
+                f"{self.path} is in use by {self._worker()}; "
+                "wait until it ends, or name another folder with --out."
+            ) from error
+        except OSError as error:
+            raise OutputError(
+                f"{lock.lock_file} cannot be written ({error.strerror}); name another folder with --out."
+            ) from error
+        try:
+            self._begin()
+            yield
+        finally:
+            lock.release()
+
+    def _worker(self) -> str:
+        """Say which process works on the run: the one that came last."""
+        last = (self.sittings() or [{}])[-1]
+        if "process" not in last:
+            return "another process"
+        return f"process {last['process']} (`{last['command']}`, since {last['started']})"
+
+    def _begin(self) -> None:
+        if not self._began:
+            started = datetime.now(UTC).isoformat(timespec="seconds")
+            sitting = {
+                "started": started,
+                "process": os.getpid(),
+                "command": self.command,
+                **environment(),
+            }
+            self.write_json("env.json", [*self.sittings(), sitting])
+            self._began = True
+
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """Return the finished stages with their facts, in the order they were finished."""
+        file = self.path / "stages.json"
+        return dict(read_json(file)) if file.exists() else {}
+
+    def finish(self, stage: str, facts: Mapping[str, Any], files: Sequence[str] = ()) -> None:
+        """Mark a stage as finished; `facts` (seconds, calls, tokens, ...) stand in the report.
+
+        The sha256 of those of its `files` that are there is noted; see `check_files`.
+        """
+        hashes = {name: file_sha256(self.path / name) for name in files if (self.path / name).exists()}
+        noted = {"sha256": hashes} if hashes else {}
+        self.write_json("stages.json", self.stages() | {stage: {**facts, **noted}})
+        self.log(stage, "done", **facts)
+
+    def check_files(self) -> None:
+        """Refuse a file of a finished stage that is not as the stage left it; one that is gone is made anew.
+
+        Raises:
+            RunMismatchError: naming it.
+        """
+        for stage, facts in self.stages().items():
+            for name, noted in facts.get("sha256", {}).items():
+                file = self.path / name
+                if file.exists() and file_sha256(file) != noted:
+                    raise RunMismatchError(
+                        f"{file} is not as the stage {stage!r} left it (its sha256 differs): it is damaged "
+                        "or was changed; bring it back, or remove it and run the same command again."
+                    )
+
+    def _forget(self, stages: Sequence[str]) -> None:
+        """Take stages back from the finished ones."""
+        if self.path.joinpath("stages.json").exists():
+            self.write_json("stages.json", {k: v for k, v in self.stages().items() if k not in stages})
+
+    def log(self, stage: str, event: str, **facts: Any) -> None:
+        """Append one line to `log.jsonl`."""
+        line = json.dumps({"time": time.time(), "stage": stage, "event": event, **facts}, ensure_ascii=False)
+        try:
+            with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise OutputError(f"{self.path}/log.jsonl cannot be written ({error.strerror}).") from error
+
+
+def _grown(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a configuration asks more of a run, and nothing else of what it has done."""
+    changed = {part for part in new if old.get(part) != new[part]}
+    return changed <= _GROWING and all(
+        settings == old["baselines"].get(name)
+        for name, settings in new["baselines"].items()
+        if name in old["rankers"]
+    )
+
+
+def _without_servers(config: Mapping[str, Any]) -> dict[str, Any]:
+    recommender = {k: v for k, v in config.get("recommender", {}).items() if k != "servers"}
+    return {**config, "recommender": recommender}
+
+
+def environment() -> dict[str, Any]:
+    """Return what a reader needs to judge timings and to repeat a run: versions, machine, commit."""
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "gpus": _gpus(),
+        "versions": installed(_PACKAGES),
+        "commit": _commit(),
+        "executable": Path(sys.executable).name,
+    }
+
+
+def _gpus() -> list[str]:
+    """Return the names of the machine's NVIDIA GPUs; asking torch would take longer than some runs."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=20
+        ).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return []
+
+
+def _commit() -> str | None:
+    """Return the commit of the source tree this package runs from, with `+` when it has changes."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=here,
+            capture_output=True,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if changed else "")

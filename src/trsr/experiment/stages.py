@@ -1,0 +1,365 @@
+"""The stages of a run, each a function of the workbench that leaves its result in the run folder."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from trsr.data.importers import run_import
+from trsr.data.reading import import_warnings
+from trsr.data.synthetic import SyntheticConfig, generate
+from trsr.errors import ConfigError, OutputError
+from trsr.experiment.config import FolderData, RunConfig
+from trsr.experiment.evaluating import evaluate_scores
+from trsr.experiment.experiment import Workbench
+from trsr.experiment.field_cuts import summary_cuts, write_cuts
+from trsr.experiment.leakage import check_examples, check_warm_start
+from trsr.experiment.preflight import check_before_summaries, check_dataset, dataset_digest
+from trsr.experiment.profiles import bar, save_profiles, write_profiles
+from trsr.experiment.ranking import rank_candidates, score_in_parts
+from trsr.experiment.ray import summarize_examples
+from trsr.experiment.run_folder import RunFolder
+from trsr.experiment.variants import check_questions, variant_benches
+from trsr.recommend.calibration import CalibrationFit, fit_calibration
+from trsr.recommend.model_folder import WEIGHTS, read_adapter_info, write_adapter_info
+from trsr.splitting.examples import build_examples, make_resampler, write_splits
+from trsr.storage import read_json, read_table
+from trsr.train import processes
+from trsr.train.batches import passes_per_batch
+from trsr.train.config import TrainConfig
+from trsr.train.dataset import EpochGroups, TrainingGroup, profile_kind, training_groups
+from trsr.types import History
+
+VALID_SCORES = "valid_scores.parquet"
+
+
+def calibrate(bench: Workbench) -> dict[str, Any]:
+    """Fit the calibration on the validation examples and save it in the model folder.
+
+    Returns:
+        What was fitted and why; nothing where no model was trained.
+
+    Raises:
+        RunMismatchError: the model folder cannot be read.
+        OutputError: the run folder cannot be written; finished parts of the scores are kept.
+    """
+    if bench.config.train is None:
+        return {}
+    if not bench.splits.valid:
+        return {"calibration": "none: there are no validation examples"}
+    file = bench.folder.path / VALID_SCORES
+    if not file.exists():
+        with bar("Calibrating") as shown:
+            # Here, since the model has just been made here: its server holds it later, if at all.
+            score_in_parts(bench, ("llm",), bench.splits.valid, file, shown, served=False)
+    fit = fit_scores(read_table(file), bench.config.seed)
+    model = bench.folder.path / "model"
+    saved = fit.calibration.to_json() if fit.calibration is not None else None
+    write_adapter_info(model, read_adapter_info(model).model_copy(update={"calibration": saved}))
+    bench.folder.write_json(
+        "calibration.json",
+        {
+            "calibration": saved,
+            "reason": fit.reason,
+            "cross_validated_log_loss": fit.log_loss,
+            "users": fit.n_users,
+            "positives": fit.n_positives,
+        },
+    )
+    return _facts(fit, len(bench.splits.valid))
+
+
+def fit_scores(scores: pl.DataFrame, seed: int) -> CalibrationFit:
+    """Fit a calibration to rows of scores, all of one ranker."""
+    return fit_calibration(
+        scores["margin"].to_numpy(), scores["label"].to_numpy(), scores["user_id"].to_list(), seed=seed
+    )
+
+
+def _facts(fit: CalibrationFit, n_examples: int) -> dict[str, Any]:
+    if fit.calibration is None:
+        return {"examples": n_examples, "calibration": f"none: {fit.reason}"}
+    chosen = fit.calibration
+    return {
+        "examples": n_examples,
+        "calibration": f"{chosen.kind}: {fit.reason}",
+        "a": round(chosen.a, 6),
+        "b": round(chosen.b, 6),
+    }
+
+
+if TYPE_CHECKING:
+    from trsr.train.trainer import TrainingReport
+
+Facts = dict[str, Any]
+
+
+def prepare_data(bench: Workbench) -> Facts:
+    """Import raw files or make synthetic ones; a dataset folder that exists is taken as it is."""
+    data = bench.config.data
+    match data:
+        case _ if bench.base:
+            pass  # made by the run of which this is a variant
+        case FolderData():
+            pass
+        case SyntheticConfig():
+            generate(data, bench.dataset_path, overwrite=True)
+        case _:
+            run_import(data, bench.dataset_path, overwrite=True)
+    for sentence in import_warnings(bench.dataset.info):
+        bench.say(f"data: {sentence}")
+    return {"dataset": bench.dataset.info.name, **bench.dataset.info.counts, "digest": dataset_digest(bench)}
+
+
+def make_examples(bench: Workbench) -> Facts:
+    """Split users and draw candidates by the protocol.
+
+    Raises:
+        LeakageError: an example, or what rankers learn from, has seen a target.
+    """
+    splits = build_examples(bench.dataset, bench.config.protocol, bench.config.seed)
+    write_splits(bench.folder.path / "examples", splits)
+    check_examples(bench)
+    return {"train": len(splits.train), "valid": len(splits.valid), "test": len(splits.test)}
+
+
+def write_summaries(bench: Workbench) -> Facts:
+    """Write the profile of every example that is shown with one."""
+    examples = bench.summarised_examples()
+    check_before_summaries(
+        bench.config, bench.dataset.info.domain, bench.summarised_with, lambda: check_warm_start(bench)
+    )
+    if bench.config.summary.needs_calls:
+        write_cuts(bench, "summary", summary_cuts(bench), {item for e in examples for item in e.history})
+    if bench.runner is not None:
+        return summarize_examples(bench, bench.runner)
+    written = write_profiles(
+        [History(e.user_id, e.history) for e in examples],
+        bench.summariser,
+        bench.config.engine,
+        bench.store_place,
+    )
+    save_profiles(bench.folder.path / "profiles.parquet", [e.example_id for e in examples], written)
+    return written.facts()
+
+
+def fine_tune(bench: Workbench) -> Facts:
+    """Fine-tune the recommender and write the model folder."""
+    folder = bench.folder.path
+    if bench.config.train is None:
+        return {}
+    check_warm_start(bench)  # again, since another model may lie there by now
+    if not all((folder / name).exists() for name in FILES["train"]):  # else only checkpoints are left
+        _train(bench, bench.config.train)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    log = read_json(folder / "training.json")["log"]
+    together = {"processes": processes.count()} if processes.count() > 1 else {}
+    steps = len([row for row in log if "loss" in row])
+    return {"users": len(bench.splits.train), "steps": steps, **together}
+
+
+def learn(bench: Workbench) -> tuple[Path, TrainingReport]:
+    """Fine-tune the adapter, in every process that takes part; see `trsr.train.trainer.train`."""
+    from trsr.train.trainer import train
+
+    config = bench.config
+    assert config.train is not None
+    return train(
+        _epochs(bench, config.train),
+        training_groups(bench.splits.valid, bench.profiles, bench.builder),
+        model=config.recommender.model,
+        labels=bench.labels,
+        config=config.train,
+        checkpoints=bench.folder.path / "checkpoints",
+        seed=config.seed,
+        dtype=config.recommender.dtype,
+        device=config.recommender.device,
+        quantization=config.recommender.quantization,
+        sharing=config.recommender.sharing,
+        progress=sys.stderr.isatty() and processes.is_main(),
+    )
+
+
+def _train(bench: Workbench, train_config: TrainConfig) -> None:
+    from trsr.train.model_card import save_model_folder
+
+    config = bench.config
+    for older in (bench.folder.path / VALID_SCORES, bench.folder.path / "calibration.json"):
+        older.unlink(missing_ok=True)  # of a model that is no longer there
+    adapter, report = learn(bench)
+    bench.folder.write_json("training.json", {"log": report.log, "best_step": report.best_step})
+    save_model_folder(
+        bench.folder.path / "model",
+        adapter,
+        report,
+        model=config.recommender.model,
+        labels=bench.labels,
+        template=bench.ranking_template,
+        prompt=config.prompt,
+        config=train_config,
+        dataset=bench.dataset.info.name,
+        command=bench.folder.command,
+        quantization=config.recommender.quantization,
+    )
+
+
+def _epochs(bench: Workbench, config: TrainConfig) -> EpochGroups:
+    """Return the training groups; epoch 0 reads the examples as they are written in the run folder."""
+    if not config.epochs:
+        return EpochGroups([])
+    seed, mix, train = bench.config.seed, config.profiles, bench.splits.train
+    resample = make_resampler(bench.dataset, bench.config.protocol, seed)
+
+    def groups(epoch: int) -> list[TrainingGroup]:
+        fresh = epoch > 0 and config.resample_negatives
+        kinds = {e.example_id: profile_kind(mix, seed, e.example_id, epoch) for e in train}
+        profiles = {name: bench.profiles_as(kind)[name] for name, kind in kinds.items() if kind != "none"}
+        examples = [resample(example, epoch) for example in train] if fresh else train
+        return training_groups(examples, profiles, bench.builder)
+
+    changes = config.resample_negatives or mix.none or mix.counted
+    return EpochGroups(groups(0), groups if changes else None)
+
+
+def run_variants(bench: Workbench) -> Facts:
+    """Fine-tune every variant and let it rank, each in a run folder of its own."""
+    benches = variant_benches(bench)
+    for name, variant in benches.items():
+        run_stages(variant, "examples")
+        check_questions(name, variant)
+        run_stages(variant, "rank", partial(_tell, bench.say, name))
+    return {"variants": len(benches)}
+
+
+def _tell(say: Callable[[str], None], name: str, line: str) -> None:
+    say(f"{name}: {line}")
+
+
+STAGES: dict[str, Callable[[Workbench], Facts]] = {
+    "data": prepare_data,
+    "examples": make_examples,
+    "summarize": write_summaries,
+    "train": fine_tune,
+    "calibrate": calibrate,
+    "variants": run_variants,
+    "rank": rank_candidates,
+    "evaluate": evaluate_scores,
+}
+
+
+FILES = {
+    "examples": ("examples/train.parquet", "examples/valid.parquet", "examples/test.parquet"),
+    "summarize": ("profiles.parquet",),
+    "train": (f"model/{WEIGHTS}", "training.json"),
+    "calibrate": (VALID_SCORES,),
+    "rank": ("scores.parquet",),
+    "evaluate": ("metrics.json",),
+}
+"""What a stage leaves that may be lost or damaged; what others change later is not among it."""
+
+
+def run_stages(
+    bench: Workbench, until: str = "evaluate", say: Callable[[str], None] = lambda _: None
+) -> None:
+    """Run every unfinished stage up to and including `until`; finished ones are not repeated.
+
+    Raises:
+        RunInUseError: another process works on the run.
+        RunMismatchError: the dataset, or a file of a finished stage, was changed.
+    """
+    bench.say = say
+    bench.folder.check_files()
+    if gone := _gone(bench):
+        say(f"{gone[0]}: {gone[1]} is gone, so that this stage and those after it run again.")
+    if _unfinished(bench, until):
+        with bench.folder.working():
+            for name in _unfinished(bench, until):  # another process may have finished some
+                run_stage(bench, name)
+
+
+def _unfinished(bench: Workbench, until: str) -> list[str]:
+    """Return the stages up to and including `until` that are not done, in their order.
+
+    From one on whose files are gone, none is done.
+    """
+    done, names = bench.folder.stages(), list(STAGES)
+    if gone := _gone(bench):
+        done = {name: facts for name, facts in done.items() if name in names[: names.index(gone[0])]}
+    wanted = names[: names.index(until) + 1]
+    ranked_without = {"calibrate"} if "rank" in done else set()  # ranked before there was such a stage
+    return [name for name in wanted if name not in done and name not in ranked_without]
+
+
+def _gone(bench: Workbench) -> tuple[str, str] | None:
+    """Return the first finished stage that lacks one of its files, and which."""
+    done = bench.folder.stages()
+    for name in STAGES:
+        for file in done.get(name, {}).get("sha256", {}):
+            if not (bench.folder.path / file).exists():
+                return name, file
+    return None
+
+
+def run_stage(bench: Workbench, name: str) -> None:
+    """Run a stage, whether it is finished or not."""
+    check_dataset(bench)
+    bench.folder.log(name, "start")
+    started = time.perf_counter()
+    facts = STAGES[name](bench)
+    seconds = round(time.perf_counter() - started, 2)
+    bench.folder.finish(name, {"seconds": seconds, **facts}, FILES.get(name, ()))
+    bench.say(f"{name}: {seconds:.0f} s" + "".join(f", {k} {v}" for k, v in facts.items()))
+
+
+def check_processes(config: RunConfig) -> None:
+    """Refuse a training that nobody can do, or that these processes cannot share.
+
+    Raises:
+        ConfigError: there is nothing to train, or a batch cannot be shared equally.
+    """
+    if config.train is None:
+        raise ConfigError(
+            "train: found null, so there is nothing to train; give it settings or use `trsr run`."
+        )
+    passes_per_batch(config.train, processes.count())
+
+
+def train_together(
+    out: Path, open_folder: Callable[[], RunFolder], say: Callable[[str], None] = lambda _: None
+) -> None:
+    """Run the stages of a run up to the calibrated model folder; every process calls this, having joined.
+
+    Args:
+        out: Where the run folder is, or will be.
+        open_folder: Opens it; the others do so when the main process has finished what comes before the
+            training.
+        say: Is told what is done, in the main process.
+
+    Raises:
+        OutputError: the machines do not share the run folder.
+    """
+    to_train = False
+    if processes.is_main():
+        bench = Workbench(open_folder())
+        run_stages(bench, "summarize", say)
+        to_train = "train" not in bench.folder.stages() and not (out / "model").exists()
+    to_train = processes.agree(to_train)
+    seen = processes.gather((out / "config.yaml").exists())
+    if not all(seen):
+        raise OutputError(
+            f"Process {seen.index(False)} does not see the run folder that the main process writes; "
+            "name with --out a folder on a file system that all machines share."
+        )
+    if processes.is_main():
+        run_stages(bench, "calibrate", say)
+    elif to_train:
+        learn(Workbench(open_folder()))
+    processes.wait()
+    processes.leave()

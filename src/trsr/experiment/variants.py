@@ -1,0 +1,67 @@
+"""Variants of a run: models that differ in some settings and answer the same questions.
+
+Each is a run folder `RUN/variants/NAME` that takes dataset and store of summaries from its run, so that what
+two of them share is done once, and a killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+
+from trsr.errors import ConfigError
+from trsr.experiment.config import RunConfig, own_ranker, variants_of
+from trsr.experiment.experiment import Workbench
+from trsr.experiment.run_folder import RunFolder
+from trsr.storage import read_table
+
+
+def variant_benches(bench: Workbench) -> dict[str, Workbench]:
+    """Return the workbench of every variant by the name of its ranker.
+
+    Raises:
+        RunMismatchError: a variant's folder belongs to other settings.
+    """
+    folder = bench.folder
+    return {
+        name: Workbench(RunFolder(folder.path / "variants" / name, config, folder.command), bench)
+        for name, config in variants_of(folder.config).items()
+    }
+
+
+def check_questions(name: str, variant: Workbench) -> None:
+    """See that a variant, whose examples are drawn, will be asked what its run is asked.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    assert variant.base is not None
+    if variant.splits.test != variant.base.splits.test:
+        raise ConfigError(
+            f"variants.{name}: its test examples are not those of the run, so nothing could be compared; "
+            "leave the settings alone that choose users and test candidates."
+        )
+
+
+def variant_scores(bench: Workbench) -> list[pl.DataFrame]:
+    """Return the scores of all finished variants, each under the name of its ranker."""
+    return [
+        read_table(variant.folder.path / "scores.parquet").with_columns(ranker=pl.lit(name))
+        for name, variant in variant_benches(bench).items()
+    ]
+
+
+def profile_pair(config: RunConfig) -> tuple[str, str] | None:
+    """Return the run's own model and how it is called without a profile, if it is asked so.
+
+    That is the same model asked without, or a variant that differs only in having none.
+    """
+    if config.summary.method == "none":
+        return None
+    if {"llm", "llm_no_profile"} <= set(config.rankers):
+        return "llm", "llm_no_profile"
+    apart = {"summary", "rankers", "variants", "sweep"}
+    own = config.model_dump(exclude=apart)
+    for name, variant in variants_of(config).items():
+        if variant.summary.method == "none" and variant.model_dump(exclude=apart) == own:
+            return own_ranker(config), name
+    return None

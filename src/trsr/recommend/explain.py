@@ -1,0 +1,119 @@
+"""Why a candidate got its margin: each recent item and sentence of notes and profile is left out in turn."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from trsr.errors import DataError
+from trsr.recommend.questions import Ask, Scored
+from trsr.templating import plain_line
+
+MAX_SENTENCES = 12
+"""Parts of notes or of a profile that are left out in turn at most; of more, neighbours go together."""
+# A full stop ends a sentence unless a small letter or a digit follows: "Mostly tools, e.g. saws." is one.
+_SENTENCE_END = re.compile(r"(?<=[.!?…])\s+(?=[^\sa-z\d])|(?<=[。！？])")
+_CLAUSE_END = re.compile(
+    r"(?<=[;:])\s+|(?<=,)\s+(?:and\s+)?|\s+(?=but\b|while\b|and (?:also|lately|recently)\b)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What moved a candidate's margin.
+
+    Attributes:
+        margin: With everything.
+        without_item: (item id, margin - margin without it) for each recent item shown, oldest first; above 0
+            where the item speaks for the candidate.
+        without_note: The same for the sentences of the user's notes.
+        without_sentence: The same for the profile's sentences (or clauses, where it is one sentence), in
+            their order.
+    """
+
+    margin: float
+    without_item: tuple[tuple[str, float], ...]
+    without_note: tuple[tuple[str, float], ...]
+    without_sentence: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveOneOut:
+    """The questions to ask for an explanation: the whole one, one for each item, one for each sentence."""
+
+    asks: tuple[Ask, ...]
+    items: tuple[str, ...]
+    notes: tuple[str, ...]
+    sentences: tuple[str, ...]
+
+    def explanation(self, scored: Sequence[Scored]) -> Explanation:
+        """Read the answers to `asks`, in their order."""
+        whole, *others = (float(answer.margins[0]) for answer in scored)
+        moved = iter([whole - other for other in others])
+        items, notes, sentences = (
+            tuple((part, next(moved)) for part in parts) for parts in (self.items, self.notes, self.sentences)
+        )
+        return Explanation(whole, items, notes, sentences)
+
+
+def leave_one_out(ask: Ask, candidate: str, shown: Sequence[str]) -> LeaveOneOut:
+    """Return the questions that explain a candidate.
+
+    No older item takes the place of the one left out. Where a profile had to be cut to fit, more of it may be
+    shown with an item left out, as it would be to the user who never met that item.
+
+    Args:
+        ask: The question; its candidates are not looked at.
+        candidate: An item id.
+        shown: The recent items that the prompt shows, oldest first: the end of the ask's history.
+
+    Raises:
+        DataError: `shown` is not the end of the history.
+    """
+    history = tuple(ask.user_history)
+    if history[len(history) - len(shown) :] != tuple(shown):
+        raise DataError(f"Found {len(shown)} recent items that do not end the history; expected its newest.")
+    notes, profile = plain_line(ask.notes), plain_line(ask.profile)
+    whole = Ask(tuple(shown), profile, (candidate,), notes)
+    noted, said = sentences(notes), sentences(profile)
+    without_item = [
+        replace(whole, user_history=(*shown[:place], *shown[place + 1 :])) for place in range(len(shown))
+    ]
+    without_note = [replace(whole, notes=_without(noted, place)) for place in range(len(noted))]
+    without_sentence = [replace(whole, profile=_without(said, place)) for place in range(len(said))]
+    return LeaveOneOut(
+        (whole, *without_item, *without_note, *without_sentence),
+        tuple(shown),
+        tuple(part.strip() for part in noted),
+        tuple(part.strip() for part in said),
+    )
+
+
+def _without(parts: Sequence[str], place: int) -> str:
+    return "".join([*parts[:place], *parts[place + 1 :]]).strip()
+
+
+def sentences(line: str) -> list[str]:
+    """Cut notes or a profile into sentences, or a single sentence into its clauses; joined they are the line.
+
+    Args:
+        line: One line of text; may be empty.
+
+    Returns:
+        At most `MAX_SENTENCES` parts, each with the blanks that follow it.
+    """
+    parts = _cut(line, _SENTENCE_END)
+    if len(parts) == 1:
+        parts = _cut(line, _CLAUSE_END)
+    while len(parts) > MAX_SENTENCES:  # the shortest two neighbours first, so that no part dwarfs the others
+        place = min(range(len(parts) - 1), key=lambda i: len(parts[i]) + len(parts[i + 1]))
+        parts[place : place + 2] = ["".join(parts[place : place + 2])]
+    return parts
+
+
+def _cut(line: str, end: re.Pattern[str]) -> list[str]:
+    """Cut a line behind each match; what matched stays with the part before it."""
+    cuts = [0, *(match.end() for match in end.finditer(line)), len(line)]
+    return [line[a:b] for a, b in pairwise(cuts) if line[a:b].strip()]

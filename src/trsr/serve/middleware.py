@@ -1,0 +1,400 @@
+"""Who is let in: before a request's body is read or any route is chosen.
+
+Every address needs a key where there are keys, and one that `_needed` does not name needs the scope `admin`:
+no route can be forgotten. Only `OPEN` ones need none, and those the page needs before it has a session (its
+looks, and the form that takes the key). Which users a key reaches is checked where their ids are read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import time
+import traceback
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+import anyio
+from fastapi import Request
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import cookie_parser
+from starlette.responses import HTMLResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from trsr.serve.metrics import Metrics
+from trsr.serve.model_queue import CALLER
+from trsr.serve.problems import (
+    BAD_REQUEST,
+    FORBIDDEN,
+    INTERNAL,
+    MEDIA_TYPE,
+    TOO_LARGE,
+    TOO_MANY_REQUESTS,
+    UNAUTHORIZED,
+    WRONG_HOST,
+    Problem,
+    problem_response,
+)
+from trsr.serve.rendering import HEADERS, render
+from trsr.serve.settings import ADMIN, EVENTS, NO_KEY, RANK, Key, Keys, Settings
+
+COOKIE = "trsr_session"
+KEY_PATH = "/page/key"
+PREFIX = "/page/"
+_REPLACED = {"content-type", "content-length", "www-authenticate", *(name.lower() for name in HEADERS)}
+
+
+class Door:
+    """ASGI middleware around the page's addresses; all others pass unchanged."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on with its session, and its refusal back as HTML."""
+        path = scope.get("path", "")
+        if scope["type"] != "http" or not (path == "/" or path.startswith(PREFIX)):
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        session = cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
+        if session and "authorization" not in headers:
+            scope = {**scope, "state": {**scope.get("state", {}), "session": session}}
+        start: Message | None = None
+        body = b""
+
+        async def send_html(message: Message) -> None:
+            nonlocal start, body
+            if message["type"] == "http.response.start":
+                if Headers(raw=message["headers"]).get("content-type", "").startswith(MEDIA_TYPE):
+                    start = message  # held back until its body is there
+                    return
+            elif start is not None and message["type"] == "http.response.body":
+                body += message.get("body", b"")
+                if not message.get("more_body", False):
+                    answer = _as_html(scope, start, json.loads(body), bool(session))
+                    await answer(scope, receive, send)
+                return
+            await send(message)
+
+        await self.app(scope, receive, send_html)
+
+
+def _as_html(scope: Scope, start: Message, problem: dict[str, Any], had_session: bool) -> HTMLResponse:
+    """Return a refusal as a page, or as a notice where htmx asked for a part of one."""
+    asked, given = Headers(scope=scope), MutableHeaders(raw=list(start["headers"]))
+    part = asked.get("hx-request") == "true"
+    kept = {name: value for name, value in given.items() if name not in _REPLACED}
+    if part and scope["method"] != "GET":  # what was typed stays; the notice has a place of its own
+        kept |= {"HX-Retarget": "#notices", "HX-Reswap": "innerHTML"}
+    values = {
+        "problem": problem,
+        "retry_after": given.get("retry-after"),
+        "may_retry": scope["method"] == "GET",
+        "wrong_key": scope["path"] == KEY_PATH,
+        "ended": had_session,
+        "has_keys": False,
+        "model": None,
+        "query": "",
+    }
+    if part:
+        return render("part_problem.html", values, start["status"], kept)
+    page = "key.html" if problem["type"] == UNAUTHORIZED.type else "problem.html"
+    return render(page, values, start["status"], kept)
+
+
+_MAX_CALLERS = 10_000
+_BURST_SECONDS = 10.0
+
+
+class RateLimit:
+    """A token bucket for each caller: `per_minute` requests on average, ten seconds' worth of them at once.
+
+    Memory is bounded: the callers that were silent longest are forgotten first. To be used by one thread.
+    """
+
+    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate = per_minute / 60.0
+        self._burst = max(1.0, self._rate * _BURST_SECONDS)
+        self._clock = clock
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def seconds_to_wait(self, caller: str) -> float:
+        """Count a request of `caller`; return 0 if it may go on, else after how many seconds it might."""
+        now = self._clock()
+        left, then = self._buckets.pop(caller, (self._burst, now))
+        left = min(self._burst, left + (now - then) * self._rate)
+        allowed = left >= 1.0
+        self._buckets[caller] = (left - 1.0 if allowed else left, now)
+        if len(self._buckets) > _MAX_CALLERS:
+            self._buckets.popitem(last=False)
+        return 0.0 if allowed else (1.0 - left) / self._rate
+
+
+logger = logging.getLogger("trsr.serve")
+
+REQUEST: ContextVar[str] = ContextVar("request", default="-")
+"""The id of the request that is being answered."""
+
+SECURITY_HEADERS = {
+    # An answer in JSON needs nothing; a page sets a policy of its own, no wider than 'self'.
+    "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "Cache-Control": "no-store",
+}
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_CLIENT_LEFT = 499
+_UNMATCHED = "unmatched"
+
+
+def name_request(record: logging.LogRecord) -> bool:
+    """Add the request's id to a line of the log: a filter of a handler, for `%(request)s` in its format."""
+    record.request = REQUEST.get()
+    return True
+
+
+class Envelope:
+    """ASGI middleware around everything else; an error that nobody expected becomes a problem here."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, log_texts: bool) -> None:
+        self.app = app
+        self._metrics = metrics
+        self._log_texts = log_texts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, whatever happens."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope["state"] = {**scope.get("state", {}), "request_id": request_id}
+        REQUEST.set(request_id)
+        began = time.perf_counter()
+        status = _CLIENT_LEFT
+        answered = False
+
+        async def send_in_envelope(message: Message) -> None:
+            nonlocal status, answered
+            if message["type"] == "http.response.start":
+                status, answered = message["status"], True
+                headers = MutableHeaders(scope=message)
+                for name, value in SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+                headers["X-Request-ID"] = request_id
+            await send(message)
+
+        try:
+            await _while_present(self.app, scope, receive, send_in_envelope, lambda: answered)
+        except Exception as error:
+            self._log_error(error)
+            if answered:
+                raise
+            problem = Problem(INTERNAL, "The server failed; its log says more under this request's id.")
+            await problem_response(problem, scope)(scope, receive, send_in_envelope)
+        finally:
+            seconds = time.perf_counter() - began
+            route = getattr(scope.get("route"), "path_format", _UNMATCHED)
+            self._metrics.observe(scope["method"], route, status, seconds)
+            self._log_request(scope, route, status, seconds)
+
+    def _log_request(self, scope: Scope, route: str, status: int, seconds: float) -> None:
+        state = scope["state"]
+        line = {
+            "request": state["request_id"],
+            "caller": state.get("caller"),
+            "method": scope["method"],
+            "route": route,
+            "status": status,
+            "ms": round(1000 * seconds, 1),
+        }
+        if self._log_texts:
+            line["path"] = scope["path"]
+        logger.info(json.dumps(line))
+
+    def _log_error(self, error: Exception) -> None:
+        """Log where an error came from; what it says may hold texts of people."""
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        said = f": {error}" if self._log_texts else ""
+        logger.error("Failed with %s%s\n%s", type(error).__name__, said, frames)
+
+
+async def _while_present(
+    app: ASGIApp, scope: Scope, receive: Receive, send: Send, answered: Callable[[], bool]
+) -> None:
+    """Run an application; give it up when the client leaves before the answer has begun."""
+    # No more of a body is read than the application takes.
+    messages: asyncio.Queue[Message] = asyncio.Queue(1)
+    wanted = asyncio.Event()
+    if "expect" not in Headers(scope=scope):  # else the first `receive` asks for a body that may be refused
+        wanted.set()
+
+    async def watch() -> None:
+        await wanted.wait()
+        while (message := await receive())["type"] != "http.disconnect":
+            await messages.put(message)
+        if not answered():
+            present.cancel()
+        await messages.put(message)
+
+    async def take() -> Message:
+        wanted.set()
+        return {"type": "http.disconnect"} if watching.done() and messages.empty() else await messages.get()
+
+    # A scope of anyio's: threads are waited for, so that there are never more of them than may be.
+    with anyio.CancelScope() as present:
+        watching = asyncio.ensure_future(watch())
+        try:
+            await app(scope, take, send)
+        finally:
+            watching.cancel()
+
+
+OPEN = frozenset({"/healthz", "/readyz"})
+OF_PAGE = (EVENTS, RANK)
+"""The scopes that the page needs."""
+_RANKING = frozenset({"/v1/rerank", "/v2/rerank", "/v1/recommend"})
+_LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class Gate:
+    """ASGI middleware that asks for the key, counts requests, and bounds the size and the time of bodies."""
+
+    def __init__(
+        self, app: ASGIApp, settings: Settings, keys: Keys, open_paths: frozenset[str] = frozenset()
+    ) -> None:
+        self.app = app
+        self._open = OPEN | open_paths
+        self._keys = keys
+        self._rate = RateLimit(settings.requests_per_minute)
+        self._max_body_bytes = settings.max_body_bytes
+        self._seconds = settings.request_seconds
+        self._names = _LOCAL_NAMES | {settings.host}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] == "http" and scope["path"] in self._open:
+            scope["state"]["key"] = NO_KEY
+        elif scope["type"] == "http":
+            try:
+                self._check(scope, Headers(scope=scope))
+            except Problem as problem:
+                await problem_response(problem, scope)(scope, receive, send)
+                return
+        await self.app(scope, _in_time(receive, self._seconds), send)
+
+    def _check(self, scope: Scope, headers: Headers) -> None:
+        # Replaced by U+FFFD, different ids would be one.
+        if not _is_utf8(scope.get("raw_path", b"")) or not _is_utf8(scope["query_string"]):
+            raise Problem(BAD_REQUEST, "The address holds bytes that are no UTF-8; encode it as UTF-8.")
+        # A page of another site can make a browser call this machine under a name of its own (DNS rebinding).
+        if not self._keys and _host_name(headers.get("host", "")) not in self._names:
+            raise Problem(WRONG_HOST, "Without keys the server answers only as localhost or 127.0.0.1.")
+        session = scope["state"].get("session")
+        key = self._keys.session(session) if session else self._keys.bearer(headers.get("authorization", ""))
+        address = scope["client"][0] if scope.get("client") else "unknown"
+        caller = key.name if key else address
+        if wait := self._rate.seconds_to_wait(caller):
+            raise Problem(TOO_MANY_REQUESTS, "Ask less often.", retry_after=wait)
+        if self._keys:
+            check_key(key, _needed(scope["path"]))
+        scope["state"] |= {"caller": caller, "key": key or NO_KEY}
+        CALLER.set(caller)
+        length = headers.get("content-length", "")
+        if length.isdecimal() and (len(length) > 15 or int(length) > self._max_body_bytes):
+            raise Problem(TOO_LARGE, f"The body has {length} bytes, at most {self._max_body_bytes} are read.")
+
+
+def _in_time(receive: Receive, seconds: float) -> Receive:
+    """Return a `receive` that gives up a body which is not complete after some seconds."""
+    ends: float | None = asyncio.get_running_loop().time() + seconds
+
+    async def receive_in_time() -> Message:
+        nonlocal ends
+        try:
+            async with asyncio.timeout_at(ends):
+                message = await receive()
+        except TimeoutError as error:
+            detail = f"The body was not complete after {seconds:g} seconds; send it faster"
+            raise HTTPException(408, detail, {"Connection": "close"}) from error
+        if not message.get("more_body", False):
+            ends = None
+        return message
+
+    return receive_in_time
+
+
+def check_key(key: Key | None, needed: Iterable[str]) -> Key:
+    """Return a valid key that has the scopes.
+
+    Raises:
+        Problem: the key is unknown or expired, or lacks a scope.
+    """
+    if key is None:
+        raise Problem(UNAUTHORIZED, "No key of this server was given; send `Authorization: Bearer KEY`.")
+    if key.expired:
+        raise Problem(UNAUTHORIZED, f"The key {key.name!r} expired at {key.expiry}; get a new one.")
+    if missing := key.missing(needed):
+        has = ", ".join(sorted(key.scopes))
+        raise Problem(
+            FORBIDDEN, f"This needs the scope {', '.join(missing)}; the key {key.name!r} has {has}."
+        )
+    return key
+
+
+def check_user(request: Request, *user_ids: str) -> None:
+    """Refuse users that the caller's key does not reach, whether they exist or not.
+
+    Raises:
+        Problem: an id does not begin as the key's users do.
+    """
+    key: Key = request.state.key
+    if not all(user_id.startswith(key.user_prefix) for user_id in user_ids):
+        raise Problem(
+            FORBIDDEN, f"The key {key.name!r} reaches only users whose ids begin with {key.user_prefix!r}."
+        )
+
+
+async def check_user_of_address(request: Request) -> None:
+    """Do the same for the users whom an address names: a dependency of routers."""
+    named = [*request.query_params.getlist("user"), request.path_params.get("user_id")]
+    check_user(request, *filter(None, named))
+
+
+def _needed(path: str) -> tuple[str, ...]:
+    """Return the scopes that an address needs."""
+    if path in _RANKING:
+        return (RANK,)
+    if path == "/v1/users" or path.startswith("/v1/users/"):
+        return (EVENTS,)
+    if path == "/" or path.startswith("/page/"):
+        return OF_PAGE
+    return () if path == "/openapi.json" else (ADMIN,)
+
+
+def _is_utf8(encoded: bytes) -> bool:
+    try:
+        unquote_to_bytes(encoded).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _host_name(host: str) -> str:
+    """Return the name in a `Host` header, without its port."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0].lower()

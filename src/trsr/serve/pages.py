@@ -1,0 +1,310 @@
+"""The page's addresses to look at: the whole page, and the parts of it that htmx asks for.
+
+What needs the model is asked for after the page is there. Without JavaScript the same parts come inside the
+page, by its links: `rank`, `edit`, `explain`, `compare` and `find` in the query of `/`.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from typing import Annotated, Any
+from urllib.parse import parse_qsl, urlsplit
+from uuid import uuid4
+
+from fastapi import APIRouter, Query, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from trsr.data.values import id_fault
+from trsr.errors import OverloadedError
+from trsr.serve.middleware import COOKIE, KEY_PATH, OF_PAGE, check_key, check_user
+from trsr.serve.problems import BAD_REQUEST, INVALID, UNKNOWN_USER, WRONG_ORIGIN, Problem
+from trsr.serve.records import Event
+from trsr.serve.rendering import ASSET_HEADERS, ASSETS, HEADERS, Asset, link, render
+from trsr.serve.schemas import MAX_NOTES
+from trsr.serve.service import Service
+from trsr.serve.settings import SESSION_SECONDS, Keys
+from trsr.serve.views import (
+    ItemView,
+    comparison_view,
+    item_view,
+    ranking_view,
+    retrieved_view,
+    user_view,
+    why_view,
+)
+
+_MAX_FIELDS = 20
+
+
+class Form(dict[str, str]):
+    """The fields of a form."""
+
+    def id(self, name: str) -> str:
+        """Return a field that is an id, as it was sent.
+
+        Raises:
+            Problem: it is missing.
+        """
+        if not self.get(name):
+            raise Problem(INVALID, f"The field {name!r} is empty; it holds an id.")
+        return self[name]
+
+    def new_id(self, name: str) -> str:
+        """Return a field that is an id, which may be a new one.
+
+        Raises:
+            Problem: it cannot be one.
+        """
+        if fault := id_fault(self.get(name, "")):
+            raise Problem(INVALID, f"{name}: {fault}.")
+        return self[name]
+
+
+def check_origin(request: Request) -> None:
+    """Refuse what another site's page sends with our cookie, beside the cookie's own SameSite.
+
+    Browsers name the origin with every post, so one that is missing is refused too.
+
+    Raises:
+        Problem: it does not come from a page of this server.
+    """
+    origin = urlsplit(request.headers.get("origin", ""))
+    site = request.headers.get("sec-fetch-site", "same-origin")
+    if origin.netloc.lower() != request.headers.get("host", "").lower() or site != "same-origin":
+        raise Problem(WRONG_ORIGIN, "Use the forms of this server's own page.")
+
+
+async def read_form(request: Request) -> Form:
+    """Return the fields of a request from this server's page.
+
+    Raises:
+        Problem: it comes from elsewhere, is no form, or names a user that the caller's key does not reach.
+    """
+    check_origin(request)
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/x-www-form-urlencoded":
+        raise Problem(BAD_REQUEST, "A form was expected.")
+    try:
+        body = (await request.body()).decode("ascii")
+        pairs = parse_qsl(body, keep_blank_values=True, errors="strict", max_num_fields=_MAX_FIELDS)
+    except ValueError as error:
+        raise Problem(BAD_REQUEST, "The form cannot be read.") from error
+    form = Form((name, value.replace("\r\n", "\n")) for name, value in pairs)
+    if "user" in form:
+        check_user(request, form.id("user"))
+    return form
+
+
+DONE = {
+    "deleted": "The user is deleted, with everything that was known about them.",
+    "saved": "The notes are saved; the ranking reads them first.",
+    "removed": "The notes are removed.",
+    "added": "The event is kept; the profile follows.",
+    "asked": "The profile is being written.",
+}
+
+
+def add_actions(router: APIRouter, service: Service, keys: Keys) -> None:
+    """Add the addresses that change something to the page's router."""
+
+    @router.post("/page/events")
+    async def add_event(request: Request) -> Response:
+        form = await read_form(request)
+        user_id, item_id = form.new_id("user"), form.id("item")
+        event = Event(form.new_id("event_id"), item_id, datetime.now(UTC))
+        await service.write(service.add_events, user_id, [event])
+        said = f"“{item_view(service, item_id).title}” is in the history now; the profile follows."
+        return _answer(request, user_id, "added", said)
+
+    @router.post("/page/notes")
+    async def put_notes(request: Request) -> Response:
+        form = await read_form(request)
+        user_id, text = form.id("user"), form.get("text", "").strip()
+        if len(text) > MAX_NOTES:
+            raise Problem(
+                INVALID, f"The notes have {len(text)} letters; at most {MAX_NOTES} are kept. Shorten them."
+            )
+        notes = await service.write(service.put_notes, user_id, text)
+        return _answer(request, user_id, "saved" if notes.text else "removed")
+
+    @router.post("/page/follow")
+    async def follow(request: Request) -> Response:
+        user_id = (await read_form(request)).id("user")
+        if not await service.write(service.store.request_update, user_id):
+            raise Problem(UNKNOWN_USER, f"There is no user {user_id!r}; a first event makes one.")
+        return _answer(request, user_id, "asked")
+
+    @router.post("/page/delete")
+    async def delete(request: Request) -> Response:
+        form = await read_form(request)
+        user_id = form.id("user")
+        if form.get("sure") != "yes":
+            raise Problem(INVALID, "Deleting cannot be undone: tick the box to confirm it.")
+        await service.write(service.delete_user, user_id)
+        return RedirectResponse(link("/", done="deleted"), 303, headers=HEADERS)
+
+    @router.post(KEY_PATH)
+    async def bring_key(request: Request) -> Response:
+        key = check_key(keys.find((await read_form(request)).get("key", "")), OF_PAGE)
+        answer = RedirectResponse("/", 303, headers=HEADERS)
+        secure = request.url.scheme == "https"
+        answer.set_cookie(
+            COOKIE, keys.log_in(key), SESSION_SECONDS, httponly=True, samesite="strict", secure=secure
+        )
+        return answer
+
+    @router.post("/page/log-out")
+    async def log_out(request: Request) -> Response:
+        await read_form(request)
+        keys.log_out(request.cookies.get(COOKIE, ""))
+        answer = RedirectResponse("/", 303, headers=HEADERS)
+        answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
+        return answer
+
+
+def _answer(request: Request, user_id: str, done: str, said: str | None = None) -> Response:
+    if request.headers.get("hx-request") == "true":
+        # The field that was typed in is gone: whoever uses the keyboard goes on from the note.
+        values = {"said": said or DONE[done], "focus": done in ("saved", "removed")}
+        return render("part_note.html", values, headers={"HX-Trigger": "user-changed"})
+    return RedirectResponse(link("/", user=user_id, rank=True, done=done), 303, headers=HEADERS)
+
+
+N_USERS = 50
+N_FOUND = 8
+Text = Annotated[str, Query(max_length=256)]
+Items = Annotated[list[str], Query(max_length=50)]
+
+
+def page_router(service: Service, keys: Keys) -> APIRouter:
+    """Return the page's addresses; those that need the model wait for it without holding a thread."""
+    router = APIRouter(include_in_schema=False)
+    for asset in ASSETS.values():
+        router.add_api_route(asset.path, _give(asset), methods=["GET"])
+    add_actions(router, service, keys)
+    _add_parts(router, service)
+
+    @router.get("/")
+    async def page(
+        request: Request,
+        user: str = "",
+        q: Text = "",
+        find: Text = "",
+        explain: str = "",
+        done: Text = "",
+        rank: bool = False,
+        edit: bool = False,
+        compare: bool = False,
+    ) -> HTMLResponse:
+        frame: dict[str, Any] = {
+            "model": service.model_name,
+            "has_keys": bool(keys),
+            "query": q,
+            "done": DONE.get(done),
+        }
+        if not user:
+            users = await run_in_threadpool(_users, service, q, request.state.key.user_prefix)
+            return render("home.html", {**frame, **users})
+        view = await run_in_threadpool(user_view, service, user)
+        values: dict[str, Any] = {"view": view, "profile": view.profile, "user_id": user, "edit": edit}
+        values["notes"] = view.notes
+        values["find"] = find
+        values["found"] = await run_in_threadpool(_found, service, find)
+        values["event_id"] = _event_id()
+        ranked = rank or bool(explain)
+        values["busy"] = values["ranking"] = None
+        try:
+            values["ranking"] = await ranking_view(service, user, (), explain or None) if ranked else None
+        except OverloadedError as error:
+            values["busy"] = math.ceil(error.retry_after)
+        if values["ranking"] is None:
+            values["retrieved"] = await run_in_threadpool(retrieved_view, service, user)
+        values["comparison"] = await comparison_view(service, user) if compare else None
+        return render("user.html", {**frame, **values})
+
+    return router
+
+
+def _add_parts(router: APIRouter, service: Service) -> None:
+    @router.get("/page/nothing")
+    async def nothing() -> HTMLResponse:
+        return HTMLResponse("")
+
+    @router.get("/page/users")
+    def users(request: Request, q: Text = "") -> HTMLResponse:
+        return render("part_users.html", _users(service, q, request.state.key.user_prefix))
+
+    @router.get("/page/profile")
+    def profile(user: str, seen: Text = "") -> Response:
+        view = user_view(service, user).profile
+        if seen == view.seen:
+            return Response(status_code=204)  # asked again and again while an update waits
+        headers = {"HX-Trigger": "profile-changed"} if seen else {}
+        return render("part_profile.html", {"profile": view, "user_id": user}, headers=headers)
+
+    @router.get("/page/notes")
+    def notes(user: str) -> HTMLResponse:
+        return render("part_notes.html", {"notes": user_view(service, user).notes, "user_id": user})
+
+    @router.get("/page/editor")
+    def editor(user: str) -> HTMLResponse:
+        return render("part_editor.html", {"notes": user_view(service, user).notes, "user_id": user})
+
+    @router.get("/page/history")
+    def history(user: str) -> HTMLResponse:
+        return render("part_history.html", {"view": user_view(service, user), "user_id": user})
+
+    @router.get("/page/items")
+    def items(user: str, find: Text = "") -> HTMLResponse:
+        values = {"user_id": user, "find": find, "found": _found(service, find), "event_id": _event_id()}
+        return render("part_found.html", values)
+
+    @router.get("/page/ranking")
+    async def ranking(user: str, before: Items = []) -> HTMLResponse:  # noqa: B006
+        try:
+            view = await ranking_view(service, user, before)
+        except OverloadedError as error:
+            retrieved = await run_in_threadpool(retrieved_view, service, user)
+            busy = {"retrieved": retrieved, "busy": math.ceil(error.retry_after), "user_id": user}
+            return render("part_retrieved.html", busy)
+        return render("part_ranking.html", {"ranking": view, "user_id": user, "event_id": _event_id()})
+
+    @router.get("/page/why")
+    async def why(user: str, item: str) -> HTMLResponse:
+        return render("part_why.html", {"why": await why_view(service, user, item), "user_id": user})
+
+    @router.get("/page/compare")
+    async def compare(user: str) -> HTMLResponse:
+        view = await comparison_view(service, user)
+        return render("part_compare.html", {"comparison": view, "user_id": user})
+
+
+def _users(service: Service, query: str, prefix: str) -> dict[str, Any]:
+    """Return the users with the query in their ids and the prefix first, one of exactly this id first."""
+    found = service.store.users(query, N_USERS + 1, prefix)
+    exact = [query] if query.startswith(prefix) and service.store.history(query) is not None else []
+    users = list(dict.fromkeys([*exact, *found]))
+    return {"users": users[:N_USERS], "more": len(users) > N_USERS, "query": query}
+
+
+def _found(service: Service, words: str) -> list[ItemView]:
+    """Return the items that fit some words best, one of exactly this id first; none for no words."""
+    if not words.strip():
+        return []
+    exact = [words] if words in service.catalogue else []
+    found = service.ranker.retriever.top(words, (), N_FOUND)
+    return [item_view(service, name) for name in list(dict.fromkeys([*exact, *found]))[:N_FOUND]]
+
+
+def _event_id() -> str:
+    """Return a name for the next event; a form that is sent twice counts once."""
+    return f"page:{uuid4()}"
+
+
+def _give(asset: Asset) -> Any:
+    async def give() -> Response:
+        return Response(asset.content, media_type=asset.media_type, headers=ASSET_HEADERS)
+
+    return give

@@ -1,0 +1,228 @@
+"""Lets profiles follow events: folds what is new into the profiles of users in the store's queue.
+
+The queue is durable, and an update leaves it in the transaction that adds its profile; every text is kept
+when it is written. So a killed process leaves nothing half done, and the next one asks only for what is
+missing. Work goes in rounds of few calls, which the users who are due share, so that a long history holds up
+nobody: who comes in between is in the next round. One follower a database is enough; a second one would do
+the same work again, never harm.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from trsr.errors import EngineError, OutputError, StoreError
+from trsr.llm.base import TextGenerator
+from trsr.llm.transformers import apart, give_back
+from trsr.serve.records import PendingUpdate, Profile
+from trsr.serve.store import ServeStore
+from trsr.summarize.summarizer import Fold, Summariser, SummaryProgress, complete, profile, start_fold
+from trsr.types import History
+
+logger = logging.getLogger(__name__)
+
+IDLE_SECONDS = 0.5
+"""How long the loop waits for news; updates that were put off are looked for as often."""
+
+
+GIVE_BACK_SECONDS = 10.0
+"""A local engine's free memory goes back to the system as often: rankings need far less."""
+
+CALLS_A_ROUND = 16
+"""Calls of a round, shared by its users; each of them gets one at least."""
+
+
+class FollowerStoppedError(Exception):
+    """The follower was told to stop while it wrote; what is written is kept, the update stays pending."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """An update that was begun, and from which version."""
+
+    update: PendingUpdate
+    latest: Profile | None
+    fold: Fold
+
+
+class Follower:
+    """Folds new events into profiles.
+
+    Args:
+        store: Users, their queue and the texts.
+        summariser: What profiles depend on besides histories.
+        engine: Writes the summaries; None where the method needs none.
+
+    Attributes:
+        n_updates: Profiles added so far.
+        n_failed: Attempts at an update that failed so far.
+        totals: Calls and tokens of this process so far, failed ones included.
+        last_failure: Why the last update failed; None once one succeeds.
+    """
+
+    def __init__(self, store: ServeStore, summariser: Summariser, engine: TextGenerator | None) -> None:
+        self.store = store
+        self.summariser = summariser
+        self.engine = engine
+        self.n_updates = 0
+        self.n_failed = 0
+        self.totals = SummaryProgress()
+        self.last_failure: str | None = None
+        self._stop = threading.Event()
+        self._begun: dict[int, _Job] = {}
+        self._gave_back = float("-inf")
+
+    def run(self, stop: threading.Event) -> None:
+        """Fold until `stop` is set; `store.wake()` lets it be noticed at once, else in `IDLE_SECONDS`.
+
+        Nothing ends the loop but `stop`: a failed update is put off and tried again.
+        """
+        self._stop = stop
+        while not stop.is_set():
+            n_updated = 0
+            try:
+                n_updated = self.step()
+                if not n_updated:
+                    self.store.clean()
+            except FollowerStoppedError:
+                return
+            except Exception as error:
+                self.last_failure = _reason(error)
+                logger.error("Profiles cannot follow at the moment (%s); trying again.", self.last_failure)
+                logger.debug("The cause:", exc_info=error)
+            if not n_updated and not self._begun:
+                self.store.wait(IDLE_SECONDS)
+
+    def step(self, limit: int = 32) -> int:
+        """Do one round for up to `limit` pending users; return how many profiles were added.
+
+        Those that failed before are folded one by one, so that one who cannot be folded holds up nobody. Who
+        needs more calls than their share goes to the end of the queue.
+
+        Raises:
+            OutputError: the store cannot be written.
+        """
+        before = self.n_updates
+        updates = self.store.pending(limit)
+        fresh = [update for update in updates if not update.n_attempts]
+        again = [[update] for update in updates if update.n_attempts]
+        begun, self._begun = self._begun, {}
+        for group in [fresh, *again]:
+            if group:
+                self._fold(group, begun, max(1, CALLS_A_ROUND // len(updates)))
+        return self.n_updates - before
+
+    def _fold(self, updates: Sequence[PendingUpdate], begun: dict[int, _Job], most: int) -> None:
+        """Fold these users, each by `most` calls; a profile is added as soon as its fold is done."""
+        jobs: list[_Job] = []
+        for update in updates:
+            try:
+                job = begun.pop(update.ticket, None) or self._begin(update)
+            except Exception as error:
+                self._put_off(update, error)
+            else:
+                jobs += [job] if job else []
+        n_before = [len(job.fold.texts) for job in jobs]
+        ended: set[int] = set()
+
+        def end_done() -> None:
+            for job in jobs:
+                if job.fold.done and job.update.ticket not in ended:
+                    ended.add(job.update.ticket)
+                    self.n_updates += self._end(job)
+
+        failure: Exception = EngineError("The engine gave no answer.")
+        try:
+            self._complete([job.fold for job in jobs], most, end_done)
+        except FollowerStoppedError:
+            raise
+        except Exception as error:  # an engine may fail in any way, and the next update must still be tried
+            failure = error
+        end_done()
+        for job, n in zip(jobs, n_before, strict=True):
+            if job.update.ticket in ended:
+                continue
+            if job.fold.has_more and not job.fold.failed and len(job.fold.texts) > n:
+                self._begun[job.update.ticket] = job
+                self.store.put_back(job.update)
+            else:
+                self._put_off(job.update, failure)
+
+    def _begin(self, update: PendingUpdate) -> _Job | None:
+        """Plan an update; None if the user is gone."""
+        latest = self.store.latest_profile(update.user_id)
+        history = self.store.history(update.user_id)
+        if history is None:
+            return None
+        seen = History(str(update.ticket), history.item_ids[: update.n_items])
+        return _Job(update, latest, start_fold(seen, self.summariser))
+
+    def _complete(self, folds: Sequence[Fold], most: int, end_done: Callable[[], None]) -> None:
+        """Get texts of these folds, end those that are done, and count what it took."""
+        last = SummaryProgress()
+
+        def note(progress: SummaryProgress) -> None:
+            nonlocal last
+            last = progress
+            end_done()
+            if self._stop.is_set():
+                raise FollowerStoppedError
+
+        try:
+            if folds:  # so that the thread which ranks is as quick afterwards as before
+                apart(lambda: complete(folds, self.summariser, self.engine, self.store, note, most=most))
+        finally:
+            if time.monotonic() - self._gave_back > GIVE_BACK_SECONDS:
+                give_back()
+                self._gave_back = time.monotonic()
+            for name in SummaryProgress.__slots__:
+                setattr(self.totals, name, getattr(self.totals, name) + getattr(last, name))
+
+    def _end(self, job: _Job) -> bool:
+        """Add the profile of a finished fold; return whether there was one to add."""
+        made = profile(job.fold, self.summariser)
+        latest = job.latest
+        self.last_failure = None
+        if (
+            not made.n_items
+            or self.summariser.config.method == "none"
+            or (
+                latest is not None
+                and (latest.text, latest.key, latest.n_items) == (made.text, made.key, made.n_items)
+            )
+        ):
+            self.store.finish(job.update)
+            return False
+        calls = [(key, job.fold.calls[place].item_ids) for place, key in sorted(job.fold.keys.items())]
+        added = self.store.add_profile(
+            job.update.user_id,
+            made.text,
+            made.n_items,
+            made.key,
+            calls,
+            expected_version=latest.version if latest else 0,
+            ticket=job.update.ticket,
+        )
+        return added is not None
+
+    def _put_off(self, update: PendingUpdate, error: Exception) -> None:
+        self.n_failed += 1
+        self.last_failure = _reason(error)
+        logger.warning("A profile could not be updated (%s); trying again later.", self.last_failure)
+        logger.debug("The cause:", exc_info=error)
+        self.store.fail(update, str(error) or type(error).__name__)
+
+
+def _reason(error: Exception) -> str:
+    """Return why an update failed, without the words of a model or its server: they may be the users'."""
+    if isinstance(error, OutputError | StoreError):
+        return str(error.__cause__ or error)
+    if not isinstance(error, EngineError):
+        return type(error).__name__
+    first = re.search(r"first error: ([^,:()]*)", str(error))
+    return first[1].strip() if first else str(error)

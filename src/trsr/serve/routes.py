@@ -1,0 +1,338 @@
+"""Users over HTTP: their events, what is known of them, their notes, and forgetting them."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Sequence
+from typing import Annotated
+
+from anyio import CapacityLimiter, to_thread
+from fastapi import APIRouter, Path, Query, Request
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import Response
+
+from trsr.recommend.explain import Explanation
+from trsr.recommend.questions import TextAsk
+from trsr.serve.metrics import Metrics
+from trsr.serve.middleware import check_user
+from trsr.serve.problems import (
+    NOT_ERASED,
+    NOT_READY,
+    OVERLOADED,
+    TOO_LONG,
+    UNKNOWN_FIELDS,
+    UNKNOWN_ITEM,
+    UNKNOWN_ITEMS,
+    UNKNOWN_MODEL,
+    UNKNOWN_USER,
+    refusals,
+)
+from trsr.serve.ranking import Ranked, Tokens, Wish
+from trsr.serve.readiness import Readiness
+from trsr.serve.records import Event, Notes, Profile
+from trsr.serve.schemas import (
+    ApiVersion,
+    BilledUnits,
+    BlockOut,
+    DocumentOut,
+    EventOut,
+    EventsIn,
+    EventsOut,
+    ExplanationOut,
+    Health,
+    HistoryEntry,
+    Id,
+    ItemOut,
+    ItemsIn,
+    ItemsOut,
+    KnownId,
+    Meta,
+    MovedByItem,
+    MovedBySentence,
+    NotesIn,
+    NotesOut,
+    ProfileOut,
+    Ready,
+    RecommendedItem,
+    RecommendIn,
+    RecommendOut,
+    RerankIn,
+    RerankOut,
+    RerankResult,
+    Usage,
+    UsedProfile,
+    UserOut,
+    UsersAsked,
+    UsersOut,
+    document_text,
+)
+from trsr.serve.service import Service
+from trsr.types import Item
+
+
+def ranking_router(service: Service) -> APIRouter:
+    """Return `/v1/rerank`, the same under `/v2/rerank`, and `/v1/recommend`."""
+    router = APIRouter(tags=["ranking"])
+
+    @router.post("/v1/rerank", responses=refusals(UNKNOWN_MODEL, TOO_LONG, OVERLOADED))
+    @router.post("/v2/rerank", responses=refusals(UNKNOWN_MODEL, TOO_LONG, OVERLOADED))
+    async def rerank(body: RerankIn, request: Request) -> RerankOut:
+        """Rank documents for a profile; clients of Cohere's and Jina's rerank work unchanged."""
+        texts = [document_text(document, body.rank_fields) for document in body.documents]
+        answer = await service.rerank(TextAsk(body.query, texts, body.max_tokens_per_doc), body.model)
+        results = [
+            RerankResult(
+                index=place.index,
+                relevance_score=place.score,
+                document=_document(body, place.index, texts) if body.return_documents else None,
+                truncated=place.index in answer.cut,
+            )
+            for place in answer.places[: body.top_n]
+        ]
+        return RerankOut(
+            id=uuid.uuid4().hex,
+            model=service.model_name,
+            results=results,
+            calibrated=service.calibrated,
+            usage=_usage(answer.tokens),
+            meta=Meta(
+                api_version=ApiVersion(version="2" if request.url.path == "/v2/rerank" else "1"),
+                billed_units=BilledUnits(search_units=math.ceil(len(texts) / 100)),
+            ),
+        )
+
+    @router.post(
+        "/v1/recommend",
+        responses=refusals(UNKNOWN_USER, UNKNOWN_ITEMS, UNKNOWN_FIELDS, TOO_LONG, OVERLOADED),
+    )
+    async def recommend(body: RecommendIn, request: Request) -> RecommendOut:
+        """Rank the given candidates, or the best of the catalogue, for a user or a history.
+
+        Without candidates, the items that share most words with notes, profile and recent items are ranked,
+        those of the history left out. `explain` leaves out each recent item and each sentence of the notes
+        and of the profile in turn and says how the margin of each answer changes.
+        """
+        if body.user_id is not None:
+            check_user(request, body.user_id)
+        wish = Wish(
+            candidates=None if body.candidates is None else tuple(body.candidates),
+            filters=body.filter or {},
+            top_n=body.top_n,
+            explain=body.explain,
+        )
+        whom = tuple(body.history or ()) if body.user_id is None else body.user_id
+        answer = await service.recommend(whom, wish)
+        reader = answer.reader
+        return RecommendOut(
+            model=service.model_name,
+            user_id=body.user_id,
+            profile=UsedProfile(
+                source=reader.source,
+                version=reader.version,
+                n_items=reader.n_items,
+                notes=bool(reader.notes),
+            ),
+            results=[_item(ranked) for ranked in answer.results],
+            calibrated=service.calibrated,
+            usage=_usage(answer.tokens),
+        )
+
+    return router
+
+
+def _document(body: RerankIn, index: int, texts: Sequence[str]) -> DocumentOut:
+    sent = body.documents[index]
+    return DocumentOut.model_validate({**(sent if isinstance(sent, dict) else {}), "text": texts[index]})
+
+
+def _usage(tokens: Tokens) -> Usage:
+    return Usage(
+        prompt_tokens=tokens.prompt,
+        total_tokens=tokens.prompt,
+        read_tokens=tokens.read,
+        cut_tokens=tokens.cut,
+    )
+
+
+def _item(ranked: Ranked) -> RecommendedItem:
+    return RecommendedItem(
+        item_id=ranked.item_id,
+        rank=ranked.rank,
+        score=ranked.score,
+        margin=ranked.margin,
+        explanation=None if ranked.explanation is None else _explanation(ranked.explanation),
+    )
+
+
+def _explanation(explanation: Explanation) -> ExplanationOut:
+    return ExplanationOut(
+        without_item=[MovedByItem(item_id=i, margin_moved=moved) for i, moved in explanation.without_item],
+        without_note=[_sentence(*moved) for moved in explanation.without_note],
+        without_sentence=[_sentence(*moved) for moved in explanation.without_sentence],
+    )
+
+
+def _sentence(text: str, moved: float) -> MovedBySentence:
+    return MovedBySentence(sentence=text, margin_moved=moved)
+
+
+ItemId = Annotated[KnownId, Path(description="Of the item.")]
+
+
+def items_router(service: Service) -> APIRouter:
+    """Return the addresses of `/v1/items`."""
+    router = APIRouter(prefix="/v1/items", tags=["items"])
+
+    @router.put("", responses=refusals(UNKNOWN_FIELDS))
+    async def put_items(body: ItemsIn) -> ItemsOut:
+        """Add items, or change those that are there; they are found and ranked from now on."""
+        items = [Item(item.item_id, item.fields) for item in body.items]
+        n_added = await service.write(service.put_items, items)
+        n_items = len({item.item_id for item in body.items})
+        return ItemsOut(n_added=n_added, n_changed=n_items - n_added)
+
+    @router.get("/{item_id:path}", responses=refusals(UNKNOWN_ITEM))
+    def get_item(item_id: ItemId) -> ItemOut:
+        """Return an item as it is now."""
+        return ItemOut(item_id=item_id, fields=dict(service.item(item_id).fields))
+
+    @router.delete("/{item_id:path}", status_code=204, responses=refusals(UNKNOWN_ITEM))
+    async def delete_item(item_id: ItemId) -> None:
+        """Delete an item: it is not found, ranked or bought any more.
+
+        Histories keep its id, and prompts say that it has no description.
+        """
+        await service.write(service.delete_item, item_id)
+
+    return router
+
+
+def health_router(service: Service, metrics: Metrics) -> APIRouter:
+    """Return `/healthz`, `/readyz` and `/metrics`; the first two need no key."""
+    router = APIRouter(tags=["operation"])
+    readiness = Readiness(service)
+    one = CapacityLimiter(1)
+
+    @router.head("/healthz", include_in_schema=False)
+    @router.get("/healthz")
+    async def health() -> Health:
+        """Say that the process answers."""
+        return Health()
+
+    @router.head("/readyz", include_in_schema=False)
+    @router.get("/readyz", responses=refusals(NOT_READY))
+    async def ready() -> Ready:
+        """Say that the database can be written and read, that the model answers, and what profiles wait for.
+
+        The model is probed unless it has answered within the last minute. A refusal names the `part` that
+        does not work: `database`, `model` or `profiles`.
+        """
+        return await to_thread.run_sync(readiness.check, limiter=one)
+
+    @router.get(
+        "/metrics",
+        response_class=Response,
+        responses={**refusals(), 200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )
+    def read_metrics() -> Response:
+        """Return numbers for Prometheus."""
+        return Response(metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    return router
+
+
+_USER = "/v1/users/{user_id:path}"
+UserId = Annotated[KnownId, Path(description="Of the user.")]
+NewUserId = Annotated[Id, Path(description="Of the user; made by their first event.")]
+
+
+def users_router(service: Service) -> APIRouter:
+    """Return the addresses of `/v1/users`."""
+    router = APIRouter(tags=["users"])
+
+    @router.get("/v1/users", responses=refusals())
+    def list_users(request: Request, asked: Annotated[UsersAsked, Query()]) -> UsersOut:
+        """Return the users that the key reaches, sorted by id."""
+        prefix = request.state.key.user_prefix
+        found = service.store.users(asked.query, asked.limit + 1, prefix, asked.after)
+        page = found[: asked.limit]
+        return UsersOut(user_ids=page, after=page[-1] if len(found) > len(page) else None)
+
+    @router.post(_USER + "/events", status_code=202, responses=refusals(UNKNOWN_ITEMS))
+    async def add_events(user_id: NewUserId, body: EventsIn) -> EventsOut:
+        """Add events to a user's history; once this is answered, they are kept.
+
+        An event with a known `event_id` changes nothing, so a request can be sent again. Events are kept in
+        the order of arrival. The profile follows in the background.
+        """
+        events = [Event(event.event_id, event.item_id, event.timestamp) for event in body.events]
+        new = await service.write(service.add_events, user_id, events)
+        answers = [
+            EventOut(event_id=event.event_id, item_id=event.item_id, new=is_new)
+            for event, is_new in zip(events, new, strict=True)
+        ]
+        return EventsOut(user_id=user_id, n_new=sum(new), events=answers)
+
+    @router.get(_USER, responses=refusals(UNKNOWN_USER))
+    def get_user(user_id: UserId) -> UserOut:
+        """Return a user's history, blocks with their summaries, notes, and every version of the profile."""
+        user = service.user(user_id)
+        versions = [_profile(profile) for profile in user.profiles]
+        return UserOut(
+            user_id=user_id,
+            history=[
+                HistoryEntry(
+                    position=event.position,
+                    event_id=event.event_id,
+                    item_id=event.item_id,
+                    timestamp=event.timestamp,
+                )
+                for event in user.events
+            ],
+            blocks=[
+                BlockOut(
+                    index=block.index,
+                    start=block.start,
+                    item_ids=list(block.item_ids),
+                    complete=block.complete,
+                    summary=summary,
+                )
+                for block, summary in user.blocks
+            ],
+            notes=_notes(user.notes) if user.notes else None,
+            profile=versions[-1] if versions else None,
+            versions=versions,
+            pending=user.update is not None,
+        )
+
+    @router.put(_USER + "/notes", responses=refusals(UNKNOWN_USER))
+    async def put_notes(user_id: UserId, body: NotesIn) -> NotesOut:
+        """Keep what a user writes about themselves; rankings read it first, and no update changes it.
+
+        An empty text removes the notes.
+        """
+        return _notes(await service.write(service.put_notes, user_id, body.text))
+
+    @router.delete(_USER, status_code=204, responses=refusals(UNKNOWN_USER, NOT_ERASED))
+    async def delete_user(user_id: UserId) -> None:
+        """Forget a user: events, notes, profiles, and the summaries that no other user has.
+
+        When this is answered, none of their bytes is left in the database's files.
+        """
+        await service.write(service.delete_user, user_id)
+
+    return router
+
+
+def _notes(notes: Notes) -> NotesOut:
+    return NotesOut(text=notes.text, updated_at=notes.updated_at)
+
+
+def _profile(profile: Profile) -> ProfileOut:
+    return ProfileOut(
+        version=profile.version,
+        text=profile.text,
+        n_items=profile.n_items,
+        created_at=profile.created_at,
+    )

@@ -1,0 +1,1 @@
+"""Examples: which past predicts which choice, and among which candidates."""

@@ -1,0 +1,166 @@
+"""The stage between training and ranking: scored once, fitted, saved in the model, used by ranking."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from trsr.errors import RunMismatchError
+from trsr.experiment import ranking
+from trsr.experiment import stages as calibrating
+from trsr.experiment.config import load_config
+from trsr.experiment.evaluating import evaluate_scores
+from trsr.experiment.experiment import Workbench
+from trsr.experiment.ranking import SCHEMA, rank_candidates
+from trsr.experiment.run_folder import RunFolder
+from trsr.experiment.stages import calibrate, run_stages
+from trsr.recommend.calibration import Calibration, CalibrationFit
+from trsr.recommend.model_folder import read_adapter_info
+from trsr.recommend.ranker import sigmoid
+
+PLATT = Calibration("platt", 0.5, -1.5)
+
+
+@pytest.fixture
+def bench(finished_run: Path, config_file: Path, tmp_path: Path) -> Workbench:
+    """A copy of a finished run, to be calibrated again."""
+    shutil.copytree(finished_run, tmp_path / "copy")
+    return Workbench(RunFolder(tmp_path / "copy", load_config(config_file), "trsr run"))
+
+
+def forget(bench: Workbench, *stages: str) -> None:
+    file = bench.folder.path / "stages.json"
+    facts = json.loads(file.read_text())
+    file.write_text(json.dumps({k: v for k, v in facts.items() if k not in stages}))
+
+
+def llm_rows(bench: Workbench) -> pl.DataFrame:
+    return pl.read_parquet(bench.folder.path / "scores.parquet").filter(ranker="llm")
+
+
+@pytest.fixture
+def fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three validation users are too few for a fit: this one is given."""
+    fit = CalibrationFit(PLATT, "platt is given", {"raw": 1.0, "platt": 0.5}, 30, 30)
+    monkeypatch.setattr(calibrating, "fit_calibration", lambda *_, **__: fit)
+
+
+def test_a_run_scores_its_validation_examples_and_says_why_it_is_not_calibrated(finished_run: Path) -> None:
+    scores = pl.read_parquet(finished_run / "valid_scores.parquet")
+    valid = pl.read_parquet(finished_run / "examples" / "valid.parquet")
+    assert dict(scores.schema) == SCHEMA
+    assert scores["example_id"].unique(maintain_order=True).to_list() == valid["example_id"].to_list()
+    assert scores["ranker"].unique().to_list() == ["llm"]
+    assert scores["score"].to_list() == pytest.approx(sigmoid(scores["margin"].to_numpy()).tolist())
+    assert not (finished_run / "valid_scores.parts").exists()
+    facts = json.loads((finished_run / "stages.json").read_text())["calibrate"]
+    assert "too few" in facts["calibration"]
+    assert read_adapter_info(finished_run / "model").calibration is None
+    assert "not calibrated" in (finished_run / "report.md").read_text()
+
+
+def test_ranking_uses_the_calibration_of_the_model_and_leaves_margins_and_others_alone(
+    bench: Workbench, finished_run: Path, fitted: None
+) -> None:
+    facts = calibrate(bench)
+    assert (facts["a"], facts["b"]) == (0.5, -1.5)
+    assert read_adapter_info(bench.folder.path / "model").calibration == PLATT.to_json()
+    assert json.loads((bench.folder.path / "calibration.json").read_text())["calibration"] == PLATT.to_json()
+    rank_candidates(bench)
+    before = pl.read_parquet(finished_run / "scores.parquet")
+    after = pl.read_parquet(bench.folder.path / "scores.parquet")
+    assert after.drop("score").equals(before.drop("score"))
+    assert after.filter(pl.col("ranker") != "llm").equals(before.filter(pl.col("ranker") != "llm"))
+    llm = after.filter(ranker="llm")
+    np.testing.assert_allclose(llm["score"], PLATT.apply(llm["margin"].to_numpy()))
+    evaluate_scores(bench)
+    metrics = json.loads((bench.folder.path / "metrics.json").read_text())
+    assert set(metrics["calibration"]["llm"]) == {"raw", "calibrated"}
+    assert set(metrics["calibration"]["llm_zero_shot"]) == {"raw"}
+    assert metrics["rankers"]["llm"]["ece"] == metrics["calibration"]["llm"]["calibrated"]["ece"]
+    old = json.loads((finished_run / "metrics.json").read_text())
+    for name in ("auc", "mrr@10"):
+        assert metrics["rankers"]["llm"][name] == old["rankers"]["llm"][name], "no order has changed"
+
+
+def test_killed_between_parts_it_scores_only_what_is_missing(
+    bench: Workbench, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (bench.folder.path / "valid_scores.parquet").unlink()
+    monkeypatch.setattr(ranking, "EXAMPLES_A_PART", 1)
+    asked: list[str] = []
+    whole, stop_after = ranking._rows, 2
+
+    def counted(ranker: Any, examples: Any) -> pl.DataFrame:
+        if len(asked) == stop_after:
+            raise KeyboardInterrupt
+        asked.extend(example.example_id for example in examples)
+        return whole(ranker, examples)
+
+    monkeypatch.setattr(ranking, "_rows", counted)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(bench)
+    assert len(list((bench.folder.path / "valid_scores.parts").glob("*.parquet"))) == 2
+    stop_after = 99
+    calibrate(bench)
+    assert asked == [example.example_id for example in bench.splits.valid], "each is asked once"
+    again, before = (
+        pl.read_parquet(run / "valid_scores.parquet") for run in (bench.folder.path, finished_run)
+    )
+    # Users that are read together may change each other's last digits, on some processors.
+    assert_frame_equal(again, before, rel_tol=0, abs_tol=1e-5)
+    calibrate(bench)
+    assert len(asked) == 3, "scores that are there are read"
+
+
+def test_a_run_that_was_ranked_before_there_was_a_calibration_stays_as_it_is(
+    bench: Workbench, finished_run: Path
+) -> None:
+    (bench.folder.path / "valid_scores.parquet").unlink()
+    forget(bench, "calibrate", "evaluate")
+    run_stages(bench)
+    assert "calibrate" not in bench.folder.stages()
+    assert not (bench.folder.path / "valid_scores.parquet").exists()
+    again, before = (
+        json.loads((run / "metrics.json").read_text()) for run in (bench.folder.path, finished_run)
+    )
+    # There are no validation scores left to check for leaks.
+    assert again.pop("leakage")["checked"]["scores_learned_from"] == 0
+    assert before.pop("leakage")["checked"]["scores_learned_from"] > 0
+    assert again == before
+
+
+def test_parts_of_an_older_killed_run_are_calibrated_like_the_others(bench: Workbench, fitted: None) -> None:
+    parts = bench.folder.path / "scores.parts"
+    parts.mkdir()
+    first = llm_rows(bench).head(60)
+    first.write_parquet(parts / "llm-000000.parquet")
+    forget(bench, "calibrate", "rank", "evaluate")
+    run_stages(bench, "rank")
+    llm = llm_rows(bench)
+    np.testing.assert_allclose(llm["score"], PLATT.apply(llm["margin"].to_numpy()))
+
+
+def test_without_training_or_validation_examples_nothing_is_scored(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranking, "make_ranker", lambda *_: pytest.fail("a model was loaded"))
+    (bench.folder.path / "valid_scores.parquet").unlink()
+    bench.splits.valid.clear()
+    assert calibrate(bench) == {"calibration": "none: there are no validation examples"}
+    bench.config = bench.config.model_copy(update={"train": None})
+    assert calibrate(bench) == {}
+
+
+def test_a_calibration_that_makes_no_sense_is_refused(bench: Workbench) -> None:
+    file = bench.folder.path / "model" / "trsr.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"calibration": {"a": 1.0, "b": 0.0}}))
+    with pytest.raises(RunMismatchError, match="calibrate the model again"):
+        rank_candidates(bench)

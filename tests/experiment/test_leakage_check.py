@@ -1,0 +1,171 @@
+"""A run whose profiles, examples or learned scores have seen a target ends with an error, not metrics."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+from conftest import tiny_run
+
+from trsr.errors import LeakageError
+from trsr.experiment import stages
+from trsr.experiment.config import load_config
+from trsr.experiment.evaluating import evaluate_scores
+from trsr.experiment.experiment import Workbench
+from trsr.experiment.leakage import check_run, profile_leaks
+from trsr.experiment.run_folder import RunFolder
+from trsr.experiment.stages import run_stages
+from trsr.splitting.examples import build_examples
+from trsr.types import History
+
+N_EXAMPLES = 8 + 3 + 12
+
+
+def bench_of(run: Path) -> Workbench:
+    return Workbench(RunFolder(run, load_config(run / "config.yaml"), "trsr"))
+
+
+@pytest.fixture
+def copy(finished_run: Path, tmp_path: Path) -> Path:
+    """A finished run that a test may damage."""
+    return Path(shutil.copytree(finished_run, tmp_path / "copy"))
+
+
+def plant(file: Path, edit: Callable[[list[dict[str, Any]]], object]) -> None:
+    """Change the rows of a Parquet file."""
+    frame = pl.read_parquet(file)
+    rows = frame.to_dicts()
+    edit(rows)
+    pl.DataFrame(rows, schema=frame.schema).write_parquet(file)
+
+
+def test_a_run_says_what_was_checked(finished_run: Path) -> None:
+    leakage = json.loads((finished_run / "metrics.json").read_text())["leakage"]
+    checked = leakage["checked"]
+    assert leakage["found"] == 0
+    assert checked["examples"] == checked["profiles"] == checked["profiles_derived_again"] == N_EXAMPLES
+    assert checked["training_and_validation_rows"] == 8 + 3
+    assert checked["scores_learned_from"] == 3 * 6
+    assert checked["fit_events"] > 200
+    assert "leakage check" in (finished_run / "report.md").read_text()
+
+
+def test_a_profile_that_has_seen_one_item_more_is_found(copy: Path) -> None:
+    plant(copy / "profiles.parquet", lambda rows: rows[20].update(n_items=rows[20]["n_items"] + 1))
+    checked, _ = profile_leaks(bench_of(copy))
+    assert len(checked.leaks) == 1
+    assert "has seen" in checked.leaks[0]
+
+
+def test_a_profile_written_from_other_items_is_found(copy: Path) -> None:
+    def take_another(rows: list[dict[str, Any]]) -> None:
+        rows[20].update({name: rows[19][name] for name in ("text", "key", "texts")})
+
+    plant(copy / "profiles.parquet", take_another)
+    checked, n_derived = profile_leaks(bench_of(copy))
+    assert len(checked.leaks) == 1
+    assert "is not in its history" in checked.leaks[0]
+    assert n_derived == N_EXAMPLES - 1
+
+
+def test_a_profile_whose_text_is_not_the_stores_is_found(copy: Path) -> None:
+    plant(copy / "profiles.parquet", lambda rows: rows[20].update(text="They will buy clay pots."))
+    checked, _ = profile_leaks(bench_of(copy))
+    assert "not the text that the store has" in checked.leaks[0]
+
+
+def test_an_earlier_text_of_the_chain_that_is_not_the_stores_is_not_called_derived(copy: Path) -> None:
+    def change(rows: list[dict[str, Any]]) -> None:
+        rows[20]["texts"] = ["They will buy clay pots.", *rows[20]["texts"][1:]]
+
+    plant(copy / "profiles.parquet", change)
+    assert profile_leaks(bench_of(copy))[1] == N_EXAMPLES - 1
+
+
+def test_without_the_store_nothing_is_called_derived(copy: Path) -> None:
+    (copy / "summaries.sqlite").unlink()
+    leakage = check_run(bench_of(copy))
+    assert leakage["checked"]["profiles_derived_again"] == 0
+    assert not (copy / "summaries.sqlite").exists()
+
+
+def test_test_scores_among_those_that_calibration_learns_from_are_found(copy: Path) -> None:
+    test = pl.read_parquet(copy / "scores.parquet").filter(ranker="llm").head(6)
+    file = copy / "valid_scores.parquet"
+    pl.concat([pl.read_parquet(file), test]).write_parquet(file)
+    with pytest.raises(LeakageError, match=r"valid_scores\.parquet holds the example"):
+        check_run(bench_of(copy))
+
+
+def test_a_leak_ends_the_evaluation_before_any_metric_is_written(copy: Path) -> None:
+    def see_the_target(rows: list[dict[str, Any]]) -> None:
+        target = rows[0]["candidates"][rows[0]["labels"].index(1)]
+        rows[0]["history"] = [*rows[0]["history"][1:], target]
+
+    plant(copy / "examples" / "test.parquet", see_the_target)
+    (copy / "metrics.json").unlink()
+    with pytest.raises(LeakageError, match=r"leaks? .*found, the first: the history of the example"):
+        evaluate_scores(bench_of(copy))
+    assert not (copy / "metrics.json").exists()
+
+
+def small(model: Path, run: Path, **changes: Any) -> Workbench:
+    """Return a run without a language model."""
+    content = tiny_run(
+        model, **{"train": None, "rankers": ["random"], "summary": {"method": "counted"}, **changes}
+    )
+    file = run.parent / f"{run.name}.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return Workbench(RunFolder(run, load_config(file), "trsr"))
+
+
+def test_counts_behind_a_written_profile_are_derived_again(tiny_model: Path, tmp_path: Path) -> None:
+    bench = small(tiny_model, tmp_path / "run", summary={"method": "recurrent", "counts": True})
+    run_stages(bench, "summarize")
+    checked, n_derived = profile_leaks(bench)
+    assert checked.leaks == ()
+    assert n_derived == checked.n
+    plant(tmp_path / "run" / "profiles.parquet", lambda rows: rows[0].update(text=rows[0]["text"] + " (9)"))
+    assert len(profile_leaks(bench)[0].leaks) == 1
+
+
+def test_a_counted_profile_that_its_history_does_not_give_is_found(tiny_model: Path, tmp_path: Path) -> None:
+    bench = small(tiny_model, tmp_path / "run")
+    run_stages(bench, "summarize")
+    assert profile_leaks(bench)[0].leaks == ()
+    plant(tmp_path / "run" / "profiles.parquet", lambda rows: rows[0].update(text=rows[1]["text"]))
+    assert len(profile_leaks(bench)[0].leaks) == 1
+
+
+def test_examples_that_leak_end_the_stage_that_makes_them(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leaky(*arguments: Any) -> Any:
+        splits = build_examples(*arguments)
+        splits.train.append(splits.test[0])
+        return splits
+
+    monkeypatch.setattr(stages, "build_examples", leaky)
+    bench = small(tiny_model, tmp_path / "run")
+    with pytest.raises(LeakageError, match="the training example"):
+        run_stages(bench, "examples")
+    assert "examples" not in bench.folder.stages()
+
+
+def test_each_point_of_a_users_history_has_its_own_profile(tiny_model: Path, tmp_path: Path) -> None:
+    protocol = {"kind": "temporal", "min_history": 3, "valid_quantile": 0.5, "test_quantile": 0.7}
+    negatives = {"kind": "uniform", "n_train": 2, "n_test": 5}
+    bench = small(tiny_model, tmp_path / "run", protocol={**protocol, "negatives": negatives})
+    run_stages(bench)
+    in_two = {e.user_id for e in bench.splits.valid} & {e.user_id for e in bench.splits.test}
+    assert in_two, "users are asked in several stretches"
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["leakage"]["found"] == 0
+    for example in [*bench.splits.valid, *bench.splits.test]:
+        profile = bench.summariser.without_calls(History(example.user_id, example.history)).text
+        assert bench.profiles[example.example_id] == profile

@@ -1,0 +1,193 @@
+"""Baselines in a run: tuned on validation only, blind to the future, taken up again after a kill."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pytest
+
+from trsr.baselines.neural import NcfRanker, SequentialRanker
+from trsr.data.dataset import Dataset
+from trsr.errors import ConfigError, DataError, MissingExtraError, ModelError
+from trsr.experiment import baselines
+from trsr.experiment.baselines import BaselineName, check_baselines, make_baseline
+from trsr.experiment.config import FUSIONS, RankerName, load_config
+from trsr.experiment.experiment import Workbench
+from trsr.experiment.ranking import make_ranker
+from trsr.experiment.run_folder import RunFolder
+from trsr.recommend.ranker import Ranker
+from trsr.types import RankingExample
+
+NAMES: tuple[BaselineName, ...] = get_args(BaselineName)
+SMALL = [
+    *(f"baselines.{name}.n_epochs=[1, 2]" for name in ("sasrec", "gru4rec", "bert4rec", "ncf")),
+    *(f"baselines.{name}.dim=[8]" for name in ("sasrec", "gru4rec", "bert4rec")),
+    *(f"baselines.{name}.n_negatives=16" for name in ("sasrec", "gru4rec", "bert4rec")),
+    "baselines.gru4rec.learning_rate=[0.05]",
+    "baselines.ncf.n_factors=[4]",
+]
+
+
+@pytest.fixture
+def bench(finished_run: Path, config_file: Path, tiny_model: Path, tmp_path: Path) -> Workbench:
+    """A copy of a finished run, with small settings for the baselines."""
+    shutil.copytree(finished_run, tmp_path / "copy")
+    made = Workbench(RunFolder(tmp_path / "copy", load_config(config_file), "trsr rank"))
+    made.config = load_config(config_file, [*SMALL, f"baselines.embedding.model={tiny_model}"])
+    return made
+
+
+def table(bench: Workbench, ranker: Ranker) -> npt.NDArray[np.float32]:
+    answers = {answer.example_id: answer.margins for answer in ranker.rank(bench.splits.test)}
+    return np.stack([answers[example.example_id] for example in bench.splits.test])
+
+
+def _targets(examples: Sequence[RankingExample]) -> pl.DataFrame:
+    rows = [(e.user_id, e.candidates[e.labels.index(1)]) for e in examples]
+    return pl.DataFrame(rows, schema=["user_id", "item_id"], orient="row")
+
+
+def record(bench: Workbench, name: str) -> dict[str, Any]:
+    file = bench.folder.path / "baselines" / f"{name}.json"
+    return dict(json.loads(file.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_at_or_after_a_target_changes_a_score(
+    bench: Workbench, name: BaselineName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = table(bench, make_baseline(bench, name))
+    events = bench.dataset.events().collect()
+    held_out = [*bench.splits.valid, *bench.splits.test]
+    last = events.join(_targets(held_out), on="user_id", how="semi").group_by("user_id").last()
+    items = sorted(bench.dataset.catalogue())
+    future = pl.concat(
+        last.with_columns(
+            item_id=pl.Series(items[step : step + len(last)]),
+            position=pl.col("position") + step + 1,
+            timestamp=pl.col("timestamp") + timedelta(hours=step + 1),
+        ).select(events.columns)
+        for step in range(30)
+    ).join(_targets(held_out), on=["user_id", "item_id"], how="anti")
+    assert len(future) > 300
+    monkeypatch.setattr(Dataset, "events", lambda _: pl.concat([events, future]).lazy())
+    shutil.rmtree(bench.folder.path / "baselines")
+    np.testing.assert_array_equal(before, table(bench, make_baseline(bench, name)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_baseline_repeats_itself_and_says_what_was_tried(bench: Workbench, name: BaselineName) -> None:
+    first = table(bench, make_baseline(bench, name))
+    said = record(bench, name)
+    grid = getattr(bench.config.baselines, name).grid()
+    assert len(said["trials"]) == len(grid) > 1
+    best = max(trial["recall_sum"] for trial in said["trials"])
+    chosen = next(trial for trial in said["trials"] if trial["recall_sum"] == best)
+    assert said["chosen"] == chosen["settings"]
+    assert said["test"]
+    np.testing.assert_array_equal(first, table(bench, make_baseline(bench, name)))
+    shutil.rmtree(bench.folder.path / "baselines")
+    np.testing.assert_array_equal(first, table(bench, make_baseline(bench, name)))
+
+
+def test_every_name_of_the_configuration_makes_a_ranker_of_that_name(bench: Workbench) -> None:
+    for name in set(get_args(RankerName)) - set(FUSIONS):  # which join scores that are there
+        assert make_ranker(bench, name).name == name
+
+
+def test_a_killed_search_does_not_repeat_what_was_tried(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits: list[int] = []
+    whole = SequentialRanker.__init__
+
+    def counting(self: Any, *args: Any, **kwargs: Any) -> None:
+        fits.append(args[2]["n_epochs"])
+        if len(fits) == 2:
+            raise KeyboardInterrupt
+        whole(self, *args, **kwargs)
+
+    monkeypatch.setattr(SequentialRanker, "__init__", counting)
+    with pytest.raises(KeyboardInterrupt):
+        make_baseline(bench, "gru4rec")
+    assert fits == [1, 2]
+    make_baseline(bench, "gru4rec")
+    assert fits[2] == 2
+    assert fits[3:] in ([], [1])  # the first is fitted again only if it was the better one
+    assert [trial["settings"]["n_epochs"] for trial in record(bench, "gru4rec")["trials"]] == [1, 2]
+
+
+def test_the_test_labels_play_no_part(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    whole = NcfRanker.rank
+
+    def watching(self: Any, examples: Any) -> Any:
+        seen.extend(example.example_id for example in examples)
+        return whole(self, examples)
+
+    monkeypatch.setattr(NcfRanker, "rank", watching)
+    make_baseline(bench, "ncf")
+    assert set(seen) == {example.example_id for example in bench.splits.valid}
+
+
+def test_without_validation_examples_the_first_settings_are_taken(bench: Workbench) -> None:
+    bench.splits.valid.clear()
+    make_baseline(bench, "gru4rec")
+    said = record(bench, "gru4rec")
+    assert said["trials"] == []
+    assert said["chosen"]["n_epochs"] == 1
+
+
+def test_settings_that_diverge_are_passed_over(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = SequentialRanker.rank
+    broken = {1}
+
+    def rank(self: Any, examples: Any) -> Any:
+        for answer in whole(self, examples):
+            if self._model.n_epochs in broken:
+                answer.margins[0] = np.nan
+            yield answer
+
+    monkeypatch.setattr(SequentialRanker, "rank", rank)
+    make_baseline(bench, "gru4rec")
+    assert record(bench, "gru4rec")["chosen"]["n_epochs"] == 2
+    shutil.rmtree(bench.folder.path / "baselines")
+    broken.add(2)
+    with pytest.raises(DataError, match="No setting of gru4rec gave finite scores"):
+        make_baseline(bench, "gru4rec")
+
+
+def test_data_without_times_is_found_out_early(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.config = bench.config.model_copy(update={"rankers": ("popularity_decayed",)})
+    check_baselines(bench)
+    timeless = bench.dataset.events().with_columns(timestamp=pl.lit(None, pl.Datetime("us", "UTC")))
+    monkeypatch.setattr(Dataset, "events", lambda _: timeless)
+    with pytest.raises(ConfigError, match="no event that it may learn from has a time"):
+        check_baselines(bench)
+    bench.config = bench.config.model_copy(update={"rankers": ("popularity",)})
+    check_baselines(bench)
+
+
+def test_an_unknown_embedding_model_is_found_out_early(bench: Workbench, config_file: Path) -> None:
+    bench.config = load_config(config_file, ["rankers=[embedding]", "baselines.embedding.model=./nowhere"])
+    with pytest.raises(ModelError, match="nowhere"):
+        check_baselines(bench)
+
+
+def test_a_missing_library_is_found_out_early(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise MissingExtraError("cornac", "baselines")
+
+    monkeypatch.setattr(baselines, "require_cornac", missing)
+    check_baselines(bench)
+    bench.config = bench.config.model_copy(update={"rankers": ("random", "ncf")})
+    with pytest.raises(MissingExtraError):
+        check_baselines(bench)

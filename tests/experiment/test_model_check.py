@@ -1,0 +1,174 @@
+"""`trsr models check MODEL` finds what would go wrong with a model, row by row."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Answer
+
+from trsr.errors import ModelError
+from trsr.experiment import model_check
+from trsr.experiment.model_check import CheckedModel, Finding, check_model
+from trsr.recommend.model_folder import FILE_NAME
+from trsr.recommend.prompt import PromptBuilder
+from trsr.recommend.scorer import SharedPrefixScorer
+
+
+def checked(model: Path, **options: Any) -> dict[str, Finding]:
+    return {found.check: found for found in check_model(CheckedModel(str(model), **options))}
+
+
+def failed(found: dict[str, Finding]) -> set[str]:
+    return {name for name, finding in found.items() if not finding.ok}
+
+
+def test_check_model_passes_a_whole_model(tiny_model: Path) -> None:
+    found = checked(tiny_model, templates=("generic", "products"))
+    assert failed(found) == set()
+    assert {"labels generic", "labels products", "BOS", "sharing", "LoRA targets", "generation"} <= set(found)
+    assert found["sharing"].facts["prompts"] == model_check.N_PROMPTS
+    assert found["sharing"].facts["shared"]
+    assert found["LoRA targets"].facts["layers"] == 14
+    assert found["chat template"].facts == {
+        "present": True,
+        "system_role": True,
+        "trims": False,
+        "thinking": False,
+    }
+
+
+def test_check_model_does_not_take_a_models_own_penalties_for_a_difference(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    (folder / "generation_config.json").write_text(
+        json.dumps({"do_sample": True, "temperature": 0.6, "repetition_penalty": 5.0})
+    )
+    assert failed(checked(folder, templates=("news",))) == set()
+
+
+def test_check_model_goes_on_after_labels_of_several_tokens(two_token_model: Path) -> None:
+    found = checked(two_token_model, templates=("news",))
+    assert failed(found) == {"labels news", "sharing"}
+    assert "tokens for this model" in found["labels news"].message
+
+
+def test_check_model_names_both_numbers_of_a_short_context(tiny_model: Path) -> None:
+    found = checked(tiny_model, templates=("news",), max_tokens=5000)
+    assert failed(found) == {"context"}
+    assert "4096" in found["context"].message
+    assert "5000" in found["context"].message
+
+
+def test_check_model_finds_margins_that_sharing_changes(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = SharedPrefixScorer.score
+
+    def wrong(self: SharedPrefixScorer, groups: Any, labels: Any) -> Any:
+        return ((index, margins + 0.3) for index, margins in right(self, groups, labels))
+
+    monkeypatch.setattr(SharedPrefixScorer, "score", wrong)
+    found = checked(tiny_model, templates=("news",))
+    assert failed(found) == {"sharing"}
+    assert found["sharing"].facts["max_difference"] == pytest.approx(0.3, abs=1e-3)
+
+
+def test_check_model_finds_a_second_bos(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = PromptBuilder.prefix
+
+    def twice(self: PromptBuilder, *texts: Any) -> tuple[int, ...]:
+        prefix = right(self, *texts)
+        return (prefix[0], *prefix)
+
+    monkeypatch.setattr(PromptBuilder, "prefix", twice)
+    assert failed(checked(tiny_model, templates=("news",))) == {"BOS"}
+
+
+def test_check_model_finds_text_that_a_chat_template_loses(tiny_model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}<|im_start|>{{ m.content | upper }}{% endfor %}"
+    )
+    found = checked(folder, templates=("news",))
+    assert not found["chat template"].ok
+
+
+def test_check_model_finds_text_written_otherwise_than_by_transformers(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trsr.llm.generation import RowWriter
+
+    right = RowWriter.step
+
+    def wrong(self: RowWriter) -> Any:
+        done = right(self)
+        for text in done:
+            text.written[-2:] = text.written[:2]
+        return done
+
+    monkeypatch.setattr(RowWriter, "step", wrong)
+    assert failed(checked(tiny_model, templates=("news",))) == {"generation"}
+
+
+def test_check_model_says_in_a_sentence_that_weights_are_broken(tiny_model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    found = checked(folder, templates=("news",))
+    assert failed(found) == {"model", "sharing", "generation"}
+    assert found["labels news"].ok
+
+
+def test_check_model_reads_a_fine_tuned_model_and_its_run(finished_run: Path) -> None:
+    of_model, of_run = checked(finished_run / "model"), checked(finished_run)
+    assert failed(of_model) == failed(of_run) == set()
+    assert set(of_model) == set(of_run)
+    assert [name for name in of_model if name.startswith("labels")] == ["labels products"]
+    assert len(of_model["adapter"].facts["template_hash"]) == 64
+
+
+def test_check_model_refuses_an_adapter_of_another_template(finished_run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished_run / "model", tmp_path / "model"))
+    info = json.loads((folder / FILE_NAME).read_text())
+    (folder / FILE_NAME).write_text(json.dumps(info | {"template_hash": "0" * 64}))
+    found = checked(folder)
+    assert failed(found) == {"adapter"}
+    assert "template" in found["adapter"].message
+
+
+def test_check_model_says_in_a_sentence_that_an_adapter_is_gone(finished_run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished_run / "model", tmp_path / "model"))
+    (folder / "adapter_model.safetensors").unlink()
+    found = checked(folder)
+    assert failed(found) == {"model", "adapter", "sharing"}
+    assert "copy the whole model folder" in found["adapter"].message
+
+
+def test_check_model_refuses_what_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="not a model"):
+        CheckedModel(str(tmp_path))
+
+
+def test_models_check_prints_a_table_and_json(
+    trsr: Callable[..., Answer], tiny_model: Path, two_token_model: Path
+) -> None:
+    table = trsr("models", "check", tiny_model, "--template", "news")
+    assert table.code == 0
+    assert "labels news    ok" in table.out
+    answer = trsr("models", "check", two_token_model, "--template", "news", "--json")
+    assert answer.code == 1
+    found = json.loads(answer.out)
+    assert not found["ok"]
+    assert {"check", "ok", "message", "facts"} == set(found["checks"][0])
+
+
+def test_models_check_tells_its_two_forms_apart(trsr: Callable[..., Answer], tiny_model: Path) -> None:
+    assert trsr("models", "check", tiny_model, "--run", "x").code == 2
+    assert trsr("models", "check", "llm", "transformers").code == 2
+    assert "--run is missing" in trsr("models", "check", "llm", "transformers").err
+    missing = trsr("models", "check", "no-such-model")
+    assert (missing.code, missing.out) == (2, "")

@@ -1,0 +1,122 @@
+"""Ranking in parts: what is there stays, what does not fit the run is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from trsr.errors import ModelError, RunMismatchError
+from trsr.experiment import ranking
+from trsr.experiment.config import load_config
+from trsr.experiment.experiment import Workbench
+from trsr.experiment.ranking import SCHEMA, make_ranker, rank_candidates
+from trsr.experiment.run_folder import RunFolder
+from trsr.recommend.prompt import load_ranking_template
+from trsr.templating import parse_template
+
+
+@pytest.fixture
+def bench(finished_run: Path, config_file: Path, tmp_path: Path) -> Workbench:
+    """A copy of a finished run, ready to be ranked again."""
+    shutil.copytree(finished_run, tmp_path / "copy")
+    (tmp_path / "copy" / "scores.parquet").unlink()  # else its scores are kept
+    return Workbench(RunFolder(tmp_path / "copy", load_config(config_file), "trsr rank"))
+
+
+def test_ranking_again_gives_the_same_scores(bench: Workbench, finished_run: Path) -> None:
+    facts = rank_candidates(bench)
+    assert facts == {"rankers": 6, "examples": 12}
+    again = pl.read_parquet(bench.folder.path / "scores.parquet")
+    assert again.equals(pl.read_parquet(finished_run / "scores.parquet"))
+    assert dict(again.schema) == SCHEMA
+
+
+def test_parts_that_are_there_are_not_made_again(
+    bench: Workbench, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[str, int]] = []
+    stop_after = 7
+    whole = ranking._rows
+
+    def counted(ranker: Any, examples: Any) -> pl.DataFrame:
+        if len(made) == stop_after:
+            raise KeyboardInterrupt
+        made.append((ranker.name, len(examples)))
+        return whole(ranker, examples)
+
+    monkeypatch.setattr(ranking, "_rows", counted)
+    with pytest.raises(KeyboardInterrupt):
+        rank_candidates(bench)
+    assert len(list((bench.folder.path / "scores.parts").glob("*.parquet"))) == 7
+    (bench.folder.path / "scores.parts" / "llm-000000.partial").write_bytes(b"half")
+    first, made[:] = list(made), []
+    stop_after = 99
+    rank_candidates(bench)
+    names = ("random", "popularity", "recency", "bm25", "llm_zero_shot", "llm")
+    assert first + made == [(name, n) for name in names for n in (10, 2)]
+    again = pl.read_parquet(bench.folder.path / "scores.parquet")
+    assert again.equals(pl.read_parquet(finished_run / "scores.parquet"))
+    assert not (bench.folder.path / "scores.parts").exists()
+
+
+def test_the_size_of_parts_changes_no_score(
+    bench: Workbench, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranking, "EXAMPLES_A_PART", 5)
+    rank_candidates(bench)
+    again, before = (pl.read_parquet(run / "scores.parquet") for run in (bench.folder.path, finished_run))
+    # Users that are read together may change each other's last digits, on some processors.
+    assert_frame_equal(again, before, rel_tol=0, abs_tol=1e-5)
+
+
+def test_a_model_trained_on_another_template_is_refused(bench: Workbench) -> None:
+    template = load_ranking_template("products", "products")
+    bench.__dict__["ranking_template"] = parse_template(
+        "products",
+        template.source + "\n",
+        sections=template.sections,
+        variables=template.variables,
+    )
+    with pytest.raises(RunMismatchError, match="template 'products', but is to be asked with"):
+        make_ranker(bench, "llm")
+    make_ranker(bench, "llm_zero_shot")
+
+
+def test_a_model_trained_on_another_base_model_is_refused(bench: Workbench) -> None:
+    file = bench.folder.path / "model" / "trsr.json"
+    info = json.loads(file.read_text()) | {"base_model_id": "other@1"}
+    file.write_text(json.dumps(info))
+    with pytest.raises(RunMismatchError, match="trained on other@1"):
+        make_ranker(bench, "llm")
+
+
+def test_a_folder_without_a_model_is_refused(bench: Workbench) -> None:
+    shutil.rmtree(bench.folder.path / "model")
+    with pytest.raises(RunMismatchError, match="model folder of trsr"):
+        make_ranker(bench, "llm")
+
+
+def test_the_label_tokens_are_those_the_model_was_trained_on(bench: Workbench) -> None:
+    file = bench.folder.path / "model" / "trsr.json"
+    info = json.loads(file.read_text())
+    example = bench.splits.test[:1]
+    (before,) = make_ranker(bench, "llm").rank(example)
+    swapped = {"positive_token": info["negative_token"], "negative_token": info["positive_token"]}
+    file.write_text(json.dumps(info | swapped))
+    (after,) = make_ranker(bench, "llm").rank(example)
+    assert after.margins.tolist() == (-before.margins).tolist()
+
+
+def test_a_model_whose_answers_are_several_tokens_is_refused(
+    bench: Workbench, two_token_model: Path, config_file: Path
+) -> None:
+    config = load_config(config_file, [f"recommender.model={two_token_model}"])
+    bench.config = config
+    with pytest.raises(ModelError, match="'yes' is 3 tokens for this model, one is needed"):
+        _ = bench.labels

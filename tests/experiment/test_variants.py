@@ -1,0 +1,203 @@
+"""Variants answer the questions of their run, share its summaries, and are neither lost nor made twice."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+from conftest import tiny_run
+
+from trsr.errors import ConfigError, RunMismatchError
+from trsr.experiment import ranking, stages
+from trsr.experiment.config import RunConfig, load_config
+from trsr.experiment.experiment import Workbench
+from trsr.experiment.run_folder import RunFolder
+from trsr.experiment.stages import run_stages
+from trsr.experiment.variants import profile_pair
+
+TRAIN = {
+    "learning_rate": 0.01,
+    "epochs": 1,
+    "batch_size": 2,
+    "evaluations": 1,
+    "lora": {"r": 2, "dropout": 0.0},
+}
+RANKERS = ["random", "llm"]
+
+
+def open_run(model: Path, out: Path, **changes: Any) -> Workbench:
+    file = out.parent / f"{out.name}.yaml"
+    file.write_text(yaml.safe_dump(tiny_run(model, **({"train": TRAIN, "rankers": RANKERS} | changes))))
+    return Workbench(RunFolder(out, load_config(file), "trsr run tiny.yaml"))
+
+
+VARIANTS: dict[str, Any] = {
+    "variants": {"no_profile": {"summary.method": "none"}},
+    "sweep": {"prompt.n_recent": [0, 2], "protocol.negatives.n_train": [1]},
+}
+NAMES = ["no_profile", "n_recent=0", "n_train=1"]
+
+
+@pytest.fixture(scope="module")
+def with_variants(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Workbench:
+    bench = open_run(tiny_model, tmp_path_factory.mktemp("variants") / "run", **VARIANTS)
+    run_stages(bench)
+    return bench
+
+
+def margins(run: Path, ranker: str) -> list[float]:
+    return pl.read_parquet(run / "scores.parquet").filter(ranker=ranker)["margin"].to_list()
+
+
+def test_every_variant_is_a_ranker_of_its_run(with_variants: Workbench) -> None:
+    run = with_variants.folder.path
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert list(metrics["rankers"]) == sorted([*RANKERS, *NAMES])
+    assert metrics["sweep"] == {
+        "prompt.n_recent": {"0": "n_recent=0", "2": "llm"},
+        "protocol.negatives.n_train": {"2": "llm", "1": "n_train=1"},
+    }
+    assert all("logloss" in metrics["rankers"][name] for name in NAMES)
+    for name in NAMES:
+        assert margins(run, name) == margins(run / "variants" / name, "llm") != margins(run, "llm")
+    assert "What each setting does" in (run / "report.html").read_text()
+    assert "prompt.n_recent" in (run / "report.md").read_text()
+
+
+def test_what_the_profile_adds_is_compared_on_every_slice(with_variants: Workbench) -> None:
+    assert profile_pair(with_variants.config) == ("llm", "no_profile")
+    metrics = json.loads((with_variants.folder.path / "metrics.json").read_text())
+    assert list(metrics["slices"]) == list(metrics["protocol"]["slices"])
+    pairs = [pair for parts in metrics["slices"].values() for part in parts for pair in part["comparisons"]]
+    assert {(pair["a"], pair["b"]) for pair in pairs} == {("llm", "no_profile")}
+    assert {pair["metric"] for pair in pairs} == {pair["metric"] for pair in metrics["comparisons"]}
+
+
+def test_only_a_variant_that_differs_in_nothing_else_stands_for_no_profile(
+    with_variants: Workbench,
+) -> None:
+    settings = with_variants.config.model_dump(mode="json")
+    both = settings | {"variants": {"other": {"summary.method": "none", "prompt.n_recent": 0}}, "sweep": {}}
+    assert profile_pair(RunConfig.model_validate(both)) is None
+    of_sweep = settings | {"variants": {}, "sweep": {"summary.method": ["none", "counted"]}}
+    assert profile_pair(RunConfig.model_validate(of_sweep)) == ("llm", "method=none")
+    none = settings | {"variants": {}, "sweep": {}, "summary": {"method": "none"}}
+    assert profile_pair(RunConfig.model_validate(none)) is None
+
+
+def test_a_variant_differs_where_it_says_and_nowhere_else(with_variants: Workbench) -> None:
+    run = with_variants.folder.path
+    for name, part, setting, value in [
+        ("no_profile", "summary", "method", "none"),
+        ("n_recent=0", "prompt", "n_recent", 0),
+    ]:
+        whole = yaml.safe_load((run / "config.yaml").read_text())
+        other = yaml.safe_load((run / "variants" / name / "config.yaml").read_text())
+        whole[part][setting] = value
+        for key in ("rankers", "variants", "sweep"):
+            del whole[key], other[key]
+        assert other == whole
+    profiles = pl.read_parquet(run / "variants" / "no_profile" / "profiles.parquet")
+    assert profiles["text"].unique().to_list() == [""]
+    assert pl.read_parquet(run / "variants" / "n_train=1" / "examples" / "train.parquet")[
+        "labels"
+    ].list.len().unique().to_list() == [2]
+
+
+def test_equal_summaries_are_written_once(with_variants: Workbench) -> None:
+    run = with_variants.folder.path
+    assert not list(run.glob("variants/*/summaries.sqlite"))
+    facts = json.loads((run / "variants" / "n_recent=0" / "stages.json").read_text())["summarize"]
+    assert (facts["calls_made"], facts["calls_from_store"]) == (0, facts["calls"])
+    with sqlite3.connect(run / "summaries.sqlite") as db:
+        assert db.execute("SELECT max(n_attempts) FROM summaries").fetchone() == (1,)
+
+
+@pytest.mark.slow
+def test_a_run_broken_off_between_variants_makes_no_model_twice(
+    tiny_model: Path, tmp_path: Path, with_variants: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[str] = []
+    real = stages.fine_tune
+
+    def count(bench: Workbench) -> dict[str, Any]:
+        if len(trained) == 2:
+            trained.append("broken off")
+            raise KeyboardInterrupt
+        trained.append(bench.folder.path.name)
+        return real(bench)
+
+    monkeypatch.setitem(stages.STAGES, "train", count)
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(open_run(tiny_model, tmp_path / "run", **VARIANTS))
+    run_stages(open_run(tiny_model, tmp_path / "run", **VARIANTS))
+    assert trained == ["run", "no_profile", "broken off", "n_recent=0", "n_train=1"]
+    whole = with_variants.folder.path
+    assert (tmp_path / "run" / "metrics.json").read_bytes() == (whole / "metrics.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_finished_run_takes_more_rankers_and_variants_and_asks_only_those(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    run_stages(open_run(tiny_model, out))
+    before = margins(out, "llm")
+    asked: list[str] = []
+    real = ranking.make_ranker
+
+    def note(bench: Workbench, name: Any, **how: Any) -> Any:
+        asked.append(f"{bench.folder.path.name}:{name}")
+        return real(bench, name, **how)
+
+    monkeypatch.setattr(ranking, "make_ranker", note)
+    more = {"rankers": ["popularity", *RANKERS], "variants": {"no_profile": {"summary.method": "none"}}}
+    run_stages(open_run(tiny_model, out, **more))
+    assert asked == ["no_profile:llm", "no_profile:llm", "run:popularity"]  # validation, test
+    assert margins(out, "llm") == before
+    assert set(json.loads((out / "metrics.json").read_text())["rankers"]) == {
+        "popularity",
+        *RANKERS,
+        "no_profile",
+    }
+
+
+def test_other_settings_of_a_baseline_that_was_asked_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    open_run(tiny_model, tmp_path / "run", rankers=["embedding"])
+    with pytest.raises(RunMismatchError, match=r"baselines\.embedding"):
+        open_run(
+            tiny_model, tmp_path / "run", rankers=["embedding"], baselines={"embedding": {"n_recent": 3}}
+        )
+    other = {"embedding": {"model": str(tiny_model)}, "sasrec": {"dim": 32}}
+    open_run(tiny_model, tmp_path / "run", rankers=["embedding"], baselines=other)
+
+
+def test_a_variant_that_would_be_asked_something_else_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    changes = {"variants": {"easier": {"protocol.negatives.n_test": 3}}}
+    bench = open_run(tiny_model, tmp_path / "run", train=None, rankers=["llm_zero_shot"], **changes)
+    with pytest.raises(ConfigError, match=r"variants\.easier: its test examples are not those of the run"):
+        run_stages(bench)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"variants": {"llm": {"prompt.n_recent": 1}}}, "variants.llm: the name must be letters"),
+        ({"variants": {"a/b": {"prompt.n_recent": 1}}}, "variants.a/b: the name must be letters"),
+        ({"variants": {"x": {"seed": 1}}}, "variants.x: seed cannot vary within a run"),
+        ({"variants": {"x": {"prompt.n_recnt": 1}}}, "variants.x: prompt.n_recnt is no setting"),
+        ({"sweep": {"prompt.n_recent": [-1]}}, "variants.n_recent=-1: prompt.n_recent: found -1"),
+    ],
+)
+def test_a_variant_that_cannot_be_is_one_sentence(
+    tiny_model: Path, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        open_run(tiny_model, tmp_path / "run", **changes)
+    assert said in str(caught.value)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,43 @@
+"""The values rankers exchange."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trsr.recommend.ranker import ranked, sigmoid, without_llm
+from trsr.types import RankingExample
+
+EXAMPLE = RankingExample("e", "u", (), ("a", "b", "c"), (0, 1, 0))
+
+
+def test_candidates_are_ranked_best_first_with_places_from_one() -> None:
+    items = ranked(EXAMPLE, [0.0, 2.0, 1.0])
+    assert [(item.item_id, item.rank, item.margin) for item in items] == [
+        ("b", 1, 2.0),
+        ("c", 2, 1.0),
+        ("a", 3, 0.0),
+    ]
+    assert items[0].score == pytest.approx(1 / (1 + math.exp(-2)))
+
+
+def test_equal_margins_keep_the_given_order() -> None:
+    assert [item.item_id for item in ranked(EXAMPLE, [1.0, 1.0, 1.0])] == ["a", "b", "c"]
+
+
+def test_a_ranker_without_prompts_reports_no_tokens() -> None:
+    answer = without_llm(EXAMPLE, [1, 2, 3])
+    assert answer.margins.dtype == np.float32
+    assert answer.n_prompt_tokens.tolist() == [0, 0, 0]
+    assert answer.n_cut_tokens.tolist() == [0, 0, 0]
+
+
+@given(st.floats(-1e4, 1e4))
+def test_sigmoid_is_a_probability_and_symmetric(margin: float) -> None:
+    up, down = sigmoid([margin, -margin]).tolist()
+    assert 0.0 <= up <= 1.0
+    assert up + down == pytest.approx(1.0)
