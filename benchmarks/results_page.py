@@ -10,10 +10,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trsr.evaluate.ablations import ablations, sentence
-from trsr.evaluate.claims import CLAIMS, Verdict, verdicts
-from trsr.evaluate.claims import NOTE as CLAIMS_NOTE
-from trsr.evaluate.standings import NOTE, p_value, standings, turned
+from trsr.evaluate.leaderboard import (
+    CLAIMS,
+    CLAIMS_NOTE,
+    NOTE,
+    Verdict,
+    ablations,
+    p_value,
+    sentence,
+    standings,
+    turned,
+    verdicts,
+)
 from trsr.experiment.config import FUSIONS
 
 ROOT = Path(__file__).parents[1]

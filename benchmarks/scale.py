@@ -27,7 +27,7 @@ from trsr.data.dataset import Dataset
 from trsr.data.synthetic import SyntheticConfig, generate
 from trsr.experiment.dataset_profiles import histories_with_text
 from trsr.experiment.experiment import item_texts, make_summariser
-from trsr.experiment.summary_forecast import forecast
+from trsr.experiment.forecast import forecast
 from trsr.llm.base import Generation, GenerationParams, LabelTokens, Prompt, ScoringGroup
 from trsr.llm.fake import FakeGenerator, FakeTokenizer, n_words
 from trsr.recommend.prompt import PromptBuilder, PromptConfig, load_ranking_template

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import Answer
 
+from trsr.serve.database_file import read_keys
 from trsr.serve.settings import key_hash
-from trsr.serve.sqlite_keys import read_keys
 
 Trsr = Callable[..., Answer]
 

@@ -15,7 +15,7 @@ import pytest
 from conftest import Answer
 
 from trsr.data.dataset import Dataset
-from trsr.serve.sqlite_store import SqliteServeStore
+from trsr.serve.database import SqliteServeStore
 
 Trsr = Callable[..., Answer]
 

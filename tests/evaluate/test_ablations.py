@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from trsr.evaluate.ablations import ablation_views, ablations, sentence
 from trsr.evaluate.evaluation import evaluate
+from trsr.evaluate.leaderboard import ablation_views, ablations, sentence
 
 N_EXAMPLES, N_CANDIDATES = 60, 8
 

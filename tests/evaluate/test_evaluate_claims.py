@@ -9,10 +9,10 @@ import polars as pl
 import pytest
 from score_rows import make_scores
 
-from trsr.evaluate.claims import verdicts
-from trsr.evaluate.context import ReportContext
 from trsr.evaluate.evaluation import evaluate
+from trsr.evaluate.leaderboard import verdicts
 from trsr.evaluate.report import write_report
+from trsr.evaluate.report_views import ReportContext
 
 
 def pair(a: str, b: str, p: float | None, difference: float = 0.1, metric: str = "mrr@10") -> dict[str, Any]:
@@ -87,7 +87,7 @@ def test_the_order_of_the_best_candidates_is_what_counts() -> None:
 
 
 def test_both_reports_say_which_claims_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trsr.evaluate.views._plots", lambda *_: {"bars": [], "training": []})
+    monkeypatch.setattr("trsr.evaluate.report._plots", lambda *_: {"bars": [], "training": []})
     named = pl.col("ranker").replace({"good": "llm", "noise": "llm_zero_shot"})
     found = evaluate(make_scores().with_columns(named), protocol={})
     for path in write_report(tmp_path, metrics=found, context=ReportContext("t", "c", "")):

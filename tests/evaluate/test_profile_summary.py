@@ -7,7 +7,7 @@ import pytest
 
 from trsr.evaluate.evaluation import N_WORST, ProfileRow, summarise_profiles
 from trsr.evaluate.profile_quality import ProfileQuality
-from trsr.evaluate.profile_view import profile_view
+from trsr.evaluate.report_views import profile_view
 
 NAN = float("nan")
 

@@ -8,11 +8,10 @@ import polars as pl
 import pytest
 from score_rows import make_scores
 
-from trsr.evaluate.context import ReportContext
 from trsr.evaluate.evaluation import evaluate
-from trsr.evaluate.reliability_view import reliability_view
 from trsr.evaluate.rendering import templates
-from trsr.evaluate.views import report_view
+from trsr.evaluate.report import report_view
+from trsr.evaluate.report_views import ReportContext, reliability_view
 from trsr.recommend.calibration import Calibration
 
 

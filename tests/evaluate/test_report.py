@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from trsr.errors import OutputError
-from trsr.evaluate.context import (
+from trsr.evaluate.report import stands_apart, write_report
+from trsr.evaluate.report_views import (
     ExampleBlock,
     ExampleCandidate,
     ExampleUser,
@@ -19,8 +20,6 @@ from trsr.evaluate.context import (
     StageCost,
     TrainingRow,
 )
-from trsr.evaluate.report import write_report
-from trsr.evaluate.views import stands_apart
 
 HOSTILE = (
     '</style><script>alert("x")</script> | `tick` \n# heading <img src=x onerror=y>'

@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 from score_rows import make_scores
 
-from trsr.evaluate.context import ReportContext
 from trsr.evaluate.evaluation import summarise
 from trsr.evaluate.per_example import measure, metric_list
 from trsr.evaluate.report import write_report
+from trsr.evaluate.report_views import ReportContext, slice_views
 from trsr.evaluate.slices import Traits
-from trsr.evaluate.slices_view import slice_views
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import polars as pl
 import pytest
 from score_rows import make_scores
 
-from trsr.evaluate.context import ReportContext
 from trsr.evaluate.evaluation import evaluate
+from trsr.evaluate.leaderboard import Standing, p_value, standings
 from trsr.evaluate.report import write_report
-from trsr.evaluate.standings import Standing, p_value, standings
+from trsr.evaluate.report_views import ReportContext
 
 
 def pair(a: str, b: str, p: float | None, metric: str = "auc", **changes: Any) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def test_no_p_value_is_written_as_zero(p: float | None, text: str) -> None:
 
 
 def test_both_reports_say_who_beats_whom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trsr.evaluate.views._plots", lambda *_: {"bars": [], "training": []})
+    monkeypatch.setattr("trsr.evaluate.report._plots", lambda *_: {"bars": [], "training": []})
     metrics = evaluate(make_scores(), protocol={})
     for path in write_report(tmp_path, metrics=metrics, context=ReportContext("t", "c", "")):
         text = path.read_text(encoding="utf-8").replace("\\", "").replace("&lt;", "<")

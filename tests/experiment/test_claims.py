@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trsr.experiment.ray_claims import ClaimTable
+from trsr.experiment.ray_workers import ClaimTable
 
 
 def test_what_one_has_claimed_is_left_to_it() -> None:

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from trsr.errors import ConfigError
-from trsr.experiment.config import RunConfig, load_config
-from trsr.experiment.config_hints import line_of, nearest_setting, repeated_keys
+from trsr.experiment.config import RunConfig, line_of, load_config, nearest_setting, repeated_keys
 
 TEXT = """name: a
 data: {kind: folder, path: d}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trsr.experiment.costs import Rates, Work, price
+from trsr.experiment.forecast import Rates, Work, price
 
 WORK = [Work("summarize", 10, 60_000_000, 12_000_000), Work("train", 4, 8_000_000, weight=3)]
 

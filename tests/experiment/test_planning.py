@@ -14,13 +14,11 @@ from conftest import tiny_run
 from trsr.data.dataset import Dataset
 from trsr.data.synthetic import SyntheticConfig, generate
 from trsr.experiment.config import RunConfig, load_config
-from trsr.experiment.cost_plan import Plan, Planner, planned_dataset
-from trsr.experiment.costs import Rates
+from trsr.experiment.cost_plan import Plan, Planner, grow, observed_events_a_day, planned_dataset
 from trsr.experiment.dataset_profiles import ProfileSettings, histories_with_text, summarize_dataset
 from trsr.experiment.experiment import Workbench, make_summariser
-from trsr.experiment.growth import grow, observed_events_a_day
+from trsr.experiment.forecast import Rates, count_prompts
 from trsr.experiment.plan_report import plan_dataset, plan_experiment, planned_engine
-from trsr.experiment.prompt_forecast import count_prompts
 from trsr.experiment.run_folder import RunFolder
 from trsr.experiment.stages import run_stages
 from trsr.llm.engines import EngineConfig, FakeEngine, TransformersEngine

@@ -14,7 +14,7 @@ from trsr.experiment.experiment import Workbench
 from trsr.experiment.run_folder import RunFolder
 from trsr.experiment.stages import run_stages
 from trsr.llm.token_counts import engine_model_id, token_counter
-from trsr.summarize.rows import Row
+from trsr.summarize.store import Row
 from trsr.summarize.stores import open_store
 
 pytestmark = [pytest.mark.real_data, pytest.mark.slow]

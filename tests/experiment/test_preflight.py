@@ -12,8 +12,8 @@ from helpers import read_only, temporary_folder
 
 from trsr.errors import ConfigError, ModelError
 from trsr.experiment.config import RunConfig
-from trsr.experiment.costs import Rates
 from trsr.experiment.experiment import Workbench
+from trsr.experiment.forecast import Rates
 from trsr.experiment.plan_report import plan_experiment
 from trsr.experiment.preflight import check_models, check_server
 from trsr.experiment.run_folder import RunFolder

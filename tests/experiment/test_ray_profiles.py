@@ -14,8 +14,7 @@ from trsr.experiment import ray_workers
 from trsr.experiment.dataset_profiles import ProfileSettings, histories_with_text, summarize_dataset_on_ray
 from trsr.experiment.experiment import RayRunner
 from trsr.experiment.ray import ProfileWorker, Source, dataset_slices, users_a_piece
-from trsr.experiment.ray_claims import ClaimTable
-from trsr.experiment.ray_workers import wait_for_workers
+from trsr.experiment.ray_workers import ClaimTable, wait_for_workers
 from trsr.llm.engines import FakeEngine
 from trsr.summarize.plan import SummaryConfig
 from trsr.types import History

@@ -18,10 +18,9 @@ from stores import summariser_of_many
 
 from trsr.llm.base import Generation, GenerationParams, Prompt
 from trsr.llm.fake import FakeGenerator
+from trsr.serve.database import SqliteServeStore
 from trsr.serve.profile_updater import Follower
-from trsr.serve.records import Event
-from trsr.serve.sqlite_store import SqliteServeStore
-from trsr.serve.store import ServeStore
+from trsr.serve.store import Event, ServeStore
 
 # The server imports once; its children begin in milliseconds.
 PROCESSES = multiprocessing.get_context("forkserver")

@@ -20,13 +20,13 @@ from trsr.recommend.catalogue import Catalogue
 from trsr.recommend.prompt import PromptBuilder, PromptConfig, load_ranking_template
 from trsr.recommend.recommender import Recommender
 from trsr.serve.app import create_app, listen, make_server
+from trsr.serve.database import SqliteServeStore
 from trsr.serve.model_queue import ModelQueue
 from trsr.serve.profile_updater import Follower
 from trsr.serve.ranking import Ranker
 from trsr.serve.retrieval import Retriever
 from trsr.serve.service import Service
 from trsr.serve.settings import Settings, key_hash
-from trsr.serve.sqlite_store import SqliteServeStore
 from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.prompts import load_summary_template
 from trsr.summarize.summarizer import Summariser

@@ -11,8 +11,7 @@ from helpers import item, make_summariser, word
 from trsr.llm.base import Generation, GenerationParams, Prompt
 from trsr.llm.fake import FakeGenerator
 from trsr.serve.profile_updater import Follower
-from trsr.serve.records import Event
-from trsr.serve.store import ServeStore
+from trsr.serve.store import Event, ServeStore
 from trsr.summarize.summarizer import Summariser
 
 N_ITEMS = 600

@@ -24,14 +24,12 @@ from trsr.errors import NotErasedError, OutputError
 from trsr.llm.base import Generation, GenerationParams, Prompt, prompt_key
 from trsr.llm.fake import FakeGenerator
 from trsr.seeding import derive_seed
-from trsr.serve import sqlite_steps, sqlite_store
-from trsr.serve.database_file import DatabaseFile
+from trsr.serve import database, database_steps
+from trsr.serve.database import SqliteServeStore
+from trsr.serve.database_file import DatabaseFile, add_key, read_keys
 from trsr.serve.profile_updater import Follower
-from trsr.serve.records import Event
 from trsr.serve.settings import Key
-from trsr.serve.sqlite_keys import add_key, read_keys
-from trsr.serve.sqlite_store import SqliteServeStore
-from trsr.serve.store import ServeStore
+from trsr.serve.store import Event, ServeStore
 from trsr.summarize.store import StoredCall, SummaryStore
 from trsr.summarize.summarizer import summarize
 from trsr.types import History
@@ -262,7 +260,7 @@ def test_a_start_finishes_a_deletion_before_anything_else(
     now, later = tmp_path / "now", tmp_path / "later"
     store = SqliteServeStore(now / "serve.sqlite")
     sent = some_users(store)
-    where = DatabaseFile if at == "zero_unused" else sqlite_steps
+    where = DatabaseFile if at == "zero_unused" else database_steps
     real = getattr(where, at)
 
     def copy_first(*args: Any) -> Any:
@@ -297,8 +295,8 @@ def reader(store: SqliteServeStore) -> Iterator[sqlite3.Connection]:
 def test_a_deletion_that_waits_for_another_process_holds_up_nobody(
     store: SqliteServeStore, reader: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_store, "ERASE_SECONDS", 60.0)
-    monkeypatch.setattr(sqlite_store, "PATIENCE", 60.0)
+    monkeypatch.setattr(database, "ERASE_SECONDS", 60.0)
+    monkeypatch.setattr(database, "PATIENCE", 60.0)
     with ThreadPoolExecutor(1) as pool:
         deletion = pool.submit(store.delete_user, "leaver")
         while store.history("leaver"):
@@ -315,7 +313,7 @@ def test_a_deletion_that_waits_for_another_process_holds_up_nobody(
 def test_a_deletion_that_another_process_holds_up_too_long_is_finished_when_there_is_time(
     store: SqliteServeStore, reader: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_store, "ERASE_SECONDS", 0.1)
+    monkeypatch.setattr(database, "ERASE_SECONDS", 0.1)
     with pytest.raises(NotErasedError, match="which another process reads"):
         store.delete_user("leaver")
     assert store.history("leaver") is None

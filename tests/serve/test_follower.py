@@ -20,9 +20,9 @@ from stores import (
 
 from trsr.llm.base import Generation, GenerationParams, Prompt
 from trsr.llm.fake import FakeGenerator
+from trsr.serve.database import SqliteServeStore
 from trsr.serve.profile_updater import CALLS_A_ROUND, Follower
-from trsr.serve.records import PendingUpdate
-from trsr.serve.sqlite_store import SqliteServeStore
+from trsr.serve.store import PendingUpdate
 
 NOTES = "I like accordions, never gloves."
 METHODS = ["recurrent", "hierarchical"]

@@ -13,8 +13,8 @@ from follower_process import Message, acknowledged, keep, start
 from stores import follow, summariser_of_many
 
 from trsr.seeding import derive_seed
-from trsr.serve.records import Profile
-from trsr.serve.sqlite_store import SqliteServeStore
+from trsr.serve.database import SqliteServeStore
+from trsr.serve.store import Profile
 
 N_EVENTS = 200
 USERS = ("ann", "bob", "cat", "dan", "eve")

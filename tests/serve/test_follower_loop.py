@@ -14,9 +14,9 @@ from stores import BreakingEngine, MeddlingEngine, events, follow, seen, summari
 from trsr.errors import EngineError
 from trsr.llm.base import Generation
 from trsr.llm.fake import FakeGenerator
+from trsr.serve.database import SqliteServeStore
 from trsr.serve.profile_updater import Follower
-from trsr.serve.records import PendingUpdate
-from trsr.serve.sqlite_store import SqliteServeStore
+from trsr.serve.store import PendingUpdate
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from starlette.testclient import TestClient
 
 from trsr.errors import ConfigError
 from trsr.serve.app import create_app
+from trsr.serve.database_file import add_key, remove_key
 from trsr.serve.settings import Key, key_hash
-from trsr.serve.sqlite_keys import add_key, remove_key
 from trsr.types import History
 
 ADDRESSES = [

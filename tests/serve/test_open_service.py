@@ -15,9 +15,9 @@ from starlette.testclient import TestClient
 from trsr.data.dataset import Dataset
 from trsr.errors import InputError, RunMismatchError
 from trsr.serve.app import create_app
+from trsr.serve.database import SqliteServeStore
 from trsr.serve.loading import open_for_serving, open_service
 from trsr.serve.settings import Settings
-from trsr.serve.sqlite_store import SqliteServeStore
 from trsr.splitting.examples import read_splits
 from trsr.types import History
 

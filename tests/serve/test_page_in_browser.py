@@ -18,8 +18,8 @@ from shop import KEY, make_service, make_settings, running
 
 from trsr.llm.base import Generation, GenerationParams, Prompt
 from trsr.llm.fake import FakeGenerator
-from trsr.serve.records import Event
 from trsr.serve.service import Service
+from trsr.serve.store import Event
 from trsr.types import History, Item
 
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --disable-background-networking --disable-component-update"

@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 
 from trsr.errors import ModelError
 from trsr.llm.fake import FakeGenerator, FakeScorer
-from trsr.serve import readiness, sqlite_store
+from trsr.serve import database, routes
 from trsr.serve.app import create_app
 from trsr.serve.metrics import Metrics
 
@@ -49,7 +49,7 @@ def test_a_started_server_is_ready_and_follows_by_itself(tmp_path: Path) -> None
 @pytest.fixture
 def started(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
     """A shop that runs, and whose readiness is found anew each time."""
-    monkeypatch.setattr(readiness, "KEEP_SECONDS", -1.0)
+    monkeypatch.setattr(routes, "KEEP_SECONDS", -1.0)
     with shop.client:
         yield shop
 
@@ -66,7 +66,7 @@ def test_a_database_that_is_full_or_was_found_damaged_is_not_ready(
 ) -> None:
     assert started.client.get("/readyz").status_code == 200
     with monkeypatch.context() as full:
-        full.setattr(sqlite_store, "LEAST_ROOM", 2**60)
+        full.setattr(database, "LEAST_ROOM", 2**60)
         part, said = missing(started)
         assert (part, "KiB free" in said) == ("database", True)
     assert started.client.get("/readyz").status_code == 200
@@ -94,7 +94,7 @@ def test_a_model_that_fails_or_hangs_is_not_ready_unless_it_has_answered_of_late
         goes_on.wait(60)
         raise ModelError("too late")
 
-    monkeypatch.setattr(readiness, "PROBE_SECONDS", 0.05)
+    monkeypatch.setattr(routes, "PROBE_SECONDS", 0.05)
     scorer = started.service.ranker.recommender.scorer
     for answer, said in ((fail, "no finite margin"), (hang, "has not answered a probe within 0.05 seconds")):
         monkeypatch.setattr(scorer, "score", answer)
@@ -105,7 +105,7 @@ def test_a_model_that_fails_or_hangs_is_not_ready_unless_it_has_answered_of_late
     assert started.client.post("/v1/rerank", json={"query": "q", "documents": ["d"]}).status_code == 200
     monkeypatch.setattr(scorer, "score", fail)
     assert started.client.get("/readyz").json()["model_answered_seconds"] < 60
-    monkeypatch.setattr(readiness, "RECENT_SECONDS", -1.0)
+    monkeypatch.setattr(routes, "RECENT_SECONDS", -1.0)
     assert missing(started)[0] == "model"
 
 

@@ -12,8 +12,8 @@ from urllib.parse import quote
 import pytest
 from shop import Shop, open_shop
 
-from trsr.serve import sqlite_store
-from trsr.serve.records import Event
+from trsr.serve import database
+from trsr.serve.store import Event
 from trsr.types import History
 
 EVENTS = "/v1/users/ann/events"
@@ -179,7 +179,7 @@ def test_a_user_is_forgotten_to_the_last_byte(tmp_path: Path) -> None:
 def test_a_deletion_that_another_process_holds_up_says_so(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_store, "ERASE_SECONDS", 0.1)
+    monkeypatch.setattr(database, "ERASE_SECONDS", 0.1)
     shop.buy("ann", "i1")
     with closing(sqlite3.connect(shop.file, isolation_level=None)) as reader:
         reader.execute("BEGIN")

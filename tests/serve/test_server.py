@@ -17,7 +17,7 @@ from cohere.core.api_error import ApiError
 from shop import KEY, make_service, make_settings, running
 
 from trsr.errors import OutputError
-from trsr.serve import sqlite_store
+from trsr.serve import database
 from trsr.serve.app import listen
 
 
@@ -191,7 +191,7 @@ def test_a_slow_answer_is_no_slow_request(tmp_path: Path, monkeypatch: pytest.Mo
 def test_writes_that_wait_hold_up_neither_rankings_nor_readings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_store, "CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(database, "CHECK_SECONDS", 0.1)
     settings = make_settings(port=0, api_keys=())
     service = make_service(tmp_path / "serve.sqlite", settings)
     events = {"events": [{"event_id": "e1", "item_id": "i1"}]}

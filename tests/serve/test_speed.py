@@ -7,7 +7,7 @@ from itertools import count
 import pytest
 from serve_parts import Recording, fake_recommender
 
-from trsr.serve.speed import MAX_RANKED, MIN_RANKED, Speed, measure
+from trsr.serve.loading import MAX_RANKED, MIN_RANKED, Speed, measure
 
 
 def test_the_slower_the_machine_the_fewer_are_ranked() -> None:

@@ -16,11 +16,10 @@ from stores import events, follow, seen, summariser_of_many
 
 from trsr.errors import OutputError, StoreError
 from trsr.llm.fake import FakeGenerator
+from trsr.serve.database import SqliteServeStore
+from trsr.serve.database_steps import APPLICATION_ID, MIGRATIONS
 from trsr.serve.profile_updater import Follower
-from trsr.serve.records import Event
-from trsr.serve.sqlite_schema import APPLICATION_ID, MIGRATIONS
-from trsr.serve.sqlite_store import SqliteServeStore
-from trsr.serve.store import ServeStore
+from trsr.serve.store import Event, ServeStore
 from trsr.storage import open_sqlite
 from trsr.summarize.store import SummaryStore
 from trsr.types import History, Item

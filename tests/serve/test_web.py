@@ -18,8 +18,8 @@ from starlette.testclient import TestClient
 
 from trsr.llm.fake import FakeGenerator, FakeScorer
 from trsr.serve.app import create_app
-from trsr.serve.records import Event
 from trsr.serve.rendering import ASSETS
+from trsr.serve.store import Event
 from trsr.types import History
 
 ORIGIN = {"Origin": LOCAL}

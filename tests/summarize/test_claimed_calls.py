@@ -9,7 +9,7 @@ import pytest
 from helpers import fold_all, item_ids, make_summariser
 
 from trsr.errors import EngineError
-from trsr.experiment.ray_claims import ClaimTable
+from trsr.experiment.ray_workers import ClaimTable
 from trsr.llm.fake import FakeGenerator
 from trsr.summarize import summarizer
 from trsr.summarize.store import StoredCall, SummaryStore

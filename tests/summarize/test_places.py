@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trsr.errors import ConfigError
-from trsr.summarize.places import checked, is_database, redacted, resolved
+from trsr.summarize.stores import checked, is_database, redacted, resolved
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from trsr.errors import DataError, OutputError
-from trsr.summarize.rows import PAGE, Row
+from trsr.summarize.store import PAGE, Row
 from trsr.summarize.stores import SCHEMA, open_store, read_rows, write_rows
 from trsr.testing.contracts import StoreContract, call, failed, row
 
@@ -89,7 +89,7 @@ def test_a_broken_off_export_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_removed_rows_give_their_space_back(tmp_path: Path) -> None:
-    from trsr.summarize.rows import Choice
+    from trsr.summarize.store import Choice
 
     with open_store(tmp_path / "s.sqlite") as store:
         store.add(row(f"{n:05}", "x" * 500) for n in range(2000))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from helpers import item_ids, make_summariser
 
-from trsr.experiment.summary_forecast import Forecast, forecast
+from trsr.experiment.forecast import Forecast, forecast
 from trsr.llm.fake import FakeGenerator, n_words
 from trsr.summarize.store import TextStore
 from trsr.summarize.stores import open_store

@@ -13,7 +13,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from trsr.evaluate.standings import Standing
+    from trsr.evaluate.leaderboard import Standing
 
 DEFAULT_METRICS = ("recall@3", "mrr@10", "auc")
 WIDTH = 100  # where the output is no terminal
@@ -92,7 +92,7 @@ def _print(metrics: Mapping[str, Any], *, pairs: bool) -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    from trsr.evaluate.standings import NOTE, standings
+    from trsr.evaluate.leaderboard import NOTE, standings
 
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
     counts = metrics["counts"]
@@ -111,7 +111,7 @@ def _table(standing: Standing, rankers: Mapping[str, Any], chance: float | None)
     """Return the best ranker of a metric and how far ahead of each other one it is."""
     from rich.text import Text
 
-    from trsr.evaluate.standings import p_value
+    from trsr.evaluate.leaderboard import p_value
 
     table = _empty_table("ranker", standing.metric, "best is ahead by", "corrected p", "effect", "verdict")
 
@@ -137,7 +137,7 @@ def _pairs_table(metric: str, comparisons: Sequence[Mapping[str, Any]]) -> Table
     """Return every pair of rankers on a metric, each with both p-values."""
     from rich.text import Text
 
-    from trsr.evaluate.standings import p_value
+    from trsr.evaluate.leaderboard import p_value
 
     table = _empty_table("a, the better one", "b", f"{metric}: a - b", "p", "corrected p", "effect")
     for pair in comparisons:

@@ -39,7 +39,7 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
     console.print(table)
     if n := counts.get("targets_in_history"):
-        from trsr.evaluate.views import targets_note
+        from trsr.evaluate.report import targets_note
 
         console.print(targets_note(n, counts["examples"]), markup=False)
 
@@ -110,9 +110,9 @@ def plan(
     --price-per-million 0.05
     """
     from trsr.experiment.config import load_config
-    from trsr.experiment.costs import Rates
+    from trsr.experiment.forecast import Rates
     from trsr.experiment.plan_report import plan_experiment, render
-    from trsr.summarize.places import resolved
+    from trsr.summarize.stores import resolved
 
     if data is not None:
         changes = [*(changes or ()), f"data={json.dumps({'kind': 'folder', 'path': str(data)})}"]
@@ -186,7 +186,7 @@ def _open(config: Path, out: Path, changes: list[str] | None) -> Workbench:
 def _open_folder(chosen: RunConfig, out: Path) -> RunFolder:
     from trsr.experiment.preflight import check_models, check_store
     from trsr.experiment.run_folder import RunFolder
-    from trsr.summarize.places import redacted
+    from trsr.summarize.stores import redacted
 
     if not (out / "config.yaml").exists():
         check_models(chosen)  # a name that nobody knows must not cost a run folder
@@ -208,7 +208,7 @@ def _print_metrics(out: Path, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(metrics, indent=2))
         return
-    from trsr.evaluate.standings import standings
+    from trsr.evaluate.leaderboard import standings
 
     print_metrics(metrics)
     for standing in standings(metrics):

@@ -73,8 +73,8 @@ def serve(
         log_texts=log_texts,
     )
     from trsr.serve.app import listen, run_server
+    from trsr.serve.database_file import read_keys
     from trsr.serve.loading import open_service
-    from trsr.serve.sqlite_keys import read_keys
 
     database = db or model_or_run / "serve.sqlite"
     settings.check_closed(bool(settings.api_keys or read_keys(database)))

@@ -13,7 +13,7 @@ import typer
 from trsr.cli.experiment import Concurrency, GpusPerWorker, PricePerMillion, Runner, TokensPerSecond, Within
 
 if TYPE_CHECKING:
-    from trsr.summarize.rows import Store
+    from trsr.summarize.store import Store
 
 store_app = typer.Typer(
     name="store",
@@ -77,8 +77,7 @@ def import_store(
 
     Example: trsr store import out/demo/summaries.sqlite 'postgresql://trsr:$PASSWORD@db.example/trsr'
     """
-    from trsr.summarize.places import redacted, resolved
-    from trsr.summarize.stores import open_store, read_rows
+    from trsr.summarize.stores import open_store, read_rows, redacted, resolved
 
     with open_store(resolved(place)) as store:
         if source.endswith(".parquet"):
@@ -108,7 +107,7 @@ def collect_garbage(
     Example: trsr store gc out/demo/summaries.sqlite --failed --older-than 30 --delete
     """
     from trsr.errors import ConfigError
-    from trsr.summarize.rows import Choice
+    from trsr.summarize.store import Choice
 
     before = None if older_than is None else time.time() - older_than * SECONDS_A_DAY
     choice = Choice(failed, model, template, before)
@@ -129,8 +128,7 @@ def _open(place: str) -> Store:
         DataError: there is no such file.
     """
     from trsr.errors import DataError
-    from trsr.summarize.places import is_database, resolved
-    from trsr.summarize.stores import open_store
+    from trsr.summarize.stores import is_database, open_store, resolved
 
     found = resolved(place)
     if not is_database(found) and not Path(found).is_file():
@@ -216,7 +214,7 @@ def summarize(
         summarize_dataset_on_ray,
     )
     from trsr.experiment.experiment import choose_runner
-    from trsr.summarize.places import resolved
+    from trsr.summarize.stores import resolved
 
     chosen = settings(method, engine, model, base_url, block_size, grounded, grammar, in_flight)
     cluster = choose_runner(runner, concurrency, gpus_per_worker)
@@ -224,7 +222,7 @@ def summarize(
         raise ConfigError("--show reads one user in this process; leave --runner ray out.")
     place = None if store is None else resolved(store)
     if dry_run:
-        from trsr.experiment.costs import Rates
+        from trsr.experiment.forecast import Rates
         from trsr.experiment.plan_report import plan_dataset, render
 
         rates = Rates(tokens_per_second, price_per_million, within)

@@ -20,8 +20,8 @@ from trsr.experiment.profiles import WrittenProfiles, save_profiles, write_profi
 from trsr.experiment.ray import Source, dataset_slices, users_a_piece, write_on_ray
 from trsr.llm.engines import IN_FLIGHT, EngineConfig
 from trsr.summarize.counted import word_changes
-from trsr.summarize.places import is_database
 from trsr.summarize.plan import SummaryConfig
+from trsr.summarize.stores import is_database
 from trsr.summarize.summarizer import Fold, Summariser
 from trsr.types import History
 

@@ -9,14 +9,6 @@ from typing import Any
 import polars as pl
 
 from trsr.errors import MissingExtraError
-from trsr.evaluate.context import (
-    ExampleBlock,
-    ExampleCandidate,
-    ExampleUser,
-    ReportContext,
-    StageCost,
-    TrainingRow,
-)
 from trsr.evaluate.evaluation import ProfileRow, main_metrics, summarise, summarise_profiles
 from trsr.evaluate.metrics import Floats
 from trsr.evaluate.per_example import Measured, measure, metric_list
@@ -29,11 +21,19 @@ from trsr.evaluate.profile_quality import (
     without_prefill,
 )
 from trsr.evaluate.report import write_report
+from trsr.evaluate.report_views import (
+    ExampleBlock,
+    ExampleCandidate,
+    ExampleUser,
+    ReportContext,
+    StageCost,
+    TrainingRow,
+)
 from trsr.evaluate.slices import Traits, interest_shift
 from trsr.experiment.config import RunConfig, own_ranker, swept
 from trsr.experiment.experiment import NO_CAP, Workbench
-from trsr.experiment.field_cuts import cut_sentences, read_cuts
 from trsr.experiment.leakage import check_run
+from trsr.experiment.preflight import cut_sentences, read_cuts
 from trsr.experiment.ranking import probabilistic_rankers
 from trsr.experiment.variants import profile_pair
 from trsr.recommend.ranker import ranked

@@ -21,10 +21,9 @@ from trsr.recommend.model_folder import check_adapter, read_adapter_info
 from trsr.splitting.examples import Splits, read_splits
 from trsr.splitting.leakage import Checked, all_or_error, fit_events, fit_leaks, history_leaks, split_leaks
 from trsr.storage import read_table
-from trsr.summarize.places import is_database
 from trsr.summarize.plan import plan_calls
 from trsr.summarize.store import StoredCall
-from trsr.summarize.stores import open_store
+from trsr.summarize.stores import is_database, open_store
 from trsr.summarize.summarizer import Summariser, with_counts
 from trsr.types import History, RankingExample
 

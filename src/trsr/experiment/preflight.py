@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from trsr.data.dataset import Dataset
 from trsr.errors import ConfigError, InputError, MissingExtraError, ModelError, RunMismatchError
 from trsr.experiment.config import RunConfig, variants_of
-from trsr.experiment.experiment import Workbench, make_summariser
+from trsr.experiment.experiment import Workbench, item_cuts, make_summariser
 from trsr.experiment.experiment import summarised as summarised_examples
-from trsr.experiment.summary_forecast import longest_prompt
+from trsr.experiment.forecast import longest_prompt
 from trsr.llm import models
 from trsr.llm.base import LabelTokens
 from trsr.llm.context import check_vocabulary, context_length, engine_context, read_config, server_context
@@ -35,10 +36,72 @@ from trsr.llm.token_counts import CHARACTERS_A_TOKEN, token_counter
 from trsr.recommend.prompt import PromptBuilder, PromptConfig, load_ranking_template
 from trsr.recommend.recommender import RecommenderConfig
 from trsr.splitting.examples import build_examples
-from trsr.summarize.places import is_database
-from trsr.summarize.stores import open_store
+from trsr.storage import read_json
+from trsr.summarize.stores import is_database, open_store
 from trsr.summarize.summarizer import Summariser
+from trsr.text import FieldCut
 from trsr.types import History
+
+FILE = "field_cuts.json"
+_SETTINGS = {
+    "prompt": ("prompt.max_field_tokens", "tokens"),
+    "summary": ("summary.max_field_tokens", "words"),
+}
+
+
+def shown_items(bench: Workbench) -> set[str]:
+    """Return the items that the prompts of the test show."""
+    n_recent = bench.config.prompt.n_recent
+    return {
+        item
+        for example in bench.splits.test
+        for item in (*example.candidates, *(example.history[-n_recent:] if n_recent else ()))
+    }
+
+
+def summary_cuts(bench: Workbench) -> Callable[[str], dict[str, FieldCut]]:
+    """Return what `summary.max_field_tokens` cuts from an item's fields, by its id."""
+    summary = bench.config.summary
+    return item_cuts(bench.dataset, summary.fields, summary.max_field_tokens, None)
+
+
+def write_cuts(
+    bench: Workbench, part: str, cuts: Callable[[str], Mapping[str, FieldCut]], items: Iterable[str]
+) -> None:
+    """Keep in the run what one cap cut from the texts of some items."""
+    fields: dict[str, dict[str, int]] = {}
+    for item in items:
+        for field, cut in cuts(item).items():
+            counts = fields.setdefault(field, {"texts": 0, "cut_texts": 0, "tokens": 0, "cut_tokens": 0})
+            counts["texts"] += 1
+            counts["cut_texts"] += cut.n_cut > 0
+            counts["tokens"] += cut.n_tokens
+            counts["cut_tokens"] += cut.n_cut
+    cap = getattr(bench.config, part).max_field_tokens
+    bench.folder.write_json(FILE, {**read_cuts(bench), part: {"cap": cap, "fields": fields}})
+
+
+def read_cuts(bench: Workbench) -> dict[str, Any]:
+    """Return what `write_cuts` kept; empty for a run made before it did."""
+    file = bench.folder.path / FILE
+    return dict(read_json(file)) if file.exists() else {}
+
+
+def cut_sentences(facts: Mapping[str, Any]) -> list[str]:
+    """Say which fields were cut, and how much of them."""
+    said = []
+    for part, found in facts.items():
+        setting, unit = _SETTINGS[part]
+        cut = [
+            f"{field}: {counts['cut_texts']:,} of {counts['texts']:,} texts cut, "
+            f"{counts['cut_tokens'] / counts['tokens']:.0%} of their {unit}"
+            for field, counts in found["fields"].items()
+            if counts["cut_tokens"]
+        ]
+        if cut:
+            said.append(f"{setting} ({found['cap']}) cut {'; '.join(cut)}.")
+    return said
+
 
 Summarised = Callable[[RunConfig], tuple[Sequence[History], Summariser]]
 """Returns the histories that a configuration summarises, and with what."""

@@ -21,8 +21,7 @@ from trsr.errors import DataError
 from trsr.experiment.baselines import check_baselines, make_baseline
 from trsr.experiment.config import FUSIONS, OWN_MODEL, RankerName, RunConfig, joinable, variants_of
 from trsr.experiment.experiment import Workbench
-from trsr.experiment.field_cuts import shown_items, write_cuts
-from trsr.experiment.preflight import check_context
+from trsr.experiment.preflight import check_context, shown_items, write_cuts
 from trsr.experiment.profiles import Bar, bar
 from trsr.experiment.variants import variant_scores
 from trsr.llm.base import LabelScorer

@@ -23,12 +23,10 @@ from trsr.experiment.config import RankerName
 from trsr.experiment.experiment import Place, RayRunner, Workbench, reopened
 from trsr.experiment.profiles import bar, profile_facts, profile_table
 from trsr.experiment.ranking import make_ranker, write_part
-from trsr.experiment.ray_claims import ClaimTable, RemoteClaims
-from trsr.experiment.ray_workers import stay, wait_for_workers
+from trsr.experiment.ray_workers import ClaimTable, RemoteClaims, stay, wait_for_workers
 from trsr.llm.engines import EngineConfig, open_generator
 from trsr.storage import write_whole
-from trsr.summarize.places import is_database
-from trsr.summarize.stores import open_store
+from trsr.summarize.stores import is_database, open_store
 from trsr.summarize.summarizer import Summariser, SummaryProgress, complete, profile, start_fold
 from trsr.types import History, RankingExample
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from trsr.errors import RunMismatchError
-from trsr.evaluate.context import ReportContext, StageCost
 from trsr.evaluate.evaluation import add_spread, main_metrics, pool, summarise
 from trsr.evaluate.report import write_report
+from trsr.evaluate.report_views import ReportContext, StageCost
 from trsr.evaluate.slices import Traits
 from trsr.experiment.evaluating import (
     asked_pair,

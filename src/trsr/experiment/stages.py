@@ -19,9 +19,14 @@ from trsr.errors import ConfigError, OutputError
 from trsr.experiment.config import FolderData, RunConfig
 from trsr.experiment.evaluating import evaluate_scores
 from trsr.experiment.experiment import Workbench
-from trsr.experiment.field_cuts import summary_cuts, write_cuts
 from trsr.experiment.leakage import check_examples, check_warm_start
-from trsr.experiment.preflight import check_before_summaries, check_dataset, dataset_digest
+from trsr.experiment.preflight import (
+    check_before_summaries,
+    check_dataset,
+    dataset_digest,
+    summary_cuts,
+    write_cuts,
+)
 from trsr.experiment.profiles import bar, save_profiles, write_profiles
 from trsr.experiment.ranking import rank_candidates, score_in_parts
 from trsr.experiment.ray import summarize_examples

@@ -20,11 +20,11 @@ from trsr.data.values import id_fault
 from trsr.errors import OverloadedError
 from trsr.serve.middleware import COOKIE, KEY_PATH, OF_PAGE, check_key, check_user
 from trsr.serve.problems import BAD_REQUEST, INVALID, UNKNOWN_USER, WRONG_ORIGIN, Problem
-from trsr.serve.records import Event
 from trsr.serve.rendering import ASSET_HEADERS, ASSETS, HEADERS, Asset, link, render
 from trsr.serve.schemas import MAX_NOTES
 from trsr.serve.service import Service
 from trsr.serve.settings import SESSION_SECONDS, Keys
+from trsr.serve.store import Event
 from trsr.serve.views import (
     ItemView,
     comparison_view,

@@ -14,8 +14,7 @@ from trsr.recommend.questions import TextAsk
 from trsr.serve.problems import UNKNOWN_FIELDS, UNKNOWN_ITEM, UNKNOWN_USER, Problem
 from trsr.serve.profile_updater import Follower
 from trsr.serve.ranking import Ranked, Ranker, Ranking, Reader, Tokens, Wish
-from trsr.serve.records import Event, Notes, PendingUpdate, Profile, StoredEvent, UserSummary
-from trsr.serve.store import ServeStore
+from trsr.serve.store import Event, Notes, PendingUpdate, Profile, ServeStore, StoredEvent, UserSummary
 from trsr.summarize.counted import counted_profile
 from trsr.summarize.summarizer import Summariser
 from trsr.templating import plain_line

@@ -11,8 +11,8 @@ from starlette.concurrency import run_in_threadpool
 
 from trsr.recommend.explain import Explanation
 from trsr.serve.ranking import Ranked, Reader, Wish
-from trsr.serve.records import Notes
 from trsr.serve.service import Service, User
+from trsr.serve.store import Notes
 from trsr.summarize.counted import field_values, word_changes
 from trsr.templating import plain_line
 

@@ -15,9 +15,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from trsr.errors import MissingExtraError, OutputError, StoreError
-from trsr.summarize.places import redacted
-from trsr.summarize.rows import PAGE, Choice, Part, Row
-from trsr.summarize.store import CALL, StoredCall, stored_call
+from trsr.summarize.store import CALL, PAGE, Choice, Part, Row, StoredCall, stored_call
+from trsr.summarize.stores import redacted
 
 try:
     import psycopg  # noqa: F401 - the driver, which SQLAlchemy loads by its name

@@ -6,12 +6,47 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import overload
 
 from trsr.llm.answers import answer_in, answer_or_error
 from trsr.llm.base import Generation, GenerationParams, Message, PhrasePart, Prompt
 from trsr.llm.constrained import strange_phrases, tidy
 from trsr.summarize.plan import Call
 from trsr.templating import Template, load_template, plain_line
+
+_ANSWERED = Prompt(())
+
+
+class AskedPrompts(Sequence[Prompt]):
+    """The prompts of one call of an engine's `generate`, by index; those that were answered are let go."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, tuple[str, Prompt]] = {}
+        self._n = 0
+
+    def __len__(self) -> int:
+        return self._n
+
+    @overload
+    def __getitem__(self, index: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Prompt]: ...
+    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._n))]
+        if not -self._n <= index < self._n:
+            raise IndexError(index)
+        return self._open.get(index % self._n, ("", _ANSWERED))[1]
+
+    def append(self, key: str, prompt: Prompt) -> None:
+        """Put a prompt behind all others."""
+        self._open[self._n] = key, prompt
+        self._n += 1
+
+    def answered(self, index: int) -> str:
+        """Return the key of a prompt, which is not needed any more."""
+        return self._open.pop(index)[0]
+
 
 MAX_WORDS = 4
 _PIECE = re.compile(r"[^\W_]+(?:(?:['’./-]|_+)[^\W_]+)*|[^\w\s]+|_+")  # `football_nfl` is one word

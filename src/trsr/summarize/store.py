@@ -11,14 +11,28 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 from trsr.storage import as_one_sentence, open_sqlite
+
+
+class Claims(Protocol):
+    """The calls that one process has taken; implemented by `trsr.experiment.ray_workers`."""
+
+    def claim(self, keys: Sequence[str]) -> set[str]:
+        """Take these calls; return those that are left to another process, which took them before."""
+        ...
+
+    def release(self, keys: Sequence[str]) -> None:
+        """Let go of calls that failed, so that others need not wait for their texts."""
+        ...
+
 
 APPLICATION_ID = 0x74727372  # "trsr"
 WHAT = "summary store"
@@ -229,3 +243,197 @@ class SummaryStore:
         """Commit results that arrived together; see `GroupStore`."""
         with self._as_one_sentence():
             self._table.put_all(calls)
+
+
+PAGE = 1000
+"""Rows read or written at once."""
+
+
+class Row(NamedTuple):
+    """One row, with the columns of all stores: `item_ids` is a JSON list, `created_at` seconds since 1970."""
+
+    key: str
+    text: str | None
+    error: str | None
+    model: str
+    template_hash: str
+    item_ids: str
+    n_prompt_tokens: int
+    n_generated_tokens: int
+    seconds: float
+    n_attempts: int
+    created_at: float
+
+
+class Part(NamedTuple):
+    """Counts over all rows of one model and one template; `first` and `last` are of `created_at`."""
+
+    model: str
+    template_hash: str
+    n_texts: int
+    n_failed: int
+    n_attempts: int
+    n_prompt_tokens: int
+    n_generated_tokens: int
+    seconds: float
+    first: float
+    last: float
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which rows are meant: those for which all that is given is true.
+
+    Attributes:
+        failed: Failed calls only.
+        model: The model id, whole.
+        template_hash: Beginning of the template's hash.
+        before: Rows made before this time, in seconds since 1970.
+    """
+
+    failed: bool = False
+    model: str | None = None
+    template_hash: str | None = None
+    before: float | None = None
+
+
+class Store(TextStore, Protocol):
+    """A store that can be copied, counted and cleaned."""
+
+    def __enter__(self) -> Self:
+        """Return the store; leaving the block closes it."""
+        ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the store."""
+        ...
+
+    def close(self) -> None:
+        """Give back files and connections; safe to call twice."""
+        ...
+
+    def calls(self, keys: Sequence[str]) -> dict[str, StoredCall]:
+        """Return what is known of the calls among `keys`, failed ones included."""
+        ...
+
+    def rows(self) -> Iterator[Row]:
+        """Yield every row in the order of the keys; memory stays flat."""
+        ...
+
+    def add(self, rows: Iterable[Row]) -> int:
+        """Take over rows as they are, and return how many were new.
+
+        A text is never replaced. A text takes the place of a failed call, and attempts add up; a failed call
+        is taken only where its key is unknown. So adding the same rows again changes nothing.
+        """
+        ...
+
+    def parts(self) -> list[Part]:
+        """Count the rows of each model and template, in the order of their names."""
+        ...
+
+    def count(self, choice: Choice) -> int:
+        """Return how many rows are meant."""
+        ...
+
+    def remove(self, choice: Choice) -> int:
+        """Remove the rows that are meant, and return how many there were."""
+        ...
+
+    def n_bytes(self) -> int:
+        """Return the space taken on disk."""
+        ...
+
+
+_COLUMNS = ", ".join(Row._fields)
+_PARTS = """
+    SELECT model, template_hash, count(text), count(error), sum(n_attempts), sum(n_prompt_tokens),
+           sum(n_generated_tokens), sum(seconds), min(created_at), max(created_at)
+    FROM summaries GROUP BY model, template_hash ORDER BY model, template_hash
+"""
+_ADD = f"""
+    INSERT INTO summaries ({_COLUMNS}) VALUES ({", ".join("?" * len(Row._fields))})
+    ON CONFLICT (key) DO UPDATE SET
+        text = excluded.text, error = NULL, model = excluded.model, template_hash = excluded.template_hash,
+        item_ids = excluded.item_ids, n_prompt_tokens = excluded.n_prompt_tokens,
+        n_generated_tokens = excluded.n_generated_tokens, seconds = excluded.seconds,
+        created_at = excluded.created_at, n_attempts = summaries.n_attempts + excluded.n_attempts
+    WHERE summaries.text IS NULL AND excluded.text IS NOT NULL
+"""
+
+
+class SqliteStore(SummaryStore):
+    """A summary store in a file, with what looking after it takes."""
+
+    def rows(self) -> Iterator[Row]:
+        """Yield every row in the order of the keys; see `rows.Store`."""
+        query = f"SELECT {_COLUMNS} FROM summaries WHERE key > ? ORDER BY key LIMIT {PAGE}"
+        last = ""
+        while True:
+            with self._as_one_sentence():
+                page = self._db.execute(query, (last,)).fetchall()
+            if not page:
+                return
+            yield from map(Row._make, page)
+            last = page[-1][0]
+
+    def add(self, rows: Iterable[Row]) -> int:
+        """Take over rows as they are, a page a transaction; see `rows.Store`."""
+        waiting, added = iter(rows), 0
+        while page := list(islice(waiting, PAGE)):
+            with self._as_one_sentence():
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    added += self._db.executemany(_ADD, page).rowcount
+                except BaseException:
+                    self._db.execute("ROLLBACK")
+                    raise
+                self._db.execute("COMMIT")
+        return added
+
+    def parts(self) -> list[Part]:
+        """Count the rows of each model and template; see `rows.Store`."""
+        with self._as_one_sentence():
+            return [Part._make(row) for row in self._db.execute(_PARTS)]
+
+    def count(self, choice: Choice) -> int:
+        """Return how many rows are meant."""
+        where, values = _where(choice)
+        with self._as_one_sentence():
+            (n,) = self._db.execute(f"SELECT count(*) FROM summaries WHERE {where}", values).fetchone()
+        return int(n)
+
+    def remove(self, choice: Choice) -> int:
+        """Remove the rows that are meant, and give their space back to the disk."""
+        where, values = _where(choice)
+        with self._as_one_sentence():
+            removed = self._db.execute(f"DELETE FROM summaries WHERE {where}", values).rowcount
+            self._db.execute("VACUUM")
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return removed
+
+    def n_bytes(self) -> int:
+        """Return the space taken by the database's pages."""
+        with self._as_one_sentence():
+            (pages,) = self._db.execute("PRAGMA page_count").fetchone()
+            (size,) = self._db.execute("PRAGMA page_size").fetchone()
+        return int(pages) * int(size)
+
+
+def _where(choice: Choice) -> tuple[str, list[str | float]]:
+    """Return a condition and its values."""
+    tests, values = ["1"], list[str | float]()
+    if choice.failed:
+        tests.append("error IS NOT NULL")
+    if choice.model is not None:
+        tests.append("model = ?")
+        values.append(choice.model)
+    if choice.template_hash is not None:
+        tests.append("substr(template_hash, 1, length(?)) = ?")
+        values += [choice.template_hash] * 2
+    if choice.before is not None:
+        tests.append("created_at < ?")
+        values.append(choice.before)
+    return " AND ".join(tests), values

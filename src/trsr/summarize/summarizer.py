@@ -18,12 +18,10 @@ from itertools import islice
 
 from trsr.errors import EngineError
 from trsr.llm.base import Generation, GenerationParams, Prompt, TextGenerator, prompt_key
-from trsr.summarize.asked_prompts import AskedPrompts
-from trsr.summarize.claims import Claims
 from trsr.summarize.counted import counted_profile
 from trsr.summarize.plan import Call, SummaryConfig, plan_calls, segment
-from trsr.summarize.prompts import render_call, stop_texts, stored_error, summary_or_error
-from trsr.summarize.store import GroupStore, StoredCall, TextStore
+from trsr.summarize.prompts import AskedPrompts, render_call, stop_texts, stored_error, summary_or_error
+from trsr.summarize.store import Claims, GroupStore, StoredCall, TextStore
 from trsr.templating import Template
 from trsr.types import Block, History, Item, PreferenceSummary
 

@@ -33,8 +33,7 @@ from trsr.llm.base import (
     TextGenerator,
 )
 from trsr.llm.constrained import strange_phrases, tidy
-from trsr.summarize.rows import PAGE, Choice, Row, Store
-from trsr.summarize.store import GroupStore, StoredCall
+from trsr.summarize.store import PAGE, Choice, GroupStore, Row, Store, StoredCall
 from trsr.summarize.stores import open_store, read_rows, write_rows
 
 # ruff: noqa: D102 - a test is named by the sentence it checks

@@ -20,12 +20,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from trsr.errors import NotErasedError, OutputError, StoreError
-from trsr.serve import sqlite_steps as steps
-from trsr.serve.database_file import DatabaseFile, make_private
-from trsr.serve.records import Event, Notes, PendingUpdate, Profile, StoredEvent, UserSummary
+from trsr.serve import database_steps as steps
+from trsr.serve.database_file import WHAT, DatabaseFile, make_private, read_keys
+from trsr.serve.database_steps import APPLICATION_ID, MIGRATIONS
 from trsr.serve.settings import Key
-from trsr.serve.sqlite_keys import WHAT, read_keys
-from trsr.serve.sqlite_schema import APPLICATION_ID, MIGRATIONS
+from trsr.serve.store import Event, Notes, PendingUpdate, Profile, StoredEvent, UserSummary
 from trsr.storage import PATIENCE, as_one_sentence, open_sqlite
 from trsr.summarize.store import StoredCall, SummaryTable
 from trsr.types import History, Item

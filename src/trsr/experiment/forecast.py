@@ -11,16 +11,163 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from trsr.llm.base import Prompt, prompt_key
+from trsr.recommend.prompt import PromptBuilder
 from trsr.summarize.plan import Call, plan_calls
 from trsr.summarize.prompts import summary_text
 from trsr.summarize.store import TextStore
 from trsr.summarize.summarizer import Fold, Summariser
-from trsr.types import History
+from trsr.templating import plain_line
+from trsr.types import History, RankingExample
+
+TRAINING_WEIGHT = 3
+"""A token learnt from costs as much as three read: the backward pass is twice the forward pass
+(Kaplan et al. 2020, arXiv 2001.08361, section 2.1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a stage asks of a model.
+
+    Attributes:
+        stage: Its name.
+        calls: Prompts.
+        read: Tokens read.
+        written: Tokens written, at most.
+        calls_exact: Whether `calls` is exactly what a run will make.
+        read_exact: Prompts whose tokens are exact; the others are bounded from above.
+        weight: Tokens are charged so many times.
+    """
+
+    stage: str
+    calls: int
+    read: int
+    written: int = 0
+    calls_exact: bool = True
+    read_exact: int = 0
+    weight: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What a machine does and costs.
+
+    Attributes:
+        tokens_per_second: Tokens that one machine reads and writes in a second, all its prompts together.
+        price_per_million: Money for a million of them.
+        within: Hours in which all shall be done, which says how many machines it takes.
+    """
+
+    tokens_per_second: float | None = None
+    price_per_million: float | None = None
+    within: float = 24.0
+
+
+def price(work: Sequence[Work], rates: Rates) -> list[dict[str, Any]]:
+    """Return one row a stage with hours (of one machine), machines and money, and one for all of them.
+
+    What cannot be said for want of a rate is None. `machines` are those it takes to be done with that row
+    within the hours allowed; stages follow each other, so the last row says how many do for all.
+    """
+    rows = [_priced(stage, rates) for stage in work]
+    total = {"stage": "all", "calls": sum(row["calls"] for row in rows)}
+    for name in ("read", "written", "hours", "money"):
+        values = [row[name] for row in rows]
+        total[name] = None if None in values else sum(values)
+    for row in [*rows, total]:
+        row["machines"] = None if row["hours"] is None else math.ceil(row["hours"] / rates.within)
+    return [*rows, total]
+
+
+def _priced(work: Work, rates: Rates) -> dict[str, Any]:
+    charged = (work.read + work.written) * work.weight
+    speed, money = rates.tokens_per_second, rates.price_per_million
+    return {
+        **asdict(work),
+        "hours": None if speed is None else charged / speed / 3600,
+        "money": None if money is None else charged / 1e6 * money,
+    }
+
+
+@dataclass(slots=True)
+class PromptCounts:
+    """Counts over ranking prompts.
+
+    Attributes:
+        n_groups: Users' questions, each with one prefix.
+        n_prompts: Candidates.
+        prompt_tokens: Tokens of all prompts, each whole: what `scores.parquet` says.
+        read_tokens: Tokens read when the candidates of a question share the reading of its prefix.
+        n_exact: Questions whose profile is known; the others are counted with a bound from above.
+    """
+
+    n_groups: int = 0
+    n_prompts: int = 0
+    prompt_tokens: int = 0
+    read_tokens: int = 0
+    n_exact: int = 0
+
+    def add(self, other: PromptCounts, times: int = 1) -> None:
+        """Add the counts of other prompts, which come several times."""
+        self.n_groups += times * other.n_groups
+        self.n_prompts += times * other.n_prompts
+        self.prompt_tokens += times * other.prompt_tokens
+        self.read_tokens += times * other.read_tokens
+        self.n_exact += times * other.n_exact
+
+
+def count_prompts(
+    builder: PromptBuilder,
+    examples: Sequence[RankingExample],
+    profiles: Sequence[str | None],
+    *,
+    stand_in: str,
+    n_more: int,
+) -> PromptCounts:
+    """Count the prompts of examples.
+
+    Args:
+        builder: Builds them.
+        examples: The questions.
+        profiles: The profile of each; None where it is not written yet.
+        stand_in: A profile as short as one can be, which stands for those not written.
+        n_more: Tokens by which one of these may be longer.
+
+    Raises:
+        BudgetError: a prompt cannot fit its budget.
+    """
+    counts = PromptCounts()
+    for example, profile in zip(examples, profiles, strict=True):
+        text = "" if not builder.config.use_profile else profile
+        suffixes = [len(builder.suffix(candidate)) for candidate in example.candidates]
+        if text is None:
+            n_prefix = _longest_prefix(builder, example, stand_in, n_more, max(suffixes))
+        else:
+            n_prefix = len(builder.build(example.history, text, example.candidates).group.prefix)
+        counts.n_groups += 1
+        counts.n_prompts += len(suffixes)
+        counts.prompt_tokens += len(suffixes) * n_prefix + sum(suffixes)
+        counts.read_tokens += n_prefix + sum(suffixes)
+        counts.n_exact += text is not None
+    return counts
+
+
+def _longest_prefix(
+    builder: PromptBuilder, example: RankingExample, stand_in: str, n_more: int, longest_suffix: int
+) -> int:
+    """Return how many tokens the prefix has at most: no more than the budget leaves."""
+    n_recent = builder.config.n_recent
+    newest = example.history[-n_recent:] if n_recent else ()
+    recent = [plain_line(builder.item_text(item)) for item in newest]
+    whole = len(builder.prefix(recent, plain_line(stand_in))) + n_more
+    return min(whole, builder.config.max_tokens - longest_suffix)
+
 
 PLACEHOLDER = "x"
 """Stands for a text not yet written; its own token pays for where the texts around it meet."""
