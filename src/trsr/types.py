@@ -1,7 +1,7 @@
 """The few values that travel between stages, all immutable. The words are those of the field.
 
-They carry no behaviour beyond checks and derived properties; what makes them lives in `data`, `segment`,
-`summarize` and `rank`.
+They carry no behaviour beyond checks and derived properties; what makes them lives in `data`, `splitting`,
+`summarize` and `recommend`.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Rankers: anything that gives each candidate of an example a margin."""
+"""Rankers without a language model, and fusions of rankers."""

@@ -1,1 +1,1 @@
-"""Builds ranking prompts: one shared prefix a user, one short suffix a candidate, within a token budget."""
+"""Ranks candidates for a user: the prompt, the scorer, calibration, explanations, the model folder."""

@@ -1,1 +1,1 @@
-"""Examples: which past predicts which choice, and among which candidates."""
+"""From a dataset folder to ranking examples: protocols, negatives, leakage checks."""
