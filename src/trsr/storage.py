@@ -1,4 +1,4 @@
-"""Opens SQLite files of our own: numbered migrations, and errors that say in one sentence what to do."""
+"""Files and folders written whole or not at all, and SQLite files of our own with numbered migrations."""
 
 from __future__ import annotations
 

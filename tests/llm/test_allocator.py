@@ -7,7 +7,7 @@ import platform
 
 import pytest
 
-from trsr.llm import transformers
+from trsr.llm import cpu
 
 
 class Libc:
@@ -35,26 +35,26 @@ def libc(monkeypatch: pytest.MonkeyPatch) -> Libc:
 
 
 def test_large_blocks_come_from_memory_that_is_kept(libc: Libc) -> None:
-    assert transformers.reuse_large_buffers()
+    assert cpu.reuse_large_buffers()
     assert dict(libc.calls)[-4] == 0  # nothing is mapped for itself
     assert dict(libc.calls)[-1] > 2**30  # and little is given back
 
 
 def test_the_users_own_settings_stay(libc: Libc, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
-    assert not transformers.reuse_large_buffers()
+    assert not cpu.reuse_large_buffers()
     assert libc.calls == []
 
 
 def test_other_c_libraries_are_left_alone(libc: Libc, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
-    assert not transformers.reuse_large_buffers()
+    assert not cpu.reuse_large_buffers()
     assert libc.calls == []
 
 
 def test_free_memory_is_given_back_where_the_library_can(libc: Libc, monkeypatch: pytest.MonkeyPatch) -> None:
-    transformers.give_back()
+    cpu.give_back()
     assert libc.trims == [0]
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
-    transformers.give_back()
+    cpu.give_back()
     assert libc.trims == [0]

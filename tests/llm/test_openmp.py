@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from trsr.errors import EngineError
-from trsr.llm.transformers import apart
+from trsr.llm.cpu import apart
 
 
 def test_what_is_done_apart_is_returned_when_its_thread_has_ended() -> None:

@@ -1,8 +1,7 @@
-"""How sure a mean is: bootstrap intervals over users.
+"""How sure a mean, or a difference of two rankers, is: bootstrap intervals and paired tests over users.
 
 A user's examples resemble one another, so users are resampled, not examples: the cluster bootstrap (Field and
-Welsh, "Bootstrapping clustered data", JRSS B 2007). Knows nothing of rankers or metrics; differences between
-rankers belong to `comparisons`, which weights users by the same functions.
+Welsh, "Bootstrapping clustered data", JRSS B 2007).
 """
 
 from __future__ import annotations

@@ -5,16 +5,11 @@ Writing texts with them is the work of `trsr.llm.generation`, label scoring that
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
-import os
-import platform
 import re
-import threading
-from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import Future
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -24,59 +19,7 @@ from trsr.errors import MissingExtraError, ModelError, first_line
 from trsr.llm import models
 from trsr.llm.architecture import forget_lengths
 from trsr.llm.chat_format import PROMPT_DATE, ChatTokenizer
-
-_T = TypeVar("_T")
-
-
-def apart(do: Callable[[], _T]) -> _T:
-    """Return `do()`, called in a thread that has ended, its team with it, when this returns.
-
-    Raises:
-        Exception: what `do` raised.
-    """
-    future: Future[_T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(do())
-        except BaseException as error:
-            future.set_exception(error)
-
-    thread = threading.Thread(target=run, name="trsr-apart", daemon=True)  # a Ctrl-C need not wait for it
-    thread.start()
-    thread.join()
-    return future.result()
-
-
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
-_KEEP_BYTES = 2**31 - 1
-_GROW_BYTES = 64 * 2**20
-
-
-def reuse_large_buffers() -> bool:
-    """Keep freed memory in the process, up to 2 GB, and serve large blocks from it.
-
-    Nothing happens on other C libraries, or where the user has set glibc's `MALLOC_...` variables.
-
-    Returns:
-        Whether the allocator was changed.
-    """
-    if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
-        return False
-    mallopt = ctypes.CDLL(None).mallopt
-    settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _KEEP_BYTES), (_M_TOP_PAD, _GROW_BYTES))
-    return all(mallopt(name, value) for name, value in settings)
-
-
-def give_back() -> None:
-    """Return freed memory to the system, after work that needed far more than what follows.
-
-    Else what is allocated meanwhile and kept, as by a cache, lies between the freed blocks, and each time
-    more is asked of the system.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
-
+from trsr.llm.cpu import reuse_large_buffers
 
 hf_logging.disable_progress_bar()
 _TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")

@@ -1,4 +1,4 @@
-"""The model side of the service: questions in, margins and calibrated scores out. No HTTP, no store.
+"""Opens a ranking model; asks it as a ranker of examples, or for single users: margins and calibrated scores.
 
 What one question brings cannot change another's answer: the room kept for a candidate is the same for all, so
 neither a long candidate nor a strange one changes what the model reads with the others.

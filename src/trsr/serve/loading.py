@@ -1,4 +1,4 @@
-"""Opens what a service needs from a run folder, or from a model folder and a dataset. Writes nothing."""
+"""Opens a service: a run folder, or a model folder and a dataset, its database, the speed of its model."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from trsr.experiment.config import FolderData, load_config
 from trsr.experiment.experiment import check_fields, make_summariser
 from trsr.experiment.preflight import check_context
 from trsr.llm import models
+from trsr.llm.cpu import apart
 from trsr.llm.engines import DEFAULT_ENGINE, EngineConfig, open_generator
-from trsr.llm.transformers import apart
 from trsr.recommend.calibration import Calibration
 from trsr.recommend.catalogue import Catalogue
 from trsr.recommend.model_folder import FILE_NAME, read_adapter_info

@@ -1,4 +1,6 @@
-"""Who is let in: before a request's body is read or any route is chosen.
+"""Around every request: its id, headers and line in the log, the page's session, and who is let in.
+
+The gate decides that before a request's body is read or any route is chosen.
 
 Every address needs a key where there are keys, and one that `_needed` does not name needs the scope `admin`:
 no route can be forgotten. Only `OPEN` ones need none, and those the page needs before it has a session (its

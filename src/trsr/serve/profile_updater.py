@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from trsr.errors import EngineError, OutputError, StoreError
 from trsr.llm.base import TextGenerator
-from trsr.llm.transformers import apart, give_back
+from trsr.llm.cpu import apart, give_back
 from trsr.serve.store import PendingUpdate, Profile, ServeStore
 from trsr.summarize.summarizer import Fold, Summariser, SummaryProgress, complete, profile, start_fold
 from trsr.types import History

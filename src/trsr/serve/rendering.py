@@ -1,4 +1,4 @@
-"""What the page loads besides itself: one style sheet, one script, one icon, all from this package.
+"""The page's templates, and what it loads besides: one style sheet, one script, one icon, all from here.
 
 An address holds a hash of the content, so that browsers may keep it for good.
 """

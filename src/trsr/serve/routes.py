@@ -1,4 +1,4 @@
-"""Users over HTTP: their events, what is known of them, their notes, and forgetting them."""
+"""The JSON addresses: users with their events and notes, items, rankings, and whether the server works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be set of a server, by flags of `trsr serve` or by variables `TRSR_...`."""
+"""What can be set of a server, by flags of `trsr serve` or by variables `TRSR_...`, and its API keys."""
 
 from __future__ import annotations
 
