@@ -19,12 +19,12 @@ from trsr.llm.fake import FakeGenerator, FakeScorer, FakeTokenizer
 from trsr.recommend.catalogue import Catalogue
 from trsr.recommend.prompt import PromptBuilder, PromptConfig, load_ranking_template
 from trsr.recommend.recommender import Recommender
+from trsr.recommend.retrieval import Retriever
 from trsr.serve.app import create_app, listen, make_server
 from trsr.serve.database import SqliteServeStore
 from trsr.serve.model_queue import ModelQueue
 from trsr.serve.profile_updater import Follower
 from trsr.serve.ranking import Ranker
-from trsr.serve.retrieval import Retriever
 from trsr.serve.service import Service
 from trsr.serve.settings import Settings, key_hash
 from trsr.summarize.plan import SummaryConfig

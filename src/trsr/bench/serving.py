@@ -27,9 +27,9 @@ import numpy as np
 from trsr.errors import EngineError, InputError
 from trsr.recommend.catalogue import Catalogue
 from trsr.recommend.questions import Ask
+from trsr.recommend.retrieval import Retriever
 from trsr.seeding import derive_rng
 from trsr.serve.loading import Serving, open_for_serving
-from trsr.serve.retrieval import Retriever
 from trsr.types import Item
 
 _ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)")

@@ -23,11 +23,11 @@ from trsr.recommend.model_folder import FILE_NAME, read_adapter_info
 from trsr.recommend.prompt import PromptBuilder, PromptConfig, load_ranking_template
 from trsr.recommend.questions import Ask
 from trsr.recommend.recommender import Recommender, RecommenderConfig, open_scorer
+from trsr.recommend.retrieval import Retriever
 from trsr.serve.database import SqliteServeStore, Written
 from trsr.serve.model_queue import ModelQueue, n_read_at_most
 from trsr.serve.profile_updater import Follower
 from trsr.serve.ranking import Ranker
-from trsr.serve.retrieval import Retriever
 from trsr.serve.service import Service
 from trsr.serve.settings import Settings
 from trsr.summarize.plan import SummaryConfig

@@ -19,9 +19,9 @@ from trsr.recommend.explain import Explanation, LeaveOneOut
 from trsr.recommend.prompt import RankingPrompt
 from trsr.recommend.questions import Ask, Question, Scored, TextAsk
 from trsr.recommend.recommender import Recommender, named
+from trsr.recommend.retrieval import Retriever
 from trsr.serve.model_queue import ModelQueue, n_read_at_most
 from trsr.serve.problems import TOO_LARGE, UNKNOWN_FIELDS, UNKNOWN_ITEMS, UNKNOWN_MODEL, Problem
-from trsr.serve.retrieval import Retriever
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from serve_parts import ITEMS, catalogue
 from trsr.baselines.simple import Bm25Ranker
 from trsr.errors import DataError
 from trsr.recommend.catalogue import Catalogue
-from trsr.serve.retrieval import Retriever
+from trsr.recommend.retrieval import Retriever
 from trsr.types import Item, RankingExample
 
 CATEGORY = ("category",)
@@ -108,7 +108,7 @@ def test_an_item_beside_the_index_has_the_score_of_one_in_it() -> None:
 def test_the_index_is_made_anew_in_the_background_and_nothing_is_lost_meanwhile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("trsr.serve.retrieval._MAX_CHANGED", 3)
+    monkeypatch.setattr("trsr.recommend.retrieval._MAX_CHANGED", 3)
     retriever = Retriever(catalogue(), CATEGORY)
     started, begin, real = threading.Event(), threading.Event(), retriever._main
 
