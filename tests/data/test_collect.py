@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trsr.data.dataset import Dataset, DatasetWriter, Spool
+from trsr.data.dataset import Dataset
 from trsr.data.ingest import EventCollector, ItemCollector, by_user_ranges
 from trsr.data.readers import RAW, ROW
 from trsr.data.reading import summary_lines
 from trsr.data.values import ID_RULE
+from trsr.data.writer import DatasetWriter, Spool
 
 Events = list[tuple[str | None, str | None, str | None]]
 

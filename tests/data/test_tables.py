@@ -12,7 +12,8 @@ from unittest.mock import Mock
 import polars as pl
 import pytest
 
-from trsr.data.dataset import EVENTS, IMPRESSIONS, Dataset, DatasetWriter, user_batches, write_dataset
+from trsr.data.dataset import EVENTS, IMPRESSIONS, Dataset, user_batches
+from trsr.data.writer import DatasetWriter, write_dataset
 from trsr.errors import DataError, OutputError
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)
@@ -105,7 +106,7 @@ def test_an_existing_folder_is_refused_without_overwrite_and_kept(tmp_path: Path
 def test_what_a_killed_import_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
     code = (
         "import os, signal\n"
-        "from trsr.data.dataset import DatasetWriter\n"
+        "from trsr.data.writer import DatasetWriter\n"
         f"with DatasetWriter({str(tmp_path / 'd')!r}):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from trsr.data.dataset import EVENTS, IMPRESSIONS, Dataset, write_dataset
+from trsr.data.dataset import EVENTS, IMPRESSIONS, Dataset
+from trsr.data.writer import write_dataset
 from trsr.errors import DataError
 from trsr.seeding import derive_rng
 from trsr.splitting.examples import Splits, build_examples, chance_recall, make_resampler

@@ -8,8 +8,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from trsr.data.dataset import Dataset, write_dataset
+from trsr.data.dataset import Dataset
 from trsr.data.mind import import_mind
+from trsr.data.writer import write_dataset
 from trsr.splitting.examples import build_examples, make_resampler
 from trsr.splitting.leakage import fit_events
 from trsr.splitting.protocols import ImpressionsProtocol, SampledProtocol

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trsr.data.dataset import EVENTS, Dataset, write_dataset
+from trsr.data.dataset import EVENTS, Dataset
+from trsr.data.writer import write_dataset
 from trsr.seeding import derive_rng
 from trsr.splitting.examples import build_examples, make_resampler
 from trsr.splitting.negatives import _draw_proportional

@@ -14,7 +14,7 @@ import polars as pl
 from pydantic import Field
 
 from trsr.data.columns import Sought, find_column, require_column, require_columns
-from trsr.data.dataset import Dataset, DatasetWriter
+from trsr.data.dataset import Dataset
 from trsr.data.import_info import MAX_REJECTS
 from trsr.data.ingest import (
     EventCollector,
@@ -28,6 +28,7 @@ from trsr.data.ingest import (
 from trsr.data.readers import RAW, ROW
 from trsr.data.reading import RawFiles, TextSettings, TimeSettings
 from trsr.data.values import clean_cell, read_lists, separator_of
+from trsr.data.writer import DatasetWriter
 from trsr.errors import DataError
 
 M2_TEXT_FIELDS = ("title", "price", "brand", "color", "size", "model", "material", "author", "desc")

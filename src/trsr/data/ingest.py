@@ -12,7 +12,7 @@ from datetime import datetime
 
 import polars as pl
 
-from trsr.data.dataset import TIME, DatasetWriter, Spool
+from trsr.data.dataset import TIME
 from trsr.data.import_info import TimesInfo
 from trsr.data.readers import RAW, ROW
 from trsr.data.times import UNREADABLE, TimeReader
@@ -26,6 +26,7 @@ from trsr.data.values import (
     join_written_lists,
     parse_rating,
 )
+from trsr.data.writer import DatasetWriter, Spool
 from trsr.errors import DataError
 
 RANGE_ROWS = 1_000_000  # events sorted at once

@@ -13,13 +13,14 @@ from typing import Literal
 
 import polars as pl
 
-from trsr.data.dataset import IMPRESSIONS, TIME, Dataset, DatasetWriter, Spool
+from trsr.data.dataset import IMPRESSIONS, TIME, Dataset
 from trsr.data.import_info import MAX_REJECTS, TimesInfo
 from trsr.data.ingest import ItemCollector, by_user_ranges, item_rows, keep_or_refuse, refuse
 from trsr.data.readers import RAW, ROW
 from trsr.data.reading import RawFiles, TextSettings
 from trsr.data.times import MONTH_FIRST, UNREADABLE, TimeReader
 from trsr.data.values import ID_RULE, MARKERS, is_id
+from trsr.data.writer import DatasetWriter, Spool
 from trsr.errors import DataError
 
 NEWS = (

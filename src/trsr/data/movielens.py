@@ -15,7 +15,7 @@ import polars as pl
 from pydantic import Field
 
 from trsr.data.columns import ITEM_ID, Sought, find_column, require_column, require_columns
-from trsr.data.dataset import Dataset, DatasetWriter
+from trsr.data.dataset import Dataset
 from trsr.data.import_info import MAX_REJECTS
 from trsr.data.ingest import (
     EventCollector,
@@ -31,6 +31,7 @@ from trsr.data.ingest import (
 from trsr.data.readers import RAW, ROW
 from trsr.data.reading import RawFiles, TimeSettings
 from trsr.data.values import clean_cell, clean_ids, clean_texts
+from trsr.data.writer import DatasetWriter
 from trsr.errors import DataError
 
 # By the numbers of their columns in u.item; the same in u.genre.

@@ -11,11 +11,12 @@ from pathlib import Path
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
-from trsr.data.dataset import Dataset, DatasetInfo, DatasetWriter
+from trsr.data.dataset import Dataset, DatasetInfo
 from trsr.data.import_info import MAX_REJECTS, TimesInfo
 from trsr.data.readers import read_frames
 from trsr.data.text_lines import TextFormat
 from trsr.data.times import ORDER
+from trsr.data.writer import DatasetWriter
 from trsr.errors import DataError
 
 

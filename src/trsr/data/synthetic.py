@@ -27,7 +27,8 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trsr.data import synthetic_news, synthetic_products
-from trsr.data.dataset import EVENTS, IMPRESSIONS, Dataset, DatasetWriter
+from trsr.data.dataset import EVENTS, IMPRESSIONS, Dataset
+from trsr.data.writer import DatasetWriter
 from trsr.seeding import derive_rng, derive_seed
 
 START = datetime(2026, 1, 1, tzinfo=UTC)

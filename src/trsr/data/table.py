@@ -14,13 +14,14 @@ from typing import Literal
 import polars as pl
 
 from trsr.data import columns as names
-from trsr.data.dataset import Dataset, DatasetWriter
+from trsr.data.dataset import Dataset
 from trsr.data.import_info import MAX_REJECTS, TimesInfo
 from trsr.data.ingest import EventCollector, ItemCollector, item_rows, keep_or_refuse
 from trsr.data.readers import JSON_SUFFIXES, RAW, ROW
 from trsr.data.reading import RawFiles, TimeSettings
 from trsr.data.times import MIDNIGHT, find_time_column, refuse_separate_clock, time_like_columns
 from trsr.data.values import read_lists, separator_of
+from trsr.data.writer import DatasetWriter
 from trsr.errors import DataError
 
 

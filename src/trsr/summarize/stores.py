@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import polars as pl
 
-from trsr.data.dataset import Spool
+from trsr.data.writer import Spool
 from trsr.errors import ConfigError, DataError
 from trsr.storage import write_whole
 from trsr.summarize.store import Row, SqliteStore, Store

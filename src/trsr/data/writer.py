@@ -1,0 +1,279 @@
+"""Writes a dataset folder, whole or not at all: for importers and for tables that are already clean."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import polars as pl
+
+from trsr.data.dataset import EVENTS, IMPRESSIONS, INFO_FILE, REJECTS, Dataset, DatasetInfo
+from trsr.data.import_info import READABLE, REFERENCES, FileInfo, TimesInfo, advice, too_many
+from trsr.errors import DataError, OutputError
+from trsr.storage import file_sha256, left_by_the_dead, remove_folder, replace_folder, write_whole
+
+_MADE = frozenset({INFO_FILE, "items.parquet", "events.parquet", "impressions.parquet", "rejects.parquet"})
+_LEFT_OUT = ("ratings_below_threshold", "rows_of_other_locales")
+_OS_ERROR = re.compile(r"([^:\n]+) \(os error \d+\)")
+
+
+class Spool:
+    """A table that is written batch by batch and read back lazily, in the order of writing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rows = 0
+        self._files: list[Path] = []
+
+    def append(self, frame: pl.DataFrame) -> None:
+        """Write one batch; empty batches are skipped."""
+        if frame.is_empty():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / f"{len(self._files):06}.parquet"
+        frame.write_parquet(file, compression="lz4")
+        self._files.append(file)
+        self.rows += len(frame)
+
+    def batches(self) -> Iterator[pl.DataFrame]:
+        """Yield the batches as they were written."""
+        return map(pl.read_parquet, self._files)
+
+    def scan(self, schema: pl.Schema | None = None) -> pl.LazyFrame:
+        """Return all batches as one table; an empty one has the given schema."""
+        if not self._files:
+            return pl.LazyFrame(schema=schema)
+        return pl.scan_parquet(self._files, glob=False)
+
+
+class DatasetWriter:
+    """Makes a dataset folder beside its final place and moves it there when it is whole.
+
+    Used as a context: leaving it without `finish` removes what was written, and a killed process leaves the
+    folder at `path` as it was. An existing dataset is replaced only with `overwrite`, anything else never:
+    files in its folder that no import makes, such as a summary store, go over into the new one.
+
+    Attributes:
+        counts: What an importer wants to tell beyond the number of rows.
+        events: Rows of `EVENTS`, by user_id, then position.
+        impressions: Rows of `IMPRESSIONS`; leave empty where the data has none.
+        items: item_id and the text columns, each item once.
+        max_rejects: Largest share of a raw file's rows that may be unreadable; None for no limit.
+        times: What was found of times.
+        files: What was found of each raw file.
+    """
+
+    def __init__(self, path: str | Path, *, overwrite: bool = False) -> None:
+        self.path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow a link at the target
+        self._overwrite = overwrite
+        self.work = self.path.parent / f".{self.path.name}.partial-{os.getpid()}-{secrets.token_hex(4)}"
+        self.counts: Counter[str] = Counter()
+        self.items = Spool(self.work / "spool" / "items")
+        self.events = Spool(self.work / "spool" / "events")
+        self.impressions = Spool(self.work / "spool" / "impressions")
+        self._rejects = Spool(self.work / "spool" / "rejects")
+        self.reasons: Counter[str] = Counter()
+        self.max_rejects: float | None = None
+        self.times: TimesInfo | None = None
+        self.files: dict[str, FileInfo] = {}
+
+    def _check_target(self, overwrite: bool) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise DataError(f"{self.path} is a file, a folder was expected; choose another --out.")
+        if not self.path.is_dir() or not any(self.path.iterdir()):
+            return
+        if not overwrite:
+            raise DataError(f"{self.path} exists and is not empty; choose another --out or add --overwrite.")
+        if not (self.path / INFO_FILE).is_file():
+            raise DataError(f"{self.path} is no dataset folder and is left alone; choose another --out.")
+
+    def _put_back(self) -> None:
+        """Put a dataset back that a killed import has moved away and not yet replaced."""
+        if not os.path.lexists(self.path) and len(old := left_by_the_dead(self.path, "old")) == 1:
+            with contextlib.suppress(OSError):  # then it is left where it is
+                old[0].rename(self.path)
+
+    def _remove_leftovers(self) -> None:
+        """Remove what killed imports to the same place have left: folders whose process is gone."""
+        left = left_by_the_dead(self.path, "partial")
+        if self.path.is_dir():  # else what was moved away is all there is
+            left += left_by_the_dead(self.path, "old")
+        for folder in left:
+            remove_folder(folder)
+
+    def __enter__(self) -> DatasetWriter:
+        try:
+            self._put_back()
+            self._check_target(self._overwrite)
+            self._remove_leftovers()
+            self.work.mkdir(parents=True)
+        except OSError as error:
+            raise OutputError(
+                f"Cannot write beside {self.path}: {error.strerror}; choose another --out."
+            ) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self.work, ignore_errors=True)
+        if why := _system_error(error):
+            raise OutputError(
+                f"Writing {self.path} failed: {why}; nothing was changed there, "
+                "free some space or choose another --out."
+            ) from error
+
+    def spool(self, name: str) -> Spool:
+        """Return a scratch table that vanishes at the end."""
+        return Spool(self.work / "spool" / name)
+
+    def file(self, name: str) -> FileInfo:
+        """Return what is known of a raw file, to be added to."""
+        return self.files.setdefault(name, FileInfo())
+
+    def reject(
+        self, file: str, rows: pl.DataFrame, reason: str | None = None, *, entries: bool = False
+    ) -> None:
+        """Note refused input: a frame with `row` and `raw`, and `reason` unless it is one for all.
+
+        With `entries` these are events, of which a row can hold several.
+        """
+        if rows.is_empty():
+            return
+        if reason in REFERENCES:
+            self.file(file).references += len(rows)
+        elif reason is not None and reason not in READABLE and entries:
+            self.file(file).unreadable_entries += len(rows)
+        elif reason is not None and reason not in READABLE:
+            self.file(file).unreadable += rows["row"].n_unique()
+        if reason is not None:
+            rows = rows.with_columns(pl.lit(reason).alias("reason"))
+        rows = rows.select(pl.lit(file).alias("file"), "row", "reason", "raw").cast(REJECTS)
+        self.reasons.update({f"{file}: {why}": n for why, n in rows.group_by("reason").len().iter_rows()})
+        self._rejects.append(rows)
+
+    def finish(
+        self,
+        *,
+        name: str,
+        domain: str,
+        text_fields: Sequence[str],
+        category_fields: Sequence[str],
+        source: str,
+    ) -> Dataset:
+        """Write the tables and `dataset.json`, then move the folder to its place.
+
+        Raises:
+            DataError: no item or no event was accepted, or more of a file was refused than is allowed.
+        """
+        self._check_content()
+        self._check_rejects()
+        items = pl.Schema([("item_id", pl.String()), *((field, pl.String()) for field in text_fields)])
+        tables = {"items": (self.items, items), "events": (self.events, EVENTS)}
+        if self.impressions.rows:
+            tables["impressions"] = (self.impressions, IMPRESSIONS)
+        tables["rejects"] = (self._rejects, REJECTS)
+        for table, (spool, schema) in tables.items():
+            columns = spool.scan(schema).select(schema.names()).cast(schema)
+            columns.sink_parquet(self.work / f"{table}.parquet", row_group_size=100_000)
+        rows = {table: spool.rows for table, (spool, _) in tables.items()}
+        users = pl.scan_parquet(self.work / "events.parquet", glob=False).select(pl.n_unique("user_id"))
+        rows["users"] = users.collect(engine="streaming").item()
+        shutil.rmtree(self.work / "spool")
+        info = DatasetInfo(
+            name=name,
+            domain=domain,
+            text_fields=list(text_fields),
+            category_fields=[field for field in category_fields if field in text_fields],
+            counts=rows | dict(self.counts),
+            sha256={f"{table}.parquet": file_sha256(self.work / f"{table}.parquet") for table in tables},
+            source=source,
+            times=self.times,
+            files=self.files,
+        )
+        (self.work / INFO_FILE).write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        self._move_into_place()
+        return Dataset.open(self.path)
+
+    def _check_content(self) -> None:
+        why = [f"{self.counts[what]:,} {what.replace('_', ' ')}" for what in _LEFT_OUT if self.counts[what]]
+        if refused := ", ".join(f"{n} for {reason!r}" for reason, n in self.reasons.most_common(3)):
+            why.append(f"{self.reasons.total()} rows were refused: {refused}{self._keep_rejects()}")
+        because = f" ({', '.join(why)})" if why else ""
+        for what, rows in (("item", self.items.rows), ("event", self.events.rows or self.impressions.rows)):
+            if not rows:
+                raise DataError(f"No {what} could be read{because}; check the {what}s file and its columns.")
+
+    def _check_rejects(self) -> None:
+        if self.max_rejects is not None and (why := too_many(self.files, self.reasons, self.max_rejects)):
+            raise DataError(f"{why}{self._keep_rejects()}; mend the file, or allow more with --max-rejects.")
+
+    def _keep_rejects(self) -> str:
+        """Write the refused rows beside the place of the dataset; return where, and what may help."""
+        file = self.path.with_name(f"{self.path.name}.rejects.parquet")
+        write_whole(file, self._rejects.scan(REJECTS).sink_parquet)
+        return f"; the refused rows are in {file}{advice(self.reasons)}"
+
+    def _move_into_place(self) -> None:
+        if self.path.is_dir():
+            old = self.work.with_name(self.work.name.replace(".partial-", ".old-"))
+            replace_folder(self.path, self.work, old, made=_MADE)
+        else:
+            self.work.rename(self.path)
+
+
+def _system_error(error: BaseException | None) -> str | None:
+    """Return what the operating system said, also where polars has wrapped it; None for any other error."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if isinstance(error, pl.exceptions.PolarsError) and (said := _OS_ERROR.search(str(error))):
+        return said[1].strip()
+    return None
+
+
+def write_dataset(
+    path: str | Path,
+    *,
+    name: str,
+    domain: str,
+    text_fields: Sequence[str],
+    category_fields: Sequence[str],
+    items: pl.DataFrame | pl.LazyFrame,
+    events: pl.DataFrame | pl.LazyFrame,
+    impressions: pl.DataFrame | pl.LazyFrame | None = None,
+    rejects: pl.DataFrame | pl.LazyFrame | None = None,
+    source: str,
+    overwrite: bool = False,
+) -> Dataset:
+    """Write tables that are already in the shape of a dataset folder (see the module's text).
+
+    Events are put in order of user_id and position. A lazy table is read in one go; an importer that must
+    keep its memory flat uses `DatasetWriter` instead.
+
+    Raises:
+        DataError: the folder exists and is not empty, or there is no item or event.
+        OutputError: the folder cannot be written.
+    """
+    with DatasetWriter(path, overwrite=overwrite) as writer:
+        writer.items.append(items.lazy().select("item_id", *text_fields).collect())
+        ordered = events.lazy().select(EVENTS.names()).cast(EVENTS).sort("user_id", "position")
+        writer.events.append(ordered.collect())
+        if impressions is not None:
+            writer.impressions.append(impressions.lazy().select(IMPRESSIONS.names()).collect())
+        if rejects is not None:
+            for (file,), rows in rejects.lazy().collect().group_by("file", maintain_order=True):
+                writer.reject(str(file), rows)
+        return writer.finish(
+            name=name,
+            domain=domain,
+            text_fields=text_fields,
+            category_fields=category_fields,
+            source=source,
+        )
