@@ -26,15 +26,16 @@ import numpy.typing as npt
 from trsr.data.dataset import Dataset
 from trsr.data.synthetic import SyntheticConfig, generate
 from trsr.experiment.dataset_profiles import histories_with_text
-from trsr.experiment.experiment import item_texts, make_summariser
+from trsr.experiment.experiment import item_texts
 from trsr.experiment.forecast import forecast
 from trsr.llm.base import Generation, GenerationParams, LabelTokens, Prompt, ScoringGroup
 from trsr.llm.fake import FakeGenerator, FakeTokenizer, n_words
 from trsr.recommend.prompt import PromptBuilder, PromptConfig, load_ranking_template
 from trsr.recommend.recommender import LlmRanker
+from trsr.summarize.executor import SummaryProgress, summarize_each
 from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.stores import open_store
-from trsr.summarize.summarizer import SummaryProgress, profile, summarize_each
+from trsr.summarize.user_plan import make_summariser, profile
 from trsr.types import RankingExample
 
 Facts = dict[str, Any]

@@ -14,10 +14,11 @@ from typing import Any
 
 from trsr.llm.base import TextGenerator
 from trsr.llm.fake import FakeGenerator
+from trsr.summarize.executor import summarize
 from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.prompts import load_summary_template
 from trsr.summarize.store import SummaryStore
-from trsr.summarize.summarizer import Fold, Summariser, summarize
+from trsr.summarize.user_plan import Fold, Summariser
 from trsr.templating import Template
 from trsr.types import History, Item
 

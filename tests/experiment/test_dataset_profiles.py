@@ -11,8 +11,8 @@ from helpers import full_disk
 from trsr.data.writer import write_dataset
 from trsr.errors import ConfigError, DataError, OutputError
 from trsr.experiment.dataset_profiles import describe_fold, settings, summarize_dataset
-from trsr.experiment.profiles import save_profiles
 from trsr.llm.engines import OpenAIEngine
+from trsr.summarize.summarizer import save_profiles
 
 TITLES = ["Red lamp", "Blue lamp", "Oak table", "Pine table", "", "Wool carpet", "Silk carpet"]
 USERS = {"ann": [0, 1, 2, 3, 4, 5], "bob": [6, 5], "cid": [4]}  # item 4 has no text

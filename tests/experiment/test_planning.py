@@ -16,7 +16,7 @@ from trsr.data.synthetic import SyntheticConfig, generate
 from trsr.experiment.config import RunConfig, load_config
 from trsr.experiment.cost_plan import Plan, Planner, grow, observed_events_a_day, planned_dataset
 from trsr.experiment.dataset_profiles import ProfileSettings, histories_with_text, summarize_dataset
-from trsr.experiment.experiment import Workbench, make_summariser
+from trsr.experiment.experiment import Workbench
 from trsr.experiment.forecast import Rates, count_prompts
 from trsr.experiment.plan_report import plan_dataset, plan_experiment, planned_engine
 from trsr.experiment.run_folder import RunFolder
@@ -26,6 +26,7 @@ from trsr.llm.token_counts import engine_model_id, token_counter
 from trsr.splitting.protocols import SampledProtocol
 from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.stores import open_store
+from trsr.summarize.user_plan import make_summariser
 
 RATES = Rates(1000.0, 0.5)
 

@@ -29,7 +29,7 @@ from trsr.serve.service import Service
 from trsr.serve.settings import Settings, key_hash
 from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.prompts import load_summary_template
-from trsr.summarize.summarizer import Summariser
+from trsr.summarize.user_plan import Summariser
 
 KEY = "trsr_a-key-for-tests"
 FIELDS = ("category", "title")

@@ -12,7 +12,7 @@ from trsr.llm.base import Generation, GenerationParams, Prompt
 from trsr.llm.fake import FakeGenerator
 from trsr.serve.profile_updater import Follower
 from trsr.serve.store import Event, ServeStore
-from trsr.summarize.summarizer import Summariser
+from trsr.summarize.user_plan import Summariser
 
 N_ITEMS = 600
 CATALOGUE = {f"i{number}": item(number) for number in range(N_ITEMS)}

@@ -30,8 +30,8 @@ from trsr.serve.database_file import DatabaseFile, add_key, read_keys
 from trsr.serve.profile_updater import Follower
 from trsr.serve.settings import Key
 from trsr.serve.store import Event, ServeStore
+from trsr.summarize.executor import summarize
 from trsr.summarize.store import StoredCall, SummaryStore
-from trsr.summarize.summarizer import summarize
 from trsr.types import History
 
 NOTES = "Quaggas, above all striped ones, and never zebras. " * 200  # more than a page of the database

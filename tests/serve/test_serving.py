@@ -107,7 +107,7 @@ def test_a_model_that_gives_no_finite_margin_is_not_served(finished_run: Path, t
 
 
 def test_texts_for_summaries_are_those_of_the_run(finished_run: Path) -> None:
-    from trsr.experiment.experiment import make_summariser
+    from trsr.summarize.user_plan import make_summariser
 
     serving = open_for_serving(finished_run)
     own = make_summariser(serving.dataset, serving.summariser.config)

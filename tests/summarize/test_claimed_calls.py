@@ -11,9 +11,10 @@ from helpers import fold_all, item_ids, make_summariser
 from trsr.errors import EngineError
 from trsr.experiment.ray_workers import ClaimTable
 from trsr.llm.fake import FakeGenerator
-from trsr.summarize import summarizer
+from trsr.summarize import executor
+from trsr.summarize.executor import complete
 from trsr.summarize.store import StoredCall, SummaryStore
-from trsr.summarize.summarizer import complete, start_fold
+from trsr.summarize.user_plan import start_fold
 from trsr.types import History
 
 HISTORIES = [item_ids(0, 9), item_ids(20, 29)]
@@ -50,7 +51,7 @@ def store(tmp_path: Path) -> Iterator[SummaryStore]:
 def test_a_call_that_another_makes_is_waited_for_and_not_made(
     store: SummaryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_refusals: int
 ) -> None:
-    monkeypatch.setattr(summarizer, "ELSEWHERE", 0.0)
+    monkeypatch.setattr(executor, "ELSEWHERE", 0.0)
     summariser = make_summariser()
     with SummaryStore(tmp_path / "alone.sqlite") as alone:
         expected = fold_all(HISTORIES, summariser, alone)

@@ -16,10 +16,10 @@ from trsr.errors import OutputError, StoreError
 from trsr.llm.fake import FakeGenerator
 from trsr.summarize import postgres as postgres_module
 from trsr.summarize import postgres_tables
+from trsr.summarize.executor import summarize
 from trsr.summarize.postgres import PostgresStore
 from trsr.summarize.postgres_tables import MIGRATIONS
 from trsr.summarize.store import SqliteStore
-from trsr.summarize.summarizer import summarize
 from trsr.testing.contracts import call
 from trsr.types import History
 

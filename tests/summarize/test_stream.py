@@ -12,8 +12,9 @@ from helpers import fold_all, item_ids, make_summariser, word
 from trsr.errors import EngineError
 from trsr.llm.base import Generation, GenerationParams, Prompt, prompt_key
 from trsr.llm.fake import FakeGenerator
+from trsr.summarize.executor import SummaryProgress, complete, summarize, summarize_each
 from trsr.summarize.store import StoredCall, SummaryStore
-from trsr.summarize.summarizer import SummaryProgress, complete, start_fold, summarize, summarize_each
+from trsr.summarize.user_plan import start_fold
 from trsr.types import History
 
 HISTORIES = [item_ids(start, start + 11) for start in (60, 0, 30, 90, 15, 45, 120)]

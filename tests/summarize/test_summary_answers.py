@@ -12,8 +12,8 @@ from helpers import item_ids, make_summariser
 from trsr.errors import EngineError
 from trsr.llm.base import Generation, GenerationParams, Prompt
 from trsr.llm.fake import FakeGenerator
+from trsr.summarize.executor import summarize
 from trsr.summarize.store import SummaryStore
-from trsr.summarize.summarizer import summarize
 from trsr.templating import Template
 from trsr.types import History
 

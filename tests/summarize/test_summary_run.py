@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from trsr.errors import EngineError, OutputError
 from trsr.llm.base import Generation, GenerationParams, Prompt, prompt_key
 from trsr.llm.fake import FakeGenerator
+from trsr.summarize.executor import SummaryProgress, summarize
 from trsr.summarize.prompts import load_summary_template
 from trsr.summarize.store import SummaryStore
-from trsr.summarize.summarizer import Fold, SummaryProgress, profile, summarize
+from trsr.summarize.user_plan import Fold, profile
 from trsr.templating import Template
 from trsr.types import History
 

@@ -17,7 +17,6 @@ from typing import Any
 
 from trsr.data.synthetic import SyntheticConfig, generate
 from trsr.errors import InputError
-from trsr.experiment.experiment import make_summariser
 from trsr.llm.base import Generation, GenerationParams, Prompt, TextGenerator
 from trsr.llm.engines import (
     IN_FLIGHT,
@@ -29,9 +28,10 @@ from trsr.llm.engines import (
     open_generator,
     require_package,
 )
+from trsr.summarize.executor import summarize
 from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.store import SummaryStore
-from trsr.summarize.summarizer import Summariser, summarize
+from trsr.summarize.user_plan import Summariser, make_summariser
 from trsr.types import History
 
 LOCAL_ENGINES = ("transformers", "llamacpp")

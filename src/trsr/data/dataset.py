@@ -1,26 +1,32 @@
-"""The dataset folder: what stands in it, how it is read, how it is written whole or not at all.
+"""The dataset folder: its layout, and `Dataset`, which reads it.
 
-    dataset.json         DatasetInfo
-    items.parquet        item_id, then one text column a field (null allowed)
-    events.parquet       user_id, item_id, position (0 = oldest), timestamp (UTC or null), in that order
-    impressions.parquet  optional: impression_id, user_id, timestamp, history, candidates, clicked
-    rejects.parquet      file, row, reason, raw: every input row that was refused
-
-What the raw files look like is left to the importers; what the texts mean, to `verbalize`.
+dataset.json         DatasetInfo
+items.parquet        item_id, then one text column a field (null allowed)
+events.parquet       user_id, item_id, position (0 = oldest), timestamp (UTC or null), in that order
+impressions.parquet  optional: impression_id, user_id, timestamp, history, candidates, clicked
+rejects.parquet      file, row, reason, raw: every input row that was refused
 """
 
 from __future__ import annotations
 
+import difflib
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from functools import cached_property
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trsr.data.import_info import FileInfo, TimesInfo
-from trsr.errors import DataError
+from trsr.errors import ConfigError, DataError
+from trsr.llm.models import cache_dir
+from trsr.text import FieldCut, Tokenizer, field_cuts, verbalize_item
 from trsr.types import History, Item
 
 SCHEMA_VERSION = 1
@@ -131,7 +137,14 @@ def _check_schema(file: Path, schema: pl.Schema) -> None:
 
 
 class Dataset:
-    """A dataset folder, opened for reading. Tables are lazy; only the catalogue is held in memory."""
+    """A dataset folder, opened for reading. Tables are lazy; only the catalogue is held in memory.
+
+    Make one with `Dataset.from_tables`, or open a folder of `trsr import` with `Dataset.open`.
+
+    Attributes:
+        path: The folder.
+        info: Names, domain, text fields and counts.
+    """
 
     def __init__(self, path: Path, info: DatasetInfo) -> None:
         self.path = path
@@ -153,6 +166,39 @@ class Dataset:
                 raise DataError(f"{path} lacks {file}, which its {INFO_FILE} promises; import again.")
             _check_schema(path / file, schema)
         return cls(path, info)
+
+    @classmethod
+    def from_tables(
+        cls, items: Any, events: Any = None, *, out: str | Path | None = None, **options: Any
+    ) -> Dataset:
+        """Make a dataset from a table of items and a table of events.
+
+        Args:
+            items: A file (CSV, TSV, JSON Lines, Parquet), or a pandas, polars, Arrow or Hugging Face table:
+                an item id and text columns. A folder that holds `items.*` and `events.*` may stand for both.
+            events: The same for events: user id, item id and time, one event per row.
+            out: Folder of the dataset. By default it is in the cache folder (`TRSR_CACHE`) under a digest of
+                its content, so the same tables give the same dataset.
+            **options: As for `trsr.data.table.import_table`: `name`, `domain`, `text_fields`, `user_id`, ...
+
+        Raises:
+            DataError: a file or a column is missing, or nothing could be read.
+            OutputError: the dataset cannot be written.
+        """
+        from trsr.data.table import import_table
+
+        home = Path(out) if out is not None else cache_dir() / "datasets"
+        work = home.with_name(f".{home.name}.tables-{os.getpid()}-{secrets.token_hex(4)}")
+        try:
+            if events is None:
+                items, events = _tables_of(Path(items))
+            files = _as_file(items, work / "items.parquet"), _as_file(events, work / "events.parquet")
+            if out is not None:
+                return import_table(*files, out, **options)
+            dataset = import_table(*files, work / "dataset", **{"name": "tables", **options})
+            return cls.open(_keep(dataset, home))
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
     def items(self) -> pl.LazyFrame:
         """Return items.parquet: item_id and the text fields."""
@@ -203,6 +249,114 @@ class Dataset:
             users = batch.group_by("user_id", maintain_order=True).agg(pl.all())
             for user, items, times in users.iter_rows():
                 yield History(user, tuple(items), None if None in times else tuple(times))
+
+    def history(self, user_id: str) -> History:
+        """Return one user's history, oldest first.
+
+        Raises:
+            DataError: there is no such user; names similar ones.
+        """
+        events = self.events().filter(pl.col("user_id") == user_id).select("item_id", "timestamp").collect()
+        if events.is_empty():
+            users = self.events().select(pl.col("user_id").unique()).collect()["user_id"].to_list()
+            near = difflib.get_close_matches(user_id, users, 3)
+            raise DataError(
+                f"{self.path} has no user {user_id!r}; "
+                + (f"did you mean {' or '.join(map(repr, near))}?" if near else "check the id.")
+            )
+        times = events["timestamp"].to_list()
+        return History(user_id, tuple(events["item_id"]), None if None in times else tuple(times))
+
+    def item_texts(
+        self, fields: tuple[str, ...] | None, max_field_tokens: int, tokenizer: Tokenizer | None
+    ) -> Callable[[str], str]:
+        """Return a function from item id to item text that remembers what it made.
+
+        Raises:
+            ConfigError: a field is none of the dataset's.
+        """
+        self.check_fields(fields)
+        catalogue = self.catalogue()
+
+        @lru_cache(maxsize=200_000)
+        def text(item_id: str) -> str:
+            return verbalize_item(
+                catalogue[item_id], fields=fields, max_field_tokens=max_field_tokens, tokenizer=tokenizer
+            )
+
+        return text
+
+    def item_cuts(
+        self, fields: tuple[str, ...] | None, max_field_tokens: int, tokenizer: Tokenizer | None
+    ) -> Callable[[str], dict[str, FieldCut]]:
+        """Return a function from item id to what the cap cuts from its fields."""
+        catalogue = self.catalogue()
+
+        @lru_cache(maxsize=200_000)
+        def cuts(item_id: str) -> dict[str, FieldCut]:
+            return field_cuts(
+                catalogue[item_id], fields=fields, max_field_tokens=max_field_tokens, tokenizer=tokenizer
+            )
+
+        return cuts
+
+    def check_fields(self, fields: tuple[str, ...] | None) -> None:
+        """Refuse fields that the dataset does not have.
+
+        Raises:
+            ConfigError: naming them.
+        """
+        known = self.info.text_fields
+        if unknown := [field for field in fields or () if field not in known]:
+            raise ConfigError(
+                f"The data set {self.info.name!r} has no text field {' and no '.join(map(repr, unknown))}; "
+                f"choose from {', '.join(known)}."
+            )
+
+
+def _tables_of(folder: Path) -> tuple[Path, Path]:
+    """Return the files `items.*` and `events.*` of a folder."""
+    found = []
+    for name in ("items", "events"):
+        files = sorted(folder.glob(f"{name}.*")) if folder.is_dir() else []
+        if len(files) != 1:
+            raise DataError(f"{folder} has {len(files)} files {name}.*, expected one; name both tables.")
+        found += files
+    return found[0], found[1]
+
+
+def _as_file(table: Any, file: Path) -> Path:
+    """Return the path of a table; a frame is written to `file`."""
+    if isinstance(table, str | Path):
+        return Path(table)
+    if isinstance(table, pl.LazyFrame):
+        table = table.collect()
+    elif type(table).__module__.startswith("pandas"):
+        table = pl.from_pandas(table)
+    elif hasattr(table, "to_polars"):  # a Hugging Face dataset
+        table = table.to_polars()
+    elif hasattr(table, "__arrow_c_stream__"):
+        table = pl.DataFrame(table)
+    if not isinstance(table, pl.DataFrame):
+        raise DataError(
+            f"Found a table of the type {type(table).__name__}; give a file, or a pandas, polars, Arrow or "
+            "Hugging Face table."
+        )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    table.write_parquet(file)
+    return file
+
+
+def _keep(dataset: Dataset, home: Path) -> Path:
+    """Move a new dataset to the folder of its content under `home`; return that folder."""
+    content = dataset.info.model_dump_json(
+        include={"name", "domain", "text_fields", "category_fields", "sha256"}
+    )
+    place = home / f"{dataset.info.name}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+    if not (place / INFO_FILE).is_file():
+        home.mkdir(parents=True, exist_ok=True)
+        dataset.path.rename(place)
+    return place
 
 
 def user_batches(events: pl.LazyFrame, rows: int) -> Iterator[pl.DataFrame]:

@@ -22,7 +22,7 @@ from trsr.data.synthetic import SyntheticConfig, generate
 from trsr.errors import DataError
 from trsr.experiment.config import OWN_MODEL, FolderData, RunConfig, variants_of
 from trsr.experiment.dataset_profiles import histories_with_text
-from trsr.experiment.experiment import item_texts, make_summariser, summarised
+from trsr.experiment.experiment import item_texts, summarised
 from trsr.experiment.forecast import (
     TRAINING_WEIGHT,
     CallCounts,
@@ -41,7 +41,7 @@ from trsr.splitting.examples import Splits, build_examples, make_resampler
 from trsr.summarize.plan import plan_calls
 from trsr.summarize.store import Store, TextStore
 from trsr.summarize.stores import is_database, open_store
-from trsr.summarize.summarizer import Summariser
+from trsr.summarize.user_plan import Summariser, make_summariser
 from trsr.train.config import ProfileKind
 from trsr.train.dataset import profile_kind
 from trsr.types import History, RankingExample

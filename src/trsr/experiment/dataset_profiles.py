@@ -15,14 +15,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from trsr.data.dataset import Dataset
 from trsr.errors import ConfigError, DataError
 from trsr.experiment.config import grammar_mistakes, validation_sentences
-from trsr.experiment.experiment import RayRunner, Workbench, make_summariser
-from trsr.experiment.profiles import WrittenProfiles, save_profiles, write_profiles
+from trsr.experiment.experiment import RayRunner, Workbench
 from trsr.experiment.ray import Source, dataset_slices, users_a_piece, write_on_ray
 from trsr.llm.engines import IN_FLIGHT, EngineConfig
 from trsr.summarize.counted import word_changes
 from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.stores import is_database
-from trsr.summarize.summarizer import Fold, Summariser
+from trsr.summarize.summarizer import WrittenProfiles, save_profiles, write_profiles
+from trsr.summarize.user_plan import Fold, Summariser, make_summariser
 from trsr.types import History
 
 GROUNDED_TOKENS = 96

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 from trsr.baselines.simple import Bm25Index
@@ -18,11 +18,9 @@ from trsr.recommend.prompt import PromptBuilder, load_ranking_template
 from trsr.recommend.ranker import Ranker
 from trsr.splitting.examples import Splits, read_splits
 from trsr.storage import read_table
-from trsr.summarize.plan import SummaryConfig
-from trsr.summarize.prompts import load_summary_template
-from trsr.summarize.summarizer import Summariser
+from trsr.summarize.user_plan import Summariser, make_summariser
 from trsr.templating import Template
-from trsr.text import FieldCut, field_cuts, verbalize_item
+from trsr.text import FieldCut
 from trsr.train.config import ProfileKind
 from trsr.train.dataset import shows_own_profile
 from trsr.types import History, RankingExample
@@ -229,31 +227,14 @@ def item_texts(
     Raises:
         ConfigError: a field is none of the dataset's.
     """
-    check_fields(dataset, fields)
-    catalogue = dataset.catalogue()
-
-    @lru_cache(maxsize=200_000)
-    def text(item_id: str) -> str:
-        return verbalize_item(
-            catalogue[item_id], fields=fields, max_field_tokens=max_field_tokens, tokenizer=tokenizer
-        )
-
-    return text
+    return dataset.item_texts(fields, max_field_tokens, tokenizer)
 
 
 def item_cuts(
     dataset: Dataset, fields: tuple[str, ...] | None, max_field_tokens: int, tokenizer: Tokenizer | None
 ) -> Callable[[str], dict[str, FieldCut]]:
     """Return a function from item id to what the cap cuts from its fields; it remembers what it counted."""
-    catalogue = dataset.catalogue()
-
-    @lru_cache(maxsize=200_000)
-    def cuts(item_id: str) -> dict[str, FieldCut]:
-        return field_cuts(
-            catalogue[item_id], fields=fields, max_field_tokens=max_field_tokens, tokenizer=tokenizer
-        )
-
-    return cuts
+    return dataset.item_cuts(fields, max_field_tokens, tokenizer)
 
 
 def check_fields(dataset: Dataset, fields: tuple[str, ...] | None) -> None:
@@ -262,12 +243,7 @@ def check_fields(dataset: Dataset, fields: tuple[str, ...] | None) -> None:
     Raises:
         ConfigError: naming them.
     """
-    known = dataset.info.text_fields
-    if unknown := [field for field in fields or () if field not in known]:
-        raise ConfigError(
-            f"The data set {dataset.info.name!r} has no text field {' and no '.join(map(repr, unknown))}; "
-            f"choose from {', '.join(known)}."
-        )
+    dataset.check_fields(fields)
 
 
 def summarised(splits: Splits, config: RunConfig) -> list[RankingExample]:
@@ -279,18 +255,3 @@ def summarised(splits: Splits, config: RunConfig) -> list[RankingExample]:
     train = config.train
     shown = [e for e in splits.train if train and shows_own_profile(train, config.seed, e.example_id)]
     return [*shown, *splits.valid, *splits.test]
-
-
-def make_summariser(dataset: Dataset, config: SummaryConfig) -> Summariser:
-    """Return the summariser of a dataset; caps count words, so that texts do not depend on the engine."""
-    info = dataset.info
-    text = item_texts(dataset, config.fields, config.max_field_tokens, None)
-    return Summariser(
-        config=config,
-        template=load_summary_template(config.template, info.domain),
-        items=dict(dataset.catalogue()),
-        item_text=text,
-        category_fields=tuple(info.category_fields),
-        title_field=next((f for f in info.text_fields if f not in info.category_fields), None),
-        n_tokens=lambda item_id: len(text(item_id).split()),
-    )

@@ -22,7 +22,7 @@ from trsr.recommend.prompt import PromptBuilder
 from trsr.summarize.plan import Call, plan_calls
 from trsr.summarize.prompts import summary_text
 from trsr.summarize.store import TextStore
-from trsr.summarize.summarizer import Fold, Summariser
+from trsr.summarize.user_plan import Fold, Summariser
 from trsr.templating import plain_line
 from trsr.types import History, RankingExample
 

@@ -24,7 +24,7 @@ from trsr.storage import read_table
 from trsr.summarize.plan import plan_calls
 from trsr.summarize.store import StoredCall
 from trsr.summarize.stores import is_database, open_store
-from trsr.summarize.summarizer import Summariser, with_counts
+from trsr.summarize.user_plan import Summariser, with_counts
 from trsr.types import History, RankingExample
 
 

@@ -13,12 +13,12 @@ from trsr.errors import ConfigError, MissingExtraError, ModelError
 from trsr.experiment.config import RunConfig, validation_sentences
 from trsr.experiment.cost_plan import Planner, grow, known_texts, planned_dataset, summary_notes, summary_work
 from trsr.experiment.dataset_profiles import ProfileSettings, user_histories
-from trsr.experiment.experiment import make_summariser
 from trsr.experiment.forecast import Forecast, Rates, Work, forecast, price
 from trsr.experiment.preflight import check_models, check_plan
 from trsr.llm.engines import EngineConfig, OpenAIEngine, n_thought_tokens
 from trsr.llm.token_counts import engine_model_id, token_counter
 from trsr.summarize.plan import SummaryConfig
+from trsr.summarize.user_plan import make_summariser
 
 SERVERS = ("vllm", "sglang")
 _UNKNOWN = "?"

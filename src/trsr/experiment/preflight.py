@@ -17,7 +17,7 @@ from typing import Any
 from trsr.data.dataset import Dataset
 from trsr.errors import ConfigError, InputError, MissingExtraError, ModelError, RunMismatchError
 from trsr.experiment.config import RunConfig, variants_of
-from trsr.experiment.experiment import Workbench, item_cuts, make_summariser
+from trsr.experiment.experiment import Workbench, item_cuts
 from trsr.experiment.experiment import summarised as summarised_examples
 from trsr.experiment.forecast import longest_prompt
 from trsr.llm import models
@@ -38,7 +38,7 @@ from trsr.recommend.recommender import RecommenderConfig
 from trsr.splitting.examples import build_examples
 from trsr.storage import read_json
 from trsr.summarize.stores import is_database, open_store
-from trsr.summarize.summarizer import Summariser
+from trsr.summarize.user_plan import Summariser, make_summariser
 from trsr.text import FieldCut
 from trsr.types import History
 

@@ -22,9 +22,9 @@ from trsr.experiment.baselines import check_baselines, make_baseline
 from trsr.experiment.config import FUSIONS, OWN_MODEL, RankerName, RunConfig, joinable, variants_of
 from trsr.experiment.experiment import Workbench
 from trsr.experiment.preflight import check_context, shown_items, write_cuts
-from trsr.experiment.profiles import Bar, bar
 from trsr.experiment.variants import variant_scores
 from trsr.llm.base import LabelScorer
+from trsr.progress import Bar, bar
 from trsr.recommend.calibration import Calibration
 from trsr.recommend.model_folder import read_adapter_info
 from trsr.recommend.ranker import ExampleScores, Ranker, sigmoid, without_llm

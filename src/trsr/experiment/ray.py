@@ -21,13 +21,15 @@ from trsr.data.dataset import Dataset
 from trsr.errors import ConfigError, DataError, EngineError
 from trsr.experiment.config import RankerName
 from trsr.experiment.experiment import Place, RayRunner, Workbench, reopened
-from trsr.experiment.profiles import bar, profile_facts, profile_table
 from trsr.experiment.ranking import make_ranker, write_part
 from trsr.experiment.ray_workers import ClaimTable, RemoteClaims, stay, wait_for_workers
 from trsr.llm.engines import EngineConfig, open_generator
+from trsr.progress import bar
 from trsr.storage import write_whole
+from trsr.summarize.executor import SummaryProgress, complete
 from trsr.summarize.stores import is_database, open_store
-from trsr.summarize.summarizer import Summariser, SummaryProgress, complete, profile, start_fold
+from trsr.summarize.summarizer import profile_facts, profile_table
+from trsr.summarize.user_plan import Summariser, profile, start_fold
 from trsr.types import History, RankingExample
 
 Part = tuple[Path, Sequence[RankingExample]]

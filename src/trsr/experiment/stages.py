@@ -27,15 +27,16 @@ from trsr.experiment.preflight import (
     summary_cuts,
     write_cuts,
 )
-from trsr.experiment.profiles import bar, save_profiles, write_profiles
 from trsr.experiment.ranking import rank_candidates, score_in_parts
 from trsr.experiment.ray import summarize_examples
 from trsr.experiment.run_folder import RunFolder
 from trsr.experiment.variants import check_questions, variant_benches
+from trsr.progress import bar
 from trsr.recommend.calibration import CalibrationFit, fit_calibration
 from trsr.recommend.model_folder import WEIGHTS, read_adapter_info, write_adapter_info
 from trsr.splitting.examples import build_examples, make_resampler, write_splits
 from trsr.storage import read_json, read_table
+from trsr.summarize.summarizer import save_profiles, write_profiles
 from trsr.train import processes
 from trsr.train.batches import passes_per_batch
 from trsr.train.config import TrainConfig

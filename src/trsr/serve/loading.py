@@ -12,7 +12,7 @@ import polars as pl
 from trsr.data.dataset import Dataset
 from trsr.errors import DataError, RunMismatchError, TrsrError
 from trsr.experiment.config import FolderData, load_config
-from trsr.experiment.experiment import check_fields, make_summariser
+from trsr.experiment.experiment import check_fields
 from trsr.experiment.preflight import check_context
 from trsr.llm import models
 from trsr.llm.cpu import apart
@@ -33,7 +33,7 @@ from trsr.serve.settings import Settings
 from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.store import StoredCall
 from trsr.summarize.stores import open_store
-from trsr.summarize.summarizer import Summariser
+from trsr.summarize.user_plan import Summariser, make_summariser
 
 ANSWER_SECONDS = 2.0
 """What ranking for a user should take where nobody else asks."""

@@ -20,7 +20,8 @@ from trsr.errors import EngineError, OutputError, StoreError
 from trsr.llm.base import TextGenerator
 from trsr.llm.cpu import apart, give_back
 from trsr.serve.store import PendingUpdate, Profile, ServeStore
-from trsr.summarize.summarizer import Fold, Summariser, SummaryProgress, complete, profile, start_fold
+from trsr.summarize.executor import SummaryProgress, complete
+from trsr.summarize.user_plan import Fold, Summariser, profile, start_fold
 from trsr.types import History
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from trsr.serve.profile_updater import Follower
 from trsr.serve.ranking import Ranked, Ranker, Ranking, Reader, Tokens, Wish
 from trsr.serve.store import Event, Notes, PendingUpdate, Profile, ServeStore, StoredEvent, UserSummary
 from trsr.summarize.counted import counted_profile
-from trsr.summarize.summarizer import Summariser
+from trsr.summarize.user_plan import Summariser
 from trsr.templating import plain_line
 from trsr.types import Block, Item
 

@@ -1,496 +1,222 @@
-"""Executes the plans of many users as one stream of calls, so that an engine is kept full.
-
-A call is asked as soon as the texts it reads are there, whatever other users wait for. What the store already
-has costs nothing, however deep in a plan it stands; what two users share is asked once; every result is
-committed when it arrives, those that arrive together at once. Killing the process loses the calls in flight.
-Users are started in windows, so that what is kept in memory does not grow with their number. Processes that
-share a store may claim their calls: what another one makes is looked for in the store when all else is done.
-"""
+"""Writes the profiles of users: `Summarizer`, which anyone can call, and the files that runs keep them in."""
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from trsr.errors import EngineError
-from trsr.llm.base import Generation, GenerationParams, Prompt, TextGenerator, prompt_key
-from trsr.summarize.counted import counted_profile
-from trsr.summarize.plan import Call, SummaryConfig, plan_calls, segment
-from trsr.summarize.prompts import AskedPrompts, render_call, stop_texts, stored_error, summary_or_error
-from trsr.summarize.store import Claims, GroupStore, StoredCall, TextStore
-from trsr.templating import Template
-from trsr.types import Block, History, Item, PreferenceSummary
+import polars as pl
+from pydantic import TypeAdapter, ValidationError
 
-WINDOW = 4096
-"""Users whose profiles are being written at once; more are started when half of them are done."""
+from trsr.data.dataset import Dataset
+from trsr.errors import ConfigError
+from trsr.llm.engines import EngineConfig, open_generator
+from trsr.progress import bar
+from trsr.storage import write_whole
+from trsr.summarize.executor import SummaryProgress, summarize
+from trsr.summarize.plan import Method, SummaryConfig
+from trsr.summarize.stores import open_store
+from trsr.summarize.user_plan import Fold, Summariser, make_summariser, profile
+from trsr.types import History, PreferenceSummary, RankingExample
 
-MOST_TOGETHER = 256
-"""Results committed together at most."""
-
-ELSEWHERE = 0.2
-"""Seconds between two looks for texts that other processes are to write, when there is nothing else to do."""
+_ENGINE: TypeAdapter[EngineConfig] = TypeAdapter(EngineConfig)
 
 
-@dataclass(slots=True)
-class SummaryProgress:
-    """What has happened so far; counts of users, calls and tokens of this process."""
+class Summarizer:
+    """Writes users' preference profiles with a language model.
 
-    n_users: int = 0
-    n_users_done: int = 0
-    n_calls: int = 0
-    """Calls of all plans; by `summarize_each`, of those started so far."""
-    n_calls_known: int = 0
-    """Calls answered by the store, or by an equal call of another user."""
-    n_calls_made: int = 0
-    n_calls_failed: int = 0
-    n_prompt_tokens: int = 0
-    n_generated_tokens: int = 0
+    Every text is kept in a store under a key of its whole prompt, model and parameters: a repeated or resumed
+    call costs nothing.
+
+    Args:
+        method: `recurrent`, `hierarchical`, `counted` (no model) or `none`.
+        model: The model of the engine: `smollm2-135m`, a folder or a hub id; by default the engine's own.
+        engine: `transformers`, `llamacpp`, `openai` or `fake`; or its settings, as a mapping with `kind`.
+        store: Where texts are kept: a file, or the URL of a database; by default `summaries.sqlite` in the
+            dataset folder.
+        block_size: Items in a block.
+        settings: Other settings of `summary` in a configuration, such as `grounded` or `max_new_tokens`.
+
+    Raises:
+        ConfigError: a setting is unknown or out of range.
+    """
+
+    def __init__(
+        self,
+        method: Method = "recurrent",
+        *,
+        model: str | None = None,
+        engine: str | Mapping[str, Any] | EngineConfig = "transformers",
+        store: str | Path | None = None,
+        block_size: int | None = None,
+        **settings: Any,
+    ) -> None:
+        if block_size is not None:
+            settings["segmentation"] = {"kind": "count", "block_size": block_size}
+        given: Any = {"kind": engine} if isinstance(engine, str) else engine
+        if isinstance(given, Mapping) and model is not None:
+            given = {**given, "model": model}
+        try:
+            self.config = SummaryConfig.model_validate({"method": method, **settings})
+            self.engine = _ENGINE.validate_python(given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ConfigError(f"{where}: found {first['input']!r}, {first['msg']}.") from error
+        self.store = store
+
+    @classmethod
+    def of(cls, config: SummaryConfig, engine: EngineConfig, store: str | Path | None) -> Summarizer:
+        """Return a summarizer of settings that are already checked."""
+        made = cls.__new__(cls)
+        made.config, made.engine, made.store = config, engine, store
+        return made
+
+    def summarize(self, data: Dataset, users: Iterable[str] | None = None) -> Profiles:
+        """Write the profile of every user, or of some, from their whole history.
+
+        Items without text are passed over, and so are users who have no other.
+
+        Raises:
+            DataError: a user is not in the dataset.
+            EngineError: some calls failed; the finished ones are kept, and the next call tries the others.
+            StoreError, OutputError: the store cannot be used.
+        """
+        histories = data.histories() if users is None else map(data.history, users)
+        catalogue = data.catalogue()
+        readable = [
+            History(history.user_id, items)
+            for history in histories
+            if (items := tuple(item for item in history.item_ids if catalogue[item].fields))
+        ]
+        return Profiles(self, data, self.write(data, readable).profiles)
+
+    def write(self, data: Dataset, histories: Sequence[History]) -> WrittenProfiles:
+        """Write one profile per history; raises what `summarize` raises."""
+        store = self.store or data.path / "summaries.sqlite"
+        return write_profiles(histories, make_summariser(data, self.config), self.engine, store)
+
+
+class Profiles(Mapping[str, PreferenceSummary]):
+    """Profiles by user id, each of the user's whole history, with the summarizer that wrote them.
+
+    Attributes:
+        summarizer: What wrote them.
+        data: The dataset.
+    """
+
+    def __init__(self, summarizer: Summarizer, data: Dataset, profiles: Iterable[PreferenceSummary]) -> None:
+        self.summarizer = summarizer
+        self.data = data
+        self._profiles = {one.user_id: one for one in profiles}
+
+    def __getitem__(self, user_id: str) -> PreferenceSummary:
+        return self._profiles[user_id]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._profiles)
+
+    def __len__(self) -> int:
+        return len(self._profiles)
+
+    def before(self, examples: Sequence[RankingExample]) -> dict[str, str]:
+        """Return by example id the profile of the history before each example's target.
+
+        A profile of the whole history has seen the target, so these are written where the store lacks them;
+        a recurrent summarizer shares all complete blocks with the whole history's profile.
+        """
+        histories = [History(example.user_id, example.history) for example in examples]
+        written = self.summarizer.write(self.data, histories).profiles
+        return {e.example_id: one.text for e, one in zip(examples, written, strict=True)}
+
+    def to_frame(self) -> pl.DataFrame:
+        """Return user_id, text and n_items, one row per user."""
+        rows = [(one.user_id, one.text, one.n_items) for one in self.values()]
+        return pl.DataFrame(rows, schema=["user_id", "text", "n_items"], orient="row")
 
 
 @dataclass(frozen=True)
-class Summariser:
-    """All that profiles depend on, besides the histories.
+class WrittenProfiles:
+    """Profiles in the order of their histories, with what they cost."""
 
-    Attributes:
-        config: The method and its parameters.
-        template: The summary template (see `prompts`).
-        items: The catalogue.
-        item_text: Item id to its text for the summariser.
-        n_tokens: Item id to the token count of that text; needed for segmentation by tokens only.
-        category_fields: The fields counted by `counted`.
-        title_field: The field whose words `counted` counts.
-    """
-
-    config: SummaryConfig
-    template: Template
-    items: dict[str, Item]
-    item_text: Callable[[str], str]
-    category_fields: tuple[str, ...] = ()
-    title_field: str | None = None
-    n_tokens: Callable[[str], int] | None = None
-
-    @cached_property
-    def params(self) -> GenerationParams:
-        """The generation parameters of every call."""
-        return replace(self.config.params, stop=stop_texts(self.template))
-
-    def blocks(self, item_ids: Sequence[str]) -> list[Block]:
-        """Cut a history into the blocks that are summarised."""
-        return segment(item_ids, self.config.segmentation, self.n_tokens)
-
-    def prompt(self, call: Call, inputs: Sequence[str]) -> Prompt:
-        """Render a call of a plan; `inputs` are the texts of the calls it reads, oldest first."""
-        texts = [] if call.kind == "merge" else [self.item_text(i) for i in call.item_ids]
-        n_phrases = self.config.n_phrases if self.config.grounded else None
-        return render_call(self.template, call, texts, inputs, n_phrases=n_phrases)
-
-    def without_calls(self, history: History) -> PreferenceSummary:
-        """Return the profile by `none` or `counted`."""
-        text = self.counted(history) if self.config.method == "counted" else ""
-        return PreferenceSummary(history.user_id, text, self.config.method, len(history))
-
-    def counted(self, history: History) -> str:
-        """Return what the items of a history have most in common."""
-        items = [self.items[item_id] for item_id in history.item_ids]
-        return counted_profile(items, self.category_fields, self.title_field)
-
-
-@dataclass(slots=True)
-class Fold:
-    """The state of one user's plan: the texts and keys known so far, by place in the plan."""
-
-    history: History
-    blocks: list[Block]
-    calls: list[Call]
-    texts: dict[int, str] = field(default_factory=dict)
-    keys: dict[int, str] = field(default_factory=dict)
-    failed: bool = False
-    """Whether one of its calls failed, so that this process cannot finish it."""
-    n_asked: int = 0
-    """Calls of it that `complete` has asked this time."""
-    has_more: bool = False
-    """Whether it has calls that `complete` has left to the next time."""
-
-    @property
-    def done(self) -> bool:
-        """Whether every call has its text."""
-        return len(self.texts) == len(self.calls)
-
-    def ready(self) -> Iterator[int]:
-        """Yield the places of calls that can be asked now."""
-        for place, call in enumerate(self.calls):
-            if place not in self.texts and all(i in self.texts for i in call.inputs):
-                yield place
-
-    def answer(self, place: int, text: str, key: str) -> list[int]:
-        """Take the text of a call; return the places of the calls that waited for nothing else."""
-        self.texts[place], self.keys[place] = text, key
-        return [
-            later
-            for later, call in enumerate(self.calls)
-            if place in call.inputs and all(i in self.texts for i in call.inputs)
-        ]
-
-
-def start_fold(history: History, summariser: Summariser) -> Fold:
-    """Plan the profile of a history."""
-    blocks = summariser.blocks(history.item_ids)
-    return Fold(history, blocks, plan_calls(blocks, summariser.config))
-
-
-def summarize(
-    histories: Sequence[History],
-    summariser: Summariser,
-    engine: TextGenerator | None,
-    store: TextStore,
-    on_progress: Callable[[SummaryProgress], None] = lambda _: None,
-) -> list[Fold]:
-    """Fold every history into a profile; the result is in the order of `histories`.
-
-    Args:
-        histories: One entry a profile; the same user may come at several points of their history.
-        summariser: What the texts depend on.
-        engine: Writes the texts; None only when no call is planned (`none`, `counted`, empty histories).
-        store: Known texts, and where new ones are kept.
-        on_progress: Called after every result, and at the end.
-
-    Raises:
-        EngineError: calls failed; all others were made and kept, and the next run tries the failed ones
-            again.
-    """
-    folds = [start_fold(history, summariser) for history in histories]
-    complete(folds, summariser, engine, store, on_progress)
-    return folds
-
-
-def summarize_each(
-    histories: Iterable[History],
-    summariser: Summariser,
-    engine: TextGenerator | None,
-    store: TextStore,
-    on_progress: Callable[[SummaryProgress], None] = lambda _: None,
-    *,
-    n_users: int = 0,
-    window: int = WINDOW,
-) -> Iterator[Fold]:
-    """Fold any number of histories into profiles, in memory that does not grow with them.
-
-    Args:
-        histories: One entry a profile; read as they are needed.
-        summariser: What the texts depend on.
-        engine: See `summarize`.
-        store: See `summarize`.
-        on_progress: Called after every result, and at the end.
-        n_users: How many there are, for `on_progress`; 0 if not known.
-        window: How many are being written at once.
-
-    Yields:
-        The fold of each history, in their order; one of which a call failed is not `done`.
-
-    Raises:
-        EngineError: calls failed; all others were made and kept, and all folds were yielded.
-    """
-    progress = SummaryProgress(n_users)
-    source = (start_fold(history, summariser) for history in histories)
-    yield from _Stream(summariser, engine, store, progress, on_progress, source, window).run()
-
-
-def complete(
-    folds: Sequence[Fold],
-    summariser: Summariser,
-    engine: TextGenerator | None,
-    store: TextStore,
-    on_progress: Callable[[SummaryProgress], None] = lambda _: None,
-    claims: Claims | None = None,
-    most: int | None = None,
-) -> None:
-    """Get the texts of all calls of these folds, as `summarize` does; those that got theirs are `done`.
-
-    What `claims` leaves to another process is taken from the store when it is there. A fold that needs more
-    than `most` new calls `has_more`: the next `complete` goes on with it.
-
-    Raises:
-        EngineError: calls failed; the folds that did not need them are done.
-    """
-    progress = SummaryProgress(len(folds))
-    stream = _Stream(summariser, engine, store, progress, on_progress, iter(folds), claims=claims, most=most)
-    progress.n_calls = sum(len(fold.calls) - len(fold.texts) for fold in folds)
-    stream.counted = True
-    for _ in stream.run():
-        pass
-
-
-def profile(fold: Fold, summariser: Summariser) -> PreferenceSummary:
-    """Return the profile that a finished fold ends with."""
-    if not fold.calls:
-        return summariser.without_calls(fold.history)
-    last = len(fold.calls) - 1
-    text = with_counts(fold.texts[last], fold.history, summariser)
-    return PreferenceSummary(
-        fold.history.user_id, text, summariser.config.method, len(fold.history), fold.keys.get(last)
-    )
-
-
-def with_counts(text: str, history: History, summariser: Summariser) -> str:
-    """Return a written text with the counted facts of its history behind it, if settings ask for them."""
-    if summariser.config.counts and (counted := summariser.counted(history)):
-        return f"{text} {counted}"
-    return text
-
-
-@dataclass(slots=True)
-class _Question:
-    """One distinct call of a round, and the folds that wait for its text."""
-
-    prompt: Prompt
-    item_ids: tuple[str, ...]
-    askers: list[tuple[Fold, int]]
-
-    @property
-    def user_ids(self) -> tuple[str, ...]:
-        """The users who wait for the text, each once."""
-        return tuple(dict.fromkeys(fold.history.user_id for fold, _ in self.askers))
-
-
-def _ready(folds: Iterable[Fold]) -> list[tuple[Fold, int]]:
-    return [(fold, place) for fold in folds for place in fold.ready()]
-
-
-def _reading_order(prompt: Prompt) -> tuple[str, ...]:
-    """Sort by this, and prompts that begin alike follow each other: engines that keep prefixes read less."""
-    return (*(message.content for message in prompt.messages), prompt.prefill)
-
-
-def _together(results: Iterator[Generation]) -> Iterator[list[Generation]]:
-    """Yield results in groups that arrived together; when the engine breaks, first what it had given."""
-    group: list[Generation] = []
-    try:
-        for result in results:
-            group.append(result)
-            if not result.more or len(group) == MOST_TOGETHER:
-                yield group
-                group = []
-    except GeneratorExit:
-        raise
-    except BaseException:
-        if group:
-            yield group
-        raise
-    if group:
-        yield group
-
-
-@dataclass(slots=True)
-class _Stream:
-    """Asks what is ready, of a window of the folds that `source` gives, and hands them on in its order.
-
-    `errors` holds the keys that failed in this process.
-    """
-
-    summariser: Summariser
-    engine: TextGenerator | None
-    store: TextStore
+    folds: list[Fold]
+    profiles: list[PreferenceSummary]
     progress: SummaryProgress
-    on_progress: Callable[[SummaryProgress], None]
-    source: Iterator[Fold]
-    window: int = WINDOW
-    counted: bool = False
-    """Whether the progress knows all calls from the beginning."""
-    claims: Claims | None = None
-    most: int | None = None
-    """New calls of a fold at most."""
-    errors: dict[str, str] = field(default_factory=dict)
-    open: deque[Fold] = field(default_factory=deque)
-    """Started, and not handed on so far."""
-    n_started: int = 0
-    n_unfinished: int = 0
-    n_made_of_pass: int = 0
-    n_elsewhere_of_pass: int = 0
-    """Calls left to other processes."""
+    seconds: float
 
-    def run(self) -> Iterator[Fold]:
-        """Yield every fold when it is done, or can not be; then say what failed."""
-        more = True
-        while more:  # once is enough for an engine that takes calls up to its last result
-            self.n_made_of_pass = self.n_elsewhere_of_pass = 0
-            yield from self._pass()
-            more = self.n_made_of_pass + self.n_elsewhere_of_pass > 0 and bool(self.open)
-            if more and self.n_made_of_pass == 0:
-                time.sleep(ELSEWHERE)
-        for fold in self.open:
-            self.n_unfinished += not fold.done and (fold.failed or not fold.has_more)
-            yield fold
-        if self.n_unfinished:
-            first_error = next(iter(self.errors.values()), "the engine gave no answer")
-            raise EngineError(
-                f"{len(self.errors)} summary calls failed and {self.n_unfinished} of {self.n_started} "
-                f"profiles are unfinished (first error: {first_error}); run the same command again to retry "
-                "only those.",
-                retryable=True,
-            )
-        self.on_progress(self.progress)
+    def facts(self) -> dict[str, int | float]:
+        """Return counts: of this process, and what the store answered."""
+        return profile_facts(len(self.profiles), self.progress, self.seconds)
 
-    def _pass(self) -> Iterator[Fold]:
-        """Ask an engine once for all that is or becomes ready."""
-        asked: dict[str, _Question] = {}
-        prompts = AskedPrompts()
-        self._add(_ready(self.open), asked, prompts)
-        yield from self._advance(asked, prompts)
-        if not prompts:
-            return
-        for group in _together(self._engine().generate(prompts, self.summariser.params)):
-            results = [(key := prompts.answered(one.index), asked.pop(key), one) for one in group]
-            for new in self._ask(self._keep(results), asked):
-                prompts.append(new, asked[new].prompt)
-            yield from self._advance(asked, prompts)
-            self.on_progress(self.progress)
 
-    def _advance(self, asked: dict[str, _Question], prompts: AskedPrompts) -> Iterator[Fold]:
-        """Hand on the folds that nothing is to be done for, and start others where there is room."""
-        while True:
-            while self.open and (self.open[0].done or self.open[0].failed):
-                fold = self.open.popleft()
-                self.n_unfinished += not fold.done
-                yield fold
-            if len(self.open) > self.window // 2:
-                return
-            new = list(islice(self.source, self.window - len(self.open)))
-            if not new:
-                return
-            self._start(new)
-            self._add(_ready(new), asked, prompts)
+def profile_facts(n_profiles: int, made: SummaryProgress, seconds: float) -> dict[str, int | float]:
+    """Return what the command says about profiles that were written in so many seconds."""
+    return {
+        "profiles": n_profiles,
+        "calls": made.n_calls,
+        "calls_made": made.n_calls_made,
+        "calls_from_store": made.n_calls_known,
+        "prompt_tokens": made.n_prompt_tokens,
+        "generated_tokens": made.n_generated_tokens,
+        "tokens_per_second": round(made.n_generated_tokens / max(seconds, 1e-9), 1),
+    }
 
-    def _start(self, folds: Sequence[Fold]) -> None:
-        for fold in folds:
-            fold.failed, fold.n_asked, fold.has_more = False, 0, False  # of an earlier attempt
-        self.open.extend(folds)
-        self.n_started += len(folds)
-        self.progress.n_users = max(self.progress.n_users, self.n_started)
-        self.progress.n_users_done += sum(fold.done for fold in folds)
-        if not self.counted:
-            self.progress.n_calls += sum(len(fold.calls) - len(fold.texts) for fold in folds)
 
-    def _add(self, ready: list[tuple[Fold, int]], asked: dict[str, _Question], prompts: AskedPrompts) -> None:
-        """Ask the first calls of many folds."""
-        keys = self._ask(ready, asked)
-        keys.sort(key=lambda key: _reading_order(asked[key].prompt))
-        for key in keys:
-            prompts.append(key, asked[key].prompt)
+def write_profiles(
+    histories: Sequence[History], summariser: Summariser, engine_config: EngineConfig, store: str | Path
+) -> WrittenProfiles:
+    """Write the profile of every history; calls that the store (see `open_store`) knows are not made.
 
-    def _engine(self) -> TextGenerator:
-        if self.engine is None:
-            raise EngineError("Summaries are to be written, but no engine was given; name one with --engine.")
-        return self.engine
+    Raises:
+        EngineError: some calls failed; the finished ones are kept.
+        StoreError, OutputError: the store cannot be used.
+    """
+    started = time.perf_counter()
+    last = SummaryProgress()
+    with open_store(store) as kept, bar("Summarising") as shown:
+        engine = open_generator(engine_config) if summariser.config.needs_calls else None
 
-    def _ask(self, ready: list[tuple[Fold, int]], asked: dict[str, _Question]) -> list[str]:
-        """Answer from the store what it knows of these calls and of those behind them; note all others.
+        def show(progress: SummaryProgress) -> None:
+            nonlocal last
+            last = progress
+            rate = progress.n_generated_tokens / (time.perf_counter() - started)
+            note = f"{progress.n_users_done} of {progress.n_users} users, {rate:.0f} tokens/s"
+            shown.update(progress.n_calls_known + progress.n_calls_made, progress.n_calls, note)
 
-        Args:
-            ready: Calls whose inputs are known.
-            asked: Questions without an answer so far, by key; new ones are added.
+        try:
+            folds = summarize(histories, summariser, engine, kept, show)
+        finally:
+            if engine is not None:
+                engine.close()
+    profiles = [profile(fold, summariser) for fold in folds]
+    return WrittenProfiles(folds, profiles, last, time.perf_counter() - started)
 
-        Returns:
-            The keys of the new ones.
-        """
-        new = []
-        while ready:
-            questions = self._questions(ready)
-            unasked = [key for key in questions if key not in asked]
-            # Claimed first, read then: a text whose claim was given back in between is found.
-            elsewhere = self.claims.claim(unasked) if self.claims else set()
-            known = self.store.texts(unasked)
-            ready = []
-            for key, question in questions.items():
-                if key in known and (why := stored_error(known[key], question.prompt)):
-                    self._fail(question, key, why)
-                elif key in known:
-                    self.progress.n_calls_known += len(question.askers)
-                    ready += self._hand_on(question, known[key], key)
-                elif key in asked:
-                    asked[key].askers.extend(question.askers)
-                elif key in elsewhere:
-                    self.n_elsewhere_of_pass += 1
-                elif self.most is not None and all(fold.n_asked >= self.most for fold, _ in question.askers):
-                    for fold, _ in question.askers:
-                        fold.has_more = True
-                else:
-                    for fold, _ in question.askers:
-                        fold.n_asked += 1
-                    asked[key] = question
-                    new.append(key)
-        return new
 
-    def _questions(self, ready: Sequence[tuple[Fold, int]]) -> dict[str, _Question]:
-        """Return the distinct calls by key, those that failed before left out."""
-        questions: dict[str, _Question] = {}
-        if not ready:
-            return questions
-        model_id, params = self._engine().model_id, self.summariser.params
-        for fold, place in ready:
-            call = fold.calls[place]
-            prompt = self.summariser.prompt(call, [fold.texts[i] for i in call.inputs])
-            key = prompt_key(prompt, model_id, params)
-            if key in self.errors:
-                fold.failed = True
-            else:
-                questions.setdefault(key, _Question(prompt, call.item_ids, [])).askers.append((fold, place))
-        return questions
+def save_profiles(file: Path, names: Sequence[str], written: WrittenProfiles) -> None:
+    """Write a Parquet file of profiles in one move (see `profile_table`); `names` are example ids."""
+    write_whole(file, profile_table(names, written.folds, written.profiles).write_parquet)
 
-    def _keep(self, results: Sequence[tuple[str, _Question, Generation]]) -> list[tuple[Fold, int]]:
-        """Commit results that arrived together and hand them on; return the calls that can now be asked."""
-        calls = [self._stored(*result) for result in results]
-        if len(calls) > 1 and isinstance(self.store, GroupStore):
-            self.store.put_all(calls)
-        else:
-            for call in calls:
-                self.store.put(call)
-        ready = []
-        for call, (key, question, _) in zip(calls, results, strict=True):
-            progress = self.progress
-            progress.n_prompt_tokens += call.n_prompt_tokens
-            progress.n_generated_tokens += call.n_generated_tokens
-            if call.text is None:
-                self._fail(question, key, str(call.error))
-            else:
-                progress.n_calls_made += 1
-                self.n_made_of_pass += 1
-                progress.n_calls_known += len(question.askers) - 1
-                ready += self._hand_on(question, call.text, key)
-        return ready
 
-    def _fail(self, question: _Question, key: str, error: str) -> None:
-        self.errors[key] = error
-        self.progress.n_calls_failed += 1
-        for fold, _place in question.askers:
-            fold.failed = True
-        if self.claims:
-            self.claims.release([key])
+def profile_table(
+    names: Sequence[str], folds: Sequence[Fold], profiles: Sequence[PreferenceSummary]
+) -> pl.DataFrame:
+    """Return one row a profile; `names` are example ids.
 
-    def _stored(self, key: str, question: _Question, result: Generation) -> StoredCall:
-        """Return what is kept of a result."""
-        template, params = self.summariser.template, self.summariser.params
-        text, error = summary_or_error(template, question.prompt, result, params)
-        return StoredCall(
-            key=key,
-            text=text,
-            error=error,
-            model=self._engine().model_id,
-            template_hash=template.hash,
-            item_ids=question.item_ids,
-            n_prompt_tokens=result.n_prompt_tokens,
-            n_generated_tokens=result.n_generated_tokens,
-            seconds=result.seconds,
-            user_ids=question.user_ids,
-        )
-
-    def _hand_on(self, question: _Question, text: str, key: str) -> list[tuple[Fold, int]]:
-        """Give a text to all that asked for it; return the calls that waited for nothing else."""
-        ready = []
-        for fold, place in question.askers:
-            ready += [(fold, later) for later in fold.answer(place, text, key)]
-            self.progress.n_users_done += fold.done
-        return ready
+    The column `texts` holds the texts of all calls of a profile's plan, those of its blocks first.
+    """
+    return pl.DataFrame(
+        {
+            "example_id": pl.Series(names, dtype=pl.String),
+            "user_id": pl.Series([p.user_id for p in profiles], dtype=pl.String),
+            "text": pl.Series([p.text for p in profiles], dtype=pl.String),
+            "n_items": pl.Series([p.n_items for p in profiles], dtype=pl.Int64),
+            "key": pl.Series([p.key for p in profiles], dtype=pl.String),
+            "texts": pl.Series(
+                [[fold.texts[i] for i in range(len(fold.calls))] for fold in folds],
+                dtype=pl.List(pl.String),
+            ),
+        }
+    )

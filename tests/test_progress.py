@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from trsr.experiment import profiles
-from trsr.experiment.profiles import bar
+from trsr import progress
+from trsr.progress import bar
 
 
 def test_nothing_is_printed_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
@@ -18,7 +18,7 @@ def test_nothing_is_printed_where_nobody_looks(capsys: pytest.CaptureFixture[str
 def test_a_terminal_sees_name_count_and_note_on_standard_error(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(profiles, "Console", lambda **_: Console(stderr=True, force_terminal=True, width=120))
+    monkeypatch.setattr(progress, "Console", lambda **_: Console(stderr=True, force_terminal=True, width=120))
     with bar("Working") as shown:
         shown.update(1, 2, "halfway")
     out, err = capsys.readouterr()

@@ -1,0 +1,388 @@
+"""Executes the plans of many users as one stream of calls, so that an engine is kept full.
+
+A call is asked as soon as the texts it reads are there, whatever other users wait for. What the store already
+has costs nothing, however deep in a plan it stands; what two users share is asked once; every result is
+committed when it arrives, those that arrive together at once. Killing the process loses the calls in flight.
+Users are started in windows, so that what is kept in memory does not grow with their number. Processes that
+share a store may claim their calls: what another one makes is looked for in the store when all else is done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+from trsr.errors import EngineError
+from trsr.llm.base import Generation, Prompt, TextGenerator, prompt_key
+from trsr.summarize.prompts import (
+    AskedPrompts,
+    stored_error,
+    summary_or_error,
+)
+from trsr.summarize.store import Claims, GroupStore, StoredCall, TextStore
+from trsr.summarize.user_plan import Fold, Summariser, start_fold
+from trsr.types import History
+
+WINDOW = 4096
+"""Users whose profiles are being written at once; more are started when half of them are done."""
+
+MOST_TOGETHER = 256
+"""Results committed together at most."""
+
+ELSEWHERE = 0.2
+"""Seconds between two looks for texts that other processes are to write, when there is nothing else to do."""
+
+
+@dataclass(slots=True)
+class SummaryProgress:
+    """What has happened so far; counts of users, calls and tokens of this process."""
+
+    n_users: int = 0
+    n_users_done: int = 0
+    n_calls: int = 0
+    """Calls of all plans; by `summarize_each`, of those started so far."""
+    n_calls_known: int = 0
+    """Calls answered by the store, or by an equal call of another user."""
+    n_calls_made: int = 0
+    n_calls_failed: int = 0
+    n_prompt_tokens: int = 0
+    n_generated_tokens: int = 0
+
+
+def summarize(
+    histories: Sequence[History],
+    summariser: Summariser,
+    engine: TextGenerator | None,
+    store: TextStore,
+    on_progress: Callable[[SummaryProgress], None] = lambda _: None,
+) -> list[Fold]:
+    """Fold every history into a profile; the result is in the order of `histories`.
+
+    Args:
+        histories: One entry a profile; the same user may come at several points of their history.
+        summariser: What the texts depend on.
+        engine: Writes the texts; None only when no call is planned (`none`, `counted`, empty histories).
+        store: Known texts, and where new ones are kept.
+        on_progress: Called after every result, and at the end.
+
+    Raises:
+        EngineError: calls failed; all others were made and kept, and the next run tries the failed ones
+            again.
+    """
+    folds = [start_fold(history, summariser) for history in histories]
+    complete(folds, summariser, engine, store, on_progress)
+    return folds
+
+
+def summarize_each(
+    histories: Iterable[History],
+    summariser: Summariser,
+    engine: TextGenerator | None,
+    store: TextStore,
+    on_progress: Callable[[SummaryProgress], None] = lambda _: None,
+    *,
+    n_users: int = 0,
+    window: int = WINDOW,
+) -> Iterator[Fold]:
+    """Fold any number of histories into profiles, in memory that does not grow with them.
+
+    Args:
+        histories: One entry a profile; read as they are needed.
+        summariser: What the texts depend on.
+        engine: See `summarize`.
+        store: See `summarize`.
+        on_progress: Called after every result, and at the end.
+        n_users: How many there are, for `on_progress`; 0 if not known.
+        window: How many are being written at once.
+
+    Yields:
+        The fold of each history, in their order; one of which a call failed is not `done`.
+
+    Raises:
+        EngineError: calls failed; all others were made and kept, and all folds were yielded.
+    """
+    progress = SummaryProgress(n_users)
+    source = (start_fold(history, summariser) for history in histories)
+    yield from _Stream(summariser, engine, store, progress, on_progress, source, window).run()
+
+
+def complete(
+    folds: Sequence[Fold],
+    summariser: Summariser,
+    engine: TextGenerator | None,
+    store: TextStore,
+    on_progress: Callable[[SummaryProgress], None] = lambda _: None,
+    claims: Claims | None = None,
+    most: int | None = None,
+) -> None:
+    """Get the texts of all calls of these folds, as `summarize` does; those that got theirs are `done`.
+
+    What `claims` leaves to another process is taken from the store when it is there. A fold that needs more
+    than `most` new calls `has_more`: the next `complete` goes on with it.
+
+    Raises:
+        EngineError: calls failed; the folds that did not need them are done.
+    """
+    progress = SummaryProgress(len(folds))
+    stream = _Stream(summariser, engine, store, progress, on_progress, iter(folds), claims=claims, most=most)
+    progress.n_calls = sum(len(fold.calls) - len(fold.texts) for fold in folds)
+    stream.counted = True
+    for _ in stream.run():
+        pass
+
+
+@dataclass(slots=True)
+class _Question:
+    """One distinct call of a round, and the folds that wait for its text."""
+
+    prompt: Prompt
+    item_ids: tuple[str, ...]
+    askers: list[tuple[Fold, int]]
+
+    @property
+    def user_ids(self) -> tuple[str, ...]:
+        """The users who wait for the text, each once."""
+        return tuple(dict.fromkeys(fold.history.user_id for fold, _ in self.askers))
+
+
+def _ready(folds: Iterable[Fold]) -> list[tuple[Fold, int]]:
+    return [(fold, place) for fold in folds for place in fold.ready()]
+
+
+def _reading_order(prompt: Prompt) -> tuple[str, ...]:
+    """Sort by this, and prompts that begin alike follow each other: engines that keep prefixes read less."""
+    return (*(message.content for message in prompt.messages), prompt.prefill)
+
+
+def _together(results: Iterator[Generation]) -> Iterator[list[Generation]]:
+    """Yield results in groups that arrived together; when the engine breaks, first what it had given."""
+    group: list[Generation] = []
+    try:
+        for result in results:
+            group.append(result)
+            if not result.more or len(group) == MOST_TOGETHER:
+                yield group
+                group = []
+    except GeneratorExit:
+        raise
+    except BaseException:
+        if group:
+            yield group
+        raise
+    if group:
+        yield group
+
+
+@dataclass(slots=True)
+class _Stream:
+    """Asks what is ready, of a window of the folds that `source` gives, and hands them on in its order.
+
+    `errors` holds the keys that failed in this process.
+    """
+
+    summariser: Summariser
+    engine: TextGenerator | None
+    store: TextStore
+    progress: SummaryProgress
+    on_progress: Callable[[SummaryProgress], None]
+    source: Iterator[Fold]
+    window: int = WINDOW
+    counted: bool = False
+    """Whether the progress knows all calls from the beginning."""
+    claims: Claims | None = None
+    most: int | None = None
+    """New calls of a fold at most."""
+    errors: dict[str, str] = field(default_factory=dict)
+    open: deque[Fold] = field(default_factory=deque)
+    """Started, and not handed on so far."""
+    n_started: int = 0
+    n_unfinished: int = 0
+    n_made_of_pass: int = 0
+    n_elsewhere_of_pass: int = 0
+    """Calls left to other processes."""
+
+    def run(self) -> Iterator[Fold]:
+        """Yield every fold when it is done, or can not be; then say what failed."""
+        more = True
+        while more:  # once is enough for an engine that takes calls up to its last result
+            self.n_made_of_pass = self.n_elsewhere_of_pass = 0
+            yield from self._pass()
+            more = self.n_made_of_pass + self.n_elsewhere_of_pass > 0 and bool(self.open)
+            if more and self.n_made_of_pass == 0:
+                time.sleep(ELSEWHERE)
+        for fold in self.open:
+            self.n_unfinished += not fold.done and (fold.failed or not fold.has_more)
+            yield fold
+        if self.n_unfinished:
+            first_error = next(iter(self.errors.values()), "the engine gave no answer")
+            raise EngineError(
+                f"{len(self.errors)} summary calls failed and {self.n_unfinished} of {self.n_started} "
+                f"profiles are unfinished (first error: {first_error}); run the same command again to retry "
+                "only those.",
+                retryable=True,
+            )
+        self.on_progress(self.progress)
+
+    def _pass(self) -> Iterator[Fold]:
+        """Ask an engine once for all that is or becomes ready."""
+        asked: dict[str, _Question] = {}
+        prompts = AskedPrompts()
+        self._add(_ready(self.open), asked, prompts)
+        yield from self._advance(asked, prompts)
+        if not prompts:
+            return
+        for group in _together(self._engine().generate(prompts, self.summariser.params)):
+            results = [(key := prompts.answered(one.index), asked.pop(key), one) for one in group]
+            for new in self._ask(self._keep(results), asked):
+                prompts.append(new, asked[new].prompt)
+            yield from self._advance(asked, prompts)
+            self.on_progress(self.progress)
+
+    def _advance(self, asked: dict[str, _Question], prompts: AskedPrompts) -> Iterator[Fold]:
+        """Hand on the folds that nothing is to be done for, and start others where there is room."""
+        while True:
+            while self.open and (self.open[0].done or self.open[0].failed):
+                fold = self.open.popleft()
+                self.n_unfinished += not fold.done
+                yield fold
+            if len(self.open) > self.window // 2:
+                return
+            new = list(islice(self.source, self.window - len(self.open)))
+            if not new:
+                return
+            self._start(new)
+            self._add(_ready(new), asked, prompts)
+
+    def _start(self, folds: Sequence[Fold]) -> None:
+        for fold in folds:
+            fold.failed, fold.n_asked, fold.has_more = False, 0, False  # of an earlier attempt
+        self.open.extend(folds)
+        self.n_started += len(folds)
+        self.progress.n_users = max(self.progress.n_users, self.n_started)
+        self.progress.n_users_done += sum(fold.done for fold in folds)
+        if not self.counted:
+            self.progress.n_calls += sum(len(fold.calls) - len(fold.texts) for fold in folds)
+
+    def _add(self, ready: list[tuple[Fold, int]], asked: dict[str, _Question], prompts: AskedPrompts) -> None:
+        """Ask the first calls of many folds."""
+        keys = self._ask(ready, asked)
+        keys.sort(key=lambda key: _reading_order(asked[key].prompt))
+        for key in keys:
+            prompts.append(key, asked[key].prompt)
+
+    def _engine(self) -> TextGenerator:
+        if self.engine is None:
+            raise EngineError("Summaries are to be written, but no engine was given; name one with --engine.")
+        return self.engine
+
+    def _ask(self, ready: list[tuple[Fold, int]], asked: dict[str, _Question]) -> list[str]:
+        """Answer from the store what it knows of these calls and of those behind them; note all others.
+
+        Args:
+            ready: Calls whose inputs are known.
+            asked: Questions without an answer so far, by key; new ones are added.
+
+        Returns:
+            The keys of the new ones.
+        """
+        new = []
+        while ready:
+            questions = self._questions(ready)
+            unasked = [key for key in questions if key not in asked]
+            # Claimed first, read then: a text whose claim was given back in between is found.
+            elsewhere = self.claims.claim(unasked) if self.claims else set()
+            known = self.store.texts(unasked)
+            ready = []
+            for key, question in questions.items():
+                if key in known and (why := stored_error(known[key], question.prompt)):
+                    self._fail(question, key, why)
+                elif key in known:
+                    self.progress.n_calls_known += len(question.askers)
+                    ready += self._hand_on(question, known[key], key)
+                elif key in asked:
+                    asked[key].askers.extend(question.askers)
+                elif key in elsewhere:
+                    self.n_elsewhere_of_pass += 1
+                elif self.most is not None and all(fold.n_asked >= self.most for fold, _ in question.askers):
+                    for fold, _ in question.askers:
+                        fold.has_more = True
+                else:
+                    for fold, _ in question.askers:
+                        fold.n_asked += 1
+                    asked[key] = question
+                    new.append(key)
+        return new
+
+    def _questions(self, ready: Sequence[tuple[Fold, int]]) -> dict[str, _Question]:
+        """Return the distinct calls by key, those that failed before left out."""
+        questions: dict[str, _Question] = {}
+        if not ready:
+            return questions
+        model_id, params = self._engine().model_id, self.summariser.params
+        for fold, place in ready:
+            call = fold.calls[place]
+            prompt = self.summariser.prompt(call, [fold.texts[i] for i in call.inputs])
+            key = prompt_key(prompt, model_id, params)
+            if key in self.errors:
+                fold.failed = True
+            else:
+                questions.setdefault(key, _Question(prompt, call.item_ids, [])).askers.append((fold, place))
+        return questions
+
+    def _keep(self, results: Sequence[tuple[str, _Question, Generation]]) -> list[tuple[Fold, int]]:
+        """Commit results that arrived together and hand them on; return the calls that can now be asked."""
+        calls = [self._stored(*result) for result in results]
+        if len(calls) > 1 and isinstance(self.store, GroupStore):
+            self.store.put_all(calls)
+        else:
+            for call in calls:
+                self.store.put(call)
+        ready = []
+        for call, (key, question, _) in zip(calls, results, strict=True):
+            progress = self.progress
+            progress.n_prompt_tokens += call.n_prompt_tokens
+            progress.n_generated_tokens += call.n_generated_tokens
+            if call.text is None:
+                self._fail(question, key, str(call.error))
+            else:
+                progress.n_calls_made += 1
+                self.n_made_of_pass += 1
+                progress.n_calls_known += len(question.askers) - 1
+                ready += self._hand_on(question, call.text, key)
+        return ready
+
+    def _fail(self, question: _Question, key: str, error: str) -> None:
+        self.errors[key] = error
+        self.progress.n_calls_failed += 1
+        for fold, _place in question.askers:
+            fold.failed = True
+        if self.claims:
+            self.claims.release([key])
+
+    def _stored(self, key: str, question: _Question, result: Generation) -> StoredCall:
+        """Return what is kept of a result."""
+        template, params = self.summariser.template, self.summariser.params
+        text, error = summary_or_error(template, question.prompt, result, params)
+        return StoredCall(
+            key=key,
+            text=text,
+            error=error,
+            model=self._engine().model_id,
+            template_hash=template.hash,
+            item_ids=question.item_ids,
+            n_prompt_tokens=result.n_prompt_tokens,
+            n_generated_tokens=result.n_generated_tokens,
+            seconds=result.seconds,
+            user_ids=question.user_ids,
+        )
+
+    def _hand_on(self, question: _Question, text: str, key: str) -> list[tuple[Fold, int]]:
+        """Give a text to all that asked for it; return the calls that waited for nothing else."""
+        ready = []
+        for fold, place in question.askers:
+            ready += [(fold, later) for later in fold.answer(place, text, key)]
+            self.progress.n_users_done += fold.done
+        return ready
