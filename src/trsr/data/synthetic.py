@@ -1,32 +1,32 @@
 """A synthetic text-rich dataset, in which the long-term taste matters beyond the last few items.
 
-Every item stands in a cell: a subtopic (of a topic) and a maker (a brand or a paper). Every user has
+Every item is in a cell: a subtopic of a topic, and a maker (a brand or a paper). Every user has
 
 - a lasting taste: three subtopics of different topics with weights 0.5, 0.3, 0.2, a favourite maker in each;
 - a recent shift: one subtopic of a fourth topic, which fills most of the last `shift_length` events before
   the final one;
 - a final event that comes from the lasting taste with probability `target_from_taste`, else from the shift.
 
-So whoever reads only the last few items sees the shift, and misses what most final events come from. Each
-user also sees one impression: the final item among others, at its time.
+A reader of the last few items alone sees the shift, and misses what most final events come from. Each user
+also sees one impression: the final item among others, at its time.
 
-Users and items are drawn in chunks that are always drawn whole, so that item 7 and user 7 are the same
-however many are asked for. The words are in `synthetic_products` and `synthetic_news`.
+Users and items are drawn in chunks that are always drawn whole: item 7 and user 7 are the same however many
+there are. The words are in `synthetic_products.yaml` and `synthetic_news.yaml`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from trsr.data import synthetic_news, synthetic_products
 from trsr.data.dataset import EVENTS, IMPRESSIONS, Dataset
 from trsr.data.writer import DatasetWriter
 from trsr.seeding import derive_rng, derive_seed
@@ -41,57 +41,32 @@ _Floats = npt.NDArray[np.float64]
 
 
 class SyntheticConfig(BaseModel):
-    """Size and character of a synthetic dataset."""
+    """Size and character of a synthetic dataset; the same seed gives the same dataset."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["synthetic"] = "synthetic"
-    """Always `synthetic`."""
-
-    domain: Literal["products", "news"] = "products"
-    """Which words the items are made of."""
-
-    n_users: int = Field(default=1000, ge=1)
-    """Users, each with one history and one impression."""
-
-    n_items: int = Field(default=2000, ge=200)
-    """Catalogue size; at least one item for each of the 192 cells."""
-
-    mean_history: float = Field(default=18.0, gt=0)
-    """About how many events a user has; the final one, which serves as target, included."""
-
+    domain: Literal["products", "news"] = "products"  # which words the items are made of
+    n_users: int = Field(default=1000, ge=1)  # each has one history and one impression
+    n_items: int = Field(default=2000, ge=200)  # at least one item for each of the 192 cells
+    mean_history: float = Field(
+        default=18.0, gt=0
+    )  # about how many events a user has, the final one included
     min_history: int = Field(default=8, ge=2)
-    """Fewest events of a user."""
-
     max_history: int = Field(default=30, ge=2)
-    """Most events of a user."""
-
-    shift_length: int = Field(default=5, ge=0)
-    """How many events before the final one belong to the recent shift."""
-
-    shift_strength: float = Field(default=0.85, ge=0, le=1)
-    """Probability that one of those events comes from the shift, not from the lasting taste."""
-
-    target_from_taste: float = Field(default=0.65, ge=0, le=1)
-    """Probability that the final event comes from the lasting taste, not from the shift."""
-
-    noise: float = Field(default=0.1, ge=0, le=1)
-    """Probability that an event comes from anywhere."""
-
-    maker_loyalty: float = Field(default=0.5, ge=0, le=1)
-    """Probability that an event is of the favourite maker of its subtopic; others are equally likely."""
-
-    popularity_skew: float = Field(default=2.0, ge=1)
-    """1 for items equally liked within a cell; larger values favour its first items."""
-
-    n_impression_candidates: int = Field(default=20, ge=0)
-    """Items shown in an impression, the clicked one included; below 2 there are no impressions."""
-
-    days: int = Field(default=60, ge=1)
-    """Length of the time in which everything happens, from 2026-01-01."""
-
+    shift_length: int = Field(default=5, ge=0)  # events before the final one that belong to the recent shift
+    shift_strength: float = Field(default=0.85, ge=0, le=1)  # probability that one of those comes from it
+    target_from_taste: float = Field(
+        default=0.65, ge=0, le=1
+    )  # ... that the final event comes from the taste
+    noise: float = Field(default=0.1, ge=0, le=1)  # ... that an event comes from anywhere
+    maker_loyalty: float = Field(default=0.5, ge=0, le=1)  # ... that it is of the subtopic's favourite maker
+    popularity_skew: float = Field(default=2.0, ge=1)  # 1: items of a cell are equally liked
+    n_impression_candidates: int = Field(
+        default=20, ge=0
+    )  # the clicked one included; below 2: no impressions
+    days: int = Field(default=60, ge=1)  # length of the time in which everything happens, from 2026-01-01
     seed: int = 0
-    """The same seed gives the same dataset."""
 
     @model_validator(mode="after")
     def _consistent(self) -> SyntheticConfig:
@@ -109,50 +84,63 @@ class SyntheticConfig(BaseModel):
 
 
 def generate(config: SyntheticConfig, out: str | Path, *, overwrite: bool = False) -> Dataset:
-    """Write a synthetic dataset folder.
-
-    Args:
-        config: What to make.
-        out: The folder to make.
-        overwrite: Replace an existing dataset there.
+    """Write a synthetic dataset folder at `out`.
 
     Raises:
         DataError: the folder exists and is not empty.
         OutputError: the folder cannot be written.
     """
-    words: ModuleType = synthetic_news if config.domain == "news" else synthetic_products
-    shelves = _Shelves(words, config)
+    shelves = _Shelves(config)
     with DatasetWriter(out, overwrite=overwrite) as writer:
-        item_ids = [_write_items(writer, words, shelves, first) for first in range(0, config.n_items, _CHUNK)]
+        item_ids = [_write_items(writer, shelves, first) for first in range(0, config.n_items, _CHUNK)]
         ids = pl.concat(item_ids)
         for first in range(0, config.n_users, _CHUNK):
             _write_users(writer, config, shelves, ids, first)
         return writer.finish(
             name=f"synthetic-{config.domain}",
             domain=config.domain,
-            text_fields=words.TEXT_FIELDS,
-            category_fields=words.CATEGORY_FIELDS,
+            text_fields=list(shelves.texts),
+            category_fields=shelves.category_fields,
             source=f"trsr synthetic generator, seed {config.seed}",
         )
 
 
 class _Shelves:
-    """Which item stands in which cell: item i in cell `order[i % n_cells]`, at place `i // n_cells`."""
+    """Which item is in which cell, and its texts: item i is in cell `order[i % n_cells]`."""
 
-    def __init__(self, words: ModuleType, config: SyntheticConfig) -> None:
+    def __init__(self, config: SyntheticConfig) -> None:
+        file = Path(__file__).with_name(f"synthetic_{config.domain}.yaml")
+        vocabulary: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
         self.config = config
-        self.subtopics = [(topic, sub) for topic, subs in words.TOPICS for sub in subs]
-        self.n_topics = len(words.TOPICS)
-        self.per_topic = len(self.subtopics) // self.n_topics
-        self.n_makers: int = words.N_MAKERS
-        self.n_cells = len(self.subtopics) * self.n_makers
+        self.texts: dict[str, str] = vocabulary["texts"]
+        self.category_fields: list[str] = vocabulary["category_fields"]
+        self.picks: list[list[str]] = vocabulary["picks"]
+        capitals = [name for names in self.picks for name in names if name[0].isupper()]
+        self.words: list[dict[str, list[str]]] = []  # by subtopic
+        for topic, content in vocabulary["topics"].items():
+            for subtopic, words in content.pop("subtopics").items():
+                lists = vocabulary["words"] | content | words | {"topic": [topic], "subtopic": [subtopic]}
+                self.words.append(lists | {name: _capitals(lists[name.lower()]) for name in capitals})
+        self.n_topics = len(vocabulary["topics"])
+        self.per_topic = len(self.words) // self.n_topics
+        self.n_makers = len(self.words[0]["maker"])
+        self.n_cells = len(self.words) * self.n_makers
         self.order = derive_rng(config.seed, "cells").permutation(self.n_cells)
         self.first_of_cell = np.argsort(self.order)
 
-    def cell(self, index: int) -> tuple[str, str, int]:
-        """Return topic, subtopic and maker of item number `index`."""
+    def describe(self, index: int, picks: Sequence[int]) -> tuple[str, ...]:
+        """Return the texts of item number `index`; `picks` are random numbers that choose the words."""
         subtopic, maker = divmod(int(self.order[index % self.n_cells]), self.n_makers)
-        return *self.subtopics[subtopic], maker
+        lists = self.words[subtopic]
+        chosen = {
+            "topic": lists["topic"][0],
+            "subtopic": lists["subtopic"][0],
+            "maker": lists["maker"][maker],
+        }
+        for names, pick in zip(self.picks, picks, strict=True):
+            for name in names:
+                chosen[name] = lists[name][pick % len(lists[name])]
+        return tuple(_filled(text, chosen) for text in self.texts.values())
 
     def pick(self, subtopics: _Ints, makers: _Ints, points: _Floats) -> _Ints:
         """Return an item number for each subtopic and maker; `points` in [0, 1) choose within the cell."""
@@ -162,16 +150,26 @@ class _Shelves:
         return np.asarray(first + places * self.n_cells)
 
 
-def _write_items(writer: DatasetWriter, words: ModuleType, shelves: _Shelves, first: int) -> pl.Series:
+def _capitals(phrases: list[str]) -> list[str]:
+    return [" ".join(word[0].upper() + word[1:] for word in phrase.split()) for phrase in phrases]
+
+
+def _filled(text: str, words: dict[str, str]) -> str:
+    while "{" in text:  # a chosen line can hold words itself
+        text = text.format_map(words)
+    return " ".join(text.split())  # an empty line leaves two blanks
+
+
+def _write_items(writer: DatasetWriter, shelves: _Shelves, first: int) -> pl.Series:
     config = shelves.config
-    picks = derive_rng(config.seed, "items", first).integers(1 << 30, size=(_CHUNK, words.N_PICKS)).tolist()
+    size = (_CHUNK, len(shelves.picks))
+    picks = derive_rng(config.seed, "items", first).integers(1 << 30, size=size).tolist()
     rows = []
     for index in range(first, min(first + _CHUNK, config.n_items)):
-        topic, subtopic, maker = shelves.cell(index)
-        # 64 bits: among a million items, two equal ids would be a wonder.
+        # 64 bits: two equal ids are unlikely even among a million items.
         item_id = f"{derive_seed(config.seed, 'item', index):016x}"
-        rows.append((item_id, *words.describe(topic, subtopic, maker, picks[index - first])))
-    schema = dict.fromkeys(("item_id", *words.TEXT_FIELDS), pl.String)
+        rows.append((item_id, *shelves.describe(index, picks[index - first])))
+    schema = dict.fromkeys(("item_id", *shelves.texts), pl.String)
     frame = pl.DataFrame(rows, schema=schema, orient="row")
     writer.items.append(frame)
     return frame["item_id"]
@@ -233,7 +231,7 @@ def _draw_events(rng: np.random.Generator, config: SyntheticConfig, shelves: _Sh
         makers = np.where(rng.random(items.shape) < config.maker_loyalty, makers, other)
         # Small cells run out of new items; later draws look anywhere.
         anywhere = rng.random(items.shape) < (config.noise if attempt < _DRAWS_BY_INTEREST else 1.0)
-        subtopics = np.where(anywhere, rng.integers(len(shelves.subtopics), size=items.shape), subtopics)
+        subtopics = np.where(anywhere, rng.integers(len(shelves.words), size=items.shape), subtopics)
         makers = np.where(anywhere, other, makers)
         drawn = shelves.pick(subtopics, makers, rng.random(items.shape))
         items = np.where(repeated, drawn, items)
@@ -275,7 +273,7 @@ def _draw_shown(rng: np.random.Generator, config: SyntheticConfig, shelves: _She
     n = max(config.n_impression_candidates - 1, 0)
     size = (_CHUNK, 3 * n)
     others = shelves.pick(
-        rng.integers(len(shelves.subtopics), size=size),
+        rng.integers(len(shelves.words), size=size),
         rng.integers(shelves.n_makers, size=size),
         rng.random(size),
     )
