@@ -302,7 +302,7 @@ def rank(
 
     Example: trsr rank configs/demo.yaml --out out/demo --dry-run
     """
-    from trsr.experiment.experiment import choose_runner
+    from trsr.experiment.ray import choose_runner
 
     cluster = choose_runner(runner, concurrency, gpus_per_worker)
     bench = _open(config, out, changes)

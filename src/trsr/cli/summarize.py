@@ -213,7 +213,7 @@ def summarize(
         summarize_dataset,
         summarize_dataset_on_ray,
     )
-    from trsr.experiment.experiment import choose_runner
+    from trsr.experiment.ray import choose_runner
     from trsr.summarize.stores import resolved
 
     chosen = settings(method, engine, model, base_url, block_size, grounded, grammar, in_flight)

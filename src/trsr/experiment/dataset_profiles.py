@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from trsr.data.dataset import Dataset
 from trsr.errors import ConfigError, DataError
 from trsr.experiment.config import grammar_mistakes, validation_sentences
-from trsr.experiment.experiment import RayRunner, Workbench
-from trsr.experiment.ray import Source, dataset_slices, users_a_piece, write_on_ray
+from trsr.experiment.experiment import Workbench
+from trsr.experiment.ray import RayRunner, Source, write_profiles_on_ray
 from trsr.llm.engines import IN_FLIGHT, EngineConfig
 from trsr.summarize.counted import word_changes
 from trsr.summarize.plan import SummaryConfig
@@ -119,10 +119,35 @@ def summarize_dataset_on_ray(
     make_summariser(dataset, chosen.summary)  # so that a wrong template is said at once
     place = store or data / "summaries.sqlite"
     n_users = min(dataset.info.counts["users"], limit or dataset.info.counts["users"])
-    slices, n_users = dataset_slices(dataset, users_a_piece(n_users, runner), limit)
+    slices, n_users = dataset_slices(dataset, runner.users_per_piece(n_users), limit)
     opened = partial(_open_source, data.resolve(), chosen.summary)
     file = _profiles_file(data, place)
-    return write_on_ray(slices, n_users, opened, chosen.engine, place, runner, file)
+    return write_profiles_on_ray(slices, n_users, opened, chosen.engine, place, runner, file)
+
+
+def dataset_slices(dataset: Dataset, n_users: int, limit: int | None) -> tuple[list[tuple[int, int]], int]:
+    """Cut a dataset's events into slices of `n_users` users with text each; return also how many users.
+
+    Raises:
+        DataError: no user has an item with text.
+    """
+    slices, start, stop, found, total = list[tuple[int, int]](), 0, 0, 0, 0
+    catalogue = dataset.catalogue()
+    for history in dataset.histories():
+        stop += len(history)
+        if not any(catalogue[item].fields for item in history.item_ids):
+            continue
+        found, total = found + 1, total + 1
+        if found == n_users or total == limit:
+            slices.append((start, stop))
+            start, found = stop, 0
+        if total == limit:
+            break
+    if found:
+        slices.append((start, stop))
+    if not total:
+        raise DataError(f"{dataset.path} has no user with items that have text; import it again.")
+    return slices, total
 
 
 def _open_source(data: Path, config: SummaryConfig) -> Source:

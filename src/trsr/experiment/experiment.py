@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from trsr.baselines.simple import Bm25Index
 from trsr.data.dataset import Dataset
-from trsr.errors import ConfigError
 from trsr.experiment.config import FolderData, RunConfig
+from trsr.experiment.ray import RayRunner
 from trsr.experiment.run_folder import RunFolder
 from trsr.llm import models
 from trsr.llm.base import LabelTokens, Tokenizer
@@ -25,47 +25,8 @@ from trsr.train.config import ProfileKind
 from trsr.train.dataset import shows_own_profile
 from trsr.types import History, RankingExample
 
-
-@dataclass(frozen=True, slots=True)
-class RayRunner:
-    """Asks for a Ray cluster.
-
-    Attributes:
-        concurrency: Workers, each with an engine of its own; at least 1.
-        gpus_per_worker: GPUs that each needs; a part of one is shared.
-    """
-
-    concurrency: int = 1
-    gpus_per_worker: float = 0.0
-
-
-def choose_runner(kind: str, concurrency: int | None, gpus_per_worker: float | None) -> RayRunner | None:
-    """Return the runner that a command's options name; None is the local one.
-
-    Raises:
-        ConfigError: there is no such runner, a number is out of range, or one is given for the local runner.
-    """
-    if kind not in {"local", "ray"}:
-        raise ConfigError(f"runner: found {kind!r}, expected local or ray.")
-    if kind == "local":
-        if concurrency is not None or gpus_per_worker is not None:
-            raise ConfigError(
-                "--concurrency and --gpus-per-worker are for --runner ray; add it, or leave them out."
-            )
-        return None
-    if concurrency is not None and concurrency < 1:
-        raise ConfigError(f"concurrency: found {concurrency}, expected a whole number of at least 1.")
-    if gpus_per_worker is not None and gpus_per_worker < 0:
-        raise ConfigError(f"gpus_per_worker: found {gpus_per_worker}, expected a number of at least 0.")
-    return RayRunner(concurrency or 1, gpus_per_worker or 0.0)
-
-
 NO_CAP = 10_000
 """More tokens than a field has."""
-
-
-Place = tuple[Path, RunConfig, str]
-"""A run folder, its configuration, and the command that opened it."""
 
 
 class Workbench:
@@ -83,10 +44,9 @@ class Workbench:
         self.fitted: dict[str, Ranker] = {}
         """Baselines that this process has fitted, which rank themselves and in fusions."""
 
-    def places(self) -> list[Place]:
-        """Return what `reopened` needs to open this workbench in another process."""
-        before = self.base.places() if self.base else []
-        return [*before, (self.folder.path.resolve(), self.config, self.folder.command)]
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to another process as what opens the run folder there."""
+        return _reopened, (self.folder.path.resolve(), self.config, self.folder.command, self.base)
 
     @property
     def store_place(self) -> str | Path:
@@ -210,13 +170,8 @@ class Workbench:
         return item_texts(self.dataset, fields, max_field_tokens, tokenizer)
 
 
-def reopened(places: Sequence[Place]) -> Workbench:
-    """Open the workbench whose `places` these are, the run's first and then its variant's."""
-    bench: Workbench | None = None
-    for path, config, command in places:
-        bench = Workbench(RunFolder(path, config, command), bench)
-    assert bench is not None
-    return bench
+def _reopened(path: Path, config: RunConfig, command: str, base: Workbench | None) -> Workbench:
+    return Workbench(RunFolder(path, config, command), base)
 
 
 def item_texts(

@@ -22,6 +22,7 @@ from trsr.experiment.baselines import check_baselines, make_baseline
 from trsr.experiment.config import FUSIONS, OWN_MODEL, RankerName, RunConfig, joinable, variants_of
 from trsr.experiment.experiment import Workbench
 from trsr.experiment.preflight import check_context, shown_items, write_cuts
+from trsr.experiment.ray import run_pieces
 from trsr.experiment.variants import variant_scores
 from trsr.llm.base import LabelScorer
 from trsr.progress import Bar, bar
@@ -171,15 +172,32 @@ def _rank(
         return
     parts = {i: examples[i * EXAMPLES_A_PART : (i + 1) * EXAMPLES_A_PART] for i in missing}
     if bench.runner is not None and name in PROBABILISTIC:  # the others cost less than a worker's start
-        from trsr.experiment.ray import rank_on_ray
-
-        shares = {files[i]: part for i, part in parts.items()}
-        rank_on_ray(bench, name, shares, bench.runner, on_progress, served=served)
+        pieces = [(files[i].resolve(), part) for i, part in parts.items()]
+        n_done = 0
+        for _, n_examples in run_pieces(
+            pieces, partial(PartWriter, bench, name, served=served), bench.runner
+        ):
+            n_done += n_examples
+            on_progress(n_done)
         return
     ranker = make_ranker(bench, name, served=served)
     for i, part in parts.items():
         write_part(files[i], ranker, part)
         on_progress(i * EXAMPLES_A_PART + len(part))
+
+
+class PartWriter:
+    """Writes parts on a Ray worker, with one ranker for all of them."""
+
+    def __init__(self, bench: Workbench, name: RankerName, *, served: bool) -> None:
+        self._ranker = make_ranker(bench, name, served=served)
+
+    def __call__(self, part: tuple[Path, Sequence[RankingExample]]) -> int:
+        """Write a part unless it is there, and return its number of examples."""
+        file, examples = part
+        if not file.exists():  # a worker may have died just after writing it
+            write_part(file, self._ranker, examples)
+        return len(examples)
 
 
 def write_part(file: Path, ranker: Ranker, examples: Sequence[RankingExample]) -> None:

@@ -28,7 +28,7 @@ from trsr.experiment.preflight import (
     write_cuts,
 )
 from trsr.experiment.ranking import rank_candidates, score_in_parts
-from trsr.experiment.ray import summarize_examples
+from trsr.experiment.ray import Source, write_profiles_on_ray
 from trsr.experiment.run_folder import RunFolder
 from trsr.experiment.variants import check_questions, variant_benches
 from trsr.progress import bar
@@ -145,7 +145,16 @@ def write_summaries(bench: Workbench) -> Facts:
     if bench.config.summary.needs_calls:
         write_cuts(bench, "summary", summary_cuts(bench), {item for e in examples for item in e.history})
     if bench.runner is not None:
-        return summarize_examples(bench, bench.runner)
+        step = bench.runner.users_per_piece(len(examples))
+        return write_profiles_on_ray(
+            [(start, min(start + step, len(examples))) for start in range(0, len(examples), step)],
+            len(examples),
+            partial(_open_examples, bench),
+            bench.config.engine,
+            bench.store_place,
+            bench.runner,
+            bench.folder.path / "profiles.parquet",
+        )
     written = write_profiles(
         [History(e.user_id, e.history) for e in examples],
         bench.summariser,
@@ -154,6 +163,16 @@ def write_summaries(bench: Workbench) -> Facts:
     )
     save_profiles(bench.folder.path / "profiles.parquet", [e.example_id for e in examples], written)
     return written.facts()
+
+
+def _open_examples(bench: Workbench) -> Source:
+    """Open a run in a Ray worker; a piece is a slice of its examples."""
+    examples = bench.summarised_examples()
+
+    def histories(start: int, stop: int) -> list[tuple[str, History]]:
+        return [(e.example_id, History(e.user_id, e.history)) for e in examples[start:stop]]
+
+    return Source(bench.summariser, histories)
 
 
 def fine_tune(bench: Workbench) -> Facts:
