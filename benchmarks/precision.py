@@ -28,7 +28,7 @@ from trsr.experiment.config import RunConfig
 from trsr.experiment.experiment import Workbench
 from trsr.experiment.ranking import make_ranker
 from trsr.experiment.run_folder import RunFolder
-from trsr.recommend.recommender import LlmRanker
+from trsr.recommend.recommender import Recommender
 from trsr.recommend.scorer import SharedPrefixScorer
 
 
@@ -94,7 +94,7 @@ def main() -> None:
     reference: list[np.ndarray] = []
     for name, change in WAYS.items():
         ranker = make_ranker(bench, "llm")
-        assert isinstance(ranker, LlmRanker)
+        assert isinstance(ranker, Recommender)
         assert isinstance(ranker.scorer, SharedPrefixScorer)
         try:
             with limited(given.limit):

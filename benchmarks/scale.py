@@ -30,8 +30,9 @@ from trsr.experiment.experiment import item_texts
 from trsr.experiment.forecast import forecast
 from trsr.llm.base import Generation, GenerationParams, LabelTokens, Prompt, ScoringGroup
 from trsr.llm.fake import FakeGenerator, FakeTokenizer, n_words
+from trsr.recommend.catalogue import Catalogue
 from trsr.recommend.prompt import PromptBuilder, PromptConfig, load_ranking_template
-from trsr.recommend.recommender import LlmRanker
+from trsr.recommend.recommender import Recommender
 from trsr.summarize.executor import SummaryProgress, summarize_each
 from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.stores import open_store
@@ -228,7 +229,8 @@ def measure_rank(work: Path, n: int, _: str | None) -> Facts:
     template = load_ranking_template(config.template, data.info.domain)
     builder, ids = PromptBuilder(template, config, tokenizer, texts), list(data.catalogue())
     rng, profiles = np.random.default_rng(0), dict[str, str]()
-    ranker = LlmRanker("llm", NoScorer(), builder, builder.labels(), profiles)
+    items = Catalogue(data.catalogue(), data.info.text_fields)
+    ranker = Recommender(NoScorer(), builder, builder.labels(), items, name="llm", profiles=profiles)
     users, done, clock = itertools.islice(histories_with_text(data), MOST_RANKED), 0, Clock()
     while some := list(itertools.islice(users, 10)):
         examples = []

@@ -67,7 +67,7 @@ def fake_recommender(
     """Return a recommender whose margins are a hash of the prompt's bytes."""
     items = items or catalogue()
     builder = make_builder(items, FakeTokenizer(), **prompt)
-    return Recommender(scorer or FakeScorer(), builder, LabelTokens(258, 259), items, model_name="fake")
+    return Recommender(scorer or FakeScorer(), builder, LabelTokens(258, 259), items, name="fake")
 
 
 def tiny_recommender(
@@ -83,7 +83,7 @@ def tiny_recommender(
     assert prefix_attention.enable(model)
     scorer = SharedPrefixScorer(model, cache=PrefixCache(cache_bytes))
     builder = make_builder(items, HfTokenizer(folder), **prompt)
-    return Recommender(scorer, builder, builder.labels(), items, model_name="tiny", knows=scorer.knows)
+    return Recommender(scorer, builder, builder.labels(), items, name="tiny", knows=scorer.knows)
 
 
 class Recording:

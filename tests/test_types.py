@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from trsr import types
-from trsr.types import Block, History, Item, PreferenceSummary, RankedItem, RankingExample
+from trsr.types import Block, Explanation, History, Item, PreferenceSummary, RankedItem, RankingExample
 
 VALUES = [
     Item("i", {"title": "Lamp"}),
@@ -15,6 +15,7 @@ VALUES = [
     Block(0, 0, ("i",), complete=False),
     PreferenceSummary("u", "Likes lamps.", "counted", 2),
     RankingExample("e", "u", ("i",), ("j", "k"), (1, 0)),
+    Explanation(0.5, (), (), ()),
     RankedItem("i", 1, 0.5, 0.6),
 ]
 

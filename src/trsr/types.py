@@ -93,10 +93,42 @@ class RankingExample:
 
 
 @dataclass(frozen=True, slots=True)
+class Explanation:
+    """What moved a candidate's margin, by leave-one-out attribution.
+
+    Attributes:
+        margin: With everything.
+        without_item: (item id, margin - margin without it) for each recent item shown, oldest first; above 0
+            where the item speaks for the candidate.
+        without_note: The same for the sentences of the user's notes.
+        without_sentence: The same for the profile's sentences (or clauses, where it is one sentence), in
+            their order.
+    """
+
+    margin: float
+    without_item: tuple[tuple[str, float], ...]
+    without_note: tuple[tuple[str, float], ...]
+    without_sentence: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RankedItem:
-    """A candidate with its place: `rank` from 1, `margin` in logits, `score` in [0, 1]."""
+    """A candidate with its place in a ranking.
+
+    Attributes:
+        item_id: The item.
+        rank: From 1, the best.
+        margin: In logits.
+        score: In [0, 1].
+        index: Its place among the candidates as they were given, from 0.
+        text: What the model read of it; empty where that is not known.
+        explanation: Why it has this margin, where that was requested.
+    """
 
     item_id: str
     rank: int
     margin: float
     score: float
+    index: int = 0
+    text: str = ""
+    explanation: Explanation | None = None

@@ -18,12 +18,12 @@ from trsr.experiment import stages as calibrating
 from trsr.experiment.config import load_config
 from trsr.experiment.evaluating import evaluate_scores
 from trsr.experiment.experiment import Workbench
-from trsr.experiment.ranking import SCHEMA, rank_candidates
+from trsr.experiment.ranking import rank_candidates
 from trsr.experiment.run_folder import RunFolder
 from trsr.experiment.stages import calibrate, run_stages
 from trsr.recommend.calibration import Calibration, CalibrationFit
 from trsr.recommend.model_folder import read_adapter_info
-from trsr.recommend.ranker import sigmoid
+from trsr.recommend.ranker import SCORES, score_table, sigmoid
 
 PLATT = Calibration("platt", 0.5, -1.5)
 
@@ -55,7 +55,7 @@ def fitted(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_scores_its_validation_examples_and_says_why_it_is_not_calibrated(finished_run: Path) -> None:
     scores = pl.read_parquet(finished_run / "valid_scores.parquet")
     valid = pl.read_parquet(finished_run / "examples" / "valid.parquet")
-    assert dict(scores.schema) == SCHEMA
+    assert dict(scores.schema) == SCORES
     assert scores["example_id"].unique(maintain_order=True).to_list() == valid["example_id"].to_list()
     assert scores["ranker"].unique().to_list() == ["llm"]
     assert scores["score"].to_list() == pytest.approx(sigmoid(scores["margin"].to_numpy()).tolist())
@@ -96,7 +96,7 @@ def test_killed_between_parts_it_scores_only_what_is_missing(
     (bench.folder.path / "valid_scores.parquet").unlink()
     monkeypatch.setattr(ranking, "EXAMPLES_A_PART", 1)
     asked: list[str] = []
-    whole, stop_after = ranking._rows, 2
+    whole, stop_after = score_table, 2
 
     def counted(ranker: Any, examples: Any) -> pl.DataFrame:
         if len(asked) == stop_after:
@@ -104,7 +104,7 @@ def test_killed_between_parts_it_scores_only_what_is_missing(
         asked.extend(example.example_id for example in examples)
         return whole(ranker, examples)
 
-    monkeypatch.setattr(ranking, "_rows", counted)
+    monkeypatch.setattr(ranking, "score_table", counted)
     with pytest.raises(KeyboardInterrupt):
         calibrate(bench)
     assert len(list((bench.folder.path / "valid_scores.parts").glob("*.parquet"))) == 2

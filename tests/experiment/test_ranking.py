@@ -15,9 +15,10 @@ from trsr.errors import ModelError, RunMismatchError
 from trsr.experiment import ranking
 from trsr.experiment.config import load_config
 from trsr.experiment.experiment import Workbench
-from trsr.experiment.ranking import SCHEMA, make_ranker, rank_candidates
+from trsr.experiment.ranking import make_ranker, rank_candidates
 from trsr.experiment.run_folder import RunFolder
 from trsr.recommend.prompt import load_ranking_template
+from trsr.recommend.ranker import SCORES, score_table
 from trsr.templating import parse_template
 
 
@@ -34,7 +35,7 @@ def test_ranking_again_gives_the_same_scores(bench: Workbench, finished_run: Pat
     assert facts == {"rankers": 6, "examples": 12}
     again = pl.read_parquet(bench.folder.path / "scores.parquet")
     assert again.equals(pl.read_parquet(finished_run / "scores.parquet"))
-    assert dict(again.schema) == SCHEMA
+    assert dict(again.schema) == SCORES
 
 
 def test_parts_that_are_there_are_not_made_again(
@@ -42,7 +43,7 @@ def test_parts_that_are_there_are_not_made_again(
 ) -> None:
     made: list[tuple[str, int]] = []
     stop_after = 7
-    whole = ranking._rows
+    whole = score_table
 
     def counted(ranker: Any, examples: Any) -> pl.DataFrame:
         if len(made) == stop_after:
@@ -50,7 +51,7 @@ def test_parts_that_are_there_are_not_made_again(
         made.append((ranker.name, len(examples)))
         return whole(ranker, examples)
 
-    monkeypatch.setattr(ranking, "_rows", counted)
+    monkeypatch.setattr(ranking, "score_table", counted)
     with pytest.raises(KeyboardInterrupt):
         rank_candidates(bench)
     assert len(list((bench.folder.path / "scores.parts").glob("*.parquet"))) == 7

@@ -24,8 +24,8 @@ from trsr.experiment.run_folder import RunFolder
 from trsr.llm import prefix_attention
 from trsr.llm.base import LabelTokens, ScoringGroup
 from trsr.llm.transformers import load_causal_lm
+from trsr.recommend.loading import RecommenderConfig
 from trsr.recommend.ranker import sigmoid
-from trsr.recommend.recommender import RecommenderConfig
 from trsr.recommend.scorer import SharedPrefixScorer
 from trsr.testing.scripted_server import Answer, scripted, send
 

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trsr.recommend.ranker import ranked, sigmoid, without_llm
+from trsr.recommend.ranker import best_first, sigmoid, without_llm
 from trsr.types import RankingExample
 
 EXAMPLE = RankingExample("e", "u", (), ("a", "b", "c"), (0, 1, 0))
 
 
 def test_candidates_are_ranked_best_first_with_places_from_one() -> None:
-    items = ranked(EXAMPLE, [0.0, 2.0, 1.0])
+    items = best_first(EXAMPLE.candidates, [0.0, 2.0, 1.0])
     assert [(item.item_id, item.rank, item.margin) for item in items] == [
         ("b", 1, 2.0),
         ("c", 2, 1.0),
@@ -26,7 +26,7 @@ def test_candidates_are_ranked_best_first_with_places_from_one() -> None:
 
 
 def test_equal_margins_keep_the_given_order() -> None:
-    assert [item.item_id for item in ranked(EXAMPLE, [1.0, 1.0, 1.0])] == ["a", "b", "c"]
+    assert [item.item_id for item in best_first(EXAMPLE.candidates, [1.0, 1.0, 1.0])] == ["a", "b", "c"]
 
 
 def test_a_ranker_without_prompts_reports_no_tokens() -> None:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from trsr.errors import BudgetError, CandidateTooLongError
-from trsr.llm.base import LabelTokens, ScoringGroup
+from trsr.llm.base import LabelScorer, LabelTokens, ScoringGroup
 from trsr.llm.fake import FakeScorer, FakeTokenizer
+from trsr.recommend.catalogue import Catalogue
 from trsr.recommend.prompt import PromptBuilder, PromptConfig, load_ranking_template
-from trsr.recommend.recommender import LlmRanker
+from trsr.recommend.recommender import Recommender
 from trsr.types import RankingExample
 
 EXAMPLES = [
@@ -22,11 +23,16 @@ EXAMPLES = [
 PROFILES = {f"e{i}": f"likes number {i} " + "very much " * 40 for i in range(4)}
 
 
-def ranker(max_tokens: int = 2048, scorer: FakeScorer | None = None) -> LlmRanker:
+def ranker(max_tokens: int = 2048, scorer: FakeScorer | None = None) -> Recommender:
     template = load_ranking_template("products", "products")
     config = PromptConfig(n_recent=2, max_tokens=max_tokens)
     builder = PromptBuilder(template, config, FakeTokenizer(), lambda item: f"Title: {item}")
-    return LlmRanker("llm", scorer or FakeScorer(), builder, LabelTokens(258, 259), PROFILES)
+    return asking(scorer or FakeScorer(), builder)
+
+
+def asking(scorer: LabelScorer, builder: PromptBuilder) -> Recommender:
+    items = Catalogue({}, ("title",))
+    return Recommender(scorer, builder, LabelTokens(258, 259), items, name="llm", profiles=PROFILES)
 
 
 def test_results_carry_their_example_whatever_order_the_scorer_answers_in() -> None:
@@ -76,7 +82,7 @@ def test_an_item_that_cannot_fit_a_forward_pass_is_named() -> None:
 
     template = load_ranking_template("products", "products")
     builder = PromptBuilder(template, PromptConfig(), FakeTokenizer(), lambda item: f"Title: {item}")
-    asked = LlmRanker("llm", TooSmall(), builder, LabelTokens(258, 259), PROFILES)
+    asked = asking(TooSmall(), builder)
     with pytest.raises(CandidateTooLongError, match="The item 'y' for the user 'u2' has 900 tokens"):
         list(asked.rank(EXAMPLES))
 

@@ -17,7 +17,7 @@ from trsr.llm.base import LabelTokens, ScoringGroup
 from trsr.llm.fake import FakeScorer, FakeTokenizer
 from trsr.recommend.calibration import Calibration
 from trsr.recommend.questions import Ask, TextAsk
-from trsr.recommend.recommender import MAX_DOCUMENT_TOKENS, LlmRanker, Recommender
+from trsr.recommend.recommender import MAX_DOCUMENT_TOKENS, Recommender
 from trsr.types import Item, RankingExample
 
 ASKS = [
@@ -34,7 +34,14 @@ def as_ranked(recommender: Recommender, asks: Sequence[Ask]) -> list[npt.NDArray
         for n, a in enumerate(asks)
     ]
     profiles = {str(n): a.profile for n, a in enumerate(asks)}
-    ranker = LlmRanker("llm", recommender.scorer, recommender.builder, recommender.labels, profiles)
+    ranker = Recommender(
+        recommender.scorer,
+        recommender.builder,
+        recommender.labels,
+        recommender.catalogue,
+        name="llm",
+        profiles=profiles,
+    )
     found = {answer.example_id: answer.margins for answer in ranker.rank(examples)}
     return [found[example.example_id] for example in examples]
 

@@ -9,8 +9,8 @@ import pytest
 from trsr.errors import RunMismatchError
 from trsr.llm import models
 from trsr.llm.base import LabelTokens, ScoringGroup
+from trsr.recommend.loading import RecommenderConfig, open_scorer
 from trsr.recommend.model_folder import AdapterInfo, write_adapter_info
-from trsr.recommend.recommender import RecommenderConfig, open_scorer
 from trsr.recommend.scorer import PrefixCache
 
 

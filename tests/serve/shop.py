@@ -75,9 +75,7 @@ def make_service(
     config = PromptConfig(n_recent=3, max_field_tokens=64, max_tokens=4096)
     template = load_ranking_template("products", "products")
     builder = PromptBuilder(template, config, tokenizer, catalogue.texts(None, 64, tokenizer))
-    recommender = Recommender(
-        scorer or FakeScorer(), builder, builder.labels(), catalogue, model_name="tiny-trsr"
-    )
+    recommender = Recommender(scorer or FakeScorer(), builder, builder.labels(), catalogue, name="tiny-trsr")
     summariser = Summariser(
         config=SummaryConfig.model_validate(
             {"method": "recurrent", "segmentation": {"kind": "count", "block_size": 3}}

@@ -237,9 +237,7 @@ def test_a_mistake_of_the_recommender_reaches_the_callers_and_the_thread_lives_o
                 raise KeyError("a mistake")
 
     fake = fake_recommender()
-    with ModelQueue(
-        Broken(fake.scorer, fake.builder, fake.labels, fake.catalogue, model_name="broken")
-    ) as queue:
+    with ModelQueue(Broken(fake.scorer, fake.builder, fake.labels, fake.catalogue, name="broken")) as queue:
         with pytest.raises((KeyError, RuntimeError), match=r"mistake|without an answer"):
             queue.submit(prompts(ASK), LONG).result(30)
         assert len(queue.submit(prompts(ASK), LONG).result(30)) == 1

@@ -45,7 +45,7 @@ def test_a_run_serves_the_scores_that_it_recorded(finished_run: Path) -> None:
         np.testing.assert_allclose(answer.scores, rows["score"].to_numpy(), rtol=0, atol=1e-4)
         np.testing.assert_array_equal(answer.n_prompt_tokens, rows["n_prompt_tokens"].to_numpy())
     assert isinstance(serving.engine, FakeEngine)
-    assert serving.recommender.model_name == finished_run.name
+    assert serving.recommender.name == finished_run.name
     assert files(finished_run) == before
 
 
@@ -73,7 +73,7 @@ def test_a_model_folder_serves_a_dataset_that_is_named(finished_run: Path, tmp_p
     np.testing.assert_allclose(ours.margins, theirs.margins, rtol=0, atol=1e-5)
     np.testing.assert_allclose(ours.scores, theirs.scores, rtol=0, atol=1e-5)
     assert serving.engine == DEFAULT_ENGINE
-    assert serving.recommender.model_name == "my-model"
+    assert serving.recommender.name == "my-model"
     with pytest.raises(DataError, match="--data"):
         open_for_serving(model)
 

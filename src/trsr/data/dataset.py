@@ -267,6 +267,11 @@ class Dataset:
         times = events["timestamp"].to_list()
         return History(user_id, tuple(events["item_id"]), None if None in times else tuple(times))
 
+    def readable(self, history: History) -> History:
+        """Return a history without its items that have no text, which no prompt can show."""
+        catalogue = self.catalogue()
+        return History(history.user_id, tuple(item for item in history.item_ids if catalogue[item].fields))
+
     def item_texts(
         self, fields: tuple[str, ...] | None, max_field_tokens: int, tokenizer: Tokenizer | None
     ) -> Callable[[str], str]:

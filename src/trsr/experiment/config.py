@@ -19,8 +19,8 @@ from trsr.data.importers import ImportConfig
 from trsr.data.synthetic import SyntheticConfig
 from trsr.errors import ConfigError
 from trsr.llm.engines import DEFAULT_ENGINE, EngineConfig
+from trsr.recommend.loading import RecommenderConfig
 from trsr.recommend.prompt import PromptConfig
-from trsr.recommend.recommender import RecommenderConfig
 from trsr.splitting.protocols import ProtocolConfig, SampledProtocol
 from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.stores import checked, redacted

@@ -29,9 +29,9 @@ from trsr.llm.engines import (
     open_remote_scorer,
     require_package,
 )
+from trsr.recommend.loading import RecommenderConfig, open_scorer
 from trsr.recommend.model_folder import read_adapter_info
 from trsr.recommend.prompt import PromptBuilder
-from trsr.recommend.recommender import RecommenderConfig, open_scorer
 from trsr.types import RankingExample
 
 CANDIDATES_A_USER = 5

@@ -36,7 +36,7 @@ from trsr.experiment.leakage import check_run
 from trsr.experiment.preflight import cut_sentences, read_cuts
 from trsr.experiment.ranking import probabilistic_rankers
 from trsr.experiment.variants import profile_pair
-from trsr.recommend.ranker import ranked
+from trsr.recommend.ranker import best_first
 from trsr.splitting.leakage import fit_events
 from trsr.storage import read_json, read_table
 from trsr.summarize.counted import LABELS, field_values, title_words
@@ -284,8 +284,8 @@ def _example_user(bench: Workbench, example: RankingExample, scores: pl.DataFram
         recent_items=tuple(text(i) for i in example.history[-n_recent:]) if n_recent else (),
         candidates=tuple(
             ExampleCandidate(text(item.item_id), item.score, labels[item.item_id])
-            for item in ranked(
-                example,
+            for item in best_first(
+                example.candidates,
                 rows["margin"].to_numpy(),
                 None if rows["score"].has_nulls() else rows["score"].to_numpy(),
             )

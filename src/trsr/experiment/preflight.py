@@ -33,8 +33,8 @@ from trsr.llm.engines import (
     require_package,
 )
 from trsr.llm.token_counts import CHARACTERS_A_TOKEN, token_counter
+from trsr.recommend.loading import RecommenderConfig
 from trsr.recommend.prompt import PromptBuilder, PromptConfig, load_ranking_template
-from trsr.recommend.recommender import RecommenderConfig
 from trsr.splitting.examples import build_examples
 from trsr.storage import read_json
 from trsr.summarize.stores import is_database, open_store

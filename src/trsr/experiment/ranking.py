@@ -27,26 +27,16 @@ from trsr.experiment.variants import variant_scores
 from trsr.llm.base import LabelScorer
 from trsr.progress import Bar, bar
 from trsr.recommend.calibration import Calibration
+from trsr.recommend.catalogue import Catalogue
+from trsr.recommend.loading import open_scorer, open_server_scorer
 from trsr.recommend.model_folder import read_adapter_info
-from trsr.recommend.ranker import ExampleScores, Ranker, sigmoid, without_llm
-from trsr.recommend.recommender import open_scorer, open_server_scorer
+from trsr.recommend.ranker import ExampleScores, Ranker, score_table, sigmoid, without_llm
 from trsr.splitting.leakage import fit_events
 from trsr.storage import read_table, write_whole
 from trsr.summarize.counted import field_values
 from trsr.types import RankingExample
 
 EXAMPLES_A_PART = 10
-SCHEMA = {
-    "example_id": pl.String,
-    "user_id": pl.String,
-    "item_id": pl.String,
-    "label": pl.Int8,
-    "ranker": pl.String,
-    "margin": pl.Float32,
-    "score": pl.Float64,
-    "n_prompt_tokens": pl.Int32,
-    "n_cut_tokens": pl.Int32,
-}
 PROBABILISTIC = frozenset({*OWN_MODEL, "llm_zero_shot"})
 
 
@@ -122,7 +112,7 @@ def score_in_parts(
         bench: The run.
         rankers: Which.
         examples: Of one split.
-        file: Columns as in `SCHEMA`.
+        file: Columns as in `SCORES`.
         shown: Progress.
         calibration: Makes the scores of the fine-tuned model; its margins stay as they are.
         more: Scores of others, put behind.
@@ -202,33 +192,7 @@ class PartWriter:
 
 def write_part(file: Path, ranker: Ranker, examples: Sequence[RankingExample]) -> None:
     """Score some examples into a file of their own."""
-    write_whole(file, _rows(ranker, examples).write_parquet)
-
-
-def _rows(ranker: Ranker, examples: Sequence[RankingExample]) -> pl.DataFrame:
-    """Return the score rows of some examples, in the order of examples and candidates."""
-    answers: dict[str, ExampleScores] = {answer.example_id: answer for answer in ranker.rank(examples)}
-    frames = []
-    for example in examples:
-        answer = answers[example.example_id]
-        scores = sigmoid(answer.margins) if ranker.probabilistic else np.full(len(answer.margins), np.nan)
-        frames.append(
-            pl.DataFrame(
-                {
-                    "example_id": [example.example_id] * len(example.candidates),
-                    "user_id": [example.user_id] * len(example.candidates),
-                    "item_id": example.candidates,
-                    "label": example.labels,
-                    "ranker": [ranker.name] * len(example.candidates),
-                    "margin": answer.margins,
-                    "score": pl.Series(scores).fill_nan(None),
-                    "n_prompt_tokens": answer.n_prompt_tokens,
-                    "n_cut_tokens": answer.n_cut_tokens,
-                },
-                schema_overrides=SCHEMA,
-            )
-        )
-    return pl.concat(frames)
+    write_whole(file, score_table(ranker, examples).write_parquet)
 
 
 def make_ranker(  # noqa: PLR0911 - one a name
@@ -264,7 +228,7 @@ def make_ranker(  # noqa: PLR0911 - one a name
 
 def _llm_ranker(bench: Workbench, name: RankerName, *, served: bool) -> Ranker:
     """Open the base model, or the fine-tuned one for what is that, here or on its server."""
-    from trsr.recommend.recommender import LlmRanker
+    from trsr.recommend.recommender import Recommender
 
     adapter = bench.folder.path / "model" if name in OWN_MODEL else None
     recommender, template = bench.config.recommender, bench.ranking_template.hash
@@ -277,8 +241,14 @@ def _llm_ranker(bench: Workbench, name: RankerName, *, served: bool) -> Ranker:
     else:
         scorer, info = open_scorer(recommender, adapter, template, version)
     profiles = bench.profiles_as(OWN_MODEL.get(name, "own"))
-    return LlmRanker(
-        name, scorer, bench.builder, info.labels if info else bench.labels, profiles, bench.n_field_cut
+    return Recommender(
+        scorer,
+        bench.builder,
+        info.labels if info else bench.labels,
+        Catalogue(bench.dataset.catalogue(), bench.dataset.info.text_fields),
+        name=name,
+        profiles=profiles,
+        n_field_cut=bench.n_field_cut,
     )
 
 

@@ -10,6 +10,7 @@ from itertools import pairwise
 from trsr.errors import DataError
 from trsr.recommend.questions import Ask, Scored
 from trsr.templating import plain_line
+from trsr.types import Explanation
 
 MAX_SENTENCES = 12
 """Parts of notes or of a profile that are left out in turn at most; of more, neighbours go together."""
@@ -18,25 +19,6 @@ _SENTENCE_END = re.compile(r"(?<=[.!?…])\s+(?=[^\sa-z\d])|(?<=[。！？])")
 _CLAUSE_END = re.compile(
     r"(?<=[;:])\s+|(?<=,)\s+(?:and\s+)?|\s+(?=but\b|while\b|and (?:also|lately|recently)\b)"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """What moved a candidate's margin.
-
-    Attributes:
-        margin: With everything.
-        without_item: (item id, margin - margin without it) for each recent item shown, oldest first; above 0
-            where the item speaks for the candidate.
-        without_note: The same for the sentences of the user's notes.
-        without_sentence: The same for the profile's sentences (or clauses, where it is one sentence), in
-            their order.
-    """
-
-    margin: float
-    without_item: tuple[tuple[str, float], ...]
-    without_note: tuple[tuple[str, float], ...]
-    without_sentence: tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,17 @@ FILE_NAME = "trsr.json"
 WEIGHTS = "adapter_model.safetensors"
 
 
+class Origin(BaseModel):
+    """Where a model was trained from Python, so that `from_pretrained` finds its data and profiles again."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    data: str
+    """The dataset folder."""
+    summarizer: dict[str, Any] | None = None
+    """The arguments of its `Summarizer`; None where it was trained without profiles."""
+
+
 class AdapterInfo(BaseModel):
     """The facts that scores depend on, and where they came from."""
 
@@ -61,6 +72,8 @@ class AdapterInfo(BaseModel):
     """How margins become scores (`trsr.recommend.calibration`); None for sigmoid(margin)."""
     quantization: str | None = None
     """How the base model was rounded under the adapter (`recommender.quantization`); None if it was not."""
+    origin: Origin | None = None
+    """What `trsr.fine_tune` trained it on; None for the model of a run, whose folder says it."""
     versions: dict[str, str]
     adapter_sha256: str | None = None
     """Of `adapter_model.safetensors`; None in model folders made before it was noted."""

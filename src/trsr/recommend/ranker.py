@@ -5,12 +5,13 @@ A baseline and the fine-tuned LLM are asked through the same protocol, on the sa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from trsr.types import RankedItem, RankingExample
 
@@ -64,10 +65,13 @@ def sigmoid(margins: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return np.asarray(np.exp(-np.logaddexp(0.0, -x)))
 
 
-def ranked(
-    example: RankingExample, margins: npt.ArrayLike, scores: npt.ArrayLike | None = None
+def best_first(
+    candidates: Sequence[str],
+    margins: npt.ArrayLike,
+    scores: npt.ArrayLike | None = None,
+    text: Callable[[str], str] = lambda _: "",
 ) -> list[RankedItem]:
-    """Return the candidates best first; among equal margins the given (shuffled) order stays.
+    """Return candidates best first; among equal margins the given order stays.
 
     Without `scores`, which are in [0, 1], a candidate's is the sigmoid of its margin.
     """
@@ -75,6 +79,49 @@ def ranked(
     order = np.argsort(-values, kind="stable")
     probabilities = sigmoid(values) if scores is None else np.asarray(scores, dtype=np.float64)
     return [
-        RankedItem(example.candidates[i], place, float(values[i]), float(probabilities[i]))
-        for place, i in enumerate(order.tolist(), start=1)
+        RankedItem(candidates[i], rank, float(values[i]), float(probabilities[i]), i, text(candidates[i]))
+        for rank, i in enumerate(order.tolist(), start=1)
     ]
+
+
+SCORES = {
+    "example_id": pl.String,
+    "user_id": pl.String,
+    "item_id": pl.String,
+    "label": pl.Int8,
+    "ranker": pl.String,
+    "margin": pl.Float32,
+    "score": pl.Float64,
+    "n_prompt_tokens": pl.Int32,
+    "n_cut_tokens": pl.Int32,
+}
+"""Columns of a table of scores: one row per ranker, example and candidate."""
+
+
+def score_table(ranker: Ranker, examples: Sequence[RankingExample]) -> pl.DataFrame:
+    """Return the scores of some examples, in the order of examples and candidates; columns as in `SCORES`.
+
+    `score` is sigmoid(margin) for a probabilistic ranker, else null.
+    """
+    answers = {answer.example_id: answer for answer in ranker.rank(examples)}
+    frames = []
+    for example in examples:
+        answer = answers[example.example_id]
+        scores = sigmoid(answer.margins) if ranker.probabilistic else np.full(len(answer.margins), np.nan)
+        frames.append(
+            pl.DataFrame(
+                {
+                    "example_id": [example.example_id] * len(example.candidates),
+                    "user_id": [example.user_id] * len(example.candidates),
+                    "item_id": example.candidates,
+                    "label": example.labels,
+                    "ranker": [ranker.name] * len(example.candidates),
+                    "margin": answer.margins,
+                    "score": pl.Series(scores).fill_nan(None),
+                    "n_prompt_tokens": answer.n_prompt_tokens,
+                    "n_cut_tokens": answer.n_cut_tokens,
+                },
+                schema_overrides=SCORES,
+            )
+        )
+    return pl.concat(frames)

@@ -1,65 +1,243 @@
-"""Opens a ranking model; asks it as a ranker of examples, or for single users: margins and calibrated scores.
+"""`Recommender`: ranks candidates for users by the yes/no margin of a language model.
 
-What one question brings cannot change another's answer: the room kept for a candidate is the same for all, so
-neither a long candidate nor a strange one changes what the model reads with the others.
+The prompt of one request never depends on other requests: the room kept for a candidate is the same for all.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
 
+from trsr.data.dataset import Dataset
 from trsr.errors import BudgetError, CandidateTooLongError, DataError
 from trsr.llm import models
-from trsr.llm.base import LabelScorer, LabelTokens, ScoringGroup, Sharing
-from trsr.llm.engines import OpenAIEngine, open_remote_scorer
+from trsr.llm.base import LabelScorer, LabelTokens, ScoringGroup
 from trsr.recommend.calibration import Calibration
 from trsr.recommend.catalogue import Catalogue
-from trsr.recommend.explain import Explanation, LeaveOneOut, leave_one_out
-from trsr.recommend.model_folder import AdapterInfo, check_adapter, load_adapter, read_adapter_info
-from trsr.recommend.prompt import Fitted, PromptBuilder, RankingPrompt
+from trsr.recommend.explain import LeaveOneOut, leave_one_out
+from trsr.recommend.loading import RecommenderConfig, open_scorer
+from trsr.recommend.model_folder import read_adapter_info
+from trsr.recommend.prompt import Fitted, PromptBuilder, PromptConfig, RankingPrompt, load_ranking_template
 from trsr.recommend.questions import Ask, Question, Scored, TextAsk
-from trsr.recommend.ranker import ExampleScores, sigmoid
+from trsr.recommend.ranker import ExampleScores, best_first, sigmoid
+from trsr.recommend.retrieval import Retriever
+from trsr.summarize.summarizer import Summarizer
 from trsr.text import NO_TEXT, capped_line, verbalize_item, was_cut
-from trsr.types import Item, RankingExample
+from trsr.types import Explanation, Item, PreferenceSummary, RankedItem, RankingExample
+
+Margins = npt.NDArray[np.float32]
+MAX_DOCUMENT_TOKENS = 256
+"""Tokens kept of a document of `rerank`, or half a prompt where that is less."""
 
 
-class LlmRanker:
-    """Scores candidates by the yes-no margin of a language model, zero-shot or fine-tuned."""
+class Recommender:
+    """Ranks candidates by the yes/no margin of a language model, zero-shot or fine-tuned.
+
+    Open one with `Recommender.from_pretrained`. It ranks for a single user (`rank` with a history and
+    candidates, `recommend`, `rerank`, `explain`), and it is a ranker of examples for `trsr.evaluate`. One
+    thread at a time may read the model; everything else is thread-safe.
+
+    Args:
+        scorer: Holds the model, and the prefix cache if there is one.
+        builder: Builds the prompts; its item texts must come from `catalogue`.
+        labels: The answer tokens.
+        catalogue: The items.
+        name: Shown in tables and answers.
+        calibration: Turns margins into scores; None for sigmoid(margin).
+        knows: Whether the scorer has read a prefix (token ids) before; None: never.
+        profiles: Profile texts by example id, for examples; None to have `summarizer` write them.
+        n_field_cut: How many tokens the caps of fields cut from an item's text.
+        dataset: Holds the histories of its users.
+        summarizer: Writes profiles of histories.
+    """
 
     probabilistic = True
 
     def __init__(
         self,
-        name: str,
         scorer: LabelScorer,
         builder: PromptBuilder,
         labels: LabelTokens,
-        profiles: Mapping[str, str],
+        catalogue: Catalogue,
+        *,
+        name: str,
+        calibration: Calibration | None = None,
+        knows: Callable[[tuple[int, ...]], bool] | None = None,
+        profiles: Mapping[str, str] | None = None,
         n_field_cut: Callable[[str], int] = lambda _: 0,
+        dataset: Dataset | None = None,
+        summarizer: Summarizer | None = None,
     ) -> None:
-        """Rank with a scorer; `n_field_cut` is how many tokens the caps of fields cut from an item's text."""
-        self.name = name
         self.scorer = scorer
         self.builder = builder
         self.labels = labels
+        self.catalogue = catalogue
+        self.name = name
+        self.calibration = calibration
+        self.knows = knows or (lambda _: False)
         self.profiles = profiles
         self.n_field_cut = n_field_cut
+        self.dataset = dataset
+        self.summarizer = summarizer
+        self.folder: Path | None = None
+        self._document_tokens = min(MAX_DOCUMENT_TOKENS, builder.config.max_tokens // 2)
+        self._item_room = _room(builder, catalogue)
+        self._document_room = len(builder.text_suffix("x")) + self._document_tokens
 
-    def rank(self, examples: Sequence[RankingExample]) -> Iterator[ExampleScores]:
-        """Yield one result an example.
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, data: Dataset | str | Path | None = None, *, device: str = "auto"
+    ) -> Recommender:
+        """Open a model folder, such as `trsr.fine_tune` and `trsr run` write.
+
+        Args:
+            folder: The model folder.
+            data: The dataset, or its folder; by default the one it was trained on.
+            device: `auto`, `cpu`, `cuda`, ...
 
         Raises:
+            RunMismatchError: the folder is no model folder, or damaged.
+            DataError: there is no dataset.
+            ModelError: the base model cannot be had.
+        """
+        folder = Path(folder)
+        info = read_adapter_info(folder)
+        origin = info.origin
+        if data is None and origin is None:
+            raise DataError(f"{folder} does not say which dataset it was trained on; name one as `data`.")
+        dataset = data if isinstance(data, Dataset) else Dataset.open(data or origin.data)  # type: ignore[union-attr]
+        config = RecommenderConfig.model_validate(
+            {"model": info.base_model, "quantization": info.quantization, "device": device}
+        )
+        prompt = PromptConfig.model_validate({**info.prompt, "template": info.template})
+        summarizer = Summarizer(**origin.summarizer) if origin and origin.summarizer else None
+        return cls.open(config, folder, prompt, dataset, name=folder.resolve().name, summarizer=summarizer)
+
+    @classmethod
+    def open(
+        cls,
+        config: RecommenderConfig,
+        adapter: Path | None,
+        prompt: PromptConfig,
+        dataset: Dataset,
+        *,
+        name: str,
+        summarizer: Summarizer | None = None,
+        cache_bytes: int = 0,
+    ) -> Recommender:
+        """Load a base model, with an adapter if there is one, over the items of a dataset.
+
+        Args:
+            config: Names the base model.
+            adapter: A model folder; None for the base model as it is.
+            prompt: What the prompt shows.
+            dataset: The items, and the histories of users.
+            name: Shown in tables and answers.
+            summarizer: Writes the profiles.
+            cache_bytes: Most memory for prefixes that are kept between calls.
+
+        Raises:
+            RunMismatchError: the model folder is damaged, or was trained on another template or base model.
+            ConfigError: the prompt shows a field that the dataset does not have.
+            ModelError: the base model cannot be had.
+        """
+        from trsr.llm.transformers import HfTokenizer
+        from trsr.recommend.scorer import PrefixCache
+
+        dataset.check_fields(prompt.fields)
+        tokenizer = HfTokenizer(models.hf_folder(config.model))
+        template = load_ranking_template(prompt.template, dataset.info.domain)
+        catalogue = Catalogue(dataset.catalogue(), dataset.info.text_fields)
+        texts = catalogue.texts(prompt.fields, prompt.max_field_tokens, tokenizer)
+        builder = PromptBuilder(template, prompt, tokenizer, texts)
+        labels = builder.labels()
+        cache = PrefixCache(cache_bytes) if cache_bytes else None
+        scorer, info = open_scorer(config, adapter, template.hash, tokenizer.prompt_version, cache=cache)
+        saved = info.calibration if info is not None else None
+        made = cls(
+            scorer,
+            builder,
+            labels if info is None else info.labels,
+            catalogue,
+            name=name,
+            calibration=Calibration.from_json(saved) if saved is not None else None,
+            knows=scorer.knows,
+            dataset=dataset,
+            summarizer=summarizer,
+        )
+        made.folder = adapter
+        return made
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Copy the model folder.
+
+        Raises:
+            DataError: this is a base model without an adapter, or `folder` exists.
+        """
+        if self.folder is None:
+            raise DataError(f"{self.name} is a base model as it is; there is no adapter to save.")
+        if Path(folder).exists():
+            raise DataError(f"{folder} exists; name another folder.")
+        shutil.copytree(self.folder, folder)
+
+    @overload
+    def rank(self, examples: Sequence[RankingExample]) -> Iterator[ExampleScores]: ...
+
+    @overload
+    def rank(
+        self,
+        *,
+        history: Sequence[str],
+        candidates: Sequence[str],
+        profile: str | PreferenceSummary = "",
+        notes: str = "",
+    ) -> list[RankedItem]: ...
+
+    def rank(
+        self,
+        examples: Sequence[RankingExample] | None = None,
+        *,
+        history: Sequence[str] = (),
+        candidates: Sequence[str] = (),
+        profile: str | PreferenceSummary = "",
+        notes: str = "",
+    ) -> Iterator[ExampleScores] | list[RankedItem]:
+        """Rank the candidates of one user, or score those of many examples.
+
+        Args:
+            examples: Examples to score instead of a single user; yields one `ExampleScores` per example, in
+                any order. Their profiles are those given, or written by the summarizer.
+            history: Item ids, oldest first; the newest `prompt.n_recent` are shown.
+            candidates: Item ids, at least one.
+            profile: The user's profile.
+            notes: What the user wrote about themselves.
+
+        Returns:
+            For a single user the candidates, best first.
+
+        Raises:
+            DataError: there are no candidates, or an item is not in the catalogue.
             BudgetError: a prompt cannot fit its budget, or not a forward pass; names user and item.
         """
+        if examples is not None:
+            return self._score_examples(examples)
+        text = profile.text if isinstance(profile, PreferenceSummary) else profile
+        (scored,) = self.score([Ask(tuple(history), text, tuple(candidates), notes)])
+        return best_first(candidates, scored.margins, scored.scores, self.text_of)
+
+    def _score_examples(self, examples: Sequence[RankingExample]) -> Iterator[ExampleScores]:
+        profiles = self.profiles
+        if profiles is None:
+            profiles = self._written_profiles(examples)
         prompts = [
-            self.builder.build(e.history, self.profiles.get(e.example_id, ""), e.candidates) for e in examples
+            self.builder.build(e.history, profiles.get(e.example_id, ""), e.candidates) for e in examples
         ]
         try:
             for index, margins in self.scorer.score([p.group for p in prompts], self.labels):
@@ -77,6 +255,11 @@ class LlmRanker:
                 error.group, error.suffix, error.n_tokens, error.max_tokens, name
             ) from error
 
+    def _written_profiles(self, examples: Sequence[RankingExample]) -> Mapping[str, str]:
+        if self.summarizer is None or self.dataset is None:
+            return {}
+        return self.summarizer.before(self.dataset, examples)
+
     def _n_cut(self, example: RankingExample, fitted: Fitted) -> npt.NDArray[np.int32]:
         """Return the tokens that each candidate's prompt lacks."""
         n_recent = self.builder.config.n_recent
@@ -84,158 +267,45 @@ class LlmRanker:
         n_prefix = fitted.n_tokens_cut + sum(map(self.n_field_cut, shown))
         return np.asarray([n_prefix + self.n_field_cut(c) for c in example.candidates], dtype=np.int32)
 
+    @cached_property
+    def retriever(self) -> Retriever:
+        """Finds candidates in the whole catalogue.
 
-if TYPE_CHECKING:
-    from trsr.recommend.scorer import PrefixCache, SharedPrefixScorer
+        Raises:
+            MissingExtraError: bm25s is not installed.
+        """
+        return Retriever.of(self.catalogue, self.dataset)
 
-
-def open_scorer(
-    recommender: RecommenderConfig,
-    adapter: Path | None,
-    template_hash: str,
-    prompt_version: int,
-    *,
-    cache: PrefixCache | None = None,
-) -> tuple[SharedPrefixScorer, AdapterInfo | None]:
-    """Load the model, and what its adapter says about itself.
-
-    Args:
-        recommender: Names the base model, its precision and its device.
-        adapter: A model folder; None for the base model as it is.
-        template_hash: Of the prompt template that will be rendered.
-        prompt_version: Of the tokenizer that will read it.
-        cache: Where prefixes are kept between calls; None to forget them.
-
-    Raises:
-        ModelError: the base model cannot be had.
-        RunMismatchError: the model folder is damaged, or was trained on another template or base model.
-    """
-    from trsr.llm import prefix_attention
-    from trsr.llm.transformers import load_causal_lm
-    from trsr.recommend.scorer import SharedPrefixScorer
-
-    info = _checked_info(recommender, adapter, template_hash, prompt_version)
-    model = load_causal_lm(
-        recommender.model,
-        dtype=recommender.dtype,
-        device=recommender.device,
-        quantization=recommender.quantization,
-    )
-    prefix_attention.enable(model, recommender.sharing)
-    if adapter is not None:
-        adapted = load_adapter(model, adapter)
-        # Merged into 4 bits, the adapter would be rounded too: there it stays beside the weights.
-        model = adapted.base_model.model if recommender.quantization else adapted.merge_and_unload()
-        model = model.eval()
-    scorer = SharedPrefixScorer(model, max_batch_tokens=recommender.max_batch_tokens, cache=cache)
-    return scorer, info
-
-
-def open_server_scorer(
-    server: OpenAIEngine,
-    recommender: RecommenderConfig,
-    adapter: Path | None,
-    template_hash: str,
-    prompt_version: int,
-) -> tuple[LabelScorer, AdapterInfo | None]:
-    """Return a scorer over a server that holds the model, and what its adapter says about itself.
-
-    Args:
-        server: Where the model is.
-        recommender: As for `open_scorer`; no model is loaded.
-        adapter: The model folder of what is served; None for the base model as it is.
-        template_hash: Of the prompt template that will be rendered.
-        prompt_version: Of the tokenizer that will read it.
-
-    Raises:
-        RunMismatchError: as for `open_scorer`.
-        MissingExtraError: the client's package is not installed.
-    """
-    return open_remote_scorer(server), _checked_info(recommender, adapter, template_hash, prompt_version)
-
-
-def _checked_info(
-    recommender: RecommenderConfig, adapter: Path | None, template_hash: str, prompt_version: int
-) -> AdapterInfo | None:
-    if adapter is None:
-        return None
-    info = read_adapter_info(adapter)
-    base = models.model_id(recommender.model)
-    check_adapter(
-        info,
-        adapter,
-        template_hash=template_hash,
-        prompt_version=prompt_version,
-        base_model_id=base,
-        quantization=recommender.quantization,
-    )
-    return info
-
-
-class RecommenderConfig(BaseModel):
-    """The language model that ranks."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str = "smollm2-135m"
-    """The embedded model, a hub id or a local folder."""
-    dtype: str = "auto"
-    device: str = "auto"
-    quantization: Literal["4bit"] | None = None
-    """`4bit` loads the model in NF4 (bitsandbytes, NVIDIA GPUs only) under a LoRA adapter in float32, as
-    QLoRA does; scores are those of the model so rounded."""
-    sharing: Sharing = "auto"
-    """How candidates share the reading of their prefix: `rows`, `padded` or `blocks` (both for GPUs), or
-    `separate`, which reads it again for each. Results are equal; models that cannot share are read
-    separately. `auto` is `padded` on a GPU, else `rows`."""
-    max_batch_tokens: int = Field(default=4096, ge=1)
-    """Most tokens of a forward pass when ranking; bounds the memory."""
-    servers: dict[Literal["llm", "llm_zero_shot"], OpenAIEngine] = {}
-    """Servers that score the test's candidates in place of this process, by ranker: for `llm` one that holds
-    the fine-tuned model, for `llm_zero_shot` the base model. `model` still names the tokenizer."""
-
-
-Margins = npt.NDArray[np.float32]
-MAX_DOCUMENT_TOKENS = 256
-"""Tokens kept of a document of `rerank`, or half a prompt where that is less."""
-
-
-class Recommender:
-    """Scores candidates for users whose history and profile are given.
-
-    One thread at a time may read; all else is safe beside it.
-
-    Args:
-        scorer: Holds the model, and the prefix cache if there is one.
-        builder: Builds the prompts; its item texts must come from `catalogue`.
-        labels: The answer tokens.
-        catalogue: The items.
-        model_name: Stands in answers.
-        calibration: Turns margins into scores; None for sigmoid(margin).
-        knows: Whether the scorer has read a prefix (token ids) before; None: never.
-    """
-
-    def __init__(
+    def recommend(
         self,
-        scorer: LabelScorer,
-        builder: PromptBuilder,
-        labels: LabelTokens,
-        catalogue: Catalogue,
+        user_id: str,
+        top_n: int = 10,
         *,
-        model_name: str,
-        calibration: Calibration | None = None,
-        knows: Callable[[tuple[int, ...]], bool] | None = None,
-    ) -> None:
-        self.scorer = scorer
-        self.builder = builder
-        self.labels = labels
-        self.catalogue = catalogue
-        self.model_name = model_name
-        self.calibration = calibration
-        self.knows = knows or (lambda _: False)
-        self._document_tokens = min(MAX_DOCUMENT_TOKENS, builder.config.max_tokens // 2)
-        self._item_room = _room(builder, catalogue)
-        self._document_room = len(builder.text_suffix("x")) + self._document_tokens
+        n_ranked: int = 50,
+        filters: Mapping[str, str] | None = None,
+    ) -> list[RankedItem]:
+        """Recommend items to a user of the dataset, best first.
+
+        Args:
+            user_id: The user; their history comes from the dataset, their profile from the summarizer.
+            top_n: Items to return.
+            n_ranked: Candidates that are retrieved and read by the model.
+            filters: For each category field the value that an item must have.
+
+        Raises:
+            DataError: there is no such user, or no such category field.
+            EngineError: the profile could not be written.
+        """
+        if self.dataset is None:
+            raise DataError(f"{self.name} was opened without a dataset, so it knows no users; use `rank`.")
+        history = self.dataset.readable(self.dataset.history(user_id))
+        profile = ""
+        if self.summarizer is not None:
+            profile = self.summarizer.write(self.dataset, [history]).profiles[0].text
+        found = self.retriever.top(profile, history.item_ids, max(top_n, n_ranked), filters)
+        if not found:
+            return []
+        return self.rank(history=history.item_ids, profile=profile, candidates=found)[:top_n]
 
     def score(self, questions: Sequence[Question]) -> list[Scored]:
         """Answer questions in one stream of passes; the result is in their order.

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
+from trsr.data.dataset import Dataset
 from trsr.errors import DataError, MissingExtraError
 from trsr.recommend.catalogue import Catalogue
 from trsr.summarize.counted import field_values
@@ -69,6 +71,14 @@ class Retriever:
         self._changed: frozenset[str] = frozenset()
         self._index: _Index
         self._remake()
+
+    @classmethod
+    def of(cls, catalogue: Catalogue, dataset: Dataset | None) -> Retriever:
+        """Return a retriever that takes categories and popularity from a dataset."""
+        if dataset is None:
+            return cls(catalogue)
+        users = dataset.events().group_by("item_id").agg(pl.col("user_id").n_unique()).collect()
+        return cls(catalogue, dataset.info.category_fields, dict(users.iter_rows()))
 
     def top(
         self, profile: str, history: Sequence[str], n: int, filters: Mapping[str, str] | None = None

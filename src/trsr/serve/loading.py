@@ -19,10 +19,11 @@ from trsr.llm.cpu import apart
 from trsr.llm.engines import DEFAULT_ENGINE, EngineConfig, open_generator
 from trsr.recommend.calibration import Calibration
 from trsr.recommend.catalogue import Catalogue
+from trsr.recommend.loading import RecommenderConfig, open_scorer
 from trsr.recommend.model_folder import FILE_NAME, read_adapter_info
 from trsr.recommend.prompt import PromptBuilder, PromptConfig, load_ranking_template
 from trsr.recommend.questions import Ask
-from trsr.recommend.recommender import Recommender, RecommenderConfig, open_scorer
+from trsr.recommend.recommender import Recommender
 from trsr.recommend.retrieval import Retriever
 from trsr.serve.database import SqliteServeStore, Written
 from trsr.serve.model_queue import ModelQueue, n_read_at_most
@@ -175,7 +176,7 @@ def open_for_serving(
         builder,
         labels if info is None else info.labels,
         catalogue,
-        model_name=model_or_run.resolve().name,
+        name=model_or_run.resolve().name,
         calibration=Calibration.from_json(saved) if saved is not None else None,
         knows=scorer.knows,
     )

@@ -11,17 +11,18 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-import numpy as np
 from starlette.concurrency import run_in_threadpool
 
 from trsr.errors import CandidateTooLongError, DataError, OverloadedError
-from trsr.recommend.explain import Explanation, LeaveOneOut
+from trsr.recommend.explain import LeaveOneOut
 from trsr.recommend.prompt import RankingPrompt
 from trsr.recommend.questions import Ask, Question, Scored, TextAsk
+from trsr.recommend.ranker import best_first
 from trsr.recommend.recommender import Recommender, named
 from trsr.recommend.retrieval import Retriever
 from trsr.serve.model_queue import ModelQueue, n_read_at_most
 from trsr.serve.problems import TOO_LARGE, UNKNOWN_FIELDS, UNKNOWN_ITEMS, UNKNOWN_MODEL, Problem
+from trsr.types import Explanation, RankedItem
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,26 +57,6 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A candidate's place in the answer: `index` is where it stood in the question, margins are logits."""
-
-    index: int
-    margin: float
-    score: float
-
-
-@dataclass(frozen=True, slots=True)
-class Ranked:
-    """A recommended item: `rank` counts from 1; the score is in [0, 1]."""
-
-    item_id: str
-    rank: int
-    margin: float
-    score: float
-    explanation: Explanation | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Tokens:
     """Tokens of all candidates' prompts, those that were really read, and those that did not fit."""
 
@@ -86,9 +67,9 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """An answer, best first; `cut` are the indices of documents that were cut."""
+    """Candidates or documents, best first; `cut` are the indices of documents that were cut."""
 
-    places: list[Place]
+    places: list[RankedItem]
     tokens: Tokens
     cut: frozenset[int] = frozenset()
 
@@ -132,7 +113,7 @@ class Ranker:
             Problem: another model is asked for, or there are too many documents.
             OverloadedError: there is no time for it.
         """
-        name = self.recommender.model_name
+        name = self.recommender.name
         if model is not None and model != name:
             raise Problem(UNKNOWN_MODEL, f"This server has the model {name!r}; name it, or none.")
         self._check_number(len(question.documents), "documents")
@@ -141,9 +122,9 @@ class Ranker:
         prompt = await run_in_threadpool(self.recommender.prompt, question)
         self._check_tokens(n_read_at_most(prompt))
         (scored,) = await self._ask([question], [prompt], ends)
-        return replace(_ranking(scored), cut=prompt.cut)
+        return replace(_ranking(question.documents, scored), cut=prompt.cut)
 
-    async def recommend(self, reader: Reader, wish: Wish) -> tuple[list[Ranked], Tokens]:
+    async def recommend(self, reader: Reader, wish: Wish) -> tuple[list[RankedItem], Tokens]:
         """Rank items for a reader; return the best `top_n`, and what was read for their places.
 
         Raises:
@@ -171,17 +152,14 @@ class Ranker:
             n_tokens += len(parts.asks) * (len(prompt.group.prefix) + sum(longest))
         self._check_tokens(n_tokens)
         answers = await self._ask([ask], [prompt], ends)
-        places = _ranking(answers[0]).places[: wish.top_n]
+        places = _ranking(candidates, answers[0]).places[: wish.top_n]
         explanations: Sequence[Explanation | None] = [None] * len(places)
         if parts is not None:
-            best = tuple(candidates[place.index] for place in places)
+            best = tuple(place.item_id for place in places)
             more = await self._explain(parts, best, ends)
             explanations = _explanations(parts, more)
             answers += more
-        ranked = [
-            Ranked(candidates[place.index], rank, place.margin, place.score, explanation)
-            for rank, (place, explanation) in enumerate(zip(places, explanations, strict=True), start=1)
-        ]
+        ranked = [replace(item, explanation=why) for item, why in zip(places, explanations, strict=True)]
         return ranked, _tokens(answers)
 
     def check_items(self, item_ids: Sequence[str], known: Container[str] | None = None) -> None:
@@ -246,11 +224,8 @@ def _explanations(parts: LeaveOneOut, answers: Sequence[Scored]) -> list[Explana
     ]
 
 
-def _ranking(scored: Scored) -> Ranking:
-    """Order an answer, best first; among equal margins the given order stays."""
-    order = np.argsort(-scored.margins, kind="stable").tolist()
-    places = [Place(i, float(scored.margins[i]), float(scored.scores[i])) for i in order]
-    return Ranking(places, _tokens([scored]))
+def _ranking(candidates: Sequence[str], scored: Scored) -> Ranking:
+    return Ranking(best_first(candidates, scored.margins, scored.scores), _tokens([scored]))
 
 
 def _tokens(answers: Sequence[Scored]) -> Tokens:

@@ -16,7 +16,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from trsr.errors import TrsrError
-from trsr.recommend.explain import Explanation
 from trsr.recommend.questions import TextAsk
 from trsr.serve.metrics import Metrics
 from trsr.serve.middleware import check_user
@@ -33,7 +32,7 @@ from trsr.serve.problems import (
     Problem,
     refusals,
 )
-from trsr.serve.ranking import Ranked, Tokens, Wish
+from trsr.serve.ranking import Tokens, Wish
 from trsr.serve.schemas import (
     ApiVersion,
     BilledUnits,
@@ -72,7 +71,7 @@ from trsr.serve.schemas import (
 )
 from trsr.serve.service import Service
 from trsr.serve.store import Event, Notes, Profile
-from trsr.types import Item
+from trsr.types import Explanation, Item, RankedItem
 
 RECENT_SECONDS = 60.0
 """An answer of the model that is younger needs no probe."""
@@ -236,7 +235,7 @@ def _usage(tokens: Tokens) -> Usage:
     )
 
 
-def _item(ranked: Ranked) -> RecommendedItem:
+def _item(ranked: RankedItem) -> RecommendedItem:
     return RecommendedItem(
         item_id=ranked.item_id,
         rank=ranked.rank,

@@ -13,12 +13,12 @@ from starlette.concurrency import run_in_threadpool
 from trsr.recommend.questions import TextAsk
 from trsr.serve.problems import UNKNOWN_FIELDS, UNKNOWN_ITEM, UNKNOWN_USER, Problem
 from trsr.serve.profile_updater import Follower
-from trsr.serve.ranking import Ranked, Ranker, Ranking, Reader, Tokens, Wish
+from trsr.serve.ranking import Ranker, Ranking, Reader, Tokens, Wish
 from trsr.serve.store import Event, Notes, PendingUpdate, Profile, ServeStore, StoredEvent, UserSummary
 from trsr.summarize.counted import counted_profile
 from trsr.summarize.user_plan import Summariser
 from trsr.templating import plain_line
-from trsr.types import Block, Item
+from trsr.types import Block, Item, RankedItem
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -49,10 +49,10 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """Ranked items, best first, for whom they are, and the tokens of their prompts."""
+    """RankedItem items, best first, for whom they are, and the tokens of their prompts."""
 
     reader: Reader
-    results: list[Ranked]
+    results: list[RankedItem]
     tokens: Tokens
 
 
@@ -86,7 +86,7 @@ class Service:
     @property
     def model_name(self) -> str:
         """The served model, as answers name it."""
-        return self.ranker.recommender.model_name
+        return self.ranker.recommender.name
 
     @property
     def calibrated(self) -> bool:

@@ -9,12 +9,12 @@ from typing import Literal
 
 from starlette.concurrency import run_in_threadpool
 
-from trsr.recommend.explain import Explanation
-from trsr.serve.ranking import Ranked, Reader, Wish
+from trsr.serve.ranking import Reader, Wish
 from trsr.serve.service import Service, User
 from trsr.serve.store import Notes
 from trsr.summarize.counted import field_values, word_changes
 from trsr.templating import plain_line
+from trsr.types import Explanation, RankedItem
 
 MAX_TITLE = 140
 MAX_FIELD = 1_200
@@ -391,7 +391,7 @@ async def comparison_view(service: Service, user_id: str) -> Comparison:
     )
 
 
-def _full(results: Sequence[Ranked]) -> float:
+def _full(results: Sequence[RankedItem]) -> float:
     """Return the score at which bars are full: the next round one, so that small scores can be told apart."""
     most = max((one.score for one in results), default=1.0)
     return next(full for full in _FULL_BARS if most <= full or full == 1.0)

@@ -75,6 +75,15 @@ class Summarizer:
         made.config, made.engine, made.store = config, engine, store
         return made
 
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments that make an equal summarizer, ready for JSON."""
+        store = None if self.store is None else str(self.store)
+        return {
+            "engine": self.engine.model_dump(mode="json"),
+            "store": store,
+            **self.config.model_dump(mode="json"),
+        }
+
     def summarize(self, data: Dataset, users: Iterable[str] | None = None) -> Profiles:
         """Write the profile of every user, or of some, from their whole history.
 
@@ -86,13 +95,13 @@ class Summarizer:
             StoreError, OutputError: the store cannot be used.
         """
         histories = data.histories() if users is None else map(data.history, users)
-        catalogue = data.catalogue()
-        readable = [
-            History(history.user_id, items)
-            for history in histories
-            if (items := tuple(item for item in history.item_ids if catalogue[item].fields))
-        ]
+        readable = [one for history in histories if len(one := data.readable(history))]
         return Profiles(self, data, self.write(data, readable).profiles)
+
+    def before(self, data: Dataset, examples: Sequence[RankingExample]) -> dict[str, str]:
+        """Return by example id the profile of each example's history, which ends before the target."""
+        written = self.write(data, [History(example.user_id, example.history) for example in examples])
+        return {e.example_id: one.text for e, one in zip(examples, written.profiles, strict=True)}
 
     def write(self, data: Dataset, histories: Sequence[History]) -> WrittenProfiles:
         """Write one profile per history; raises what `summarize` raises."""
@@ -128,9 +137,7 @@ class Profiles(Mapping[str, PreferenceSummary]):
         A profile of the whole history has seen the target, so these are written where the store lacks them;
         a recurrent summarizer shares all complete blocks with the whole history's profile.
         """
-        histories = [History(example.user_id, example.history) for example in examples]
-        written = self.summarizer.write(self.data, histories).profiles
-        return {e.example_id: one.text for e, one in zip(examples, written, strict=True)}
+        return self.summarizer.before(self.data, examples)
 
     def to_frame(self) -> pl.DataFrame:
         """Return user_id, text and n_items, one row per user."""
