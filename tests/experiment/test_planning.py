@@ -22,7 +22,7 @@ from trsr.experiment.plan_report import plan_dataset, plan_experiment, planned_e
 from trsr.experiment.run_folder import RunFolder
 from trsr.experiment.stages import run_stages
 from trsr.llm.engines import EngineConfig, FakeEngine, TransformersEngine
-from trsr.llm.token_counts import engine_model_id, token_counter
+from trsr.llm.opening import engine_model_id, token_counter
 from trsr.splitting.protocols import SampledProtocol
 from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.stores import open_store

@@ -13,7 +13,7 @@ from trsr.experiment.cost_plan import Planner
 from trsr.experiment.experiment import Workbench
 from trsr.experiment.run_folder import RunFolder
 from trsr.experiment.stages import run_stages
-from trsr.llm.token_counts import engine_model_id, token_counter
+from trsr.llm.opening import engine_model_id, token_counter
 from trsr.summarize.store import Row
 from trsr.summarize.stores import open_store
 

@@ -10,7 +10,7 @@ import pytest
 
 from trsr.errors import ModelError
 from trsr.llm.base import Message, Prompt
-from trsr.llm.chat_format import ChatFormat, ChatTokenizer, with_system_in_front
+from trsr.llm.chat_format import ChatTokenizer, with_system_in_front
 from trsr.llm.llamacpp import LlamaCppTokenizer
 from trsr.testing.contracts import ask
 
@@ -118,7 +118,6 @@ def test_a_think_block_is_closed_only_where_the_answer_is_to_come_next(template:
     assert tokenizer.render_chat(ask("Seeds?")).endswith(f"<|assistant|>{end}")
     answered = tokenizer.render_chat(ask("Seeds?", prefill="Answer:"), think=False)
     assert answered.endswith("<|assistant|><think>\n\n</think>\n\nAnswer:")
-    assert tokenizer.chat_format.thinks
     assert tokenizer.prompt_version == 2
 
 
@@ -149,7 +148,7 @@ def test_a_prompt_of_tomorrow_is_that_of_today() -> None:
 
 
 def test_a_model_without_a_chat_template_gets_paragraphs() -> None:
-    assert ChatFormat(None, "tiny").render(ask("Seeds?", prefill="Yes,")) == (
+    assert TemplateTokenizer(None).render_chat(ask("Seeds?", prefill="Yes,")) == (
         "You answer in one sentence.\n\nSeeds?\n\nYes,"
     )
     assert TemplateTokenizer(None).prompt_version == 2

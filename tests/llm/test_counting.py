@@ -10,15 +10,10 @@ from hypothesis import strategies as st
 
 from trsr.errors import ModelError
 from trsr.llm.base import GenerationParams, Message, Prompt
-from trsr.llm.engines import (
-    EngineConfig,
-    FakeEngine,
-    LlamaCppEngine,
-    OpenAIEngine,
-    TransformersEngine,
-    open_generator,
-)
-from trsr.llm.token_counts import RoughTokenizer, engine_model_id, find_tokenizer, token_counter
+from trsr.llm.context import find_tokenizer
+from trsr.llm.engines import EngineConfig, FakeEngine, LlamaCppEngine, OpenAIEngine, TransformersEngine
+from trsr.llm.fake import RoughTokenizer
+from trsr.llm.opening import engine_model_id, open_generator, token_counter
 
 PROMPTS = [
     Prompt((Message("system", "You answer."), Message("user", text)), prefill)

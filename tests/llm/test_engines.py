@@ -17,8 +17,8 @@ from trsr.llm.engines import (
     LlamaCppEngine,
     OpenAIEngine,
     TransformersEngine,
-    open_generator,
 )
+from trsr.llm.opening import open_generator
 
 adapter: TypeAdapter[EngineConfig] = TypeAdapter(EngineConfig)
 

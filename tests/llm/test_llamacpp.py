@@ -4,32 +4,37 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from trsr.errors import ModelError
 from trsr.llm import models
 from trsr.llm.base import GenerationParams, TextGenerator
+from trsr.llm.engines import LlamaCppEngine
 from trsr.llm.llamacpp import (
     LlamaCppGenerator,
     LlamaCppTokenizer,
     default_threads,
     open_server,
-    physical_cores,
 )
 from trsr.testing.contracts import TextGeneratorContract, ask
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 
 
+def _engine(**options: Any) -> LlamaCppGenerator:
+    return LlamaCppGenerator(LlamaCppEngine(**{"max_prompt_tokens": 64, "threads": 1, **options}))
+
+
 class TestLlamaCpp(TextGeneratorContract):
     @classmethod
     def make_generator(cls) -> TextGenerator:
-        return LlamaCppGenerator(n_parallel=3, max_prompt_tokens=200, threads=1)
+        return _engine(n_parallel=3, max_prompt_tokens=200)
 
 
 def test_a_prompt_longer_than_its_slot_fails_alone() -> None:
-    generator = LlamaCppGenerator(n_parallel=2, max_prompt_tokens=60, threads=1)
+    generator = _engine(n_parallel=2, max_prompt_tokens=60)
     prompts = [ask("word " * 400), ask("word " * 60), ask("Name a colour.")]
     results = sorted(generator.generate(prompts, GenerationParams(max_new_tokens=4)), key=lambda r: r.index)
     generator.close()
@@ -44,7 +49,7 @@ def test_texts_do_not_depend_on_the_number_of_slots_and_threads() -> None:
     prompts = [ask(f"Write about {topic}. " * n) for n, topic in enumerate(("tea", "cats", "rain"), 1)]
     texts = []
     for n_parallel, threads in ((1, 2), (3, 1)):
-        generator = LlamaCppGenerator(n_parallel=n_parallel, max_prompt_tokens=64, threads=threads)
+        generator = _engine(n_parallel=n_parallel, threads=threads)
         results = generator.generate(prompts, GenerationParams(max_new_tokens=10))
         texts.append({result.index: result.text for result in results})
         generator.close()
@@ -52,7 +57,7 @@ def test_texts_do_not_depend_on_the_number_of_slots_and_threads() -> None:
 
 
 def test_a_larger_cap_than_before_starts_larger_slots() -> None:
-    generator = LlamaCppGenerator(n_parallel=1, max_prompt_tokens=64, threads=1)
+    generator = _engine(n_parallel=1)
     list(generator.generate([ask("Hello")], GenerationParams(max_new_tokens=1)))
     counting = ask("Count to one thousand.", prefill="1, 2, 3, 4, 5, 6,")
     (long,) = generator.generate([counting], GenerationParams(max_new_tokens=230))
@@ -66,10 +71,6 @@ def test_the_chat_format_ends_with_the_prefill() -> None:
     assert text.endswith("Name a colour.<|im_end|>\n<|im_start|>assistant\nThe colour is")
 
 
-def test_at_least_one_core_is_found() -> None:
-    assert 1 <= physical_cores() <= (os.cpu_count() or 1)
-
-
 @pytest.mark.parametrize(("named", "threads"), [("3", 3), ("0", None), ("many", None), (None, None)])
 def test_a_share_of_the_machine_is_kept_to(
     named: str | None, threads: int | None, monkeypatch: pytest.MonkeyPatch
@@ -77,20 +78,20 @@ def test_a_share_of_the_machine_is_kept_to(
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if named is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", named)
-    assert default_threads() == (threads or physical_cores())
+    assert default_threads() == threads if threads else 1 <= default_threads() <= (os.cpu_count() or 1)
 
 
 def test_a_broken_file_is_one_sentence(tmp_path: Path) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF but not really")
-    generator = LlamaCppGenerator(str(broken))
+    generator = _engine(model=str(broken))
     with pytest.raises(ModelError, match="could not load"):
         list(generator.generate([ask("Hello")], GenerationParams()))
 
 
 def test_an_unknown_model_is_refused_before_anything_is_loaded() -> None:
     with pytest.raises(ModelError, match="smollm2-135m"):
-        LlamaCppGenerator("smollm3")
+        _engine(model="smollm3")
 
 
 def test_a_process_that_forgets_to_close_still_ends() -> None:
@@ -98,7 +99,8 @@ def test_a_process_that_forgets_to_close_still_ends() -> None:
         "from trsr.llm.llamacpp import LlamaCppGenerator as G\n"
         "from trsr.llm.base import GenerationParams as P\n"
         "from trsr.testing.contracts import ask\n"
-        "g = G(n_parallel=2, max_prompt_tokens=64, threads=1)\n"
+        "from trsr.llm.engines import LlamaCppEngine as E\n"
+        "g = G(E(n_parallel=2, max_prompt_tokens=64, threads=1))\n"
         "results = g.generate([ask('Hello')] * 4, P(max_new_tokens=4))\n"
         "print(next(results).error)\n"
     )

@@ -12,6 +12,7 @@ import pytest
 from trsr.errors import EngineError
 from trsr.llm import models
 from trsr.llm.base import Generation, GenerationParams, PhrasePart, TextGenerator
+from trsr.llm.engines import OpenAIEngine
 from trsr.llm.openai import OpenAIGenerator
 from trsr.testing.contracts import TextGeneratorContract, ask
 from trsr.testing.scripted_server import (
@@ -50,14 +51,14 @@ class TestOpenAI(TextGeneratorContract):
 
     @classmethod
     def make_generator(cls) -> TextGenerator:
-        return OpenAIGenerator(cls.url, "smollm2-135m", concurrency=3, grammar="llama.cpp")
+        return OpenAIGenerator(_config(cls.url, model="smollm2-135m", concurrency=3, grammar="llama.cpp"))
 
 
 @pytest.mark.model
 @pytest.mark.slow
 def test_a_prompt_too_long_for_a_real_server_fails_alone(llama_url: str) -> None:
     prompts = [ask("word " * 700), ask("Name a colour.")]
-    results = _generate(OpenAIGenerator(llama_url, "smollm2-135m"), prompts)
+    results = _generate(OpenAIGenerator(_config(llama_url, model="smollm2-135m")), prompts)
     assert [result.error is None for result in results] == [False, True]
     assert "context" in str(results[0].error)
 
@@ -68,7 +69,11 @@ def _generate(generator: OpenAIGenerator, prompts: list[Any] | None = None) -> l
 
 
 def _engine(server: ScriptedServer, **options: Any) -> OpenAIGenerator:
-    return OpenAIGenerator(server.url, "m", **{"timeout": 60.0, "retries": 2, **options})
+    return OpenAIGenerator(_config(server.url, **options))
+
+
+def _config(url: str, **options: Any) -> OpenAIEngine:
+    return OpenAIEngine(**{"base_url": url, "model": "m", "timeout": 60.0, "retries": 2, **options})
 
 
 @pytest.mark.parametrize(
@@ -138,7 +143,7 @@ def test_a_server_that_is_not_there_is_one_retryable_error() -> None:
     with scripted(say("")) as server:
         url = server.url
     with pytest.raises(EngineError, match="cannot be reached") as caught:
-        _generate(OpenAIGenerator(url, "m", retries=0))
+        _generate(OpenAIGenerator(_config(url, retries=0)))
     assert caught.value.retryable
 
 
@@ -264,8 +269,9 @@ def test_requests_are_not_shown_unasked(capfd: pytest.CaptureFixture[str]) -> No
 
 
 def test_the_model_id_says_where_the_model_runs_unless_told_its_revision() -> None:
-    assert OpenAIGenerator("http://gpu1:8000/v1", "org/m").model_id == "org/m@gpu1:8000"
-    assert OpenAIGenerator("http://gpu1:8000/v1", "org/m", revision="abc").model_id == "org/m@abc"
+    here = _config("http://gpu1:8000/v1", model="org/m")
+    assert OpenAIGenerator(here).model_id == "org/m@gpu1:8000"
+    assert OpenAIGenerator(here.model_copy(update={"revision": "abc"})).model_id == "org/m@abc"
 
 
 def test_prompts_are_sent_in_the_order_given_so_that_server_prefix_caches_hit() -> None:

@@ -18,6 +18,7 @@ import pytest
 from trsr.errors import EngineError, MissingLabelsError
 from trsr.llm import models
 from trsr.llm.base import LabelScorer, LabelTokens, ScoringGroup
+from trsr.llm.engines import OpenAIEngine
 from trsr.llm.remote_scoring import RemoteScorer
 from trsr.testing.contracts import LabelScorerContract
 from trsr.testing.scripted_server import Answer, ScriptedServer, garbage, late, refuse, scripted, send
@@ -50,20 +51,25 @@ class TestTopLogprobsOfLlamaCpp(LabelScorerContract):
 
     @classmethod
     def make_scorer(cls) -> LabelScorer:
-        return RemoteScorer(cls.url, "smollm2-135m", concurrency=2, top_logprobs=500)
+        return RemoteScorer(_config(cls.url, concurrency=2, top_logprobs=500))
 
 
 @pytest.mark.model
 @pytest.mark.slow
 def test_labels_that_a_real_server_does_not_tell_are_counted_not_made_up(llama_url: str) -> None:
-    scorer = RemoteScorer(llama_url, "smollm2-135m", top_logprobs=2)
+    scorer = RemoteScorer(_config(llama_url, top_logprobs=2))
     with pytest.raises(MissingLabelsError) as found:
         list(scorer.score([ScoringGroup((1, 9690, 198), ((2683,), (359,), (253,)))], LabelTokens(5, 9)))
     assert (found.value.n_missing, found.value.n_candidates, found.value.top_k) == (3, 3, 2)
 
 
 def _scorer(server: ScriptedServer, **options: Any) -> RemoteScorer:
-    return RemoteScorer(server.url, "m", **{"timeout": 60.0, "retries": 1, "concurrency": 4, **options})
+    return RemoteScorer(_config(server.url, **options))
+
+
+def _config(url: str, **options: Any) -> OpenAIEngine:
+    defaults = {"base_url": url, "model": "m", "timeout": 60.0, "retries": 1, "concurrency": 4}
+    return OpenAIEngine(**{**defaults, **options})
 
 
 def _vllm(handler: BaseHTTPRequestHandler, request: dict[str, Any]) -> None:
@@ -176,7 +182,7 @@ def test_logprobs_by_text_are_refused_since_texts_do_not_name_tokens() -> None:
     body = {"choices": [{"logprobs": {"top_logprobs": [{" yes": -1.0, " no": -2.0}]}}]}
     with (
         scripted(lambda handler, _: send(handler, 200, json.dumps(body))) as server,
-        pytest.raises(EngineError, match="tells no logprobs by token id"),
+        pytest.raises(EngineError, match="gives no logprobs by token id"),
     ):
         list(_scorer(server, scoring="top_logprobs").score(GROUPS, LABELS))
 

@@ -19,9 +19,9 @@ from trsr.llm import models
 from trsr.llm.answers import Thinking
 from trsr.llm.base import GenerationParams, Prompt
 from trsr.llm.context import read_config
-from trsr.llm.engines import TransformersEngine, open_generator
+from trsr.llm.engines import TransformersEngine
 from trsr.llm.generation import TransformersGenerator
-from trsr.llm.token_counts import engine_model_id, token_counter
+from trsr.llm.opening import engine_model_id, open_generator, token_counter
 from trsr.llm.transformers import HfTokenizer, load_causal_lm, resolve_device, resolve_dtype
 from trsr.recommend.model_folder import quiet_peft
 from trsr.recommend.prompt import PromptBuilder, PromptConfig, load_ranking_template

@@ -25,9 +25,9 @@ from trsr.llm.engines import (
     FakeEngine,
     LlamaCppEngine,
     TransformersEngine,
-    open_generator,
     require_package,
 )
+from trsr.llm.opening import open_generator
 from trsr.summarize.executor import summarize
 from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.store import SummaryStore

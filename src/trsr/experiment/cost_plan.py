@@ -34,7 +34,9 @@ from trsr.experiment.forecast import (
     unwritten_text,
 )
 from trsr.llm.base import Tokenizer
-from trsr.llm.token_counts import RoughTokenizer, TokenCounter, find_tokenizer
+from trsr.llm.context import find_tokenizer
+from trsr.llm.fake import RoughTokenizer
+from trsr.llm.opening import TokenCounter
 from trsr.recommend.prompt import PromptBuilder, load_ranking_template
 from trsr.seeding import derive_rng
 from trsr.splitting.examples import Splits, build_examples, make_resampler

@@ -21,14 +21,8 @@ from trsr.experiment.config import validation_sentences
 from trsr.experiment.experiment import Workbench
 from trsr.llm import models
 from trsr.llm.base import LabelScorer, LabelTokens, ScoringGroup
-from trsr.llm.engines import (
-    EngineConfig,
-    LlamaCppEngine,
-    OpenAIEngine,
-    TransformersEngine,
-    open_remote_scorer,
-    require_package,
-)
+from trsr.llm.engines import EngineConfig, LlamaCppEngine, OpenAIEngine, TransformersEngine, require_package
+from trsr.llm.opening import open_remote_scorer
 from trsr.recommend.loading import RecommenderConfig, open_scorer
 from trsr.recommend.model_folder import read_adapter_info
 from trsr.recommend.prompt import PromptBuilder

@@ -394,8 +394,8 @@ def _generation(subject: CheckedModel) -> Finding:
     from transformers import GenerationConfig
 
     from trsr.llm.answers import answer_or_error
+    from trsr.llm.chat_format import rendered
     from trsr.llm.generation import TransformersGenerator
-    from trsr.llm.token_counts import rendered
 
     tokenizer = subject.tokenizer
     subject.forget()  # as it was loaded, without an adapter and with its own attention

@@ -16,7 +16,7 @@ from trsr.experiment.dataset_profiles import ProfileSettings, user_histories
 from trsr.experiment.forecast import Forecast, Rates, Work, forecast, price
 from trsr.experiment.preflight import check_models, check_plan
 from trsr.llm.engines import EngineConfig, OpenAIEngine, n_thought_tokens
-from trsr.llm.token_counts import engine_model_id, token_counter
+from trsr.llm.opening import engine_model_id, token_counter
 from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.user_plan import make_summariser
 

@@ -22,7 +22,7 @@ from trsr.experiment.experiment import summarised as summarised_examples
 from trsr.experiment.forecast import longest_prompt
 from trsr.llm import models
 from trsr.llm.base import LabelTokens
-from trsr.llm.context import check_vocabulary, context_length, engine_context, read_config, server_context
+from trsr.llm.context import check_vocabulary, context_length, read_config
 from trsr.llm.engines import (
     EngineConfig,
     FakeEngine,
@@ -32,7 +32,8 @@ from trsr.llm.engines import (
     n_thought_tokens,
     require_package,
 )
-from trsr.llm.token_counts import CHARACTERS_A_TOKEN, token_counter
+from trsr.llm.fake import CHARACTERS_A_TOKEN
+from trsr.llm.opening import engine_context, server_context, token_counter
 from trsr.recommend.loading import RecommenderConfig
 from trsr.recommend.prompt import PromptBuilder, PromptConfig, load_ranking_template
 from trsr.splitting.examples import build_examples

@@ -23,7 +23,8 @@ import polars as pl
 
 from trsr import errors
 from trsr.errors import ConfigError, EngineError, MissingExtraError, TrsrError
-from trsr.llm.engines import EngineConfig, open_generator
+from trsr.llm.engines import EngineConfig
+from trsr.llm.opening import open_generator
 from trsr.progress import bar
 from trsr.storage import write_whole
 from trsr.summarize.executor import SummaryProgress, complete

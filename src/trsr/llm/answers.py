@@ -1,9 +1,4 @@
-"""Finds the answer in what a model wrote: behind thoughts, introductions, headings and code fences.
-
-A reasoning model thinks aloud before it answers (`<think> ... </think>`), and a chat model likes to begin
-with "Here is the summary:". Neither may become a text that others read, and a text that ends at the first
-line end must not end there before the answer has begun.
-"""
+"""Finds the answer in what a model wrote: after thoughts, introductions, headings and code fences."""
 
 from __future__ import annotations
 
@@ -11,19 +6,17 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
-CHARACTERS_PER_TOKEN = 10
-"""Far more than a token of an answer has on average."""
 Thinking = Literal["off", "strip"]
 """`off`: the model is told not to think. `strip`: it may, and its thoughts are cut from the answer."""
-
-OFF: dict[str, Any] = {"enable_thinking": False, "thinking": False}
-"""What chat templates that know of thinking call the switch: Qwen3 and most others, DeepSeek and Granite."""
+NO_THINKING: dict[str, Any] = {"enable_thinking": False, "thinking": False}
+"""Switches of chat templates: Qwen3 and most others, DeepSeek and Granite."""
+_MAX_CHARACTERS_PER_TOKEN = 10  # models write 2 to 6 on average, in any language
 
 _WORDS = "think|thinking|thoughts?|reasoning|reflection|seed:think"
 THOUGHT_MARK = re.compile(
     r"</?[\w:]*think[\w:]*>|\[/?THINK\]|◁/?think▷|<\|(?:channel|message)\|>", re.IGNORECASE
 )
-"""A token that stands around thoughts, in the vocabularies that have some."""
+"""A token that opens or closes thoughts, in the vocabularies that have some."""
 # The channels of gpt-oss as they are written, or run together by a server that leaves special tokens out.
 _OPEN = re.compile(
     rf"<\s?(?:{_WORDS})\s?>|\[\s?THINK\]|◁think▷|<\|channel\|>\s*(?:analysis|commentary)\b[^<]*<\|message\|>"
@@ -66,11 +59,11 @@ def answer_in(text: str, *, prefilled: bool = False, whole: bool = True) -> str:
 
     Args:
         text: What a model wrote, or its beginning.
-        prefilled: Whether it goes on from words put into the model's mouth: a line that ends with a colon
-            is then no introduction by itself.
+        prefilled: Whether it continues a prefill: a line that ends with a colon is then no introduction by
+            itself.
         whole: Whether the model ended it; false where a cap of tokens did.
     """
-    return _FENCE_END.sub("", _begun(text, prefilled, whole)).strip()
+    return _FENCE_END.sub("", _from_answer(text, prefilled, whole)).strip()
 
 
 def answer_or_error(
@@ -81,28 +74,23 @@ def answer_or_error(
     Args:
         text: What a model wrote.
         stop: Texts that end an answer.
-        prefill: The words that it was to go on from; some models say them again.
+        prefill: The words that it continues; some models repeat them.
         whole: See `answer_in`.
     """
-    begun = _begun(text, bool(prefill), whole)
+    begun = _from_answer(text, bool(prefill), whole)
     if prefill:
         begun = begun.removeprefix(prefill.strip()).lstrip()
     answer = _FENCE_END.sub("", before_stop(begun, stop)).strip()
-    return answer, why_empty(text) if text.strip() and not answer else None
+    return answer, _why_empty(text) if text.strip() and not answer else None
 
 
 def within(text: str, n_tokens: int) -> str:
-    """Return a text, cut at a word where it has more characters than so many tokens write.
+    """Return a text, cut at a word where it has far more characters than `n_tokens` tokens can have.
 
-    For engines whose tokens cannot be counted here. Models write 2 to 6 characters a token, in any language.
+    For engines whose tokens cannot be counted here.
     """
-    most = n_tokens * CHARACTERS_PER_TOKEN
+    most = n_tokens * _MAX_CHARACTERS_PER_TOKEN
     return text if len(text) <= most else text[: most + 1].rsplit(maxsplit=1)[0][:most]
-
-
-def stopped_early(text: str, prefill: str = "") -> bool:
-    """Return whether a text that ended at a stop text holds something, but no answer yet."""
-    return not answer_in(text, prefilled=bool(prefill))
 
 
 def before_stop(text: str, stop: Sequence[str]) -> str:
@@ -112,14 +100,14 @@ def before_stop(text: str, stop: Sequence[str]) -> str:
 
 
 def has_stopped(text: str, stop: Sequence[str]) -> bool:
-    """Return whether the answer within a text holds a stop text; what comes before it does not count."""
+    """Return whether the answer within a text holds a stop text; those before the answer do not count."""
     if not any(s in text for s in stop):
         return False
-    answer = _begun(text, prefilled=False, whole=True)
+    answer = _from_answer(text, prefilled=False, whole=True)
     return any(s in answer for s in stop)
 
 
-def _begun(text: str, prefilled: bool, whole: bool) -> str:
+def _from_answer(text: str, prefilled: bool, whole: bool) -> str:
     """Return a text from where the answer begins; its end is left as it is."""
     if closed := list(_CLOSE.finditer(text)):
         text = _TURN_END.split(text[closed[-1].end() :], maxsplit=1)[0]
@@ -141,15 +129,14 @@ def _begun(text: str, prefilled: bool, whole: bool) -> str:
 
 
 def _announces(line: str, rest: str, whole: bool) -> bool:
-    """Return whether a first line ends with its only colon and, unless a cap cut it there, says no more."""
+    """Return whether a first line ends with its only colon and was not cut there by a cap of tokens."""
     line = line.strip().rstrip("*_")
     announces = line.endswith((":", "：")) and len(line) <= 200 and ";" not in line
     one_colon = line.count(":") + line.count("：") == 1
     return announces and one_colon and (bool(rest.strip()) or (whole and len(line.split()) > 2))
 
 
-def why_empty(text: str) -> str:
-    """Say in a sentence why a text holds no answer."""
+def _why_empty(text: str) -> str:
     closed, opened = _CLOSE.search(text), _OPEN.search(text)
     if opened and not closed:
         return (
@@ -158,12 +145,9 @@ def why_empty(text: str) -> str:
         )
     if opened or closed:
         return "the model wrote its thoughts and no answer"
-    if text.strip():
-        shown = " ".join(text.split())[:60]
-        return f"the model wrote an introduction and no answer ({shown!r})"
-    return "the model wrote nothing"
+    return f"the model wrote an introduction and no answer ({' '.join(text.split())[:60]!r})"
 
 
 def with_thinking(model_id: str, thinking: Thinking) -> str:
-    """Return the model id under which texts are kept: a model that thinks writes other ones."""
+    """Return the model id under which texts are kept; a model that thinks writes other texts."""
     return f"{model_id}+thinking" if thinking == "strip" else model_id

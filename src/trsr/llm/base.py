@@ -1,8 +1,4 @@
-"""The seam between `trsr` and language models: two protocols and the values they exchange.
-
-An engine is anything with `generate` (write a text) or `score` (margin between two answers). Engines hold the
-model; callers hold the prompts. Nothing here imports a model library.
-"""
+"""The protocols of language models and the values they exchange; imports no model library."""
 
 from __future__ import annotations
 
@@ -30,12 +26,12 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class PhrasePart:
-    """One part of an answer that is held to given phrases, with commas between them.
+    """One part of an answer that consists of given phrases, separated by commas.
 
     Attributes:
-        phrases: The only phrases it may be made of, at least one, without commas and semicolons.
-        n_phrases: How many different ones it says; all, if there are fewer.
-        lead: What stands between the part before and this one, after a semicolon: `before that`.
+        phrases: The allowed phrases, at least one, without commas and semicolons.
+        n_phrases: How many different ones are written; all, if there are fewer.
+        lead: Text between the previous part and this one, after a semicolon: `before that`.
     """
 
     phrases: tuple[str, ...]
@@ -45,13 +41,13 @@ class PhrasePart:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a model is asked.
+    """One request to a model.
 
     Attributes:
         messages: Turns of a chat.
-        prefill: The first words, put into its mouth; the generated text does not repeat them.
-        parts: What the answer has to be made of, part by part; None for anything. An engine that cannot hold
-            this refuses the prompt.
+        prefill: The first words of the answer; the generated text does not repeat them.
+        parts: Phrases that the answer must consist of, part by part; None for free text. An engine that
+            cannot enforce this refuses the prompt.
     """
 
     messages: tuple[Message, ...]
@@ -61,13 +57,12 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class GenerationParams:
-    """How to write: greedy unless `temperature` > 0.
+    """Decoding parameters; greedy unless `temperature` > 0.
 
     Attributes:
         max_new_tokens: Cap on the generated tokens, at least 1.
         temperature: 0 for greedy decoding.
-        frequency_penalty: Taken from a token's logit for each time it was already written (0 to 2); small
-            models repeat themselves without it.
+        frequency_penalty: Subtracted from a token's logit per earlier occurrence (0 to 2).
         seed: Only used when sampling.
         stop: Texts that end the generation; they are not part of the result.
     """
@@ -84,14 +79,14 @@ class Generation:
     """The answer to prompt number `index`: a text, or an error and an empty text, never both.
 
     Attributes:
-        index: The prompt's place in the sequence given to `generate`.
+        index: Position of the prompt in the sequence given to `generate`.
         text: Generated text, white space at both ends removed.
         n_prompt_tokens: Tokens read.
         n_generated_tokens: Tokens written.
         seconds: Wall-clock time of the call, or its share of a batch.
         error: One sentence, when the call failed for good; None otherwise.
-        more: Whether another result arrived together with this one: it comes next, without waiting and
-            whatever the caller does, so that results can be kept together. False promises nothing.
+        more: Whether the next result is ready already and comes without waiting, so that callers can store
+            several results at once. False promises nothing.
     """
 
     index: int
@@ -124,17 +119,17 @@ class Tokenizer(Protocol):
 
     @property
     def special_texts(self) -> tuple[str, ...]:
-        """The texts that `encode` turns into special tokens, those of the chat format among them."""
+        """Texts that `encode` turns into special tokens, including those of the chat format."""
         ...
 
     @property
     def prompt_version(self) -> int:
-        """1 where prompts are those of `trsr` before version 2, else 2.
+        """1 where prompts are the same as before version 2 of `trsr`, else 2.
 
         Version 2 begins with the BOS that the tokenizer adds by itself, gives models without a chat template
-        an answer cue, models without a system role that text in front of the user's, closes think blocks
-        before the answer, and reads a candidate without a blank of the tokenizer's own before it, but an
-        answer with the blank that the chat template writes there.
+        an answer cue, puts the system text before the user's for models without a system role, closes think
+        blocks before the answer, reads a candidate without a blank added by the tokenizer, and an answer with
+        the blank that the chat template writes before it.
         """
         ...
 
@@ -149,7 +144,7 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of a text that goes on another one, with no token added around it."""
+        """Return the token ids of a text that continues another one, with no token added around it."""
         ...
 
     def encode_prompt(self, text: str) -> list[int]:
@@ -161,11 +156,11 @@ class Tokenizer(Protocol):
         ...
 
     def render_chat(self, prompt: Prompt, *, think: bool = True) -> str:
-        """Return the whole prompt as the model's chat format writes it, ending where the answer begins.
+        """Return the whole prompt in the model's chat format, prefill included, up to the answer.
 
         Args:
             prompt: The turns.
-            think: False closes the think block of a model that has one, so that the answer itself comes next.
+            think: False closes the think block of a model that has one.
 
         Raises:
             ModelError: the chat template fails, or does not keep the text of a turn.
@@ -175,7 +170,7 @@ class Tokenizer(Protocol):
 
 @runtime_checkable
 class TextGenerator(Protocol):
-    """Writes texts. Results come in completion order, one for each prompt, failed ones included."""
+    """Writes texts. Results come in completion order, one per prompt, failed ones included."""
 
     @property
     def model_id(self) -> str:
@@ -183,11 +178,10 @@ class TextGenerator(Protocol):
         ...
 
     def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
-        """Yield one `Generation` a prompt as each is finished.
+        """Yield one `Generation` per prompt as each is finished.
 
-        `prompts` may grow while the caller takes results: what was appended after one result is answered too,
-        so that a caller whose next prompts depend on earlier answers keeps the engine full. A prompt is not
-        read again after its result, so that the caller need not keep it.
+        `prompts` may grow while the caller takes results; what was appended is answered too. A prompt is not
+        read again after its result.
 
         Raises:
             EngineError: the engine as a whole is unusable (a single failed call is a result with `error`).
@@ -195,7 +189,7 @@ class TextGenerator(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back memory, threads and ports; safe to call twice."""
+        """Release memory, threads and ports; safe to call twice."""
         ...
 
 
@@ -211,17 +205,13 @@ class LabelScorer(Protocol):
 
 
 def prompt_key(prompt: Prompt, model_id: str, params: GenerationParams) -> str:
-    """Return the sha256 (hex) that names a generation: rendered prompt, model and parameters.
-
-    Hashed is the JSON of all three, sorted by name. Calls of one kind differ in their last message, so what
-    stands before it is written and hashed once.
-    """
-    # By hand: `asdict` copies every value, which took longer than all the rest of a call.
-    last = [{"role": m.role, "content": m.content} for m in prompt.messages[-1:]]
+    """Return the sha256 (hex) of a generation request: the sorted JSON of prompt, model and parameters."""
+    # By hand: `asdict` takes longer than all the rest, and requests of one kind differ in their last message.
+    last = [{"role": message.role, "content": message.content} for message in prompt.messages[-1:]]
     rest: dict[str, Any] = {"messages": last, "prefill": prompt.prefill}
     if prompt.parts is not None:
         rest["parts"] = [asdict(part) for part in prompt.parts]
-    hashed = _begun(model_id, params, prompt.messages[:-1]).copy()
+    hashed = _hash_beginning(model_id, params, prompt.messages[:-1]).copy()
     hashed.update(f"{_ENCODER.encode(rest).removeprefix(_MESSAGES)}}}".encode())
     return hashed.hexdigest()
 
@@ -231,8 +221,7 @@ _MESSAGES = '{"messages": ['
 
 
 @lru_cache(maxsize=256)
-def _begun(model_id: str, params: GenerationParams, messages: tuple[Message, ...]) -> hashlib._Hash:
-    """Hash what stands before the last message of a prompt."""
+def _hash_beginning(model_id: str, params: GenerationParams, messages: tuple[Message, ...]) -> hashlib._Hash:
     head = _ENCODER.encode({"model": model_id, "params": asdict(params)}).removesuffix("}")
     before = "".join(f"{_ENCODER.encode(asdict(message))}, " for message in messages)
     return hashlib.sha256(f'{head}, "prompt": {_MESSAGES}{before}'.encode())

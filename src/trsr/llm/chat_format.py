@@ -1,119 +1,30 @@
 """Renders the turns of a prompt in a model's chat format, or as plain paragraphs where the model has none.
 
 Chat templates come with models and differ: some trim the text, some refuse or drop the system role, some
-open a think block. Whatever they do, the text of every turn is in the prompt as given, or there is an error.
+open a think block. In every case the prompt holds the text of every turn as given, or there is an error.
 """
 
 from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
 from typing import Any
 
 from trsr.errors import ModelError
-from trsr.llm.base import Message, Prompt
+from trsr.llm.answers import NO_THINKING
+from trsr.llm.base import Message, Prompt, Tokenizer
 
-ApplyTemplate = Callable[[list[dict[str, str]], dict[str, Any]], str]
-"""Turns and template variables to a text that ends where the answer begins."""
-
-# Names under which chat templates know whether to think before the answer.
-_NO_THINKING = {"enable_thinking": False, "thinking": False}
-PROMPT_DATE = datetime(2024, 7, 26)  # no moment, but what templates write as today
-"""Llama-3.2, gpt-oss and others write today's date, which would make a prompt of every day another one."""
+# Llama-3.2, gpt-oss and others write today's date, which would change every prompt every day.
+PROMPT_DATE = datetime(2024, 7, 26)
 _ALWAYS = {"date_string": "26 Jul 2024"}
 _OPEN_BLOCK = re.compile(r"<([\w:]*think\w*)>\s*$", re.IGNORECASE)
 _NO_CHANNEL = re.compile(r"<\|start\|>assistant$")  # gpt-oss begins an answer by naming its channel
 _EXAMPLE = (Message("system", 'Weigh "both" Sides.'), Message("user", "Tom & Ann's Lamp\n\n or <3 Ropes, é?"))
 _ANSWER = Message("assistant", "Ropes.")
-
-
-class ChatFormat:
-    """The chat format of one model.
-
-    Args:
-        apply: Applies the model's chat template; None for a model without one.
-        name: Of the model, for messages.
-    """
-
-    def __init__(self, apply: ApplyTemplate | None, name: str) -> None:
-        self._apply = apply
-        self._name = name
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether the model has no chat template, so that turns are paragraphs."""
-        return self._apply is None
-
-    @cached_property
-    def takes_system(self) -> bool:
-        """Whether a system turn can be given as such; else its text goes in front of the user's."""
-        try:
-            self._write(_EXAMPLE, {})
-        except ModelError:
-            return False
-        return True
-
-    @cached_property
-    def thinks(self) -> bool:
-        """Whether answers begin with a think block unless it is closed beforehand."""
-        example = Prompt(_EXAMPLE)
-        return self.render(example) != self.render(example, think=False)
-
-    @cached_property
-    def answer_blank(self) -> str:
-        """A blank where the chat template writes one before an answer (`[/INST] yes`), else nothing."""
-        if self._apply is None:
-            return ""
-        turns = _EXAMPLE if self.takes_system else with_system_in_front(_EXAMPLE)
-        try:
-            answered = self._write((*turns, _ANSWER), {}).removeprefix(self._write(turns, {}))
-        except ModelError:
-            return ""
-        return " " if answered.startswith(f" {_ANSWER.content}") else ""
-
-    def render(self, prompt: Prompt, *, think: bool = True) -> str:
-        """Return the whole prompt, prefill included, ending where the answer begins.
-
-        Args:
-            prompt: The turns.
-            think: False closes the think block of a model that has one, so that the answer itself comes next.
-
-        Raises:
-            ModelError: the chat template fails, or does not keep the text of a turn.
-        """
-        turns = prompt.messages
-        if self._apply is None:
-            return "\n\n".join(turn.content for turn in turns) + "\n\n" + prompt.prefill
-        if not self.takes_system:
-            turns = with_system_in_front(turns)
-        text = self._write(turns, {} if think else _NO_THINKING)
-        if not think and (opened := _OPEN_BLOCK.search(text)):
-            text = f"{text.rstrip()}\n\n</{opened[1]}>\n\n"
-        if not think and _NO_CHANNEL.search(text):
-            text += "<|channel|>final<|message|>"
-        return text + prompt.prefill
-
-    def _write(self, turns: Sequence[Message], variables: dict[str, Any]) -> str:
-        assert self._apply is not None
-        try:
-            text = self._apply([{"role": t.role, "content": t.content} for t in turns], _ALWAYS | variables)
-        except Exception as error:  # a template can fail in any way that Jinja and Python can
-            reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
-            raise ModelError(
-                f"The chat template of {self._name} failed ({reason}); "
-                "use another model or correct its template."
-            ) from error
-        for turn in turns:
-            if turn.content.strip() not in text:
-                raise ModelError(
-                    f"The chat template of {self._name} does not keep the text of the {turn.role} turn as it "
-                    "was given; use another model or correct its template."
-                )
-        return text
 
 
 def with_system_in_front(turns: Sequence[Message]) -> tuple[Message, ...]:
@@ -126,8 +37,19 @@ def with_system_in_front(turns: Sequence[Message]) -> tuple[Message, ...]:
     return replace(rest[0], content=f"{system.content}\n\n{rest[0].content}"), *rest[1:]
 
 
+def rendered(tokenizer: Tokenizer, prompt: Prompt, thinking: bool) -> str:
+    """Return the text that an engine reads.
+
+    A model that thinks cannot continue a prefill, so this is left out. Other models, and those whose answer
+    consists of given phrases, are told not to think.
+    """
+    if thinking and prompt.parts is None:
+        return tokenizer.render_chat(replace(prompt, prefill=""))
+    return tokenizer.render_chat(prompt, think=False)
+
+
 class ChatTokenizer(ABC):
-    """What the tokenizers of all model libraries have in common; see `Tokenizer`."""
+    """The common part of the tokenizers of all model libraries; see `Tokenizer`."""
 
     name: str
     has_chat_template: bool
@@ -140,14 +62,62 @@ class ChatTokenizer(ABC):
     def apply_template(self, turns: list[dict[str, str]], variables: dict[str, Any]) -> str:
         """Return turns as the model's chat template writes them, ending where the answer begins."""
 
+    def render_chat(self, prompt: Prompt, *, think: bool = True) -> str:
+        """Return the whole prompt in the model's chat format; see `Tokenizer.render_chat`."""
+        turns = prompt.messages
+        if not self.has_chat_template:
+            return "\n\n".join(turn.content for turn in turns) + "\n\n" + prompt.prefill
+        if not self.takes_system:
+            turns = with_system_in_front(turns)
+        text = self._write(turns, {} if think else NO_THINKING)
+        if not think and (opened := _OPEN_BLOCK.search(text)):
+            text = f"{text.rstrip()}\n\n</{opened[1]}>\n\n"
+        if not think and _NO_CHANNEL.search(text):
+            text += "<|channel|>final<|message|>"
+        return text + prompt.prefill
+
+    def _write(self, turns: Sequence[Message], variables: dict[str, Any]) -> str:
+        try:
+            dialog = [{"role": turn.role, "content": turn.content} for turn in turns]
+            text = self.apply_template(dialog, _ALWAYS | variables)
+        except Exception as error:  # a template can fail in any way that Jinja and Python can
+            reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+            raise ModelError(
+                f"The chat template of {self.name} failed ({reason}); "
+                "use another model or correct its template."
+            ) from error
+        for turn in turns:
+            if turn.content.strip() not in text:
+                raise ModelError(
+                    f"The chat template of {self.name} does not keep the text of the {turn.role} turn as it "
+                    "was given; use another model or correct its template."
+                )
+        return text
+
     @cached_property
-    def chat_format(self) -> ChatFormat:
-        """How turns are written."""
-        return ChatFormat(self.apply_template if self.has_chat_template else None, self.name)
+    def takes_system(self) -> bool:
+        """Whether a system turn can be given as such; else its text is put in front of the user's."""
+        try:
+            self._write(_EXAMPLE, {})
+        except ModelError:
+            return False
+        return True
+
+    @cached_property
+    def answer_blank(self) -> str:
+        """A blank where the chat template writes one before an answer (`[/INST] yes`), else nothing."""
+        if not self.has_chat_template:
+            return ""
+        turns = _EXAMPLE if self.takes_system else with_system_in_front(_EXAMPLE)
+        try:
+            answered = self._write((*turns, _ANSWER), {}).removeprefix(self._write(turns, {}))
+        except ModelError:
+            return ""
+        return " " if answered.startswith(f" {_ANSWER.content}") else ""
 
     @cached_property
     def leading_ids(self) -> tuple[int, ...]:
-        """What the tokenizer puts before a text by itself: its BOS, or nothing."""
+        """The ids that the tokenizer puts before a text by itself: its BOS, or nothing."""
         whole, body = self.token_ids("x", adds_special=True), self.token_ids("x", adds_special=False)
         starts = range(len(whole) - len(body) + 1)
         return tuple(next((whole[:n] for n in starts if whole[n : n + len(body)] == body), ()))
@@ -157,19 +127,14 @@ class ChatTokenizer(ABC):
         return self.token_ids("\n", adds_special=False)
 
     @cached_property
-    def _blanks_beginnings(self) -> bool:
+    def _adds_blank(self) -> bool:
         """Whether the tokenizer puts a blank before a text that stands alone, as SentencePiece does."""
         apart = [*self._line_end, *self.token_ids("x", adds_special=False)]
         return self.token_ids("\nx", adds_special=False) != apart
 
-    @property
-    def answer_blank(self) -> str:
-        """See `ChatFormat.answer_blank`."""
-        return self.chat_format.answer_blank
-
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text that goes on another one; nothing is added around it."""
-        if self._blanks_beginnings:
+        """Return the ids of a text that continues another one; nothing is added around it."""
+        if self._adds_blank:
             ids = self.token_ids(f"\n{text}", adds_special=False)
             n = len(self._line_end)
             if ids[:n] == self._line_end:
@@ -181,23 +146,19 @@ class ChatTokenizer(ABC):
         ids, leading = self.token_ids(text, adds_special=False), self.leading_ids
         return ids if tuple(ids[: len(leading)]) == leading else [*leading, *ids]
 
-    def render_chat(self, prompt: Prompt, *, think: bool = True) -> str:
-        """Return the prompt in the model's chat format; see `ChatFormat.render`."""
-        return self.chat_format.render(prompt, think=think)
-
     @cached_property
     def prompt_version(self) -> int:
         """See `Tokenizer.prompt_version`."""
-        chat = self.chat_format
-        if chat.is_plain or chat.answer_blank or self._blanks_beginnings:
+        if not self.has_chat_template or self.answer_blank or self._adds_blank:
             return 2
         return self.text_prompt_version
 
     @cached_property
     def text_prompt_version(self) -> int:
-        """Return the `prompt_version` of prompts for texts, which end without an answer cue or a label."""
-        chat = self.chat_format
-        if not chat.is_plain and (not chat.takes_system or chat.thinks):
+        """The `prompt_version` of prompts for texts, which end without an answer cue or a label."""
+        if self.has_chat_template and not self.takes_system:
             return 2
-        example = self.render_chat(Prompt(_EXAMPLE))
-        return 1 if self.encode_prompt(example) == self.token_ids(example, adds_special=False) else 2
+        text = self.render_chat(Prompt(_EXAMPLE))
+        if self.has_chat_template and text != self.render_chat(Prompt(_EXAMPLE), think=False):
+            return 2
+        return 1 if self.encode_prompt(text) == self.token_ids(text, adds_special=False) else 2

@@ -1,4 +1,4 @@
-"""How many tokens a model reads at most, prompt and answer together, without loading its weights."""
+"""What is known of a model without loading its weights: context length, vocabulary, tokenizer, text id."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import json
 import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from trsr.errors import EngineError, MissingExtraError, ModelError, first_line
+from trsr.errors import MissingExtraError, ModelError, first_line
 from trsr.llm import models
+from trsr.llm.answers import Thinking, with_thinking
 from trsr.llm.base import Tokenizer
-from trsr.llm.engines import EngineConfig, FakeEngine, LlamaCppEngine, OpenAIEngine, TransformersEngine
+from trsr.llm.chat_format import ChatTokenizer
+
+if TYPE_CHECKING:
+    from trsr.llm.transformers import HfTokenizer
 
 _KEYS = (
     "max_position_embeddings",
@@ -21,19 +25,18 @@ _KEYS = (
     "max_sequence_length",
     "n_ctx",
 )
-# The rotary embeddings whose configuration names the context before it was stretched.
+# Rotary embeddings whose configuration states the context before it was stretched.
 _STRETCHED = ("linear", "dynamic", "ntk", "yarn")
-# Of models whose first position is behind that of the padding, so that some places are never used.
+# Models whose positions begin after that of the padding, so that some are never used.
 _OFFSET = ("roberta", "camembert", "xmod", "data2vec-text")
-_SANE = 10**9
-"""A tokenizer that knows no limit says 10^30."""
-# Sizes of the scalar values of a GGUF file, by their type.
+_NO_LIMIT = 10**9  # a tokenizer without a limit says 10^30
+# Sizes in bytes of the scalar values of a GGUF file, by their type.
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _STRING, _ARRAY = 8, 9
 
 
 def context_length(name: str) -> int | None:
-    """Return how many tokens a model reads at most; None where nothing says it.
+    """Return how many tokens a model reads at most, prompt and answer together; None where nothing says it.
 
     Args:
         name: As for `models.locate`; one on the hub is downloaded.
@@ -45,8 +48,14 @@ def context_length(name: str) -> int | None:
     source = models.locate(name)
     if source.kind == "gguf" and source.path is not None:
         return gguf_context(source.path)
-    config, folder = read_config(name), models.hf_folder(name)
-    return context_of(config) or _tokenizer_limit(folder)
+    if context := context_of(read_config(name)):
+        return context
+    try:
+        tokenizer = json.loads((models.hf_folder(name) / "tokenizer_config.json").read_text(encoding="utf-8"))
+        limit = int(tokenizer["model_max_length"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return None
+    return limit if 0 < limit < _NO_LIMIT else None
 
 
 def read_config(name: str) -> Any:
@@ -54,6 +63,7 @@ def read_config(name: str) -> Any:
 
     Raises:
         ModelError: it cannot be read.
+        MissingExtraError: transformers is not installed.
     """
     try:
         from transformers import AutoConfig
@@ -67,6 +77,59 @@ def read_config(name: str) -> Any:
             f"The configuration of the model {name!r} cannot be read ({first_line(error)}); "
             "use another model."
         ) from error
+
+
+def context_of(config: Any) -> int | None:
+    """Return the context length of a transformers configuration, stretched as its rotary embedding is."""
+    text = config.get_text_config(decoder=True)
+    named = [value for key in _KEYS if isinstance(value := getattr(text, key, None), int) and value > 0]
+    if not named:
+        return None
+    context = min(named)
+    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    if (rope.get("rope_type") or rope.get("type")) in _STRETCHED:
+        original = rope.get("original_max_position_embeddings") or context
+        context = max(context, int(original * float(rope.get("factor") or 1)))
+    if any(kind in str(text.model_type) for kind in _OFFSET):
+        context -= (text.pad_token_id or 0) + 1
+    return context
+
+
+def gguf_context(file: Path) -> int | None:
+    """Return the context length in the header of a GGUF file; None where it has none, or is damaged."""
+    try:
+        with file.open("rb") as stream:
+            magic, _version, _n_tensors, n_values = struct.unpack("<4sIQQ", stream.read(24))
+            for _ in range(n_values if magic == b"GGUF" else 0):
+                key = stream.read(_number(stream, 8))
+                kind = _number(stream, 4)
+                if key.endswith(b".context_length") and kind in _SIZES:
+                    return _number(stream, _SIZES[kind]) or None
+                _skip(stream, kind, 1)
+    except (OSError, EOFError, struct.error, KeyError):
+        pass  # loading the file says what is wrong with it
+    return None
+
+
+def _number(stream: BinaryIO, size: int) -> int:
+    found = stream.read(size)
+    if len(found) < size:
+        raise EOFError
+    return int.from_bytes(found, "little")
+
+
+def _skip(stream: BinaryIO, kind: int, n: int) -> None:
+    """Skip `n` values of one type."""
+    if kind in _SIZES:
+        stream.seek(n * _SIZES[kind], 1)
+        return
+    for _ in range(n):
+        if kind == _STRING:
+            stream.seek(_number(stream, 8), 1)
+        elif kind == _ARRAY:
+            _skip(stream, _number(stream, 4), _number(stream, 8))
+        else:
+            raise KeyError(kind)
 
 
 def check_vocabulary(config: Any, tokenizer: Tokenizer, ids: Sequence[int]) -> None:
@@ -88,103 +151,21 @@ def check_vocabulary(config: Any, tokenizer: Tokenizer, ids: Sequence[int]) -> N
         )
 
 
-def context_of(config: Any) -> int | None:
-    """Return the context that a configuration of transformers names, stretched as its rotary embedding is."""
-    text = config.get_text_config(decoder=True)
-    named = [value for key in _KEYS if isinstance(value := getattr(text, key, None), int) and value > 0]
-    if not named:
-        return None
-    context = min(named)
-    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
-    if (rope.get("rope_type") or rope.get("type")) in _STRETCHED:
-        original = rope.get("original_max_position_embeddings") or context
-        context = max(context, int(original * float(rope.get("factor") or 1)))
-    if any(kind in str(text.model_type) for kind in _OFFSET):
-        context -= (text.pad_token_id or 0) + 1
-    return context
-
-
-def _tokenizer_limit(folder: Path) -> int | None:
-    """Return `model_max_length` of a tokenizer, where the model itself names no limit and this is one."""
+def find_tokenizer(name: str) -> HfTokenizer | None:
+    """Return a model's tokenizer; None where it, or a library to read it, is not here. Downloads nothing."""
     try:
-        told = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        limit = int(told["model_max_length"])
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):
-        return None
-    return limit if 0 < limit < _SANE else None
-
-
-def gguf_context(file: Path) -> int | None:
-    """Return the context that the head of a GGUF file names; None where it does not, or is damaged."""
-    try:
-        with file.open("rb") as stream:
-            magic, _version, _n_tensors, n_values = struct.unpack("<4sIQQ", stream.read(24))
-            for _ in range(n_values if magic == b"GGUF" else 0):
-                key, kind = _gguf_string(stream), _gguf_int(stream, 4)
-                if key.endswith(b".context_length") and kind in _SIZES:
-                    return _gguf_int(stream, _SIZES[kind]) or None
-                _skip(stream, kind)
-    except (OSError, struct.error, KeyError):
-        pass  # whoever loads the file says what is wrong with it
-    return None
-
-
-def _gguf_int(stream: BinaryIO, size: int) -> int:
-    return int.from_bytes(stream.read(size), "little")
-
-
-def _gguf_string(stream: BinaryIO) -> bytes:
-    return stream.read(_gguf_int(stream, 8))
-
-
-def _skip(stream: BinaryIO, kind: int) -> None:
-    """Pass over a value of a GGUF file."""
-    if kind == _STRING:
-        _gguf_string(stream)
-    elif kind == _ARRAY:
-        inner, n = _gguf_int(stream, 4), _gguf_int(stream, 8)
-        if inner in _SIZES:
-            stream.seek(n * _SIZES[inner], 1)
-        else:
-            for _ in range(n):
-                _skip(stream, inner)
-    else:
-        stream.seek(_SIZES[kind], 1)
-
-
-def engine_context(engine: EngineConfig) -> int | None:
-    """Return the context of the model that an engine asks; None where nobody says it.
-
-    Raises:
-        ModelError, MissingExtraError: as `context_length`.
-    """
-    match engine:
-        case FakeEngine():
+        if not models.model_files(name):
             return None
-        case LlamaCppEngine():
-            source = models.locate(engine.model)
-            file = source.path if source.kind == "gguf" else models.gguf_file(engine.model)
-            return None if file is None else gguf_context(file)
-        case TransformersEngine():
-            return context_length(engine.model)
-        case OpenAIEngine():
-            return server_context(engine)
+        from trsr.llm.transformers import HfTokenizer
+    except (ImportError, MissingExtraError, ModelError):
+        return None
+    return HfTokenizer(models.hf_folder(name))
 
 
-def server_context(server: OpenAIEngine) -> int | None:
-    """Return the `max_model_len` that a server tells of its model, as vLLM and SGLang do.
+def text_model_id(model: str, tokenizer: ChatTokenizer, thinking: Thinking) -> str:
+    """Return the model id under which the texts of the engine `transformers` are kept.
 
-    A server that cannot be asked has none here: the first call says what is wrong with it.
+    Texts that answer prompts of version 2 are not those of version 1; `+thinking` never had version 1.
     """
-    try:
-        from trsr.llm.remote_scoring import RemoteScorer
-    except MissingExtraError:
-        return None
-    try:
-        listed = RemoteScorer(
-            server.base_url, server.model, api_key_env=server.api_key_env, timeout=10.0, retries=0
-        ).models()
-    except EngineError:
-        return None
-    found = [one.get("max_model_len") for one in listed if one.get("id") == server.model]
-    return next((length for length in found if isinstance(length, int) and length > 0), None)
+    changed = thinking == "off" and tokenizer.text_prompt_version == 2
+    return with_thinking(models.model_id(model) + "+prompt2" * changed, thinking)

@@ -1,51 +1,40 @@
-"""The engines a configuration can name, and `open_generator`, which starts one.
-
-Each engine's own module is imported only when it is opened, so a configuration can be checked without any
-model library.
-"""
+"""The engines a configuration can name; checked without importing any model library."""
 
 from __future__ import annotations
 
 import importlib.util
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from trsr.errors import MissingExtraError
-from trsr.llm.answers import Thinking
-from trsr.llm.base import LabelScorer, TextGenerator
+from trsr.llm.answers import Thinking, with_thinking
 
-Scoring = Literal["auto", "vllm", "sglang", "top_logprobs"]
-
-# Which package each engine needs, and the extra that brings it.
 REQUIRED_PACKAGES: dict[str, tuple[str, str] | None] = {
     "fake": None,
     "llamacpp": ("xllamacpp", "llamacpp"),
     "openai": ("openai", "openai"),
     "transformers": ("transformers", "hf"),
 }
+"""The package that each engine needs, and the extra that installs it."""
+
+IN_FLIGHT = {"llamacpp": "n_parallel", "openai": "concurrency", "transformers": "max_rows"}
+"""The setting of each engine that limits how many prompts it works on at once."""
 
 
 class _Engine(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def _as_text(given: object) -> object:
-    """Return what was meant: YAML reads `off` as false."""
-    return "off" if given is False else given
-
-
 class _Thinking(_Engine):
-    thinking: Annotated[Thinking, BeforeValidator(_as_text)] = "off"
-    """What a reasoning model does before it answers. `off`: it is told not to think (`enable_thinking` of its
-    chat template; over HTTP `chat_template_kwargs` and `reasoning_effort`, as far as the server takes them).
+    # YAML reads `off` as false.
+    thinking: Annotated[Thinking, BeforeValidator(lambda given: "off" if given is False else given)] = "off"
+    """Whether a reasoning model thinks before it answers. `off`: it is told not to (`enable_thinking` of its
+    chat template; over HTTP `chat_template_kwargs` and `reasoning_effort`, if the server accepts them).
     `strip`: it may, and its thoughts are cut from the answer. Thoughts never become a summary."""
     thinking_tokens: int = Field(default=2048, ge=1)
-    """Tokens beside those of the answer that `strip` leaves for thoughts."""
-
-
-IN_FLIGHT = {"llamacpp": "n_parallel", "openai": "concurrency", "transformers": "max_rows"}
-"""The setting of each engine that bounds how many prompts it works on at the same time."""
+    """Tokens that `strip` allows for thoughts, in addition to those of the answer."""
 
 
 class FakeEngine(_Engine):
@@ -55,7 +44,7 @@ class FakeEngine(_Engine):
     delay: float = Field(default=0.0, ge=0)
     """Seconds that each call takes."""
     log: str | None = None
-    """A file that gets a line at the beginning of each call, in JSON: its key, the time, the process."""
+    """A file that gets one JSON line at the beginning of each call: its key, the time, the process."""
 
 
 class LlamaCppEngine(_Thinking):
@@ -67,7 +56,7 @@ class LlamaCppEngine(_Thinking):
     n_parallel: int = Field(default=16, ge=1)
     """Slots: prompts worked on at the same time."""
     max_prompt_tokens: int = Field(default=1024, ge=1)
-    """Longest prompt; memory grows with `n_parallel * max_prompt_tokens`."""
+    """Longest prompt, chat format included; memory grows with `n_parallel * max_prompt_tokens`."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads; by default `OMP_NUM_THREADS`, which Ray sets for its workers, else the physical cores this
     process may use."""
@@ -80,26 +69,32 @@ class OpenAIEngine(_Thinking):
     base_url: str
     """For example `http://127.0.0.1:8000/v1`."""
     model: str
-    """The model's name on that server."""
+    """The model's name on that server; for label scoring with vLLM also that of a LoRA adapter."""
     revision: str | None = None
-    """What stands behind the @ in the model id; by default the server's host and port. Set it to keep
-    summaries when the same model moves to another address, or to part them when the model changes."""
+    """The part of the model id after the @; by default the server's host and port. Set it to keep summaries
+    when the same model moves to another address, or to separate them when the model changes."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; a server without keys needs none."""
     concurrency: int = Field(default=32, ge=1)
     """Most calls in flight."""
     timeout: float = Field(default=120.0, gt=0)
-    """Seconds until a call is given up and tried again."""
+    """Seconds without an answer after which a call is tried again."""
     retries: int = Field(default=5, ge=0)
     """How often a failed call is tried again."""
     grammar: Literal["llama.cpp", "vllm", "sglang"] | None = None
     """How the server takes a grammar, which grounded summaries need."""
-    scoring: Scoring = "auto"
+    scoring: Literal["auto", "vllm", "sglang", "top_logprobs"] = "auto"
     """How the server scores labels: vLLM's `/generative_scoring`, SGLang's `/v1/score`, or the top logprobs
     of a completion. `auto` asks the server what it is."""
     top_logprobs: int = Field(default=20, ge=2)
-    """Tokens whose logprob is asked for when scoring by `top_logprobs`. A label that is not among them is an
+    """Tokens whose logprob is requested when scoring by `top_logprobs`. A label that is not among them is an
     error; servers have a limit (vLLM: `--max-logprobs`)."""
+
+    @property
+    def served_model_id(self) -> str:
+        """The id under which texts of this server are kept."""
+        revision = self.revision or urlsplit(self.base_url).netloc
+        return with_thinking(f"{self.model}@{revision}", self.thinking)
 
 
 class TransformersEngine(_Thinking):
@@ -125,64 +120,13 @@ EngineConfig = Annotated[
 ]
 
 DEFAULT_ENGINE: EngineConfig = TransformersEngine()
-"""Writes summaries unless another is named: the faster of the two local ones, on every machine.
-
-On a GPU because llama.cpp runs on the CPU here. On a CPU because a summary's prompt is far longer than its
-answer, and transformers reads what all prompts begin with once and the rest in large products, where
-llama.cpp reads every prompt whole (`trsr bench summarize` measures both). The rule looks at nothing, so two
-runs on one machine never differ in the engine.
-"""
-
-
-def open_generator(config: EngineConfig) -> TextGenerator:
-    """Start the engine that `config` describes; the caller closes it.
-
-    Raises:
-        MissingExtraError: the engine's package is not installed.
-        ModelError: its model is unknown or cannot be loaded.
-    """
-    require_package(config.kind)
-    match config:
-        case FakeEngine():
-            from trsr.llm.fake import FakeGenerator
-
-            return FakeGenerator(delay=config.delay, log=config.log)
-        case LlamaCppEngine():
-            from trsr.llm.llamacpp import LlamaCppGenerator
-
-            return LlamaCppGenerator(**config.model_dump(exclude={"kind"}))
-        case OpenAIEngine():
-            from trsr.llm.openai import OpenAIGenerator
-
-            return OpenAIGenerator(**config.model_dump(exclude={"kind", "scoring", "top_logprobs"}))
-        case TransformersEngine():
-            from trsr.llm.generation import TransformersGenerator
-
-            return TransformersGenerator(**config.model_dump(exclude={"kind"}))
-
-
-def open_remote_scorer(config: OpenAIEngine) -> LabelScorer:
-    """Return the scorer over the server that `config` describes; nothing is asked yet.
-
-    Raises:
-        MissingExtraError: the client's package is not installed.
-    """
-    require_package(config.kind)
-    from trsr.llm.remote_scoring import RemoteScorer
-
-    return RemoteScorer(
-        **config.model_dump(exclude={"kind", "revision", "grammar", "thinking", "thinking_tokens"})
-    )
+"""The faster local engine for summaries on GPUs and CPUs, measured with `trsr bench summarize`: it reads the
+common beginning of all prompts once. It is the same on every machine, so that texts do not depend on it."""
 
 
 def n_thought_tokens(config: EngineConfig) -> int:
-    """Return how many tokens a call may write beside those of its answer."""
-    return 0 if isinstance(config, FakeEngine) or not thinks(config) else config.thinking_tokens
-
-
-def thinks(config: EngineConfig) -> bool:
-    """Return whether the model may think before it answers."""
-    return not isinstance(config, FakeEngine) and config.thinking == "strip"
+    """Return how many tokens a call may write in addition to those of its answer."""
+    return config.thinking_tokens if isinstance(config, _Thinking) and config.thinking == "strip" else 0
 
 
 def require_package(kind: str) -> None:

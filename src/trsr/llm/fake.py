@@ -1,7 +1,6 @@
 """Deterministic stand-ins for a language model: they write, score and tokenise without one.
 
-A real back end (`--engine fake`): for tests of everything above the engines, for examples and dry runs. What
-they write depends on the prompt alone, so caching, resuming and parallelism can be tested to the letter.
+The engine `fake` is for tests, examples and dry runs. Its texts depend on the prompt alone.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -25,17 +23,19 @@ from trsr.seeding import derive_seed
 
 _WORD = re.compile(r"[^\W\d_]{4,}")
 # Words of four letters and more that say nothing about taste.
-_COMMON = re.compile(
-    "about|after|also|answer|been|before|does|each|first|from|have|items?|into|last|likes?|more|most|name|only|"
-    "other|over|person|profile|reader|says|sentences?|should|some|such|than|that|their|them|then|there|these|"
-    "they|this|title|user|what|when|which|with|words|would|write|your"
+_COMMON = frozenset(
+    _WORD.findall(
+        """about after also answer been before does each first from have into item items last like likes more
+        most name only other over person profile reader says sentence sentences should some such than that
+        their them then there these they this title user what when which with words would write your"""
+    )
 )
 _SPECIAL = ("<|im_start|>", "<|im_end|>", "yes", "no", "Yes", "No")
 _SPLIT = re.compile(r"(<\|im_start\|>|<\|im_end\|>|\b(?:yes|no|Yes|No)\b)")
-
-
 TOGETHER = 64
 """Results of `FakeGenerator` that arrive together, when it takes no time."""
+CHARACTERS_A_TOKEN = 4
+"""Of `RoughTokenizer`."""
 
 
 class FakeGenerator:
@@ -43,11 +43,10 @@ class FakeGenerator:
 
     Args:
         delay: Seconds that each call takes.
-        fail_on: Which calls fail: every nth one (counted over the generator's life, from 1), or those
-            whose prompt makes the function true.
+        fail_on: Calls that fail: every nth one (counted over the generator's life, from 1), or those whose
+            prompt makes the function true.
         shuffle: Whether results come in another order than the prompts.
-        log: A file that gets a line at the beginning of each call: its key, the time, the process. Several
-            processes may write to one.
+        log: A file that gets one JSON line at the beginning of each call; several processes may write to it.
 
     Attributes:
         n_calls: Calls made so far, failed ones included.
@@ -70,47 +69,40 @@ class FakeGenerator:
         self._log = None if log is None else Path(log)
 
     def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
-        """Yield one result a prompt; one token is one word."""
+        """Yield one result per prompt; one token is one word."""
         n_seen = 0
         while n_seen < len(prompts):
-            order = list(range(n_seen, len(prompts)))
+            order = _order(range(n_seen, len(prompts)), self._shuffle)
             n_seen = len(prompts)
-            if self._shuffle:
-                order.sort(key=lambda index: derive_seed(index, "order"))
             for place, index in enumerate(order, 1):
                 answer = self._answer(index, prompts[index], params)
                 together = not self._delay and place < len(order) and place % TOGETHER != 0
                 yield replace(answer, more=True) if together else answer
 
+    def close(self) -> None:
+        """Do nothing."""
+
     def _answer(self, index: int, prompt: Prompt, params: GenerationParams) -> Generation:
         self.n_calls += 1
         if self._log is not None:
-            self._note(self._log, prompt_key(prompt, self.model_id, params))
+            key = prompt_key(prompt, self.model_id, params)
+            with self._log.open("a", encoding="utf-8") as log:  # one write, so that lines stay whole
+                log.write(json.dumps({"key": key, "time": time.time(), "process": os.getpid()}) + "\n")
         if self._delay:
             time.sleep(self._delay)
         n_read = n_words(prompt)
-        if self._fails(prompt):
+        if isinstance(self._fail_on, int):
+            fails = self.n_calls % self._fail_on == 0
+        else:
+            fails = self._fail_on is not None and self._fail_on(prompt)
+        if fails:
             return Generation(index, "", n_read, 0, self._delay, "The fake engine was told to fail here.")
         text = fake_text(prompt, params)
         return Generation(index, text, n_read, len(text.split()), self._delay)
 
-    @staticmethod
-    def _note(log: Path, key: str) -> None:
-        """Append one line in one move, so that it is whole whatever other processes write."""
-        line = json.dumps({"key": key, "time": time.time(), "process": os.getpid()}) + "\n"
-        file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(file, line.encode())
-        finally:
-            os.close(file)
 
-    def close(self) -> None:
-        """Do nothing; there is nothing to give back."""
-
-    def _fails(self, prompt: Prompt) -> bool:
-        if isinstance(self._fail_on, int):
-            return self.n_calls % self._fail_on == 0
-        return self._fail_on is not None and self._fail_on(prompt)
+def _order(numbers: range, shuffle: bool) -> Sequence[int]:
+    return sorted(numbers, key=lambda number: derive_seed(number, "order")) if shuffle else numbers
 
 
 def n_words(prompt: Prompt) -> int:
@@ -122,16 +114,15 @@ def fake_text(prompt: Prompt, params: GenerationParams) -> str:
     """Return a sentence about the prompt's most frequent words; ties and the verb depend on its hash."""
     content = "\n".join(message.content for message in prompt.messages)
     seed = params.seed if params.temperature > 0 else 0
-    found = Counter(_WORD.findall(content.lower()))
-    counts = Counter({word: n for word, n in found.items() if not _is_common(word)})
-    words = _most_frequent(counts, 4, seed, content)
-    verb = ("likes", "prefers", "enjoys")[derive_seed(seed, content) % 3]
+    counts = Counter(word for word in _WORD.findall(content.lower()) if word not in _COMMON)
     if prompt.parts is not None:
         text = ""
         for part in prompt.parts:
             liked = sorted(part.phrases, key=lambda phrase: -counts[phrase.split()[0].lower()])
             text += f"{text and f'; {part.lead} '}{', '.join(liked[: part.n_phrases])}"
         return " ".join(text.split()[: params.max_new_tokens])
+    words = _most_frequent(counts, 4, seed, content)
+    verb = ("likes", "prefers", "enjoys")[derive_seed(seed, content) % 3]
     text = f"{verb} {', '.join(words)}." if words else f"{verb} nothing in particular."
     if not prompt.prefill:
         text = f"This person {text}"
@@ -141,15 +132,10 @@ def fake_text(prompt: Prompt, params: GenerationParams) -> str:
     return text.strip()
 
 
-@lru_cache(maxsize=32_768)
-def _is_common(word: str) -> bool:
-    return _COMMON.fullmatch(word) is not None
-
-
 def _most_frequent(counts: Counter[str], n: int, seed: int, content: str) -> list[str]:
-    """Return the `n` most frequent words; equal counts stand in the order of `derive_seed`."""
+    """Return the `n` most frequent words; ties are ordered by `derive_seed(seed, content, word)`."""
     least = min((count for _, count in counts.most_common(n)), default=0)
-    begun = hashlib.sha256(f"{seed}\x1f{content}\x1f".encode())  # what `derive_seed` hashes before the word
+    begun = hashlib.sha256(f"{seed}\x1f{content}\x1f".encode())  # hashed once: `content` may be long
 
     def order(word: str) -> tuple[int, bytes]:
         whole = begun.copy()
@@ -173,16 +159,9 @@ class FakeScorer:
         self, groups: Sequence[ScoringGroup], labels: LabelTokens
     ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
         """Yield (group index, float32 margins of shape (n_suffixes,))."""
-        order = list(range(len(groups)))
-        if self._shuffle:
-            order.sort(key=lambda index: derive_seed(index, "order"))
-        for index in order:
-            group = groups[index]
-            margins = [
-                _logit(group.prefix + suffix, labels.positive)
-                - _logit(group.prefix + suffix, labels.negative)
-                for suffix in group.suffixes
-            ]
+        for index in _order(range(len(groups)), self._shuffle):
+            prompts = [groups[index].prefix + suffix for suffix in groups[index].suffixes]
+            margins = [_logit(ids, labels.positive) - _logit(ids, labels.negative) for ids in prompts]
             yield index, np.asarray(margins, dtype=np.float32)
 
 
@@ -219,3 +198,28 @@ class FakeTokenizer:
         """Return the prompt in ChatML, which has no think block."""
         turns = "".join(f"<|im_start|>{m.role}\n{m.content}<|im_end|>\n" for m in prompt.messages)
         return f"{turns}<|im_start|>assistant\n{prompt.prefill}"
+
+
+class RoughTokenizer(FakeTokenizer):
+    """A reversible `Tokenizer` for rough counts: every four characters are a token."""
+
+    special_texts = ()
+
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+        self._ids: dict[str, int] = {}
+
+    def encode(self, text: str) -> list[int]:
+        """Return one id for every four characters."""
+        ids = []
+        for start in range(0, len(text), CHARACTERS_A_TOKEN):
+            piece = text[start : start + CHARACTERS_A_TOKEN]
+            if piece not in self._ids:
+                self._ids[piece] = len(self._pieces)
+                self._pieces.append(piece)
+            ids.append(self._ids[piece])
+        return ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of the ids."""
+        return "".join(self._pieces[i] for i in token_ids)

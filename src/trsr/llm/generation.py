@@ -29,10 +29,10 @@ from trsr.llm.answers import (
     has_stopped,
 )
 from trsr.llm.base import Generation, GenerationParams, Prompt
+from trsr.llm.chat_format import rendered
 from trsr.llm.constrained import Wording
-from trsr.llm.context import check_vocabulary, context_of
+from trsr.llm.context import check_vocabulary, context_of, text_model_id
 from trsr.llm.prompt_reading import PromptReader, Rows, joined, keep_rows, next_logits
-from trsr.llm.token_counts import rendered, text_model_id
 from trsr.llm.transformers import HfTokenizer, load_causal_lm
 from trsr.seeding import derive_seed
 

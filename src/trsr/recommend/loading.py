@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from trsr.llm import models
 from trsr.llm.base import LabelScorer, Sharing
-from trsr.llm.engines import OpenAIEngine, open_remote_scorer
+from trsr.llm.engines import OpenAIEngine
+from trsr.llm.opening import open_remote_scorer
 from trsr.recommend.model_folder import AdapterInfo, check_adapter, load_adapter, read_adapter_info
 
 if TYPE_CHECKING:

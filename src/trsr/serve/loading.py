@@ -16,7 +16,8 @@ from trsr.experiment.experiment import check_fields
 from trsr.experiment.preflight import check_context
 from trsr.llm import models
 from trsr.llm.cpu import apart
-from trsr.llm.engines import DEFAULT_ENGINE, EngineConfig, open_generator
+from trsr.llm.engines import DEFAULT_ENGINE, EngineConfig
+from trsr.llm.opening import open_generator
 from trsr.recommend.calibration import Calibration
 from trsr.recommend.catalogue import Catalogue
 from trsr.recommend.loading import RecommenderConfig, open_scorer

@@ -13,7 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from trsr.data.dataset import Dataset
 from trsr.errors import ConfigError
-from trsr.llm.engines import EngineConfig, open_generator
+from trsr.llm.engines import EngineConfig
+from trsr.llm.opening import open_generator
 from trsr.progress import bar
 from trsr.storage import write_whole
 from trsr.summarize.executor import SummaryProgress, summarize
