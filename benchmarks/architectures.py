@@ -40,8 +40,8 @@ from trsr.llm.transformers import load_causal_lm
 from trsr.recommend.scorer import PrefixCache, SharedPrefixScorer
 from trsr.train.config import LoraConfig, TrainConfig
 from trsr.train.dataset import TrainingGroup
+from trsr.train.lora import with_adapter
 from trsr.train.losses import Objective, joint_loss
-from trsr.train.trainer import with_adapter
 
 SEED = 20
 VOCABULARY = 96

@@ -1,4 +1,4 @@
-"""What `test_processes.py` starts in two processes: trainings, whole, killed and gone on with."""
+"""What `test_distributed.py` starts in two processes: trainings, whole, killed and resumed."""
 
 from __future__ import annotations
 
@@ -9,24 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from test_sft import ANSWERS, CONFIG, GROUPS, VALID, Killed, other_users
+from test_trainer import ANSWERS, CONFIG, GROUPS, PLAIN, VALID, Killed, other_users
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from trsr.llm import prefix_attention
 from trsr.llm.transformers import load_causal_lm
-from trsr.train import processes, trainer
+from trsr.train import distributed, trainer
 from trsr.train.config import LoraConfig
 from trsr.train.dataset import EpochGroups
+from trsr.train.lora import with_adapter
 from trsr.train.losses import Objective
-from trsr.train.trainer import TrainingReport, train, with_adapter
-
-# Every process draws its own dropout, so only without it do two learn what one learns.
-PLAIN = LoraConfig(r=4)
+from trsr.train.trainer import TrainingReport, train
 
 
 def learn(model: Path, folder: Path, lora: LoraConfig = PLAIN, **changes: Any) -> TrainingReport:
-    """Train in all processes that there are."""
+    """Train in all processes; each draws its own dropout, so only without it do two learn what one learns."""
     return train(
         EpochGroups(GROUPS, other_users),
         VALID,
@@ -65,12 +63,12 @@ def save_after_a_step(model: Path, folder: Path) -> None:
     adapted = with_adapter(base, CONFIG.model_copy(update={"lora": PLAIN})).train()
     objective = Objective(adapted, "joint", ANSWERS)
     with objective.installed(adapted):
-        if processes.is_sharded():
-            mesh = init_device_mesh("cpu", (processes.count(),))
+        if distributed.is_sharded():
+            mesh = init_device_mesh("cpu", (distributed.count(),))
             for layer in base.model.layers:
                 fully_shard(layer, mesh=mesh)
             fully_shard(adapted, mesh=mesh)
-        objective(adapted, GROUPS[processes.index() : 4 : processes.count()]).mean().backward()
+        objective(adapted, GROUPS[distributed.index() : 4 : distributed.count()]).mean().backward()
     torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.1).step()
     trainer._save_best(adapted, folder / "best", 1.0, 1)
 
@@ -87,7 +85,7 @@ def train_all(model: Path, root: Path) -> None:
 
 
 def fail(model: Path, root: Path) -> None:
-    """Meet an error in the middle of a training."""
+    """Raise an error in the middle of a training."""
 
     def broken(*_: Any, **__: Any) -> Any:
         raise ValueError("the loss is broken")
@@ -114,6 +112,6 @@ if __name__ == "__main__":
     task = {"learn": train_all, "fail": fail, "shard": shard}[sys.argv[1]]
     if task is not shard:  # torch's caches keep the mesh of sharded tensors, and with it an idle connection
         atexit.register(check_threads)  # called after what `join` registers
-    processes.join(cpu=True)
-    assert processes.count() == 2
+    distributed.join(cpu=True)
+    assert distributed.count() == 2
     task(Path(sys.argv[2]), Path(sys.argv[3]))

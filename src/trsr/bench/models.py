@@ -35,8 +35,8 @@ from trsr.llm.transformers import load_causal_lm
 from trsr.recommend.scorer import PrefixCache, SharedPrefixScorer
 from trsr.train.config import TrainConfig
 from trsr.train.dataset import TrainingGroup
+from trsr.train.lora import with_adapter
 from trsr.train.losses import Objective
-from trsr.train.trainer import with_adapter
 
 
 def bench_train(

@@ -22,7 +22,7 @@ from trsr.cli.models import models_app
 from trsr.cli.serve import serve
 from trsr.cli.summarize import store_app, summarize
 from trsr.errors import OutputError, TrsrError
-from trsr.train import processes
+from trsr.train import distributed
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -64,13 +64,13 @@ def main() -> None:
     except TrsrError as error:
         if debug:
             raise
-        if processes.speaks(error):
+        if distributed.prints_error(error):
             typer.echo("\n".join(f"Error: {line}" for line in str(error).splitlines()), err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, SystemExit) as ended:
         if isinstance(ended, SystemExit) and ended.code != INTERRUPTED:  # as typer ends it
             raise
-        if processes.is_main():
+        if distributed.is_main():
             typer.echo("Stopped. What was finished is kept; run the same command again to go on.", err=True)
         sys.exit(INTERRUPTED)
     except Exception as error:

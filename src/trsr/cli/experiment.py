@@ -173,11 +173,11 @@ def _open(config: Path, out: Path, changes: list[str] | None) -> Workbench:
     from trsr.errors import ConfigError
     from trsr.experiment.config import load_config
     from trsr.experiment.experiment import Workbench
-    from trsr.train import processes
+    from trsr.train import distributed
 
-    if processes.count() > 1:
+    if distributed.count() > 1:
         raise ConfigError(
-            f"WORLD_SIZE: found {processes.count()} processes, but only `trsr train` is done by several; "
+            f"WORLD_SIZE: found {distributed.count()} processes, but only `trsr train` is done by several; "
             "launch that, and this command without a launcher."
         )
     return Workbench(_open_folder(load_config(config, changes or ()), out))
@@ -273,14 +273,14 @@ def train(config: ConfigFile, out: Out, changes: Set = None, as_json: AsJson = F
     """
     from trsr.experiment.config import load_config
     from trsr.experiment.stages import check_processes, train_together
-    from trsr.train import processes
+    from trsr.train import distributed
 
     chosen = load_config(config, changes or ())
     check_processes(chosen)
-    if processes.count() > 1:
-        processes.join(cpu=chosen.recommender.device == "cpu")
+    if distributed.count() > 1:
+        distributed.join(cpu=chosen.recommender.device == "cpu")
     train_together(out, lambda: _open_folder(chosen, out), say=lambda line: typer.echo(line, err=True))
-    if not processes.is_main():
+    if not distributed.is_main():
         return
     info = (out / "model" / "trsr.json").read_text(encoding="utf-8")
     typer.echo(info if as_json else f"Model: {out / 'model'}")

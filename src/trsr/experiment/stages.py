@@ -37,8 +37,7 @@ from trsr.recommend.model_folder import WEIGHTS, read_adapter_info, write_adapte
 from trsr.splitting.examples import build_examples, make_resampler, write_splits
 from trsr.storage import read_json, read_table
 from trsr.summarize.summarizer import save_profiles, write_profiles
-from trsr.train import processes
-from trsr.train.batches import passes_per_batch
+from trsr.train import distributed
 from trsr.train.config import TrainConfig
 from trsr.train.dataset import EpochGroups, TrainingGroup, profile_kind, training_groups
 from trsr.types import History
@@ -185,7 +184,7 @@ def fine_tune(bench: Workbench) -> Facts:
         _train(bench, bench.config.train)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     log = read_json(folder / "training.json")["log"]
-    together = {"processes": processes.count()} if processes.count() > 1 else {}
+    together = {"processes": distributed.count()} if distributed.count() > 1 else {}
     steps = len([row for row in log if "loss" in row])
     return {"users": len(bench.splits.train), "steps": steps, **together}
 
@@ -208,7 +207,7 @@ def learn(bench: Workbench) -> tuple[Path, TrainingReport]:
         device=config.recommender.device,
         quantization=config.recommender.quantization,
         sharing=config.recommender.sharing,
-        progress=sys.stderr.isatty() and processes.is_main(),
+        progress=sys.stderr.isatty() and distributed.is_main(),
     )
 
 
@@ -353,7 +352,7 @@ def check_processes(config: RunConfig) -> None:
         raise ConfigError(
             "train: found null, so there is nothing to train; give it settings or use `trsr run`."
         )
-    passes_per_batch(config.train, processes.count())
+    config.train.passes_per_step(distributed.count())
 
 
 def train_together(
@@ -371,20 +370,20 @@ def train_together(
         OutputError: the machines do not share the run folder.
     """
     to_train = False
-    if processes.is_main():
+    if distributed.is_main():
         bench = Workbench(open_folder())
         run_stages(bench, "summarize", say)
         to_train = "train" not in bench.folder.stages() and not (out / "model").exists()
-    to_train = processes.agree(to_train)
-    seen = processes.gather((out / "config.yaml").exists())
+    to_train = distributed.agree(to_train)
+    seen = distributed.gather((out / "config.yaml").exists())
     if not all(seen):
         raise OutputError(
             f"Process {seen.index(False)} does not see the run folder that the main process writes; "
             "name with --out a folder on a file system that all machines share."
         )
-    if processes.is_main():
+    if distributed.is_main():
         run_stages(bench, "calibrate", say)
     elif to_train:
         learn(Workbench(open_folder()))
-    processes.wait()
-    processes.leave()
+    distributed.wait()
+    distributed.leave()

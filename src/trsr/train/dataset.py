@@ -1,4 +1,4 @@
-"""Training examples as token ids: one group a user, labels beside it; negatives can change with the epoch."""
+"""Training examples as token ids: one group per user with its labels, perhaps others each epoch."""
 
 from __future__ import annotations
 
@@ -48,10 +48,7 @@ def training_groups(
         BudgetError: a prompt cannot fit its budget.
     """
     return [
-        TrainingGroup(
-            builder.build(e.history, profiles.get(e.example_id, ""), e.candidates).group,
-            e.labels,
-        )
+        TrainingGroup(builder.build(e.history, profiles.get(e.example_id, ""), e.candidates).group, e.labels)
         for e in examples
     ]
 
@@ -85,16 +82,16 @@ class EpochGroups:
         first: Sequence[TrainingGroup],
         renew: Callable[[int], Sequence[TrainingGroup]] | None = None,
     ) -> None:
-        self._first = first
-        self._renew = renew
-        self._epoch = 0
-        self._groups = first
+        self._first, self._renew = first, renew
+        self._groups, self._epoch = first, 0
 
     def __len__(self) -> int:
         return len(self._first)
 
-    def __getitem__(self, place: int) -> TrainingGroup:
-        return self._groups[place]
+    def __getitem__(self, place: tuple[int, float]) -> tuple[TrainingGroup, float]:
+        """Return the group of a (number, weight) pair, with its weight in the loss."""
+        number, weight = place
+        return self._groups[number], weight
 
     def set_epoch(self, epoch: int) -> None:
         """Go to an epoch."""

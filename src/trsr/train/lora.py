@@ -1,10 +1,10 @@
-"""Puts LoRA adapters on the layers of a model, and says on which ones before any weight is loaded."""
+"""LoRA adapters on a model's layers, and which layers get one before any weight is loaded."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,76 +15,27 @@ from transformers import AutoModelForCausalLM
 
 from trsr.errors import ModelError, first_line
 from trsr.llm.context import read_config
-from trsr.recommend.model_folder import quiet_peft
-from trsr.train.config import LoraConfig
+from trsr.recommend.model_folder import load_adapter, quiet_peft
+from trsr.train.config import LoraConfig, TrainConfig
 
 _log = logging.getLogger(__name__)
 _N_NAMED = 12
 _EMBEDDINGS = {"embed_tokens", "embed_in", "embed_out", "wte", "wpe", "lm_head", "embed_positions"}
-
-
-def add_lora(base: Any, config: LoraConfig) -> Any:
-    """Return the model with fresh adapters, the only part that learns.
-
-    A log line says which weights of experts get none.
-
-    Raises:
-        ModelError: it has none of the layers asked for.
-    """
-    targets, fused = config.target_modules, list(config.target_parameters)
-    lora = PeftLoraConfig(
-        r=config.r,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        exclude_modules=(_unfit_layers(base) or None) if targets == "all-linear" else None,
-        target_parameters=fused or None,
-        task_type="CAUSAL_LM",
-    )
-    try:
-        with quiet_peft():
-            adapted = get_peft_model(base, lora)
-    except ValueError as error:
-        asked = f"{targets!r}" + (f" and {fused!r}" if fused else "")
-        raise ModelError(
-            f"train.lora.target_modules: {asked} cannot have an adapter in this model "
-            f"({first_line(error)}); use `all-linear` or other layers."
-        ) from error
-    if left := experts_without_adapter(adapted):
-        _log.warning(
-            "train.lora: the weights %s of the experts get no adapter, the other layers do; to train them "
-            "too, name them in train.lora.target_parameters.",
-            ", ".join(left),
-        )
-    return adapted
-
-
+_MAMBA = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
 # Mamba's fused kernels take these layers' weights past an adapter on them.
 _BEHIND_KERNELS = ["out_proj", "conv1d", "x_proj", "dt_proj"]
 
 
-def _unfit_layers(model: Any) -> list[str]:
-    """Return the linear layers that cannot have an adapter: those that do more, and Mamba's."""
-    mamba = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
-    own = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and re.search("Router|Grouped", type(module).__name__)
-    ]
-    return own + (_BEHIND_KERNELS if model.config.model_type in mamba else [])
+def with_adapter(base: Any, config: TrainConfig) -> Any:
+    """Return the model with the adapter of `warm_start`, or a fresh one: the only part that learns.
 
-
-def experts_without_adapter(adapted: Any) -> list[str]:
-    """Return the ends of the names of weights that hold all experts of a layer and get no adapter.
-
-    Such weights have three dimensions, experts first, and are no layers of their own.
+    Raises:
+        ModelError: the model has none of the layers that are to be adapted.
+        RunMismatchError: the folder of `warm_start` holds no adapter for it.
     """
-    found = [
-        ".".join(name.split(".")[-2:])
-        for name, weights in adapted.named_parameters()
-        if weights.dim() == 3 and "expert" in name and "lora_" not in name and "base_layer" not in name
-    ]
-    return sorted(set(found))
+    if config.warm_start is not None:
+        return load_adapter(base, Path(config.warm_start), trainable=True)
+    return _add_lora(base, config.lora)
 
 
 def lora_targets(model: str, config: LoraConfig) -> list[str]:
@@ -102,28 +53,80 @@ def lora_targets(model: str, config: LoraConfig) -> list[str]:
             f"The model {model!r} cannot be built as a causal language model from its configuration "
             f"({first_line(error)}); use another."
         ) from error
-    names, targets = [name for name, _ in base.named_modules()], config.target_modules
-    if isinstance(targets, str):
-        found = targets == "all-linear" or any(re.fullmatch(targets, name) for name in names)
-        missing = [] if found else [targets]
+    names, targets = [f".{name}" for name, _ in base.named_modules()], config.target_modules
+    if targets == "all-linear":
+        missing = []
+    elif isinstance(targets, str):
+        missing = [] if any(re.fullmatch(targets, name[1:]) for name in names) else [targets]
     else:
-        missing = [t for t in targets if not any(f".{name}".endswith(f".{t}") for name in names)]
+        missing = [target for target in targets if not any(name.endswith(f".{target}") for name in names)]
     if missing:
-        raise _no_layers(base, missing)
+        raise ModelError(
+            f"train.lora.target_modules: the model has no layers {', '.join(missing)!r}; use `all-linear`, "
+            f"or some of {', '.join(_layer_kinds(base)[:_N_NAMED])}."
+        )
     with torch.device("meta"):
-        adapted = add_lora(base, config)
+        adapted = _add_lora(base, config)
     return [name for name, module in adapted.named_modules() if isinstance(module, BaseTunerLayer)]
 
 
-def _no_layers(base: Any, targets: Sequence[str]) -> ModelError:
-    """Return the error that names the kinds of layers there are."""
-    matrices = [
-        name.removesuffix(".base_layer")
+def _layer_kinds(base: Any) -> list[str]:
+    kinds = dict.fromkeys(
+        name.rpartition(".")[2]
         for name, module in base.named_modules()
         if isinstance(weight := getattr(module, "weight", None), torch.Tensor) and weight.dim() == 2
-    ]
-    kinds = dict.fromkeys(name.rpartition(".")[2] for name in matrices if not name.endswith("default"))
-    return ModelError(
-        f"train.lora.target_modules: the model has no layers {', '.join(targets)!r}; use `all-linear`, "
-        f"or some of {', '.join([kind for kind in kinds if kind not in _EMBEDDINGS][:_N_NAMED])}."
     )
+    return [kind for kind in kinds if kind not in _EMBEDDINGS]
+
+
+def _add_lora(base: Any, config: LoraConfig) -> Any:
+    """Add a fresh adapter, and log which weights of experts get none."""
+    targets, parameters = config.target_modules, list(config.target_parameters)
+    lora = PeftLoraConfig(
+        r=config.r,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        exclude_modules=(_unfit_layers(base) or None) if targets == "all-linear" else None,
+        target_parameters=parameters or None,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        with quiet_peft():
+            adapted = get_peft_model(base, lora)
+    except ValueError as error:
+        requested = f"{targets!r}" + (f" and {parameters!r}" if parameters else "")
+        raise ModelError(
+            f"train.lora.target_modules: {requested} cannot have an adapter in this model "
+            f"({first_line(error)}); use `all-linear` or other layers."
+        ) from error
+    if left := experts_without_adapter(adapted):
+        _log.warning(
+            "train.lora: the weights %s of the experts get no adapter, the other layers do; to train them "
+            "too, name them in train.lora.target_parameters.",
+            ", ".join(left),
+        )
+    return adapted
+
+
+def _unfit_layers(model: Any) -> list[str]:
+    """Return the linear layers that cannot have an adapter: those that do more, and Mamba's."""
+    own = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and re.search("Router|Grouped", type(module).__name__)
+    ]
+    return own + (_BEHIND_KERNELS if model.config.model_type in _MAMBA else [])
+
+
+def experts_without_adapter(adapted: Any) -> list[str]:
+    """Return the ends of the names of weights that hold all experts of a layer and get no adapter.
+
+    Such weights have three dimensions, experts first, and are no layers of their own.
+    """
+    found = {
+        ".".join(name.split(".")[-2:])
+        for name, weights in adapted.named_parameters()
+        if weights.dim() == 3 and "expert" in name and "lora_" not in name and "base_layer" not in name
+    }
+    return sorted(found)

@@ -1,4 +1,4 @@
-"""Losses on a group: one user's prefix with n candidates, one of them (or several) chosen.
+"""Losses on a group: one user's prefix with n candidates, one or several of them chosen.
 
 Each takes margins (n,) and labels (n,) and returns a scalar; `full` needs the logits of every position.
 """
@@ -26,25 +26,25 @@ JOINT_WEIGHT = 0.2
 def answer_loss(margins: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return the cross-entropy over the two answers: mean of -log sigmoid(y m), with y = +1 or -1.
 
-    This is the paper's softmax over the yes and no logits (LLM-TRSR, arXiv 2403.13325, section 3.4) with the
-    loss at the answer position alone.
+    The paper's softmax over the yes and no logits (LLM-TRSR, arXiv 2403.13325, section 3.4), with the loss at
+    the answer position alone.
     """
     return functional.binary_cross_entropy_with_logits(margins, labels.to(margins.dtype))
 
 
 def listwise_loss(margins: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the softmax cross-entropy of each chosen candidate against all that were not, and its mean.
+    """Return the mean softmax cross-entropy of each chosen candidate against all that were not.
 
     mean over chosen i of -log( exp m_i / (exp m_i + sum_{j not chosen} exp m_j) ): the InfoNCE of rerankers
-    (van den Oord et al., arXiv 1807.03748), so each chosen candidate has to rise by itself and none has to
-    beat another. With one chosen candidate it is ListNet's top-one form (Cao et al., ICML 2007).
+    (van den Oord et al., arXiv 1807.03748); no chosen candidate has to beat another. With one chosen
+    candidate it is ListNet's top-one form (Cao et al., ICML 2007).
     """
     others = torch.logsumexp(margins.masked_fill(labels != 0, float("-inf")), dim=0)
     return functional.softplus(others - margins[labels != 0]).mean()
 
 
 def joint_loss(margins: torch.Tensor, labels: torch.Tensor, weight: float = JOINT_WEIGHT) -> torch.Tensor:
-    """Return listwise + `weight` x answer loss, so that margins rank well and stay logits of a probability.
+    """Return listwise + `weight` x answer loss: margins rank well and stay logits of a probability.
 
     After JRC (Sheng et al., "Joint Optimization of Ranking and Calibration", KDD 2023).
     """
@@ -52,14 +52,14 @@ def joint_loss(margins: torch.Tensor, labels: torch.Tensor, weight: float = JOIN
 
 
 def full_loss(
-    logits: torch.Tensor, group: ScoringGroup, labels: torch.Tensor, answers: LabelTokens
+    logits: torch.Tensor, group: ScoringGroup, labels: Sequence[int], answers: LabelTokens
 ) -> tuple[torch.Tensor, int]:
     """Return the paper's loss, next-token cross-entropy over every token of every prompt and its answer.
 
     Args:
         logits: Shape (T, vocabulary), of the group laid out as prefix, suffix 0, suffix 1, ...
         group: The token ids; candidate i's sequence is prefix + suffix i + its answer token.
-        labels: Shape (n,).
+        labels: 1 for each chosen candidate, else 0.
         answers: The answer tokens.
 
     Returns:
@@ -75,7 +75,7 @@ def full_loss(
         total = total - n * log_p[: n_prefix - 1].gather(1, targets[:, None]).sum()
         count += n * (n_prefix - 1)
     start = n_prefix
-    for suffix, label in zip(group.suffixes, labels.tolist(), strict=True):
+    for suffix, label in zip(group.suffixes, labels, strict=True):
         answer = answers.positive if label else answers.negative
         targets = torch.tensor([*suffix, answer], device=logits.device)
         first = [n_prefix - 1] if n_prefix else []  # the prefix's last token predicts the suffix's first
@@ -86,8 +86,7 @@ def full_loss(
     return total, count
 
 
-# Tokens a forward pass where candidates are read one by one.
-_SEPARATE_TOKENS = 4096
+_SEPARATE_TOKENS = 4096  # of a forward pass where candidates are read one by one
 _ON_MARGINS: dict[Loss, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "answer": answer_loss,
     "listwise": listwise_loss,
@@ -96,7 +95,7 @@ _ON_MARGINS: dict[Loss, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = 
 
 
 class Objective:
-    """What a model is trained on.
+    """The loss of a model on groups, and its margins.
 
     Args:
         model: The model with its adapter, not yet wrapped for several processes.
@@ -124,24 +123,28 @@ class Objective:
         """Return the loss of each group, shape (n_groups,); `full` is a group's mean over its tokens."""
         if self.loss == "full":
             return torch.stack([self._over_all_tokens(model, group) for group in groups])
-        per_group = [
-            _ON_MARGINS[self.loss](margins, torch.tensor(group.labels, device=margins.device))
-            for margins, group in zip(self.margins(model, [g.group for g in groups]), groups, strict=True)
-        ]
-        return torch.stack(per_group)
+        margins = self.margins(model, [one.group for one in groups])
+        return torch.stack(
+            [
+                _ON_MARGINS[self.loss](found, torch.tensor(one.labels, device=found.device))
+                for found, one in zip(margins, groups, strict=True)
+            ]
+        )
 
     def margins(self, model: Any, groups: Sequence[ScoringGroup]) -> list[torch.Tensor]:
         """Return the margins (n_suffixes,) of each group."""
-        found = [
-            None if self._shares(group) else separate_margins(model, group, self._columns, _SEPARATE_TOKENS)
-            for group in groups
-        ]
-        shared = [group for group, alone in zip(groups, found, strict=True) if alone is None]
-        if not shared:
-            return [alone for alone in found if alone is not None]
-        packed = pack([Part(group.prefix, group.suffixes) for group in shared]).to(model.device)
-        together = iter(packed_margins(model, packed, self._columns).split(packed.counts))
-        return [next(together) if alone is None else alone for alone in found]
+        found = {
+            number: separate_margins(model, group, self._columns, _SEPARATE_TOKENS)
+            for number, group in enumerate(groups)
+            if not self._shares(group)
+        }
+        shared = [number for number in range(len(groups)) if number not in found]
+        if shared:
+            parts = [Part(groups[number].prefix, groups[number].suffixes) for number in shared]
+            packed = pack(parts).to(model.device)
+            margins = packed_margins(model, packed, self._columns).split(packed.counts)
+            found.update(zip(shared, margins, strict=True))
+        return [found[number] for number in range(len(groups))]
 
     @property
     def always_shares(self) -> bool:
@@ -152,23 +155,18 @@ class Objective:
         return self.shares_prefixes and fits(self._model, group)
 
     def _over_all_tokens(self, model: Any, one: TrainingGroup) -> torch.Tensor:
-        sums, counts = [], []
-        for group, labels in self._sequences(one):
+        shares, read = self._shares(one.group), [(one.group, one.labels)]
+        if not shares:  # each candidate by itself
+            candidates = zip(one.group.suffixes, one.labels, strict=True)
+            read = [(ScoringGroup(one.group.prefix, (suffix,)), (label,)) for suffix, label in candidates]
+        sums, count = [], 0
+        for group, labels in read:
             packed = pack([Part(group.prefix, group.suffixes)]).to(model.device)
-            if self._shares(group):
+            if shares:
                 logits = run_packed(model, packed, every_position=True).logits[0]
             else:
                 logits = model(input_ids=packed.tokens, use_cache=False).logits[0]
-            wanted = torch.tensor(labels, device=logits.device)
-            total, count = full_loss(logits, group, wanted, self.answers)
+            total, n = full_loss(logits, group, labels, self.answers)
             sums.append(total)
-            counts.append(count)
-        return torch.stack(sums).sum() / sum(counts)
-
-    def _sequences(self, one: TrainingGroup) -> Iterator[tuple[ScoringGroup, tuple[int, ...]]]:
-        """Yield what is read at once: the whole group, or each candidate by itself."""
-        if self._shares(one.group):
-            yield one.group, one.labels
-            return
-        for suffix, label in zip(one.group.suffixes, one.labels, strict=True):
-            yield ScoringGroup(one.group.prefix, (suffix,)), (label,)
+            count += n
+        return torch.stack(sums).sum() / count

@@ -36,18 +36,7 @@ def save_model_folder(
 ) -> None:
     """Write a model folder in one move, replacing an older one.
 
-    Args:
-        folder: Where it shall stand.
-        adapter: The folder of the trained PEFT adapter.
-        report: What the training did.
-        model: Name of the base model.
-        labels: The answer tokens.
-        template: The prompt template it was trained on.
-        prompt: The prompt configuration.
-        config: The training configuration.
-        dataset: Name of the data set, for the card.
-        command: The command that made it, for the card.
-        quantization: How the base model was rounded.
+    `adapter` is the folder of the trained PEFT adapter; `dataset` and `command` are for the card.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -71,7 +60,9 @@ def save_model_folder(
     try:
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.copytree(adapter, fresh, ignore=shutil.ignore_patterns("best.json", "README.md"))
-        _name_base_model(fresh / "adapter_config.json", model)
+        noted = fresh / "adapter_config.json"  # PEFT notes the folder that the base model was loaded from
+        config_of_adapter = json.loads(noted.read_text(encoding="utf-8")) | {"base_model_name_or_path": model}
+        noted.write_text(json.dumps(config_of_adapter, indent=2) + "\n", encoding="utf-8")
         tokenizer.hf.save_pretrained(fresh)
         write_adapter_info(fresh, info.model_copy(update={"adapter_sha256": file_sha256(fresh / WEIGHTS)}))
         (fresh / "README.md").write_text(_card(info, report, dataset, command), encoding="utf-8")
@@ -84,44 +75,48 @@ def save_model_folder(
         ) from error
 
 
-def _name_base_model(file: Path, model: str) -> None:
-    """Put the base model's name where PEFT noted the folder it was loaded from."""
-    config = json.loads(file.read_text(encoding="utf-8"))
-    file.write_text(
-        json.dumps(config | {"base_model_name_or_path": model}, indent=2) + "\n", encoding="utf-8"
-    )
+_CARD = """---
+base_model: {base_model}
+library_name: peft
+tags: [trsr, recommendation, ranking]
+---
+
+# A yes/no recommender made with trsr
+
+Reads a user's preference profile, their recent items and one candidate, and answers yes or no;
+the margin between the two answers ranks candidates. The adapter only means something with the
+prompt template it was trained on.
+
+| | |
+|---|---|
+{table}
+
+Made by `{command}` with {versions}.
+
+Scores are not calibrated unless `trsr.json` says how. Trained on the behaviour of the
+users of one data set: it repeats their biases, and says nothing about people outside it.
+"""
 
 
 def _card(info: AdapterInfo, report: TrainingReport, dataset: str, command: str) -> str:
-    """Return the model card: what it is, how it was made, what it may not be used for."""
+    training, lora = info.training, info.training["lora"]
     losses = [row["loss"] for row in report.log if "loss" in row]
-    lora = info.training["lora"]
-    rows = [
-        ("Base model", f"`{info.base_model_id}`"),
-        ("Quantization", info.quantization or "none"),
-        ("Data", dataset),
-        ("Training groups (users)", str(report.n_groups)),
-        ("Loss", f"`{info.training['loss']}`"),
-        ("Learning rate, epochs", f"{info.training['learning_rate']}, {info.training['epochs']}"),
-        (
-            "LoRA",
-            f"r {lora['r']}, alpha {lora['alpha']}, dropout {lora['dropout']}, {lora['target_modules']}",
-        ),
-        ("Loss, first and last step", f"{losses[0]:.4f}, {losses[-1]:.4f}" if losses else "none logged"),
-        ("Validation R@3 + R@5 + R@10", f"{report.best_recall_sum:.4f} at step {report.best_step}"),
-        ("Prompt template", f"`{info.template}` ({info.template_hash[:12]})"),
-        ("Answer tokens", f"{info.positive_token} (yes), {info.negative_token} (no)"),
-    ]
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    return (
-        f"---\nbase_model: {info.base_model}\nlibrary_name: peft\n"
-        "tags: [trsr, recommendation, ranking]\n---\n\n"
-        "# A yes/no recommender made with trsr\n\n"
-        "Reads a user's preference profile, their recent items and one candidate, and answers yes or no;\n"
-        "the margin between the two answers ranks candidates. The adapter only means something with the\n"
-        f"prompt template it was trained on.\n\n| | |\n|---|---|\n{table}\n\n"
-        f"Made by `{command}` with "
-        + ", ".join(f"{name} {number}" for name, number in info.versions.items())
-        + ".\n\nScores are not calibrated unless `trsr.json` says how. Trained on the behaviour of the\n"
-        "users of one data set: it repeats their biases, and says nothing about people outside it.\n"
+    rows = {
+        "Base model": f"`{info.base_model_id}`",
+        "Quantization": info.quantization or "none",
+        "Data": dataset,
+        "Training groups (users)": report.n_groups,
+        "Loss": f"`{training['loss']}`",
+        "Learning rate, epochs": f"{training['learning_rate']}, {training['epochs']}",
+        "LoRA": f"r {lora['r']}, alpha {lora['alpha']}, dropout {lora['dropout']}, {lora['target_modules']}",
+        "Loss, first and last step": f"{losses[0]:.4f}, {losses[-1]:.4f}" if losses else "none logged",
+        "Validation R@3 + R@5 + R@10": f"{report.best_recall_sum:.4f} at step {report.best_step}",
+        "Prompt template": f"`{info.template}` ({info.template_hash[:12]})",
+        "Answer tokens": f"{info.positive_token} (yes), {info.negative_token} (no)",
+    }
+    return _CARD.format(
+        base_model=info.base_model,
+        table="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
+        command=command,
+        versions=", ".join(f"{name} {number}" for name, number in info.versions.items()),
     )

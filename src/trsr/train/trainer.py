@@ -1,8 +1,7 @@
 """Supervised fine-tuning with LoRA: PEFT's adapters, Hugging Face's Trainer, our packed groups and losses.
 
-A forward pass reads each user's prefix with all candidates once; gradients are accumulated over `batch_size`
-users, which several processes share (see `batches`). Checkpoints hold everything, so a killed training goes
-on where it was and ends with the same weights. Only the main process writes.
+A forward pass reads each user's prefix with all candidates once. Checkpoints hold everything, so a killed
+training resumes and ends with the same weights. Only the main process writes.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Any, cast
 import torch
 from peft import prepare_model_for_kbit_training
 from safetensors import SafetensorError
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
@@ -29,18 +28,16 @@ from trsr.llm import prefix_attention
 from trsr.llm.base import LabelTokens, Sharing
 from trsr.llm.margins import finite
 from trsr.llm.transformers import Quantization, load_causal_lm, resolve_device, resolve_dtype
-from trsr.recommend.model_folder import load_adapter
-from trsr.train import processes
-from trsr.train.batches import Shares, WeightedGroups, passes_per_batch
+from trsr.train import distributed
 from trsr.train.config import TrainConfig
 from trsr.train.dataset import EpochGroups, TrainingGroup, recall_sum
-from trsr.train.lora import add_lora
+from trsr.train.lora import with_adapter
 from trsr.train.losses import Objective
 
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """What a training did: the logged rows, and the best validation result with its step."""
+    """The logged rows of a training, and the best validation result with its step."""
 
     log: list[dict[str, float]]
     best_step: int
@@ -48,23 +45,126 @@ class TrainingReport:
     n_groups: int
 
 
+class Passes(Sampler[list[tuple[int, float]]]):
+    """The forward passes of one process: (number of a group, weight of its loss) for each of its users.
+
+    The order of all groups depends on seed and epoch only. Batch k is the same `batch_size` groups of it for
+    any number of processes; the last batch of an epoch may be shorter. A step's loss is the mean over its
+    batch's groups: the Trainer takes the mean over passes and processes, and the weights make up for passes
+    of unequal size. All processes have to make the same number of passes, so where several share a batch,
+    passes are filled with groups of weight 0.
+    """
+
+    def __init__(
+        self, groups: EpochGroups, config: TrainConfig, seed: int, n_processes: int = 1, index: int = 0
+    ) -> None:
+        self._groups, self._seed, self._epoch = groups, seed, 0
+        self._n_processes, self._index = n_processes, index
+        self._batch_size, self._size = config.batch_size, config.micro_batch_size
+        self.per_step = config.passes_per_step(n_processes)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to an epoch, with the groups."""
+        self._epoch = epoch
+        self._groups.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self._groups), self._batch_size)
+        return whole * self.per_step + self._n_passes(rest)
+
+    def __iter__(self) -> Iterator[list[tuple[int, float]]]:
+        generator = torch.Generator().manual_seed(self._seed + self._epoch)
+        order = torch.randperm(len(self._groups), generator=generator).tolist()
+        for first in range(0, len(order), self._batch_size):
+            batch = order[first : first + self._batch_size]
+            n_passes = self._n_passes(len(batch))
+            weight = n_passes * self._n_processes / len(batch)
+            for number in range(n_passes):
+                start = (number * self._n_processes + self._index) * self._size
+                read = [(group, weight) for group in batch[start : start + self._size]]
+                if self._n_processes > 1:
+                    read += [(batch[0], 0.0)] * (self._size - len(read))
+                yield read
+
+    def _n_passes(self, n_users: int) -> int:
+        return -(-n_users // (self._size * self._n_processes))
+
+
+class _NewEpoch(TrainerCallback):
+    """Sets the epoch of passes and groups; the Trainer does not where it resumes within an epoch."""
+
+    def __init__(self, passes: Passes) -> None:
+        self.passes = passes
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
+        self.passes.set_epoch(int((state.epoch or 0) + 1e-6))  # a fraction after a restart within an epoch
+
+
 class _GroupTrainer(Trainer):
     """A Trainer whose batch is some users' groups and whose validation is the paper's rule."""
 
     def __init__(
-        self, objective: Objective, shares: Shares, valid: Sequence[TrainingGroup], best: Path, **kwargs: Any
+        self,
+        model: Any,
+        objective: Objective,
+        groups: EpochGroups,
+        valid: Sequence[TrainingGroup],
+        *,
+        config: TrainConfig,
+        folder: Path,
+        seed: int,
+        **settings: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        steps = config.n_steps(len(groups))
+        self.passes = Passes(groups, config, seed, distributed.count(), distributed.index())
         self.objective: Objective = objective
-        self.shares = shares
         self.valid = valid
-        self.best = best
-        self.model_accepts_loss_kwargs = False  # our weights make a mean over passes that of the users
+        self.best, self.patience = folder / "best", config.patience
+        if config.gradient_checkpointing:
+            settings["activation_checkpointing"] = True
+        arguments = TrainingArguments(
+            output_dir=str(folder),
+            per_device_train_batch_size=config.micro_batch_size,
+            gradient_accumulation_steps=self.passes.per_step,
+            learning_rate=config.learning_rate,
+            num_train_epochs=config.epochs,
+            max_steps=steps if config.max_steps else -1,  # by which the Trainer means no limit
+            warmup_steps=round(config.warmup_ratio * steps),
+            lr_scheduler_type=config.schedule,
+            weight_decay=config.weight_decay,
+            adam_beta1=config.adam_betas[0],
+            adam_beta2=config.adam_betas[1],
+            max_grad_norm=config.max_grad_norm,
+            eval_strategy="steps" if valid else "no",
+            eval_steps=max(1, steps // max(1, config.n_validations(len(groups)))),
+            eval_on_start=bool(valid) and config.warm_start is not None,  # it cannot end worse than that
+            save_strategy="steps",
+            save_steps=config.save_steps,
+            save_total_limit=2,
+            logging_steps=1,
+            seed=seed,
+            data_seed=seed,
+            report_to=config.report_to,
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+            ddp_find_unused_parameters=False,
+            ddp_broadcast_buffers=False,  # none of them changes, and passes may differ in number
+            **settings,
+        )
+        super().__init__(
+            model,
+            arguments,
+            train_dataset=cast(Any, groups),
+            eval_dataset=cast(Any, list(valid)) if valid else None,
+            data_collator=_collate,
+            callbacks=[_NewEpoch(self.passes)],
+        )
+        self.model_accepts_loss_kwargs = False  # the weights make a mean over passes that of the users
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Return this process's share of each batch; accelerate would share batches out in its own way."""
+        """Return the passes of this process; accelerate would share batches out in its own way."""
         return DataLoader(
-            cast(Any, self.train_dataset), batch_sampler=self.shares, collate_fn=self.data_collator
+            cast(Any, self.train_dataset), batch_sampler=self.passes, collate_fn=self.data_collator
         )
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> torch.Tensor:
@@ -81,58 +181,30 @@ class _GroupTrainer(Trainer):
         value = sum(values) / len(values)
         metrics = {"eval_recall_sum": value}
         self.log(metrics)
-        if processes.agree(value > _best(self.best)[0]):
+        if distributed.agree(value > _best(self.best)[0]):
             _save_best(model, self.best, value, self.state.global_step)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control.should_training_stop |= _is_over(self.state.log_history, self.patience)
         return metrics
 
     def _recall_sums(self, model: Any) -> list[float]:
         """Return each validation user's value; the processes take turns, each as many as the others."""
-        n, step = len(self.valid), processes.count()
-        turns = [self.valid[min(start + processes.index(), n - 1)] for start in range(0, n, step)]
-        own: list[float] = []
-        together = self.args.per_device_train_batch_size
+        n, step = len(self.valid), distributed.count()
+        turns = [self.valid[min(start + distributed.index(), n - 1)] for start in range(0, n, step)]
+        size, own = self.args.per_device_train_batch_size, []
         with torch.no_grad():
-            for start in range(0, len(turns), together):
-                some = turns[start : start + together]
-                margins = self.objective.margins(model, [one.group for one in some])
+            for start in range(0, len(turns), size):
+                users = turns[start : start + size]
+                margins = self.objective.margins(model, [one.group for one in users])
                 found = [finite(m.cpu().numpy(), model) for m in margins]
-                own += [recall_sum(m, one.labels) for m, one in zip(found, some, strict=True)]
-        every = processes.gather(own)
+                own += [recall_sum(m, one.labels) for m, one in zip(found, users, strict=True)]
+        every = distributed.gather(own)
         return [every[place % step][place // step] for place in range(n)]
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Save it; only then may the main process end the checkpoint with the Trainer's state."""
         super()._save_rng_state(output_dir)
-        processes.wait()
-
-
-class _NewEpoch(TrainerCallback):
-    """Tells groups and shares which epoch begins; a data loader would not in every arrangement."""
-
-    def __init__(self, groups: EpochGroups, shares: Shares) -> None:
-        self.groups, self.shares = groups, shares
-
-    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
-        epoch = int((state.epoch or 0) + 1e-6)  # a fraction after a restart within an epoch
-        self.groups.set_epoch(epoch)
-        self.shares.set_epoch(epoch)
-
-
-class _EarlyStop(TrainerCallback):
-    """Stops after `patience` validations without a better one; reads the log, so it survives a restart."""
-
-    def __init__(self, patience: int) -> None:
-        self.patience = patience
-
-    def on_evaluate(  # the arguments' names are the Trainer's
-        self,
-        args: Any,  # noqa: ARG002
-        state: TrainerState,
-        control: TrainerControl,
-        **_: Any,
-    ) -> None:
-        control.should_training_stop |= _is_over(state.log_history, self.patience)
+        distributed.wait()
 
 
 def train(
@@ -150,24 +222,14 @@ def train(
     sharing: Sharing = "auto",
     progress: bool = False,
 ) -> tuple[Path, TrainingReport]:
-    """Fine-tune an adapter; goes on from the newest whole checkpoint where there is one.
+    """Fine-tune an adapter of the base model `model`, from the newest whole checkpoint where there is one.
 
-    Args:
-        groups: What to learn from, epoch by epoch.
-        valid: Groups to validate on; without any, the last adapter is kept.
-        model: Name of the base model.
-        labels: The answer tokens.
-        config: How.
-        checkpoints: A folder for checkpoints; the best adapter stands in `best` inside it.
-        seed: Order of the groups and initial adapter weights.
-        dtype: Precision of the base model; the adapter is trained in float32.
-        device: Where to train.
-        quantization: How the base model is rounded, see `load_causal_lm`.
-        sharing: How candidates share their prefix, see `shared_attention.enable`.
-        progress: Whether to show the Trainer's bar.
+    Without validation groups the last adapter is kept, else the best one. `dtype` and `quantization` are of
+    the base model (see `load_causal_lm`); the adapter is trained in float32. `seed` decides the order of the
+    groups and the adapter's first weights.
 
     Returns:
-        The folder of the best adapter, and a report.
+        The folder of the best adapter, `best` inside `checkpoints`, and a report.
 
     Raises:
         ConfigError: the processes cannot share a batch equally.
@@ -175,88 +237,78 @@ def train(
         OutputError: the folder cannot be written.
         RunMismatchError: the checkpoints are of another kind: sharded, or not.
     """
-    shares = Shares(len(groups), config, seed % 2**32, processes.count(), processes.index())
-    set_seed(seed % 2**32)
+    seed %= 2**32
+    set_seed(seed)
     where = _own_device(device)
     precision = resolve_dtype(dtype, where)
-    # A model that is sharded need not fit on one device: it is loaded beside it.
-    home = "cpu" if processes.is_sharded() else str(where)
-    named = str(precision).removeprefix("torch.")
-    base = load_causal_lm(model, dtype=named, device=home, quantization=quantization)
+    base = load_causal_lm(
+        model,
+        dtype=str(precision).removeprefix("torch."),
+        device="cpu" if distributed.is_sharded() else str(where),  # it need not fit on one GPU
+        quantization=quantization,
+    )
     if quantization is not None:
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
     prefix_attention.enable(base, sharing)
     adapted = with_adapter(base, config)
-    best = checkpoints / "best"
     objective = Objective(adapted, config.loss, labels)
-    if processes.is_sharded():
-        _check_shardable(objective, model, where)
-    bf16 = precision is torch.bfloat16
-    with _one_sentence(checkpoints), objective.installed(adapted):
+    if distributed.is_sharded():
+        _check_shardable(objective, where)
+    with _disk_errors(checkpoints), objective.installed(adapted):
         trainer = _GroupTrainer(
+            adapted,
             objective,
-            shares,
+            groups,
             valid,
-            best,
-            model=adapted,
-            args=_arguments(config, checkpoints, len(groups), bool(valid), seed, where, bf16, progress),
-            train_dataset=cast(Any, WeightedGroups(groups)),
-            eval_dataset=cast(Any, list(valid)) if valid else None,
-            data_collator=_collate,
-            callbacks=[_NewEpoch(groups, shares), _EarlyStop(config.patience)],
+            config=config,
+            folder=checkpoints,
+            seed=seed,
+            bf16=precision is torch.bfloat16,
+            use_cpu=where.type == "cpu",
+            disable_tqdm=not progress,
         )
         if not progress:
             trainer.remove_callback(PrinterCallback)
-        if processes.count() > 1:  # the adapter is made, equal everywhere; dropout should not be
-            torch.manual_seed(seed % 2**32 + processes.index())
+        if distributed.count() > 1:  # the adapter is made, equal everywhere; dropout should not be
+            torch.manual_seed(seed + distributed.index())
             # torch has a new word for this that the Trainer does not know
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-        history = _go_on(trainer, checkpoints, config.patience)
+        history = _resume(trainer, checkpoints)
         if not valid:
-            _save_best(trainer.model, best, 0.0, trainer.state.global_step)
-    value, step = processes.agree(_best(best))
-    return best, TrainingReport(_log_rows(history), step, value, len(groups))
+            _save_best(trainer.model, trainer.best, 0.0, trainer.state.global_step)
+    value, step = distributed.agree(_best(trainer.best))
+    return trainer.best, TrainingReport(_log_rows(history), step, value, len(groups))
 
 
 def _own_device(device: str) -> torch.device:
-    """Return the device of this process: each has a GPU of its own.
-
-    Raises:
-        ModelError: there is no such device, or all processes would share it.
-    """
+    """Return the device of this process: where there are several, each has a GPU of its own."""
     where = resolve_device(device)
-    if processes.count() == 1 or where.type == "cpu":
+    if distributed.count() == 1 or where.type == "cpu":
         return where
     if where.index is not None:
         raise ModelError(
-            f"recommender.device: found {device!r}, which {processes.count()} processes cannot share; "
+            f"recommender.device: found {device!r}, which {distributed.count()} processes cannot share; "
             "use auto."
         )
-    return torch.device(where.type, processes.local_index())
+    return torch.device(where.type, int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def _check_shardable(objective: Objective, model: str, where: torch.device) -> None:
-    """Refuse what FSDP cannot do: its processes must make the same passes, on GPUs."""
-    if where.type == "cpu":  # accelerate would leave the model whole, and say nothing
+def _check_shardable(objective: Objective, where: torch.device) -> None:
+    # On CPUs accelerate would silently leave the model whole; FSDP 1 cannot hold a frozen model with an
+    # adapter; processes that make different passes wait for each other forever.
+    version = os.environ.get("FSDP_VERSION", "1")
+    if where.type == "cpu" or version != "2" or not objective.always_shares:
+        shares = "shares" if objective.always_shares else "does not share"
         raise ModelError(
-            "recommender.device: found cpu, but accelerate shards models on GPUs only; "
-            "use configs/accelerate/cpu.yaml."
-        )
-    if os.environ.get("FSDP_VERSION", "1") != "2":
-        raise ModelError(
-            "FSDP_VERSION: found 1, which cannot hold a frozen model with an adapter here; "
-            "set fsdp_version: 2, as configs/accelerate/fsdp.yaml does."
-        )
-    if not objective.always_shares:
-        raise ModelError(
-            f"The model {model!r} does not share prefixes of every length, so its processes would make "
-            "different passes and FSDP hang; use configs/accelerate/ddp.yaml."
+            f"FSDP: found the device {where.type}, fsdp_version {version} and a model that {shares} prefixes "
+            "of every length, expected GPUs, version 2 and a model that shares them; "
+            "use configs/accelerate/fsdp.yaml, ddp.yaml or, on CPUs, cpu.yaml."
         )
 
 
 @contextmanager
-def _one_sentence(folder: Path) -> Iterator[None]:
-    """Turn what a full disk makes of Python, safetensors and torch into one sentence."""
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """Translate what Python, safetensors and torch raise on a full disk."""
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -267,23 +319,23 @@ def _one_sentence(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def with_adapter(base: Any, config: TrainConfig) -> Any:
-    """Return the model with a LoRA adapter, fresh or that of `warm_start`, the only part that learns.
+def _resume(trainer: _GroupTrainer, checkpoints: Path) -> list[dict[str, float]]:
+    """Train from the newest checkpoint to the end, and return the log; a training that is over stays so.
 
-    A log line says which weights of experts get none.
+    Raises:
+        RunMismatchError: the checkpoint is sharded and this training is not, or the other way round.
     """
-    if config.warm_start is not None:
-        return load_adapter(base, Path(config.warm_start), trainable=True)
-    return add_lora(base, config.lora)
-
-
-def _go_on(trainer: Trainer, checkpoints: Path, patience: int) -> list[dict[str, float]]:
-    """Train from the newest checkpoint to the end, and return the log; a training that is over stays so."""
-    newest = processes.agree(_newest_checkpoint(checkpoints) if processes.is_main() else None)
+    newest = distributed.agree(_newest_checkpoint(checkpoints) if distributed.is_main() else None)
     if newest is not None:
-        _check_kind(Path(newest))
+        sharded = not Path(newest, "optimizer.pt").exists()
+        if sharded != distributed.is_sharded():
+            found, wanted = ("with", "without") if sharded else ("without", "with")
+            raise RunMismatchError(
+                f"{newest} was written {found} FSDP and this training runs {wanted}; "
+                f"go on as it began, or remove {checkpoints} to begin again."
+            )
         state = TrainerState.load_from_json(f"{newest}/trainer_state.json")
-        if _is_over(state.log_history, patience):  # killed after an early stop
+        if _is_over(state.log_history, trainer.patience):  # killed after an early stop
             return list(state.log_history)
     if trainer.args.num_train_epochs:
         trainer.train(resume_from_checkpoint=newest)
@@ -292,76 +344,15 @@ def _go_on(trainer: Trainer, checkpoints: Path, patience: int) -> list[dict[str,
     return list(trainer.state.log_history)
 
 
-def _check_kind(checkpoint: Path) -> None:
-    """Refuse to go on from shards without FSDP, and the other way round.
-
-    Raises:
-        RunMismatchError: naming the checkpoint.
-    """
-    sharded = not (checkpoint / "optimizer.pt").exists()
-    if sharded != processes.is_sharded():
-        found, wanted = ("with", "without") if sharded else ("without", "with")
-        raise RunMismatchError(
-            f"{checkpoint} was written {found} FSDP and this training runs {wanted}; "
-            f"go on as it began, or remove {checkpoint.parent} to begin anew."
-        )
-
-
 def _is_over(history: list[dict[str, float]], patience: int) -> bool:
-    """Whether `patience` validations have passed without a better one."""
+    """Return whether `patience` validations have passed without a better one."""
     values = [row["eval_recall_sum"] for row in history if "eval_recall_sum" in row]
     return bool(values) and len(values) - 1 - values.index(max(values)) >= patience
 
 
 def _collate(batch: list[tuple[TrainingGroup, float]]) -> dict[str, Any]:
-    """Hand the groups on as they are; packing replaces padding."""
+    """Keep the groups as they are; packing replaces padding."""
     return {"groups": [group for group, _ in batch], "weights": [weight for _, weight in batch]}
-
-
-def _arguments(
-    config: TrainConfig,
-    folder: Path,
-    n: int,
-    validate: bool,
-    seed: int,
-    device: torch.device,
-    bf16: bool,
-    progress: bool,
-) -> TrainingArguments:
-    steps = config.n_steps(n)
-    saves_memory: dict[str, Any] = {"activation_checkpointing": True} if config.gradient_checkpointing else {}
-    return TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=config.micro_batch_size,
-        gradient_accumulation_steps=passes_per_batch(config, processes.count()),
-        learning_rate=config.learning_rate,
-        num_train_epochs=config.epochs,
-        max_steps=steps if config.max_steps else -1,  # by which the Trainer means no limit
-        warmup_steps=round(config.warmup_ratio * steps),
-        lr_scheduler_type=config.schedule,
-        weight_decay=config.weight_decay,
-        adam_beta1=config.adam_betas[0],
-        adam_beta2=config.adam_betas[1],
-        max_grad_norm=config.max_grad_norm,
-        bf16=bf16,
-        use_cpu=device.type == "cpu",
-        eval_strategy="steps" if validate else "no",
-        eval_steps=max(1, steps // max(1, config.n_validations(n))),
-        eval_on_start=validate and config.warm_start is not None,  # so that it cannot end worse than it began
-        save_strategy="steps",
-        save_steps=config.save_steps,
-        save_total_limit=2,
-        logging_steps=1,
-        seed=seed % 2**32,
-        data_seed=seed % 2**32,
-        report_to=config.report_to,
-        disable_tqdm=not progress,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        ddp_find_unused_parameters=False,
-        ddp_broadcast_buffers=False,  # none of them changes, and passes may differ in number
-        **saves_memory,
-    )
 
 
 def _newest_checkpoint(folder: Path) -> str | None:
@@ -388,24 +379,18 @@ def _best(folder: Path) -> tuple[float, int]:
 
 def _save_best(model: Any, folder: Path, value: float, step: int) -> None:
     """Replace the best adapter in one move, so that a kill leaves the old or the new one."""
-    state = _whole_adapter(model) if processes.is_sharded() else None
-    if processes.is_main():
+    weights = {}
+    if distributed.is_sharded():  # put together from all processes' shards; all of them must ask
+        trained = {name: part for name, part in model.named_parameters() if part.requires_grad}
+        weights["state_dict"] = {name: part.full_tensor().cpu() for name, part in trained.items()}
+    if distributed.is_main():
         fresh = folder.with_name("best.new")
         shutil.rmtree(fresh, ignore_errors=True)
-        model.save_pretrained(fresh, **({} if state is None else {"state_dict": state}))
+        model.save_pretrained(fresh, **weights)
         (fresh / "best.json").write_text(json.dumps({"recall_sum": value, "step": step}))
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)
-    processes.wait()
-
-
-def _whole_adapter(model: Any) -> dict[str, torch.Tensor]:
-    """Return the adapter's parameters from all processes' shards; all of them must ask."""
-    return {
-        name: cast(Any, weights).full_tensor().cpu()
-        for name, weights in model.named_parameters()
-        if weights.requires_grad
-    }
+    distributed.wait()
 
 
 def _log_rows(history: list[dict[str, float]]) -> list[dict[str, float]]:

@@ -1,4 +1,4 @@
-"""Two processes learn what one learns: the same losses, checkpoints either goes on from, one adapter."""
+"""Two processes learn what one learns: the same losses, checkpoints either resumes from, one adapter."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ from safetensors.torch import load_file
 from two_processes import learn, learn_until, save_after_a_step
 
 from trsr.errors import EngineError, ModelError, RunMismatchError
-from trsr.train import processes
+from trsr.train import distributed
 from trsr.train.trainer import _log_rows
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
+
+
+def in_two_processes(function: Any) -> Any:
+    return pytest.mark.slow(pytest.mark.processes(function))
 
 
 def losses(folder: Path, steps: int = 8) -> list[float]:
@@ -28,11 +32,11 @@ def losses(folder: Path, steps: int = 8) -> list[float]:
     return found
 
 
-def best(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Return what is noted of the best adapter, and its weights."""
-    note = json.loads((folder / "best" / "best.json").read_text())
-    assert (folder / "best" / "adapter_config.json").exists()
-    return note, load_file(folder / "best" / "adapter_model.safetensors")
+def assert_close_weights(left: Path, right: Path, tolerance: float) -> None:
+    ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (left, right))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=0, atol=tolerance, msg=name)
 
 
 def run_twice(task: str, model: Path, root: Path) -> subprocess.CompletedProcess[str]:
@@ -49,7 +53,6 @@ def trained(tiny_model: Path, make_once: MakeOnce) -> Path:
 def train_alone_and_together(tiny_model: Path, root: Path) -> None:
     learn(tiny_model, root / "one")
     learn(tiny_model, root / "epoch", epochs=1)
-    learn(tiny_model, root / "micro_one", epochs=1, micro_batch_size=2)
     learn_until(5, tiny_model, root / "one_then_two")
     done = run_twice("learn", tiny_model, root)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -57,65 +60,42 @@ def train_alone_and_together(tiny_model: Path, root: Path) -> None:
     learn(tiny_model, root / "two_then_one")
 
 
-@pytest.mark.slow
-@pytest.mark.processes
+@in_two_processes
 @pytest.mark.parametrize("folder", ["two", "two_then_one", "one_then_two"])
 def test_two_processes_have_the_losses_of_one(trained: Path, folder: str) -> None:
     assert losses(trained / folder) == pytest.approx(losses(trained / "one"), abs=1e-4)
-    (ours, weights), (theirs, expected) = best(trained / folder), best(trained / "one")
-    assert ours == theirs
-    assert weights.keys() == expected.keys()
-    for name, tensor in expected.items():
-        torch.testing.assert_close(weights[name], tensor, rtol=0, atol=1e-4, msg=name)
+    notes = [json.loads((trained / name / "best" / "best.json").read_text()) for name in (folder, "one")]
+    assert notes[0] == notes[1]
+    assert_close_weights(trained / folder / "best", trained / "one" / "best", 1e-4)
 
 
-@pytest.mark.slow
-@pytest.mark.processes
+@in_two_processes
 def test_unequal_parts_of_the_last_batch_count_by_their_users(trained: Path) -> None:
     assert losses(trained / "micro", 4) == pytest.approx(losses(trained / "epoch", 4), abs=1e-4)
-    assert losses(trained / "micro_one", 4) == pytest.approx(losses(trained / "epoch", 4), abs=1e-4)
 
 
-@pytest.mark.slow
-@pytest.mark.processes
+@in_two_processes
 def test_two_killed_processes_end_with_the_weights_of_two_unbroken_ones(trained: Path) -> None:
     assert losses(trained / "dropout_killed", 4) == losses(trained / "dropout", 4)
-    weights, expected = (
-        load_file(trained / folder / "checkpoint-4" / "adapter_model.safetensors")
-        for folder in ("dropout_killed", "dropout")
-    )
-    assert weights.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert torch.equal(weights[name], tensor), name
+    killed, unbroken = (trained / name / "checkpoint-4" for name in ("dropout_killed", "dropout"))
+    assert_close_weights(killed, unbroken, 0)
+    states = [torch.load(unbroken / f"rng_state_{i}.pth", weights_only=False)["cpu"] for i in (0, 1)]
+    assert not torch.equal(*states)  # each process draws its own dropout
 
 
-@pytest.mark.slow
-@pytest.mark.processes
-def test_each_process_draws_its_own_dropout(trained: Path) -> None:
-    states = [
-        torch.load(trained / "dropout" / "checkpoint-4" / f"rng_state_{index}.pth", weights_only=False)["cpu"]
-        for index in (0, 1)
-    ]
-    assert not torch.equal(*states)
-
-
-@pytest.mark.slow
-@pytest.mark.processes
+@in_two_processes
 def test_a_model_in_shards_learns_the_same_and_its_adapter_is_put_together(
     tiny_model: Path, tmp_path: Path
 ) -> None:
     done = run_twice("shard", tiny_model, tmp_path / "sharded")
     assert done.returncode == 0, done.stdout + done.stderr
     save_after_a_step(tiny_model, tmp_path)
-    (_, weights), (_, expected) = best(tmp_path / "sharded"), best(tmp_path)
-    assert weights.keys() == expected.keys()
-    for name, tensor in expected.items():
-        torch.testing.assert_close(weights[name], tensor, msg=name)
+    assert_close_weights(tmp_path / "sharded" / "best", tmp_path / "best", 1e-5)
+    weights = load_file(tmp_path / "sharded" / "best" / "adapter_model.safetensors")
     assert any(tensor.abs().sum() > 0 for name, tensor in weights.items() if "lora_B" in name)
 
 
-@pytest.mark.slow
-@pytest.mark.processes
+@in_two_processes
 def test_an_error_in_training_ends_both_processes_with_its_traceback_alone(
     tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -127,46 +107,36 @@ def test_an_error_in_training_ends_both_processes_with_its_traceback_alone(
     assert "exitcode  : 3" not in done.stderr
 
 
-def test_fsdp_on_cpus_is_one_sentence(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(processes, "is_sharded", lambda: True)
-    with pytest.raises(ModelError, match="GPUs only"):
+def test_fsdp_on_cpus_is_refused(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "is_sharded", lambda: True)
+    with pytest.raises(ModelError, match=r"FSDP: found the device cpu, .* expected GPUs"):
         learn(tiny_model, tmp_path)
 
 
 @pytest.mark.slow
-def test_checkpoints_without_shards_are_not_gone_on_with_in_shards(
+def test_checkpoints_without_shards_are_not_resumed_in_shards(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learn_until(3, tiny_model, tmp_path)
-    monkeypatch.setattr(processes, "is_sharded", lambda: True)
+    monkeypatch.setattr(distributed, "is_sharded", lambda: True)
     monkeypatch.setattr("trsr.train.trainer._check_shardable", lambda *_: None)
     with pytest.raises(RunMismatchError, match="without FSDP"):
         learn(tiny_model, tmp_path)
 
 
-def test_a_process_is_known_by_what_its_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_is_known_by_its_launcher_and_only_the_main_one_prints_before_they_join(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")  # without a rank, somebody else's
-    assert (processes.count(), processes.index(), processes.is_main()) == (1, 0, True)
+    assert (distributed.count(), distributed.index(), distributed.is_main()) == (1, 0, True)
+    assert distributed.gather(3) == [3]
+    assert distributed.agree("x") == "x"
+    assert distributed.prints_error(EngineError("of this process"))
+    distributed.wait()
+    distributed.leave()
     monkeypatch.setenv("RANK", "3")
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert (processes.count(), processes.index(), processes.is_main()) == (4, 3, False)
-    assert processes.local_index() == 1
-    assert not processes.is_sharded()
+    assert (distributed.count(), distributed.index(), distributed.is_main()) == (4, 3, False)
+    assert not distributed.prints_error(EngineError("that all of them find"))
+    assert not distributed.is_sharded()
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert processes.is_sharded()
-
-
-def test_one_process_agrees_with_itself() -> None:
-    assert processes.gather(3) == [3]
-    assert processes.agree("x") == "x"
-    processes.wait()
-    processes.leave()
-
-
-def test_before_the_processes_meet_only_the_main_one_tells_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert processes.speaks(EngineError("mine"))
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
-    assert not processes.speaks(EngineError("read by all of them"))
+    assert distributed.is_sharded()

@@ -1,7 +1,6 @@
-"""Processes that train one model together, as `accelerate launch` or `torchrun` start them.
+"""The processes that train one model together, as `accelerate launch` or `torchrun` start them.
 
-Says which of them this one is, and lets them wait for each other and agree; training itself talks through
-torch. Everything here is trivial where there is one process. Light to import.
+Training itself talks through torch; here processes only wait for each other and agree. Light to import.
 """
 
 from __future__ import annotations
@@ -24,46 +23,37 @@ _LONGEST_WAIT = timedelta(days=30)
 
 
 class ProcessEndedError(EngineError):
-    """Another of the processes ended, and says why."""
+    """Another of the processes ended, and printed why."""
 
 
 def count() -> int:
-    """Return how many processes train together."""
+    """Return the number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
 def index() -> int:
-    """Return which of them this one is, from 0."""
+    """Return the index of this process, from 0."""
     return int(os.environ["RANK"]) if count() > 1 else 0
 
 
-def local_index() -> int:
-    """Return which of its machine's processes this one is, from 0: the number of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
 def is_main() -> bool:
-    """Whether this process writes folders, prints and logs."""
+    """Return whether this process writes folders, prints and logs."""
     return index() == 0
 
 
-def speaks(error: Exception) -> bool:
-    """Whether this process should print an error: one it met alone, or else the main process for all."""
-    met = _group.cache_info().currsize > 0  # before they meet, all of them read the same and find the same
-    return is_main() or (met and not isinstance(error, ProcessEndedError))
+def prints_error(error: Exception) -> bool:
+    """Return whether this process prints an error: one of its own, or else the main process for all."""
+    joined = _group.cache_info().currsize > 0  # before that, all of them find the same
+    return is_main() or (joined and not isinstance(error, ProcessEndedError))
 
 
 def is_sharded() -> bool:
-    """Whether accelerate's configuration asks for FSDP."""
+    """Return whether accelerate's configuration asks for FSDP."""
     return "RANK" in os.environ and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def join(cpu: bool) -> None:
-    """Meet the other processes; at its end, also by an error, this process leaves them.
-
-    Args:
-        cpu: Whether the training runs on CPUs.
-    """
+    """Connect to the other processes until this one ends; `cpu` says whether the training runs on CPUs."""
     from accelerate import PartialState
 
     PartialState(cpu=cpu)
@@ -73,14 +63,14 @@ def join(cpu: bool) -> None:
 
 @cache
 def _group() -> Any:
-    """Return the group in which they wait and agree: over sockets, and more patient than the training's."""
+    """Return a group apart from the training's: over sockets, so that waiting occupies no GPU."""
     from torch import distributed
 
     return distributed.new_group(backend="gloo", timeout=_LONGEST_WAIT)
 
 
 def gather(value: T) -> list[T]:
-    """Return the value of every process, in their order; all of them must ask.
+    """Return the value of every process, in their order; all of them must call this.
 
     Raises:
         ProcessEndedError: another process ended.
@@ -101,7 +91,7 @@ def gather(value: T) -> list[T]:
 
 
 def agree(value: T) -> T:
-    """Return the main process's value in every process; all of them must ask."""
+    """Return the main process's value in every process; all of them must call this."""
     return gather(value if is_main() else cast("T", None))[0]
 
 
@@ -113,10 +103,10 @@ def wait() -> None:
 def leave() -> None:
     """End the connection and its threads, after which this process is alone.
 
-    Only the destructor of a gloo group ends the group's threads. One that still frees the tensors of the last
-    collective while the interpreter ends aborts the process, so nothing may keep a group until then. Nor may
-    a `DistributedDataParallel` be the last to keep it: it waits for the threads with Python's lock, which
-    they may need. So it goes before the group is destroyed.
+    Only the destructor of a gloo group ends the group's threads. A thread that still frees tensors while the
+    interpreter ends aborts the process, so nothing may keep a group until then. A `DistributedDataParallel`
+    must go before its group: if it is the last to keep it, it waits for the threads with Python's lock, which
+    they may need.
     """
     if count() > 1:
         from torch import distributed
