@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from conftest import tiny_run
 from helpers import read_only, temporary_folder
+from scripted_server import scripted, send
 
 from trsr.errors import ConfigError, ModelError
 from trsr.experiment.config import RunConfig
@@ -20,7 +21,6 @@ from trsr.experiment.run_folder import RunFolder
 from trsr.experiment.stages import run_stages
 from trsr.llm.engines import OpenAIEngine
 from trsr.recommend.prompt import PromptConfig
-from trsr.testing.scripted_server import scripted, send
 
 NOWHERE = {"model": "./no/such/model"}
 WITHOUT_LLM = {"train": None, "rankers": ["bm25"]}

@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 import yaml
 from conftest import tiny_run
+from scripted_server import Answer, scripted, send
 
 from trsr.errors import RunMismatchError
 from trsr.experiment.config import RunConfig, load_config, variants_of
@@ -27,7 +28,6 @@ from trsr.llm.transformers import load_causal_lm
 from trsr.recommend.loading import RecommenderConfig
 from trsr.recommend.ranker import sigmoid
 from trsr.recommend.scorer import SharedPrefixScorer
-from trsr.testing.scripted_server import Answer, scripted, send
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "vllm.md"
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scripted_server import refuse, scripted, send
 from transformers import AutoConfig
 
 from trsr.llm import models
 from trsr.llm.context import context_length, context_of, gguf_context
 from trsr.llm.engines import OpenAIEngine
 from trsr.llm.opening import server_context
-from trsr.testing.scripted_server import refuse, scripted, send
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
 LLAMA3 = {

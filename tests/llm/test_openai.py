@@ -8,14 +8,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
-
-from trsr.errors import EngineError
-from trsr.llm import models
-from trsr.llm.base import Generation, GenerationParams, PhrasePart, TextGenerator
-from trsr.llm.engines import OpenAIEngine
-from trsr.llm.openai import OpenAIGenerator
-from trsr.testing.contracts import TextGeneratorContract, ask
-from trsr.testing.scripted_server import (
+from scripted_server import (
     Answer,
     ScriptedServer,
     cut,
@@ -27,6 +20,13 @@ from trsr.testing.scripted_server import (
     send,
     web_page,
 )
+
+from trsr.errors import EngineError
+from trsr.llm import models
+from trsr.llm.base import Generation, GenerationParams, PhrasePart, TextGenerator
+from trsr.llm.engines import OpenAIEngine
+from trsr.llm.openai import OpenAIGenerator
+from trsr.testing.contracts import TextGeneratorContract, ask
 
 
 @pytest.fixture(scope="module")

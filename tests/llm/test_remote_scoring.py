@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from scripted_server import Answer, ScriptedServer, garbage, late, refuse, scripted, send
 
 from trsr.errors import EngineError, MissingLabelsError
 from trsr.llm import models
@@ -21,7 +22,6 @@ from trsr.llm.base import LabelScorer, LabelTokens, ScoringGroup
 from trsr.llm.engines import OpenAIEngine
 from trsr.llm.remote_scoring import RemoteScorer
 from trsr.testing.contracts import LabelScorerContract
-from trsr.testing.scripted_server import Answer, ScriptedServer, garbage, late, refuse, scripted, send
 
 LABELS = LabelTokens(9454, 2753)
 GROUPS = [ScoringGroup((1, 2, 3), ((4,), (5, 6))), ScoringGroup((7,), ((8, 9),))]

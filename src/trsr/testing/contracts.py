@@ -222,9 +222,6 @@ class StoreContract:
         store.close()
 
 
-# ruff: noqa: D102 - a test is named by the sentence it checks
-
-
 def ask(text: str, *, prefill: str = "") -> Prompt:
     """Return a prompt with a system turn and one question."""
     return Prompt((Message("system", "You answer in one sentence."), Message("user", text)), prefill)
@@ -232,6 +229,8 @@ def ask(text: str, *, prefill: str = "") -> Prompt:
 
 class TextGeneratorContract:
     """What every `TextGenerator` must do; one generator serves all tests of the class."""
+
+    greedy = GenerationParams(max_new_tokens=12)
 
     @classmethod
     def make_generator(cls) -> TextGenerator:
@@ -258,41 +257,33 @@ class TextGeneratorContract:
     @classmethod
     def answers(cls, generator: TextGenerator, questions: list[Prompt]) -> list[Generation]:
         """The greedy answers to `questions`, in the order of the questions."""
-        return _in_order(generator, questions, GenerationParams(max_new_tokens=12))
-
-    def test_it_is_a_text_generator(self, generator: TextGenerator) -> None:
-        assert isinstance(generator, TextGenerator)
+        return _in_order(generator, questions, cls.greedy)
 
     def test_model_id_is_stable_and_names_a_revision(self, generator: TextGenerator) -> None:
+        assert isinstance(generator, TextGenerator)
         name, _, revision = generator.model_id.rpartition("@")
         assert name
         assert revision
         assert generator.model_id == generator.model_id
 
-    def test_every_prompt_gets_exactly_one_result(
+    def test_every_prompt_gets_one_stripped_text_with_its_counts(
         self, questions: list[Prompt], answers: list[Generation]
     ) -> None:
         assert [answer.index for answer in answers] == list(range(len(questions)))
-
-    def test_no_call_fails_and_every_text_is_stripped(self, answers: list[Generation]) -> None:
-        assert [answer.error for answer in answers] == [None] * len(answers)
-        assert all(answer.text == answer.text.strip() for answer in answers)
         assert any(answer.text for answer in answers)
-
-    def test_token_counts_and_seconds_are_reported(self, answers: list[Generation]) -> None:
-        assert all(answer.n_prompt_tokens > 0 for answer in answers)
-        assert all(0 < answer.n_generated_tokens <= 12 for answer in answers)
-        assert all(answer.seconds >= 0 for answer in answers)
-
-    def test_a_longer_prompt_has_more_tokens(self, answers: list[Generation]) -> None:
+        for answer in answers:
+            assert answer.error is None
+            assert answer.text == answer.text.strip()
+            assert answer.n_prompt_tokens > 0
+            assert 0 < answer.n_generated_tokens <= 12
+            assert answer.seconds >= 0
         assert answers[2].n_prompt_tokens > answers[0].n_prompt_tokens
 
     def test_greedy_texts_do_not_depend_on_the_batch(
         self, generator: TextGenerator, questions: list[Prompt], answers: list[Generation]
     ) -> None:
-        params = GenerationParams(max_new_tokens=12)
-        again = _in_order(generator, questions[::-1], params)[::-1]
-        alone = [_in_order(generator, [question], params)[0] for question in questions[:2]]
+        again = _in_order(generator, questions[::-1], self.greedy)[::-1]
+        alone = [_in_order(generator, [question], self.greedy)[0] for question in questions[:2]]
         assert [answer.text for answer in again] == [answer.text for answer in answers]
         assert [answer.text for answer in alone] == [answer.text for answer in answers[:2]]
 
@@ -305,8 +296,7 @@ class TextGeneratorContract:
     ) -> None:
         words = answers[0].text.split()
         assert len(words) > 2, "the engine wrote too little to test `stop`"
-        params = GenerationParams(max_new_tokens=12, stop=(words[2],))
-        stopped = _in_order(generator, questions[:1], params)[0]
+        stopped = _in_order(generator, questions[:1], replace(self.greedy, stop=(words[2],)))[0]
         assert stopped.error is None
         assert words[2] not in stopped.text
         assert answers[0].text.startswith(stopped.text)
@@ -314,41 +304,36 @@ class TextGeneratorContract:
     def test_the_prefill_is_not_repeated(self, answers: list[Generation]) -> None:
         assert not answers[-1].text.lower().startswith("the colour is")
 
-    def test_an_answer_can_be_held_to_given_phrases(
-        self, generator: TextGenerator, questions: list[Prompt]
+    @pytest.mark.parametrize(
+        "parts",
+        [
+            (PhrasePart(("Alpine railways", "Alpine", "slow climbs", "12.5 miles", "tea & jam"), 3),),
+            (
+                PhrasePart(("Alpine railways", "climbs"), 2),
+                PhrasePart(("old maps", "jazz"), 1, lead="before that"),
+            ),
+        ],
+    )
+    def test_an_answer_consists_of_the_given_phrases(
+        self, generator: TextGenerator, questions: list[Prompt], parts: tuple[PhrasePart, ...]
     ) -> None:
-        parts = (PhrasePart(("Alpine railways", "Alpine", "slow climbs", "12.5 miles", "tea & jam"), 3),)
-        held = [replace(question, parts=parts) for question in questions]
-        for answer in _in_order(generator, held, GenerationParams(max_new_tokens=40)):
+        prompts = [replace(question, parts=parts) for question in questions]
+        for answer in _in_order(generator, prompts, GenerationParams(max_new_tokens=80)):
             assert answer.error is None
             assert tidy(answer.text, parts)
             assert strange_phrases(tidy(answer.text, parts), parts) == []
-
-    def test_an_answer_can_have_parts(self, generator: TextGenerator, questions: list[Prompt]) -> None:
-        parts = (
-            PhrasePart(("Alpine railways", "climbs"), 2),
-            PhrasePart(("old maps", "jazz"), 1, lead="before that"),
-        )
-        held = [replace(question, parts=parts) for question in questions]
-        for answer in _in_order(generator, held, GenerationParams(max_new_tokens=60)):
-            assert answer.error is None
-            new, old = answer.text.rstrip(".").split("; before that ")
-            assert len(new.split(", ")) == 2
-            assert set(new.split(", ")) <= set(parts[0].phrases)
-            assert old in parts[1].phrases
-
-    def test_no_prompts_give_no_results(self, generator: TextGenerator) -> None:
-        assert list(generator.generate([], GenerationParams())) == []
+            written = answer.text.rstrip(".").split("; before that ")
+            assert [len(one.split(", ")) for one in written] == [part.n_phrases for part in parts]
 
     def test_prompts_appended_while_results_are_read_are_answered(
         self, generator: TextGenerator, questions: list[Prompt], answers: list[Generation]
     ) -> None:
-        asked = questions[:2]
-        found = []
-        for answer in generator.generate(asked, GenerationParams(max_new_tokens=12)):
+        assert list(generator.generate([], self.greedy)) == []
+        prompts, found = questions[:2], []
+        for answer in generator.generate(prompts, self.greedy):
             found.append(answer)
-            if len(asked) < len(questions):
-                asked.append(questions[len(asked)])
+            if len(prompts) < len(questions):
+                prompts.append(questions[len(prompts)])
         found.sort(key=lambda answer: answer.index)
         assert [answer.index for answer in found] == list(range(len(questions)))
         assert [answer.text for answer in found] == [answer.text for answer in answers]
@@ -359,11 +344,10 @@ class TextGeneratorContract:
         assert answer.error is None
 
     def test_results_can_be_left_unread(self, generator: TextGenerator, questions: list[Prompt]) -> None:
-        params = GenerationParams(max_new_tokens=4)
-        unfinished = iter(generator.generate(questions, params))
+        unfinished = iter(generator.generate(questions, self.greedy))
         next(unfinished)
         del unfinished
-        assert len(_in_order(generator, questions[:1], params)) == 1
+        assert len(_in_order(generator, questions[:1], self.greedy)) == 1
 
     def test_closing_twice_is_safe(self) -> None:
         generator = self.make_generator()
@@ -371,7 +355,8 @@ class TextGeneratorContract:
         generator.close()
 
 
-Margins = dict[int, npt.NDArray[np.float32]]
+def _in_order(generator: TextGenerator, prompts: list[Prompt], params: GenerationParams) -> list[Generation]:
+    return sorted(generator.generate(prompts, params), key=lambda answer: answer.index)
 
 
 class LabelScorerContract:
@@ -406,56 +391,42 @@ class LabelScorerContract:
 
     @pytest.fixture(scope="class")
     @classmethod
-    def found(cls, scorer: LabelScorer, groups: list[ScoringGroup]) -> Margins:
-        """The margins of all groups, asked for once."""
-        return dict(scorer.score(groups, cls.labels))
+    def found(cls, scorer: LabelScorer, groups: list[ScoringGroup]) -> list[npt.NDArray[np.float32]]:
+        """The margins of all groups, scored in one call."""
+        margins = dict(scorer.score(groups, cls.labels))
+        return [margins[index] for index in range(len(groups))]
 
-    def test_margins_have_one_float32_a_suffix(self, found: Margins, groups: list[ScoringGroup]) -> None:
-        assert sorted(found) == list(range(len(groups)))
-        for index, group in enumerate(groups):
-            assert found[index].dtype == np.float32
-            assert found[index].shape == (len(group.suffixes),)
-            assert np.isfinite(found[index]).all()
-
-    def test_different_suffixes_get_different_margins(self, found: Margins) -> None:
-        margins = found[2]
-        assert len(set(margins.tolist())) == len(margins)
-
-    def test_the_order_of_groups_does_not_matter(
-        self, scorer: LabelScorer, groups: list[ScoringGroup], found: Margins
+    def test_every_suffix_has_a_finite_float32_margin_of_its_own(
+        self, scorer: LabelScorer, groups: list[ScoringGroup], found: list[npt.NDArray[np.float32]]
     ) -> None:
-        turned = dict(scorer.score(groups[::-1], self.labels))
-        for index in range(len(groups)):
-            self._same(turned[len(groups) - 1 - index], found[index])
+        for group, margins in zip(groups, found, strict=True):
+            assert margins.dtype == np.float32
+            assert margins.shape == (len(group.suffixes),)
+            assert np.isfinite(margins).all()
+            assert len(set(margins.tolist())) == len(margins)
+        assert list(scorer.score([], self.labels)) == []
 
-    def test_permuting_suffixes_permutes_margins(
-        self, scorer: LabelScorer, groups: list[ScoringGroup], found: Margins
+    def test_the_order_of_groups_and_suffixes_does_not_matter(
+        self, scorer: LabelScorer, groups: list[ScoringGroup], found: list[npt.NDArray[np.float32]]
     ) -> None:
-        group, order = groups[2], [3, 0, 4, 1, 2]
-        turned = ScoringGroup(group.prefix, tuple(group.suffixes[i] for i in order))
-        self._same(dict(scorer.score([turned], self.labels))[0], found[2][order])
+        turned = [ScoringGroup(group.prefix, group.suffixes[::-1]) for group in groups[::-1]]
+        margins = dict(scorer.score(turned, self.labels))
+        for index, expected in enumerate(found[::-1]):
+            self._same(margins[index], expected[::-1])
 
     def test_a_suffix_alone_gets_the_same_margin(
-        self, scorer: LabelScorer, groups: list[ScoringGroup], found: Margins
+        self, scorer: LabelScorer, groups: list[ScoringGroup], found: list[npt.NDArray[np.float32]]
     ) -> None:
         alone = [ScoringGroup(groups[0].prefix, (suffix,)) for suffix in groups[0].suffixes]
         margins = dict(scorer.score(alone, self.labels))
         self._same(np.concatenate([margins[i] for i in range(len(alone))]), found[0])
 
     def test_swapping_the_labels_negates_the_margins(
-        self, scorer: LabelScorer, groups: list[ScoringGroup], found: Margins
+        self, scorer: LabelScorer, groups: list[ScoringGroup], found: list[npt.NDArray[np.float32]]
     ) -> None:
-        swapped = LabelTokens(self.labels.negative, self.labels.positive)
-        negated = dict(scorer.score(groups, swapped))
-        for index in range(len(groups)):
-            self._same(-negated[index], found[index])
-
-    def test_no_groups_give_no_margins(self, scorer: LabelScorer) -> None:
-        assert list(scorer.score([], self.labels)) == []
+        negated = dict(scorer.score(groups, LabelTokens(self.labels.negative, self.labels.positive)))
+        for index, expected in enumerate(found):
+            self._same(-negated[index], expected)
 
     def _same(self, left: npt.NDArray[np.float32], right: npt.NDArray[np.float32]) -> None:
         np.testing.assert_allclose(left, right, rtol=0, atol=self.tolerance)
-
-
-def _in_order(generator: TextGenerator, prompts: list[Prompt], params: GenerationParams) -> list[Generation]:
-    return sorted(generator.generate(prompts, params), key=lambda answer: answer.index)
