@@ -35,7 +35,7 @@ from trsr.recommend.prompt import PromptBuilder, PromptConfig, load_ranking_temp
 from trsr.recommend.recommender import Recommender
 from trsr.summarize.executor import SummaryProgress, summarize_each
 from trsr.summarize.plan import SummaryConfig
-from trsr.summarize.stores import open_store
+from trsr.summarize.store import open_store
 from trsr.summarize.user_plan import make_summariser, profile
 from trsr.types import RankingExample
 

@@ -241,15 +241,11 @@ def postgres() -> Iterator[Server]:
 @pytest.fixture
 def postgres_url(postgres: Server) -> str:
     """The URL of an empty place for each test: a schema, since a database takes a second to make."""
-    import sqlalchemy
+    import psycopg
 
     name = f"t{next(_NUMBERS)}"
-    engine = sqlalchemy.create_engine(
-        postgres.url("postgres").replace("://", "+psycopg://"), isolation_level="AUTOCOMMIT"
-    )
-    with engine.connect() as connection:
-        connection.execute(sqlalchemy.text(f"CREATE SCHEMA {name}"))
-    engine.dispose()
+    with psycopg.connect(postgres.url("postgres"), autocommit=True) as db:
+        db.execute(f"CREATE SCHEMA {name}".encode())
     return f"{postgres.url('postgres')}?connect_timeout=60&options=-csearch_path%3D{name}"
 
 

@@ -17,7 +17,7 @@ from trsr.llm.fake import FakeGenerator
 from trsr.summarize.executor import summarize
 from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.prompts import load_summary_template
-from trsr.summarize.store import SummaryStore
+from trsr.summarize.store import Store, StoredCall, StoredRow
 from trsr.summarize.user_plan import Fold, Summariser
 from trsr.templating import Template
 from trsr.types import History, Item
@@ -73,7 +73,7 @@ def make_summariser(
 def fold_all(
     histories: Sequence[Sequence[str]],
     summariser: Summariser,
-    store: SummaryStore,
+    store: Store,
     engine: TextGenerator | None = None,
 ) -> list[Fold]:
     """Summarise histories of the users `u0`, `u1`, ..."""
@@ -81,19 +81,39 @@ def fold_all(
     return summarize(users, summariser, engine or FakeGenerator(), store)
 
 
-def n_calls(histories: Sequence[Sequence[str]], summariser: Summariser, store: SummaryStore) -> int:
+def n_calls(histories: Sequence[Sequence[str]], summariser: Summariser, store: Store) -> int:
     """Return how many calls the engine gets when these histories are summarised."""
     engine = FakeGenerator()
     fold_all(histories, summariser, store, engine)
     return engine.n_calls
 
 
-def totals(store: SummaryStore) -> dict[str, int]:
+def totals(store: Store) -> dict[str, int]:
     """Return counts over a whole store: calls, failed ones, attempts, tokens written."""
-    query = "SELECT count(*), count(error), sum(n_attempts), sum(n_generated_tokens) FROM summaries"
-    row = store._db.execute(query).fetchone()
-    names = ("calls", "failed", "attempts", "generated_tokens")
-    return {name: value or 0 for name, value in zip(names, row, strict=True)}
+    parts = store.stats()
+    return {
+        "calls": sum(part.n_texts + part.n_failed for part in parts),
+        "failed": sum(part.n_failed for part in parts),
+        "attempts": sum(part.n_attempts for part in parts),
+        "generated_tokens": sum(part.n_generated_tokens for part in parts),
+    }
+
+
+def stored_call(key: str, text: str | None = "Likes lamps.", error: str | None = None) -> StoredCall:
+    """Return a finished call."""
+    return StoredCall(key, text, error, "fake@1", "hash", ("i1", "i 2", "ü"), 10, 5, 0.5)
+
+
+def failed_call(key: str, error: str = "timed out") -> StoredCall:
+    """Return a failed call."""
+    return stored_call(key, None, error)
+
+
+def stored_row(key: str, text: str | None = "Likes lamps.", **changes: object) -> StoredRow:
+    """Return a row of a store."""
+    error = None if text is not None else "timed out"
+    row = StoredRow(key, text, error, "fake@1", "hash", '["i1"]', 10, 5, 0.25, 1, 1_700_000_000.5)
+    return StoredRow(**{**row._asdict(), **changes})
 
 
 def cpu_seconds(call: Callable[[], object]) -> float:

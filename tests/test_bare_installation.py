@@ -54,7 +54,7 @@ def hidden() -> str:
         for module, owners in packages.items()
         if not installed & {re.sub(r"[-_.]+", "-", owner).lower() for owner in owners}
     }
-    assert names >= {"torch", "transformers", "openai", "ray", "sqlalchemy", "psycopg", "xllamacpp", "peft"}
+    assert names >= {"torch", "transformers", "openai", "ray", "psycopg", "xllamacpp", "peft"}
     assert not names & {"numpy", "polars", "pydantic", "typer", "trsr"}
     return json.dumps(sorted(names))
 

@@ -11,11 +11,11 @@ import polars as pl
 import pytest
 import yaml
 from conftest import Answer, tiny_run
+from helpers import failed_call, stored_call, stored_row
 from postgres_server import PASSWORD
 
 from trsr.data.synthetic import SyntheticConfig, generate
-from trsr.summarize.stores import open_store
-from trsr.testing.contracts import call, failed, row
+from trsr.summarize.store import open_store
 
 Trsr = Callable[..., Answer]
 SECRETS = (PASSWORD, "s3cr")
@@ -24,9 +24,9 @@ SECRETS = (PASSWORD, "s3cr")
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     with open_store(tmp_path / "s.sqlite") as store:
-        store.put(call("a"))
-        store.put(failed("b"))
-        store.add([row("c", created_at=5.0), row("d", model="other@2")])
+        store.put(stored_call("a"))
+        store.put(failed_call("b"))
+        store.add([stored_row("c", created_at=5.0), stored_row("d", model="other@2")])
     return tmp_path / "s.sqlite"
 
 
@@ -125,7 +125,7 @@ def test_a_run_keeps_its_texts_in_the_database_and_its_password_nowhere(
     assert answer.code == 0, answer.err
     assert not (out / "summaries.sqlite").exists()
     with open_store(postgres_url) as store:
-        assert store.parts()[0].n_texts > 10
+        assert store.stats()[0].n_texts > 10
     password = postgres_url.partition("@")[0].rpartition(":")[2]
     files = [path for path in out.rglob("*") if path.is_file()]
     assert {path.name for path in files} >= {"config.yaml", "env.json", "log.jsonl", "report.html"}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trsr.cli import main
-from trsr.summarize.store import SummaryStore
+from trsr.summarize.store import SqliteStore
 
 
 def die() -> None:
@@ -25,7 +25,7 @@ def die_after_calls(n_calls: int) -> None:
     n_kept = 0
 
     def counting(put: Callable[..., None]) -> Callable[..., None]:
-        def counted(store: SummaryStore, calls: Any) -> None:
+        def counted(store: SqliteStore, calls: Any) -> None:
             nonlocal n_kept
             put(store, calls)
             n_kept += len(calls) if isinstance(calls, list | tuple) else 1
@@ -34,8 +34,8 @@ def die_after_calls(n_calls: int) -> None:
 
         return counted
 
-    SummaryStore.put = counting(SummaryStore.put)  # type: ignore[method-assign]
-    SummaryStore.put_all = counting(SummaryStore.put_all)  # type: ignore[method-assign]
+    SqliteStore.put = counting(SqliteStore.put)  # type: ignore[method-assign]
+    SqliteStore.put_all = counting(SqliteStore.put_all)  # type: ignore[method-assign]
 
 
 def die_when_there(file: Path) -> None:

@@ -25,7 +25,7 @@ from trsr.llm.engines import EngineConfig, FakeEngine, TransformersEngine
 from trsr.llm.opening import engine_model_id, token_counter
 from trsr.splitting.protocols import SampledProtocol
 from trsr.summarize.plan import SummaryConfig
-from trsr.summarize.stores import open_store
+from trsr.summarize.store import open_store
 from trsr.summarize.user_plan import make_summariser
 
 RATES = Rates(1000.0, 0.5)

@@ -14,8 +14,7 @@ from trsr.experiment.experiment import Workbench
 from trsr.experiment.run_folder import RunFolder
 from trsr.experiment.stages import run_stages
 from trsr.llm.opening import engine_model_id, token_counter
-from trsr.summarize.store import Row
-from trsr.summarize.stores import open_store
+from trsr.summarize.store import StoredRow, open_store
 
 pytestmark = [pytest.mark.real_data, pytest.mark.slow]
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -23,7 +22,7 @@ FEW = {"n_train": 20, "n_valid": 5, "n_test": 15}
 CHANGES = ["engine={kind: fake}", *(f"protocol.{name}={n}" for name, n in FEW.items())]
 
 
-def rows_of(file: Path) -> dict[str, Row]:
+def rows_of(file: Path) -> dict[str, StoredRow]:
     with open_store(file) as store:
         return {row.key: row for row in store.rows()}
 

@@ -31,7 +31,7 @@ from trsr.serve.profile_updater import Follower
 from trsr.serve.settings import Key
 from trsr.serve.store import Event, ServeStore
 from trsr.summarize.executor import summarize
-from trsr.summarize.store import StoredCall, SummaryStore
+from trsr.summarize.store import SqliteStore, StoredCall
 from trsr.types import History
 
 NOTES = "Quaggas, above all striped ones, and never zebras. " * 200  # more than a page of the database
@@ -119,11 +119,11 @@ def test_what_was_written_elsewhere_is_used_copied_and_deleted_too(tmp_path: Pat
     """A run wrote for the first items; the service asks for what comes after them only."""
     file, summariser = tmp_path / "run" / "summaries.sqlite", summariser_of_many(method)
     numbers = list(range(20))
-    with SummaryStore(file) as run:
+    with SqliteStore(file) as run:
         summarize([History("u", tuple(f"i{n}" for n in numbers))], summariser, TellingEngine(), run)
 
     def written(keys: Sequence[str]) -> dict[str, StoredCall]:
-        with SummaryStore(file) as run:
+        with SqliteStore(file) as run:
             return run.calls(keys)
 
     store = SqliteServeStore(tmp_path / "serve.sqlite", written)

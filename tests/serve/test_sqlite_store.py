@@ -21,7 +21,7 @@ from trsr.serve.database_steps import APPLICATION_ID, MIGRATIONS
 from trsr.serve.profile_updater import Follower
 from trsr.serve.store import Event, ServeStore
 from trsr.storage import open_sqlite
-from trsr.summarize.store import SummaryStore
+from trsr.summarize.store import SqliteStore
 from trsr.types import History, Item
 
 NOON = datetime(2024, 5, 6, 12, tzinfo=UTC)
@@ -413,7 +413,7 @@ def test_edits_of_an_older_database_become_notes(file: Path) -> None:
 
 
 def test_another_kind_of_store_is_refused(tmp_path: Path) -> None:
-    with SummaryStore(tmp_path / "summaries.sqlite"):
+    with SqliteStore(tmp_path / "summaries.sqlite"):
         pass
     with pytest.raises(StoreError, match="is a database of another program"):
         SqliteServeStore(tmp_path / "summaries.sqlite")

@@ -1,237 +1,248 @@
-"""The store keeps every text that was paid for, whatever happens to the disk, the file or the process."""
+"""A store in a file and one in a database behave alike; rows move between them and Parquet unchanged."""
 
 from __future__ import annotations
 
-import sqlite3
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import polars as pl
 import pytest
-from helpers import full_disk, read_only, temporary_folder, totals
+from helpers import failed_call, make_summariser, stored_call, stored_row
 
-from trsr.errors import OutputError, StoreError
-from trsr.summarize import store as store_module
-from trsr.summarize.store import MIGRATIONS, StoredCall, SummaryStore
-
-
-def call(key: str, text: str | None = "Likes lamps.", error: str | None = None) -> StoredCall:
-    return StoredCall(key, text, error, "fake@1", "hash", ("i1", "i2"), 10, 5, 0.5)
-
-
-def failed(key: str, error: str = "timed out") -> StoredCall:
-    return call(key, None, error)
+from trsr.errors import DataError, OutputError, StoreError
+from trsr.llm.fake import FakeGenerator
+from trsr.summarize.executor import summarize
+from trsr.summarize.export import SCHEMA, read_rows, write_rows
+from trsr.summarize.store import PAGE, GroupStore, RowFilter, Store, StoredCall, StoredRow, open_store
+from trsr.types import History
 
 
-def rows(file: Path, columns: str) -> list[tuple[object, ...]]:
-    db = sqlite3.connect(file)
-    try:
-        return db.execute(f"SELECT {columns} FROM summaries ORDER BY key").fetchall()
-    finally:
-        db.close()
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where a new store can be made."""
+    if request.param == "sqlite":
+        return str(tmp_path / "deep" / "s.sqlite")
+    return str(request.getfixturevalue("postgres_url"))
 
 
-def test_a_text_is_found_again_after_closing(tmp_path: Path) -> None:
-    file = tmp_path / "deep" / "summaries.sqlite"
-    with SummaryStore(file) as store:
-        store.put(call("a"))
-        assert store.texts(["a", "b"]) == {"a": "Likes lamps."}
-    with SummaryStore(file) as store:
-        assert store.texts(["a", "b"]) == {"a": "Likes lamps."}
+@pytest.fixture
+def store(place: str) -> Iterator[Store]:
+    with open_store(place) as opened:
+        yield opened
 
 
-def test_a_row_says_what_made_it(tmp_path: Path) -> None:
-    file = tmp_path / "s.sqlite"
-    with SummaryStore(file) as store:
-        store.put(call("a"))
-    columns = "key, text, error, model, template_hash, item_ids, n_prompt_tokens, n_generated_tokens, seconds"
-    assert rows(file, columns) == [("a", "Likes lamps.", None, "fake@1", "hash", '["i1", "i2"]', 10, 5, 0.5)]
-    (created,) = rows(file, "created_at")[0]
-    assert isinstance(created, float)
+def test_a_text_is_found_again_after_closing(place: str) -> None:
+    with open_store(place) as store:
+        store.put(stored_call("a", "Likes “lamps”, naïvely."))
+        store.close()
+    with open_store(place) as store:
+        assert store.texts(["a", "b"]) == {"a": "Likes “lamps”, naïvely."}
 
 
-def test_any_number_of_keys_can_be_asked_for_at_once() -> None:
-    with SummaryStore(":memory:") as store:
-        for number in range(1200):
-            store.put(call(str(number), f"text {number}"))
-        found = store.texts([str(number) for number in range(3000)])
-    assert found == {str(number): f"text {number}" for number in range(1200)}
+def test_a_row_says_what_made_it_and_when(store: Store) -> None:
+    before = time.time()
+    store.put(stored_call("a"))
+    (found,) = store.rows()
+    item_ids = json.dumps(["i1", "i 2", "ü"])
+    assert found[:10] == ("a", "Likes lamps.", None, "fake@1", "hash", item_ids, 10, 5, 0.5, 1)
+    assert before <= found.created_at <= time.time()
 
 
-def test_a_failed_call_is_a_row_but_never_a_text(tmp_path: Path) -> None:
-    file = tmp_path / "s.sqlite"
-    with SummaryStore(file) as store:
-        store.put(failed("a"))
-        assert store.texts(["a"]) == {}
-        assert totals(store)["failed"] == 1
-    assert rows(file, "text, error, n_attempts") == [(None, "timed out", 1)]
+def test_any_number_of_keys_can_be_looked_up_at_once(store: Store) -> None:
+    store.add(stored_row(f"{n:05}", f"text {n}") for n in range(2 * PAGE + 1))
+    keys = [f"{n:05}" for n in range(3 * PAGE)]
+    assert store.texts(keys) == {f"{n:05}": f"text {n}" for n in range(2 * PAGE + 1)}
+    assert len(store.calls(keys)) == 2 * PAGE + 1
+    assert (store.texts([]), store.calls([])) == ({}, {})
 
 
-def test_a_retried_call_takes_the_place_of_the_failed_one_and_attempts_are_counted(tmp_path: Path) -> None:
-    file = tmp_path / "s.sqlite"
-    with SummaryStore(file) as store:
-        store.put(failed("a"))
-        store.put(failed("a", "cut off"))
-        store.put(call("a", "Likes lamps."))
-        assert store.texts(["a"]) == {"a": "Likes lamps."}
-    assert rows(file, "text, error, n_attempts") == [("Likes lamps.", None, 3)]
+def test_a_failed_call_is_a_row_but_never_a_text(store: Store) -> None:
+    store.put(failed_call("a"))
+    assert store.texts(["a"]) == {}
+    assert store.calls(["a", "b"]) == {"a": failed_call("a")}
+    assert [(row.text, row.error, row.n_attempts) for row in store.rows()] == [(None, "timed out", 1)]
 
 
-@pytest.mark.parametrize("later", [call("a", "another"), failed("a")])
-def test_a_text_is_never_replaced(later: StoredCall) -> None:
-    with SummaryStore(":memory:") as store:
-        store.put(call("a"))
-        store.put(later)
-        assert store.texts(["a"]) == {"a": "Likes lamps."}
-        assert totals(store)["attempts"] == 1
+def test_a_retried_call_replaces_the_failed_one_and_attempts_are_counted(store: Store) -> None:
+    store.put(failed_call("a"))
+    store.put(failed_call("a", "cut off"))
+    store.put(replace(stored_call("a"), n_generated_tokens=9, seconds=2.0))
+    (found,) = store.rows()
+    assert (found.text, found.error, found.n_attempts) == ("Likes lamps.", None, 3)
+    assert (found.n_generated_tokens, found.seconds) == (9, 2.0)
 
 
-def test_two_openers_see_each_others_texts(tmp_path: Path) -> None:
-    with SummaryStore(tmp_path / "s.sqlite") as one, SummaryStore(tmp_path / "s.sqlite") as other:
-        one.put(call("a"))
-        other.put(call("b"))
+@pytest.mark.parametrize("later", [stored_call("a", "another"), failed_call("a")])
+def test_a_text_is_never_replaced(store: Store, later: StoredCall) -> None:
+    store.put(stored_call("a"))
+    (before,) = store.rows()
+    store.put(later)
+    assert list(store.rows()) == [before]
+
+
+def test_results_kept_together_are_what_they_would_be_one_by_one(store: Store) -> None:
+    assert isinstance(store, GroupStore)
+    store.put_all([stored_call("c"), failed_call("b"), failed_call("a")])
+    store.put_all([stored_call("a"), failed_call("c"), stored_call("b", "another")])
+    assert store.texts(["a", "b", "c"]) == {"a": "Likes lamps.", "b": "another", "c": "Likes lamps."}
+    assert [found.n_attempts for found in store.rows()] == [2, 2, 1]
+
+
+def test_two_openers_see_each_others_texts_at_once(place: str) -> None:
+    with open_store(place) as one, open_store(place) as other:
+        one.put(stored_call("a"))
+        other.put(stored_call("b"))
         assert set(one.texts(["a", "b"])) == set(other.texts(["a", "b"])) == {"a", "b"}
 
 
-def test_a_store_that_another_process_keeps_busy_is_one_sentence(tmp_path: Path) -> None:
-    with SummaryStore(tmp_path / "s.sqlite") as one, SummaryStore(tmp_path / "s.sqlite") as other:
-        one._db.execute("BEGIN IMMEDIATE")
-        other._db.execute("PRAGMA busy_timeout = 10")
-        with pytest.raises(OutputError, match=r"in use by another process \(.*locked\); wait for it, then"):
-            other.put(call("a"))
-        one._db.execute("ROLLBACK")
-        other.put(call("a"))
-        assert other.texts(["a"])
+def test_writers_that_start_at_once_make_one_store_and_lose_nothing(place: str) -> None:
+    together = threading.Barrier(6)
+    problems: list[Exception] = []
+
+    def write(number: int) -> None:
+        try:
+            together.wait(30)
+            with open_store(place) as store:
+                for n in range(20):
+                    store.put(stored_call(f"{n:03}", f"of {number}"))  # by all
+                    store.put(failed_call("failed"))
+                    store.put_all([stored_call(f"{number}-{n:03}"), stored_call(f"shared-{n % 3}")])
+        except Exception as error:
+            problems.append(error)
+
+    writers = [threading.Thread(target=write, args=(number,)) for number in range(6)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert problems == []
+    with open_store(place) as store:
+        rows = {found.key: found for found in store.rows()}
+    assert len(rows) == 20 + 1 + 6 * 20 + 3
+    assert rows["failed"].n_attempts == 6 * 20
 
 
-def test_closing_twice_is_harmless() -> None:
-    store = SummaryStore(":memory:")
-    store.close()
-    store.close()
+def test_rows_come_in_the_order_of_their_keys(store: Store) -> None:
+    rows = [stored_row(key) for key in ("b", "B", "a-b", "a", "ab", "ä", "0")]
+    assert store.add(rows) == len(rows)
+    assert list(store.rows()) == sorted(rows, key=lambda row: row.key.encode())
 
 
-def test_an_older_store_is_brought_up_to_date_and_keeps_its_texts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_adding_keeps_texts_replaces_failed_calls_and_can_be_repeated(store: Store) -> None:
+    row = stored_row
+    store.add([row("a", "kept"), row("b", None, n_attempts=2), row("c", None, error="first")])
+    more = [row("a", "not taken"), row("b", "taken", n_attempts=3), row("c", None, error="second")]
+    assert [store.add(more), store.add(more)] == [1, 0]
+    kept = [(found.text, found.error, found.n_attempts) for found in store.rows()]
+    assert kept == [("kept", None, 1), ("taken", None, 5), (None, "first", 1)]
+
+
+def test_an_added_row_that_is_wrong_leaves_its_page_out_and_the_store_usable(store: Store) -> None:
+    with pytest.raises((OutputError, StoreError), match=r"cannot be used|is not a summary store"):
+        store.add([stored_row("a"), stored_row("b", error="a text and an error")])
+    assert list(store.rows()) == []
+    assert store.add([stored_row("a")]) == 1
+
+
+def test_stats_count_by_model_and_template(store: Store) -> None:
+    assert store.stats() == []
+    row = stored_row
+    old = row("c", None, model="other@2", created_at=5.0, seconds=1.5)
+    store.add([row("a"), row("b", n_attempts=2, created_at=9.0), old, row("d", template_hash="new")])
+    first, second, third = store.stats()
+    assert first == ("fake@1", "hash", 2, 0, 3, 20, 10, 0.5, 9.0, 1_700_000_000.5)
+    assert (second.model, second.template_hash, second.n_texts) == ("fake@1", "new", 1)
+    assert third == ("other@2", "hash", 0, 1, 1, 10, 5, 1.5, 5.0, 5.0)
+    assert store.n_bytes() > 0
+
+
+@pytest.mark.parametrize(
+    ("chosen", "keys"),
+    [
+        (RowFilter(failed=True), "be"),
+        (RowFilter(model="other@2"), "c"),
+        (RowFilter(template_hash="ha"), "abce"),
+        (RowFilter(before=10.0), "de"),
+        (RowFilter(failed=True, before=10.0), "e"),
+        (RowFilter(), "abcde"),
+        (RowFilter(model="no%"), ""),
+    ],
+)
+def test_only_the_selected_rows_are_removed(store: Store, chosen: RowFilter, keys: str) -> None:
+    row = stored_row
+    store.add([row("a"), row("b", None), row("c", model="other@2")])
+    store.add([row("d", template_hash="new", created_at=9.0), row("e", None, created_at=9.0)])
+    assert store.count(chosen) == store.remove(chosen) == len(keys)
+    assert {found.key for found in store.rows()} == set("abcde") - set(keys)
+
+
+@pytest.mark.parametrize("method", ["recurrent", "hierarchical"])
+def test_a_second_run_makes_no_call_and_every_kind_of_store_keeps_the_same_rows(
+    place: str, method: str
 ) -> None:
-    file = tmp_path / "s.sqlite"
-    with SummaryStore(file) as store:
-        store.put(call("a"))
-    newer = (*MIGRATIONS, "ALTER TABLE summaries ADD COLUMN note TEXT NOT NULL DEFAULT 'none'")
-    monkeypatch.setattr(store_module, "MIGRATIONS", newer)
-    with SummaryStore(file) as store:
-        assert store.texts(["a"]) == {"a": "Likes lamps."}
-    assert rows(file, "note") == [("none",)]
-    monkeypatch.undo()
-    with pytest.raises(
-        StoreError, match=f"version {len(newer)}, this trsr knows {len(MIGRATIONS)}; update trsr"
-    ):
-        SummaryStore(file)
-    assert rows(file, "key, note") == [("a", "none")]
+    users = [History(f"u{n}", tuple(f"i{i}" for i in range(n, n + 14))) for n in range(5)]
+    summariser, kept = make_summariser(method), []
+    for store in (open_store(place), open_store(":memory:")):
+        with store:
+            folds = summarize(users, summariser, FakeGenerator(), store)
+            again = FakeGenerator()
+            summarize(users, summariser, again, store)
+            assert again.n_calls == 0
+            kept.append(([f.texts for f in folds], [row._replace(created_at=0) for row in store.rows()]))
+    assert kept[0] == kept[1]
 
 
-def test_a_migration_that_fails_leaves_the_store_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "s.sqlite"
-    with SummaryStore(file) as store:
-        store.put(call("a"))
-    broken = (
-        *MIGRATIONS,
-        "ALTER TABLE summaries ADD COLUMN note TEXT",
-        "ALTER TABLE nothing ADD COLUMN x TEXT",
-    )
-    monkeypatch.setattr(store_module, "MIGRATIONS", broken)
-    with pytest.raises(OutputError):
-        SummaryStore(file)
-    monkeypatch.undo()
-    with SummaryStore(file) as store:
-        assert store.texts(["a"]) == {"a": "Likes lamps."}
+def test_rows_move_through_a_parquet_file_to_another_store_unchanged(store: Store, tmp_path: Path) -> None:
+    store.put(stored_call("a", "Likes “lamps”."))
+    store.put(failed_call("b"))
+    store.add(stored_row(f"{n:05}", seconds=n / 3, created_at=n / 7) for n in range(2 * PAGE + 5))
+    rows, file = list(store.rows()), tmp_path / "s.parquet"
+    assert write_rows(file, store.rows()) == len(rows)
+    assert list(read_rows(file)) == rows
+    with open_store(tmp_path / "b.sqlite") as second:
+        assert second.add(store.rows()) == len(rows)
+        assert second.add(read_rows(file)) == 0
+        assert list(second.rows()) == rows
+    table = pl.read_parquet(file)
+    assert table.schema == SCHEMA
+    assert table["item_ids"][-2:].to_list() == [["i1", "i 2", "ü"], ["i1", "i 2", "ü"]]
 
 
-def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
-    file = tmp_path / "notes.txt"
-    file.write_text("Dear diary, " * 100)
-    with pytest.raises(StoreError, match=r"notes\.txt is not a summary store .*; name another file"):
-        SummaryStore(file)
-    assert file.read_text() == "Dear diary, " * 100
+def test_an_empty_store_is_an_empty_file_with_its_columns(tmp_path: Path) -> None:
+    assert write_rows(tmp_path / "s.parquet", []) == 0
+    assert pl.read_parquet_schema(tmp_path / "s.parquet") == dict(SCHEMA)
+    assert tuple(SCHEMA) == StoredRow._fields
+    assert list(read_rows(tmp_path / "s.parquet")) == []
 
 
-def test_a_database_of_another_program_is_refused_and_left_alone(tmp_path: Path) -> None:
-    file = tmp_path / "other.sqlite"
-    db = sqlite3.connect(file)
-    db.execute("CREATE TABLE accounts (name TEXT)")
-    db.commit()
-    db.close()
-    before = file.read_bytes()
-    with pytest.raises(StoreError, match="is a database of another program; name another file"):
-        SummaryStore(file)
-    assert file.read_bytes() == before
+def test_an_import_of_something_else_is_one_sentence(tmp_path: Path) -> None:
+    pl.DataFrame({"x": [1]}).write_parquet(tmp_path / "x.parquet")
+    (tmp_path / "y.parquet").write_text("no parquet")
+    values = stored_row("a")._replace(text=None, item_ids=json.loads('["i"]'))
+    pl.DataFrame([values], schema=SCHEMA, orient="row").write_parquet(tmp_path / "row.parquet")
+    for name, message in [
+        ("x", r"has the columns x, expected those of an exported store \(key, "),
+        ("y", r"y\.parquet cannot be read as Parquet \(.*\); export it again, or name another file"),
+        ("z", r"z\.parquet cannot be read"),
+        ("row", "key a: expected a text or an error"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            list(read_rows(tmp_path / f"{name}.parquet"))
 
 
-def test_a_damaged_store_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "s.sqlite"
-    with SummaryStore(file) as store:
-        for number in range(200):
-            store.put(call(str(number), "x" * 100))
-    damaged = bytearray(file.read_bytes())
-    damaged[4096:] = b"\xff" * len(damaged[4096:])
-    file.write_bytes(damaged)
-    with SummaryStore(file) as store, pytest.raises(StoreError, match=r"summary store .* is damaged"):
-        store.texts(["1", "150"])
+def test_an_export_that_fails_is_one_sentence_and_leaves_the_old_file(tmp_path: Path) -> None:
+    def broken() -> Iterator[StoredRow]:
+        yield stored_row("b")
+        raise OutputError("gone")
 
-
-def test_a_new_store_in_a_read_only_folder_is_one_sentence() -> None:
-    with (
-        temporary_folder() as folder,
-        read_only(folder),
-        pytest.raises(OutputError, match=r"cannot be written \(.*\); .*writable folder"),
-    ):
-        SummaryStore(folder / "s.sqlite")
-
-
-def test_a_new_folder_in_a_read_only_folder_is_one_sentence() -> None:
-    said = r"The folder .*new cannot be written \(Permission denied\)"
-    with temporary_folder() as folder, read_only(folder), pytest.raises(OutputError, match=said):
-        SummaryStore(folder / "new" / "s.sqlite")
-
-
-def test_a_file_in_the_place_of_the_folder_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
+    write_rows(tmp_path / "s.parquet", [stored_row("a")])
+    with pytest.raises(OutputError, match="gone"):
+        write_rows(tmp_path / "s.parquet", broken())
     with pytest.raises(OutputError, match="cannot be written"):
-        SummaryStore(tmp_path / "file" / "s.sqlite")
-
-
-def test_a_store_that_turned_read_only_loses_nothing() -> None:
-    with temporary_folder() as folder:
-        file = folder / "s.sqlite"
-        with SummaryStore(file) as store:
-            store.put(call("a"))
-        with read_only(folder), pytest.raises(OutputError), SummaryStore(file) as store:
-            store.put(call("b"))
-        with SummaryStore(file) as store:
-            assert store.texts(["a", "b"]) == {"a": "Likes lamps."}
-
-
-def test_a_full_disk_loses_nothing_that_was_kept(tmp_path: Path) -> None:
-    file = tmp_path / "s.sqlite"
-    kept = []
-    with SummaryStore(file) as store:
-
-        def fill() -> None:
-            for number in range(1000):
-                store.put(call(str(number), "x" * 1000))
-                kept.append(str(number))
-
-        with full_disk(300_000), pytest.raises(OutputError, match="free space"):
-            fill()
-        assert len(store.texts(kept)) == len(kept)
-        store.put(call("after", "there is space again"))
-    assert 5 < len(kept) < 1000
-    with SummaryStore(file) as store:
-        assert set(store.texts([str(number) for number in range(1000)])) == set(kept)
-        assert store.texts(["after"])
-
-
-def test_a_new_store_on_a_full_disk_is_one_sentence_and_can_be_tried_again(tmp_path: Path) -> None:
-    with full_disk(0), pytest.raises(OutputError, match="free space"):
-        SummaryStore(tmp_path / "s.sqlite")
-    with SummaryStore(tmp_path / "s.sqlite") as store:
-        store.put(call("a"))
+        write_rows(tmp_path / "s.parquet" / "t.parquet", [stored_row("a")])
+    assert list(read_rows(tmp_path / "s.parquet")) == [stored_row("a")]
+    assert len(list(tmp_path.iterdir())) == 1

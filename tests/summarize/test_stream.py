@@ -13,7 +13,7 @@ from trsr.errors import EngineError
 from trsr.llm.base import Generation, GenerationParams, Prompt, prompt_key
 from trsr.llm.fake import FakeGenerator
 from trsr.summarize.executor import SummaryProgress, complete, summarize, summarize_each
-from trsr.summarize.store import StoredCall, SummaryStore
+from trsr.summarize.store import SqliteStore, StoredCall
 from trsr.summarize.user_plan import start_fold
 from trsr.types import History
 
@@ -64,7 +64,7 @@ def words(prompt: Prompt) -> str:
 
 def ask(histories: Sequence[tuple[str, ...]], known: Sequence[tuple[str, ...]] = ()) -> AskedEngine:
     summariser, engine = make_summariser(), AskedEngine()
-    with SummaryStore(":memory:") as store:
+    with SqliteStore(":memory:") as store:
         fold_all(known, summariser, store)
         fold_all(histories, summariser, store, engine)
     return engine
@@ -103,7 +103,7 @@ def test_users_known_to_different_depths_are_asked_at_once() -> None:
 def test_all_calls_are_one_stream_and_an_engine_that_takes_rounds_writes_the_same(method: str) -> None:
     summariser, found = make_summariser(method, fan_in=2), []
     for engine in (AskedEngine(), OldEngine()):
-        with SummaryStore(":memory:") as store:
+        with SqliteStore(":memory:") as store:
             folds = fold_all(HISTORIES, summariser, store, engine)
         found.append([fold.texts for fold in folds])
         if isinstance(engine, AskedEngine):
@@ -116,7 +116,7 @@ def test_what_is_being_written_for_one_user_is_not_asked_again_for_another() -> 
     end = item_ids(100, 103)
     histories = [item_ids(3 * n, 3 * n + 3 * depth) + end for n, depth in ((0, 1), (10, 2), (20, 3))]
     engine, summariser = LastInEngine(), make_summariser()
-    with SummaryStore(":memory:") as store:
+    with SqliteStore(":memory:") as store:
         folds = fold_all(histories, summariser, store, engine)
     assert len(engine.keys) == len(set(engine.keys)) == 1 + 2 + 3 + 1
     assert len({fold.keys[len(fold.calls) - 1] for fold in folds}) == 1
@@ -129,7 +129,7 @@ def test_users_are_counted_when_their_profile_is_there() -> None:
     def note(progress: SummaryProgress) -> None:
         seen.append((progress.n_users_done, progress.n_calls_made + progress.n_calls_known))
 
-    with SummaryStore(":memory:") as store:
+    with SqliteStore(":memory:") as store:
         summarize(users[:2], make_summariser(), FakeGenerator(), store)
         summarize(users, make_summariser(), FakeGenerator(), store, note)
     assert seen[0][0] == 1 + 2, "the one without history, and those the store knows"
@@ -149,13 +149,13 @@ def test_users_in_small_windows_get_the_texts_of_users_all_at_once(method: str) 
             assert n_open <= 3, "no more users are read than the window holds"
             yield user
 
-    with SummaryStore(":memory:") as store:
+    with SqliteStore(":memory:") as store:
         whole = [
             (fold.history, fold.texts, fold.keys)
             for fold in summarize(users, summariser, FakeGenerator(), store)
         ]
     found, engine = [], FakeGenerator()
-    with SummaryStore(":memory:") as store:
+    with SqliteStore(":memory:") as store:
         for fold in summarize_each(told(), summariser, engine, store, window=3):
             n_open -= 1
             found.append((fold.history, fold.texts, fold.keys))
@@ -167,7 +167,7 @@ def test_users_of_a_failed_call_are_handed_on_unfinished_and_the_others_are_done
     users = [History(f"u{n}", items) for n, items in enumerate(HISTORIES)]
     lost: list[tuple[str, ...]] = []
     engine = FakeGenerator(fail_on=lambda prompt: make_summariser().item_text("i30") in words(prompt))
-    with SummaryStore(":memory:") as store:
+    with SqliteStore(":memory:") as store:
         folds = summarize_each(users, make_summariser(), engine, store, window=2)
         with pytest.raises(EngineError, match="1 summary calls failed"):
             lost.extend(fold.history.item_ids for fold in folds if not fold.done)
@@ -175,7 +175,7 @@ def test_users_of_a_failed_call_are_handed_on_unfinished_and_the_others_are_done
 
 
 def test_results_that_arrive_together_are_kept_together() -> None:
-    class Counting(SummaryStore):
+    class Counting(SqliteStore):
         groups: list[int] = []  # noqa: RUF012 - of one store
 
         def put_all(self, calls: Sequence[StoredCall]) -> None:
@@ -191,13 +191,13 @@ def test_folds_that_need_no_failed_call_are_done() -> None:
     summariser = make_summariser()
     folds = [start_fold(History(f"u{n}", item_ids(9 * n, 9 * n + 6)), summariser) for n in range(3)]
     bad = FakeGenerator(fail_on=lambda prompt: word(9) in prompt.messages[-1].content)
-    with SummaryStore(":memory:") as store, pytest.raises(EngineError, match="1 of 3 profiles"):
+    with SqliteStore(":memory:") as store, pytest.raises(EngineError, match="1 of 3 profiles"):
         complete(folds, summariser, bad, store)
     assert [fold.done for fold in folds] == [True, False, True]
 
 
 def test_a_kept_text_names_the_users_that_waited_for_it() -> None:
-    class Kept(SummaryStore):
+    class Kept(SqliteStore):
         def put(self, call: StoredCall) -> None:
             seen.append(call.user_ids)
 

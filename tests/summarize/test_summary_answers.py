@@ -13,7 +13,7 @@ from trsr.errors import EngineError
 from trsr.llm.base import Generation, GenerationParams, Prompt
 from trsr.llm.fake import FakeGenerator
 from trsr.summarize.executor import summarize
-from trsr.summarize.store import SummaryStore
+from trsr.summarize.store import SqliteStore
 from trsr.templating import Template
 from trsr.types import History
 
@@ -42,7 +42,7 @@ def test_thoughts_and_introductions_are_failed_calls_whatever_the_engine(
     said: str, why: str, tmp_path: Path
 ) -> None:
     history = History("u", item_ids(0, 2))
-    with SummaryStore(tmp_path / "s.sqlite") as store:
+    with SqliteStore(tmp_path / "s.sqlite") as store:
         with pytest.raises(EngineError, match=why):
             summarize([history], make_summariser(), Says(said), store)
         answered = Says("<think>Hm.</think>\n\nSure! pens.\nMore.")
@@ -54,7 +54,7 @@ def test_thoughts_and_introductions_are_failed_calls_whatever_the_engine(
 def test_a_thought_that_an_earlier_version_stored_as_a_text_is_not_used(tmp_path: Path) -> None:
     history = History("u", item_ids(0, 2))
     summariser = make_summariser()
-    with SummaryStore(tmp_path / "s.sqlite") as store:
+    with SqliteStore(tmp_path / "s.sqlite") as store:
         summarize([history], summariser, FakeGenerator(), store)
         store._db.execute("UPDATE summaries SET text = 'Here is the summary:'")
         with pytest.raises(EngineError, match="trsr store gc --model"):
@@ -69,6 +69,6 @@ def test_a_template_can_ask_for_more_than_one_line_and_no_other_key_changes(tmp_
     to_mark = Template("mark", f"{summariser.template.source}\n[[stop]]\n###\n", many.variables)
     assert replace(summariser, template=to_mark).params.stop == ("###",)
     engine = Says("## Summary\n- pens\n- ink")
-    with SummaryStore(tmp_path / "s.sqlite") as store:
+    with SqliteStore(tmp_path / "s.sqlite") as store:
         (fold,) = summarize([History("u", item_ids(0, 2))], replace(summariser, template=many), engine, store)
     assert fold.texts[0].endswith("- pens - ink")

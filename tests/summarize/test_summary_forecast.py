@@ -10,8 +10,7 @@ from helpers import item_ids, make_summariser
 from trsr.experiment.forecast import Forecast, forecast
 from trsr.llm.fake import FakeGenerator, n_words
 from trsr.summarize.executor import SummaryProgress, summarize
-from trsr.summarize.store import TextStore
-from trsr.summarize.stores import open_store
+from trsr.summarize.store import TextStore, open_store
 from trsr.summarize.user_plan import Summariser, profile
 from trsr.types import History
 

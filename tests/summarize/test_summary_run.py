@@ -21,7 +21,7 @@ from trsr.llm.base import Generation, GenerationParams, Prompt, prompt_key
 from trsr.llm.fake import FakeGenerator
 from trsr.summarize.executor import SummaryProgress, summarize
 from trsr.summarize.prompts import load_summary_template
-from trsr.summarize.store import SummaryStore
+from trsr.summarize.store import SqliteStore
 from trsr.summarize.user_plan import Fold, profile
 from trsr.templating import Template
 from trsr.types import History
@@ -95,7 +95,7 @@ def test_the_key_of_recurrent_call_k_depends_on_blocks_up_to_k_only(
     one: list[int], other: list[int], n_shared: int
 ) -> None:
     other = [*one[:n_shared], *other]
-    with SummaryStore(":memory:") as store:
+    with SqliteStore(":memory:") as store:
         histories = [blocks_of(one), blocks_of(other)]
         first, second = fold_all(histories, make_summariser(block_size=SIZE), store, TellingEngine())
     for place in range(min(len(one), len(other))):
@@ -107,7 +107,7 @@ def test_the_key_of_recurrent_call_k_depends_on_blocks_up_to_k_only(
 @given(st.integers(1, 20), st.integers(1, SIZE))
 def test_an_appended_recurrent_block_costs_exactly_one_call(n_blocks: int, n_new: int) -> None:
     summariser = make_summariser(block_size=SIZE)
-    with SummaryStore(":memory:") as store:
+    with SqliteStore(":memory:") as store:
         assert n_calls([item_ids(0, SIZE * n_blocks)], summariser, store) == n_blocks
         assert n_calls([item_ids(0, SIZE * n_blocks + n_new)], summariser, store) == 1
 
@@ -118,7 +118,7 @@ def test_an_appended_hierarchical_block_costs_one_call_and_one_path(
     n_blocks: int, fan_in: int, n_new: int
 ) -> None:
     summariser = make_summariser("hierarchical", block_size=SIZE, fan_in=fan_in)
-    with SummaryStore(":memory:") as store:
+    with SqliteStore(":memory:") as store:
         n_calls([item_ids(0, SIZE * n_blocks)], summariser, store)
         made = n_calls([item_ids(0, SIZE * n_blocks + n_new)], summariser, store)
     assert 2 <= made <= 1 + depth(n_blocks + 1, fan_in)
@@ -127,9 +127,9 @@ def test_an_appended_hierarchical_block_costs_one_call_and_one_path(
 @pytest.mark.parametrize("method", METHODS)
 def test_a_second_run_costs_nothing_and_gives_the_same(tmp_path: Path, method: str) -> None:
     summariser = make_summariser(method)
-    with SummaryStore(tmp_path / "s.sqlite") as store:
+    with SqliteStore(tmp_path / "s.sqlite") as store:
         first = fold_all(HISTORIES, summariser, store)
-    with SummaryStore(tmp_path / "s.sqlite") as store:
+    with SqliteStore(tmp_path / "s.sqlite") as store:
         engine = FakeGenerator()
         second = fold_all(HISTORIES, summariser, store, engine)
     assert engine.n_calls == 0
@@ -144,13 +144,13 @@ def test_neither_the_order_of_users_nor_of_completion_changes_a_profile(
     method: str, order: list[tuple[str, ...]], seed: int
 ) -> None:
     summariser = make_summariser(method)
-    with SummaryStore(":memory:") as store:
+    with SqliteStore(":memory:") as store:
         expected = texts(fold_all(HISTORIES, summariser, store, FakeGenerator(shuffle=False)))
-    with SummaryStore(":memory:") as store:
+    with SqliteStore(":memory:") as store:
         folds = fold_all(order, summariser, store, ShuffledEngine(seed))
         assert texts(folds) == expected
         assert [fold.history.item_ids for fold in folds] == order
-    with SummaryStore(":memory:") as store:
+    with SqliteStore(":memory:") as store:
         one_by_one = [fold_all([history], summariser, store)[0] for history in order]
     assert texts(one_by_one) == expected
 
@@ -158,11 +158,11 @@ def test_neither_the_order_of_users_nor_of_completion_changes_a_profile(
 @pytest.mark.parametrize("method", METHODS)
 def test_two_equal_histories_ask_once(method: str) -> None:
     summariser = make_summariser(method)
-    with SummaryStore(":memory:") as store:
+    with SqliteStore(":memory:") as store:
         alone = n_calls([item_ids(0, 11)], summariser, store)
     seen: list[SummaryProgress] = []
     engine = FakeGenerator()
-    with SummaryStore(":memory:") as store:
+    with SqliteStore(":memory:") as store:
         users = [History("a", item_ids(0, 11)), History("b", item_ids(0, 11))]
         folds = summarize(users, summariser, engine, store, seen.append)
     assert engine.n_calls == alone
@@ -171,7 +171,7 @@ def test_two_equal_histories_ask_once(method: str) -> None:
 
 
 def test_two_points_of_one_history_share_their_beginning() -> None:
-    with SummaryStore(":memory:") as store:
+    with SqliteStore(":memory:") as store:
         made = n_calls([item_ids(0, 15), item_ids(0, 9)], make_summariser(block_size=3), store)
     assert made == 5
 
@@ -185,7 +185,7 @@ def test_users_run_side_by_side() -> None:
                 sizes.append(len(prompts))  # what was asked so far
                 yield result
 
-    with SummaryStore(":memory:") as store:
+    with SqliteStore(":memory:") as store:
         fold_all([item_ids(0, 9), item_ids(20, 29), item_ids(40, 43)], make_summariser(), store, Counting())
     assert sizes[0] == 3
     assert max(asked - answered for answered, asked in enumerate(sizes)) == 3
@@ -218,7 +218,7 @@ def test_a_changed_template_model_or_parameter_never_returns_a_stale_text(
     change = dict(change)
     model_id = change.pop("model_id", "fake@1")
 
-    def run(store: SummaryStore, changed: bool) -> tuple[list[Fold], int]:
+    def run(store: SqliteStore, changed: bool) -> tuple[list[Fold], int]:
         summariser = make_summariser(method, **change) if changed else make_summariser(method)
         mark = "changed" if changed else "original"
         engine = Engine(
@@ -229,7 +229,7 @@ def test_a_changed_template_model_or_parameter_never_returns_a_stale_text(
     def keys(folds: Sequence[Fold]) -> set[str]:
         return {key for fold in folds for key in fold.keys.values()}
 
-    with SummaryStore(":memory:") as store:
+    with SqliteStore(":memory:") as store:
         before, made = run(store, changed=False)
         after, made_after = run(store, changed=True)
         assert made == len(keys(before))
@@ -246,11 +246,11 @@ def test_a_failed_call_is_kept_as_a_row_and_only_it_is_tried_again(tmp_path: Pat
     file = tmp_path / "s.sqlite"
     summariser = make_summariser(method)
     healthy = FakeGenerator()
-    with SummaryStore(":memory:") as store:
+    with SqliteStore(":memory:") as store:
         expected = texts(fold_all(HISTORIES, summariser, store, healthy))
     n_all = healthy.n_calls
     bad = FakeGenerator(fail_on=lambda prompt: "aaaaa" in prompt.messages[-1].content)  # the word of item 0
-    with SummaryStore(file) as store, pytest.raises(EngineError) as caught:
+    with SqliteStore(file) as store, pytest.raises(EngineError) as caught:
         fold_all(HISTORIES, summariser, store, bad)
     assert caught.value.retryable
     assert "1 summary calls failed and 1 of 4 profiles are unfinished" in str(caught.value)
@@ -260,7 +260,7 @@ def test_a_failed_call_is_kept_as_a_row_and_only_it_is_tried_again(tmp_path: Pat
     ]
     assert db.execute("SELECT count(*) FROM summaries WHERE text = ''").fetchone() == (0,)
     db.close()
-    with SummaryStore(file) as store:
+    with SqliteStore(file) as store:
         good = FakeGenerator()
         assert texts(fold_all(HISTORIES, summariser, store, good)) == expected
         assert good.n_calls == n_all - (bad.n_calls - 1)
@@ -272,7 +272,7 @@ def test_a_failed_call_is_kept_as_a_row_and_only_it_is_tried_again(tmp_path: Pat
 def test_with_calls_failing_all_the_time_each_text_is_still_written_once(method: str) -> None:
     summariser = make_summariser(method)
     engine = FakeGenerator(fail_on=3)
-    with SummaryStore(":memory:") as store:
+    with SqliteStore(":memory:") as store:
         for _ in range(50):
             try:
                 folds = fold_all(HISTORIES, summariser, store, engine)
@@ -283,14 +283,14 @@ def test_with_calls_failing_all_the_time_each_text_is_still_written_once(method:
         assert counts["attempts"] == engine.n_calls
         assert counts["failed"] == 0
         assert counts["attempts"] - counts["calls"] == engine.n_calls // 3
-        with SummaryStore(":memory:") as fresh:
+        with SqliteStore(":memory:") as fresh:
             assert texts(folds) == texts(fold_all(HISTORIES, summariser, fresh))
 
 
 @pytest.mark.parametrize("nothing", ["", "\u200b", "\n\u202e"])
 def test_an_empty_answer_is_a_failed_call(nothing: str) -> None:
     engine = Engine(lambda result: rewritten(result, nothing))
-    with SummaryStore(":memory:") as store:
+    with SqliteStore(":memory:") as store:
         with pytest.raises(EngineError, match="the model wrote nothing"):
             fold_all(
                 HISTORIES, make_summariser(template=load_summary_template("paper", "any")), store, engine
@@ -308,7 +308,7 @@ def test_what_came_before_the_engine_broke_is_kept(stop: BaseException) -> None:
         return result
 
     summariser = make_summariser()
-    with SummaryStore(":memory:") as store:
+    with SqliteStore(":memory:") as store:
         with pytest.raises(type(stop)):
             fold_all(HISTORIES, summariser, store, Engine(change))
         assert totals(store)["calls"] == 6
@@ -321,19 +321,19 @@ def test_an_engine_that_gives_no_answers_ends_in_an_error_not_in_a_loop() -> Non
         def generate(self, *_: object) -> Iterator[Generation]:
             yield from ()
 
-    with SummaryStore(":memory:") as store, pytest.raises(EngineError, match="the engine gave no answer"):
+    with SqliteStore(":memory:") as store, pytest.raises(EngineError, match="the engine gave no answer"):
         fold_all(HISTORIES, make_summariser(), store, Silent())
 
 
 def test_a_full_disk_stops_the_run_and_the_next_one_goes_on(tmp_path: Path) -> None:
     summariser = make_summariser(block_size=1)
     histories = [item_ids(0, 60)]
-    with SummaryStore(tmp_path / "s.sqlite") as store:
+    with SqliteStore(tmp_path / "s.sqlite") as store:
         with full_disk(60_000), pytest.raises(OutputError, match="free space"):
             fold_all(histories, summariser, store)
         kept = totals(store)["calls"]
     assert 0 < kept < 60
-    with SummaryStore(tmp_path / "s.sqlite") as store:
+    with SqliteStore(tmp_path / "s.sqlite") as store:
         assert n_calls(histories, summariser, store) == 60 - kept
 
 
@@ -342,7 +342,7 @@ import sys
 sys.path[:0] = {path!r}
 from helpers import ITEMS, fold_all, item_ids, make_summariser
 from trsr.llm.fake import FakeGenerator
-from trsr.summarize.store import SummaryStore
+from trsr.summarize.store import SqliteStore
 
 class Loud(FakeGenerator):
     def generate(self, prompts, params):
@@ -350,7 +350,7 @@ class Loud(FakeGenerator):
             yield result
             print("kept", flush=True)
 
-fold_all([item_ids(0, 40)], make_summariser(block_size=1), SummaryStore({file!r}), Loud(delay=0.05))
+fold_all([item_ids(0, 40)], make_summariser(block_size=1), SqliteStore({file!r}), Loud(delay=0.05))
 """
 
 
@@ -364,7 +364,7 @@ def test_sigkill_loses_at_most_the_call_in_flight(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         heard = 5 + len(process.stdout.readlines())
     assert process.returncode == -signal.SIGKILL
-    with SummaryStore(file) as store:
+    with SqliteStore(file) as store:
         kept = totals(store)["calls"]
         assert heard <= kept <= heard + 1 < 40
         assert n_calls([item_ids(0, 40)], make_summariser(block_size=1), store) == 40 - kept
@@ -374,7 +374,7 @@ def test_sigkill_loses_at_most_the_call_in_flight(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_profile_is_the_last_text_with_its_key(method: str) -> None:
     summariser = make_summariser(method)
-    with SummaryStore(":memory:") as store:
+    with SqliteStore(":memory:") as store:
         (fold,) = fold_all([item_ids(0, 8)], summariser, store)
         made = profile(fold, summariser)
         assert (made.user_id, made.method, made.n_items) == ("u0", method, 8)
@@ -387,7 +387,7 @@ def test_a_profile_is_the_last_text_with_its_key(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_an_empty_history_has_an_empty_profile_and_needs_no_engine(method: str) -> None:
     summariser = make_summariser(method)
-    with SummaryStore(":memory:") as store:
+    with SqliteStore(":memory:") as store:
         (fold,) = summarize([History("u", ())], summariser, None, store)
     assert profile(fold, summariser).text == ""
     assert profile(fold, summariser).key is None
@@ -396,7 +396,7 @@ def test_an_empty_history_has_an_empty_profile_and_needs_no_engine(method: str) 
 @pytest.mark.parametrize(("method", "begins"), [("none", ""), ("counted", "Most often: ")])
 def test_methods_without_a_model_need_no_engine(method: str, begins: str) -> None:
     summariser = make_summariser(method)
-    with SummaryStore(":memory:") as store:
+    with SqliteStore(":memory:") as store:
         (fold,) = summarize([History("u", item_ids(0, 5))], summariser, None, store)
     made = profile(fold, summariser)
     assert made.text.startswith(begins)
@@ -407,7 +407,7 @@ def test_methods_without_a_model_need_no_engine(method: str, begins: str) -> Non
 @pytest.mark.parametrize("method", METHODS)
 def test_counts_stand_behind_a_written_profile_and_cost_no_call(method: str) -> None:
     history = [item_ids(0, 7)]
-    with SummaryStore(":memory:") as store:
+    with SqliteStore(":memory:") as store:
         (plain,) = fold_all(history, make_summariser(method), store)
         calls = totals(store)["calls"]
         summariser = make_summariser(method, counts=True)
@@ -419,7 +419,7 @@ def test_counts_stand_behind_a_written_profile_and_cost_no_call(method: str) -> 
 
 
 def test_a_method_with_a_model_needs_an_engine() -> None:
-    with SummaryStore(":memory:") as store, pytest.raises(EngineError, match="no engine was given"):
+    with SqliteStore(":memory:") as store, pytest.raises(EngineError, match="no engine was given"):
         summarize([History("u", item_ids(0, 5))], make_summariser(), None, store)
 
 
@@ -430,7 +430,7 @@ def test_progress_counts_calls_and_tokens() -> None:
         seen.append((progress.n_calls_made, progress.n_users_done, progress.n_generated_tokens))
 
     users = [History("a", item_ids(0, 6)), History("b", item_ids(20, 22))]
-    with SummaryStore(":memory:") as store:
+    with SqliteStore(":memory:") as store:
         summarize(users, make_summariser(), FakeGenerator(), store, look)
         assert seen[-1][:2] == (3, 2)
         assert seen[-1][2] == totals(store)["generated_tokens"] > 0
@@ -441,7 +441,7 @@ def test_progress_counts_calls_and_tokens() -> None:
 def test_a_grounded_profile_is_made_of_phrases_of_its_items(method: str) -> None:
     summariser = make_summariser(method, grounded=True)
     prefill = summariser.template.own_text("prefill")
-    with SummaryStore(":memory:") as store:
+    with SqliteStore(":memory:") as store:
         folds = fold_all(HISTORIES, summariser, store, Engine(lambda result: result))
     for fold in folds:
         titles = [ITEMS[item_id].fields["title"] for item_id in fold.history.item_ids]
@@ -454,7 +454,7 @@ def test_a_grounded_profile_is_made_of_phrases_of_its_items(method: str) -> None
 @pytest.mark.parametrize("method", METHODS)
 def test_a_grounded_profile_speaks_of_the_newest_block_first_and_of_older_ones(method: str) -> None:
     summariser = make_summariser(method, grounded=True, n_phrases=6)
-    with SummaryStore(":memory:") as store:
+    with SqliteStore(":memory:") as store:
         (fold,) = fold_all([item_ids(0, 6)], summariser, store)
     new, old = fold.texts[len(fold.calls) - 1].split("; before that ")
     titles = [ITEMS[item_id].fields["title"] for item_id in item_ids(0, 6)]
@@ -466,5 +466,5 @@ def test_a_grounded_profile_speaks_of_the_newest_block_first_and_of_older_ones(m
 def test_a_text_with_a_phrase_that_was_never_read_is_a_failed_call() -> None:
     summariser = make_summariser("recurrent", grounded=True)
     engine = Engine(lambda result: rewritten(result, f"Kingkrapers, {result.text}"))
-    with SummaryStore(":memory:") as store, pytest.raises(EngineError, match="wrote 'Kingkrapers'"):
+    with SqliteStore(":memory:") as store, pytest.raises(EngineError, match="wrote 'Kingkrapers'"):
         fold_all(HISTORIES[:1], summariser, store, engine)

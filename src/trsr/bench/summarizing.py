@@ -30,7 +30,7 @@ from trsr.llm.engines import (
 from trsr.llm.opening import open_generator
 from trsr.summarize.executor import summarize
 from trsr.summarize.plan import SummaryConfig
-from trsr.summarize.store import SummaryStore
+from trsr.summarize.store import SqliteStore
 from trsr.summarize.user_plan import Summariser, make_summariser
 from trsr.types import History
 
@@ -243,7 +243,7 @@ def _write(engine: TextGenerator, summariser: Summariser, groups: Sequence[Seque
     read_before = recorder.reading_seconds
     started = time.perf_counter()
     for histories in groups:
-        with SummaryStore(":memory:") as store:
+        with SqliteStore(":memory:") as store:
             summarize(histories, summariser, recorder, store)
     seconds = time.perf_counter() - started
     n_prompt_tokens = sum(result.n_prompt_tokens for result in recorder.results)

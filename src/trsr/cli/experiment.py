@@ -112,7 +112,7 @@ def plan(
     from trsr.experiment.config import load_config
     from trsr.experiment.forecast import Rates
     from trsr.experiment.plan_report import plan_experiment, render
-    from trsr.summarize.stores import resolved
+    from trsr.summarize.store_url import resolved
 
     if data is not None:
         changes = [*(changes or ()), f"data={json.dumps({'kind': 'folder', 'path': str(data)})}"]
@@ -186,7 +186,7 @@ def _open(config: Path, out: Path, changes: list[str] | None) -> Workbench:
 def _open_folder(chosen: RunConfig, out: Path) -> RunFolder:
     from trsr.experiment.preflight import check_models, check_store
     from trsr.experiment.run_folder import RunFolder
-    from trsr.summarize.stores import redacted
+    from trsr.summarize.store_url import redacted
 
     if not (out / "config.yaml").exists():
         check_models(chosen)  # a name that nobody knows must not cost a run folder

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import time
 from datetime import UTC, datetime
+from math import inf
 from pathlib import Path
+from time import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -34,17 +35,18 @@ def show_stats(place: Place, as_json: AsJson = False) -> None:
     Example: trsr store stats out/demo/summaries.sqlite
     """
     with _open(place) as store:
-        parts, n_bytes = store.parts(), store.n_bytes()
+        parts, n_bytes = store.stats(), store.n_bytes()
     names = ("n_texts", "n_failed", "n_prompt_tokens", "n_generated_tokens", "seconds")
     totals = {name: sum(getattr(part, name) for part in parts) for name in names}
     if as_json:
         typer.echo(json.dumps({"bytes": n_bytes, **totals, "parts": [part._asdict() for part in parts]}))
         return
     for part in parts:
+        first, last = (f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d}" for seconds in part[-2:])
         typer.echo(f"{part.model}, template {part.template_hash[:12]}")
         typer.echo(f"  texts: {part.n_texts:,}, failed: {part.n_failed:,}, attempts: {part.n_attempts:,}")
         typer.echo(f"  tokens read: {part.n_prompt_tokens:,}, written: {part.n_generated_tokens:,}")
-        typer.echo(f"  seconds: {part.seconds:,.0f}, from {_day(part.first)} to {_day(part.last)}")
+        typer.echo(f"  seconds: {part.seconds:,.0f}, from {first} to {last}")
     typer.echo(f"All: {totals['n_texts']:,} texts, {totals['n_failed']:,} failed, {n_bytes:,} bytes")
 
 
@@ -58,7 +60,7 @@ def export_store(
 
     Example: trsr store export out/demo/summaries.sqlite summaries.parquet
     """
-    from trsr.summarize.stores import write_rows
+    from trsr.summarize.export import write_rows
 
     with _open(place) as store:
         n_rows = write_rows(file, store.rows())
@@ -77,7 +79,9 @@ def import_store(
 
     Example: trsr store import out/demo/summaries.sqlite 'postgresql://trsr:$PASSWORD@db.example/trsr'
     """
-    from trsr.summarize.stores import open_store, read_rows, redacted, resolved
+    from trsr.summarize.export import read_rows
+    from trsr.summarize.store import open_store
+    from trsr.summarize.store_url import redacted, resolved
 
     with open_store(resolved(place)) as store:
         if source.endswith(".parquet"):
@@ -93,7 +97,7 @@ def collect_garbage(
     place: Place,
     failed: Annotated[bool, typer.Option("--failed", help="Failed calls only.")] = False,
     model: Annotated[str | None, typer.Option(help="Rows of this model id (see `stats`) only.")] = None,
-    template: Annotated[str | None, typer.Option(help="Rows of this template hash only.")] = None,
+    template: Annotated[str, typer.Option(help="Rows of this template hash only.", show_default=False)] = "",
     older_than: Annotated[
         float | None, typer.Option(min=0, help="Rows older than so many days only.")
     ] = None,
@@ -107,16 +111,16 @@ def collect_garbage(
     Example: trsr store gc out/demo/summaries.sqlite --failed --older-than 30 --delete
     """
     from trsr.errors import ConfigError
-    from trsr.summarize.store import Choice
+    from trsr.summarize.store import RowFilter
 
-    before = None if older_than is None else time.time() - older_than * SECONDS_A_DAY
-    choice = Choice(failed, model, template, before)
-    if choice == Choice():
+    before = inf if older_than is None else time() - older_than * SECONDS_A_DAY
+    chosen = RowFilter(failed, model, template, before)
+    if chosen == RowFilter():
         raise ConfigError(
             "Nothing says which rows are garbage; give --failed, --model, --template or --older-than."
         )
     with _open(place) as store:
-        n_rows = store.remove(choice) if delete else store.count(choice)
+        n_rows = store.remove(chosen) if delete else store.count(chosen)
         n_bytes = store.n_bytes()
     _say({"removed" if delete else "would be removed": n_rows, "bytes now": n_bytes}, as_json)
 
@@ -128,7 +132,8 @@ def _open(place: str) -> Store:
         DataError: there is no such file.
     """
     from trsr.errors import DataError
-    from trsr.summarize.stores import is_database, open_store, resolved
+    from trsr.summarize.store import open_store
+    from trsr.summarize.store_url import is_database, resolved
 
     found = resolved(place)
     if not is_database(found) and not Path(found).is_file():
@@ -136,20 +141,12 @@ def _open(place: str) -> Store:
     return open_store(found)
 
 
-def _day(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")
-
-
 def _say(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({name.replace(" ", "_"): value for name, value in facts.items()}))
         return
-    typer.echo(
-        ", ".join(
-            f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}"
-            for name, value in facts.items()
-        )
-    )
+    shown = (f"{value:,}" if isinstance(value, int) else str(value) for value in facts.values())
+    typer.echo(", ".join(map("{}: {}".format, facts, shown)))
 
 
 def summarize(
@@ -214,7 +211,7 @@ def summarize(
         summarize_dataset_on_ray,
     )
     from trsr.experiment.ray import choose_runner
-    from trsr.summarize.stores import resolved
+    from trsr.summarize.store_url import resolved
 
     chosen = settings(method, engine, model, base_url, block_size, grounded, grammar, in_flight)
     cluster = choose_runner(runner, concurrency, gpus_per_worker)

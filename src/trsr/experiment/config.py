@@ -23,7 +23,7 @@ from trsr.recommend.loading import RecommenderConfig
 from trsr.recommend.prompt import PromptConfig
 from trsr.splitting.protocols import ProtocolConfig, SampledProtocol
 from trsr.summarize.plan import SummaryConfig
-from trsr.summarize.stores import checked, redacted
+from trsr.summarize.store_url import checked, redacted
 from trsr.train.config import ProfileKind, TrainConfig
 
 Place = Sequence[str | int]

@@ -41,8 +41,8 @@ from trsr.recommend.prompt import PromptBuilder, load_ranking_template
 from trsr.seeding import derive_rng
 from trsr.splitting.examples import Splits, build_examples, make_resampler
 from trsr.summarize.plan import plan_calls
-from trsr.summarize.store import Store, TextStore
-from trsr.summarize.stores import is_database, open_store
+from trsr.summarize.store import Store, TextStore, open_store
+from trsr.summarize.store_url import is_database
 from trsr.summarize.user_plan import Summariser, make_summariser
 from trsr.train.config import ProfileKind
 from trsr.train.dataset import profile_kind

@@ -20,7 +20,7 @@ from trsr.experiment.ray import RayRunner, Source, write_profiles_on_ray
 from trsr.llm.engines import IN_FLIGHT, EngineConfig
 from trsr.summarize.counted import word_changes
 from trsr.summarize.plan import SummaryConfig
-from trsr.summarize.stores import is_database
+from trsr.summarize.store_url import is_database
 from trsr.summarize.summarizer import WrittenProfiles, save_profiles, write_profiles
 from trsr.summarize.user_plan import Fold, Summariser, make_summariser
 from trsr.types import History

@@ -22,8 +22,8 @@ from trsr.splitting.examples import Splits, read_splits
 from trsr.splitting.leakage import Checked, all_or_error, fit_events, fit_leaks, history_leaks, split_leaks
 from trsr.storage import read_table
 from trsr.summarize.plan import plan_calls
-from trsr.summarize.store import StoredCall
-from trsr.summarize.stores import is_database, open_store
+from trsr.summarize.store import StoredCall, open_store
+from trsr.summarize.store_url import is_database
 from trsr.summarize.user_plan import Summariser, with_counts
 from trsr.types import History, RankingExample
 

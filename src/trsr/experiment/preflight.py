@@ -38,7 +38,8 @@ from trsr.recommend.loading import RecommenderConfig
 from trsr.recommend.prompt import PromptBuilder, PromptConfig, load_ranking_template
 from trsr.splitting.examples import build_examples
 from trsr.storage import read_json
-from trsr.summarize.stores import is_database, open_store
+from trsr.summarize.store import open_store
+from trsr.summarize.store_url import is_database
 from trsr.summarize.user_plan import Summariser, make_summariser
 from trsr.text import FieldCut
 from trsr.types import History

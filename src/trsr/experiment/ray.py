@@ -28,7 +28,8 @@ from trsr.llm.opening import open_generator
 from trsr.progress import bar
 from trsr.storage import write_whole
 from trsr.summarize.executor import SummaryProgress, complete
-from trsr.summarize.stores import is_database, open_store
+from trsr.summarize.store import open_store
+from trsr.summarize.store_url import is_database
 from trsr.summarize.summarizer import profile_facts, profile_table
 from trsr.summarize.user_plan import Summariser, profile, start_fold
 from trsr.types import History

@@ -33,8 +33,7 @@ from trsr.serve.ranking import Ranker
 from trsr.serve.service import Service
 from trsr.serve.settings import Settings
 from trsr.summarize.plan import SummaryConfig
-from trsr.summarize.store import StoredCall
-from trsr.summarize.stores import open_store
+from trsr.summarize.store import StoredCall, open_store
 from trsr.summarize.user_plan import Summariser, make_summariser
 
 ANSWER_SECONDS = 2.0

@@ -1,72 +1,67 @@
-"""Keeps every text a model wrote, by the content of the question: the same question is never paid twice.
+"""Keeps every text a model wrote by the content of its prompt, so that the same call is never paid twice.
 
-SQLite in WAL mode, one writer. A row is committed when its result arrives, so a killed process loses only the
-calls in flight. A commit does not wait for the disk (`synchronous = NORMAL`): a power cut may take back the
-last ones, which are then made again, and harms nothing else. Failed calls are rows too; the next run tries
-them again.
+One set of SQL statements serves SQLite files and PostgreSQL databases. A row is committed when its result
+arrives, so a killed process loses only the calls in flight. A text is never replaced; a failed call is a row
+too, which the next run replaces while its attempts are counted.
+
+SQLite runs in WAL mode with one writer and does not wait for the disk (`synchronous = NORMAL`): a power cut
+may take back the last rows, which are then made again, and harms nothing else. PostgreSQL takes any number
+of writers on many machines.
 """
 
 from __future__ import annotations
 
 import json
-import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
+from math import inf
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
+from trsr.errors import MissingExtraError, OutputError, StoreError
 from trsr.storage import as_one_sentence, open_sqlite
+from trsr.summarize.store_url import checked, is_database, redacted
 
-
-class Claims(Protocol):
-    """The calls that one process has taken; implemented by `trsr.experiment.ray_workers`."""
-
-    def claim(self, keys: Sequence[str]) -> set[str]:
-        """Take these calls; return those that are left to another process, which took them before."""
-        ...
-
-    def release(self, keys: Sequence[str]) -> None:
-        """Let go of calls that failed, so that others need not wait for their texts."""
-        ...
-
-
-APPLICATION_ID = 0x74727372  # "trsr"
+PAGE = 1000
+"""Rows read or written at once."""
 WHAT = "summary store"
-CACHE_KIB = 64 * 1024
-"""Pages kept in memory: keys are hashes, so rows come in no order, and each touches another page."""
-WAL_PAGES = 8192
-"""Pages written ahead before they are put in their place: the more, the more of them are touched twice."""
+APPLICATION_ID = 0x74727372  # "trsr"
+CONNECT_SECONDS = 10
 
-SUMMARIES = """
-    CREATE TABLE summaries (
-        key TEXT PRIMARY KEY,
-        text TEXT,
-        error TEXT,
-        model TEXT NOT NULL,
-        template_hash TEXT NOT NULL,
-        item_ids TEXT NOT NULL,
-        n_prompt_tokens INTEGER NOT NULL,
-        n_generated_tokens INTEGER NOT NULL,
-        seconds REAL NOT NULL,
-        n_attempts INTEGER NOT NULL DEFAULT 1,
-        created_at REAL NOT NULL,
-        CHECK ((text IS NULL) <> (error IS NULL))
-    ) WITHOUT ROWID
-    """
-# See `open_sqlite`. Only ever append.
+_COLUMNS = """
+    key TEXT PRIMARY KEY,
+    text TEXT,
+    error TEXT,
+    model TEXT NOT NULL,
+    template_hash TEXT NOT NULL,
+    item_ids TEXT NOT NULL,
+    n_prompt_tokens INTEGER NOT NULL,
+    n_generated_tokens INTEGER NOT NULL,
+    seconds REAL NOT NULL,
+    n_attempts INTEGER NOT NULL DEFAULT 1,
+    created_at REAL NOT NULL,
+    CHECK ((text IS NULL) <> (error IS NULL))
+"""
+SUMMARIES = f"CREATE TABLE summaries ({_COLUMNS}) WITHOUT ROWID"
+# PostgreSQL's REAL has half the digits. Keys are compared byte by byte, as SQLite does.
+_POSTGRES_COLUMNS = _COLUMNS.replace("REAL", "DOUBLE PRECISION").replace("key TEXT", 'key TEXT COLLATE "C"')
+
+# Numbered from 1; a store remembers the last one applied. Only ever append.
 MIGRATIONS = (SUMMARIES,)
+POSTGRES_MIGRATIONS = (f"CREATE TABLE trsr_summaries ({_POSTGRES_COLUMNS})",)
 
 
 @dataclass(frozen=True, slots=True)
 class StoredCall:
     """One finished or failed call: exactly one of `text` and `error` is set.
 
-    `user_ids` are the users whose profiles waited for it when it arrived. It is no part of what the call is;
-    a store that can forget users needs it.
+    `user_ids` are the users whose profiles waited for it when it arrived; only stores that can forget users
+    keep them.
     """
 
     key: str
@@ -81,176 +76,8 @@ class StoredCall:
     user_ids: tuple[str, ...] = ()
 
 
-CALL = (
-    "key",
-    "text",
-    "error",
-    "model",
-    "template_hash",
-    "item_ids",
-    "n_prompt_tokens",
-    "n_generated_tokens",
-    "seconds",
-)
-"""The columns that every store has of a call; `item_ids` is a JSON list."""
-
-
-def stored_call(row: Sequence[Any]) -> StoredCall:
-    """Return the call of a row that holds the columns `CALL`."""
-    values = dict(zip(CALL, row, strict=True))
-    return StoredCall(**values | {"item_ids": tuple(json.loads(values["item_ids"]))})
-
-
-class TextStore(Protocol):
-    """What `summarize.run` needs of a store: to find texts by their keys, and to keep new ones."""
-
-    def texts(self, keys: Sequence[str]) -> dict[str, str]:
-        """Return the known texts among `keys`; failed calls are not known."""
-        ...
-
-    def put(self, call: StoredCall) -> None:
-        """Commit one result. A failed call is replaced and its attempts counted; a text is never."""
-        ...
-
-
-@runtime_checkable
-class GroupStore(TextStore, Protocol):
-    """A store that can also keep results together, which costs it less than one by one."""
-
-    def put_all(self, calls: Sequence[StoredCall]) -> None:
-        """Commit results that arrived together: all of them or none; else as `put`."""
-        ...
-
-
-class SummaryTable:
-    """Reads and writes the table `summaries` of an open database; transactions are the caller's."""
-
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
-
-    def texts(self, keys: Sequence[str]) -> dict[str, str]:
-        """Return the known texts among `keys`."""
-        found: dict[str, str] = {}
-        for start in range(0, len(keys), 500):
-            part = keys[start : start + 500]
-            marks = ",".join("?" * len(part))
-            rows = self._db.execute(
-                f"SELECT key, text FROM summaries WHERE text IS NOT NULL AND key IN ({marks})",
-                part,
-            )
-            found.update(rows.fetchall())
-        return found
-
-    def put(self, call: StoredCall) -> None:
-        """Insert one result, or let it take the place of a failed one."""
-        self._db.execute(_PUT, _values(call))
-
-    def put_all(self, calls: Sequence[StoredCall]) -> None:
-        """Do so with each of some results, in one transaction."""
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            self._db.executemany(_PUT, map(_values, calls))
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
-
-
-_PUT = """
-    INSERT INTO summaries (key, text, error, model, template_hash, item_ids,
-                           n_prompt_tokens, n_generated_tokens, seconds, created_at)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-    ON CONFLICT (key) DO UPDATE SET
-        text = excluded.text, error = excluded.error, seconds = excluded.seconds,
-        n_prompt_tokens = excluded.n_prompt_tokens,
-        n_generated_tokens = excluded.n_generated_tokens,
-        created_at = excluded.created_at, n_attempts = n_attempts + 1
-    WHERE summaries.text IS NULL
-    """
-
-
-def _values(call: StoredCall) -> tuple[Any, ...]:
-    """Return the values that `_PUT` takes."""
-    return (
-        call.key,
-        call.text,
-        call.error,
-        call.model,
-        call.template_hash,
-        json.dumps(call.item_ids),
-        call.n_prompt_tokens,
-        call.n_generated_tokens,
-        call.seconds,
-        time.time(),
-    )
-
-
-class SummaryStore:
-    """A content-addressed store of generated texts in one SQLite file.
-
-    Raises:
-        StoreError: the file is no summary store, or a newer version of `trsr` made it.
-        OutputError: the file cannot be written, or another process keeps it busy.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._db = open_sqlite(self.path, WHAT, APPLICATION_ID, MIGRATIONS)
-        self._db.execute("PRAGMA synchronous = NORMAL")
-        self._db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-        self._db.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
-        self._table = SummaryTable(self._db)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file; safe to call twice."""
-        self._db.close()
-
-    def _as_one_sentence(self) -> AbstractContextManager[None]:
-        return as_one_sentence(self.path, WHAT)
-
-    def texts(self, keys: Sequence[str]) -> dict[str, str]:
-        """Return the known texts among `keys`; failed calls are not known."""
-        with self._as_one_sentence():
-            return self._table.texts(keys)
-
-    def calls(self, keys: Sequence[str]) -> dict[str, StoredCall]:
-        """Return what is known of the calls among `keys`, failed ones included."""
-        found: dict[str, StoredCall] = {}
-        with self._as_one_sentence():
-            for start in range(0, len(keys), 500):
-                part = keys[start : start + 500]
-                rows = self._db.execute(
-                    f"SELECT {', '.join(CALL)} FROM summaries WHERE key IN ({','.join('?' * len(part))})",
-                    part,
-                )
-                found.update((row[0], stored_call(row)) for row in rows)
-        return found
-
-    def put(self, call: StoredCall) -> None:
-        """Commit one result. A failed call is replaced and its attempts counted; a text is never."""
-        with self._as_one_sentence():
-            self._table.put(call)
-
-    def put_all(self, calls: Sequence[StoredCall]) -> None:
-        """Commit results that arrived together; see `GroupStore`."""
-        with self._as_one_sentence():
-            self._table.put_all(calls)
-
-
-PAGE = 1000
-"""Rows read or written at once."""
-
-
-class Row(NamedTuple):
-    """One row, with the columns of all stores: `item_ids` is a JSON list, `created_at` seconds since 1970."""
+class StoredRow(NamedTuple):
+    """One row of a store: `item_ids` is a JSON list, `created_at` seconds since 1970."""
 
     key: str
     text: str | None
@@ -265,7 +92,7 @@ class Row(NamedTuple):
     created_at: float
 
 
-class Part(NamedTuple):
+class StoreStats(NamedTuple):
     """Counts over all rows of one model and one template; `first` and `last` are of `created_at`."""
 
     model: str
@@ -280,160 +107,375 @@ class Part(NamedTuple):
     last: float
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """Which rows are meant: those for which all that is given is true.
+class RowFilter(NamedTuple):
+    """Selects the rows for which all of this is true.
 
     Attributes:
         failed: Failed calls only.
-        model: The model id, whole.
+        model: The model id, whole; None for any.
         template_hash: Beginning of the template's hash.
         before: Rows made before this time, in seconds since 1970.
     """
 
     failed: bool = False
     model: str | None = None
-    template_hash: str | None = None
-    before: float | None = None
+    template_hash: str = ""
+    before: float = inf
 
 
-class Store(TextStore, Protocol):
-    """A store that can be copied, counted and cleaned."""
+class Claims(Protocol):
+    """The calls that one process has taken, of several that share a store."""
+
+    def claim(self, keys: Sequence[str]) -> set[str]:
+        """Take these calls; return those that another process took before."""
+        ...
+
+    def release(self, keys: Sequence[str]) -> None:
+        """Give back calls that failed, so that others need not wait for their texts."""
+        ...
+
+
+class TextStore(Protocol):
+    """What the summarizer needs of a store: to find texts by their keys, and to keep new ones."""
+
+    def texts(self, keys: Sequence[str]) -> dict[str, str]:
+        """Return the known texts among `keys`; failed calls are not known."""
+        ...
+
+    def put(self, call: StoredCall) -> None:
+        """Commit one result. A failed call is replaced and its attempts counted; a text never is."""
+        ...
+
+
+@runtime_checkable
+class GroupStore(TextStore, Protocol):
+    """A store that can also keep results together, which costs it less than one by one."""
+
+    def put_all(self, calls: Sequence[StoredCall]) -> None:
+        """Commit results that arrived together, all of them or none; else as `put`."""
+        ...
+
+
+# Statements are written for SQLite; see `_postgres`.
+_NAMES = ", ".join(StoredRow._fields)
+_NEW = ", ".join(
+    f"{name} = excluded.{name}" for name in StoredRow._fields if name not in {"key", "n_attempts"}
+)
+_AMONG = "key IN (SELECT value FROM json_each(?))"
+_TEXTS = f"SELECT key, text FROM summaries WHERE text IS NOT NULL AND {_AMONG}"
+_CALLS = f"SELECT {_NAMES} FROM summaries WHERE {_AMONG}"
+_PUT = f"""
+    INSERT INTO summaries ({_NAMES}) VALUES ({", ".join("?" * len(StoredRow._fields))})
+    ON CONFLICT (key) DO UPDATE SET {_NEW}, n_attempts = summaries.n_attempts + excluded.n_attempts
+    WHERE summaries.text IS NULL
+"""
+_ADD = f"{_PUT} AND excluded.text IS NOT NULL"
+_ROWS = f"SELECT {_NAMES} FROM summaries WHERE key > ? ORDER BY key LIMIT {PAGE}"
+_STATS = """
+    SELECT model, template_hash, count(text), count(error), sum(n_attempts), sum(n_prompt_tokens),
+           sum(n_generated_tokens), sum(seconds), min(created_at), max(created_at)
+    FROM summaries GROUP BY model, template_hash
+"""
+_FILTER = """
+    (error IS NOT NULL OR NOT ?) AND model = coalesce(?, model)
+    AND substr(template_hash, 1, length(?)) = ? AND created_at < ?
+"""
+
+
+class SummaryTable:
+    """Texts by key in the table `summaries` of an open database; transactions and errors are the caller's."""
+
+    def __init__(self, db: Any) -> None:
+        self._db = db
+
+    @contextmanager
+    def _connection(self) -> Iterator[Any]:
+        yield self._db
+
+    def texts(self, keys: Sequence[str]) -> dict[str, str]:
+        """Return the known texts among `keys`; failed calls are not known."""
+        with self._connection() as db:
+            return dict(db.execute(_TEXTS, (json.dumps(keys),)).fetchall())
+
+    def put(self, call: StoredCall) -> None:
+        """Keep one result. A failed call is replaced and its attempts counted; a text never is."""
+        with self._connection() as db:
+            db.execute(_PUT, _row(call))
+
+
+def _row(call: StoredCall) -> StoredRow:
+    return StoredRow(
+        call.key,
+        call.text,
+        call.error,
+        call.model,
+        call.template_hash,
+        json.dumps(call.item_ids),
+        call.n_prompt_tokens,
+        call.n_generated_tokens,
+        call.seconds,
+        1,
+        time.time(),
+    )
+
+
+class Store(SummaryTable):
+    """A content-addressed store of generated texts, which can be copied, counted and cleaned."""
+
+    _begin = "BEGIN IMMEDIATE"
 
     def __enter__(self) -> Self:
-        """Return the store; leaving the block closes it."""
-        ...
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the store."""
-        ...
+        self.close()
 
     def close(self) -> None:
         """Give back files and connections; safe to call twice."""
-        ...
+        self._db.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Any]:
+        with self._connection() as db:
+            db.execute(self._begin)
+            try:
+                yield db
+            except BaseException:
+                with suppress(Exception):  # a full disk or a lost server has rolled back already
+                    db.execute("ROLLBACK")
+                raise
+            db.execute("COMMIT")
+
+    def put_all(self, calls: Sequence[StoredCall]) -> None:
+        """Commit results that arrived together, all of them or none; else as `put`."""
+        self._write(_PUT, map(_row, calls))
+
+    def _write(self, statement: str, rows: Iterable[StoredRow]) -> int:
+        """Write rows in one transaction; return how many were taken."""
+        with self._transaction() as db:
+            # Sorted, so that two writers never wait for each other's rows.
+            return int(db.executemany(statement, sorted(rows, key=lambda row: row.key)).rowcount)
 
     def calls(self, keys: Sequence[str]) -> dict[str, StoredCall]:
         """Return what is known of the calls among `keys`, failed ones included."""
-        ...
+        with self._connection() as db:
+            rows = map(StoredRow._make, db.execute(_CALLS, (json.dumps(keys),)).fetchall())
+        return {row.key: StoredCall(*row[:5], tuple(json.loads(row.item_ids)), *row[6:9]) for row in rows}
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[StoredRow]:
         """Yield every row in the order of the keys; memory stays flat."""
-        ...
+        last = ""
+        while True:
+            with self._connection() as db:
+                page = db.execute(_ROWS, (last,)).fetchall()
+            if not page:
+                return
+            yield from map(StoredRow._make, page)
+            last = page[-1][0]
 
-    def add(self, rows: Iterable[Row]) -> int:
-        """Take over rows as they are, and return how many were new.
+    def add(self, rows: Iterable[StoredRow]) -> int:
+        """Take over rows as they are, a page per transaction, and return how many were new.
 
         A text is never replaced. A text takes the place of a failed call, and attempts add up; a failed call
         is taken only where its key is unknown. So adding the same rows again changes nothing.
         """
-        ...
+        waiting, added = iter(rows), 0
+        while page := list(islice(waiting, PAGE)):
+            added += self._write(_ADD, page)
+        return added
 
-    def parts(self) -> list[Part]:
+    def stats(self) -> list[StoreStats]:
         """Count the rows of each model and template, in the order of their names."""
-        ...
+        with self._connection() as db:
+            return sorted(map(StoreStats._make, db.execute(_STATS).fetchall()))
 
-    def count(self, choice: Choice) -> int:
-        """Return how many rows are meant."""
-        ...
+    def count(self, rows: RowFilter) -> int:
+        """Return how many rows are selected."""
+        return int(self._filtered("SELECT count(*)", rows).fetchone()[0])
 
-    def remove(self, choice: Choice) -> int:
-        """Remove the rows that are meant, and return how many there were."""
-        ...
+    def remove(self, rows: RowFilter) -> int:
+        """Remove the selected rows, and return how many there were."""
+        return int(self._filtered("DELETE", rows).rowcount)
+
+    def _filtered(self, what: str, rows: RowFilter) -> Any:
+        values = (rows.failed, rows.model, rows.template_hash, rows.template_hash, rows.before)
+        with self._connection() as db:
+            return db.execute(f"{what} FROM summaries WHERE {_FILTER}", values)
 
     def n_bytes(self) -> int:
         """Return the space taken on disk."""
-        ...
+        raise NotImplementedError
 
 
-_COLUMNS = ", ".join(Row._fields)
-_PARTS = """
-    SELECT model, template_hash, count(text), count(error), sum(n_attempts), sum(n_prompt_tokens),
-           sum(n_generated_tokens), sum(seconds), min(created_at), max(created_at)
-    FROM summaries GROUP BY model, template_hash ORDER BY model, template_hash
-"""
-_ADD = f"""
-    INSERT INTO summaries ({_COLUMNS}) VALUES ({", ".join("?" * len(Row._fields))})
-    ON CONFLICT (key) DO UPDATE SET
-        text = excluded.text, error = NULL, model = excluded.model, template_hash = excluded.template_hash,
-        item_ids = excluded.item_ids, n_prompt_tokens = excluded.n_prompt_tokens,
-        n_generated_tokens = excluded.n_generated_tokens, seconds = excluded.seconds,
-        created_at = excluded.created_at, n_attempts = summaries.n_attempts + excluded.n_attempts
-    WHERE summaries.text IS NULL AND excluded.text IS NOT NULL
-"""
+class SqliteStore(Store):
+    """A store in one SQLite file, which is made if it does not exist; `:memory:` is gone when it is closed.
 
+    Raises:
+        StoreError: the file is no summary store, or a newer version of `trsr` made it.
+        OutputError: the file cannot be written, or another process keeps it busy.
+    """
 
-class SqliteStore(SummaryStore):
-    """A summary store in a file, with what looking after it takes."""
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        # Threads take turns: an export reads in a thread of polars.
+        super().__init__(open_sqlite(self.path, WHAT, APPLICATION_ID, MIGRATIONS, many_threads=True))
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        # KiB and pages: keys are hashes, so each row touches another page, which many rows share in time.
+        self._db.execute("PRAGMA cache_size = -65536")
+        self._db.execute("PRAGMA wal_autocheckpoint = 8192")
 
-    def rows(self) -> Iterator[Row]:
-        """Yield every row in the order of the keys; see `rows.Store`."""
-        query = f"SELECT {_COLUMNS} FROM summaries WHERE key > ? ORDER BY key LIMIT {PAGE}"
-        last = ""
-        while True:
-            with self._as_one_sentence():
-                page = self._db.execute(query, (last,)).fetchall()
-            if not page:
-                return
-            yield from map(Row._make, page)
-            last = page[-1][0]
+    @contextmanager
+    def _connection(self) -> Iterator[Any]:
+        with as_one_sentence(self.path, WHAT):
+            yield self._db
 
-    def add(self, rows: Iterable[Row]) -> int:
-        """Take over rows as they are, a page a transaction; see `rows.Store`."""
-        waiting, added = iter(rows), 0
-        while page := list(islice(waiting, PAGE)):
-            with self._as_one_sentence():
-                self._db.execute("BEGIN IMMEDIATE")
-                try:
-                    added += self._db.executemany(_ADD, page).rowcount
-                except BaseException:
-                    self._db.execute("ROLLBACK")
-                    raise
-                self._db.execute("COMMIT")
-        return added
-
-    def parts(self) -> list[Part]:
-        """Count the rows of each model and template; see `rows.Store`."""
-        with self._as_one_sentence():
-            return [Part._make(row) for row in self._db.execute(_PARTS)]
-
-    def count(self, choice: Choice) -> int:
-        """Return how many rows are meant."""
-        where, values = _where(choice)
-        with self._as_one_sentence():
-            (n,) = self._db.execute(f"SELECT count(*) FROM summaries WHERE {where}", values).fetchone()
-        return int(n)
-
-    def remove(self, choice: Choice) -> int:
-        """Remove the rows that are meant, and give their space back to the disk."""
-        where, values = _where(choice)
-        with self._as_one_sentence():
-            removed = self._db.execute(f"DELETE FROM summaries WHERE {where}", values).rowcount
-            self._db.execute("VACUUM")
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    def remove(self, rows: RowFilter) -> int:
+        """Remove the selected rows, give their space back to the disk, and return how many there were."""
+        removed = super().remove(rows)
+        with self._connection() as db:
+            db.execute("VACUUM")
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return removed
 
     def n_bytes(self) -> int:
         """Return the space taken by the database's pages."""
-        with self._as_one_sentence():
-            (pages,) = self._db.execute("PRAGMA page_count").fetchone()
-            (size,) = self._db.execute("PRAGMA page_size").fetchone()
+        with self._connection() as db:
+            (pages,), (size,) = (db.execute(f"PRAGMA page_{name}").fetchone() for name in ("count", "size"))
         return int(pages) * int(size)
 
 
-def _where(choice: Choice) -> tuple[str, list[str | float]]:
-    """Return a condition and its values."""
-    tests, values = ["1"], list[str | float]()
-    if choice.failed:
-        tests.append("error IS NOT NULL")
-    if choice.model is not None:
-        tests.append("model = ?")
-        values.append(choice.model)
-    if choice.template_hash is not None:
-        tests.append("substr(template_hash, 1, length(?)) = ?")
-        values += [choice.template_hash] * 2
-    if choice.before is not None:
-        tests.append("created_at < ?")
-        values.append(choice.before)
-    return " AND ".join(tests), values
+class PostgresStore(Store):
+    """A store in a PostgreSQL database; its table is made if it does not exist.
+
+    Args:
+        url: `postgresql://USER:PASSWORD@HOST:PORT/DATABASE`; see `store_url`.
+
+    Raises:
+        StoreError: the URL is wrong, or a newer version of `trsr` made the store.
+        OutputError: the server is away or refuses the user.
+        MissingExtraError: the packages of the extra `postgres` are not installed.
+    """
+
+    _begin = "BEGIN ISOLATION LEVEL READ COMMITTED"
+
+    def __init__(self, url: str) -> None:
+        try:
+            import psycopg
+        except ImportError as error:
+            raise MissingExtraError(error.name or "psycopg", "postgres") from error
+        self._psycopg = psycopg
+        self.place = redacted(url)
+        try:
+            address = f"postgresql://{checked(url).partition('://')[2]}"
+            given = psycopg.conninfo.conninfo_to_dict(address)
+        except (ValueError, psycopg.ProgrammingError) as error:
+            raise StoreError(
+                f"{self.place} is not the URL of a database; check how it is written."
+            ) from error
+        self._address: dict[str, Any] = {"connect_timeout": CONNECT_SECONDS, **given, "autocommit": True}
+        with self._sentences():
+            super().__init__(psycopg.connect(**self._address))
+        try:
+            self._migrate()
+        except BaseException:
+            self.close()
+            raise
+
+    @contextmanager
+    def _connection(self) -> Iterator[_Postgres]:
+        with self._sentences():
+            if self._db.closed:  # by the server, which may be back by now
+                self._db = self._psycopg.connect(**self._address)
+            yield _Postgres(self._db)
+
+    @contextmanager
+    def _sentences(self) -> Iterator[None]:
+        """Turn what the server or its client says into one sentence, without statements and values."""
+        try:
+            yield
+        except self._psycopg.Error as error:
+            reason = (str(error).strip().splitlines() or ["no reason given"])[0].rstrip(". ")
+            advice = "check the rights of its user, or name another database"
+            if isinstance(error, self._psycopg.OperationalError):
+                advice = "start the server or check address and password, then run the same command again"
+            raise OutputError(f"The {WHAT} {self.place} cannot be used ({reason}); {advice}.") from error
+
+    def _migrate(self) -> None:
+        """Apply the missing migrations in one transaction."""
+        latest = len(POSTGRES_MIGRATIONS)
+        with self._connection() as db:
+            found = db.version()
+        if found > latest:
+            raise StoreError(
+                f"{self.place} holds a {WHAT} of version {found}, this trsr knows {latest}; "
+                "update trsr or name another database."
+            )
+        if found == latest:
+            return
+        with self._transaction() as db:
+            # Writers that start at the same time wait here for the first one, which may leave nothing to do.
+            db.execute("SELECT pg_advisory_xact_lock(?)", (APPLICATION_ID,))
+            found = db.version()
+            if found == 0:
+                db.execute("CREATE TABLE trsr_schema (version INTEGER NOT NULL)")
+                db.execute("INSERT INTO trsr_schema VALUES (0)")
+            for migration in POSTGRES_MIGRATIONS[found:]:
+                db.execute(migration)
+            db.execute("UPDATE trsr_schema SET version = greatest(version, ?)", (latest,))
+
+    def n_bytes(self) -> int:
+        """Return the space taken by the table and its index."""
+        with self._connection() as db:
+            return int(db.execute("SELECT pg_total_relation_size('trsr_summaries')").fetchone()[0])
+
+
+class _Postgres:
+    """A `psycopg` connection that takes the statements of SQLite."""
+
+    def __init__(self, db: Any) -> None:
+        self._db = db
+
+    def execute(self, statement: str, values: Sequence[object] = ()) -> Any:
+        return self._db.execute(_postgres(statement), _storable(values))
+
+    def executemany(self, statement: str, rows: Iterable[Sequence[object]]) -> Any:
+        cursor = self._db.cursor()
+        cursor.executemany(_postgres(statement), map(_storable, rows))
+        return cursor
+
+    def version(self) -> int:
+        """Return the number of the last migration applied; 0 for a database without a store."""
+        # Not `to_regclass`: within a transaction it may remember that there was no table before a lock.
+        table = "relname = 'trsr_schema' AND relkind = 'r' AND pg_table_is_visible(oid)"
+        if self.execute(f"SELECT 1 FROM pg_class WHERE {table}").fetchone() is None:
+            return 0
+        return int(self.execute("SELECT version FROM trsr_schema").fetchone()[0])
+
+
+@cache
+def _postgres(statement: str) -> str:
+    """Return a statement for SQLite as PostgreSQL takes it."""
+    among = _AMONG.replace("json_each(?)", "json_array_elements_text(?::json) AS value")
+    statement = statement.replace(_AMONG, among).replace(" summaries", " trsr_summaries")
+    return statement.replace("?", "%s")
+
+
+def _storable(values: Sequence[object]) -> list[object]:
+    """Replace NUL, the one character that PostgreSQL does not take; no summary holds it."""
+    return [
+        value.replace("\0", "\N{REPLACEMENT CHARACTER}") if isinstance(value, str) else value
+        for value in values
+    ]
+
+
+def open_store(place: str | Path) -> Store:
+    """Open the store in a file or a database (see `store_url`); a new one is made.
+
+    Raises:
+        StoreError: there is something else in that place, or the store is of a newer version.
+        OutputError: it cannot be written or reached.
+        MissingExtraError: it is a database, and the extra `postgres` is not installed.
+    """
+    return PostgresStore(str(place)) if is_database(place) else SqliteStore(place)

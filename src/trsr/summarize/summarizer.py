@@ -19,7 +19,7 @@ from trsr.progress import bar
 from trsr.storage import write_whole
 from trsr.summarize.executor import SummaryProgress, summarize
 from trsr.summarize.plan import Method, SummaryConfig
-from trsr.summarize.stores import open_store
+from trsr.summarize.store import open_store
 from trsr.summarize.user_plan import Fold, Summariser, make_summariser, profile
 from trsr.types import History, PreferenceSummary, RankingExample
 

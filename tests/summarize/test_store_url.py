@@ -1,4 +1,4 @@
-"""Places of stores: what is a database, what is refused, and that no password is ever shown."""
+"""Where a store is: what is a database, what is refused, and that no password is ever shown."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trsr.errors import ConfigError
-from trsr.summarize.stores import checked, is_database, redacted, resolved
+from trsr.summarize.store_url import checked, is_database, redacted, resolved
 
 
 @pytest.mark.parametrize(
@@ -26,20 +26,20 @@ from trsr.summarize.stores import checked, is_database, redacted, resolved
         ("runs/a:b@c.sqlite", "runs/a:b@c.sqlite"),
     ],
 )
-def test_a_password_is_taken_out_and_the_rest_stays(url: str, shown: str) -> None:
+def test_redacted_removes_the_password_and_keeps_the_rest(url: str, shown: str) -> None:
     assert redacted(url) == shown
     assert redacted(shown) == shown
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="@"), min_size=1).map("§{}§".format))
-def test_no_password_is_shown_however_it_is_written(password: str) -> None:
+def test_redacted_shows_no_password_however_it_is_written(password: str) -> None:
     assert password not in redacted(f"postgresql://me:{password}@host/db")
 
 
 @pytest.mark.parametrize(
     "place", ["a.sqlite", "/x/y z.db", "postgres://me@h/d", "postgresql+psycopg:///d?host=/s"]
 )
-def test_files_and_databases_are_taken_as_they_are(place: str) -> None:
+def test_checked_accepts_files_and_databases_unchanged(place: str) -> None:
     assert checked(place) == place
     assert is_database(place) == ("://" in place)
 
@@ -56,7 +56,7 @@ def test_files_and_databases_are_taken_as_they_are(place: str) -> None:
         "postgresql://me:secret@h:port/d",
     ],
 )
-def test_a_wrong_place_is_refused_without_its_password(place: str) -> None:
+def test_a_wrong_url_is_refused_without_its_password(place: str) -> None:
     with pytest.raises(ValueError, match="a file or postgresql://USER:PASSWORD@HOST:PORT/DATABASE") as caught:
         checked(place)
     with pytest.raises(ConfigError, match=r"^store: found '.*', expected a file or ") as again:
@@ -64,7 +64,7 @@ def test_a_wrong_place_is_refused_without_its_password(place: str) -> None:
     assert "ret" not in f"{caught.value}{again.value}"
 
 
-def test_environment_variables_are_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolved_fills_in_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRSR_TEST_PASSWORD", "p%40ss")
     expected = "postgresql://me:p%40ss@host/db"
     assert resolved("postgresql://me:$TRSR_TEST_PASSWORD@host/db") == expected
