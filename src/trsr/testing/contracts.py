@@ -30,6 +30,9 @@ from trsr.llm.base import (
 )
 from trsr.llm.constrained import strange_phrases, tidy
 
+# ruff: noqa: D102 - a test is named by the sentence it checks
+
+
 def ask(text: str, *, prefill: str = "") -> Prompt:
     """Return a prompt with a system turn and one question."""
     return Prompt((Message("system", "You answer in one sentence."), Message("user", text)), prefill)
