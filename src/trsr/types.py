@@ -121,7 +121,7 @@ class RankedItem:
         margin: In logits.
         score: In [0, 1].
         index: Its place among the candidates as they were given, from 0.
-        text: What the model read of it; empty where that is not known.
+        title: The item's title; empty where the ranker does not know its text.
         explanation: Why it has this margin, where that was requested.
     """
 
@@ -130,5 +130,5 @@ class RankedItem:
     margin: float
     score: float
     index: int = 0
-    text: str = ""
+    title: str = ""
     explanation: Explanation | None = None

@@ -101,7 +101,7 @@ def repeated_keys(text: str) -> Iterator[tuple[str, int, int]]:
                 nodes.append(value)
 
 
-RankerName = Literal[
+BuiltInRanker = Literal[
     "random",
     "popularity",
     "popularity_decayed",
@@ -121,6 +121,22 @@ RankerName = Literal[
     "fusion_all",
     "fusion_no_llm",
 ]
+_IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+
+
+def _known_ranker(name: str) -> str:
+    built_in = get_args(BuiltInRanker)
+    if name in built_in or _IMPORT_PATH.fullmatch(name):
+        return name
+    near = difflib.get_close_matches(name, built_in, n=1, cutoff=0.6)
+    raise ValueError(
+        f"expected {', '.join(built_in)} or the import path of a class, such as mypackage.MyRanker"
+        + (f"; did you mean {near[0]}?" if near else "")
+    )
+
+
+RankerName = Annotated[str, AfterValidator(_known_ranker)]
+"""A built-in ranker, or the import path of a class that is one (`trsr.recommend.ranker.Ranker`)."""
 OWN_MODEL: dict[RankerName, ProfileKind] = {"llm": "own", "llm_no_profile": "none", "llm_counted": "counted"}
 """The rankers that are the run's fine-tuned model, and the profile that it is asked with."""
 FUSIONS: tuple[RankerName, ...] = ("fusion", "fusion_all", "fusion_no_llm")
@@ -407,7 +423,7 @@ def _resolve_variants(config: RunConfig) -> tuple[dict[str, RunConfig], list[str
 
 def _variant_mistakes(settings: Mapping[str, Any], name: str, changes: Mapping[str, Any]) -> Iterable[str]:
     """Say what is wrong with a variant before its values are looked at."""
-    if not _VARIANT_NAME.fullmatch(name) or name in get_args(RankerName):
+    if not _VARIANT_NAME.fullmatch(name) or name in get_args(BuiltInRanker):
         yield "the name must be letters, digits and . _ = - and not that of a ranker; choose another."
     for setting in changes:
         if setting.split(".")[0] not in VARIABLE_PARTS:

@@ -6,8 +6,10 @@ Parts hold sigmoid(margin); the calibration of the fine-tuned model is applied w
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import polars as pl
 
 from trsr.baselines.fusion import Fusion, fit_fusion
 from trsr.baselines.simple import Bm25Ranker, PopularityRanker, RandomRanker, RecencyRanker
-from trsr.errors import DataError
+from trsr.errors import ConfigError, DataError
 from trsr.experiment.baselines import check_baselines, make_baseline
 from trsr.experiment.config import FUSIONS, OWN_MODEL, RankerName, RunConfig, joinable, variants_of
 from trsr.experiment.experiment import Workbench
@@ -32,6 +34,7 @@ from trsr.recommend.loading import open_scorer, open_server_scorer
 from trsr.recommend.model_folder import read_adapter_info
 from trsr.recommend.ranker import ExampleScores, Ranker, score_table, sigmoid, without_llm
 from trsr.splitting.leakage import fit_events
+from trsr.splitting.split import Split
 from trsr.storage import read_table, write_whole
 from trsr.summarize.counted import field_values
 from trsr.types import RankingExample
@@ -172,7 +175,7 @@ def _rank(
         return
     ranker = make_ranker(bench, name, served=served)
     for i, part in parts.items():
-        write_part(files[i], ranker, part)
+        write_part(files[i], ranker, part, name)
         on_progress(i * EXAMPLES_A_PART + len(part))
 
 
@@ -190,9 +193,37 @@ class PartWriter:
         return len(examples)
 
 
-def write_part(file: Path, ranker: Ranker, examples: Sequence[RankingExample]) -> None:
+def write_part(
+    file: Path, ranker: Ranker, examples: Sequence[RankingExample], name: str | None = None
+) -> None:
     """Score some examples into a file of their own."""
-    write_whole(file, score_table(ranker, examples).write_parquet)
+    write_whole(file, score_table(ranker, examples, name).write_parquet)
+
+
+def ranker_class(path: str) -> type[Ranker]:
+    """Import a ranker of one's own; the working directory is looked in too.
+
+    Raises:
+        ConfigError: there is no such module or class, or it has no method `rank`.
+    """
+    module, _, name = path.rpartition(".")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        found: type[Ranker] = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"rankers: {path} cannot be imported ({error}); check its spelling.") from error
+    if not callable(getattr(found, "rank", None)):
+        raise ConfigError(f"rankers: {path} has no method `rank(examples)`, which every ranker must have.")
+    return found
+
+
+def _own_ranker(bench: Workbench, path: str) -> Ranker:
+    """Make a ranker of one's own with the dataset, and fit it if it can be."""
+    ranker = ranker_class(path)(bench.dataset)  # type: ignore[call-arg]
+    if fit := getattr(ranker, "fit", None):
+        fit(Split(bench.dataset, bench.config.protocol, bench.config.seed, bench.splits))
+    return ranker
 
 
 def make_ranker(  # noqa: PLR0911 - one a name
@@ -224,6 +255,10 @@ def make_ranker(  # noqa: PLR0911 - one a name
             return _llm_ranker(bench, name, served=served)
         case "fusion" | "fusion_all" | "fusion_no_llm":
             return make_fusion(bench, name)
+        case _:
+            if name not in bench.fitted:
+                bench.fitted[name] = _own_ranker(bench, name)
+            return bench.fitted[name]
 
 
 def _llm_ranker(bench: Workbench, name: RankerName, *, served: bool) -> Ranker:

@@ -27,7 +27,7 @@ from trsr.experiment.preflight import (
     summary_cuts,
     write_cuts,
 )
-from trsr.experiment.ranking import rank_candidates, score_in_parts
+from trsr.experiment.ranking import rank_candidates, ranker_class, score_in_parts
 from trsr.experiment.ray import Source, write_profiles_on_ray
 from trsr.experiment.run_folder import RunFolder
 from trsr.experiment.variants import check_questions, variant_benches
@@ -137,6 +137,9 @@ def make_examples(bench: Workbench) -> Facts:
 
 def write_summaries(bench: Workbench) -> Facts:
     """Write the profile of every example that is shown with one."""
+    for name in bench.config.rankers:
+        if "." in name:
+            ranker_class(name)
     examples = bench.summarised_examples()
     check_before_summaries(
         bench.config, bench.dataset.info.domain, bench.summarised_with, lambda: check_warm_start(bench)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from trsr.errors import DataError
 from trsr.types import RankedItem, RankingExample
 
 
@@ -35,7 +36,13 @@ class ExampleScores:
 
 
 class Ranker(Protocol):
-    """Scores candidates; `name` stands in every table."""
+    """Scores candidates; `name` is its row in every table.
+
+    A ranker of one's own is a class with these members, made with a `Dataset`: give an instance to
+    `trsr.evaluate`, or name the class in a configuration (`rankers: [llm, mypackage.MyRanker]`). If it has a
+    method `fit(split)`, that is called first with the `trsr.splitting.split.Split` of the examples;
+    `split.training_events` and `split.train` are what it may learn from.
+    """
 
     @property
     def name(self) -> str:
@@ -69,7 +76,7 @@ def best_first(
     candidates: Sequence[str],
     margins: npt.ArrayLike,
     scores: npt.ArrayLike | None = None,
-    text: Callable[[str], str] = lambda _: "",
+    title: Callable[[str], str] = lambda _: "",
 ) -> list[RankedItem]:
     """Return candidates best first; among equal margins the given order stays.
 
@@ -79,7 +86,7 @@ def best_first(
     order = np.argsort(-values, kind="stable")
     probabilities = sigmoid(values) if scores is None else np.asarray(scores, dtype=np.float64)
     return [
-        RankedItem(candidates[i], rank, float(values[i]), float(probabilities[i]), i, text(candidates[i]))
+        RankedItem(candidates[i], rank, float(values[i]), float(probabilities[i]), i, title(candidates[i]))
         for rank, i in enumerate(order.tolist(), start=1)
     ]
 
@@ -98,12 +105,22 @@ SCORES = {
 """Columns of a table of scores: one row per ranker, example and candidate."""
 
 
-def score_table(ranker: Ranker, examples: Sequence[RankingExample]) -> pl.DataFrame:
+def score_table(ranker: Ranker, examples: Sequence[RankingExample], name: str | None = None) -> pl.DataFrame:
     """Return the scores of some examples, in the order of examples and candidates; columns as in `SCORES`.
 
-    `score` is sigmoid(margin) for a probabilistic ranker, else null.
+    `score` is sigmoid(margin) for a probabilistic ranker, else null. `name` stands for the ranker's own.
+
+    Raises:
+        DataError: the ranker left an example out, or gave another number of margins than of candidates.
     """
     answers = {answer.example_id: answer for answer in ranker.rank(examples)}
+    for example in examples:
+        n = len(answers[example.example_id].margins) if example.example_id in answers else 0
+        if n != len(example.candidates):
+            raise DataError(
+                f"{name or ranker.name} gave {n} margins for the example {example.example_id!r}, expected "
+                f"{len(example.candidates)}: yield one ExampleScores per example, one margin per candidate."
+            )
     frames = []
     for example in examples:
         answer = answers[example.example_id]
@@ -115,7 +132,7 @@ def score_table(ranker: Ranker, examples: Sequence[RankingExample]) -> pl.DataFr
                     "user_id": [example.user_id] * len(example.candidates),
                     "item_id": example.candidates,
                     "label": example.labels,
-                    "ranker": [ranker.name] * len(example.candidates),
+                    "ranker": [name or ranker.name] * len(example.candidates),
                     "margin": answer.margins,
                     "score": pl.Series(scores).fill_nan(None),
                     "n_prompt_tokens": answer.n_prompt_tokens,

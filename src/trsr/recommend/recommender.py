@@ -230,7 +230,7 @@ class Recommender:
             return self._score_examples(examples)
         text = profile.text if isinstance(profile, PreferenceSummary) else profile
         (scored,) = self.score([Ask(tuple(history), text, tuple(candidates), notes)])
-        return best_first(candidates, scored.margins, scored.scores, self.text_of)
+        return best_first(candidates, scored.margins, scored.scores, self.title_of)
 
     def _score_examples(self, examples: Sequence[RankingExample]) -> Iterator[ExampleScores]:
         profiles = self.profiles
@@ -385,6 +385,13 @@ class Recommender:
             DataError: it is not in the catalogue.
         """
         return self.builder.item_text(item_id)
+
+    def title_of(self, item_id: str) -> str:
+        """Return an item's title: its field `title` or `name`, else its first field without categories."""
+        fields = self.catalogue.item(item_id).fields
+        categories = self.dataset.info.category_fields if self.dataset else ()
+        names = ["title", "name", *(field for field in fields if field not in categories), *fields]
+        return next((fields[name] for name in names if name in fields), "")
 
     def put_items(self, items: Iterable[Item]) -> None:
         """Add or change items; questions asked later see them (see `Catalogue.put`)."""
