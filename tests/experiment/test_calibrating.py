@@ -98,11 +98,11 @@ def test_killed_between_parts_it_scores_only_what_is_missing(
     asked: list[str] = []
     whole, stop_after = score_table, 2
 
-    def counted(ranker: Any, examples: Any) -> pl.DataFrame:
+    def counted(ranker: Any, examples: Any, name: str | None = None) -> pl.DataFrame:
         if len(asked) == stop_after:
             raise KeyboardInterrupt
         asked.extend(example.example_id for example in examples)
-        return whole(ranker, examples)
+        return whole(ranker, examples, name)
 
     monkeypatch.setattr(ranking, "score_table", counted)
     with pytest.raises(KeyboardInterrupt):

@@ -85,7 +85,7 @@ def test_training_shows_every_user_the_kind_that_was_drawn(asked: Workbench) -> 
         for place, (example, kind) in enumerate(zip(train, kinds, strict=True)):
             text = "" if kind == "none" else asked.profiles_as(kind)[example.example_id]
             prefix = asked.builder.build(example.history, text, example.candidates).group.prefix
-            assert epochs[place].group.prefix == prefix
+            assert epochs[place, 1.0][0].group.prefix == prefix
 
 
 def test_profiles_are_written_for_those_examples_only_that_are_shown_with_one(asked: Workbench) -> None:

@@ -45,11 +45,11 @@ def test_parts_that_are_there_are_not_made_again(
     stop_after = 7
     whole = score_table
 
-    def counted(ranker: Any, examples: Any) -> pl.DataFrame:
+    def counted(ranker: Any, examples: Any, name: str | None = None) -> pl.DataFrame:
         if len(made) == stop_after:
             raise KeyboardInterrupt
         made.append((ranker.name, len(examples)))
-        return whole(ranker, examples)
+        return whole(ranker, examples, name)
 
     monkeypatch.setattr(ranking, "score_table", counted)
     with pytest.raises(KeyboardInterrupt):
