@@ -205,23 +205,49 @@ def test_the_hash_changes_with_any_letter(data: st.DataObject) -> None:
     assert parse_template("other", source, sections=["say"], variables=["items"]).hash == before.hash
 
 
-def test_a_template_is_found_by_name_or_by_path(tmp_path: Path) -> None:
-    folder = tmp_path / "built_in"
-    folder.mkdir()
-    (folder / "news.j2").write_text("[[say]]\nbuilt in", encoding="utf-8")
-    own = tmp_path / "own.txt"
-    own.write_text("[[say]]\nmy own: é", encoding="utf-8")
-    assert load_template("news", folder, sections=["say"], variables=[]).render("say") == "built in"
-    assert load_template(str(own), folder, sections=["say"], variables=[]).render("say") == "my own: é"
-    with pytest.raises(TemplateError, match="There is no template 'newz'; use one of news, or the path"):
-        load_template("newz", folder, sections=["say"], variables=[])
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of built-in templates: one by itself, and one by domain."""
+    made = tmp_path / "built_in"
+    made.mkdir()
+    (made / "paper.j2").write_text("[[say]]\nbuilt <in>", encoding="utf-8")
+    (made / "shop.j2").write_text("[[say]]\n<Hello>, {{ who }}: <goods>", encoding="utf-8")
+    (made / "shop.yaml").write_text(
+        "generic: {Hello: Hello, goods: things}\nnews: {Hello: Good day, goods: naïve papers}",
+        encoding="utf-8",
+    )
+    return made
 
 
-def test_a_template_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "latin.j2"
-    file.write_bytes("[[say]]\né".encode("latin-1"))
+def say(name: str, domain: str, folder: Path) -> str:
+    return load_template(name, domain, folder, sections=["say"], variables=["who"]).render("say", who="you")
+
+
+@pytest.mark.parametrize(
+    ("name", "domain", "text"),
+    [
+        ("paper", "news", "built <in>"),
+        ("news", "any", "Good day, you: naïve papers"),
+        ("auto", "news", "Good day, you: naïve papers"),
+        ("auto", "cars", "Hello, you: things"),
+    ],
+)
+def test_a_built_in_template_has_the_words_of_its_domain(
+    folder: Path, name: str, domain: str, text: str
+) -> None:
+    assert say(name, domain, folder) == text
+
+
+def test_a_users_own_template_is_found_by_its_path_and_taken_as_it_is(folder: Path) -> None:
+    own = folder.parent / "own.txt"
+    own.write_text("[[say]]\nmy <own>: é", encoding="utf-8")
+    assert say(str(own), "news", folder) == "my <own>: é"
+    message = "There is no template 'shop'; use one of generic, news, paper, or the path of a file"
+    with pytest.raises(TemplateError, match=message):
+        say("shop", "news", folder)
+    own.write_bytes("[[say]]\né".encode("latin-1"))
     with pytest.raises(TemplateError, match="save it as UTF-8"):
-        load_template(str(file), tmp_path, sections=["say"], variables=[])
+        say(str(own), "news", folder)
 
 
 def test_own_text_is_what_a_section_says_without_its_variables() -> None:

@@ -13,12 +13,13 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import jinja2
 import jinja2.meta
 import jinja2.sandbox
+import yaml
 
 from trsr.errors import TemplateError
 
@@ -31,6 +32,7 @@ del _ENVIRONMENT.filters["random"]
 _SECTION = re.compile(r"^\[\[(\w+)\]\]\s*$", re.MULTILINE)
 # A part that shows nothing but notes, which only users of the service write.
 _NOTES = re.compile(r"\{% if notes %\}(?:(?!\{%).)*\{% endif %\}\n?", re.DOTALL)
+_WORD = re.compile(r"<(\w+)>")
 _WHITE = re.compile(r"\s+")
 _LINE_WHITE = "\n\r\t\f\v"
 # Format characters (zero width, direction overrides), control characters, halves of surrogate pairs.
@@ -173,25 +175,55 @@ def parse_template(name: str, source: str, *, sections: Iterable[str], variables
     return template
 
 
+@cache
+def built_in_templates(folder: Path) -> Mapping[str, str]:
+    """Return the sources of a folder's templates by name.
+
+    `NAME.j2` is one template. Where `NAME.yaml` gives words by domain, it is one template for each domain,
+    with the domain's words in the place of `<word>`.
+    """
+    sources: dict[str, str] = {}
+    for file in sorted(folder.glob("*.j2")):
+        source, words = file.read_text(encoding="utf-8"), file.with_suffix(".yaml")
+        if words.is_file():
+            domains = yaml.safe_load(words.read_text(encoding="utf-8"))
+            sources |= {domain: _fill(source, domains[domain]) for domain in domains}
+        else:
+            sources[file.stem] = source
+    return sources
+
+
+def _fill(source: str, words: Mapping[str, str]) -> str:
+    return _WORD.sub(lambda mark: words[mark[1]], source)
+
+
 def load_template(
-    name_or_path: str, folder: Path, *, sections: Iterable[str], variables: Iterable[str]
+    name: str, domain: str, folder: Path, *, sections: Iterable[str], variables: Iterable[str]
 ) -> Template:
-    """Load a template: a name from `folder` (`news`), or the path of a user's own file.
+    """Load a template: a built-in one (see `built_in_templates`), or the path of a user's own file.
+
+    Args:
+        name: The name or path; `auto` for the built-in one of the domain, or else `generic`.
+        domain: What the items are, such as `news`.
+        folder: The built-in ones.
+        sections: Sections that it must have.
+        variables: Variables that it may use.
 
     Raises:
         TemplateError: no such template, or it is wrong (see `parse_template`).
     """
-    built_in = folder / f"{name_or_path}.j2"
-    path = built_in if built_in.is_file() else Path(name_or_path)
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in folder.glob("*.j2")))
-        raise TemplateError(
-            f"There is no template {name_or_path!r}; use one of {known}, or the path of a file."
-        )
-    try:
-        source = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TemplateError(
-            f"The template {path} cannot be read ({error}); save it as UTF-8 text."
-        ) from error
-    return parse_template(name_or_path, source, sections=sections, variables=variables)
+    built_in = built_in_templates(folder)
+    if name == "auto":
+        name = domain if domain in built_in else "generic"
+    source = built_in.get(name)
+    if source is None and not Path(name).is_file():
+        known = ", ".join(sorted(built_in))
+        raise TemplateError(f"There is no template {name!r}; use one of {known}, or the path of a file.")
+    if source is None:
+        try:
+            source = Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise TemplateError(
+                f"The template {name} cannot be read ({error}); save it as UTF-8 text."
+            ) from error
+    return parse_template(name, source, sections=sections, variables=variables)

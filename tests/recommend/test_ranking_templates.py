@@ -9,8 +9,9 @@ import pytest
 
 from trsr.errors import TemplateError
 from trsr.recommend.prompt import TEMPLATES, load_ranking_template
+from trsr.templating import built_in_templates
 
-NAMES = sorted(file.stem for file in TEMPLATES.glob("*.j2"))
+NAMES = sorted(built_in_templates(TEMPLATES))
 VALUES = {
     "notes": "",
     "profile": "likes lamps",

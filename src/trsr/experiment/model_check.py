@@ -20,6 +20,7 @@ from trsr.llm.base import GenerationParams, LabelTokens, Message, Prompt, Scorin
 from trsr.llm.context import check_vocabulary, context_of, read_config
 from trsr.recommend.model_folder import FILE_NAME, AdapterInfo, check_adapter, load_adapter, read_adapter_info
 from trsr.recommend.prompt import TEMPLATES, PromptBuilder, PromptConfig, load_ranking_template
+from trsr.templating import built_in_templates
 
 N_PROMPTS = 8
 """Prompts that are read both shared and one by one: two users with four candidates each."""
@@ -146,7 +147,7 @@ def check_model(subject: CheckedModel) -> Iterator[Finding]:
 
 def _general_templates() -> tuple[str, ...]:
     """Return the built-in ranking templates without a frame of their own, which is one family's."""
-    names = sorted(path.stem for path in TEMPLATES.glob("*.j2"))
+    names = sorted(built_in_templates(TEMPLATES))
     return tuple(name for name in names if "frame" not in load_ranking_template(name, "generic").sections)
 
 

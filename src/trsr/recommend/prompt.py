@@ -145,9 +145,7 @@ def load_ranking_template(name: str, domain: str) -> Template:
     Raises:
         TemplateError: it does not exist or is wrong.
     """
-    if name == "auto":
-        name = domain if (TEMPLATES / f"{domain}.j2").is_file() else "generic"
-    return load_template(name, TEMPLATES, sections=SECTIONS, variables=VARIABLES)
+    return load_template(name, domain, TEMPLATES, sections=SECTIONS, variables=VARIABLES)
 
 
 class PromptBuilder:
