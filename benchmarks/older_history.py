@@ -26,7 +26,7 @@ from trsr.evaluate.statistics import bootstrap_columns
 from trsr.splitting.examples import Splits, build_examples
 from trsr.splitting.leakage import fit_events
 from trsr.splitting.negatives import NegativesConfig
-from trsr.splitting.protocols import SampledProtocol
+from trsr.splitting.sampled import SampledProtocol
 from trsr.summarize.counted import field_values
 from trsr.types import RankingExample
 

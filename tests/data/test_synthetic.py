@@ -17,7 +17,9 @@ from trsr.data.dataset import Dataset
 from trsr.data.synthetic import SyntheticConfig, generate
 from trsr.errors import DataError
 from trsr.splitting.examples import build_examples
-from trsr.splitting.protocols import ImpressionsProtocol, SampledProtocol, TemporalProtocol
+from trsr.splitting.impressions import ImpressionsProtocol
+from trsr.splitting.sampled import SampledProtocol
+from trsr.splitting.temporal import TemporalProtocol
 from trsr.types import RankingExample
 
 SMALL = SyntheticConfig(n_users=300, n_items=600)

@@ -23,7 +23,7 @@ from trsr.experiment.run_folder import RunFolder
 from trsr.experiment.stages import run_stages
 from trsr.llm.engines import EngineConfig, FakeEngine, TransformersEngine
 from trsr.llm.opening import engine_model_id, token_counter
-from trsr.splitting.protocols import SampledProtocol
+from trsr.splitting.sampled import SampledProtocol
 from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.store import open_store
 from trsr.summarize.user_plan import make_summariser

@@ -12,9 +12,11 @@ import pytest
 
 from trsr.data.dataset import EVENTS, Dataset
 from trsr.data.synthetic import SyntheticConfig, generate
-from trsr.splitting.examples import Splits, build_examples
+from trsr.splitting.examples import ProtocolConfig, Splits, build_examples
+from trsr.splitting.impressions import ImpressionsProtocol
 from trsr.splitting.leakage import fit_events, fit_leaks, history_leaks, split_leaks
-from trsr.splitting.protocols import ImpressionsProtocol, ProtocolConfig, SampledProtocol, TemporalProtocol
+from trsr.splitting.sampled import SampledProtocol
+from trsr.splitting.temporal import TemporalProtocol
 from trsr.types import RankingExample
 
 PROTOCOLS: dict[str, ProtocolConfig] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 
 from trsr.errors import DataError
 from trsr.seeding import derive_rng
-from trsr.splitting.negatives import NegativeSampler, NegativesConfig, NegativesKind
+from trsr.splitting.negatives import NegativeSampler, NegativesConfig, NegativesKind, _draw_proportional
 
 KINDS: tuple[NegativesKind, ...] = ("uniform", "popularity", "same-category", "targets")
 
@@ -39,15 +40,8 @@ def sampler(n_items: int, kind: NegativesKind, n_shelves: int = 3) -> NegativeSa
     n_known=st.none() | st.integers(1, 60),
     seed=st.integers(0, 5),
 )
-def test_negatives_are_new_known_and_different_or_there_is_a_clear_error(
-    *,
-    kind: NegativesKind,
-    n_items: int,
-    met: set[int],
-    target: int,
-    n: int,
-    n_known: int | None,
-    seed: int,
+def test_negatives_are_new_known_and_different_or_refused(
+    *, kind: NegativesKind, n_items: int, met: set[int], target: int, n: int, n_known: int | None, seed: int
 ) -> None:
     target %= n_items
     limit = n_items if n_known is None else min(n_known, n_items)
@@ -57,10 +51,10 @@ def test_negatives_are_new_known_and_different_or_there_is_a_clear_error(
 
     def draw() -> tuple[str, ...]:
         rng = derive_rng(seed, "negatives", "u")
-        return sampler(n_items, kind).draw(rng, f"i{target}", history, n, n_known=limit).item_ids
+        return sampler(n_items, kind).draw(rng, f"i{target}", history, n, n_known=limit)[0]
 
     if n > len(free):
-        with pytest.raises(DataError, match="ask for fewer"):
+        with pytest.raises(DataError, match=f"^Only {len(free)} .* ask for fewer negatives"):
             draw()
         return
     drawn = draw()
@@ -69,79 +63,89 @@ def test_negatives_are_new_known_and_different_or_there_is_a_clear_error(
     assert drawn == draw()
 
 
-def test_uniform_negatives_are_uniform() -> None:
-    uniform = sampler(20, "uniform")
-    counts = Counter(
-        item for i in range(4000) for item in uniform.draw(derive_rng(0, i), "i0", ["i1"], 3).item_ids
-    )
-    assert set(counts) == {f"i{i}" for i in range(2, 20)}
-    expected = 4000 * 3 / 18
-    assert all(abs(count - expected) < 5 * expected**0.5 for count in counts.values())
-
-
-def test_popularity_negatives_follow_interactions_plus_one() -> None:
-    popular = NegativeSampler(["a", "b", "c", "d"], "popularity", popularity={"a": 9, "b": 4, "d": 999})
-    counts = Counter(popular.draw(derive_rng(0, i), "d", [], 1).item_ids[0] for i in range(4000))
-    shares = {item: count / 4000 for item, count in counts.items()}
-    assert shares == pytest.approx({"a": 10 / 16, "b": 5 / 16, "c": 1 / 16}, abs=0.03)
-
-
-def test_targets_are_drawn_as_often_as_they_were_chosen_and_others_never() -> None:
-    chosen = NegativeSampler(["a", "b", "c", "d"], "targets", popularity={"a": 6, "b": 2, "d": 999})
-    counts = Counter(chosen.draw(derive_rng(0, i), "d", [], 1).item_ids[0] for i in range(4000))
-    assert {item: n / 4000 for item, n in counts.items()} == pytest.approx({"a": 0.75, "b": 0.25}, abs=0.03)
-    with pytest.raises(DataError, match=r"Only 1 targets of other users .* ask for fewer negatives or more"):
-        chosen.draw(derive_rng(0), "d", ["a"], 2)
+@pytest.mark.parametrize(
+    ("kind", "counts", "expected"),
+    [
+        ("uniform", {}, {"a": 1 / 3, "b": 1 / 3, "c": 1 / 3}),
+        ("popularity", {"a": 0, "b": 1, "c": 4}, {"a": 1 / 8, "b": 2 / 8, "c": 5 / 8}),  # interactions + 1
+        ("targets", {"a": 3, "b": 1, "d": 9}, {"a": 3 / 4, "b": 1 / 4}),
+    ],
+)
+def test_kinds_draw_in_their_proportions(
+    kind: NegativesKind, counts: dict[str, int], expected: dict[str, float]
+) -> None:
+    drawer = NegativeSampler(["a", "b", "c", "d"], kind, popularity=counts)
+    draws = Counter(drawer.draw(derive_rng(0, i), "d", [], 1)[0][0] for i in range(2000))
+    assert {item: n / 2000 for item, n in draws.items()} == pytest.approx(expected, abs=0.03)
 
 
 def test_popularity_still_draws_when_the_history_holds_nearly_all_the_weight() -> None:
     ids = [f"i{i}" for i in range(50)]
     popular = NegativeSampler(ids, "popularity", popularity={"i0": 10**9, "i1": 10**9})
-    assert set(popular.draw(derive_rng(0), "i0", ["i1"], 48).item_ids) == set(ids[2:])
+    assert set(popular.draw(derive_rng(0), "i0", ["i1"], 48)[0]) == set(ids[2:])
 
 
-def test_same_category_takes_the_narrowest_shelf_first_and_counts_what_it_took_elsewhere() -> None:
-    paths = {f"p{i}": ("paper", "notebook") for i in range(4)}
-    paths |= {f"q{i}": ("paper", "card") for i in range(3)} | {f"r{i}": ("ink", "pen") for i in range(9)}
-    near = NegativeSampler(list(paths), "same-category", categories=paths)
-    few = near.draw(derive_rng(0), "p0", ["p1"], 2)
-    assert set(few.item_ids) == {"p2", "p3"}
-    assert few.n_widened == 0
-    more = near.draw(derive_rng(0), "p0", ["p1"], 5)
-    assert set(more.item_ids) == {"p2", "p3", "q0", "q1", "q2"}
-    assert more.n_widened == 3
-    most = near.draw(derive_rng(0), "p0", ["p1"], 7)
-    assert set(more.item_ids) < set(most.item_ids)
-    assert most.n_widened == 5
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=12), st.data())
+def test_a_proportional_draw_takes_each_by_its_weight_and_the_heavy_always(
+    weights: list[int], data: st.DataObject
+) -> None:
+    n = data.draw(st.integers(0, len(weights)))
+    draws = [_draw_proportional(derive_rng(1, i), np.array(weights, float), n) for i in range(400)]
+    assert all(len(set(draw)) == len(draw) == n for draw in draws)
+    taken = np.bincount([i for draw in draws for i in draw], minlength=len(weights)) / 400
+    free, left = set(range(len(weights))), n
+    while heavy := {i for i in free if left * weights[i] >= sum(weights[j] for j in free)}:
+        assert all(taken[i] == 1 for i in heavy)
+        free, left = free - heavy, left - len(heavy)
+    for i in free:
+        assert taken[i] == pytest.approx(left * weights[i] / sum(weights[j] for j in free), abs=0.13)
 
 
-def test_same_category_reads_lists_of_categories_as_levels() -> None:
-    paths = {"a": ("Office, Paper",), "b": ("Office, Paper",), "c": ("Office, Ink",), "d": ("Garden",)}
-    near = NegativeSampler(list(paths), "same-category", categories=paths)
-    assert set(near.draw(derive_rng(0), "a", [], 2).item_ids) == {"b", "c"}
+PAPER = {f"p{i}": ("paper", "notebook") for i in range(4)}
+PAPER |= {f"q{i}": ("paper", "card") for i in range(3)} | {f"r{i}": ("ink", "pen") for i in range(9)}
+LISTS = {"a": ("Office, Paper",), "b": ("Office, Paper",), "c": ("Office, Ink",), "d": ("Garden",)}
+NONE = {"a": (None, "x"), "b": ("y",), "c": ()}
 
 
-def test_same_category_of_a_target_without_category_is_uniform_and_counted() -> None:
-    near = NegativeSampler(["a", "b", "c"], "same-category", categories={"a": (None, "x"), "b": ("y",)})
-    drawn = near.draw(derive_rng(0), "a", [], 2)
-    assert set(drawn.item_ids) == {"b", "c"}
-    assert drawn.n_widened == 2
+@pytest.mark.parametrize(
+    ("categories", "target", "exclude", "n", "near", "n_widened"),
+    [
+        (PAPER, "p0", ["p1"], 2, {"p2", "p3"}, 0),
+        (PAPER, "p0", ["p1"], 5, {"p2", "p3", "q0", "q1", "q2"}, 3),
+        (PAPER, "p0", ["p1"], 7, {"p2", "p3", "q0", "q1", "q2"}, 5),
+        (LISTS, "a", [], 2, {"b", "c"}, 1),
+        (NONE, "a", [], 2, {"b", "c"}, 2),
+    ],
+)
+def test_same_category_takes_the_narrowest_shelf_first_and_counts_the_rest(
+    *,
+    categories: dict[str, Sequence[str | None]],
+    target: str,
+    exclude: list[str],
+    n: int,
+    near: set[str],
+    n_widened: int,
+) -> None:
+    drawer = NegativeSampler(list(categories), "same-category", categories=categories)
+    drawn, widened = drawer.draw(derive_rng(0), target, exclude, n)
+    assert near <= set(drawn)
+    assert (len(drawn), widened) == (n, n_widened)
 
 
 def test_a_draw_from_a_million_items_does_not_walk_over_them() -> None:
     ids = [str(i) for i in range(1_000_000)]
-    history = ids[:25]
     popularity = dict(zip(ids, np.arange(1_000_000)[::-1].tolist(), strict=True))
     for kind in ("uniform", "popularity"):
         big = NegativeSampler(ids, kind, popularity=popularity)
-        draws = [partial(big.draw, derive_rng(0, i), "30", history, 20) for i in range(200)]
+        draws = [partial(big.draw, derive_rng(0, i), "30", ids[:25], 20) for i in range(200)]
         # Walking over the catalogue would take over 10 ms a draw.
         assert min(map(cpu_seconds, draws)) < 0.004
 
 
 def test_the_papers_draw_may_hit_target_and_history() -> None:
     small = sampler(5, "uniform")
-    assert set(small.draw_unchecked(derive_rng(0), 5).item_ids) == {f"i{i}" for i in range(5)}
+    assert set(small.draw_unchecked(derive_rng(0), 5)) == {f"i{i}" for i in range(5)}
     with pytest.raises(DataError, match="5 items, 6 negatives"):
         small.draw_unchecked(derive_rng(0), 6)
 

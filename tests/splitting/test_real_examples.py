@@ -12,8 +12,9 @@ from trsr.data.dataset import Dataset
 from trsr.data.mind import import_mind
 from trsr.data.writer import write_dataset
 from trsr.splitting.examples import build_examples, make_resampler
+from trsr.splitting.impressions import ImpressionsProtocol
 from trsr.splitting.leakage import fit_events
-from trsr.splitting.protocols import ImpressionsProtocol, SampledProtocol
+from trsr.splitting.sampled import SampledProtocol
 
 pytestmark = pytest.mark.real_data
 

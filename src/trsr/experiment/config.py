@@ -21,7 +21,8 @@ from trsr.errors import ConfigError
 from trsr.llm.engines import DEFAULT_ENGINE, EngineConfig
 from trsr.recommend.loading import RecommenderConfig
 from trsr.recommend.prompt import PromptConfig
-from trsr.splitting.protocols import ProtocolConfig, SampledProtocol
+from trsr.splitting.examples import ProtocolConfig
+from trsr.splitting.sampled import SampledProtocol
 from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.store_url import checked, redacted
 from trsr.train.config import ProfileKind, TrainConfig

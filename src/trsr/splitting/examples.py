@@ -1,8 +1,4 @@
-"""From a dataset and a protocol to ranking examples: split, with negatives, shuffled, counted.
-
-The protocols themselves are in `leave_one_out`, `impressions` and `temporal`; reading and writing in
-`example_files`; what rankers may learn from, in `fitting`.
-"""
+"""From a dataset and a protocol to ranking examples: split, with negatives, shuffled; their files."""
 
 from __future__ import annotations
 
@@ -11,26 +7,29 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import assert_never
+from typing import Annotated, assert_never
 
 import polars as pl
+from pydantic import Field
 
 from trsr.data.dataset import TIME, Dataset
-from trsr.errors import DataError
-from trsr.splitting.impressions import plan_impressions
-from trsr.splitting.protocols import ImpressionsProtocol, SampledProtocol, TemporalProtocol
-from trsr.splitting.questions import SPLITS, Plan, Split, ask
-from trsr.splitting.sampled import plan_sampled
-from trsr.splitting.temporal import plan_temporal
+from trsr.errors import DataError, first_line
+from trsr.splitting.impressions import ImpressionsProtocol, plan_impressions
+from trsr.splitting.negatives import SPLITS, Split
+from trsr.splitting.questions import Plan, draw_candidates
+from trsr.splitting.sampled import SampledProtocol, plan_sampled
+from trsr.splitting.temporal import TemporalProtocol, plan_temporal
 from trsr.storage import write_whole
 from trsr.types import RankingExample
 
-AnyProtocol = SampledProtocol | ImpressionsProtocol | TemporalProtocol
+ProtocolConfig = Annotated[
+    SampledProtocol | ImpressionsProtocol | TemporalProtocol, Field(discriminator="kind")
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """The examples of a protocol, and what has to be said about them.
+    """The examples of a protocol, with counts, description and warnings.
 
     Attributes:
         train: Training examples; `make_resampler` gives them fresh negatives for each epoch.
@@ -38,7 +37,7 @@ class Splits:
         test: Test examples.
         counts: Plain numbers: what was found, left out and why, and `chance_recall@k` on the test.
         description: Plain values for a report: protocol, n, negatives, seed, where time is cut.
-        warnings: Sentences that belong beside every metric.
+        warnings: Sentences that belong to every metric.
     """
 
     train: list[RankingExample]
@@ -59,7 +58,7 @@ class Splits:
         return {"train": self.train, "valid": self.valid, "test": self.test}[split]
 
 
-def build_examples(dataset: Dataset, protocol: AnyProtocol, seed: int) -> Splits:
+def build_examples(dataset: Dataset, protocol: ProtocolConfig, seed: int) -> Splits:
     """Make the examples of a protocol.
 
     The same dataset, protocol and seed give equal examples, in whatever order the files list their rows.
@@ -71,9 +70,9 @@ def build_examples(dataset: Dataset, protocol: AnyProtocol, seed: int) -> Splits
     examples: dict[Split, list[RankingExample]] = {}
     n_widened = 0
     for split in SPLITS:
-        asked = [ask(plan, question, split, seed) for question in plan.questions[split]]
-        examples[split] = [example for example, _ in asked]
-        n_widened += sum(widened for _, widened in asked)
+        drawn = [draw_candidates(plan, spec, split, seed) for spec in plan.specs[split]]
+        examples[split] = [example for example, _ in drawn]
+        n_widened += sum(widened for _, widened in drawn)
     counts = plan.counts | {f"n_{split}": len(examples[split]) for split in SPLITS}
     if any(sampler.kind == "same-category" for sampler in plan.samplers.values()):
         counts["negatives_widened"] = n_widened
@@ -90,18 +89,18 @@ def build_examples(dataset: Dataset, protocol: AnyProtocol, seed: int) -> Splits
 
 
 def make_resampler(
-    dataset: Dataset, protocol: AnyProtocol, seed: int
+    dataset: Dataset, protocol: ProtocolConfig, seed: int
 ) -> Callable[[RankingExample, int], RankingExample]:
-    """Return a function (training example, epoch) -> the same question with fresh negatives and order.
+    """Return a function (training example, epoch) -> the same example with fresh negatives and order.
 
     The draw depends on seed, example and epoch alone. What the user has met is never drawn, even where it was
     cut from the example's history.
     """
     plan = _plan(dataset, protocol, seed)
-    questions = {question.example_id: question for question in plan.questions["train"]}
+    specs = {spec.example_id: spec for spec in plan.specs["train"]}
 
     def resample(example: RankingExample, epoch: int) -> RankingExample:
-        return ask(plan, questions[example.example_id], "train", seed, epoch)[0]
+        return draw_candidates(plan, specs[example.example_id], "train", seed, epoch)[0]
 
     return resample
 
@@ -113,7 +112,7 @@ def chance_recall(examples: Sequence[RankingExample], k: int) -> float:
     return sum(min(k, len(e.candidates)) / len(e.candidates) for e in examples) / len(examples)
 
 
-def _plan(dataset: Dataset, protocol: AnyProtocol, seed: int) -> Plan:
+def _plan(dataset: Dataset, protocol: ProtocolConfig, seed: int) -> Plan:
     match protocol:
         case SampledProtocol():
             return plan_sampled(dataset, protocol, seed)
@@ -125,7 +124,7 @@ def _plan(dataset: Dataset, protocol: AnyProtocol, seed: int) -> Plan:
             assert_never(protocol)
 
 
-def _negatives_in_words(protocol: AnyProtocol) -> str:
+def _negatives_in_words(protocol: ProtocolConfig) -> str:
     if isinstance(protocol, ImpressionsProtocol):
         n = protocol.n_train_negatives
         return f"shown and not clicked: {'all' if n is None else f'up to {n}'} in training, all in the test"
@@ -161,7 +160,7 @@ def write_examples(path: str | Path, examples: Sequence[RankingExample]) -> None
     """Write examples as parquet, in their order.
 
     Raises:
-        OutputError: the file cannot be written; what stood there before is kept.
+        OutputError: the file cannot be written; an older one is kept.
     """
     columns = {name: [getattr(example, name) for example in examples] for name in EXAMPLES.names()}
     frame = pl.DataFrame(columns, schema=EXAMPLES)
@@ -179,12 +178,12 @@ def read_examples(path: str | Path) -> list[RankingExample]:
         frame = pl.read_parquet(path, glob=False)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise DataError(
-            f"{path} cannot be read as examples ({_first_line(error)}); make them anew."
+            f"{path} cannot be read as examples ({first_line(error)}); make them again."
         ) from error
     if frame.schema != EXAMPLES:
         raise DataError(
             f"{path} has the columns {', '.join(frame.columns)}, but examples have {', '.join(EXAMPLES)}; "
-            "make them anew."
+            "make them again."
         )
     return [
         RankingExample(name, user_id, tuple(history), tuple(candidates), tuple(labels), timestamp)
@@ -201,8 +200,8 @@ def write_splits(folder: str | Path, splits: Splits) -> None:
     folder = Path(folder)
     for split in SPLITS:
         write_examples(folder / f"{split}.parquet", splits.of(split))
-    said = {"counts": splits.counts, "description": splits.description, "warnings": splits.warnings}
-    text = json.dumps(said, indent=2, ensure_ascii=False) + "\n"
+    facts = {"counts": splits.counts, "description": splits.description, "warnings": splits.warnings}
+    text = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
     write_whole(folder / "splits.json", lambda file: file.write_text(text, encoding="utf-8"))
 
 
@@ -214,15 +213,11 @@ def read_splits(folder: str | Path) -> Splits:
     """
     folder = Path(folder)
     try:
-        said = json.loads((folder / "splits.json").read_text(encoding="utf-8"))
-        counts, description, warnings = said["counts"], said["description"], tuple(said["warnings"])
+        facts = json.loads((folder / "splits.json").read_text(encoding="utf-8"))
+        counts, description, warnings = facts["counts"], facts["description"], tuple(facts["warnings"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{folder}/splits.json cannot be read ({_first_line(error)}); make the examples anew."
+            f"{folder}/splits.json cannot be read ({first_line(error)}); make the examples again."
         ) from error
     train, valid, test = (read_examples(folder / f"{split}.parquet") for split in SPLITS)
     return Splits(train, valid, test, counts, description, warnings)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

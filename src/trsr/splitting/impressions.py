@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from datetime import datetime
+from typing import Literal
 
 import polars as pl
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trsr.data.dataset import Dataset
 from trsr.errors import DataError
-from trsr.splitting.protocols import ImpressionsProtocol
+from trsr.splitting.negatives import Split
 from trsr.splitting.questions import (
-    SPLITS,
+    ExampleSpec,
     Plan,
-    Question,
-    Split,
     by_seed,
     newest,
     readable_items,
@@ -22,17 +22,49 @@ from trsr.splitting.questions import (
     text_counts,
 )
 
-_NO_TIMES = (
-    "Leakage warning: not every impression has a time ({missing:,} of {n:,} lack it), so users are split and "
-    "not time; training clicks may have happened after test impressions."
-)
+
+class ImpressionsProtocol(BaseModel):
+    """MIND's official one: the candidates that were shown, and the clicks on them.
+
+    Split by time where every impression has a time (the newest are the test), else by seed over users.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["impressions"]
+    """Always `impressions`."""
+
+    min_history: int = Field(default=1, ge=0)
+    """Fewest history items with text; impressions with fewer are left out."""
+
+    max_history: int | None = Field(default=None, ge=1)
+    """Keep the newest so many history items; None keeps all."""
+
+    n_train: int | None = Field(default=None, ge=1)
+    """Training impressions; None for all that validation and test leave."""
+
+    n_valid: int = Field(default=200, ge=0)
+    """Validation impressions."""
+
+    n_test: int = Field(default=500, ge=1)
+    """Test impressions."""
+
+    n_train_negatives: int | None = Field(default=4, ge=1)
+    """Unclicked candidates kept in a training example, drawn anew each epoch; None keeps all. Validation and
+    test always keep all."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ImpressionsProtocol:
+        if self.max_history is not None and self.min_history > self.max_history:
+            raise ValueError(f"min_history {self.min_history} exceeds max_history {self.max_history}")
+        return self
 
 
 def plan_impressions(dataset: Dataset, protocol: ImpressionsProtocol, seed: int) -> Plan:
     """Choose the impressions of each split and leave out what has no text.
 
     Raises:
-        DataError: the dataset has no impressions, or fewer than asked for can be used.
+        DataError: the dataset has no impressions, or fewer than requested can be used.
     """
     logged = dataset.impressions()
     if logged is None:
@@ -43,25 +75,23 @@ def plan_impressions(dataset: Dataset, protocol: ImpressionsProtocol, seed: int)
     usable, counts = _usable(logged, items, protocol.min_history)
     warnings: tuple[str, ...] = ()
     description: dict[str, object] = {"split": "users by seed", "target": "clicks among the shown candidates"}
-    if usable["timestamp"].null_count() == 0 and len(usable):
+    n_untimed = usable["timestamp"].null_count()
+    if n_untimed == 0 and len(usable):
         parts, valid_from, test_from = _divide_by_time(usable, protocol, seed)
-        description |= {
-            "split": "time",
-            "valid_from": valid_from.isoformat(),
-            "test_from": test_from.isoformat(),
-        }
+        times = {"valid_from": valid_from.isoformat(), "test_from": test_from.isoformat()}
+        description |= {"split": "time", **times}
     else:
         parts = _divide_by_user(usable, protocol, seed)
-        missing = usable["timestamp"].null_count()
-        warnings = (_NO_TIMES.format(missing=missing, n=len(usable)),)
-    chosen = [i for split in SPLITS for i in parts[split]]
-    found = _questions(logged, items, chosen, protocol.max_history)
-    counts |= {"impressions_not_drawn": len(usable) - len(chosen), **text_counts(dataset, items)}
+        warnings = (
+            f"Leakage warning: not every impression has a time ({n_untimed:,} of {len(usable):,} lack it), "
+            "so users are split and not time; training clicks may have happened after test impressions.",
+        )
+    n_drawn = sum(map(len, parts.values()))
+    found = _specs(logged, items, (name for part in parts.values() for name in part), protocol.max_history)
     return Plan(
-        {split: [found[i] for i in parts[split]] for split in SPLITS},
-        samplers={},
+        {split: [found[name] for name in part] for split, part in parts.items()},
         n_negatives={"train": protocol.n_train_negatives, "valid": None, "test": None},
-        counts=counts,
+        counts=counts | {"impressions_not_drawn": len(usable) - n_drawn, **text_counts(dataset, items)},
         description=description,
         warnings=warnings,
     )
@@ -103,10 +133,10 @@ def _usable(
         table = counted.collect()
     except pl.exceptions.ShapeError as error:
         raise DataError(
-            "An impression has not as many clicks as candidates; `trsr validate` says which one: mend it."
+            "An impression has not as many clicks as candidates; `trsr validate` names it; correct it."
         ) from error
     if table["impression_id"].n_unique() != len(table):
-        raise DataError("An impression_id stands on several impressions; import the dataset anew.")
+        raise DataError("Several impressions have the same impression_id; import the dataset again.")
     rankable = table.filter((pl.col("n_clicked") > 0) & (pl.col("n_unclicked") > 0))
     usable = rankable.filter(pl.col("n_readable") >= min_history)
     n_shown, n_history = int(table["n_shown"].sum()), int(table["n_history"].sum())
@@ -129,26 +159,25 @@ def _divide_by_time(
 ) -> tuple[dict[Split, list[str]], datetime, datetime]:
     """Test on the newest, validate on those before, train on the rest; equal times are never divided."""
     rest = usable.sort("timestamp", "impression_id")
+    n_train = 1 if protocol.n_train is None else protocol.n_train
     parts: dict[Split, list[str]] = {}
-    starts: dict[Split, datetime] = {}
+    starts: list[datetime] = []
     held: tuple[tuple[Split, int], ...] = (("test", protocol.n_test), ("valid", protocol.n_valid))
     for split, n in held:
         if len(rest) < n + 1:
             break
-        start = rest["timestamp"][len(rest) - n] if n else starts["test"]
-        stretch = rest.filter(pl.col("timestamp") >= start)
+        starts.append(rest["timestamp"][len(rest) - n] if n else starts[0])
+        stretch = rest.filter(pl.col("timestamp") >= starts[-1])
         parts[split] = by_seed(stretch["impression_id"].to_list(), seed)[:n]
-        starts[split] = start
-        rest = rest.filter(pl.col("timestamp") < start)
-    n_train = 1 if protocol.n_train is None else protocol.n_train
+        rest = rest.filter(pl.col("timestamp") < starts[-1])
     if len(parts) < len(held) or len(rest) < n_train:
         raise DataError(
             f"Only {len(usable)} impressions can be used, {len(rest)} of them before what is held out, but "
             f"{n_train} for training, {protocol.n_valid} for validation and {protocol.n_test} for the test "
-            "are asked; lower these numbers."
+            "are requested; lower these numbers."
         )
     parts["train"] = by_seed(rest["impression_id"].to_list(), seed)[: protocol.n_train]
-    return parts, starts["valid"], starts["test"]
+    return parts, starts[1], starts[0]
 
 
 def _divide_by_user(usable: pl.DataFrame, protocol: ImpressionsProtocol, seed: int) -> dict[Split, list[str]]:
@@ -158,12 +187,12 @@ def _divide_by_user(usable: pl.DataFrame, protocol: ImpressionsProtocol, seed: i
         by_user.setdefault(user_id, []).append(impression_id)
     users = iter(by_seed(by_user, seed))
     parts: dict[Split, list[str]] = {}
-    asked: tuple[tuple[Split, int | None], ...] = (
-        ("test", protocol.n_test),
-        ("valid", protocol.n_valid),
-        ("train", protocol.n_train),
-    )
-    for split, n in asked:
+    sizes: dict[Split, int | None] = {
+        "test": protocol.n_test,
+        "valid": protocol.n_valid,
+        "train": protocol.n_train,
+    }
+    for split, n in sizes.items():
         part: list[str] = []
         while (n is None or len(part) < n) and (user := next(users, None)) is not None:
             part += by_user[user]
@@ -173,23 +202,22 @@ def _divide_by_user(usable: pl.DataFrame, protocol: ImpressionsProtocol, seed: i
     return parts
 
 
-def _questions(
-    logged: pl.LazyFrame, items: pl.DataFrame, chosen: Sequence[str], max_history: int | None
-) -> dict[str, Question]:
+def _specs(
+    logged: pl.LazyFrame, items: pl.DataFrame, names: Iterable[str], max_history: int | None
+) -> dict[str, ExampleSpec]:
     known = {item_id: item_id for item_id in items["item_id"].to_list()}
-    rows = logged.join(pl.LazyFrame({"impression_id": list(chosen)}), on="impression_id", how="semi")
     columns = ("impression_id", "user_id", "timestamp", "history", "candidates", "clicked")
-    questions = {}
-    for name, user_id, timestamp, raw_history, candidates, clicked in (
-        rows.select(columns).collect().iter_rows()
-    ):
+    chosen = pl.LazyFrame({"impression_id": list(names)})
+    rows = logged.join(chosen, on="impression_id", how="semi").select(columns).collect()
+    specs = {}
+    for name, user_id, timestamp, raw_history, candidates, clicked in rows.iter_rows():
         history, _ = newest([known[i] for i in raw_history or () if i in known], max_history)
         # A candidate that was shown twice is one candidate, clicked if it was clicked once.
-        click: dict[str, bool] = {}
+        clicks: dict[str, bool] = {}
         for item_id, was_clicked in zip(candidates, clicked, strict=True):
             if item_id in known:
-                click[known[item_id]] = click.get(item_id, False) or was_clicked
-        positives = tuple(i for i, was_clicked in click.items() if was_clicked)
-        shown = tuple(i for i, was_clicked in click.items() if not was_clicked)
-        questions[name] = Question(name, user_id, history, positives, shown, timestamp=timestamp)
-    return questions
+                clicks[known[item_id]] = clicks.get(item_id, False) or was_clicked
+        positives = tuple(item_id for item_id, was_clicked in clicks.items() if was_clicked)
+        shown = tuple(item_id for item_id, was_clicked in clicks.items() if not was_clicked)
+        specs[name] = ExampleSpec(name, user_id, history, positives, shown, timestamp=timestamp)
+    return specs

@@ -1,13 +1,8 @@
-"""Sampling of negatives: items that a user did not choose, to be ranked beside the one they did.
+"""Sampling of negatives: items that a user did not choose, ranked against the one they did.
 
-Four kinds: `uniform` over the catalogue, `popularity` (in proportion to interactions + 1), `same-category`
-(the target's own shelf first), `targets` (what other users of the split chose, as often as they did, like the
-in-batch negatives of two-tower training; Yi et al., "Sampling-bias-corrected neural modeling", RecSys 2019).
-Against the last no ranker gains by knowing which items are chosen at all, only by knowing who chooses them.
-A negative is never the target, never an item the user is known to have met,
-never drawn twice for one example. Which items are excluded, and which random generator is used, is the
-caller's: see `examples`. No draw touches the whole catalogue, save where nearly all of it is excluded; one of
-`targets` touches all of the split's.
+A negative is never the target, never an item the user is known to have met, never drawn twice for one
+example. No draw touches the whole catalogue, save where nearly all of it is excluded; `targets` touches all
+of the split's.
 """
 
 from __future__ import annotations
@@ -16,7 +11,6 @@ import re
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -26,8 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from trsr.errors import DataError
 
 NegativesKind = Literal["uniform", "popularity", "same-category", "targets"]
+Split = Literal["train", "valid", "test"]
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 _MAX_ROUNDS = 20
-_Ints = npt.NDArray[np.int64]
 
 
 class NegativesConfig(BaseModel):
@@ -39,7 +34,8 @@ class NegativesConfig(BaseModel):
     """`uniform`; `popularity`: in proportion to an item's interactions + 1; `same-category`: items that share
     all the target's categories, then all but the last, and so on, then any item; `targets`: in proportion to
     how many users of the same split have the item as a target, so that an item's popularity says nearly
-    nothing about whether it is the chosen one."""
+    nothing about whether it is the chosen one (the in-batch negatives of two-tower training; Yi et al.,
+    "Sampling-bias-corrected neural modeling", RecSys 2019)."""
 
     n_train: int = Field(default=4, ge=1)
     """Negatives of a training example."""
@@ -47,24 +43,20 @@ class NegativesConfig(BaseModel):
     n_test: int = Field(default=20, ge=1)
     """Negatives of a validation or test example."""
 
-
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """Negatives of one example; `n_widened` of them come from outside the target's narrowest category."""
-
-    item_ids: tuple[str, ...]
-    n_widened: int = 0
+    def by_split(self) -> dict[Split, int]:
+        """Return the negatives of an example of each split."""
+        return {"train": self.n_train, "valid": self.n_test, "test": self.n_test}
 
 
 class NegativeSampler:
-    """Draws negatives from a catalogue whose order is fixed once, so that draws depend on the generator only.
+    """Draws negatives from a catalogue whose order is fixed once: draws depend on the generator only.
 
     Args:
         item_ids: The catalogue, without duplicates. With `n_known` in `draw`, its order is the order in which
             items became known.
         kind: How to draw.
-        popularity: Interactions by item id; needed for `popularity`, and for `targets`, which draws in
-            proportion to them; an absent item has 0.
+        popularity: Weights by item id, 0 for an absent item: interactions for `popularity`, users with this
+            target for `targets`.
         categories: Values of the category fields by item id, broad to narrow; needed for `same-category`.
             A value that lists several ("Paper, Notebooks" or "Drama|War") counts as several levels; the first
             None or empty value ends an item's path.
@@ -81,26 +73,17 @@ class NegativeSampler:
         self.kind = kind
         self._ids = list(item_ids)
         self._index = {item_id: i for i, item_id in enumerate(self._ids)}
-        self._cumulative: npt.NDArray[np.float64] | None = None
-        self._chosen: dict[int, int] = {}
-        self._paths: list[tuple[str, ...]] = []
-        self._shelves: dict[tuple[str, ...], list[int]] = {}
-        counts = popularity or {}
+        counts, values = popularity or {}, categories or {}
         if kind == "popularity":
             self._cumulative = np.cumsum([counts.get(i, 0) + 1.0 for i in self._ids], dtype=np.float64)
         if kind == "targets":
             self._chosen = {i: n for i, item_id in enumerate(self._ids) if (n := counts.get(item_id, 0))}
         if kind == "same-category":
-            self._fill_shelves(categories or {})
-
-    def _fill_shelves(self, categories: Mapping[str, Sequence[str | None]]) -> None:
-        shelves: dict[tuple[str, ...], list[int]] = defaultdict(list)
-        for index, item_id in enumerate(self._ids):
-            path = _path(categories.get(item_id, ()))
-            self._paths.append(path)
-            for depth in range(1, len(path) + 1):
-                shelves[path[:depth]].append(index)
-        self._shelves = dict(shelves)
+            self._paths = [_path(values.get(item_id, ())) for item_id in self._ids]
+            self._shelves: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
+            for index, path in enumerate(self._paths):
+                for depth in range(1, len(path) + 1):
+                    self._shelves[path[:depth]].append(index)
 
     def draw(
         self,
@@ -110,7 +93,7 @@ class NegativeSampler:
         n: int,
         *,
         n_known: int | None = None,
-    ) -> Draw:
+    ) -> tuple[tuple[str, ...], int]:
         """Draw `n` different items that are neither the target nor in `exclude`.
 
         Args:
@@ -120,25 +103,28 @@ class NegativeSampler:
             n: How many, at least 0.
             n_known: Draw from the first `n_known` items of the catalogue only; None for all.
 
+        Returns:
+            The items, and how many of them come from outside the target's narrowest category.
+
         Raises:
             DataError: fewer than `n` items are left to draw from.
         """
         limit = len(self._ids) if n_known is None else n_known
         banned = {i for x in (target, *exclude) if (i := self._index.get(x, limit)) < limit}
         if self.kind == "targets":
-            return self._draw_targets(rng, banned, n, limit)
+            return self._named(self._draw_targets(rng, banned, n, limit)), 0
         if limit - len(banned) < n:
             raise DataError(
                 f"Only {limit - len(banned)} items are left to draw {n} negatives from (catalogue of {limit},"
                 f" {len(banned)} of them the target or met by the user); ask for fewer negatives."
             )
-        if self._cumulative is not None:
-            return Draw(self._named(_draw_weighted(rng, self._cumulative[:limit], banned, n)))
+        if self.kind == "popularity":
+            return self._named(_draw_weighted(rng, self._cumulative[:limit], banned, n)), 0
         if self.kind == "uniform":
-            return Draw(self._named(_draw_uniform(rng, limit, banned, n)))
+            return self._named(_draw_uniform(rng, limit, banned, n)), 0
         return self._draw_near(rng, target, banned, n, limit)
 
-    def _draw_targets(self, rng: np.random.Generator, banned: set[int], n: int, limit: int) -> Draw:
+    def _draw_targets(self, rng: np.random.Generator, banned: set[int], n: int, limit: int) -> list[int]:
         left = [i for i in self._chosen if i < limit and i not in banned]
         if len(left) < n:
             raise DataError(
@@ -146,9 +132,11 @@ class NegativeSampler:
                 " ask for fewer negatives or more users."
             )
         weights = np.array([self._chosen[i] for i in left], dtype=np.float64)
-        return Draw(self._named([left[place] for place in _draw_proportional(rng, weights, n)]))
+        return [left[place] for place in _draw_proportional(rng, weights, n)]
 
-    def _draw_near(self, rng: np.random.Generator, target: str, banned: set[int], n: int, limit: int) -> Draw:
+    def _draw_near(
+        self, rng: np.random.Generator, target: str, banned: set[int], n: int, limit: int
+    ) -> tuple[tuple[str, ...], int]:
         """Take what the target's narrowest shelf has, then widen, until there are `n`."""
         path = self._paths[self._index[target]] if target in self._index else ()
         chosen: list[int] = []
@@ -163,21 +151,19 @@ class NegativeSampler:
             banned = banned.union(found)
             if depth == len(path):
                 n_near = take
-        if path and n_near == n:
-            return Draw(self._named(chosen))
         chosen += _draw_uniform(rng, limit, banned, n - len(chosen))
-        return Draw(self._named(chosen), n_widened=n - n_near)
+        return self._named(chosen), n - n_near
 
-    def draw_unchecked(self, rng: np.random.Generator, n: int) -> Draw:
+    def draw_unchecked(self, rng: np.random.Generator, n: int) -> tuple[str, ...]:
         """Draw `n` different items from the whole catalogue, target and history included.
 
-        This is what the paper's released code does, kept for comparison only.
+        The paper's released code does this; kept for comparison only.
         """
         if len(self._ids) < n:
             raise DataError(
                 f"The catalogue has {len(self._ids)} items, {n} negatives are asked; ask for fewer."
             )
-        return Draw(self._named(_draw_uniform(rng, len(self._ids), set(), n)))
+        return self._named(_draw_uniform(rng, len(self._ids), set(), n))
 
     def _named(self, indices: list[int]) -> tuple[str, ...]:
         return tuple(self._ids[i] for i in indices)
@@ -216,8 +202,7 @@ def _draw_weighted(
     chosen: dict[int, None] = {}
     for _ in range(_MAX_ROUNDS):
         points = rng.random(2 * (n - len(chosen))) * cumulative[-1]
-        found: _Ints = np.searchsorted(cumulative, points, side="right")
-        for i in found.tolist():
+        for i in np.searchsorted(cumulative, points, side="right").tolist():
             if len(chosen) < n and i < len(cumulative) and i not in banned:
                 chosen.setdefault(i)
         if len(chosen) == n:

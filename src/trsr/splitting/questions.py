@@ -1,8 +1,7 @@
-"""What the protocols have in common: a question before its negatives are drawn, and what can be read at all.
+"""What the protocols have in common: examples before their negatives are drawn, and what can be read at all.
 
-A protocol module (`leave_one_out`, `impressions`, `temporal`) makes a `Plan` of questions; `ask` turns one
-into a `RankingExample`, for an epoch where wanted. Items without any text can be neither read nor ranked: no
-protocol puts them into a history, a target or a candidate list; they are counted.
+Items without any text can be neither read nor ranked: no protocol puts them into a history, a target or a
+candidate list; they are counted.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -19,25 +17,22 @@ import polars as pl
 from trsr.data.dataset import Dataset
 from trsr.errors import DataError
 from trsr.seeding import derive_rng, derive_seed
-from trsr.splitting.negatives import Draw, NegativeSampler, NegativesConfig
+from trsr.splitting.negatives import SPLITS, NegativeSampler, NegativesConfig, Split
 from trsr.types import RankingExample
-
-Split = Literal["train", "valid", "test"]
-SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """A ranking question without its negatives.
+class ExampleSpec:
+    """A ranking example without its negatives.
 
     Attributes:
         example_id: Unique over all splits.
-        user_id: Who is asked.
+        user_id: The user.
         history: Item ids, oldest first, strictly before the target; what the ranker will see.
         positives: What was chosen: one item, or the clicks of an impression.
         shown: The unclicked candidates of an impression; None where negatives come from the catalogue.
         also_met: Items the user is known to have met beyond `history` (cut from it, or at the same time).
-        timestamp: When the question was asked (UTC), where known.
+        timestamp: When the choice was made (UTC), where known.
         n_known: How many items of the sampler's catalogue were known by then; None for all.
     """
 
@@ -53,69 +48,67 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All questions of a protocol, and what is needed to ask them.
+    """All examples of a protocol, and how their negatives are drawn.
 
     Attributes:
-        questions: By split, in an order fixed by the seed.
-        samplers: What draws the negatives of each split; none for impressions.
+        specs: By split, in an order fixed by the seed.
         n_negatives: By split; None keeps all shown ones.
+        samplers: What draws the negatives of each split; none for impressions.
         paper_exact: Draw as the paper's released code does.
         counts: Plain numbers for the report.
-        description: Plain values that say how the questions were made.
-        warnings: Sentences that belong beside every metric.
+        description: Plain values that describe how the examples were made.
+        warnings: Sentences that belong to every metric.
     """
 
-    questions: dict[Split, list[Question]]
-    samplers: Mapping[Split, NegativeSampler]
+    specs: dict[Split, list[ExampleSpec]]
     n_negatives: Mapping[Split, int | None]
+    samplers: Mapping[Split, NegativeSampler] = field(default_factory=dict)
     paper_exact: bool = False
     counts: dict[str, int | float] = field(default_factory=dict)
     description: dict[str, object] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 
-def ask(
-    plan: Plan, question: Question, split: Split, seed: int, epoch: int | None = None
+def draw_candidates(
+    plan: Plan, spec: ExampleSpec, split: Split, seed: int, epoch: int | None = None
 ) -> tuple[RankingExample, int]:
-    """Draw a question's negatives and shuffle its candidates, both by the example's own seed.
+    """Draw negatives and shuffle the candidates, both by the example's own seed.
 
     Returns:
         The example, and how many of its negatives came from outside the target's category.
     """
-    rng = derive_rng(seed, "negatives", split, question.example_id, *(() if epoch is None else (epoch,)))
-    negatives = _negatives(plan, question, split, rng)
-    candidates = (*question.positives, *negatives.item_ids)
-    labels = (*(1 for _ in question.positives), *(0 for _ in negatives.item_ids))
-    order = range(len(candidates))
-    if not plan.paper_exact:
-        order = rng.permutation(len(candidates)).tolist()
+    rng = derive_rng(seed, "negatives", split, spec.example_id, *(() if epoch is None else (epoch,)))
+    negatives, n_widened = _draw_negatives(plan, spec, split, rng)
+    candidates = (*spec.positives, *negatives)
+    order = range(len(candidates)) if plan.paper_exact else rng.permutation(len(candidates)).tolist()
     example = RankingExample(
-        question.example_id,
-        question.user_id,
-        question.history,
+        spec.example_id,
+        spec.user_id,
+        spec.history,
         tuple(candidates[i] for i in order),
-        tuple(labels[i] for i in order),
-        question.timestamp,
+        tuple(int(i < len(spec.positives)) for i in order),
+        spec.timestamp,
     )
-    return example, negatives.n_widened
+    return example, n_widened
 
 
-def _negatives(plan: Plan, question: Question, split: Split, rng: np.random.Generator) -> Draw:
+def _draw_negatives(
+    plan: Plan, spec: ExampleSpec, split: Split, rng: np.random.Generator
+) -> tuple[tuple[str, ...], int]:
     n = plan.n_negatives[split]
-    if question.shown is not None:
-        if n is None or n >= len(question.shown):
-            return Draw(question.shown)
-        places = sorted(rng.choice(len(question.shown), size=n, replace=False).tolist())
-        return Draw(tuple(question.shown[i] for i in places))
+    if spec.shown is not None:
+        if n is None or n >= len(spec.shown):
+            return spec.shown, 0
+        places = sorted(rng.choice(len(spec.shown), size=n, replace=False).tolist())
+        return tuple(spec.shown[i] for i in places), 0
     assert n is not None
-    sampler = plan.samplers[split]
     if plan.paper_exact:
-        return sampler.draw_unchecked(rng, n)
-    met = (*question.history, *question.also_met, *question.positives)
+        return plan.samplers[split].draw_unchecked(rng, n), 0
+    met = (*spec.history, *spec.also_met, *spec.positives)
     try:
-        return sampler.draw(rng, question.positives[0], met, n, n_known=question.n_known)
+        return plan.samplers[split].draw(rng, spec.positives[0], met, n, n_known=spec.n_known)
     except DataError as error:
-        raise DataError(f"No negatives for the user {question.user_id!r}: {error}") from error
+        raise DataError(f"No negatives for the user {spec.user_id!r}: {error}") from error
 
 
 def readable_items(dataset: Dataset) -> pl.DataFrame:
@@ -133,7 +126,7 @@ def readable_items(dataset: Dataset) -> pl.DataFrame:
     )
     if items.is_empty():
         raise DataError(
-            f"No item of {info.name!r} has any text in {', '.join(info.text_fields)}; import it anew."
+            f"No item of {info.name!r} has any text in {', '.join(info.text_fields)}; import it again."
         )
     return items
 
@@ -157,17 +150,12 @@ def text_counts(dataset: Dataset, items: pl.DataFrame) -> dict[str, int | float]
     }
 
 
-def negatives_by_split(config: NegativesConfig) -> dict[Split, int]:
-    """Return how many negatives an example of each split gets."""
-    return {"train": config.n_train, "valid": config.n_test, "test": config.n_test}
-
-
 def make_samplers(
     dataset: Dataset,
     items: pl.DataFrame,
     config: NegativesConfig,
     popularity: pl.DataFrame | None,
-    questions: Mapping[Split, Sequence[Question]],
+    specs: Mapping[Split, Sequence[ExampleSpec]],
 ) -> dict[Split, NegativeSampler]:
     """Build the sampler of each split over `items` in their given order; only `targets` has several.
 
@@ -176,47 +164,30 @@ def make_samplers(
         items: Catalogue with columns item_id and the category fields.
         config: The kind of negatives.
         popularity: Columns item_id and n; needed for `popularity` only.
-        questions: Of each split; those of one split never lend their targets to another.
+        specs: Of each split; those of one split never lend their targets to another.
+
+    Raises:
+        DataError: `same-category` without category fields.
     """
-    ids = items["item_id"].to_list()
-    fields = dataset.info.category_fields
-    if config.kind == "same-category" and not fields:
-        raise DataError(
-            f"The dataset {dataset.info.name!r} names no category fields, which same-category negatives "
-            "need; import it with category fields or choose another kind."
-        )
-    counts = dict(popularity.select("item_id", "n").iter_rows()) if popularity is not None else None
+    ids, fields = items["item_id"].to_list(), dataset.info.category_fields
+    if config.kind == "targets":
+        chosen = {s: Counter(item for spec in specs[s] for item in spec.positives) for s in SPLITS}
+        return {split: NegativeSampler(ids, config.kind, popularity=chosen[split]) for split in SPLITS}
+    counts = None if popularity is None else dict(popularity.select("item_id", "n").iter_rows())
     categories = None
     if config.kind == "same-category":
+        if not fields:
+            raise DataError(
+                f"The dataset {dataset.info.name!r} names no category fields, which same-category negatives "
+                "need; import it with category fields or choose another kind."
+            )
         categories = {row[0]: row[1:] for row in items.select("item_id", *fields).iter_rows()}
-    if config.kind == "targets":
-        chosen = {s: Counter(item for q in questions[s] for item in q.positives) for s in SPLITS}
-        return {split: NegativeSampler(ids, config.kind, popularity=chosen[split]) for split in SPLITS}
     return dict.fromkeys(SPLITS, NegativeSampler(ids, config.kind, popularity=counts, categories=categories))
 
 
 def by_seed(names: Iterable[str], seed: int) -> list[str]:
     """Return the names in an order that depends on the seed and on each name alone, not on their order."""
     return sorted(names, key=lambda name: (derive_seed(seed, "split", name), name))
-
-
-def divide(
-    names: Sequence[str], n_train: int | None, n_valid: int, n_test: int, what: str
-) -> dict[Split, list[str]]:
-    """Cut a sequence into test, validation and training parts, in this order.
-
-    A larger `n_train` never changes what is held out.
-
-    Raises:
-        DataError: there are fewer names than asked for.
-    """
-    require(len(names), n_train, n_valid, n_test, what)
-    held = n_test + n_valid
-    return {
-        "train": list(names[held:] if n_train is None else names[held : held + n_train]),
-        "valid": list(names[n_test:held]),
-        "test": list(names[:n_test]),
-    }
 
 
 def require(n_found: int, n_train: int | None, n_valid: int, n_test: int, what: str) -> None:
@@ -228,7 +199,8 @@ def require(n_found: int, n_train: int | None, n_valid: int, n_test: int, what: 
     if n_found < n_valid + n_test + (1 if n_train is None else n_train):
         raise DataError(
             f"Only {n_found} {what} can be used, but {n_train or 'at least 1'} for training, {n_valid} for "
-            f"validation and {n_test} for the test are asked; lower these numbers or the limits on history."
+            f"validation and {n_test} for the test are requested; lower these numbers or the limits on "
+            "history."
         )
 
 

@@ -1,50 +1,96 @@
-"""The `sampled` protocol: one question a user, the last item as target, users split by seed.
-
-Training users can be asked for several of their last items at once.
-"""
+"""The `sampled` protocol: one example per user, the last item as target, users split by seed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, Literal
 
 import polars as pl
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trsr.data.dataset import Dataset
-from trsr.splitting.protocols import SampledProtocol
+from trsr.splitting.negatives import NegativesConfig, Split
 from trsr.splitting.questions import (
-    SPLITS,
+    ExampleSpec,
     Plan,
-    Question,
     by_seed,
-    divide,
     make_samplers,
-    negatives_by_split,
     newest,
     readable_events,
     readable_items,
+    require,
     text_counts,
 )
 
-_NO_TIMES = (
-    "Leakage warning: the events carry no times, so users are split and not time; training users' events may "
-    "have happened after test users' targets."
-)
-_SOME_TIMES = (
-    "Leakage warning: {share:.1%} of the events carry no time, and the histories of their users are in the "
-    "order of the raw file; users are split and not time, so training may see what happened after test "
-    "targets."
-)
-_TIMES_UNUSED = (
-    "Leakage warning: users are split and not time, so training may see what happened after test targets; "
-    "the events carry times, which the temporal protocol respects."
-)
+_PAPER_NEGATIVES = NegativesConfig(kind="uniform", n_train=1, n_test=20)
+
+
+class SampledProtocol(BaseModel):
+    """The paper's: one example per user, whose target is the user's last item; users are split by seed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["sampled"] = "sampled"
+    """Always `sampled`."""
+
+    min_history: int = Field(default=10, ge=1)
+    """Fewest items before the target; users with fewer are left out."""
+
+    max_history: int = Field(default=25, ge=1)
+    """Most items before the target; users with more are left out, unless `truncate`."""
+
+    truncate: bool = False
+    """Keep users with longer histories, with their newest `max_history` items."""
+
+    n_train: int | None = Field(default=None, ge=1)
+    """Training users; None for all that validation and test leave."""
+
+    train_targets: int = Field(default=1, ge=1)
+    """Targets of a training user: so many last items, all chosen, and the history ends before the first of
+    them. More of them teach more from one reading of the user (as PinnerFormer's training on a stretch of
+    actions, KDD 2022); validation and test have one. An item that was met twice is one target."""
+
+    n_valid: int = Field(default=100, ge=0)
+    """Validation users."""
+
+    n_test: int = Field(default=200, ge=1)
+    """Test users."""
+
+    negatives: NegativesConfig = NegativesConfig()
+    """How the other candidates are drawn."""
+
+    paper_exact: bool = False
+    """The draw of the paper's released code, for comparison only: the target is always candidate 0, no
+    shuffle, 1 negative in training and 20 at test, which may equal the target or history items."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _paper_negatives(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("paper_exact") and values.get("negatives") is None:
+            return {**values, "negatives": _PAPER_NEGATIVES}
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SampledProtocol:
+        if self.min_history > self.max_history:
+            raise ValueError(f"min_history {self.min_history} exceeds max_history {self.max_history}")
+        if self.train_targets > self.min_history:
+            raise ValueError(
+                f"train_targets {self.train_targets} leaves users with a history of min_history"
+                f" {self.min_history} without one; at most {self.min_history} fit"
+            )
+        if self.paper_exact and self.train_targets > 1:
+            raise ValueError("paper_exact has one target a user; leave `train_targets` out")
+        if self.paper_exact and self.negatives != _PAPER_NEGATIVES:
+            raise ValueError("paper_exact fixes the negatives (uniform, 1 and 20); leave `negatives` out")
+        return self
 
 
 def plan_sampled(dataset: Dataset, protocol: SampledProtocol, seed: int) -> Plan:
-    """Make the questions of the `sampled` protocol.
+    """Choose the users of each split, and their targets.
 
     Raises:
-        DataError: fewer users than asked for have a history of the right length.
+        DataError: too few users have a history of the right length.
     """
     items = readable_items(dataset)
     events = readable_events(dataset, items)
@@ -53,24 +99,27 @@ def plan_sampled(dataset: Dataset, protocol: SampledProtocol, seed: int) -> Plan
     eligible = long_enough
     if not protocol.truncate:
         eligible = long_enough.filter(pl.col("n") <= protocol.max_history)
+    require(len(eligible), protocol.n_train, protocol.n_valid, protocol.n_test, "users")
     users = by_seed(eligible["user_id"].to_list(), seed)
-    parts = divide(users, protocol.n_train, protocol.n_valid, protocol.n_test, "users")
-    n_targets = {
-        u: protocol.train_targets if split == "train" else 1 for split in SPLITS for u in parts[split]
+    held = protocol.n_test + protocol.n_valid
+    parts: dict[Split, list[str]] = {  # a larger `n_train` never changes what is held out
+        "train": users[held:][: protocol.n_train],
+        "valid": users[protocol.n_test : held],
+        "test": users[: protocol.n_test],
     }
-    found = _questions(events, items, n_targets, protocol.max_history)
-    questions = {split: [found[u] for u in parts[split]] for split in SPLITS}
+    n_targets = dict.fromkeys(users[:held], 1) | dict.fromkeys(parts["train"], protocol.train_targets)
+    found = _specs(events, items, n_targets, protocol.max_history)
+    specs = {split: [found[user] for user in part] for split, part in parts.items()}
 
     popularity = None
     if protocol.negatives.kind == "popularity":
-        held_out = [q.positives[0] for split in ("valid", "test") for q in questions[split]]
-        popularity = _popularity(events, held_out)
+        popularity = _popularity(events, [found[user].positives[0] for user in users[:held]])
     n_users = dataset.events().select(pl.col("user_id").n_unique()).collect().item()
-    untimed = dataset.events().select(pl.col("timestamp").is_null().mean()).collect().item()
+    last = "" if protocol.train_targets == 1 else f" (in training the last {protocol.train_targets})"
     return Plan(
-        questions,
-        make_samplers(dataset, items, protocol.negatives, popularity, questions),
-        negatives_by_split(protocol.negatives),
+        specs,
+        protocol.negatives.by_split(),
+        make_samplers(dataset, items, protocol.negatives, popularity, specs),
         paper_exact=protocol.paper_exact,
         counts={
             **text_counts(dataset, items),
@@ -78,18 +127,18 @@ def plan_sampled(dataset: Dataset, protocol: SampledProtocol, seed: int) -> Plan
             "users_eligible": len(eligible),
             "users_too_short": n_users - len(long_enough),
             "users_too_long": len(long_enough) - len(eligible),
-            "users_truncated": sum(bool(q.also_met) for split in SPLITS for q in questions[split]),
-            "users_not_drawn": len(eligible) - sum(map(len, parts.values())),
+            "users_truncated": sum(bool(spec.also_met) for spec in found.values()),
+            "users_not_drawn": len(eligible) - len(found),
         },
-        description={"split": "users by seed", "target": _target_in_words(protocol)},
-        warnings=(_time_warning(untimed),),
+        description={"split": "users by seed", "target": f"each user's last item{last}"},
+        warnings=(_time_warning(dataset),),
     )
 
 
-def _questions(
+def _specs(
     events: pl.LazyFrame, items: pl.DataFrame, n_targets: Mapping[str, int], max_history: int
-) -> dict[str, Question]:
-    """Make the question of each user in `n_targets`, which says how many last items are asked for."""
+) -> dict[str, ExampleSpec]:
+    """Make the example of each user in `n_targets`, which gives the number of last items that are targets."""
     known = {item_id: item_id for item_id in items["item_id"].to_list()}
     rows = (
         events.join(pl.LazyFrame({"user_id": list(n_targets)}), on="user_id", how="semi")
@@ -98,29 +147,36 @@ def _questions(
         .agg("item_id", "timestamp")
         .collect()
     )
-    questions = {}
+    specs = {}
     for user_id, item_ids, timestamps in rows.iter_rows():
-        # One string object an item, not one an event: at a million users this is most of the memory.
+        # One string object per item, not one per event: at a million users this is most of the memory.
         met = [known[item_id] for item_id in item_ids]
         n = n_targets[user_id]
         history, cut = newest(met[:-n], max_history)
         targets = tuple(dict.fromkeys(met[-n:]))
-        questions[user_id] = Question(
+        specs[user_id] = ExampleSpec(
             user_id, user_id, history, targets, also_met=cut, timestamp=timestamps[-n]
         )
-    return questions
+    return specs
 
 
-def _time_warning(untimed: float) -> str:
-    """Return the warning for this share of events without a time."""
+def _time_warning(dataset: Dataset) -> str:
+    untimed = dataset.events().select(pl.col("timestamp").is_null().mean()).collect().item()
     if untimed == 0:
-        return _TIMES_UNUSED
-    return _NO_TIMES if untimed == 1 else _SOME_TIMES.format(share=untimed)
-
-
-def _target_in_words(protocol: SampledProtocol) -> str:
-    n = protocol.train_targets
-    return "each user's last item" + (f" (in training the last {n})" if n > 1 else "")
+        return (
+            "Leakage warning: users are split and not time, so training may see what happened after test "
+            "targets; the events carry times, which the temporal protocol respects."
+        )
+    if untimed == 1:
+        return (
+            "Leakage warning: the events carry no times, so users are split and not time; training users' "
+            "events may have happened after test users' targets."
+        )
+    return (
+        f"Leakage warning: {untimed:.1%} of the events carry no time, and the histories of their users are "
+        "in the order of the raw file; users are split and not time, so training may see what happened after "
+        "test targets."
+    )
 
 
 def _popularity(events: pl.LazyFrame, held_out: list[str]) -> pl.DataFrame:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
 from datetime import datetime
+from typing import Literal
 
 import polars as pl
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trsr.data.dataset import Dataset
 from trsr.errors import DataError
-from trsr.splitting.protocols import TemporalProtocol
+from trsr.splitting.negatives import SPLITS, NegativesConfig, Split
 from trsr.splitting.questions import (
-    SPLITS,
+    ExampleSpec,
     Plan,
-    Question,
-    Split,
     by_seed,
     make_samplers,
-    negatives_by_split,
     newest,
     readable_events,
     readable_items,
@@ -26,47 +24,93 @@ from trsr.splitting.questions import (
 )
 
 
+class TemporalProtocol(BaseModel):
+    """A global split in time: train before the first cut, validation between the two, test after the second.
+
+    One example per user and split: the user's last event in that stretch, with all that came before it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["temporal"]
+    """Always `temporal`."""
+
+    valid_quantile: float = Field(default=0.8, gt=0, lt=1)
+    """Where validation starts: the time by which this share of all events has happened."""
+
+    test_quantile: float = Field(default=0.9, gt=0, lt=1)
+    """Where the test starts."""
+
+    min_history: int = Field(default=1, ge=0)
+    """Fewest items before the target; examples with fewer are left out."""
+
+    max_history: int | None = Field(default=None, ge=1)
+    """Keep the newest so many history items; None keeps all."""
+
+    n_train: int | None = Field(default=None, ge=1)
+    """Training users, chosen by seed; None for all."""
+
+    n_valid: int | None = Field(default=None, ge=0)
+    """Validation users, chosen by seed; None for all."""
+
+    n_test: int | None = Field(default=None, ge=1)
+    """Test users, chosen by seed; None for all."""
+
+    negatives: NegativesConfig = NegativesConfig()
+    """How the other candidates are drawn, from the items known by the time of the example."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TemporalProtocol:
+        if self.valid_quantile >= self.test_quantile:
+            raise ValueError(
+                f"valid_quantile {self.valid_quantile} must be below test_quantile {self.test_quantile}"
+            )
+        if self.max_history is not None and self.min_history > self.max_history:
+            raise ValueError(f"min_history {self.min_history} exceeds max_history {self.max_history}")
+        return self
+
+
 def plan_temporal(dataset: Dataset, protocol: TemporalProtocol, seed: int) -> Plan:
-    """Make the questions of the `temporal` protocol.
+    """Choose the users of each split, and their targets.
 
     An item is known from its first event on. Events at the very time of the target are neither history nor
-    negatives. Questions from when too few other items were known to draw from are left out and counted.
+    negatives. Examples from when too few other items were known to draw from are left out and counted.
 
     Raises:
-        DataError: an event has no time, or a part would be empty or smaller than asked for.
+        DataError: an event has no time, or a part would be empty or smaller than requested.
     """
     items = readable_items(dataset)
     events = readable_events(dataset, items)
+    counts = text_counts(dataset, items)
     valid_from, test_from = _cuts(dataset, events, protocol)
     first_seen = events.group_by("item_id").agg(known_from=pl.col("timestamp").min()).collect()
-    counts = text_counts(dataset, items)
     items = items.join(first_seen, on="item_id", how="inner").sort("known_from", "item_id")
 
-    found, n_short, n_early = _questions(events, items, protocol, valid_from, test_from)
-    asked = {"train": protocol.n_train, "valid": protocol.n_valid, "test": protocol.n_test}
-    questions: dict[Split, list[Question]] = {}
+    found, n_short, n_early = _specs(events, items, protocol, valid_from, test_from)
+    requested = {"train": protocol.n_train, "valid": protocol.n_valid, "test": protocol.n_test}
+    specs: dict[Split, list[ExampleSpec]] = {}
     for split in SPLITS:
-        n = asked[split]
+        n = requested[split]
         if len(found[split]) < (1 if n is None and split != "valid" else n or 0):
             raise DataError(
                 f"Only {len(found[split])} users have an event with enough history in the {split} stretch, "
-                f"{n or 'at least 1'} are asked; lower n_{split} or min_history, or move the quantiles."
+                f"{n or 'at least 1'} are requested; lower n_{split} or min_history, or move the quantiles."
             )
-        questions[split] = [found[split][user] for user in by_seed(found[split], seed)[:n]]
+        specs[split] = [found[split][user] for user in by_seed(found[split], seed)[:n]]
 
     popularity = None
     if protocol.negatives.kind == "popularity":
         popularity = events.filter(pl.col("timestamp") < valid_from).group_by("item_id").len("n").collect()
     return Plan(
-        questions,
-        make_samplers(dataset, items, protocol.negatives, popularity, questions),
-        negatives_by_split(protocol.negatives),
+        specs,
+        protocol.negatives.by_split(),
+        make_samplers(dataset, items, protocol.negatives, popularity, specs),
         counts={
             **counts,
             "users": dataset.events().select(pl.col("user_id").n_unique()).collect().item(),
             "questions_too_short": n_short,
             "questions_too_few_items_known": n_early,
-            "questions_not_drawn": sum(len(found[s]) - len(questions[s]) for s in SPLITS),
+            "questions_not_drawn": sum(len(found[s]) - len(specs[s]) for s in SPLITS),
         },
         description={
             "split": "time",
@@ -94,57 +138,50 @@ def _cuts(dataset: Dataset, events: pl.LazyFrame, protocol: TemporalProtocol) ->
     return cuts[0], cuts[1]
 
 
-def _questions(
+def _specs(
     events: pl.LazyFrame,
     items: pl.DataFrame,
     protocol: TemporalProtocol,
     valid_from: datetime,
     test_from: datetime,
-) -> tuple[dict[Split, dict[str, Question]], int, int]:
-    """Return the questions by split and user, and how many came too early.
+) -> tuple[dict[Split, dict[str, ExampleSpec]], int, int]:
+    """Return the examples by split and user, and how many came too early.
 
     Too early for a user: the history is too short. Too early for the dataset: too few other items were known
     to draw the negatives from.
     """
     known = {item_id: item_id for item_id in items["item_id"].to_list()}
     known_from = items["known_from"].to_list()
-    ends: dict[Split, datetime | None] = {"train": valid_from, "valid": test_from, "test": None}
-    starts: dict[Split, datetime | None] = {"train": None, "valid": valid_from, "test": test_from}
-    n_negatives = negatives_by_split(protocol.negatives)
-    found: dict[Split, dict[str, Question]] = {split: {} for split in SPLITS}
+    n_negatives = protocol.negatives.by_split()
+    found: dict[Split, dict[str, ExampleSpec]] = {split: {} for split in SPLITS}
     n_short = n_early = 0
-    for user_id, raw_ids, times in _timelines(events):
-        ids = [known[item_id] for item_id in raw_ids]
-        for split in SPLITS:
-            end, start = ends[split], starts[split]
-            last = (len(times) if end is None else bisect_left(times, end)) - 1
-            if last < 0 or (start is not None and times[last] < start):
+    timelines = (
+        events.sort("user_id", "timestamp", "position")
+        .group_by("user_id", maintain_order=True)
+        .agg("item_id", "timestamp")
+        .collect()
+    )
+    for user_id, item_ids, times in timelines.iter_rows():
+        ids = [known[item_id] for item_id in item_ids]
+        ends = [0, bisect_left(times, valid_from), bisect_left(times, test_from), len(times)]
+        for split, first, end in zip(SPLITS, ends, ends[1:], strict=False):
+            if first == end:
                 continue
+            last = end - 1
             now = times[last]
             n_before = bisect_left(times, now)
             if n_before < protocol.min_history:
                 n_short += 1
                 continue
             n_known = bisect_right(known_from, now)
-            if n_known - len(set(ids[: last + 1])) < n_negatives[split]:
+            if n_known - len(set(ids[:end])) < n_negatives[split]:
                 n_early += 1
                 continue
             history, cut = newest(ids[:n_before], protocol.max_history)
             also_met = (*cut, *ids[n_before:last])
-            # A user can be asked in several splits, and each point of their history has a profile of its own.
+            # A user can be in several splits, and each point of their history has a profile of its own.
             name = f"{user_id}/{split}"
-            found[split][user_id] = Question(
+            found[split][user_id] = ExampleSpec(
                 name, user_id, history, (ids[last],), None, also_met, now, n_known
             )
     return found, n_short, n_early
-
-
-def _timelines(events: pl.LazyFrame) -> Iterator[tuple[str, list[str], list[datetime]]]:
-    """Yield each user's items and times, oldest first."""
-    rows = (
-        events.sort("user_id", "timestamp", "position")
-        .group_by("user_id", maintain_order=True)
-        .agg("item_id", "timestamp")
-        .collect()
-    )
-    yield from rows.iter_rows()
