@@ -11,12 +11,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from trsr.data.dataset import Dataset
 from trsr.errors import ConfigError
-from trsr.splitting.examples import AnyProtocol, Splits, build_examples, make_resampler
+from trsr.splitting.examples import ProtocolConfig, Splits, build_examples, make_resampler
 from trsr.splitting.leakage import fit_events
-from trsr.splitting.protocols import ProtocolConfig
 from trsr.types import RankingExample
 
-_PROTOCOL: TypeAdapter[AnyProtocol] = TypeAdapter(ProtocolConfig)
+_PROTOCOL: TypeAdapter[ProtocolConfig] = TypeAdapter(ProtocolConfig)
 
 
 class Examples(list[RankingExample]):
@@ -42,7 +41,7 @@ class Split:
     """
 
     def __init__(
-        self, dataset: Dataset, protocol: AnyProtocol, seed: int, splits: Splits | None = None
+        self, dataset: Dataset, protocol: ProtocolConfig, seed: int, splits: Splits | None = None
     ) -> None:
         """Make the examples, or take those in `splits`, which an equal call has made."""
         self.dataset, self.protocol, self.seed = dataset, protocol, seed
