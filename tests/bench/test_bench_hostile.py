@@ -12,10 +12,9 @@ from conftest import Answer
 
 from trsr.bench import hostile
 from trsr.serve.loading import open_service
-from trsr.serve.rendering import render
 from trsr.serve.service import Service
 from trsr.serve.settings import Settings
-from trsr.serve.views import item_view
+from trsr.serve.views import item_view, render
 from trsr.types import Item
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import Answer
 
-from trsr.serve.database_file import read_keys
+from trsr.serve.database import read_keys
 from trsr.serve.settings import key_hash
 
 Trsr = Callable[..., Answer]

@@ -15,7 +15,7 @@ import pytest
 from conftest import Answer
 
 from trsr.data.dataset import Dataset
-from trsr.serve.database import SqliteServeStore
+from trsr.serve.store import ServeStore
 
 Trsr = Callable[..., Answer]
 
@@ -72,6 +72,6 @@ def test_a_served_run_keeps_events_and_ends_in_order(finished_run: Path, tmp_pat
     assert "Traceback" not in rest
     assert '"route": "/v1/users/{user_id}/events"' in rest
     assert "ann" not in rest
-    store = SqliteServeStore(database)
+    store = ServeStore(database)
     assert [event.item_id for event in store.events("ann")] == [item]
     store.close()

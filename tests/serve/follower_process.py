@@ -14,13 +14,12 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from stores import summariser_of_many
+from stores import event, summariser_of_many
 
 from trsr.llm.base import Generation, GenerationParams, Prompt
 from trsr.llm.fake import FakeGenerator
-from trsr.serve.database import SqliteServeStore
-from trsr.serve.profile_updater import Follower
-from trsr.serve.store import Event, ServeStore
+from trsr.serve.profile_updater import ProfileUpdater
+from trsr.serve.store import ServeStore
 
 # The server imports once; its children begin in milliseconds.
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -43,7 +42,7 @@ class Message(NamedTuple):
 def keep(store: ServeStore, message: Message) -> None:
     """Do what a message says."""
     if message.kind == "event":
-        store.add_events(message.user_id, [Event(f"event-{message.number}", message.text)])
+        store.add_events(message.user_id, [event(f"event-{message.number}", message.text)])
     elif message.kind == "notes":
         assert store.put_notes(message.user_id, message.text) is not None
     elif message.kind == "delete":
@@ -69,9 +68,11 @@ class StoppingGenerator(FakeGenerator):
 
 def serve(file: str, method: str, n_texts: int | None, pipe: Connection) -> None:
     """Acknowledge messages after they are kept, until the pipe is closed; write no more than `n_texts`."""
-    store = SqliteServeStore(file)
+    store = ServeStore(file)
     stop = threading.Event()
-    follower = Follower(store, summariser_of_many(method, block_size=3, fan_in=2), StoppingGenerator(n_texts))
+    follower = ProfileUpdater(
+        store, summariser_of_many(method, block_size=3, fan_in=2), StoppingGenerator(n_texts)
+    )
     thread = threading.Thread(target=follower.run, args=(stop,), daemon=True)
     thread.start()
     try:

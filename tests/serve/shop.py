@@ -21,12 +21,12 @@ from trsr.recommend.prompt import PromptBuilder, PromptConfig, load_ranking_temp
 from trsr.recommend.recommender import Recommender
 from trsr.recommend.retrieval import Retriever
 from trsr.serve.app import create_app, listen, make_server
-from trsr.serve.database import SqliteServeStore
 from trsr.serve.model_queue import ModelQueue
-from trsr.serve.profile_updater import Follower
+from trsr.serve.profile_updater import ProfileUpdater
 from trsr.serve.ranking import Ranker
 from trsr.serve.service import Service
 from trsr.serve.settings import Settings, key_hash
+from trsr.serve.store import ServeStore
 from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.prompts import load_summary_template
 from trsr.summarize.user_plan import Summariser
@@ -49,7 +49,7 @@ class Shop:
 
     def follow(self) -> None:
         """Let all profiles catch up."""
-        while self.service.follower.step():
+        while self.service.updater.step():
             pass
 
     def buy(self, user_id: str, *items: str) -> None:
@@ -86,7 +86,7 @@ def make_service(
         category_fields=("category",),
         title_field="title",
     )
-    store = SqliteServeStore(file)
+    store = ServeStore(file)
     ranker = Ranker(
         recommender,
         ModelQueue(recommender, max_waiting=settings.max_waiting),
@@ -96,7 +96,7 @@ def make_service(
         max_tokens=settings.max_tokens or 10**6,
         seconds=settings.request_seconds,
     )
-    return Service(store, Follower(store, summariser, engine or FakeGenerator()), ranker, summariser)
+    return Service(store, ProfileUpdater(store, summariser, engine or FakeGenerator()), ranker, summariser)
 
 
 @contextmanager

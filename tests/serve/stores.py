@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from typing import Any
 
 from helpers import item, make_summariser, word
 
 from trsr.llm.base import Generation, GenerationParams, Prompt
 from trsr.llm.fake import FakeGenerator
-from trsr.serve.profile_updater import Follower
-from trsr.serve.store import Event, ServeStore
+from trsr.serve.profile_updater import ProfileUpdater
+from trsr.serve.schemas import EventIn
+from trsr.serve.store import ServeStore
 from trsr.summarize.user_plan import Summariser
 
 N_ITEMS = 600
 CATALOGUE = {f"i{number}": item(number) for number in range(N_ITEMS)}
 
 
-def events(start: int, stop: int) -> list[Event]:
+def event(event_id: str, item_id: str, timestamp: datetime | None = None) -> EventIn:
+    return EventIn(event_id=event_id, item_id=item_id, timestamp=timestamp)
+
+
+def add_profile(store: ServeStore, user_id: str, text: str, n_items: int, calls: Any = ()) -> bool:
+    """Add the next version of a profile, as an update of the user does."""
+    store.request_update(user_id)
+    update, latest = store.update_of(user_id), store.latest_profile(user_id)
+    assert update is not None
+    return store.add_profile(update, text, n_items, None, calls, latest.version if latest else 0)
+
+
+def events(start: int, stop: int) -> list[EventIn]:
     """Return events `eSTART` to `eSTOP`, the last one left out, each of the item of its number."""
-    return [Event(f"e{number}", f"i{number}") for number in range(start, stop)]
+    return [event(f"e{number}", f"i{number}") for number in range(start, stop)]
 
 
 def summariser_of_many(method: str = "recurrent", **settings: Any) -> Summariser:
@@ -75,7 +89,7 @@ def follow(store: ServeStore, summariser: Summariser, engine: FakeGenerator | No
     """Fold until no update is due; return how many calls were made."""
     engine = engine or FakeGenerator()
     before = engine.n_calls
-    follower = Follower(store, summariser, engine)
+    follower = ProfileUpdater(store, summariser, engine)
     while follower.step() or [update for update in store.pending(99) if not update.n_attempts]:
         pass
     return engine.n_calls - before

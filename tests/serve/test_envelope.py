@@ -19,7 +19,7 @@ from shop import Shop, open_shop
 from starlette.types import Message, Receive, Scope, Send
 
 from trsr.serve.metrics import Metrics
-from trsr.serve.middleware import Envelope, name_request
+from trsr.serve.middleware import RequestContext, name_request
 from trsr.storage import as_one_sentence
 
 SCOPE = {"type": "http", "method": "POST", "path": "/", "headers": []}
@@ -207,7 +207,9 @@ def test_what_a_client_who_left_asked_is_given_up(shop: Shop, caplog: pytest.Log
             raise
 
     async def main() -> None:
-        await asyncio.wait_for(Envelope(slow, Metrics(dict), False)(SCOPE, client.receive, client.send), 30)
+        await asyncio.wait_for(
+            RequestContext(slow, Metrics(dict), False)(SCOPE, client.receive, client.send), 30
+        )
 
     client = Client()
     run(main())
@@ -232,7 +234,7 @@ def test_a_thread_is_waited_for_although_its_client_left() -> None:
 
     async def main() -> None:
         answer = asyncio.ensure_future(
-            Envelope(app, Metrics(dict), False)(SCOPE, client.receive, client.send)
+            RequestContext(app, Metrics(dict), False)(SCOPE, client.receive, client.send)
         )
         while not begun.is_set():
             await asyncio.sleep(0.001)
@@ -265,7 +267,7 @@ def test_a_body_is_not_asked_for_before_it_is_wanted() -> None:
 
     client = Client()
     scope = {**SCOPE, "headers": [(b"expect", b"100-continue")]}
-    run(Envelope(app, Metrics(dict), False)(scope, receive, client.send))
+    run(RequestContext(app, Metrics(dict), False)(scope, receive, client.send))
     assert state[:2] == ["wanted", "asked"]
 
 
@@ -284,7 +286,7 @@ def test_an_answer_that_has_begun_is_finished(reads: bool) -> None:
         done.append("after the answer")
 
     async def main() -> None:
-        await Envelope(app, Metrics(dict), False)(SCOPE, client.receive, client.send)
+        await RequestContext(app, Metrics(dict), False)(SCOPE, client.receive, client.send)
 
     client = Client()
     run(main())

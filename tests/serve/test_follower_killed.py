@@ -13,8 +13,7 @@ from follower_process import Message, acknowledged, keep, start
 from stores import follow, summariser_of_many
 
 from trsr.seeding import derive_seed
-from trsr.serve.database import SqliteServeStore
-from trsr.serve.store import Profile
+from trsr.serve.store import ServeStore, StoredProfile
 
 N_EVENTS = 200
 USERS = ("ann", "bob", "cat", "dan", "eve")
@@ -53,7 +52,7 @@ def kill_under_load(file: Path, method: str, outbox: list[Message], rng: random.
     return numbers
 
 
-def check(store: SqliteServeStore, sent: list[Message], known: set[int]) -> None:
+def check(store: ServeStore, sent: list[Message], known: set[int]) -> None:
     """Hold the store against what was sent and what was acknowledged."""
     for user in USERS:
         ids = [event.event_id for event in store.events(user)]
@@ -73,7 +72,7 @@ def check(store: SqliteServeStore, sent: list[Message], known: set[int]) -> None
         assert [p.version for p in store.profiles(user)] == list(range(1, len(store.profiles(user)) + 1))
 
 
-def facts(profile: Profile | None) -> tuple[str, int, str | None]:
+def facts(profile: StoredProfile | None) -> tuple[str, int, str | None]:
     assert profile is not None
     return profile.text, profile.n_items, profile.key
 
@@ -82,7 +81,7 @@ def facts(profile: Profile | None) -> tuple[str, int, str | None]:
 @pytest.mark.parametrize("n_kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_kills_lose_nothing_and_change_no_profile(tmp_path: Path, method: str, n_kills: int) -> None:
     sent = messages()
-    undisturbed = SqliteServeStore(tmp_path / "undisturbed.sqlite")
+    undisturbed = ServeStore(tmp_path / "undisturbed.sqlite")
     for message in sent:
         keep(undisturbed, message)
     follow(undisturbed, summariser_of_many(method, block_size=3, fan_in=2))
@@ -95,7 +94,7 @@ def test_kills_lose_nothing_and_change_no_profile(tmp_path: Path, method: str, n
         so_far = sent[: len(sent) * life // (n_kills + 1)]  # so that every life has something to do
         outbox = [message for message in so_far if message.number not in known]
         known |= set(kill_under_load(file, method, outbox, rng))
-        store = SqliteServeStore(file)
+        store = ServeStore(file)
         check(store, sent, known)
         n_interrupted += store.facts()["pending"] > 0
         store.close()
@@ -109,7 +108,7 @@ def test_kills_lose_nothing_and_change_no_profile(tmp_path: Path, method: str, n
     pipe.close()
     process.join()
     assert process.exitcode == 0
-    store = SqliteServeStore(file)
+    store = ServeStore(file)
     check(store, sent, {message.number for message in sent})
     for user in USERS:
         assert store.history(user) == undisturbed.history(user)

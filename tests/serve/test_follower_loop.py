@@ -14,19 +14,18 @@ from stores import BreakingEngine, MeddlingEngine, events, follow, seen, summari
 from trsr.errors import EngineError
 from trsr.llm.base import Generation
 from trsr.llm.fake import FakeGenerator
-from trsr.serve.database import SqliteServeStore
-from trsr.serve.profile_updater import Follower
-from trsr.serve.store import PendingUpdate
+from trsr.serve.profile_updater import ProfileUpdater
+from trsr.serve.store import PendingUpdate, ServeStore
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[SqliteServeStore]:
-    store = SqliteServeStore(tmp_path / "serve.sqlite")
+def store(tmp_path: Path) -> Iterator[ServeStore]:
+    store = ServeStore(tmp_path / "serve.sqlite")
     yield store
     store.close()
 
 
-def run_in_background(follower: Follower, stop: threading.Event) -> threading.Thread:
+def run_in_background(follower: ProfileUpdater, stop: threading.Event) -> threading.Thread:
     thread = threading.Thread(target=follower.run, args=(stop,))
     thread.start()
     return thread
@@ -39,9 +38,9 @@ def wait_until(condition: Callable[[], Any]) -> None:
         time.sleep(0.002)
 
 
-def test_the_loop_follows_and_stops(store: SqliteServeStore) -> None:
+def test_the_loop_follows_and_stops(store: ServeStore) -> None:
     stop = threading.Event()
-    thread = run_in_background(Follower(store, summariser_of_many(), FakeGenerator()), stop)
+    thread = run_in_background(ProfileUpdater(store, summariser_of_many(), FakeGenerator()), stop)
     store.add_events("u", events(0, 5))
     wait_until(lambda: seen(store) == [5])
     store.add_events("u", events(5, 6))
@@ -52,11 +51,11 @@ def test_the_loop_follows_and_stops(store: SqliteServeStore) -> None:
     assert not thread.is_alive()
 
 
-def test_stopping_does_not_wait_for_a_long_history(store: SqliteServeStore) -> None:
+def test_stopping_does_not_wait_for_a_long_history(store: ServeStore) -> None:
     stop = threading.Event()
     engine = MeddlingEngine(stop.set)
     store.add_events("u", events(0, 100))
-    thread = run_in_background(Follower(store, summariser_of_many(), engine), stop)
+    thread = run_in_background(ProfileUpdater(store, summariser_of_many(), engine), stop)
     thread.join(timeout=60)
     assert not thread.is_alive()
     assert engine.n_calls == 1
@@ -64,7 +63,7 @@ def test_stopping_does_not_wait_for_a_long_history(store: SqliteServeStore) -> N
 
 
 def test_nothing_ends_the_loop_and_no_text_of_a_user_is_logged(
-    store: SqliteServeStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    store: ServeStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     real, failures = store.pending, [RuntimeError("said: likes lamps"), RuntimeError("again")]
 
@@ -75,7 +74,7 @@ def test_nothing_ends_the_loop_and_no_text_of_a_user_is_logged(
 
     monkeypatch.setattr(store, "pending", pending)
     stop = threading.Event()
-    thread = run_in_background(Follower(store, summariser_of_many(), BreakingEngine()), stop)
+    thread = run_in_background(ProfileUpdater(store, summariser_of_many(), BreakingEngine()), stop)
     store.add_events("u", events(0, 5))
     store.add_events("bad", events(50, 55))
     wait_until(lambda: store.facts()["failing"] and seen(store))
@@ -104,14 +103,14 @@ def test_nothing_ends_the_loop_and_no_text_of_a_user_is_logged(
     ],
 )
 def test_the_log_says_why_an_engine_failed_but_not_what_it_said(
-    said: str, logged: str, store: SqliteServeStore, caplog: pytest.LogCaptureFixture
+    said: str, logged: str, store: ServeStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Down(FakeGenerator):
         def generate(self, *_: object) -> Iterator[Generation]:
             raise EngineError(said)
 
     store.add_events("u", events(0, 5))
-    follower = Follower(store, summariser_of_many(), Down())
+    follower = ProfileUpdater(store, summariser_of_many(), Down())
     follower.step()
     assert follower.last_failure == logged
     assert logged in caplog.text

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from trsr.errors import ConfigError
 from trsr.serve.app import create_app
-from trsr.serve.database_file import add_key, remove_key
+from trsr.serve.database import add_key, remove_key
 from trsr.serve.settings import Key, key_hash
 from trsr.types import History
 
@@ -68,7 +68,7 @@ def keyed(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Shop:
     """A shop with two teams, which sees at once how its keys change."""
     monkeypatch.setattr("trsr.serve.settings._RELOAD_SECONDS", 0.0)
     users = ("team-a/ann", "team-b/bob")
-    shop.service.store.import_histories([History(user, ("i1", "i2")) for user in users])
+    shop.service.store.import_histories([History(user, ("i1", "i2")) for user in users], "data")
     return shop
 
 

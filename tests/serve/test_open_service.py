@@ -15,9 +15,9 @@ from starlette.testclient import TestClient
 from trsr.data.dataset import Dataset
 from trsr.errors import InputError, RunMismatchError
 from trsr.serve.app import create_app
-from trsr.serve.database import SqliteServeStore
 from trsr.serve.loading import open_for_serving, open_service
 from trsr.serve.settings import Settings
+from trsr.serve.store import ServeStore
 from trsr.splitting.examples import read_splits
 from trsr.types import History
 
@@ -46,8 +46,8 @@ def test_the_users_of_a_run_are_served_and_imported_once(finished_run: Path, tmp
     service = open_service(finished_run, None, database, settings, said.append)
     try:
         assert not any("events of the data set" in line for line in said)
-        assert service.store.history(other.user_id) is None  # who was deleted does not come back
-        assert service.store.history(history.user_id) is not None
+        assert not service.store.history(other.user_id)  # who was deleted does not come back
+        assert service.store.history(history.user_id)
     finally:
         service.close()
 
@@ -68,11 +68,11 @@ def test_the_threads_that_load_and_write_end(
     monkeypatch.setattr("trsr.serve.loading.open_for_serving", noting(open_for_serving))
     service = open_service(finished_run, None, tmp_path / "serve.sqlite", Settings(api_keys=()))
     try:
-        engine = service.follower.engine
+        engine = service.updater.engine
         assert engine is not None
         monkeypatch.setattr(engine, "generate", noting(engine.generate))
         service.store.request_update(read_splits(finished_run / "examples").test[0].user_id)
-        assert service.follower.step() == 1
+        assert service.updater.step() == 1
     finally:
         service.close()
     assert len(computing) > 1
@@ -86,10 +86,10 @@ def test_what_the_run_wrote_is_not_written_again(finished_run: Path, tmp_path: P
     try:
         for user in users:
             service.store.request_update(user)
-        while service.follower.step():
+        while service.updater.step():
             pass
-        totals = service.follower.totals
-        assert service.follower.n_updates == len(users)
+        totals = service.updater.totals
+        assert service.updater.n_updates == len(users)
         assert totals.n_calls_known > 0
         assert all(service.store.user_summaries(user) for user in users)
     finally:
@@ -104,21 +104,21 @@ def test_without_the_runs_summaries_all_are_written(finished_run: Path, tmp_path
     user = read_splits(run / "examples").test[0].user_id
     service = open_service(run, None, tmp_path / "serve.sqlite", Settings(api_keys=()), said.append)
     try:
-        assert "written anew" in said[0]
+        assert "written again" in said[0]
         service.store.request_update(user)
-        assert service.follower.step() == 1
-        assert service.follower.totals.n_calls_made > 0
+        assert service.updater.step() == 1
+        assert service.updater.totals.n_calls_made > 0
     finally:
         service.close()
 
 
 def test_a_database_of_another_data_set_is_refused(finished_run: Path, tmp_path: Path) -> None:
     database = tmp_path / "serve.sqlite"
-    with closing(SqliteServeStore(database)) as store:
+    with closing(ServeStore(database)) as store:
         store.import_histories([History("ann", ("i1",))], source="before it changed")
     with pytest.raises(RunMismatchError, match=r"holds the histories of another data set.*--db"):
         open_service(finished_run, None, database, Settings(api_keys=()))
-    with closing(SqliteServeStore(database)) as store:
+    with closing(ServeStore(database)) as store:
         assert store.users() == ["ann"]
 
 

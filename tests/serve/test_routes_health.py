@@ -43,7 +43,7 @@ def test_a_started_server_is_ready_and_follows_by_itself(tmp_path: Path) -> None
                 break
             waited.wait(0.05)
         assert client.get("/v1/users/ann").json()["profile"]["version"] == 1
-    assert not [thread for thread in threading.enumerate() if thread.name in ("trsr-follower", "trsr-model")]
+    assert not [thread for thread in threading.enumerate() if thread.name in ("trsr-profiles", "trsr-model")]
 
 
 @pytest.fixture
@@ -110,14 +110,14 @@ def test_a_model_that_fails_or_hangs_is_not_ready_unless_it_has_answered_of_late
 
 
 def test_readiness_does_not_say_where_the_engine_is(shop: Shop) -> None:
-    shop.service.follower.last_failure = "The server http://inside:8080/v1 cannot be reached: start it."
+    shop.service.updater.last_failure = "The server http://inside:8080/v1 cannot be reached: start it."
     with shop.client:
         failure = shop.client.get("/readyz").json()["engine_failure"]
     assert failure == "The server ... cannot be reached: start it."
 
 
 def test_readiness_shows_what_profiles_wait_for_and_why(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shop.service.follower, "engine", FakeGenerator(fail_on=1))
+    monkeypatch.setattr(shop.service.updater, "engine", FakeGenerator(fail_on=1))
     shop.buy("ann", "i1")
     shop.follow()
     with shop.client:

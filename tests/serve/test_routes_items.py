@@ -55,9 +55,7 @@ def test_a_changed_item_is_read_anew(shop: Shop) -> None:
 def test_an_item_put_twice_at_once_counts_once_and_the_last_one_stays(shop: Shop) -> None:
     assert put(shop, item("N", "First words"), item("N", "Last words")) == {"n_added": 1, "n_changed": 0}
     assert "Last words" in shop.service.ranker.recommender.text_of("N")
-    stored = shop.service.store.item("N")
-    assert stored is not None
-    assert stored.fields["title"] == "Last words"
+    assert [item.fields["title"] for item in shop.service.store.changed_items()[0]] == ["Last words"]
 
 
 @pytest.mark.parametrize("name", ["i5", "new/one", "a b%"])
@@ -107,7 +105,7 @@ def test_unknown_fields_are_refused_by_name_and_nothing_is_kept(shop: Shop) -> N
     assert "'colour'" in answer.json()["detail"]
     assert "category, title" in answer.json()["detail"]
     assert "N1" not in shop.service.catalogue
-    assert shop.service.store.item("N1") is None
+    assert shop.service.store.changed_items() == ([], [])
 
 
 @pytest.mark.parametrize(

@@ -11,22 +11,22 @@ from urllib.parse import quote
 
 import pytest
 from shop import Shop, open_shop
+from stores import event
 
 from trsr.serve import database
-from trsr.serve.store import Event
 from trsr.types import History
 
 EVENTS = "/v1/users/ann/events"
 
 
-def event(number: int, item: str | None = None, **more: Any) -> dict[str, Any]:
+def posted(number: int, item: str | None = None, **more: Any) -> dict[str, Any]:
     """Return an event as it is posted."""
     return {"event_id": f"e{number}", "item_id": item or f"i{number}", **more}
 
 
 def test_events_are_kept_in_order_and_answered_one_by_one(shop: Shop) -> None:
     time = "2026-11-23T09:30:00+02:00"
-    answer = shop.client.post(EVENTS, json={"events": [event(1, timestamp=time), event(2)]})
+    answer = shop.client.post(EVENTS, json={"events": [posted(1, timestamp=time), posted(2)]})
     assert answer.status_code == 202
     assert answer.json() == {
         "user_id": "ann",
@@ -43,8 +43,8 @@ def test_events_are_kept_in_order_and_answered_one_by_one(shop: Shop) -> None:
 
 
 def test_an_event_counts_once_however_often_it_is_sent(shop: Shop) -> None:
-    shop.client.post(EVENTS, json={"events": [event(1), event(2)]})
-    again = shop.client.post(EVENTS, json={"events": [event(2), event(3), event(3)]}).json()
+    shop.client.post(EVENTS, json={"events": [posted(1), posted(2)]})
+    again = shop.client.post(EVENTS, json={"events": [posted(2), posted(3), posted(3)]}).json()
     assert [entry["new"] for entry in again["events"]] == [False, True, False]
     assert again["n_new"] == 1
     history = shop.client.get("/v1/users/ann").json()["history"]
@@ -52,7 +52,7 @@ def test_an_event_counts_once_however_often_it_is_sent(shop: Shop) -> None:
 
 
 def test_unknown_items_are_refused_by_name_and_nothing_is_kept(shop: Shop) -> None:
-    answer = shop.client.post(EVENTS, json={"events": [event(1), event(2, "x9"), event(3, "x8")]})
+    answer = shop.client.post(EVENTS, json={"events": [posted(1), posted(2, "x9"), posted(3, "x8")]})
     assert answer.status_code == 422
     problem = answer.json()
     assert problem["type"] == "urn:trsr:problem:unknown-items"
@@ -66,10 +66,10 @@ def test_unknown_items_are_refused_by_name_and_nothing_is_kept(shop: Shop) -> No
     [
         ({"events": []}, "body/events"),
         ({"events": [{"item_id": "i1"}]}, "body/events/0/event_id"),
-        ({"events": [event(1, timestamp="2026-11-23T09:30:00")]}, "body/events/0/timestamp"),
-        ({"events": [event(1, timestamp="9999-12-31T23:59:59-12:00")]}, "body/events/0/timestamp"),
-        ({"events": [event(1, colour="red")]}, "body/events/0/colour"),
-        ({"events": [event(n) for n in range(1001)]}, "body/events"),
+        ({"events": [posted(1, timestamp="2026-11-23T09:30:00")]}, "body/events/0/timestamp"),
+        ({"events": [posted(1, timestamp="9999-12-31T23:59:59-12:00")]}, "body/events/0/timestamp"),
+        ({"events": [posted(1, colour="red")]}, "body/events/0/colour"),
+        ({"events": [posted(n) for n in range(1001)]}, "body/events"),
         ([], "body"),
     ],
 )
@@ -194,7 +194,7 @@ def test_a_deletion_that_another_process_holds_up_says_so(
 
 
 def test_nothing_is_pending_for_users_of_the_data_set_until_an_event_comes(shop: Shop) -> None:
-    shop.service.store.import_histories([History("ann", ("i1", "i2"))])
+    shop.service.store.import_histories([History("ann", ("i1", "i2"))], "data")
     assert shop.client.get("/v1/users/ann").json()["pending"] is False
     shop.buy("ann", "i3")
     assert shop.client.get("/v1/users/ann").json()["pending"] is True
@@ -229,7 +229,7 @@ def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
         before = shop.client.get("/v1/users/ann").json()
     with open_shop(file) as shop:
         assert shop.client.get("/v1/users/ann").json() == before
-        answer = shop.client.post(EVENTS, json={"events": [event(0, "i1"), event(50, "new")]}).json()
+        answer = shop.client.post(EVENTS, json={"events": [posted(0, "i1"), posted(50, "new")]}).json()
         assert [entry["new"] for entry in answer["events"]] == [False, True]
         shop.follow()
         assert shop.client.get("/v1/users/ann").json()["pending"] is False
@@ -238,7 +238,7 @@ def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
 @pytest.mark.parametrize("user", ["team/ann", "a//b", "/", "ann/events", "events", "x/notes", "50% off?"])
 def test_any_id_can_be_named_in_an_address(shop: Shop, user: str) -> None:
     address = f"/v1/users/{quote(user, safe='')}"
-    assert shop.client.post(f"{address}/events", json={"events": [event(1)]}).json()["user_id"] == user
+    assert shop.client.post(f"{address}/events", json={"events": [posted(1)]}).json()["user_id"] == user
     assert shop.client.get(address).json()["user_id"] == user
     edited = shop.client.put(f"{address}/notes", json={"text": "Only pots."})
     assert edited.json()["text"] == "Only pots."
@@ -248,9 +248,9 @@ def test_any_id_can_be_named_in_an_address(shop: Shop, user: str) -> None:
 
 @pytest.mark.parametrize("user", ["a\tb", "u" * 300, " mike", "mike\u00a0", "m\ufffd", "\u202em", "\x00"])
 def test_users_of_the_data_set_are_read_and_deleted_whatever_their_ids(shop: Shop, user: str) -> None:
-    shop.service.store.add_events(user, [Event("e1", "i1", None)])
+    shop.service.store.add_events(user, [event("e1", "i1")])
     address = f"/v1/users/{quote(user, safe='')}"
-    assert shop.client.post(f"{address}/events", json={"events": [event(2)]}).status_code == 422
+    assert shop.client.post(f"{address}/events", json={"events": [posted(2)]}).status_code == 422
     assert shop.client.get(address).json()["user_id"] == user
     assert shop.client.post("/v1/recommend", json={"user_id": user}).status_code == 200
     assert shop.client.delete(address).status_code == 204

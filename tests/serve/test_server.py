@@ -200,7 +200,7 @@ def test_writes_that_wait_hold_up_neither_rankings_nor_readings(
         httpx2.Client(timeout=10, base_url=address) as client,
         ThreadPoolExecutor(60) as pool,
     ):
-        with service.store._write_lock:  # type: ignore[attr-defined]
+        with service.store._write_lock:
             writes = [
                 pool.submit(httpx2.post, f"{address}/v1/users/u{n}/events", json=events, timeout=60)
                 for n in range(60)

@@ -68,7 +68,7 @@ def test_a_model_folder_serves_a_dataset_that_is_named(finished_run: Path, tmp_p
     serving = open_for_serving(model, finished_run / "data")
     whole = open_for_serving(finished_run)
     user = next(iter(whole.dataset.histories()))
-    ask = Ask(user.item_ids, "Buys garden tools.", list(whole.catalogue.items)[:4])
+    ask = Ask(user.item_ids, "Buys garden tools.", list(whole.recommender.catalogue.items)[:4])
     ours, theirs = serving.recommender.score([ask])[0], whole.recommender.score([ask])[0]
     np.testing.assert_allclose(ours.margins, theirs.margins, rtol=0, atol=1e-5)
     np.testing.assert_allclose(ours.scores, theirs.scores, rtol=0, atol=1e-5)
@@ -80,7 +80,8 @@ def test_a_model_folder_serves_a_dataset_that_is_named(finished_run: Path, tmp_p
 
 def test_an_item_put_later_is_known_to_every_part(finished_run: Path) -> None:
     serving = open_for_serving(finished_run)
-    title = next(f for f in serving.catalogue.fields if f not in serving.dataset.info.category_fields)
+    title = serving.summariser.title_field
+    assert title is not None
     serving.retriever.put_items([Item("new", {title: "xylophone"})])
     assert serving.retriever.top("xylophone", (), 1) == ["new"]
     assert ": xyl" in serving.recommender.text_of("new")  # few tokens of a field are kept
@@ -111,7 +112,9 @@ def test_texts_for_summaries_are_those_of_the_run(finished_run: Path) -> None:
 
     serving = open_for_serving(finished_run)
     own = make_summariser(serving.dataset, serving.summariser.config)
-    assert all(serving.summariser.item_text(i) == own.item_text(i) for i in serving.catalogue.items)
+    assert all(
+        serving.summariser.item_text(i) == own.item_text(i) for i in serving.recommender.catalogue.items
+    )
 
 
 def test_a_folder_of_something_else_and_an_unfinished_run_are_refused(

@@ -15,11 +15,11 @@ import pytest
 from serve_parts import HOSTILE
 from shop import KEY, LOCAL, Shop, open_shop
 from starlette.testclient import TestClient
+from stores import add_profile, event
 
 from trsr.llm.fake import FakeGenerator, FakeScorer
 from trsr.serve.app import create_app
-from trsr.serve.rendering import ASSETS
-from trsr.serve.store import Event
+from trsr.serve.views import ASSETS
 from trsr.types import History
 
 ORIGIN = {"Origin": LOCAL}
@@ -91,7 +91,7 @@ def ann(shop: Shop) -> Shop:
 def test_users_are_listed_and_found(shop: Shop) -> None:
     assert "There are no users yet" in page(shop, "/")
     for user in ("ann", "bob", "anna/b&c=d"):
-        shop.service.store.import_histories([History(user, ("i1",))], source=user)
+        shop.service.store.add_events(user, [event("e", "i1")])
     assert "3 users" in page(shop, "/")
     found = page(shop, "/?q=ann")
     assert 'href="/?user=ann"' in found
@@ -103,7 +103,7 @@ def test_users_are_listed_and_found(shop: Shop) -> None:
 
 def test_a_long_list_says_so_and_finds_the_exact_id_first(shop: Shop) -> None:
     users = [History(f"u{n:03d}", ("i1",)) for n in range(60)] + [History("9", ("i1",))]
-    shop.service.store.import_histories(users)
+    shop.service.store.import_histories(users, "data")
     assert "The first 50 users" in page(shop, "/")
     found = page(shop, "/page/users?q=9")
     assert found.index("user=9") < found.index("user=u009")
@@ -112,16 +112,15 @@ def test_a_long_list_says_so_and_finds_the_exact_id_first(shop: Shop) -> None:
 def test_a_user_is_shown_with_blocks_profile_and_versions(ann: Shop) -> None:
     html = page(ann)
     user = ann.service.user("ann")
-    assert user.profiles[-1].text in html
+    assert user.versions[-1].text in html
     assert "knows all 4 items" in html
     assert "2 versions" in html
     first, second = html.index("Block 1"), html.index("Block 2")
     assert second < first  # newest first
     assert "items 1–3" in html
     assert "item 4 · still filling" in html
-    for _, summary in user.blocks:
-        assert summary is not None
-        assert summary in html
+    for block in user.blocks:
+        assert str(block.summary) in html
     assert "<ins>" in html
     assert "<del>" in html
 
@@ -181,7 +180,7 @@ def test_hostile_texts_are_shown_as_text(shop: Shop, name: str) -> None:
     bad = {"item_id": "i0", "fields": {"title": text, "category": text[:2000]}}
     assert shop.client.put("/v1/items", json={"items": [bad]}).status_code == 200
     user = '<img src=x onerror=alert(1)>"\u202e'
-    shop.service.store.import_histories([History(user, ("i0", "i1"))])
+    shop.service.store.import_histories([History(user, ("i0", "i1"))], "data")
     query = "user=%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E%22%E2%80%AE"
     evil = "</textarea><script>alert(2)</script> {{ 7 * 7 }} " + text[:6000]
     assert send(shop, "notes", user=user, text=evil).status_code == 303
@@ -288,12 +287,12 @@ def test_other_bodies_than_forms_are_refused(ann: Shop) -> None:
 @pytest.mark.parametrize("user", [" ann", "ann ", "a/nn", "ann\ufffd"])
 def test_a_form_acts_on_the_user_it_names_and_no_other(ann: Shop, user: str) -> None:
     before = ann.client.get("/v1/users/ann").json()
-    ann.service.store.add_events(user, [Event("e1", "i1", None)])
+    ann.service.store.add_events(user, [event("e1", "i1", None)])
     html = page(ann, f"/?{urlencode({'user': user})}")
     assert f'name="user" value="{user}"' in html
     assert send(ann, "follow", user=user).status_code == 303
     assert send(ann, "delete", user=user, sure="yes").status_code == 303
-    assert ann.service.store.history(user) is None
+    assert not ann.service.store.history(user)
     assert ann.client.get("/v1/users/ann").json() == before
 
 
@@ -311,7 +310,7 @@ def test_notes_are_saved_shown_first_and_move_the_ranking(ann: Shop) -> None:
     assert "The notes are saved" in answer.text
     assert ann.client.get("/v1/users/ann").json()["notes"]["text"] == "Only\npresents."
     html = page(ann)
-    assert html.index("Only\npresents.") < html.index(ann.service.user("ann").profiles[-1].text)
+    assert html.index("Only\npresents.") < html.index(ann.service.user("ann").versions[-1].text)
     html = page(ann, "/page/ranking?user=ann")
     assert "By the notes, version 2 of the profile and the recent items" in html
     assert ranked(html) != before
@@ -371,7 +370,7 @@ def test_an_unknown_item_is_refused_by_name(ann: Shop) -> None:
 
 
 def test_nobody_waits_for_a_profile_that_nobody_writes(shop: Shop) -> None:
-    shop.service.store.import_histories([History("ann", ("i1", "i2"))])
+    shop.service.store.import_histories([History("ann", ("i1", "i2"))], "data")
     html = page(shop)
     assert "Counted" in html
     assert "Write it now" in html
@@ -389,7 +388,7 @@ def test_nobody_waits_for_a_profile_that_nobody_writes(shop: Shop) -> None:
 def test_every_method_has_its_page(shop: Shop, method: str, said: str) -> None:
     service = shop.service
     config = service.summariser.config.model_copy(update={"method": method})
-    service.summariser = service.follower.summariser = replace(service.summariser, config=config)
+    service.summariser = service.updater.summariser = replace(service.summariser, config=config)
     shop.buy("ann", "i1", "i2", "i3", "i4")
     shop.follow()
     html = page(shop, "/?user=ann&rank=1&compare=1&explain=i9")
@@ -403,7 +402,7 @@ def test_every_method_has_its_page(shop: Shop, method: str, said: str) -> None:
 def test_a_long_life_is_folded(shop: Shop) -> None:
     for n in range(40):
         shop.buy("ann", f"i{n}")
-        shop.service.store.add_profile("ann", f"wish{n} and so on. " * 60, n + 1)
+        add_profile(shop.service.store, "ann", f"wish{n} and so on. " * 60, n + 1)
     html = page(shop)
     assert "40 versions" in html
     assert "20 older versions not shown" in html
@@ -418,9 +417,9 @@ def test_a_long_life_is_folded(shop: Shop) -> None:
 
 
 def test_a_failing_update_is_told(shop: Shop) -> None:
-    shop.service.follower.engine = FakeGenerator(fail_on=lambda _: True)
+    shop.service.updater.engine = FakeGenerator(fail_on=lambda _: True)
     shop.buy("ann", "i1")
-    shop.service.follower.step()
+    shop.service.updater.step()
     html = page(shop)
     assert "could not be updated (1 attempt so far)" in html
     assert "every 2s" in html

@@ -46,7 +46,7 @@ def add(
 
     Example: trsr keys add out/demo --name shop --scope rank,events --expires 90d
     """
-    from trsr.serve.database_file import add_key
+    from trsr.serve.database import add_key
     from trsr.serve.settings import ADMIN, SCOPES, Key, key_hash, new_key
 
     if not _NAME.fullmatch(name):
@@ -71,7 +71,7 @@ def list_keys(model_or_run: Served = None, db: Database = None) -> None:
 
     Example: trsr keys list out/demo
     """
-    from trsr.serve.database_file import read_keys
+    from trsr.serve.database import read_keys
 
     for key in read_keys(_existing(model_or_run, db)):
         users = f"users {key.user_prefix}*" if key.user_prefix else "all users"
@@ -89,7 +89,7 @@ def remove(
 
     Example: trsr keys remove shop out/demo
     """
-    from trsr.serve.database_file import remove_key
+    from trsr.serve.database import remove_key
 
     database = _existing(model_or_run, db)
     if not remove_key(database, name):

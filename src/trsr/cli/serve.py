@@ -27,7 +27,7 @@ def serve(
         ),
     ] = None,
     max_waiting: Annotated[
-        int | None, typer.Option(help="Questions that may wait for the model; more are answered 503. [64]")
+        int | None, typer.Option(help="Requests that may wait for the model; more are answered 503. [64]")
     ] = None,
     request_seconds: Annotated[
         float | None, typer.Option(help="What takes longer is answered 503. [30]")
@@ -73,15 +73,15 @@ def serve(
         log_texts=log_texts,
     )
     from trsr.serve.app import listen, run_server
-    from trsr.serve.database_file import read_keys
+    from trsr.serve.database import read_keys
     from trsr.serve.loading import open_service
 
     database = db or model_or_run / "serve.sqlite"
     settings.check_closed(bool(settings.api_keys or read_keys(database)))
 
-    def say(line: str) -> None:
+    def log(line: str) -> None:
         typer.echo(line, err=True)
 
     with listen(settings) as listening:  # first: loading takes long, and the port may be taken
-        service = open_service(model_or_run, data, database, settings, say=say)
-        run_server(service, settings, listening, say=say)
+        service = open_service(model_or_run, data, database, settings, log=log)
+        run_server(service, settings, listening, log=log)

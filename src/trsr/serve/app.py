@@ -1,4 +1,4 @@
-"""Puts routes, gate, envelope and the page around a service: the ASGI application."""
+"""The ASGI application around a service, and the server that runs it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -18,14 +19,14 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from trsr.errors import OutputError
+from trsr.serve import middleware, routes
+from trsr.serve.database import read_keys
 from trsr.serve.metrics import Metrics
-from trsr.serve.middleware import KEY_PATH, Door, Envelope, Gate, check_user_of_address, name_request
 from trsr.serve.pages import page_router
 from trsr.serve.problems import SCHEMA, answer_with_problems
-from trsr.serve.rendering import ASSETS
-from trsr.serve.routes import health_router, items_router, ranking_router, users_router
 from trsr.serve.service import Service
 from trsr.serve.settings import Keys, Settings
+from trsr.serve.views import ASSETS
 
 _DESCRIPTION = """
 Recommendations from profiles that follow their users. Every refusal is problem JSON (RFC 9457) with a stable
@@ -39,7 +40,7 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
     Raises:
         ConfigError: other machines can reach it, and there are no keys.
     """
-    keys = Keys(settings.api_keys, service.store.keys)
+    keys = Keys(settings.api_keys, partial(read_keys, service.store.path))
     settings.check_closed(bool(keys))
 
     @asynccontextmanager
@@ -61,32 +62,27 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
     )
     metrics = Metrics(service.facts)
     bearer = HTTPBearer(auto_error=False, description="Checked before anything else.")
-    checks = [Security(bearer), Depends(check_user_of_address)]
-    for router in (users_router(service), ranking_router(service), items_router(service)):
-        app.include_router(router, dependencies=checks)
-    app.include_router(health_router(service, metrics))
+    checks = [Security(bearer), Depends(middleware.check_user_of_address)]
+    for make_router in (routes.users_router, routes.ranking_router, routes.items_router):
+        app.include_router(make_router(service), dependencies=checks)
+    app.include_router(routes.health_router(service, metrics))
     app.include_router(page_router(service, keys), dependencies=checks[1:])
     answer_with_problems(app)
-    # From the innermost outwards. The first one counts what is read; what is announced is seen at the gate.
+    # From the innermost outwards. The first counts what is read; an announced length is checked before.
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
-    open_paths = frozenset({KEY_PATH, *(asset.path for asset in ASSETS.values())})
-    app.add_middleware(Gate, settings=settings, keys=keys, open_paths=open_paths)
-    app.add_middleware(Envelope, metrics=metrics, log_texts=settings.log_texts)
-    app.add_middleware(Door)
-    _describe_problems(app)
-    return app
-
-
-def _describe_problems(app: FastAPI) -> None:
-    """Add the schema of problems to the OpenAPI description."""
+    open_paths = frozenset({middleware.KEY_PATH, *(asset.path for asset in ASSETS.values())})
+    app.add_middleware(middleware.AccessControl, settings=settings, keys=keys, open_paths=open_paths)
+    app.add_middleware(middleware.RequestContext, metrics=metrics, log_texts=settings.log_texts)
+    app.add_middleware(middleware.PageAuth)
     describe = app.openapi
 
-    def openapi() -> dict[str, Any]:
+    def describe_with_problems() -> dict[str, Any]:
         description = describe()
         description["components"]["schemas"]["Problem"] = SCHEMA
         return description
 
-    app.openapi = openapi  # type: ignore[method-assign]
+    app.openapi = describe_with_problems  # type: ignore[method-assign]
+    return app
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -112,7 +108,7 @@ def make_server(service: Service, settings: Settings) -> uvicorn.Server:
             create_app(service, settings),
             http=_protocol(settings),
             log_config=None,
-            access_log=False,  # the envelope writes one line a request, without ids of users
+            access_log=False,  # `RequestContext` writes one line per request, without ids of users
             server_header=False,
             forwarded_allow_ips=settings.forwarded_allow_ips,
             ws="none",
@@ -157,15 +153,15 @@ def _protocol(settings: Settings) -> type[H11Protocol]:
 
 
 def run_server(
-    service: Service, settings: Settings, listening: socket.socket, say: Callable[[str], None]
+    service: Service, settings: Settings, listening: socket.socket, log: Callable[[str], None]
 ) -> None:
     """Serve until a signal says stop."""
     handler = logging.StreamHandler()
-    handler.addFilter(name_request)
+    handler.addFilter(middleware.name_request)
     line = "%(asctime)s %(levelname)s %(name)s %(request)s %(message)s"
     logging.basicConfig(level=logging.WARNING, format=line, handlers=[handler])
     logging.getLogger("trsr").setLevel(logging.INFO)
     host, port = listening.getsockname()[:2]
     name = f"[{host}]" if ":" in host else host
-    say(f"Serving {service.model_name} at http://{name}:{port}: a page, and an API (GET /openapi.json).")
+    log(f"Serving {service.model_name} at http://{name}:{port}: a page, and an API (GET /openapi.json).")
     make_server(service, settings).run(sockets=[listening])

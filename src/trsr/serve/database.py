@@ -1,88 +1,239 @@
-"""The service's store in one SQLite file: users, events, profiles, summaries, the queue and the catalogue.
-
-Two connections, one that writes and one that reads, each with a lock. SQLite writes one transaction at a time
-anyway, and its transactions belong to the connection, not to the thread: without the lock two threads would
-write into one another's. A commit that was acknowledged to somebody waits for the disk (`synchronous = FULL`:
-it survives a power cut too); what can be made again, such as summaries, does not. Readers wait for neither.
-"""
+"""The service database as a file: schema, locks, transactions, deletion down to the bytes, and API keys."""
 
 from __future__ import annotations
 
-import json
+import contextlib
+import os
 import shutil
 import sqlite3
+import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
-from trsr.errors import NotErasedError, OutputError, StoreError
-from trsr.serve import database_steps as steps
-from trsr.serve.database_file import WHAT, DatabaseFile, make_private, read_keys
-from trsr.serve.database_steps import APPLICATION_ID, MIGRATIONS
+from filelock import FileLock, Timeout
+
+from trsr.errors import ConfigError, NotErasedError, OutputError, StoreError
 from trsr.serve.settings import Key
-from trsr.serve.store import Event, Notes, PendingUpdate, Profile, StoredEvent, UserSummary
 from trsr.storage import PATIENCE, as_one_sentence, open_sqlite
-from trsr.summarize.store import StoredCall, SummaryTable
-from trsr.types import History, Item
+from trsr.summarize.store import SUMMARIES
+
+APPLICATION_ID = 0x74727376  # "trsv"
+WHAT = "service database"
+
+# See `trsr.storage.open_sqlite`. Only ever append. Times are seconds since 1970, UTC; those of events are
+# whole microseconds.
+MIGRATIONS = (
+    # AUTOINCREMENT: the number of a deleted user is never given again.
+    """
+    CREATE TABLE users (
+        uid INTEGER PRIMARY KEY AUTOINCREMENT, user_id TEXT NOT NULL UNIQUE,
+        n_events INTEGER NOT NULL DEFAULT 0
+    )
+    """,
+    """
+    CREATE TABLE events (
+        uid INTEGER NOT NULL, position INTEGER NOT NULL, event_id TEXT NOT NULL, item_id TEXT NOT NULL,
+        timestamp INTEGER, PRIMARY KEY (uid, position), UNIQUE (uid, event_id)
+    ) WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE profiles (
+        uid INTEGER NOT NULL, version INTEGER NOT NULL, text TEXT NOT NULL,
+        author TEXT NOT NULL CHECK (author IN ('model', 'person')),
+        n_items INTEGER NOT NULL, key TEXT, created_at REAL NOT NULL, PRIMARY KEY (uid, version)
+    )
+    """,
+    "CREATE INDEX edits ON profiles (uid, version) WHERE author = 'person'",
+    """
+    CREATE TABLE pending (
+        uid INTEGER PRIMARY KEY, since REAL NOT NULL, due REAL NOT NULL,
+        n_attempts INTEGER NOT NULL DEFAULT 0, error TEXT
+    )
+    """,
+    "CREATE INDEX pending_by_age ON pending (since)",
+    SUMMARIES,
+    # Who owns a text: `plans` holds the calls behind profiles (`start`: the items before the plan's first
+    # block), `drafts` the calls of unfinished profiles. Two users may reach the same text from different
+    # items, so the items are kept here and not with the text.
+    """
+    CREATE TABLE plans (
+        uid INTEGER NOT NULL, start INTEGER NOT NULL, place INTEGER NOT NULL, key TEXT NOT NULL,
+        item_ids TEXT NOT NULL, PRIMARY KEY (uid, start, place)
+    ) WITHOUT ROWID
+    """,
+    "CREATE INDEX plans_by_key ON plans (key)",
+    "CREATE TABLE drafts (uid INTEGER NOT NULL, key TEXT NOT NULL, PRIMARY KEY (uid, key)) WITHOUT ROWID",
+    "CREATE INDEX drafts_by_key ON drafts (key)",
+    "CREATE TABLE items (item_id TEXT PRIMARY KEY, fields TEXT NOT NULL)",
+    "CREATE TABLE imports (source TEXT PRIMARY KEY, imported_at REAL NOT NULL)",
+    """
+    CREATE TABLE keys (
+        name TEXT PRIMARY KEY, hash TEXT NOT NULL UNIQUE, scopes TEXT NOT NULL, user_prefix TEXT NOT NULL,
+        expires REAL
+    )
+    """,
+    # Users who cannot be found any more, some of whose bytes may still be on disk.
+    "CREATE TABLE deleted (uid INTEGER PRIMARY KEY)",
+    "CREATE INDEX pending_by_due ON pending (due)",
+    # A person's edit used to be a version of the profile, from which later plans began (at `start`). The
+    # newest edits become notes, and those profiles are written again from the whole history.
+    "CREATE TABLE notes (uid INTEGER PRIMARY KEY, text TEXT NOT NULL, updated_at REAL NOT NULL)",
+    """
+    INSERT INTO notes SELECT uid, text, created_at FROM profiles WHERE author = 'person' AND version =
+        (SELECT max(version) FROM profiles edits WHERE edits.uid = profiles.uid AND author = 'person')
+    """,
+    """
+    INSERT INTO pending (uid, since, due) SELECT uid, updated_at, 0 FROM notes WHERE true
+    ON CONFLICT DO NOTHING
+    """,
+    "DELETE FROM notes WHERE trim(text, char(9, 10, 13, 32)) = ''",
+    "DELETE FROM profiles WHERE author = 'person'",
+    "DROP INDEX edits",
+    "ALTER TABLE profiles DROP COLUMN author",
+    "INSERT INTO drafts SELECT DISTINCT uid, key FROM plans WHERE start > 0 ON CONFLICT DO NOTHING",
+    "ALTER TABLE plans RENAME TO plans_after_edits",
+    """
+    CREATE TABLE plans (
+        uid INTEGER NOT NULL, place INTEGER NOT NULL, key TEXT NOT NULL, item_ids TEXT NOT NULL,
+        PRIMARY KEY (uid, place)
+    ) WITHOUT ROWID
+    """,
+    "INSERT INTO plans SELECT uid, place, key, item_ids FROM plans_after_edits WHERE start = 0",
+    "DROP TABLE plans_after_edits",
+    "CREATE INDEX plans_by_key ON plans (key)",
+)
 
 LEAST_ROOM = 256 * 1024
 """Bytes on the disk below which the database counts as full: a small write may still work then."""
 ERASE_SECONDS = 5.0
-"""A deletion waits so long for other processes."""
+"""How long a deletion waits for other processes."""
 CHECK_SECONDS = 2.0
 """A write that waits longer means that the database does not work."""
-_UPDATES = "SELECT user_id, n_events, since, n_attempts, uid FROM pending JOIN users USING (uid)"
+RESERVE_BYTES = 8 * 2**20
+"""Reserved for deletions on a full disk: they checkpoint the `-wal` and write a transaction."""
+# https://sqlite.org/fileformat2.html#b_tree_pages
+_HEADERS = {2: 12, 5: 12, 10: 8, 13: 8}
+"""Header bytes of a b-tree page, by the kind of page."""
+_AUTO_VACUUM = 52
+"""Offset of four bytes that say whether the file has pointer-map pages, which look like other pages."""
+_MAX_PAGES = 0x2000000
+"""With more pages, the pointer that begins an overflow page could look like the kind of a b-tree page."""
 
-Written = Callable[[Sequence[str]], Mapping[str, StoredCall]]
 
+class DatabaseFile:
+    """Holds a database file for one server; other commands may still open and write it.
 
-def _nothing(_: Sequence[str]) -> Mapping[str, StoredCall]:
-    return {}
-
-
-class SqliteServeStore:
-    """A `ServeStore` in one SQLite file; see there what the methods promise.
-
-    Args:
-        path: The file; it and its folder are made as needed.
-        written: Gives, of the calls of these keys, those that were written elsewhere, as by the run that is
-            served. A text is copied when a profile is made of it; then it is the user's and goes with them.
+    Open it before the first connection and close it after the last one: POSIX locks, SQLite's included,
+    belong to the process, and closing any handle of the file releases all of them.
 
     Raises:
-        StoreError: the file is damaged or something else, or a newer version of `trsr` made it.
-        OutputError: the file cannot be written, or another process keeps it busy.
+        OutputError: another server has the database, or the folder cannot be written.
     """
 
-    def __init__(self, path: str | Path, written: Written = _nothing) -> None:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._reserve = path.with_name(f"{path.name}-reserve")
+        self._lock = FileLock(f"{path}-lock", mode=0o600, thread_local=False)  # closed by any thread
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(blocking=False)
+            path.touch(mode=0o600)
+            self._file = os.open(path, os.O_RDWR)
+            if any(os.pread(self._file, 4, _AUTO_VACUUM)):
+                raise OutputError(
+                    f"The database {path} was made with auto_vacuum, which deletions do not support; name "
+                    "another file with --db."
+                )
+        except Timeout as error:
+            raise OutputError(
+                f"Another server uses the database {path}; stop it, or name another file with --db."
+            ) from error
+        except OSError as error:
+            self._lock.release()
+            raise OutputError(
+                f"The database {path} cannot be written ({error.strerror}); name another file with --db."
+            ) from error
+
+    def reserve_room(self) -> None:
+        """Reserve `RESERVE_BYTES`, or on a small disk a quarter of what is free."""
+        here = self._reserve.stat().st_size if self._reserve.exists() else 0
+        wanted = min(RESERVE_BYTES, (shutil.disk_usage(self.path.parent).free + here) // 4)
+        if here < wanted:
+            try:
+                self._reserve.write_bytes(bytes(wanted))
+            except OSError:  # full again; the next deletion tries to reserve room too
+                self._reserve.unlink(missing_ok=True)
+
+    def release_room(self) -> bool:
+        """Free the reserved room; return whether there was any."""
+        found = self._reserve.exists()
+        self._reserve.unlink(missing_ok=True)
+        return found
+
+    def zero_unused(self) -> None:
+        """Overwrite the unused middle of every b-tree page, where SQLite leaves copies of rows that it moved.
+
+        `secure_delete` does not reach these. The `-wal` must be empty and the write lock held; caches of
+        writing connections must be dropped, else they write the copies back.
+        """
+        (page_bytes,) = struct.unpack(">H", os.pread(self._file, 2, 16))
+        page_bytes = 65536 if page_bytes == 1 else page_bytes
+        n_pages = os.fstat(self._file).st_size // page_bytes
+        if n_pages > _MAX_PAGES:
+            raise OutputError(f"The database {self.path} is too large to delete from; split its users.")
+        for number in range(n_pages):
+            page = os.pread(self._file, page_bytes, number * page_bytes)
+            header = 0 if number else 100  # the first page begins with the header of the file
+            if page[header] not in _HEADERS:
+                continue
+            n_cells, end = struct.unpack_from(">HH", page, header + 3)
+            start = header + _HEADERS[page[header]] + 2 * n_cells
+            if page.count(0, start, end) < end - start:
+                os.pwrite(self._file, bytes(end - start), number * page_bytes + start)
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        """Release the lock and the reserved room; safe to call twice."""
+        if self._lock.is_locked:
+            os.close(self._file)
+            self._reserve.unlink(missing_ok=True)
+            self._lock.release()
+
+
+class Database:
+    """One connection that writes and one that reads, and the deletion of users down to the bytes.
+
+    Each connection is behind a lock: a SQLite transaction belongs to the connection, not to the thread, so
+    two threads on one connection would write into each other's. Readers never wait for writers.
+
+    Raises:
+        StoreError: the file is damaged or something else, or a newer `trsr` made it.
+        OutputError: (any method) the file cannot be written, or another process keeps it busy.
+    """
+
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path).resolve()  # by a link, too, it is one file with one lock
-        self._written = written
         self._damage: StoreError | None = None
         self._write_lock = threading.RLock()
         self._read_lock = threading.Lock()
         self._clean_lock = threading.Lock()
-        self._work = threading.Event()
         with ExitStack() as opened:
             self._file = opened.enter_context(closing(DatabaseFile(self.path)))
-            self._db = opened.enter_context(
-                closing(open_sqlite(self.path, WHAT, APPLICATION_ID, MIGRATIONS, many_threads=True))
+            self._db = open_sqlite(self.path, WHAT, APPLICATION_ID, MIGRATIONS, many_threads=True)
+            opened.enter_context(closing(self._db))
+            self._reader = sqlite3.connect(
+                self.path, isolation_level=None, timeout=PATIENCE, check_same_thread=False
             )
-            self._reader = opened.enter_context(
-                closing(
-                    sqlite3.connect(
-                        self.path, isolation_level=None, timeout=PATIENCE, check_same_thread=False
-                    )
-                )
-            )
+            opened.enter_context(closing(self._reader))
             self._reader.execute("PRAGMA query_only = ON")
             make_private(self.path)
             with self._sentences():
-                (said,) = self._reader.execute("PRAGMA quick_check(1)").fetchone()
-                if said != "ok":
-                    raise sqlite3.DatabaseError(f"malformed: {' '.join(said.split())}")
+                (found,) = self._reader.execute("PRAGMA quick_check(1)").fetchone()
+                if found != "ok":
+                    raise sqlite3.DatabaseError(f"malformed: {' '.join(found.split())}")
             self._erase()
             self._opened = opened.pop_all()
 
@@ -103,7 +254,7 @@ class SqliteServeStore:
 
     @contextmanager
     def _writing(self, *, durable: bool = True, seconds: float = PATIENCE) -> Iterator[sqlite3.Connection]:
-        """Commit at the end, on disk if it is to be durable, or leave everything as it was.
+        """Commit at the end, on disk if `durable`, or leave everything as it was.
 
         Waits up to `seconds` for other threads, then as long for other processes.
         """
@@ -123,288 +274,23 @@ class SqliteServeStore:
                     db.execute("ROLLBACK")
                 raise
 
-    # Events and histories
-
-    def add_events(self, user_id: str, events: Sequence[Event]) -> list[bool]:
-        """Append events; return for each whether it was new."""
-        if not events:
-            return []
-        with self._writing() as db:
-            uid, new = steps.append_events(db, user_id, events)
-            if any(new):
-                steps.enqueue(db, uid)
-        self._work.set()
-        return new
-
-    def import_histories(
-        self, histories: Iterable[History], source: str = "data", follow: bool = False
-    ) -> int:
-        """Append whole histories unless their source was imported before; return how many events were new."""
-        n_new = 0
-        with self._writing() as db:
-            first = db.execute(
-                "INSERT INTO imports (source, imported_at) VALUES (?, ?) ON CONFLICT DO NOTHING",
-                (source, time.time()),
-            )
-            if first.rowcount == 0:
-                return 0
-            for history in histories:
-                times = history.timestamps or (None,) * len(history)
-                events = [
-                    Event(f"{source}:{position}", item_id, moment)
-                    for position, (item_id, moment) in enumerate(zip(history.item_ids, times, strict=True))
-                ]
-                uid, new = steps.append_events(db, history.user_id, events)
-                n_new += sum(new)
-                if follow and any(new):
-                    steps.enqueue(db, uid)
-        self._work.set()
-        return n_new
-
-    def sources(self) -> list[str]:
-        """Return the names of what `import_histories` has taken, the first one first."""
-        with self._reading() as db:
-            return [name for (name,) in db.execute("SELECT source FROM imports ORDER BY imported_at")]
-
-    def history(self, user_id: str) -> History | None:
-        """Return a user's items, oldest first; None for nobody of that id."""
-        with self._reading() as db:
-            if steps.find_user(db, user_id) is None:
-                return None
-            events = steps.read_events(db, user_id)
-        times = tuple(event.timestamp for event in events if event.timestamp is not None)
-        known = times if events and len(times) == len(events) else None
-        return History(user_id, tuple(event.item_id for event in events), known)
-
-    def events(self, user_id: str) -> list[StoredEvent]:
-        """Return a user's events, oldest first."""
-        with self._reading() as db:
-            return steps.read_events(db, user_id)
-
-    def users(self, query: str = "", limit: int = 50, prefix: str = "", after: str = "") -> list[str]:
-        """Return the first user ids behind `after` that contain `query` and begin with `prefix`, sorted."""
-        with self._reading() as db:
-            rows = db.execute(
-                "SELECT user_id FROM users WHERE instr(user_id, ?) > 0 AND substr(user_id, 1, ?) = ? "
-                "AND user_id > ? ORDER BY user_id LIMIT ?",
-                (query, len(prefix), prefix, after, limit),
-            ).fetchall()
-        return [user_id for (user_id,) in rows]
-
-    # Notes and profiles
-
-    def notes(self, user_id: str) -> Notes | None:
-        """Return what a user wrote about themselves."""
-        with self._reading() as db:
-            row = db.execute(
-                "SELECT text, updated_at FROM notes JOIN users USING (uid) WHERE user_id = ?", (user_id,)
-            ).fetchone()
-        return None if row is None else Notes(row[0], datetime.fromtimestamp(row[1], UTC))
-
-    def put_notes(self, user_id: str, text: str) -> Notes | None:
-        """Replace a user's notes, or remove them by an empty text; return None for nobody of that id."""
-        now = time.time()
-        with self._writing() as db:
-            user = steps.find_user(db, user_id)
-            if user is None:
-                return None
-            if text:
-                db.execute(
-                    "REPLACE INTO notes (uid, text, updated_at) VALUES (?, ?, ?)", (user.uid, text, now)
-                )
-            else:
-                db.execute("DELETE FROM notes WHERE uid = ?", (user.uid,))
-        return Notes(text, datetime.fromtimestamp(now, UTC))
-
-    def profiles(self, user_id: str) -> list[Profile]:
-        """Return all versions of a user's profile, oldest first."""
-        with self._reading() as db:
-            return steps.read_profiles(db, user_id)
-
-    def latest_profile(self, user_id: str) -> Profile | None:
-        """Return the newest version."""
-        with self._reading() as db:
-            return steps.newest_profile(db, user_id)
-
-    def add_profile(
-        self,
-        user_id: str,
-        text: str,
-        n_items: int,
-        key: str | None = None,
-        calls: Sequence[tuple[str, Sequence[str]]] = (),
-        expected_version: int | None = None,
-        ticket: int | None = None,
-    ) -> Profile | None:
-        """Add a version of a user's profile, or return None where it no longer fits."""
-        with self._writing(durable=False) as db:
-            user = steps.find_user(db, user_id)
-            if user is None or ticket not in (None, user.uid) or n_items > user.n_events:
-                return None
-            version = steps.newest_version(db, user.uid)
-            if expected_version not in (None, version):
-                return None
-            # A text that only others had may have gone with them since it was read.
-            if not self._has_all(db, {key for key, _ in calls}):
-                return None
-            db.execute(
-                "INSERT INTO profiles (uid, version, text, n_items, key, created_at) "
-                "VALUES (?, ?, ?, ?, ?, ?)",
-                (user.uid, version + 1, text, n_items, key, time.time()),
-            )
-            steps.own_plan(db, user.uid, calls)
-            steps.dequeue(db, user, n_items)
-            added = steps.newest_profile(db, user_id)
-        self._work.set()
-        return added
-
-    def user_summaries(self, user_id: str) -> list[UserSummary]:
-        """Return the summaries behind the newest profile, in the order of its plan."""
-        with self._reading() as db:
-            return steps.read_summaries(db, user_id)
-
-    def texts(self, keys: Sequence[str]) -> dict[str, str]:
-        """Return the known summaries among `keys`, here or written elsewhere; failed calls are not known."""
-        with self._reading() as db:
-            known = SummaryTable(db).texts(keys)
-        return known | {key: str(call.text) for key, call in self._elsewhere(keys, known).items()}
-
-    def _elsewhere(self, keys: Iterable[str], known: Mapping[str, str]) -> dict[str, StoredCall]:
-        """Return the calls that were written elsewhere among those that are not known."""
-        missing = [key for key in keys if key not in known]
-        found = self._written(missing) if missing else {}
-        return {key: call for key, call in found.items() if call.text is not None}
-
-    def _has_all(self, db: sqlite3.Connection, keys: set[str]) -> bool:
-        """Return whether these summaries are all here, those copied that were written elsewhere."""
-        table = SummaryTable(db)
-        known = table.texts(list(keys))
-        copies = self._elsewhere(keys, known)
-        if len(known) + len(copies) < len(keys):
-            return False
-        for call in copies.values():
-            table.put(replace(call, item_ids=()))  # see the schema on `plans`
-        return True
-
-    def put(self, call: StoredCall) -> None:
-        """Commit one result, unless none of the users it was written for is still there."""
-        with self._writing(durable=False) as db:
-            tickets = [int(ticket) for ticket in call.user_ids]
-            uids = [
-                uid for uid in tickets if db.execute("SELECT 1 FROM users WHERE uid = ?", (uid,)).fetchone()
-            ]
-            if uids:
-                SummaryTable(db).put(replace(call, item_ids=()))  # see the schema on `plans`
-                steps.own_drafts(db, uids, call.key)
-
-    # The queue of updates
-
-    def request_update(self, user_id: str) -> bool:
-        """Mark an update pending; return whether there is such a user."""
-        with self._writing() as db:
-            user = steps.find_user(db, user_id)
-            if user is not None:
-                steps.enqueue(db, user.uid, at_once=True)
-        self._work.set()
-        return user is not None
-
-    def update_of(self, user_id: str) -> PendingUpdate | None:
-        """Return a user's update in the queue, due or put off; None if there is none."""
-        with self._reading() as db:
-            row = db.execute(f"{_UPDATES} WHERE user_id = ?", (user_id,)).fetchone()
-        return _update(row) if row else None
-
-    def pending(self, limit: int) -> list[PendingUpdate]:
-        """Return up to `limit` updates whose time has come, those that are due longest first."""
-        now = time.time()
-        with self._reading() as db:
-            rows = db.execute(
-                # No update is put off for so long that the clock did not step back meanwhile.
-                f"{_UPDATES} WHERE due <= ? OR due > ? ORDER BY due, uid LIMIT ?",
-                (now, now + steps.MAX_BACK_OFF, limit),
-            ).fetchall()
-        return [_update(row) for row in rows]
-
-    def finish(self, update: PendingUpdate) -> None:
-        """Take an update that has nothing to add out of the queue, unless there are newer events."""
-        with self._writing(durable=False) as db:
-            user = steps.find_user(db, update.user_id)
-            if user is not None and user.uid == update.ticket:
-                steps.dequeue(db, user, update.n_items)
-
-    def fail(self, update: PendingUpdate, error: str) -> None:
-        """Count a failed attempt and put the next one off."""
-        with self._writing(durable=False) as db:
-            steps.put_off(db, update.ticket, error)
-
-    def put_back(self, update: PendingUpdate) -> None:
-        """Let all updates that are due now go before this one."""
-        with self._writing(durable=False) as db:
-            db.execute("UPDATE pending SET due = ? WHERE uid = ?", (time.time(), update.ticket))
-
-    def wait(self, seconds: float) -> None:
-        """Return when an update may have become pending, or after some seconds."""
-        self._work.wait(seconds)
-        self._work.clear()
-
-    def wake(self) -> None:
-        """Let a thread in `wait` return now."""
-        self._work.set()
-
-    # The catalogue
-
-    def items(self) -> Iterator[Item]:
-        """Yield all items, sorted by id."""
-        with self._reading() as db:
-            rows = db.execute(
-                "SELECT item_id, fields FROM items WHERE fields <> 'null' ORDER BY item_id"
-            ).fetchall()
-        for item_id, fields in rows:
-            yield Item(item_id, json.loads(fields))
-
-    def item(self, item_id: str) -> Item | None:
-        """Return an item, or None if it is unknown."""
-        with self._reading() as db:
-            row = db.execute(
-                "SELECT fields FROM items WHERE item_id = ? AND fields <> 'null'", (item_id,)
-            ).fetchone()
-        return None if row is None else Item(item_id, json.loads(row[0]))
-
-    def deleted_items(self) -> list[str]:
-        """Return the ids of the items that were deleted and not put again."""
-        with self._reading() as db:
-            return [name for (name,) in db.execute("SELECT item_id FROM items WHERE fields = 'null'")]
-
-    def put_items(self, items: Sequence[Item]) -> None:
-        """Add items; those whose ids are known take the new fields."""
-        self._put_items([(item.item_id, json.dumps(dict(item.fields), ensure_ascii=False)) for item in items])
-
-    def delete_item(self, item_id: str) -> None:
-        """Delete an item, also one of the data set; histories keep its id."""
-        self._put_items([(item_id, "null")])
-
-    def _put_items(self, rows: Sequence[tuple[str, str]]) -> None:
-        with self._writing() as db:
-            db.executemany(
-                "INSERT INTO items (item_id, fields) VALUES (?, ?) "
-                "ON CONFLICT (item_id) DO UPDATE SET fields = excluded.fields",
-                rows,
-            )
-
-    # All of it
-
-    def keys(self) -> list[Key]:
-        """Return the API keys, sorted by name."""
-        return read_keys(self.path)
-
     def delete_user(self, user_id: str) -> bool:
-        """Forget a user; return whether there was one."""
+        """Forget a user: events, notes, profiles, updates, and the summaries that no other user has.
+
+        Returns whether there was such a user, when no byte of them is left on disk, in no log or journal
+        either. A killed process leaves the rest to the next one, which does it before anything else.
+
+        Raises:
+            NotErasedError: the user is deleted, but another process holds the bytes; `clean` continues.
+        """
 
         def forget() -> bool:
             with self._writing() as db:
-                user = steps.find_user(db, user_id)
+                user = find_user(db, user_id)
                 if user is not None:
-                    steps.mark_deleted(db, user.uid)
+                    db.execute("INSERT INTO deleted (uid) VALUES (?)", user[:1])
+                    for table in ("notes", "pending", "users"):
+                        db.execute(f"DELETE FROM {table} WHERE uid = ?", user[:1])
                 return user is not None
 
         found = self._with_room(forget)
@@ -412,19 +298,19 @@ class SqliteServeStore:
         return found
 
     def _with_room(self, do: Callable[[], bool]) -> bool:
-        """Do something that must also work on a full disk: there, again with the room that is reserved."""
+        """Do something that must also work on a full disk: there, again with the reserved room."""
         try:
             done = do()
         except OutputError as error:
-            if "locked" in str(error.__cause__) or not self._file.give_room():
+            if "locked" in str(error.__cause__) or not self._file.release_room():
                 raise
             self._checkpoint()
             done = do()
-        self._file.keep_room()
+        self._file.reserve_room()
         return done
 
     def _erase(self) -> None:
-        """Take the deleted users' bytes from the disk, and wait a little for those who hold them there."""
+        """Take the deleted users' bytes from the disk; wait a little for processes that hold them there."""
         ends = time.monotonic() + ERASE_SECONDS
         while not self.clean():
             if time.monotonic() > ends:
@@ -435,7 +321,7 @@ class SqliteServeStore:
             time.sleep(0.05)
 
     def clean(self) -> bool:
-        """Take deleted users' bytes from the disk, or return False where another process holds them there."""
+        """Take deleted users' bytes from the disk; return False where another process holds them there."""
         return self._with_room(self._clean)
 
     def _clean(self) -> bool:
@@ -446,7 +332,7 @@ class SqliteServeStore:
                 n_left = 1
                 while n_left:  # in parts, so that others write in between and the `-wal` stays small
                     with self._writing(durable=False) as db:
-                        n_left = steps.delete_rows_of(db, uid)
+                        n_left = delete_rows(db, uid)
             return not uids or self._zeroed(uids)
 
     def _zeroed(self, uids: Sequence[int]) -> bool:
@@ -464,14 +350,18 @@ class SqliteServeStore:
         return True
 
     def _checkpoint(self) -> bool:
-        """Put what is in the `-wal` into the file, and leave nothing in it, unless others use it just now."""
+        """Put the `-wal` into the file and empty it; False where other processes use it just now."""
         with self._write_lock, self._read_lock, self._sentences():
             self._db.execute("PRAGMA busy_timeout = 0")  # rankings wait meanwhile
             (busy, _, _) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         return not busy
 
     def check(self) -> None:
-        """Write and read something, and look whether there is room for more."""
+        """Write and read as requests do, and check that there is room for more.
+
+        Raises:
+            OutputError, StoreError: it does not work, or was found damaged before.
+        """
         if self._damage is not None:
             raise self._damage
         free = shutil.disk_usage(self.path.parent).free
@@ -482,18 +372,96 @@ class SqliteServeStore:
         with self._reading() as db:
             db.execute("PRAGMA user_version").fetchone()
 
-    def facts(self) -> dict[str, float]:
-        """Return counts for metrics."""
-        with self._reading() as db:
-            return steps.count_all(db)
-
     def close(self) -> None:
         """Close the file; safe to call twice."""
         with self._write_lock, self._read_lock:
             self._opened.close()
 
 
-def _update(row: tuple[str, int, float, int, int]) -> PendingUpdate:
-    """Read a row of `_UPDATES`."""
-    user_id, n_events, since, n_attempts, uid = row
-    return PendingUpdate(user_id, n_events, datetime.fromtimestamp(since, UTC), n_attempts, uid)
+def find_user(db: sqlite3.Connection, user_id: str) -> tuple[int, int] | None:
+    """Return a user's number and the length of their history."""
+    row: tuple[int, int] | None = db.execute(
+        "SELECT uid, n_events FROM users WHERE user_id = ?", (user_id,)
+    ).fetchone()
+    return row
+
+
+def drop_unowned(db: sqlite3.Connection, keys: Iterable[str]) -> None:
+    """Delete those of these summaries that no user has."""
+    db.executemany(
+        "DELETE FROM summaries WHERE key = ? "
+        "AND NOT EXISTS (SELECT 1 FROM plans WHERE plans.key = summaries.key) "
+        "AND NOT EXISTS (SELECT 1 FROM drafts WHERE drafts.key = summaries.key)",
+        [(key,) for key in keys],
+    )
+
+
+def delete_rows(db: sqlite3.Connection, uid: int, most: int = 100) -> int:
+    """Delete up to `most` rows of each table of a deleted user, and the summaries that no other user has.
+
+    Returns how many rows it deleted: 0 when nothing is left.
+    """
+    rows = db.execute(
+        "SELECT key FROM plans WHERE uid = ? UNION SELECT key FROM drafts WHERE uid = ? LIMIT ?",
+        (uid, uid, most),
+    )
+    keys = [key for (key,) in rows]
+    for table in ("plans", "drafts"):
+        db.executemany(f"DELETE FROM {table} WHERE uid = ? AND key = ?", [(uid, key) for key in keys])
+    drop_unowned(db, keys)
+    n_deleted = len(keys)
+    for table, row in (("events", "position"), ("profiles", "version")):
+        n_deleted += db.execute(
+            f"DELETE FROM {table} WHERE uid = ? AND {row} IN "
+            f"(SELECT {row} FROM {table} WHERE uid = ? LIMIT ?)",
+            (uid, uid, most),
+        ).rowcount
+    return n_deleted
+
+
+def make_private(path: Path) -> None:
+    """Let only the owner read a database and the files that SQLite keeps with it."""
+    for suffix in ("", "-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            Path(f"{path}{suffix}").chmod(0o600)
+
+
+def read_keys(path: Path) -> list[Key]:
+    """Return all keys, sorted by name; none where there is no file."""
+    if not path.is_file():
+        return []
+    with _open(path) as db:
+        rows = db.execute("SELECT * FROM keys ORDER BY name").fetchall()
+    return [Key(name, hash_, frozenset(scopes.split(",")), *more) for name, hash_, scopes, *more in rows]
+
+
+def add_key(path: Path, key: Key) -> None:
+    """Keep a key; the file is made as needed.
+
+    Raises:
+        ConfigError: there is a key of this name.
+    """
+    row = (key.name, key.hash, ",".join(sorted(key.scopes)), key.user_prefix, key.expires)
+    with _open(path) as db:
+        added = db.execute("INSERT INTO keys VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO NOTHING", row)
+        if not added.rowcount:
+            raise ConfigError(
+                f"There is a key {key.name!r} already; choose another name, or remove it first."
+            )
+
+
+def remove_key(path: Path, name: str) -> bool:
+    """Forget a key; return whether there was one."""
+    with _open(path) as db:
+        return db.execute("DELETE FROM keys WHERE name = ?", (name,)).rowcount > 0
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[sqlite3.Connection]:
+    db = open_sqlite(path, WHAT, APPLICATION_ID, MIGRATIONS)
+    try:
+        with as_one_sentence(path, WHAT):
+            make_private(path)
+            yield db
+    finally:
+        db.close()

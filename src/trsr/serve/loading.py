@@ -1,4 +1,4 @@
-"""Opens a service: a run folder, or a model folder and a dataset, its database, the speed of its model."""
+"""Opens a service: the model and data of a run folder or a model folder, the database, the model's speed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
 
@@ -26,30 +27,30 @@ from trsr.recommend.prompt import PromptBuilder, PromptConfig, load_ranking_temp
 from trsr.recommend.questions import Ask
 from trsr.recommend.recommender import Recommender
 from trsr.recommend.retrieval import Retriever
-from trsr.serve.database import SqliteServeStore, Written
 from trsr.serve.model_queue import ModelQueue, n_read_at_most
-from trsr.serve.profile_updater import Follower
+from trsr.serve.profile_updater import ProfileUpdater
 from trsr.serve.ranking import Ranker
 from trsr.serve.service import Service
 from trsr.serve.settings import Settings
+from trsr.serve.store import ServeStore, StoredSummaries
 from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.store import StoredCall, open_store
 from trsr.summarize.user_plan import Summariser, make_summariser
 
 ANSWER_SECONDS = 2.0
-"""What ranking for a user should take where nobody else asks."""
+"""What ranking for a user should take where no other request waits."""
 PASS_SECONDS = 0.05
 """What a pass should take: the next one is chosen when it ends."""
 MIN_RANKED, MAX_RANKED = 10, 50
 MIN_TOKENS = 16_384
 """Read for one request on the slowest machine too: one that is busy at the start may be quick later."""
+CACHE_BYTES = 2 * 1024**3
 _MIN_PASS_TOKENS = 256
 _N_CANDIDATES = 8
 _ROUNDS, _SECONDS = 3, 3.0
 
 
-@dataclass(frozen=True, slots=True)
-class Speed:
+class Speed(NamedTuple):
     """Tokens that the model reads in a second, and those of an ordinary prompt's parts."""
 
     rate: float
@@ -87,9 +88,8 @@ def measure(recommender: Recommender, clock: Callable[[], float] = time.perf_cou
         for _ in recommender.read([prompt.group]):
             pass
         seconds = max(clock() - started, 1e-6)
-        group = prompt.group
-        n_suffixes = n_read_at_most(prompt) - len(group.prefix)
-        speed = Speed(n_read_at_most(prompt) / seconds, len(group.prefix), n_suffixes / len(group.suffixes))
+        n_tokens, n_prefix = n_read_at_most(prompt), len(prompt.group.prefix)
+        speed = Speed(n_tokens / seconds, n_prefix, (n_tokens - n_prefix) / len(prompt.group.suffixes))
         if best is None or speed.rate > best.rate:
             best = speed
         if clock() - began > _SECONDS:
@@ -97,26 +97,23 @@ def measure(recommender: Recommender, clock: Callable[[], float] = time.perf_cou
     return best
 
 
-CACHE_BYTES = 2 * 1024**3
-
-
 @dataclass(frozen=True)
 class Serving:
-    """The parts of a service, over one catalogue: an item put into it is known to all of them."""
+    """The parts of a service, over one catalogue: an item put into it is known to all of them.
+
+    `engine` writes the profiles and is not started; `summaries` is where the run keeps those it wrote: a
+    file, the URL of a database, or None.
+    """
 
     recommender: Recommender
     retriever: Retriever
     summariser: Summariser
     engine: EngineConfig
-    """Writes the profiles; not started."""
     dataset: Dataset
-    catalogue: Catalogue
     summaries: str | Path | None
-    """Where the run keeps the summaries it wrote: a file, or the URL of a database; None if nowhere."""
 
 
-@dataclass(frozen=True)
-class _Settings:
+class _Source(NamedTuple):
     """What a run folder or a model folder says."""
 
     recommender: RecommenderConfig
@@ -128,16 +125,13 @@ class _Settings:
     summaries: str | Path | None
 
 
-def open_for_serving(
-    model_or_run: Path, data: Path | None = None, *, cache_bytes: int = CACHE_BYTES
-) -> Serving:
+def open_for_serving(model_or_run: Path, data: Path | None = None) -> Serving:
     """Load the model, its prompt and its dataset.
 
     Args:
         model_or_run: A run folder, or a model folder: then profiles are made with the default summary
             settings and engine, since a model folder does not say how they were made.
         data: The dataset folder; needed with a model folder, else the run's own is the default.
-        cache_bytes: Most memory for prefixes read before.
 
     Raises:
         RunMismatchError: the folder is neither, is not finished, or was made by something else.
@@ -149,51 +143,47 @@ def open_for_serving(
     from trsr.llm.transformers import HfTokenizer
     from trsr.recommend.scorer import PrefixCache
 
-    settings = _settings(model_or_run)
-    folder = data or settings.data
+    source = _source(model_or_run)
+    folder = data or source.data
     if folder is None:
         raise DataError(f"{model_or_run} is a model folder, which holds no data; name a dataset with --data.")
     dataset = Dataset.open(folder)
-    prompt = settings.prompt
-    check_context(settings.recommender.model, prompt)
+    prompt = source.prompt
+    check_context(source.recommender.model, prompt)
     check_fields(dataset, prompt.fields)
-    tokenizer = HfTokenizer(models.hf_folder(settings.recommender.model))
+    tokenizer = HfTokenizer(models.hf_folder(source.recommender.model))
     template = load_ranking_template(prompt.template, dataset.info.domain)
     catalogue = Catalogue(dataset.catalogue(), dataset.info.text_fields)
     texts = catalogue.texts(prompt.fields, prompt.max_field_tokens, tokenizer)
     builder = PromptBuilder(template, prompt, tokenizer, texts)
     labels = builder.labels()
+    cache = PrefixCache(CACHE_BYTES)
     scorer, info = open_scorer(
-        settings.recommender,
-        settings.adapter,
-        template.hash,
-        tokenizer.prompt_version,
-        cache=PrefixCache(cache_bytes),
+        source.recommender, source.adapter, template.hash, tokenizer.prompt_version, cache=cache
     )
-    saved = info.calibration if info is not None else None
+    saved = None if info is None else info.calibration
     recommender = Recommender(
         scorer,
         builder,
         labels if info is None else info.labels,
         catalogue,
         name=model_or_run.resolve().name,
-        calibration=Calibration.from_json(saved) if saved is not None else None,
+        calibration=None if saved is None else Calibration.from_json(saved),
         knows=scorer.knows,
     )
     recommender.rerank("probe", ["probe"])
+    n_users = dataset.events().group_by("item_id").agg(pl.col("user_id").n_unique())
     return Serving(
         recommender=recommender,
-        retriever=Retriever(catalogue, dataset.info.category_fields, _popularity(dataset)),
-        summariser=_live(make_summariser(dataset, settings.summary), catalogue),
-        engine=settings.engine,
+        retriever=Retriever(catalogue, dataset.info.category_fields, dict(n_users.collect().iter_rows())),
+        summariser=_live(make_summariser(dataset, source.summary), catalogue),
+        engine=source.engine,
         dataset=dataset,
-        catalogue=catalogue,
-        summaries=settings.summaries,
+        summaries=source.summaries,
     )
 
 
-def _settings(folder: Path) -> _Settings:
-    """Read a run folder or a model folder."""
+def _source(folder: Path) -> _Source:
     if (folder / "config.yaml").is_file():
         config = load_config(folder / "config.yaml")
         adapter = folder / "model" if config.train is not None else None
@@ -201,12 +191,12 @@ def _settings(folder: Path) -> _Settings:
         prompt = _trained_prompt(adapter, config.prompt)
         file = folder / "summaries.sqlite"
         summaries = config.store or (file if file.is_file() else None)
-        return _Settings(config.recommender, adapter, prompt, config.summary, config.engine, own, summaries)
+        return _Source(config.recommender, adapter, prompt, config.summary, config.engine, own, summaries)
     if (folder / FILE_NAME).is_file():
         info = read_adapter_info(folder)
         prompt = _trained_prompt(folder, PromptConfig.model_validate(info.prompt))
         base = RecommenderConfig.model_validate({"model": info.base_model, "quantization": info.quantization})
-        return _Settings(base, folder, prompt, SummaryConfig(), DEFAULT_ENGINE, None, None)
+        return _Source(base, folder, prompt, SummaryConfig(), DEFAULT_ENGINE, None, None)
     raise RunMismatchError(
         f"{folder} is neither a run folder nor a model folder; make one with `trsr run` or `trsr demo`."
     )
@@ -230,18 +220,12 @@ def _live(summariser: Summariser, catalogue: Catalogue) -> Summariser:
     )
 
 
-def _popularity(dataset: Dataset) -> dict[str, int]:
-    """Return how many users met each item."""
-    counts = dataset.events().group_by("item_id").agg(pl.col("user_id").n_unique())
-    return dict(counts.collect().iter_rows())
-
-
 def open_service(
     model_or_run: Path,
     data: Path | None,
     database: Path,
     settings: Settings,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> Service:
     """Load a model and open a database; the first time, the dataset's histories are put into it.
 
@@ -250,60 +234,48 @@ def open_service(
         data: The dataset folder; None for the run's own.
         database: The file; made as needed.
         settings: How much the service takes.
-        say: Is told what takes long.
+        log: Takes lines about what was opened.
 
     Raises:
-        InputError: as `open_for_serving` and `SqliteServeStore` say.
+        InputError: as `open_for_serving` and `ServeStore` say.
         RunMismatchError: the database holds the histories of another dataset.
     """
     serving = apart(lambda: open_for_serving(model_or_run, data))  # only the queue's thread computes later
-    store = SqliteServeStore(database, _written(serving.summaries, say))
+    store = ServeStore(database, _written(serving.summaries, log))
     try:
-        say(f"Users are kept in {database}.")
-        source = _fingerprint(serving.dataset)
-        if (before := store.sources()) and source not in before:
-            raise RunMismatchError(
-                f"{database} holds the histories of another data set, or of this one before its events "
-                "changed: name the data set that it was started with, or a new file with --db."
-            )
+        log(f"Users are kept in {database}.")
+        info = serving.dataset.info
+        source = f"{info.name}:{info.sha256['events.parquet']}"
         if n_events := store.import_histories(serving.dataset.histories(), source):
-            say(f"{n_events} events of the data set were put there.")
-        return _join(serving, store, settings, say)
+            log(f"{n_events} events of the data set were put there.")
+        summariser, recommender = serving.summariser, serving.recommender
+        engine = open_generator(serving.engine) if summariser.config.needs_calls else None
+        speed = apart(lambda: measure(recommender)) or Speed(10_000.0, 0, 50.0)  # nothing to rank yet
+        n_ranked = settings.n_ranked or speed.n_ranked
+        rate = f"{speed.rate:,.0f} tokens a second"
+        log(f"The model reads {rate} here; it ranks the best {n_ranked} items found.")
+        queue = ModelQueue(
+            recommender, max_waiting=settings.max_waiting, pass_tokens=speed.pass_tokens, rate=speed.rate
+        )
+        ranker = Ranker(
+            recommender,
+            queue,
+            serving.retriever,
+            n_ranked=n_ranked,
+            max_candidates=settings.max_candidates,
+            max_tokens=settings.max_tokens or max(MIN_TOKENS, int(settings.request_seconds * speed.rate)),
+            seconds=settings.request_seconds,
+        )
+        return Service(store, ProfileUpdater(store, summariser, engine), ranker, summariser)
     except BaseException:
         store.close()
         raise
 
 
-def _join(
-    serving: Serving, store: SqliteServeStore, settings: Settings, say: Callable[[str], None]
-) -> Service:
-    summariser, recommender = serving.summariser, serving.recommender
-    engine = open_generator(serving.engine) if summariser.config.needs_calls else None
-    speed = apart(lambda: measure(recommender)) or Speed(10_000.0, 0, 50.0)  # nothing to rank yet
-    n_ranked = settings.n_ranked or speed.n_ranked
-    say(f"The model reads {speed.rate:,.0f} tokens a second here; it ranks the best {n_ranked} items found.")
-    queue = ModelQueue(
-        recommender,
-        max_waiting=settings.max_waiting,
-        pass_tokens=speed.pass_tokens,
-        rate=speed.rate,
-    )
-    ranker = Ranker(
-        recommender,
-        queue,
-        serving.retriever,
-        n_ranked=n_ranked,
-        max_candidates=settings.max_candidates,
-        max_tokens=settings.max_tokens or max(MIN_TOKENS, int(settings.request_seconds * speed.rate)),
-        seconds=settings.request_seconds,
-    )
-    return Service(store, Follower(store, summariser, engine), ranker, summariser)
+def _written(summaries: str | Path | None, log: Callable[[str], None]) -> StoredSummaries:
+    """Return a function that looks calls up in a run's own store.
 
-
-def _written(summaries: str | Path | None, say: Callable[[str], None]) -> Written:
-    """Return what looks calls up in a run's own store.
-
-    It is opened for each question: SQLite's connections belong to a thread, and few updates ask.
+    The store is opened for each look-up: SQLite's connections belong to a thread, and few updates ask.
     """
 
     def look_up(keys: Sequence[str]) -> dict[str, StoredCall]:
@@ -315,11 +287,6 @@ def _written(summaries: str | Path | None, say: Callable[[str], None]) -> Writte
     try:
         look_up(["any"])
     except TrsrError as error:  # as on a medium that cannot be written; its texts can be made again
-        say(f"The run's summaries are not used, they are written anew: {error}")
+        log(f"The run's summaries are not used, they are written again: {error}")
         return lambda _: {}
     return look_up
-
-
-def _fingerprint(dataset: Dataset) -> str:
-    """Return a name for a dataset's events, which are imported once."""
-    return f"{dataset.info.name}:{dataset.info.sha256['events.parquet']}"

@@ -1,10 +1,8 @@
-"""Around every request: its id, headers and line in the log, the page's session, and who is let in.
+"""ASGI middleware around every request, from the outside: the page's session, ids and logs, access control.
 
-The gate decides that before a request's body is read or any route is chosen.
-
-Every address needs a key where there are keys, and one that `_needed` does not name needs the scope `admin`:
-no route can be forgotten. Only `OPEN` ones need none, and those the page needs before it has a session (its
-looks, and the form that takes the key). Which users a key reaches is checked where their ids are read.
+Access is decided before a body is read or a route is chosen. Where there are keys every address needs one,
+and an address that `_needed_scopes` does not name needs the scope `admin`, so no route can be forgotten.
+Which users a key reaches is checked where their ids are read.
 """
 
 from __future__ import annotations
@@ -30,121 +28,22 @@ from starlette.requests import cookie_parser
 from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from trsr.serve import problems
 from trsr.serve.metrics import Metrics
 from trsr.serve.model_queue import CALLER
-from trsr.serve.problems import (
-    BAD_REQUEST,
-    FORBIDDEN,
-    INTERNAL,
-    MEDIA_TYPE,
-    TOO_LARGE,
-    TOO_MANY_REQUESTS,
-    UNAUTHORIZED,
-    WRONG_HOST,
-    Problem,
-    problem_response,
-)
-from trsr.serve.rendering import HEADERS, render
+from trsr.serve.problems import Problem, problem_response
 from trsr.serve.settings import ADMIN, EVENTS, NO_KEY, RANK, Key, Keys, Settings
-
-COOKIE = "trsr_session"
-KEY_PATH = "/page/key"
-PREFIX = "/page/"
-_REPLACED = {"content-type", "content-length", "www-authenticate", *(name.lower() for name in HEADERS)}
-
-
-class Door:
-    """ASGI middleware around the page's addresses; all others pass unchanged."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on with its session, and its refusal back as HTML."""
-        path = scope.get("path", "")
-        if scope["type"] != "http" or not (path == "/" or path.startswith(PREFIX)):
-            await self.app(scope, receive, send)
-            return
-        headers = Headers(scope=scope)
-        session = cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
-        if session and "authorization" not in headers:
-            scope = {**scope, "state": {**scope.get("state", {}), "session": session}}
-        start: Message | None = None
-        body = b""
-
-        async def send_html(message: Message) -> None:
-            nonlocal start, body
-            if message["type"] == "http.response.start":
-                if Headers(raw=message["headers"]).get("content-type", "").startswith(MEDIA_TYPE):
-                    start = message  # held back until its body is there
-                    return
-            elif start is not None and message["type"] == "http.response.body":
-                body += message.get("body", b"")
-                if not message.get("more_body", False):
-                    answer = _as_html(scope, start, json.loads(body), bool(session))
-                    await answer(scope, receive, send)
-                return
-            await send(message)
-
-        await self.app(scope, receive, send_html)
-
-
-def _as_html(scope: Scope, start: Message, problem: dict[str, Any], had_session: bool) -> HTMLResponse:
-    """Return a refusal as a page, or as a notice where htmx asked for a part of one."""
-    asked, given = Headers(scope=scope), MutableHeaders(raw=list(start["headers"]))
-    part = asked.get("hx-request") == "true"
-    kept = {name: value for name, value in given.items() if name not in _REPLACED}
-    if part and scope["method"] != "GET":  # what was typed stays; the notice has a place of its own
-        kept |= {"HX-Retarget": "#notices", "HX-Reswap": "innerHTML"}
-    values = {
-        "problem": problem,
-        "retry_after": given.get("retry-after"),
-        "may_retry": scope["method"] == "GET",
-        "wrong_key": scope["path"] == KEY_PATH,
-        "ended": had_session,
-        "has_keys": False,
-        "model": None,
-        "query": "",
-    }
-    if part:
-        return render("part_problem.html", values, start["status"], kept)
-    page = "key.html" if problem["type"] == UNAUTHORIZED.type else "problem.html"
-    return render(page, values, start["status"], kept)
-
-
-_MAX_CALLERS = 10_000
-_BURST_SECONDS = 10.0
-
-
-class RateLimit:
-    """A token bucket for each caller: `per_minute` requests on average, ten seconds' worth of them at once.
-
-    Memory is bounded: the callers that were silent longest are forgotten first. To be used by one thread.
-    """
-
-    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._rate = per_minute / 60.0
-        self._burst = max(1.0, self._rate * _BURST_SECONDS)
-        self._clock = clock
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def seconds_to_wait(self, caller: str) -> float:
-        """Count a request of `caller`; return 0 if it may go on, else after how many seconds it might."""
-        now = self._clock()
-        left, then = self._buckets.pop(caller, (self._burst, now))
-        left = min(self._burst, left + (now - then) * self._rate)
-        allowed = left >= 1.0
-        self._buckets[caller] = (left - 1.0 if allowed else left, now)
-        if len(self._buckets) > _MAX_CALLERS:
-            self._buckets.popitem(last=False)
-        return 0.0 if allowed else (1.0 - left) / self._rate
-
+from trsr.serve.views import PAGE_HEADERS, render
 
 logger = logging.getLogger("trsr.serve")
 
+COOKIE = "trsr_session"
+KEY_PATH = "/page/key"
+OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+PAGE_SCOPES = (EVENTS, RANK)
+"""The scopes that the page needs."""
 REQUEST: ContextVar[str] = ContextVar("request", default="-")
 """The id of the request that is being answered."""
-
 SECURITY_HEADERS = {
     # An answer in JSON needs nothing; a page sets a policy of its own, no wider than 'self'.
     "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'none'; "
@@ -157,9 +56,69 @@ SECURITY_HEADERS = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
     "Cache-Control": "no-store",
 }
+_REPLACED = {"content-type", "content-length", "www-authenticate", *map(str.lower, PAGE_HEADERS)}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CLIENT_LEFT = 499
-_UNMATCHED = "unmatched"
+_LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+_MAX_CALLERS = 10_000
+_BURST_SECONDS = 10.0
+
+
+def _is_page(path: str) -> bool:
+    return path == "/" or path.startswith("/page/")
+
+
+class PageAuth:
+    """Gives the page's addresses their session, and their refusals as HTML; all others pass unchanged."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on with its session, and its refusal back as HTML."""
+        if scope["type"] != "http" or not _is_page(scope["path"]):
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        session = cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
+        if session and "authorization" not in headers:
+            scope = {**scope, "state": {**scope.get("state", {}), "session": session}}
+        start: Message | None = None
+
+        async def send_html(message: Message) -> None:
+            nonlocal start
+            if message["type"] == "http.response.start":
+                if Headers(raw=message["headers"]).get("content-type", "").startswith(problems.MEDIA_TYPE):
+                    start = message  # held back until its body, one message, is there
+                    return
+            elif start is not None and message["type"] == "http.response.body":
+                answer = _as_html(scope, start, json.loads(message["body"]), bool(session))
+                await answer(scope, receive, send)
+                return
+            await send(message)
+
+        await self.app(scope, receive, send_html)
+
+
+def _as_html(scope: Scope, start: Message, problem: dict[str, Any], had_session: bool) -> HTMLResponse:
+    """Return a refusal as a page, or as a notice where htmx asked for a part of one."""
+    given = MutableHeaders(raw=list(start["headers"]))
+    headers = {name: value for name, value in given.items() if name not in _REPLACED}
+    is_part = Headers(scope=scope).get("hx-request") == "true"
+    if is_part and scope["method"] != "GET":  # what was typed stays; the notice has a place of its own
+        headers |= {"HX-Retarget": "#notices", "HX-Reswap": "innerHTML"}
+    values = {
+        "problem": problem,
+        "retry_after": given.get("retry-after"),
+        "may_retry": scope["method"] == "GET",
+        "wrong_key": scope["path"] == KEY_PATH,
+        "ended": had_session,
+        "has_keys": False,
+        "model": None,
+        "query": "",
+    }
+    page = "key.html" if problem["type"] == problems.UNAUTHORIZED.type else "problem.html"
+    return render("part_problem.html" if is_part else page, values, start["status"], headers)
 
 
 def name_request(record: logging.LogRecord) -> bool:
@@ -168,8 +127,8 @@ def name_request(record: logging.LogRecord) -> bool:
     return True
 
 
-class Envelope:
-    """ASGI middleware around everything else; an error that nobody expected becomes a problem here."""
+class RequestContext:
+    """Gives every request an id, security headers, metrics and a log line; catches unexpected errors."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, log_texts: bool) -> None:
         self.app = app
@@ -189,7 +148,7 @@ class Envelope:
         status = _CLIENT_LEFT
         answered = False
 
-        async def send_in_envelope(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status, answered
             if message["type"] == "http.response.start":
                 status, answered = message["status"], True
@@ -200,38 +159,31 @@ class Envelope:
             await send(message)
 
         try:
-            await _while_present(self.app, scope, receive, send_in_envelope, lambda: answered)
+            await _while_present(self.app, scope, receive, send_with_headers, lambda: answered)
         except Exception as error:
-            self._log_error(error)
+            # Where it came from; what it says may hold texts of people.
+            frames = "".join(traceback.format_tb(error.__traceback__))
+            message = f": {error}" if self._log_texts else ""
+            logger.error("Failed with %s%s\n%s", type(error).__name__, message, frames)
             if answered:
                 raise
-            problem = Problem(INTERNAL, "The server failed; its log says more under this request's id.")
-            await problem_response(problem, scope)(scope, receive, send_in_envelope)
+            problem = Problem(
+                problems.INTERNAL, "The server failed; its log says more under this request's id."
+            )
+            await problem_response(problem, scope)(scope, receive, send_with_headers)
         finally:
             seconds = time.perf_counter() - began
-            route = getattr(scope.get("route"), "path_format", _UNMATCHED)
+            route = getattr(scope.get("route"), "path_format", "unmatched")
             self._metrics.observe(scope["method"], route, status, seconds)
-            self._log_request(scope, route, status, seconds)
-
-    def _log_request(self, scope: Scope, route: str, status: int, seconds: float) -> None:
-        state = scope["state"]
-        line = {
-            "request": state["request_id"],
-            "caller": state.get("caller"),
-            "method": scope["method"],
-            "route": route,
-            "status": status,
-            "ms": round(1000 * seconds, 1),
-        }
-        if self._log_texts:
-            line["path"] = scope["path"]
-        logger.info(json.dumps(line))
-
-    def _log_error(self, error: Exception) -> None:
-        """Log where an error came from; what it says may hold texts of people."""
-        frames = "".join(traceback.format_tb(error.__traceback__))
-        said = f": {error}" if self._log_texts else ""
-        logger.error("Failed with %s%s\n%s", type(error).__name__, said, frames)
+            line = {
+                "request": request_id,
+                "caller": scope["state"].get("caller"),
+                "method": scope["method"],
+                "route": route,
+                "status": status,
+                "ms": round(1000 * seconds, 1),
+            }
+            logger.info(json.dumps(line | ({"path": scope["path"]} if self._log_texts else {})))
 
 
 async def _while_present(
@@ -256,7 +208,7 @@ async def _while_present(
         wanted.set()
         return {"type": "http.disconnect"} if watching.done() and messages.empty() else await messages.get()
 
-    # A scope of anyio's: threads are waited for, so that there are never more of them than may be.
+    # A scope of anyio's: threads are waited for, so that there are never more of them than allowed.
     with anyio.CancelScope() as present:
         watching = asyncio.ensure_future(watch())
         try:
@@ -265,21 +217,38 @@ async def _while_present(
             watching.cancel()
 
 
-OPEN = frozenset({"/healthz", "/readyz"})
-OF_PAGE = (EVENTS, RANK)
-"""The scopes that the page needs."""
-_RANKING = frozenset({"/v1/rerank", "/v2/rerank", "/v1/recommend"})
-_LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+class RateLimit:
+    """A token bucket per caller: `per_minute` requests on average, ten seconds' worth of them at once.
+
+    Memory is bounded: the callers that were silent longest are forgotten first. To be used by one thread.
+    """
+
+    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate = per_minute / 60.0
+        self._burst = max(1.0, self._rate * _BURST_SECONDS)
+        self._clock = clock
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def seconds_to_wait(self, caller: str) -> float:
+        """Count a request of `caller`; return 0 if it is allowed, else after how many seconds it would be."""
+        now = self._clock()
+        left, then = self._buckets.pop(caller, (self._burst, now))
+        left = min(self._burst, left + (now - then) * self._rate)
+        allowed = left >= 1.0
+        self._buckets[caller] = (left - 1.0 if allowed else left, now)
+        if len(self._buckets) > _MAX_CALLERS:
+            self._buckets.popitem(last=False)
+        return 0.0 if allowed else (1.0 - left) / self._rate
 
 
-class Gate:
-    """ASGI middleware that asks for the key, counts requests, and bounds the size and the time of bodies."""
+class AccessControl:
+    """Checks the key, counts requests, and bounds the size and the time of bodies."""
 
     def __init__(
         self, app: ASGIApp, settings: Settings, keys: Keys, open_paths: frozenset[str] = frozenset()
     ) -> None:
         self.app = app
-        self._open = OPEN | open_paths
+        self._open = OPEN_PATHS | open_paths
         self._keys = keys
         self._rate = RateLimit(settings.requests_per_minute)
         self._max_body_bytes = settings.max_body_bytes
@@ -301,23 +270,28 @@ class Gate:
     def _check(self, scope: Scope, headers: Headers) -> None:
         # Replaced by U+FFFD, different ids would be one.
         if not _is_utf8(scope.get("raw_path", b"")) or not _is_utf8(scope["query_string"]):
-            raise Problem(BAD_REQUEST, "The address holds bytes that are no UTF-8; encode it as UTF-8.")
+            raise Problem(
+                problems.BAD_REQUEST, "The address holds bytes that are no UTF-8; encode it as UTF-8."
+            )
         # A page of another site can make a browser call this machine under a name of its own (DNS rebinding).
         if not self._keys and _host_name(headers.get("host", "")) not in self._names:
-            raise Problem(WRONG_HOST, "Without keys the server answers only as localhost or 127.0.0.1.")
+            raise Problem(
+                problems.WRONG_HOST, "Without keys the server answers only as localhost or 127.0.0.1."
+            )
         session = scope["state"].get("session")
         key = self._keys.session(session) if session else self._keys.bearer(headers.get("authorization", ""))
         address = scope["client"][0] if scope.get("client") else "unknown"
         caller = key.name if key else address
         if wait := self._rate.seconds_to_wait(caller):
-            raise Problem(TOO_MANY_REQUESTS, "Ask less often.", retry_after=wait)
+            raise Problem(problems.TOO_MANY_REQUESTS, "Ask less often.", retry_after=wait)
         if self._keys:
-            check_key(key, _needed(scope["path"]))
+            check_key(key, _needed_scopes(scope["path"]))
         scope["state"] |= {"caller": caller, "key": key or NO_KEY}
         CALLER.set(caller)
         length = headers.get("content-length", "")
         if length.isdecimal() and (len(length) > 15 or int(length) > self._max_body_bytes):
-            raise Problem(TOO_LARGE, f"The body has {length} bytes, at most {self._max_body_bytes} are read.")
+            message = f"The body has {length} bytes, at most {self._max_body_bytes} are read."
+            raise Problem(problems.TOO_LARGE, message)
 
 
 def _in_time(receive: Receive, seconds: float) -> Receive:
@@ -346,14 +320,15 @@ def check_key(key: Key | None, needed: Iterable[str]) -> Key:
         Problem: the key is unknown or expired, or lacks a scope.
     """
     if key is None:
-        raise Problem(UNAUTHORIZED, "No key of this server was given; send `Authorization: Bearer KEY`.")
+        raise Problem(
+            problems.UNAUTHORIZED, "No key of this server was given; send `Authorization: Bearer KEY`."
+        )
     if key.expired:
-        raise Problem(UNAUTHORIZED, f"The key {key.name!r} expired at {key.expiry}; get a new one.")
+        raise Problem(problems.UNAUTHORIZED, f"The key {key.name!r} expired at {key.expiry}; get a new one.")
     if missing := key.missing(needed):
         has = ", ".join(sorted(key.scopes))
-        raise Problem(
-            FORBIDDEN, f"This needs the scope {', '.join(missing)}; the key {key.name!r} has {has}."
-        )
+        message = f"This needs the scope {', '.join(missing)}; the key {key.name!r} has {has}."
+        raise Problem(problems.FORBIDDEN, message)
     return key
 
 
@@ -361,13 +336,12 @@ def check_user(request: Request, *user_ids: str) -> None:
     """Refuse users that the caller's key does not reach, whether they exist or not.
 
     Raises:
-        Problem: an id does not begin as the key's users do.
+        Problem: an id does not begin as the ids of the key's users do.
     """
     key: Key = request.state.key
     if not all(user_id.startswith(key.user_prefix) for user_id in user_ids):
-        raise Problem(
-            FORBIDDEN, f"The key {key.name!r} reaches only users whose ids begin with {key.user_prefix!r}."
-        )
+        message = f"The key {key.name!r} reaches only users whose ids begin with {key.user_prefix!r}."
+        raise Problem(problems.FORBIDDEN, message)
 
 
 async def check_user_of_address(request: Request) -> None:
@@ -376,14 +350,13 @@ async def check_user_of_address(request: Request) -> None:
     check_user(request, *filter(None, named))
 
 
-def _needed(path: str) -> tuple[str, ...]:
-    """Return the scopes that an address needs."""
-    if path in _RANKING:
+def _needed_scopes(path: str) -> tuple[str, ...]:
+    if path in ("/v1/rerank", "/v2/rerank", "/v1/recommend"):
         return (RANK,)
     if path == "/v1/users" or path.startswith("/v1/users/"):
         return (EVENTS,)
-    if path == "/" or path.startswith("/page/"):
-        return OF_PAGE
+    if _is_page(path):
+        return PAGE_SCOPES
     return () if path == "/openapi.json" else (ADMIN,)
 
 

@@ -1,4 +1,4 @@
-"""The page's addresses to look at: the whole page, and the parts of it that htmx asks for.
+"""The page's addresses: the whole page, the parts of it that htmx asks for, and its forms.
 
 What needs the model is asked for after the page is there. Without JavaScript the same parts come inside the
 page, by its links: `rank`, `edit`, `explain`, `compare` and `find` in the query of `/`.
@@ -10,7 +10,6 @@ import math
 from datetime import UTC, datetime
 from typing import Annotated, Any
 from urllib.parse import parse_qsl, urlsplit
-from uuid import uuid4
 
 from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
@@ -18,85 +17,17 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from trsr.data.values import id_fault
 from trsr.errors import OverloadedError
-from trsr.serve.middleware import COOKIE, KEY_PATH, OF_PAGE, check_key, check_user
-from trsr.serve.problems import BAD_REQUEST, INVALID, UNKNOWN_USER, WRONG_ORIGIN, Problem
-from trsr.serve.rendering import ASSET_HEADERS, ASSETS, HEADERS, Asset, link, render
-from trsr.serve.schemas import MAX_NOTES
-from trsr.serve.service import Service
+from trsr.serve import views
+from trsr.serve.middleware import COOKIE, KEY_PATH, PAGE_SCOPES, check_key, check_user
+from trsr.serve.problems import BAD_REQUEST, INVALID, WRONG_ORIGIN, Problem
+from trsr.serve.schemas import MAX_NOTES, EventIn
+from trsr.serve.service import Service, unknown_user
 from trsr.serve.settings import SESSION_SECONDS, Keys
-from trsr.serve.store import Event
-from trsr.serve.views import (
-    ItemView,
-    comparison_view,
-    item_view,
-    ranking_view,
-    retrieved_view,
-    user_view,
-    why_view,
-)
+from trsr.serve.views import ASSETS, PAGE_HEADERS, Asset, ItemView, link, render
 
+N_USERS = 50
+N_FOUND = 8
 _MAX_FIELDS = 20
-
-
-class Form(dict[str, str]):
-    """The fields of a form."""
-
-    def id(self, name: str) -> str:
-        """Return a field that is an id, as it was sent.
-
-        Raises:
-            Problem: it is missing.
-        """
-        if not self.get(name):
-            raise Problem(INVALID, f"The field {name!r} is empty; it holds an id.")
-        return self[name]
-
-    def new_id(self, name: str) -> str:
-        """Return a field that is an id, which may be a new one.
-
-        Raises:
-            Problem: it cannot be one.
-        """
-        if fault := id_fault(self.get(name, "")):
-            raise Problem(INVALID, f"{name}: {fault}.")
-        return self[name]
-
-
-def check_origin(request: Request) -> None:
-    """Refuse what another site's page sends with our cookie, beside the cookie's own SameSite.
-
-    Browsers name the origin with every post, so one that is missing is refused too.
-
-    Raises:
-        Problem: it does not come from a page of this server.
-    """
-    origin = urlsplit(request.headers.get("origin", ""))
-    site = request.headers.get("sec-fetch-site", "same-origin")
-    if origin.netloc.lower() != request.headers.get("host", "").lower() or site != "same-origin":
-        raise Problem(WRONG_ORIGIN, "Use the forms of this server's own page.")
-
-
-async def read_form(request: Request) -> Form:
-    """Return the fields of a request from this server's page.
-
-    Raises:
-        Problem: it comes from elsewhere, is no form, or names a user that the caller's key does not reach.
-    """
-    check_origin(request)
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/x-www-form-urlencoded":
-        raise Problem(BAD_REQUEST, "A form was expected.")
-    try:
-        body = (await request.body()).decode("ascii")
-        pairs = parse_qsl(body, keep_blank_values=True, errors="strict", max_num_fields=_MAX_FIELDS)
-    except ValueError as error:
-        raise Problem(BAD_REQUEST, "The form cannot be read.") from error
-    form = Form((name, value.replace("\r\n", "\n")) for name, value in pairs)
-    if "user" in form:
-        check_user(request, form.id("user"))
-    return form
-
-
 DONE = {
     "deleted": "The user is deleted, with everything that was known about them.",
     "saved": "The notes are saved; the ranking reads them first.",
@@ -104,76 +35,6 @@ DONE = {
     "added": "The event is kept; the profile follows.",
     "asked": "The profile is being written.",
 }
-
-
-def add_actions(router: APIRouter, service: Service, keys: Keys) -> None:
-    """Add the addresses that change something to the page's router."""
-
-    @router.post("/page/events")
-    async def add_event(request: Request) -> Response:
-        form = await read_form(request)
-        user_id, item_id = form.new_id("user"), form.id("item")
-        event = Event(form.new_id("event_id"), item_id, datetime.now(UTC))
-        await service.write(service.add_events, user_id, [event])
-        said = f"“{item_view(service, item_id).title}” is in the history now; the profile follows."
-        return _answer(request, user_id, "added", said)
-
-    @router.post("/page/notes")
-    async def put_notes(request: Request) -> Response:
-        form = await read_form(request)
-        user_id, text = form.id("user"), form.get("text", "").strip()
-        if len(text) > MAX_NOTES:
-            raise Problem(
-                INVALID, f"The notes have {len(text)} letters; at most {MAX_NOTES} are kept. Shorten them."
-            )
-        notes = await service.write(service.put_notes, user_id, text)
-        return _answer(request, user_id, "saved" if notes.text else "removed")
-
-    @router.post("/page/follow")
-    async def follow(request: Request) -> Response:
-        user_id = (await read_form(request)).id("user")
-        if not await service.write(service.store.request_update, user_id):
-            raise Problem(UNKNOWN_USER, f"There is no user {user_id!r}; a first event makes one.")
-        return _answer(request, user_id, "asked")
-
-    @router.post("/page/delete")
-    async def delete(request: Request) -> Response:
-        form = await read_form(request)
-        user_id = form.id("user")
-        if form.get("sure") != "yes":
-            raise Problem(INVALID, "Deleting cannot be undone: tick the box to confirm it.")
-        await service.write(service.delete_user, user_id)
-        return RedirectResponse(link("/", done="deleted"), 303, headers=HEADERS)
-
-    @router.post(KEY_PATH)
-    async def bring_key(request: Request) -> Response:
-        key = check_key(keys.find((await read_form(request)).get("key", "")), OF_PAGE)
-        answer = RedirectResponse("/", 303, headers=HEADERS)
-        secure = request.url.scheme == "https"
-        answer.set_cookie(
-            COOKIE, keys.log_in(key), SESSION_SECONDS, httponly=True, samesite="strict", secure=secure
-        )
-        return answer
-
-    @router.post("/page/log-out")
-    async def log_out(request: Request) -> Response:
-        await read_form(request)
-        keys.log_out(request.cookies.get(COOKIE, ""))
-        answer = RedirectResponse("/", 303, headers=HEADERS)
-        answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
-        return answer
-
-
-def _answer(request: Request, user_id: str, done: str, said: str | None = None) -> Response:
-    if request.headers.get("hx-request") == "true":
-        # The field that was typed in is gone: whoever uses the keyboard goes on from the note.
-        values = {"said": said or DONE[done], "focus": done in ("saved", "removed")}
-        return render("part_note.html", values, headers={"HX-Trigger": "user-changed"})
-    return RedirectResponse(link("/", user=user_id, rank=True, done=done), 303, headers=HEADERS)
-
-
-N_USERS = 50
-N_FOUND = 8
 Text = Annotated[str, Query(max_length=256)]
 Items = Annotated[list[str], Query(max_length=50)]
 
@@ -183,8 +44,9 @@ def page_router(service: Service, keys: Keys) -> APIRouter:
     router = APIRouter(include_in_schema=False)
     for asset in ASSETS.values():
         router.add_api_route(asset.path, _give(asset), methods=["GET"])
-    add_actions(router, service, keys)
     _add_parts(router, service)
+    _add_forms(router, service)
+    _add_sessions(router, keys)
 
     @router.get("/")
     async def page(
@@ -198,7 +60,7 @@ def page_router(service: Service, keys: Keys) -> APIRouter:
         edit: bool = False,
         compare: bool = False,
     ) -> HTMLResponse:
-        frame: dict[str, Any] = {
+        values = {
             "model": service.model_name,
             "has_keys": bool(keys),
             "query": q,
@@ -206,23 +68,20 @@ def page_router(service: Service, keys: Keys) -> APIRouter:
         }
         if not user:
             users = await run_in_threadpool(_users, service, q, request.state.key.user_prefix)
-            return render("home.html", {**frame, **users})
-        view = await run_in_threadpool(user_view, service, user)
-        values: dict[str, Any] = {"view": view, "profile": view.profile, "user_id": user, "edit": edit}
-        values["notes"] = view.notes
-        values["find"] = find
-        values["found"] = await run_in_threadpool(_found, service, find)
-        values["event_id"] = _event_id()
-        ranked = rank or bool(explain)
-        values["busy"] = values["ranking"] = None
-        try:
-            values["ranking"] = await ranking_view(service, user, (), explain or None) if ranked else None
-        except OverloadedError as error:
-            values["busy"] = math.ceil(error.retry_after)
+            return render("home.html", {**values, **users})
+        view = await run_in_threadpool(views.user_view, service, user)
+        values |= {"view": view, "profile": view.profile, "notes": view.notes, "user_id": user, "edit": edit}
+        values |= {"find": find, "found": await run_in_threadpool(_found, service, find)}
+        values |= {"ranking": None, "busy": None}
+        if rank or explain:
+            try:
+                values["ranking"] = await views.ranking_view(service, user, (), explain or None)
+            except OverloadedError as error:
+                values["busy"] = math.ceil(error.retry_after)
         if values["ranking"] is None:
-            values["retrieved"] = await run_in_threadpool(retrieved_view, service, user)
-        values["comparison"] = await comparison_view(service, user) if compare else None
-        return render("user.html", {**frame, **values})
+            values["retrieved"] = await run_in_threadpool(views.retrieved_view, service, user)
+        values["comparison"] = await views.comparison_view(service, user) if compare else None
+        return render("user.html", values)
 
     return router
 
@@ -238,7 +97,7 @@ def _add_parts(router: APIRouter, service: Service) -> None:
 
     @router.get("/page/profile")
     def profile(user: str, seen: Text = "") -> Response:
-        view = user_view(service, user).profile
+        view = views.user_view(service, user).profile
         if seen == view.seen:
             return Response(status_code=204)  # asked again and again while an update waits
         headers = {"HX-Trigger": "profile-changed"} if seen else {}
@@ -246,45 +105,149 @@ def _add_parts(router: APIRouter, service: Service) -> None:
 
     @router.get("/page/notes")
     def notes(user: str) -> HTMLResponse:
-        return render("part_notes.html", {"notes": user_view(service, user).notes, "user_id": user})
+        return render("part_notes.html", {"notes": service.user(user).notes, "user_id": user})
 
     @router.get("/page/editor")
     def editor(user: str) -> HTMLResponse:
-        return render("part_editor.html", {"notes": user_view(service, user).notes, "user_id": user})
+        return render("part_editor.html", {"notes": service.user(user).notes, "user_id": user})
 
     @router.get("/page/history")
     def history(user: str) -> HTMLResponse:
-        return render("part_history.html", {"view": user_view(service, user), "user_id": user})
+        return render("part_history.html", {"view": views.user_view(service, user)})
 
     @router.get("/page/items")
     def items(user: str, find: Text = "") -> HTMLResponse:
-        values = {"user_id": user, "find": find, "found": _found(service, find), "event_id": _event_id()}
-        return render("part_found.html", values)
+        return render("part_found.html", {"user_id": user, "find": find, "found": _found(service, find)})
 
     @router.get("/page/ranking")
     async def ranking(user: str, before: Items = []) -> HTMLResponse:  # noqa: B006
         try:
-            view = await ranking_view(service, user, before)
+            view = await views.ranking_view(service, user, before)
         except OverloadedError as error:
-            retrieved = await run_in_threadpool(retrieved_view, service, user)
+            retrieved = await run_in_threadpool(views.retrieved_view, service, user)
             busy = {"retrieved": retrieved, "busy": math.ceil(error.retry_after), "user_id": user}
             return render("part_retrieved.html", busy)
-        return render("part_ranking.html", {"ranking": view, "user_id": user, "event_id": _event_id()})
+        return render("part_ranking.html", {"ranking": view, "user_id": user})
 
     @router.get("/page/why")
     async def why(user: str, item: str) -> HTMLResponse:
-        return render("part_why.html", {"why": await why_view(service, user, item), "user_id": user})
+        return render("part_why.html", {"why": await views.why_view(service, user, item)})
 
     @router.get("/page/compare")
     async def compare(user: str) -> HTMLResponse:
-        view = await comparison_view(service, user)
+        view = await views.comparison_view(service, user)
         return render("part_compare.html", {"comparison": view, "user_id": user})
+
+
+def _add_forms(router: APIRouter, service: Service) -> None:
+    @router.post("/page/events")
+    async def add_event(request: Request) -> Response:
+        form = await read_form(request)
+        for name in ("user", "event_id"):
+            if fault := id_fault(form.get(name, "")):
+                raise Problem(INVALID, f"{name}: {fault}.")
+        user_id, item_id = form["user"], required(form, "item")
+        event = EventIn(event_id=form["event_id"], item_id=item_id, timestamp=datetime.now(UTC))
+        await service.write(service.add_events, user_id, [event])
+        title = views.item_view(service, item_id).title
+        return _answer(request, user_id, "added", f"“{title}” is in the history now; the profile follows.")
+
+    @router.post("/page/notes")
+    async def put_notes(request: Request) -> Response:
+        form = await read_form(request)
+        user_id, text = required(form, "user"), form.get("text", "").strip()
+        if len(text) > MAX_NOTES:
+            raise Problem(
+                INVALID, f"The notes have {len(text)} letters; at most {MAX_NOTES} are kept. Shorten them."
+            )
+        notes = await service.write(service.put_notes, user_id, text)
+        return _answer(request, user_id, "saved" if notes.text else "removed")
+
+    @router.post("/page/follow")
+    async def follow(request: Request) -> Response:
+        user_id = required(await read_form(request), "user")
+        if not await service.write(service.store.request_update, user_id):
+            raise unknown_user(user_id)
+        return _answer(request, user_id, "asked")
+
+    @router.post("/page/delete")
+    async def delete(request: Request) -> Response:
+        form = await read_form(request)
+        user_id = required(form, "user")
+        if form.get("sure") != "yes":
+            raise Problem(INVALID, "Deleting cannot be undone: tick the box to confirm it.")
+        await service.write(service.delete_user, user_id)
+        return RedirectResponse(link("/", done="deleted"), 303, headers=PAGE_HEADERS)
+
+
+def _add_sessions(router: APIRouter, keys: Keys) -> None:
+    @router.post(KEY_PATH)
+    async def log_in(request: Request) -> Response:
+        key = check_key(keys.find((await read_form(request)).get("key", "")), PAGE_SCOPES)
+        answer = RedirectResponse("/", 303, headers=PAGE_HEADERS)
+        secure = request.url.scheme == "https"
+        answer.set_cookie(
+            COOKIE, keys.log_in(key), SESSION_SECONDS, httponly=True, samesite="strict", secure=secure
+        )
+        return answer
+
+    @router.post("/page/log-out")
+    async def log_out(request: Request) -> Response:
+        await read_form(request)
+        keys.log_out(request.cookies.get(COOKIE, ""))
+        answer = RedirectResponse("/", 303, headers=PAGE_HEADERS)
+        answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
+        return answer
+
+
+async def read_form(request: Request) -> dict[str, str]:
+    """Return the fields of a form of this server's page.
+
+    Raises:
+        Problem: it comes from elsewhere, is no form, or names a user that the caller's key does not reach.
+    """
+    # Beside the cookie's own SameSite. Browsers name the origin with every post, so a missing one is refused.
+    origin = urlsplit(request.headers.get("origin", ""))
+    site = request.headers.get("sec-fetch-site", "same-origin")
+    if origin.netloc.lower() != request.headers.get("host", "").lower() or site != "same-origin":
+        raise Problem(WRONG_ORIGIN, "Use the forms of this server's own page.")
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/x-www-form-urlencoded":
+        raise Problem(BAD_REQUEST, "A form was expected.")
+    try:
+        body = (await request.body()).decode("ascii")
+        pairs = parse_qsl(body, keep_blank_values=True, errors="strict", max_num_fields=_MAX_FIELDS)
+    except ValueError as error:
+        raise Problem(BAD_REQUEST, "The form cannot be read.") from error
+    form = {name: value.replace("\r\n", "\n") for name, value in pairs}
+    if "user" in form:
+        check_user(request, required(form, "user"))
+    return form
+
+
+def required(form: dict[str, str], name: str) -> str:
+    """Return a field that is an id, as it was sent.
+
+    Raises:
+        Problem: it is missing.
+    """
+    if not form.get(name):
+        raise Problem(INVALID, f"The field {name!r} is empty; it holds an id.")
+    return form[name]
+
+
+def _answer(request: Request, user_id: str, done: str, message: str | None = None) -> Response:
+    if request.headers.get("hx-request") == "true":
+        # The field that was typed in is gone: whoever uses the keyboard continues from the note.
+        values = {"message": message or DONE[done], "focus": done in ("saved", "removed")}
+        return render("part_note.html", values, headers={"HX-Trigger": "user-changed"})
+    return RedirectResponse(link("/", user=user_id, rank=True, done=done), 303, headers=PAGE_HEADERS)
 
 
 def _users(service: Service, query: str, prefix: str) -> dict[str, Any]:
     """Return the users with the query in their ids and the prefix first, one of exactly this id first."""
     found = service.store.users(query, N_USERS + 1, prefix)
-    exact = [query] if query.startswith(prefix) and service.store.history(query) is not None else []
+    exact = [query] if query.startswith(prefix) and service.store.history(query) else []
     users = list(dict.fromkeys([*exact, *found]))
     return {"users": users[:N_USERS], "more": len(users) > N_USERS, "query": query}
 
@@ -295,16 +258,13 @@ def _found(service: Service, words: str) -> list[ItemView]:
         return []
     exact = [words] if words in service.catalogue else []
     found = service.ranker.retriever.top(words, (), N_FOUND)
-    return [item_view(service, name) for name in list(dict.fromkeys([*exact, *found]))[:N_FOUND]]
-
-
-def _event_id() -> str:
-    """Return a name for the next event; a form that is sent twice counts once."""
-    return f"page:{uuid4()}"
+    return [views.item_view(service, name) for name in list(dict.fromkeys([*exact, *found]))[:N_FOUND]]
 
 
 def _give(asset: Asset) -> Any:
+    headers = {"Cache-Control": "public, max-age=31536000, immutable"}
+
     async def give() -> Response:
-        return Response(asset.content, media_type=asset.media_type, headers=ASSET_HEADERS)
+        return Response(asset.content, media_type=asset.media_type, headers=headers)
 
     return give

@@ -103,16 +103,16 @@ def problem_response(
 
 
 def from_error(error: TrsrError) -> Problem:
-    """Return the problem that an error of the model side stands for."""
+    """Return the problem for an error of the model or the database."""
     match error:
         case OverloadedError():
             return Problem(OVERLOADED, str(error), retry_after=error.retry_after)
         case BudgetError():
             return Problem(TOO_LONG, "The texts do not fit the model's prompt; send shorter ones.")
         case OutputError() | StoreError():
-            said = str(error.__cause__ or error).rstrip(".")  # without the path of the file
-            kind = STORAGE_FULL if "full" in said else DATABASE_FAILED
-            detail = f"Nothing was changed: {said}. The server's log says more."
+            reason = str(error.__cause__ or error).rstrip(".")  # without the path of the file
+            kind = STORAGE_FULL if "full" in reason else DATABASE_FAILED
+            detail = f"Nothing was changed: {reason}. The server's log says more."
             if isinstance(error, NotErasedError):
                 kind, detail = NOT_ERASED, f"The user is deleted. {error}"
             return Problem(kind, detail, retry_after=5.0)
@@ -126,25 +126,20 @@ def from_error(error: TrsrError) -> Problem:
 
 def _invalid(error: RequestValidationError, content_type: str) -> Problem:
     """Say which parts are wrong and why, without repeating what was sent."""
+    found = error.errors()
     errors = [
         {
             "at": "/".join(str(part) for part in entry["loc"])[:500],
             "problem": str(entry["msg"]).removeprefix("Value error, ")[:500],
         }
-        for entry in error.errors()[:20]
+        for entry in found[:20]
     ]
     first = errors[0]
-    if any(entry["type"] == "json_invalid" for entry in error.errors()):
-        return Problem(BAD_REQUEST, f"The body is not JSON (at character {error.errors()[0]['loc'][-1]}).")
+    if any(entry["type"] == "json_invalid" for entry in found):
+        return Problem(BAD_REQUEST, f"The body is not JSON (at character {found[0]['loc'][-1]}).")
     if first["at"] == "body" and "json" not in content_type.lower():
         return Problem(BAD_REQUEST, "The body is not said to be JSON; send `Content-Type: application/json`.")
     return Problem(INVALID, f"{first['at']}: {first['problem']}.", errors=errors)
-
-
-def _from_status(error: HTTPException) -> Problem:
-    """Return the problem for a refusal of the framework itself."""
-    kind = _BY_STATUS.get(error.status_code, BAD_REQUEST if error.status_code < 500 else INTERNAL)
-    return Problem(kind, f"{error.detail}.")
 
 
 def answer_with_problems(app: FastAPI) -> None:
@@ -161,13 +156,14 @@ def answer_with_problems(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _on_status(request: Request, error: HTTPException) -> Response:
-        return problem_response(_from_status(error), request.scope, error.headers)
+        kind = _BY_STATUS.get(error.status_code, BAD_REQUEST if error.status_code < 500 else INTERNAL)
+        return problem_response(Problem(kind, f"{error.detail}."), request.scope, error.headers)
 
     @app.exception_handler(TrsrError)
     async def _on_error(request: Request, error: TrsrError) -> Response:
         problem = from_error(error)
         if problem.kind is INTERNAL:
-            raise error  # a fault of ours: the envelope logs it
+            raise error  # a fault of ours: `RequestContext` logs it
         if problem.kind.status >= 500 and problem.kind is not OVERLOADED:
             logger.error("%s", error)
         return problem_response(problem, request.scope)
@@ -193,8 +189,8 @@ def refusals(*kinds: Kind) -> dict[int | str, dict[str, Any]]:
     described: dict[int | str, dict[str, Any]] = {}
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     for kind in (BAD_REQUEST, UNAUTHORIZED, FORBIDDEN, TOO_LARGE, INVALID, TOO_MANY_REQUESTS, *kinds):
-        said = f"{kind.title} (`{kind.type}`)"
+        text = f"{kind.title} (`{kind.type}`)"
         if kind.status in described:
-            said = f"{described[kind.status]['description']}; {said}"
-        described[kind.status] = {"description": said, "content": content}
+            text = f"{described[kind.status]['description']}; {text}"
+        described[kind.status] = {"description": text, "content": content}
     return described

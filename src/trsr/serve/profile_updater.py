@@ -1,10 +1,9 @@
-"""Lets profiles follow events: folds what is new into the profiles of users in the store's queue.
+"""Updates the profiles of users in the store's queue from their new events.
 
-The queue is durable, and an update leaves it in the transaction that adds its profile; every text is kept
-when it is written. So a killed process leaves nothing half done, and the next one asks only for what is
-missing. Work goes in rounds of few calls, which the users who are due share, so that a long history holds up
-nobody: who comes in between is in the next round. One follower a database is enough; a second one would do
-the same work again, never harm.
+The queue is durable, an update leaves it in the transaction that adds its profile, and every text is kept
+when it is written: a killed process leaves nothing half done, and the next one asks only for what is missing.
+Work goes in rounds of few calls, which the users who are due share, so that a long history holds up nobody.
+One updater per database is enough; a second one would repeat the same work and do no harm.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from trsr.errors import EngineError, OutputError, StoreError
 from trsr.llm.base import TextGenerator
 from trsr.llm.cpu import apart, give_back
-from trsr.serve.store import PendingUpdate, Profile, ServeStore
+from trsr.serve.store import PendingUpdate, ServeStore, StoredProfile
 from trsr.summarize.executor import SummaryProgress, complete
 from trsr.summarize.user_plan import Fold, Summariser, profile, start_fold
 from trsr.types import History
@@ -27,18 +26,15 @@ from trsr.types import History
 logger = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.5
-"""How long the loop waits for news; updates that were put off are looked for as often."""
-
-
+"""How long the loop waits for news; updates that wait after a failure are looked for as often."""
 GIVE_BACK_SECONDS = 10.0
-"""A local engine's free memory goes back to the system as often: rankings need far less."""
-
+"""How often a local engine's free memory goes back to the system: rankings need far less."""
 CALLS_A_ROUND = 16
 """Calls of a round, shared by its users; each of them gets one at least."""
 
 
-class FollowerStoppedError(Exception):
-    """The follower was told to stop while it wrote; what is written is kept, the update stays pending."""
+class StoppedError(Exception):
+    """The updater was told to stop while it wrote; what is written is kept, the update stays pending."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +42,12 @@ class _Job:
     """An update that was begun, and from which version."""
 
     update: PendingUpdate
-    latest: Profile | None
+    latest: StoredProfile | None
     fold: Fold
 
 
-class Follower:
-    """Folds new events into profiles.
+class ProfileUpdater:
+    """Makes the profiles of users with new events.
 
     Args:
         store: Users, their queue and the texts.
@@ -78,9 +74,9 @@ class Follower:
         self._gave_back = float("-inf")
 
     def run(self, stop: threading.Event) -> None:
-        """Fold until `stop` is set; `store.wake()` lets it be noticed at once, else in `IDLE_SECONDS`.
+        """Update profiles until `stop` is set; `store.wake()` lets it be noticed at once.
 
-        Nothing ends the loop but `stop`: a failed update is put off and tried again.
+        Nothing else ends the loop: a failed update is tried again later.
         """
         self._stop = stop
         while not stop.is_set():
@@ -89,7 +85,7 @@ class Follower:
                 n_updated = self.step()
                 if not n_updated:
                     self.store.clean()
-            except FollowerStoppedError:
+            except StoppedError:
                 return
             except Exception as error:
                 self.last_failure = _reason(error)
@@ -101,7 +97,7 @@ class Follower:
     def step(self, limit: int = 32) -> int:
         """Do one round for up to `limit` pending users; return how many profiles were added.
 
-        Those that failed before are folded one by one, so that one who cannot be folded holds up nobody. Who
+        Those that failed before are done one by one, so that one that fails again holds up nobody. A user who
         needs more calls than their share goes to the end of the queue.
 
         Raises:
@@ -114,17 +110,17 @@ class Follower:
         begun, self._begun = self._begun, {}
         for group in [fresh, *again]:
             if group:
-                self._fold(group, begun, max(1, CALLS_A_ROUND // len(updates)))
+                self._update(group, begun, max(1, CALLS_A_ROUND // len(updates)))
         return self.n_updates - before
 
-    def _fold(self, updates: Sequence[PendingUpdate], begun: dict[int, _Job], most: int) -> None:
-        """Fold these users, each by `most` calls; a profile is added as soon as its fold is done."""
+    def _update(self, updates: Sequence[PendingUpdate], begun: dict[int, _Job], most: int) -> None:
+        """Continue each update by `most` calls; a profile is added as soon as its calls are done."""
         jobs: list[_Job] = []
         for update in updates:
             try:
-                job = begun.pop(update.ticket, None) or self._begin(update)
+                job = begun.pop(update.user_generation, None) or self._begin(update)
             except Exception as error:
-                self._put_off(update, error)
+                self._reschedule(update, error)
             else:
                 jobs += [job] if job else []
         n_before = [len(job.fold.texts) for job in jobs]
@@ -132,34 +128,34 @@ class Follower:
 
         def end_done() -> None:
             for job in jobs:
-                if job.fold.done and job.update.ticket not in ended:
-                    ended.add(job.update.ticket)
+                if job.fold.done and job.update.user_generation not in ended:
+                    ended.add(job.update.user_generation)
                     self.n_updates += self._end(job)
 
         failure: Exception = EngineError("The engine gave no answer.")
         try:
             self._complete([job.fold for job in jobs], most, end_done)
-        except FollowerStoppedError:
+        except StoppedError:
             raise
         except Exception as error:  # an engine may fail in any way, and the next update must still be tried
             failure = error
         end_done()
         for job, n in zip(jobs, n_before, strict=True):
-            if job.update.ticket in ended:
+            if job.update.user_generation in ended:
                 continue
             if job.fold.has_more and not job.fold.failed and len(job.fold.texts) > n:
-                self._begun[job.update.ticket] = job
+                self._begun[job.update.user_generation] = job
                 self.store.put_back(job.update)
             else:
-                self._put_off(job.update, failure)
+                self._reschedule(job.update, failure)
 
     def _begin(self, update: PendingUpdate) -> _Job | None:
         """Plan an update; None if the user is gone."""
         latest = self.store.latest_profile(update.user_id)
         history = self.store.history(update.user_id)
-        if history is None:
+        if not history:
             return None
-        seen = History(str(update.ticket), history.item_ids[: update.n_items])
+        seen = History(str(update.user_generation), history[: update.n_items])
         return _Job(update, latest, start_fold(seen, self.summariser))
 
     def _complete(self, folds: Sequence[Fold], most: int, end_done: Callable[[], None]) -> None:
@@ -171,7 +167,7 @@ class Follower:
             last = progress
             end_done()
             if self._stop.is_set():
-                raise FollowerStoppedError
+                raise StoppedError
 
         try:
             if folds:  # so that the thread which ranks is as quick afterwards as before
@@ -184,33 +180,22 @@ class Follower:
                 setattr(self.totals, name, getattr(self.totals, name) + getattr(last, name))
 
     def _end(self, job: _Job) -> bool:
-        """Add the profile of a finished fold; return whether there was one to add."""
-        made = profile(job.fold, self.summariser)
-        latest = job.latest
+        """Add the profile of a finished update; return whether there was a new one to add."""
+        made, latest = profile(job.fold, self.summariser), job.latest
         self.last_failure = None
-        if (
-            not made.n_items
-            or self.summariser.config.method == "none"
-            or (
-                latest is not None
-                and (latest.text, latest.key, latest.n_items) == (made.text, made.key, made.n_items)
-            )
-        ):
+        is_old = latest is not None and (latest.text, latest.key, latest.n_items) == (
+            made.text,
+            made.key,
+            made.n_items,
+        )
+        if not made.n_items or self.summariser.config.method == "none" or is_old:
             self.store.finish(job.update)
             return False
         calls = [(key, job.fold.calls[place].item_ids) for place, key in sorted(job.fold.keys.items())]
-        added = self.store.add_profile(
-            job.update.user_id,
-            made.text,
-            made.n_items,
-            made.key,
-            calls,
-            expected_version=latest.version if latest else 0,
-            ticket=job.update.ticket,
-        )
-        return added is not None
+        version = latest.version if latest else 0
+        return self.store.add_profile(job.update, made.text, made.n_items, made.key, calls, version)
 
-    def _put_off(self, update: PendingUpdate, error: Exception) -> None:
+    def _reschedule(self, update: PendingUpdate, error: Exception) -> None:
         self.n_failed += 1
         self.last_failure = _reason(error)
         logger.warning("A profile could not be updated (%s); trying again later.", self.last_failure)

@@ -17,68 +17,20 @@ from starlette.responses import Response
 
 from trsr.errors import TrsrError
 from trsr.recommend.questions import TextAsk
+from trsr.serve import problems, schemas
 from trsr.serve.metrics import Metrics
 from trsr.serve.middleware import check_user
-from trsr.serve.problems import (
-    NOT_ERASED,
-    NOT_READY,
-    OVERLOADED,
-    TOO_LONG,
-    UNKNOWN_FIELDS,
-    UNKNOWN_ITEM,
-    UNKNOWN_ITEMS,
-    UNKNOWN_MODEL,
-    UNKNOWN_USER,
-    Problem,
-    refusals,
-)
+from trsr.serve.problems import Problem, refusals
 from trsr.serve.ranking import Tokens, Wish
-from trsr.serve.schemas import (
-    ApiVersion,
-    BilledUnits,
-    BlockOut,
-    DocumentOut,
-    EventOut,
-    EventsIn,
-    EventsOut,
-    ExplanationOut,
-    Health,
-    HistoryEntry,
-    Id,
-    ItemOut,
-    ItemsIn,
-    ItemsOut,
-    KnownId,
-    Meta,
-    MovedByItem,
-    MovedBySentence,
-    NotesIn,
-    NotesOut,
-    ProfileOut,
-    Ready,
-    RecommendedItem,
-    RecommendIn,
-    RecommendOut,
-    RerankIn,
-    RerankOut,
-    RerankResult,
-    Usage,
-    UsedProfile,
-    UserOut,
-    UsersAsked,
-    UsersOut,
-    document_text,
-)
 from trsr.serve.service import Service
-from trsr.serve.store import Event, Notes, Profile
-from trsr.types import Explanation, Item, RankedItem
+from trsr.types import Explanation, Item
 
 RECENT_SECONDS = 60.0
 """An answer of the model that is younger needs no probe."""
 PROBE_SECONDS = 5.0
 """The model's time for a probe."""
 KEEP_SECONDS = 1.0
-"""A result holds for so long: everybody may ask, and each check writes."""
+"""How long a result is kept: anybody may ask, and each check writes."""
 
 
 class Readiness:
@@ -86,11 +38,11 @@ class Readiness:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._result: Ready | Problem | None = None
+        self._result: schemas.Ready | Problem | None = None
         self._checked = self._answered = float("-inf")
         self._n_answered = 0.0
 
-    def check(self) -> Ready:
+    def check(self) -> schemas.Ready:
         """Return what was found.
 
         Raises:
@@ -98,7 +50,7 @@ class Readiness:
         """
         if self._result is None or time.monotonic() - self._checked > KEEP_SECONDS:
             try:
-                self._result = self._try()
+                self._result = self._check_parts()
             except Problem as problem:
                 self._result = problem
             self._checked = time.monotonic()
@@ -106,28 +58,27 @@ class Readiness:
             raise self._result
         return self._result
 
-    def _try(self) -> Ready:
+    def _check_parts(self) -> schemas.Ready:
         service = self._service
-        if not service.follows:
-            raise _not_ready(
-                "profiles", "Their thread has not started, or has ended; start the server again."
-            )
+        if not service.updates_profiles:
+            message = "Their thread has not started, or has ended; start the server again."
+            raise _not_ready("profiles", message)
         try:
             service.store.check()
             waited = service.store.facts()["oldest_pending_seconds"]
         except TrsrError as error:
             raise _not_ready("database", str(error.__cause__ or error)) from error
-        self._try_model()
-        failure = service.follower.last_failure
-        return Ready(
+        self._check_model()
+        failure = service.updater.last_failure
+        return schemas.Ready(
             model_answered_seconds=round(time.monotonic() - self._answered, 1),
             oldest_pending_seconds=round(waited, 1),
             # Who has no key need not know where the engine is.
             engine_failure=failure and re.sub(r"\w+://\S+", "...", failure),
         )
 
-    def _try_model(self) -> None:
-        """Probe the model unless it has answered of late."""
+    def _check_model(self) -> None:
+        """Probe the model unless it has answered recently."""
         queue, now = self._service.ranker.queue, time.monotonic()
         before, self._n_answered = self._n_answered, queue.facts()["questions"]
         if self._n_answered > before and now - self._checked < RECENT_SECONDS:
@@ -138,9 +89,8 @@ class Readiness:
             prompt = self._service.ranker.recommender.prompt(TextAsk("probe", ["probe"]))
             queue.submit([prompt], PROBE_SECONDS).result(PROBE_SECONDS)
         except FutureTimeoutError as error:
-            raise _not_ready(
-                "model", f"It has not answered a probe within {PROBE_SECONDS:g} seconds."
-            ) from error
+            message = f"It has not answered a probe within {PROBE_SECONDS:g} seconds."
+            raise _not_ready("model", message) from error
         except TrsrError as error:
             raise _not_ready("model", str(error)) from error
         self._answered = time.monotonic()
@@ -148,21 +98,23 @@ class Readiness:
 
 
 def _not_ready(part: str, why: str) -> Problem:
-    return Problem(NOT_READY, f"Not working: {part}. {why}", retry_after=5.0, part=part)
+    return Problem(problems.NOT_READY, f"Not working: {part}. {why}", retry_after=5.0, part=part)
 
 
 def ranking_router(service: Service) -> APIRouter:
     """Return `/v1/rerank`, the same under `/v2/rerank`, and `/v1/recommend`."""
     router = APIRouter(tags=["ranking"])
+    described = refusals(problems.UNKNOWN_MODEL, problems.TOO_LONG, problems.OVERLOADED)
 
-    @router.post("/v1/rerank", responses=refusals(UNKNOWN_MODEL, TOO_LONG, OVERLOADED))
-    @router.post("/v2/rerank", responses=refusals(UNKNOWN_MODEL, TOO_LONG, OVERLOADED))
-    async def rerank(body: RerankIn, request: Request) -> RerankOut:
+    @router.post("/v1/rerank", responses=described)
+    @router.post("/v2/rerank", responses=described)
+    async def rerank(body: schemas.RerankIn, request: Request) -> schemas.RerankOut:
         """Rank documents for a profile; clients of Cohere's and Jina's rerank work unchanged."""
-        texts = [document_text(document, body.rank_fields) for document in body.documents]
-        answer = await service.rerank(TextAsk(body.query, texts, body.max_tokens_per_doc), body.model)
+        texts = [schemas.document_text(document, body.rank_fields) for document in body.documents]
+        question = TextAsk(body.query, texts, body.max_tokens_per_doc)
+        answer = await service.ranker.rerank(question, body.model)
         results = [
-            RerankResult(
+            schemas.RerankResult(
                 index=place.index,
                 relevance_score=place.score,
                 document=_document(body, place.index, texts) if body.return_documents else None,
@@ -170,23 +122,29 @@ def ranking_router(service: Service) -> APIRouter:
             )
             for place in answer.places[: body.top_n]
         ]
-        return RerankOut(
+        return schemas.RerankOut(
             id=uuid.uuid4().hex,
             model=service.model_name,
             results=results,
             calibrated=service.calibrated,
             usage=_usage(answer.tokens),
-            meta=Meta(
-                api_version=ApiVersion(version="2" if request.url.path == "/v2/rerank" else "1"),
-                billed_units=BilledUnits(search_units=math.ceil(len(texts) / 100)),
+            meta=schemas.Meta(
+                api_version=schemas.ApiVersion(version="2" if request.url.path == "/v2/rerank" else "1"),
+                billed_units=schemas.BilledUnits(search_units=math.ceil(len(texts) / 100)),
             ),
         )
 
     @router.post(
         "/v1/recommend",
-        responses=refusals(UNKNOWN_USER, UNKNOWN_ITEMS, UNKNOWN_FIELDS, TOO_LONG, OVERLOADED),
+        responses=refusals(
+            problems.UNKNOWN_USER,
+            problems.UNKNOWN_ITEMS,
+            problems.UNKNOWN_FIELDS,
+            problems.TOO_LONG,
+            problems.OVERLOADED,
+        ),
     )
-    async def recommend(body: RecommendIn, request: Request) -> RecommendOut:
+    async def recommend(body: schemas.RecommendIn, request: Request) -> schemas.RecommendOut:
         """Rank the given candidates, or the best of the catalogue, for a user or a history.
 
         Without candidates, the items that share most words with notes, profile and recent items are ranked,
@@ -202,32 +160,41 @@ def ranking_router(service: Service) -> APIRouter:
             explain=body.explain,
         )
         whom = tuple(body.history or ()) if body.user_id is None else body.user_id
-        answer = await service.recommend(whom, wish)
-        reader = answer.reader
-        return RecommendOut(
+        reader, results, tokens = await service.recommend(whom, wish)
+        return schemas.RecommendOut(
             model=service.model_name,
             user_id=body.user_id,
-            profile=UsedProfile(
+            profile=schemas.UsedProfile(
                 source=reader.source,
                 version=reader.version,
                 n_items=reader.n_items,
                 notes=bool(reader.notes),
             ),
-            results=[_item(ranked) for ranked in answer.results],
+            results=[
+                schemas.RecommendedItem(
+                    item_id=ranked.item_id,
+                    rank=ranked.rank,
+                    score=ranked.score,
+                    margin=ranked.margin,
+                    explanation=None if ranked.explanation is None else _explanation(ranked.explanation),
+                )
+                for ranked in results
+            ],
             calibrated=service.calibrated,
-            usage=_usage(answer.tokens),
+            usage=_usage(tokens),
         )
 
     return router
 
 
-def _document(body: RerankIn, index: int, texts: Sequence[str]) -> DocumentOut:
+def _document(body: schemas.RerankIn, index: int, texts: Sequence[str]) -> schemas.DocumentOut:
     sent = body.documents[index]
-    return DocumentOut.model_validate({**(sent if isinstance(sent, dict) else {}), "text": texts[index]})
+    fields = sent if isinstance(sent, dict) else {}
+    return schemas.DocumentOut.model_validate({**fields, "text": texts[index]})
 
 
-def _usage(tokens: Tokens) -> Usage:
-    return Usage(
+def _usage(tokens: Tokens) -> schemas.Usage:
+    return schemas.Usage(
         prompt_tokens=tokens.prompt,
         total_tokens=tokens.prompt,
         read_tokens=tokens.read,
@@ -235,49 +202,40 @@ def _usage(tokens: Tokens) -> Usage:
     )
 
 
-def _item(ranked: RankedItem) -> RecommendedItem:
-    return RecommendedItem(
-        item_id=ranked.item_id,
-        rank=ranked.rank,
-        score=ranked.score,
-        margin=ranked.margin,
-        explanation=None if ranked.explanation is None else _explanation(ranked.explanation),
+def _explanation(explanation: Explanation) -> schemas.ExplanationOut:
+    def moved(sentences: Sequence[tuple[str, float]]) -> list[schemas.MovedBySentence]:
+        return [schemas.MovedBySentence(sentence=text, margin_moved=by) for text, by in sentences]
+
+    return schemas.ExplanationOut(
+        without_item=[
+            schemas.MovedByItem(item_id=item, margin_moved=by) for item, by in explanation.without_item
+        ],
+        without_note=moved(explanation.without_note),
+        without_sentence=moved(explanation.without_sentence),
     )
 
 
-def _explanation(explanation: Explanation) -> ExplanationOut:
-    return ExplanationOut(
-        without_item=[MovedByItem(item_id=i, margin_moved=moved) for i, moved in explanation.without_item],
-        without_note=[_sentence(*moved) for moved in explanation.without_note],
-        without_sentence=[_sentence(*moved) for moved in explanation.without_sentence],
-    )
-
-
-def _sentence(text: str, moved: float) -> MovedBySentence:
-    return MovedBySentence(sentence=text, margin_moved=moved)
-
-
-ItemId = Annotated[KnownId, Path(description="Of the item.")]
+ItemId = Annotated[schemas.KnownId, Path(description="Of the item.")]
 
 
 def items_router(service: Service) -> APIRouter:
     """Return the addresses of `/v1/items`."""
     router = APIRouter(prefix="/v1/items", tags=["items"])
 
-    @router.put("", responses=refusals(UNKNOWN_FIELDS))
-    async def put_items(body: ItemsIn) -> ItemsOut:
+    @router.put("", responses=refusals(problems.UNKNOWN_FIELDS))
+    async def put_items(body: schemas.ItemsIn) -> schemas.ItemsOut:
         """Add items, or change those that are there; they are found and ranked from now on."""
         items = [Item(item.item_id, item.fields) for item in body.items]
         n_added = await service.write(service.put_items, items)
         n_items = len({item.item_id for item in body.items})
-        return ItemsOut(n_added=n_added, n_changed=n_items - n_added)
+        return schemas.ItemsOut(n_added=n_added, n_changed=n_items - n_added)
 
-    @router.get("/{item_id:path}", responses=refusals(UNKNOWN_ITEM))
-    def get_item(item_id: ItemId) -> ItemOut:
+    @router.get("/{item_id:path}", responses=refusals(problems.UNKNOWN_ITEM))
+    def get_item(item_id: ItemId) -> schemas.ItemOut:
         """Return an item as it is now."""
-        return ItemOut(item_id=item_id, fields=dict(service.item(item_id).fields))
+        return schemas.ItemOut(item_id=item_id, fields=dict(service.item(item_id).fields))
 
-    @router.delete("/{item_id:path}", status_code=204, responses=refusals(UNKNOWN_ITEM))
+    @router.delete("/{item_id:path}", status_code=204, responses=refusals(problems.UNKNOWN_ITEM))
     async def delete_item(item_id: ItemId) -> None:
         """Delete an item: it is not found, ranked or bought any more.
 
@@ -296,13 +254,13 @@ def health_router(service: Service, metrics: Metrics) -> APIRouter:
 
     @router.head("/healthz", include_in_schema=False)
     @router.get("/healthz")
-    async def health() -> Health:
+    async def health() -> schemas.Health:
         """Say that the process answers."""
-        return Health()
+        return schemas.Health()
 
     @router.head("/readyz", include_in_schema=False)
-    @router.get("/readyz", responses=refusals(NOT_READY))
-    async def ready() -> Ready:
+    @router.get("/readyz", responses=refusals(problems.NOT_READY))
+    async def ready() -> schemas.Ready:
         """Say that the database can be written and read, that the model answers, and what profiles wait for.
 
         The model is probed unless it has answered within the last minute. A refusal names the `part` that
@@ -323,8 +281,8 @@ def health_router(service: Service, metrics: Metrics) -> APIRouter:
 
 
 _USER = "/v1/users/{user_id:path}"
-UserId = Annotated[KnownId, Path(description="Of the user.")]
-NewUserId = Annotated[Id, Path(description="Of the user; made by their first event.")]
+UserId = Annotated[schemas.KnownId, Path(description="Of the user.")]
+NewUserId = Annotated[schemas.Id, Path(description="Of the user; made by their first event.")]
 
 
 def users_router(service: Service) -> APIRouter:
@@ -332,69 +290,41 @@ def users_router(service: Service) -> APIRouter:
     router = APIRouter(tags=["users"])
 
     @router.get("/v1/users", responses=refusals())
-    def list_users(request: Request, asked: Annotated[UsersAsked, Query()]) -> UsersOut:
+    def list_users(request: Request, asked: Annotated[schemas.UsersAsked, Query()]) -> schemas.UsersOut:
         """Return the users that the key reaches, sorted by id."""
         prefix = request.state.key.user_prefix
         found = service.store.users(asked.query, asked.limit + 1, prefix, asked.after)
         page = found[: asked.limit]
-        return UsersOut(user_ids=page, after=page[-1] if len(found) > len(page) else None)
+        return schemas.UsersOut(user_ids=page, after=page[-1] if len(found) > len(page) else None)
 
-    @router.post(_USER + "/events", status_code=202, responses=refusals(UNKNOWN_ITEMS))
-    async def add_events(user_id: NewUserId, body: EventsIn) -> EventsOut:
+    @router.post(_USER + "/events", status_code=202, responses=refusals(problems.UNKNOWN_ITEMS))
+    async def add_events(user_id: NewUserId, body: schemas.EventsIn) -> schemas.EventsOut:
         """Add events to a user's history; once this is answered, they are kept.
 
         An event with a known `event_id` changes nothing, so a request can be sent again. Events are kept in
         the order of arrival. The profile follows in the background.
         """
-        events = [Event(event.event_id, event.item_id, event.timestamp) for event in body.events]
-        new = await service.write(service.add_events, user_id, events)
+        new = await service.write(service.add_events, user_id, body.events)
         answers = [
-            EventOut(event_id=event.event_id, item_id=event.item_id, new=is_new)
-            for event, is_new in zip(events, new, strict=True)
+            schemas.EventOut(event_id=event.event_id, item_id=event.item_id, new=is_new)
+            for event, is_new in zip(body.events, new, strict=True)
         ]
-        return EventsOut(user_id=user_id, n_new=sum(new), events=answers)
+        return schemas.EventsOut(user_id=user_id, n_new=sum(new), events=answers)
 
-    @router.get(_USER, responses=refusals(UNKNOWN_USER))
-    def get_user(user_id: UserId) -> UserOut:
+    @router.get(_USER, responses=refusals(problems.UNKNOWN_USER))
+    def get_user(user_id: UserId) -> schemas.UserOut:
         """Return a user's history, blocks with their summaries, notes, and every version of the profile."""
-        user = service.user(user_id)
-        versions = [_profile(profile) for profile in user.profiles]
-        return UserOut(
-            user_id=user_id,
-            history=[
-                HistoryEntry(
-                    position=event.position,
-                    event_id=event.event_id,
-                    item_id=event.item_id,
-                    timestamp=event.timestamp,
-                )
-                for event in user.events
-            ],
-            blocks=[
-                BlockOut(
-                    index=block.index,
-                    start=block.start,
-                    item_ids=list(block.item_ids),
-                    complete=block.complete,
-                    summary=summary,
-                )
-                for block, summary in user.blocks
-            ],
-            notes=_notes(user.notes) if user.notes else None,
-            profile=versions[-1] if versions else None,
-            versions=versions,
-            pending=user.update is not None,
-        )
+        return service.user(user_id)
 
-    @router.put(_USER + "/notes", responses=refusals(UNKNOWN_USER))
-    async def put_notes(user_id: UserId, body: NotesIn) -> NotesOut:
+    @router.put(_USER + "/notes", responses=refusals(problems.UNKNOWN_USER))
+    async def put_notes(user_id: UserId, body: schemas.NotesIn) -> schemas.NotesOut:
         """Keep what a user writes about themselves; rankings read it first, and no update changes it.
 
         An empty text removes the notes.
         """
-        return _notes(await service.write(service.put_notes, user_id, body.text))
+        return await service.write(service.put_notes, user_id, body.text)
 
-    @router.delete(_USER, status_code=204, responses=refusals(UNKNOWN_USER, NOT_ERASED))
+    @router.delete(_USER, status_code=204, responses=refusals(problems.UNKNOWN_USER, problems.NOT_ERASED))
     async def delete_user(user_id: UserId) -> None:
         """Forget a user: events, notes, profiles, and the summaries that no other user has.
 
@@ -403,16 +333,3 @@ def users_router(service: Service) -> APIRouter:
         await service.write(service.delete_user, user_id)
 
     return router
-
-
-def _notes(notes: Notes) -> NotesOut:
-    return NotesOut(text=notes.text, updated_at=notes.updated_at)
-
-
-def _profile(profile: Profile) -> ProfileOut:
-    return ProfileOut(
-        version=profile.version,
-        text=profile.text,
-        n_items=profile.n_items,
-        created_at=profile.created_at,
-    )

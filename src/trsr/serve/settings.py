@@ -1,4 +1,4 @@
-"""What can be set of a server, by flags of `trsr serve` or by variables `TRSR_...`, and its API keys."""
+"""What a server can be told, by flags of `trsr serve` or variables `TRSR_...`; its API keys and sessions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ SCOPES = {
 SESSION_SECONDS = 12 * 3600
 _MAX_SESSIONS = 10_000
 _RELOAD_SECONDS = 1.0
-_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 def new_key() -> str:
@@ -41,21 +40,12 @@ def key_hash(key: str) -> str:
     return hashlib.sha256(key.encode("latin-1", "replace")).hexdigest()
 
 
-def is_hash(text: str) -> bool:
-    """Say whether a text has the form of a kept key."""
-    return _HASH.fullmatch(text) is not None
-
-
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key as it is kept.
+    """A key as it is kept: by its sha256 in hex.
 
-    Attributes:
-        name: Its name in lists and in the log.
-        hash: The sha256 of the key, in hex.
-        scopes: What it may do, some of `SCOPES`.
-        user_prefix: It reaches only users whose ids begin so.
-        expires: Seconds since 1970; None for never.
+    It may do what its `scopes` (some of `SCOPES`) say, for users whose ids begin with `user_prefix`, until
+    `expires` (seconds since 1970; None for ever).
     """
 
     name: str
@@ -106,30 +96,30 @@ class Keys:
         self._sessions: dict[str, tuple[str, float]] = {}
 
     def __bool__(self) -> bool:
-        """Say whether a key is needed: once there was one, removing the last one opens nothing."""
+        """Return whether a key is needed: once there was one, removing the last one opens nothing."""
         self._reload()
         return self._needed
 
     def bearer(self, authorization: str) -> Key | None:
-        """Return the key in an `Authorization` header, expired or not, or None if it is not one of ours."""
+        """Return the key in an `Authorization` header, expired or not; None for an unknown one."""
         scheme, _, key = authorization.partition(" ")
         found = self.find(key)
         return found if scheme.lower() == "bearer" else None
 
     def find(self, key: str) -> Key | None:
-        """Return what is kept of a key, expired or not, or None if it is not one of ours."""
+        """Return what is kept of a key, expired or not; None for an unknown one."""
         return self._kept(key_hash(key.strip()))
 
     def log_in(self, key: Key) -> str:
         """Return the random token of a new session."""
         now, token = self._clock(), secrets.token_urlsafe(32)
-        going_on = [(name, session) for name, session in self._sessions.items() if session[1] > now]
-        self._sessions = dict(going_on[1 - _MAX_SESSIONS :])
+        open_ones = [(name, session) for name, session in self._sessions.items() if session[1] > now]
+        self._sessions = dict(open_ones[1 - _MAX_SESSIONS :])
         self._sessions[key_hash(token)] = (key.hash, now + SESSION_SECONDS)
         return token
 
     def session(self, token: str) -> Key | None:
-        """Return the key of a session, expired or not; None if the session or the key has gone."""
+        """Return the key of a session, expired or not; None when the session or the key is gone."""
         kept, ends = self._sessions.get(key_hash(token), ("", -math.inf))
         return self._kept(kept) if self._clock() < ends else None
 
@@ -138,7 +128,7 @@ class Keys:
         self._sessions.pop(key_hash(token), None)
 
     def _kept(self, given: str) -> Key | None:
-        """Compare every hash, each in constant time, so that answers take equally long for any wrong key."""
+        """Compare every hash in constant time, so that any wrong key takes equally long."""
         self._reload()
         found = None
         for known in self._known:
@@ -190,15 +180,10 @@ class Settings(BaseSettings):
 
     @field_validator("api_keys", mode="before")
     @classmethod
-    def _split(cls, value: object) -> object:
+    def _are_hashes(cls, value: str | Sequence[str]) -> Sequence[str]:
         if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
-        return value
-
-    @field_validator("api_keys")
-    @classmethod
-    def _are_hashes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not all(is_hash(entry) for entry in value):
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        if not all(re.fullmatch("[0-9a-f]{64}", entry) for entry in value):
             raise ValueError(
                 "found something that is no sha256 in hex; give hashes (`printf %s KEY | sha256sum`), "
                 "or make keys with `trsr keys add`"
@@ -218,19 +203,15 @@ class Settings(BaseSettings):
         Raises:
             ConfigError: `keys` is false, and other machines can reach the host.
         """
-        if not self.loopback and not keys:
+        try:
+            loopback = ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            loopback = self.host == "localhost"
+        if not loopback and not keys:
             raise ConfigError(
                 f"Host {self.host!r} can be reached from other machines and there is no key; make one with "
                 "`trsr keys add`, or listen at 127.0.0.1."
             )
-
-    @property
-    def loopback(self) -> bool:
-        """Whether only this machine can reach the server."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
 
 
 def load_settings(**given: Any) -> Settings:

@@ -1,93 +1,57 @@
-"""The seam between the service and its database: everything that is known of users and items.
+"""Users, events, notes, profiles, summaries, pending updates and items, in the service's database.
 
-What a method has returned from is kept, whatever happens to the process. Events, imports, notes, items and
-deletions also survive a power cut; what the model made may be lost by one, and is then made again. All
-methods may be called from several threads at once.
+A commit that a caller relies on waits for the disk (`synchronous = FULL`) and survives a power cut; what the
+model can make again, such as summaries, does not wait.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from typing import NamedTuple, Protocol
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
 
-from trsr.serve.settings import Key
-from trsr.summarize.store import TextStore
+from trsr.errors import RunMismatchError
+from trsr.serve.database import Database, drop_unowned, find_user
+from trsr.serve.schemas import EventIn, HistoryEntry, NotesOut, ProfileOut
+from trsr.summarize.store import StoredCall, SummaryTable
 from trsr.types import History, Item
 
+MAX_BACK_OFF = 300.0
+"""Most seconds between two attempts at an update."""
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_UPDATES = "SELECT user_id, n_events, n_attempts, uid FROM pending JOIN users USING (uid)"
+_PROFILES = (
+    "SELECT version, text, n_items, key, created_at FROM profiles JOIN users USING (uid) "
+    "WHERE user_id = ? ORDER BY version"
+)
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something a user did, as it is posted.
-
-    Attributes:
-        event_id: The sender's name for it, unique for the user: the same one again changes nothing.
-        item_id: What it happened to.
-        timestamp: When, with a time zone; None where it is not known.
-    """
-
-    event_id: str
-    item_id: str
-    timestamp: datetime | None = None
+StoredSummaries = Callable[[Sequence[str]], Mapping[str, StoredCall]]
+"""Returns the calls of some keys that were written elsewhere, as by the run that is served."""
 
 
-@dataclass(frozen=True, slots=True)
-class StoredEvent:
-    """An event with its place in the history: `position` counts from 0, the oldest; times are UTC."""
+class StoredProfile(ProfileOut):
+    """A version of a profile; `key` is the store's key of the last call behind it, None without a call."""
 
-    event_id: str
-    item_id: str
-    position: int
-    timestamp: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """One version of a user's profile.
-
-    Attributes:
-        user_id: Whose profile it is.
-        version: Counts from 1.
-        text: What it says.
-        n_items: How many of the oldest history items stand behind it.
-        key: The store's key of the last call that made it; None where no call was made.
-        created_at: When (UTC).
-    """
-
-    user_id: str
-    version: int
-    text: str
-    n_items: int
     key: str | None
-    created_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class Notes:
-    """What a user wrote about themselves, and when (UTC); no update of the profile changes it."""
+class PendingUpdate(NamedTuple):
+    """A user whose profile has not seen all of their history, which had `n_items` when this was read.
 
-    text: str
-    updated_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class PendingUpdate:
-    """A user whose profile has not seen all of their history; at most one a user.
-
-    Attributes:
-        user_id: Who.
-        n_items: Length of their history when this was read.
-        since: When the oldest change came that the profile has not seen (UTC).
-        n_attempts: Failed attempts so far.
-        ticket: Names this user for good: one who is deleted and comes back has another ticket.
+    `user_generation` names the user for good: one who is deleted and comes back has another.
     """
 
     user_id: str
     n_items: int
-    since: datetime
     n_attempts: int
-    ticket: int
+    user_generation: int
 
 
 class UserSummary(NamedTuple):
@@ -98,231 +62,392 @@ class UserSummary(NamedTuple):
     item_ids: tuple[str, ...]
 
 
-class ServeStore(TextStore, Protocol):
-    """Users with their events and profiles, the queue of updates, summary texts, and the catalogue.
+class ServeStore(Database):
+    """Keeps what a method returned from, whatever happens to the process; safe to call from several threads.
 
-    It is the `TextStore` of the summariser too. A text that `put` brings belongs to the users it was written
-    for (`StoredCall.user_ids` are their tickets), those of them who are still there; with nobody left it is
-    not kept, nor for a user who was deleted meanwhile and is back.
+    It is also the summariser's store of texts. `StoredCall.user_ids` are user generations there: a text
+    belongs to the users it was written for, and is kept only while one of them is there.
 
-    Raises:
-        OutputError: (any method) the database cannot be written or is busy for long.
+    Args:
+        path: The file; it and its folder are made as needed.
+        written: Finds summaries that were written elsewhere. A text is copied when a profile is made of it;
+            then it is the user's and is deleted with them.
     """
+
+    def __init__(self, path: str | Path, written: StoredSummaries = lambda _: {}) -> None:
+        self._written = written
+        self._work = threading.Event()
+        super().__init__(path)
 
     # Events and histories
 
-    def add_events(self, user_id: str, events: Sequence[Event]) -> list[bool]:
-        """Append events to a user's history in the order given; the user is made as needed.
+    def add_events(self, user_id: str, events: Sequence[EventIn]) -> list[bool]:
+        """Append events in the order given, making the user as needed; return for each whether it was new.
 
-        A history is kept in the order of arrival: an event that comes late goes to the end, whatever its
-        timestamp, so that blocks already summarised stay as they are. Events and the pending update are
-        committed together before this returns.
+        An event whose id the user already has is ignored, even if it names another item. A late event goes to
+        the end whatever its timestamp, so that blocks already summarised stay as they are. Events and the
+        pending update are committed together.
+        """
+        rows = ((event.event_id, event.item_id, event.timestamp) for event in events)
+        with self._writing() as db:
+            uid, new = _append(db, user_id, rows)
+            if any(new):
+                _enqueue(db, uid)
+        self._work.set()
+        return new
 
-        Returns:
-            For each event, whether it was new. One whose id the user already has is ignored, even if it
-            names another item.
+    def import_histories(self, histories: Iterable[History], source: str) -> int:
+        """Append the histories of a data set, all or none; return how many events were new.
+
+        The same `source` is imported once: later calls read nothing, so that a deleted user does not come
+        back when the service starts again. Profiles are made when the next event of a user comes.
 
         Raises:
-            ValueError: a timestamp has no time zone.
+            RunMismatchError: another source was imported.
         """
-        ...
+        n_new = 0
+        with self._writing() as db:
+            if before := db.execute("SELECT source FROM imports").fetchall():
+                if (source,) in before:
+                    return 0
+                raise RunMismatchError(
+                    f"{self.path} holds the histories of another data set, or of this one before its events "
+                    "changed: name the data set that it was started with, or a new file with --db."
+                )
+            db.execute("INSERT INTO imports (source, imported_at) VALUES (?, ?)", (source, time.time()))
+            for history in histories:
+                times = history.timestamps or (None,) * len(history)
+                ids = (f"{source}:{position}" for position in range(len(history)))
+                _, new = _append(db, history.user_id, zip(ids, history.item_ids, times, strict=True))
+                n_new += sum(new)
+        return n_new
 
-    def import_histories(
-        self, histories: Iterable[History], source: str = "data", follow: bool = False
-    ) -> int:
-        """Append whole histories, all or none; the ids of their events are `data:POSITION`.
+    def history(self, user_id: str) -> tuple[str, ...]:
+        """Return a user's item ids, oldest first; empty for an unknown user."""
+        with self._reading() as db:
+            rows = db.execute(
+                "SELECT item_id FROM events JOIN users USING (uid) WHERE user_id = ? ORDER BY position",
+                (user_id,),
+            )
+            return tuple(item_id for (item_id,) in rows)
 
-        A source is imported once: the second time nothing is read, so that a user who was deleted does not
-        come back when the service starts again.
-
-        Args:
-            histories: Whose events.
-            source: Names where they come from, such as a data set's fingerprint.
-            follow: Whether profiles are to be made for these users now; else their next event starts it.
-
-        Returns:
-            How many events were new.
-        """
-        ...
-
-    def sources(self) -> list[str]:
-        """Return the names of what `import_histories` has taken, the first one first."""
-        ...
-
-    def history(self, user_id: str) -> History | None:
-        """Return a user's items, oldest first, with times if every event has one; None: nobody of that id."""
-        ...
-
-    def events(self, user_id: str) -> list[StoredEvent]:
-        """Return a user's events, oldest first; none for an unknown user."""
-        ...
+    def events(self, user_id: str) -> list[HistoryEntry]:
+        """Return a user's events, oldest first; empty for an unknown user."""
+        with self._reading() as db:
+            rows = db.execute(
+                "SELECT position, event_id, item_id, timestamp FROM events JOIN users USING (uid) "
+                "WHERE user_id = ? ORDER BY position",
+                (user_id,),
+            ).fetchall()
+        return [
+            HistoryEntry(
+                position=position,
+                event_id=event_id,
+                item_id=item_id,
+                timestamp=None if micros is None else _EPOCH + micros * _MICROSECOND,
+            )
+            for position, event_id, item_id, micros in rows
+        ]
 
     def users(self, query: str = "", limit: int = 50, prefix: str = "", after: str = "") -> list[str]:
-        """Return the first `limit` ids behind `after` with `query` in them and `prefix` first, sorted.
-
-        Letter case counts.
-        """
-        ...
+        """Return the first `limit` ids after `after` that contain `query` and begin with `prefix`."""
+        with self._reading() as db:
+            rows = db.execute(
+                "SELECT user_id FROM users WHERE instr(user_id, ?) > 0 AND substr(user_id, 1, ?) = ? "
+                "AND user_id > ? ORDER BY user_id LIMIT ?",
+                (query, len(prefix), prefix, after, limit),
+            )
+            return [user_id for (user_id,) in rows]
 
     # Notes and profiles
 
-    def notes(self, user_id: str) -> Notes | None:
+    def notes(self, user_id: str) -> NotesOut | None:
         """Return what a user wrote about themselves; None where they wrote nothing."""
-        ...
+        with self._reading() as db:
+            row = db.execute(
+                "SELECT text, updated_at FROM notes JOIN users USING (uid) WHERE user_id = ?", (user_id,)
+            ).fetchone()
+        return None if row is None else NotesOut(text=row[0], updated_at=datetime.fromtimestamp(row[1], UTC))
 
-    def put_notes(self, user_id: str, text: str) -> Notes | None:
-        """Replace a user's notes, or remove them by an empty text; return None for nobody of that id.
+    def put_notes(self, user_id: str, text: str) -> NotesOut | None:
+        """Replace a user's notes, or remove them by an empty text; return None for an unknown user."""
+        now = time.time()
+        with self._writing() as db:
+            if (user := find_user(db, user_id)) is None:
+                return None
+            db.execute("DELETE FROM notes WHERE uid = ?", user[:1])
+            if text:
+                db.execute("INSERT INTO notes (uid, text, updated_at) VALUES (?, ?, ?)", (user[0], text, now))
+        return NotesOut(text=text, updated_at=datetime.fromtimestamp(now, UTC))
 
-        Nothing else changes them, but `delete_user`.
-        """
-        ...
-
-    def profiles(self, user_id: str) -> list[Profile]:
+    def profiles(self, user_id: str) -> list[StoredProfile]:
         """Return all versions of a user's profile, oldest first."""
-        ...
+        with self._reading() as db:
+            return [_profile(row) for row in db.execute(_PROFILES, (user_id,))]
 
-    def latest_profile(self, user_id: str) -> Profile | None:
+    def latest_profile(self, user_id: str) -> StoredProfile | None:
         """Return the newest version; None if there is none."""
-        ...
+        with self._reading() as db:
+            row = db.execute(f"{_PROFILES} DESC LIMIT 1", (user_id,)).fetchone()
+        return None if row is None else _profile(row)
 
     def add_profile(
         self,
-        user_id: str,
+        update: PendingUpdate,
         text: str,
         n_items: int,
-        key: str | None = None,
-        calls: Sequence[tuple[str, Sequence[str]]] = (),
-        expected_version: int | None = None,
-        ticket: int | None = None,
-    ) -> Profile | None:
-        """Add a version of a user's profile; take the update out of the queue unless the history is longer.
+        key: str | None,
+        calls: Sequence[tuple[str, Sequence[str]]],
+        expected_version: int,
+    ) -> bool:
+        """Add the profile that an update made; end the update unless the history is longer by now.
 
         Args:
-            user_id: Whose.
+            update: Whose.
             text: The profile.
             n_items: How many of the oldest items it has seen.
-            key: The key of the last call that made it.
-            calls: The keys of all calls behind it, in the order of the plan, each with the items below it.
-                They replace those of the version before; a text nobody uses any more goes.
-            expected_version: The newest version there must be (0 for none); None for whatever there is.
-            ticket: The user's ticket there must be; None for any.
+            key: The key of the last call behind it, if any.
+            calls: The keys of all calls behind it in the order of the plan, each with the items below it.
+                They replace those of the version before; a text that no user has any more is deleted.
+            expected_version: The newest version there must be; 0 for none.
 
         Returns:
-            The version, or None, and nothing changes: no such user, another version, another ticket, fewer
-            than `n_items` items, or the text of one of the calls is gone, as those it was shared with are.
+            False, and nothing changes, when the user was deleted or has another version or fewer items, or
+            when the text of one of the calls went with the last user who had it.
         """
-        ...
+        with self._writing(durable=False) as db:
+            user = find_user(db, update.user_id)
+            if user is None or user[0] != update.user_generation or n_items > user[1]:
+                return False
+            uid, n_events = user
+            (version,) = db.execute(
+                "SELECT coalesce(max(version), 0) FROM profiles WHERE uid = ?", (uid,)
+            ).fetchone()
+            if version != expected_version or not self._has_all(db, {key for key, _ in calls}):
+                return False
+            db.execute(
+                "INSERT INTO profiles (uid, version, text, n_items, key, created_at) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                (uid, version + 1, text, n_items, key, time.time()),
+            )
+            _own_plan(db, uid, calls)
+            _dequeue(db, uid, n_events > n_items)
+        self._work.set()
+        return True
 
     def user_summaries(self, user_id: str) -> list[UserSummary]:
         """Return the summaries behind the newest profile in the order of its plan."""
-        ...
+        with self._reading() as db:
+            rows = db.execute(
+                "SELECT plans.key, summaries.text, plans.item_ids FROM users JOIN plans USING (uid) "
+                "JOIN summaries USING (key) WHERE user_id = ? AND text IS NOT NULL ORDER BY place",
+                (user_id,),
+            )
+            return [UserSummary(key, text, tuple(json.loads(item_ids))) for key, text, item_ids in rows]
+
+    def texts(self, keys: Sequence[str]) -> dict[str, str]:
+        """Return the known summaries among `keys`, here or written elsewhere; failed calls are not known."""
+        with self._reading() as db:
+            known = SummaryTable(db).texts(keys)
+        return known | {key: str(call.text) for key, call in self._elsewhere(keys, known).items()}
+
+    def _elsewhere(self, keys: Iterable[str], known: Mapping[str, str]) -> dict[str, StoredCall]:
+        missing = [key for key in keys if key not in known]
+        found = self._written(missing) if missing else {}
+        return {key: call for key, call in found.items() if call.text is not None}
+
+    def _has_all(self, db: sqlite3.Connection, keys: set[str]) -> bool:
+        """Return whether these summaries are all here, after copying those that were written elsewhere."""
+        table = SummaryTable(db)
+        known = table.texts(list(keys))
+        copies = self._elsewhere(keys, known)
+        if len(known) + len(copies) < len(keys):
+            return False
+        for call in copies.values():
+            table.put(replace(call, item_ids=()))  # see the schema on `plans`
+        return True
+
+    def put(self, call: StoredCall) -> None:
+        """Commit one result, unless none of the users it was written for is still there."""
+        with self._writing(durable=False) as db:
+            known = "SELECT 1 FROM users WHERE uid = ?"
+            uids = [uid for uid in map(int, call.user_ids) if db.execute(known, (uid,)).fetchone()]
+            if uids:
+                SummaryTable(db).put(replace(call, item_ids=()))  # see the schema on `plans`
+                db.executemany(
+                    "INSERT INTO drafts (uid, key) VALUES (?, ?) ON CONFLICT DO NOTHING",
+                    [(uid, call.key) for uid in uids],
+                )
 
     # The queue of updates
 
     def request_update(self, user_id: str) -> bool:
-        """Mark an update pending, as new events do; return whether there is such a user."""
-        ...
+        """Mark an update pending, due now even after failures; return whether there is such a user."""
+        with self._writing() as db:
+            user = find_user(db, user_id)
+            if user is not None:
+                _enqueue(db, user[0], at_once=True)
+        self._work.set()
+        return user is not None
 
     def update_of(self, user_id: str) -> PendingUpdate | None:
-        """Return a user's update in the queue, due or put off; None if there is none."""
-        ...
+        """Return a user's update in the queue, due or not; None if there is none."""
+        with self._reading() as db:
+            row = db.execute(f"{_UPDATES} WHERE user_id = ?", (user_id,)).fetchone()
+        return PendingUpdate(*row) if row else None
 
     def pending(self, limit: int) -> list[PendingUpdate]:
-        """Return up to `limit` updates whose time has come, those that are due longest first.
-
-        One that is put off for more than 5 minutes is due too: the clock was set back.
+        """Return up to `limit` updates that are due, those due longest first.
 
         They stay in the queue until `add_profile` or `finish`, so a killed process leaves them to the next.
         """
-        ...
+        now = time.time()
+        with self._reading() as db:
+            rows = db.execute(
+                # One that is due later than a back-off can last: the clock was set back.
+                f"{_UPDATES} WHERE due <= ? OR due > ? ORDER BY due, uid LIMIT ?",
+                (now, now + MAX_BACK_OFF, limit),
+            )
+            return [PendingUpdate(*row) for row in rows]
 
     def finish(self, update: PendingUpdate) -> None:
-        """Take an update that has nothing to add out of the queue.
-
-        It stays if there are newer events, or if the user is not the one of `update.ticket`.
-        """
-        ...
+        """End an update that has nothing to add, unless newer events came or the user was deleted."""
+        with self._writing(durable=False) as db:
+            user = find_user(db, update.user_id)
+            if user is not None and user[0] == update.user_generation:
+                _dequeue(db, user[0], user[1] > update.n_items)
 
     def fail(self, update: PendingUpdate, error: str) -> None:
         """Count a failed attempt; the next is due in 1 second, then in twice as long each, up to 5 minutes.
 
         `error` is kept until the update succeeds or the user is deleted.
         """
-        ...
+        with self._writing(durable=False) as db:
+            uid = update.user_generation
+            row = db.execute("SELECT n_attempts FROM pending WHERE uid = ?", (uid,)).fetchone()
+            if row is not None:
+                due = time.time() + min(2.0 ** min(row[0], 30), MAX_BACK_OFF)
+                db.execute(
+                    "UPDATE pending SET n_attempts = n_attempts + 1, due = ?, error = ? WHERE uid = ?",
+                    (due, error, uid),
+                )
 
     def put_back(self, update: PendingUpdate) -> None:
         """Let all updates that are due now go before this one."""
-        ...
+        with self._writing(durable=False) as db:
+            db.execute("UPDATE pending SET due = ? WHERE uid = ?", (time.time(), update.user_generation))
 
     def wait(self, seconds: float) -> None:
         """Return when an update may have become pending, or after some seconds."""
-        ...
+        self._work.wait(seconds)
+        self._work.clear()
 
     def wake(self) -> None:
         """Let a thread in `wait` return now."""
-        ...
+        self._work.set()
 
     # The catalogue
 
-    def items(self) -> Iterator[Item]:
-        """Yield all items, sorted by id."""
-        ...
-
-    def item(self, item_id: str) -> Item | None:
-        """Return an item, or None if it is unknown."""
-        ...
-
-    def deleted_items(self) -> list[str]:
-        """Return the ids of the items that were deleted and not put again."""
-        ...
+    def changed_items(self) -> tuple[list[Item], list[str]]:
+        """Return the items that were put, and the ids of those deleted and not put again."""
+        with self._reading() as db:
+            found = db.execute("SELECT item_id, fields FROM items ORDER BY item_id").fetchall()
+        rows = [(name, json.loads(fields)) for name, fields in found]
+        put = [Item(name, fields) for name, fields in rows if fields is not None]
+        return put, [name for name, fields in rows if fields is None]
 
     def put_items(self, items: Sequence[Item]) -> None:
         """Add items; those whose ids are known take the new fields."""
-        ...
+        self._put_items([(item.item_id, json.dumps(dict(item.fields), ensure_ascii=False)) for item in items])
 
     def delete_item(self, item_id: str) -> None:
         """Delete an item, also one of the data set; histories keep its id."""
-        ...
+        self._put_items([(item_id, "null")])
 
-    # All of it
-
-    def keys(self) -> list[Key]:
-        """Return the API keys, sorted by name."""
-        ...
-
-    def delete_user(self, user_id: str) -> bool:
-        """Forget a user: events, notes, profiles, updates, and the summaries no other user has.
-
-        Returns whether there was such a user, when no byte of them is left on disk, in no log or journal
-        either. A process that is killed meanwhile leaves the rest to the next one, which does it before
-        anything else. The room this needs on a full disk is reserved.
-
-        Raises:
-            NotErasedError: the user is deleted, but another process holds the bytes; `clean` goes on.
-        """
-        ...
-
-    def clean(self) -> bool:
-        """Take what deletions left from the disk; return whether nothing is left. To be called when idle."""
-        ...
-
-    def check(self) -> None:
-        """Write and read something, as requests do, and look whether there is room for more.
-
-        Raises:
-            OutputError, StoreError: it does not work, or was found damaged before.
-        """
-        ...
+    def _put_items(self, rows: Sequence[tuple[str, str]]) -> None:
+        with self._writing() as db:
+            db.executemany("REPLACE INTO items (item_id, fields) VALUES (?, ?)", rows)
 
     def facts(self) -> dict[str, float]:
-        """Return counts for metrics.
+        """Return counts for metrics; `items_behind`: events that profiles of pending users have not seen."""
+        with self._reading() as db:
+            users, events = db.execute("SELECT count(*), coalesce(sum(n_events), 0) FROM users").fetchone()
+            pending, failing, since = db.execute(
+                "SELECT count(*), coalesce(sum(n_attempts > 0), 0), min(since) FROM pending"
+            ).fetchone()
+            (behind,) = db.execute(
+                "SELECT coalesce(sum(n_events - coalesce((SELECT n_items FROM profiles "
+                "WHERE profiles.uid = users.uid ORDER BY version DESC LIMIT 1), 0)), 0) "
+                "FROM pending JOIN users USING (uid)"
+            ).fetchone()
+            (items,) = db.execute("SELECT count(*) FROM items WHERE fields <> 'null'").fetchone()
+            (profiles,) = db.execute("SELECT count(*) FROM profiles").fetchone()
+            (notes,) = db.execute("SELECT count(*) FROM notes").fetchone()
+        return {
+            "users": users,
+            "events": events,
+            "items": items,
+            "profiles": profiles,
+            "notes": notes,
+            "pending": pending,
+            "failing": failing,
+            "oldest_pending_seconds": 0.0 if since is None else max(0.0, time.time() - since),
+            "items_behind": behind,
+        }
 
-        `users`, `events`, `items`, `profiles` (versions), `notes`, `pending` (updates),
-        `failing` (of these, with a failed attempt), `oldest_pending_seconds`, and `items_behind`: the events
-        that the profiles of pending users have not seen.
-        """
-        ...
 
-    def close(self) -> None:
-        """Close the database; safe to call twice."""
-        ...
+def _profile(row: tuple[int, str, int, str | None, float]) -> StoredProfile:
+    version, text, n_items, key, created_at = row
+    moment = datetime.fromtimestamp(created_at, UTC)
+    return StoredProfile(version=version, text=text, n_items=n_items, key=key, created_at=moment)
+
+
+def _append(
+    db: sqlite3.Connection, user_id: str, events: Iterable[tuple[str, str, datetime | None]]
+) -> tuple[int, list[bool]]:
+    """Append the new ones among (event id, item id, time); return the user's number and which were new."""
+    db.execute("INSERT INTO users (user_id) VALUES (?) ON CONFLICT (user_id) DO NOTHING", (user_id,))
+    (uid, n_events) = db.execute("SELECT uid, n_events FROM users WHERE user_id = ?", (user_id,)).fetchone()
+    new = []
+    for event_id, item_id, moment in events:
+        micros = None if moment is None else (moment - _EPOCH) // _MICROSECOND
+        added = db.execute(
+            "INSERT INTO events (uid, position, event_id, item_id, timestamp) VALUES (?, ?, ?, ?, ?) "
+            "ON CONFLICT (uid, event_id) DO NOTHING",
+            (uid, n_events, event_id, item_id, micros),
+        )
+        new.append(added.rowcount == 1)
+        n_events += new[-1]
+    db.execute("UPDATE users SET n_events = ? WHERE uid = ?", (n_events, uid))
+    return uid, new
+
+
+def _enqueue(db: sqlite3.Connection, uid: int, *, at_once: bool = False) -> None:
+    """Mark an update pending; with `at_once` one that waits after a failure is due now."""
+    now = time.time()
+    db.execute(
+        "INSERT INTO pending (uid, since, due) VALUES (?, ?, ?) "
+        "ON CONFLICT (uid) DO UPDATE SET due = min(due, ?)",
+        (uid, now, now, now if at_once else 1e18),
+    )
+
+
+def _dequeue(db: sqlite3.Connection, uid: int, has_newer_events: bool) -> None:
+    """Take an update out of the queue, or begin it again where there are newer events."""
+    db.execute("DELETE FROM pending WHERE uid = ?", (uid,))
+    if has_newer_events:
+        _enqueue(db, uid)
+
+
+def _own_plan(db: sqlite3.Connection, uid: int, calls: Sequence[tuple[str, Sequence[str]]]) -> None:
+    """Let a user have the calls of a plan and of no older one; only rows that change are written."""
+    rows = db.execute("SELECT place, key, item_ids FROM plans WHERE uid = ?", (uid,))
+    before = {place: (key, item_ids) for place, key, item_ids in rows}
+    now = {place: (key, json.dumps(list(item_ids))) for place, (key, item_ids) in enumerate(calls)}
+    gone = [(uid, place) for place, call in before.items() if now.get(place) != call]
+    db.executemany("DELETE FROM plans WHERE uid = ? AND place = ?", gone)
+    added = [(uid, place, *call) for place, call in now.items() if before.get(place) != call]
+    db.executemany("INSERT INTO plans (uid, place, key, item_ids) VALUES (?, ?, ?, ?)", added)
+    drafts = db.execute("SELECT key FROM drafts WHERE uid = ?", (uid,)).fetchall()
+    db.execute("DELETE FROM drafts WHERE uid = ?", (uid,))
+    drop_unowned(db, {key for key, _ in before.values()} | {key for (key,) in drafts})

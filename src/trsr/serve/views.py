@@ -1,26 +1,131 @@
-"""What the page shows of a user, item or profile: plain values, cut to lengths that can be read."""
+"""What the page shows: values read from the service, and the templates, style sheet and script for them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
-from typing import Literal
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+from urllib.parse import urlencode
+from uuid import uuid4
 
+import jinja2
 from starlette.concurrency import run_in_threadpool
+from starlette.responses import HTMLResponse
 
 from trsr.serve.ranking import Reader, Wish
-from trsr.serve.service import Service, User
-from trsr.serve.store import Notes
+from trsr.serve.schemas import BlockOut, NotesOut, ProfileOut, UserOut
+from trsr.serve.service import Service
 from trsr.summarize.counted import field_values, word_changes
 from trsr.templating import plain_line
-from trsr.types import Explanation, RankedItem
+from trsr.types import RankedItem
 
 MAX_TITLE = 140
 MAX_FIELD = 1_200
-MAX_WORDS = 14
 MAX_VERSIONS = 20
 """Newest versions of a profile that are listed."""
+N_SHOWN = 10
+_FULL_BARS = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
+_SMALL = 0.005
+"""A difference of margins that is shown as 0.00."""
+
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    # With `no-referrer` browsers would hide the origin of a form, which posts are checked by.
+    "Referrer-Policy": "same-origin",
+    # The same address is a whole page, or a part of one for htmx.
+    "Vary": "HX-Request, Cookie",
+    "Cache-Control": "no-store",
+}
+
+
+class Asset(NamedTuple):
+    """A file as it is served; its path holds a hash of the content, so that browsers may keep it for good."""
+
+    path: str
+    content: bytes
+    media_type: str
+
+
+def _asset(name: str, media_type: str) -> Asset:
+    content = (Path(__file__).with_name("static") / name).read_bytes()
+    return Asset(f"/page/static/{hashlib.sha256(content).hexdigest()[:16]}/{name}", content, media_type)
+
+
+ASSETS = {
+    "page.css": _asset("page.css", "text/css; charset=utf-8"),
+    "htmx.min.js": _asset("htmx.min.js", "text/javascript; charset=utf-8"),
+    "icon.svg": _asset("icon.svg", "image/svg+xml"),
+}
+
+
+def link(path: str, **query: object) -> str:
+    """Return an address with its query; what is None or False is left out."""
+    given = {k: "1" if v is True else v for k, v in query.items() if v is not None and v is not False}
+    return f"{path}?{urlencode(given)}" if given else path
+
+
+def clipped(text: str, n: int) -> str:
+    """Return at most `n` letters of a text, with a mark where it was cut."""
+    return text if len(text) <= n else text[: n - 1].rstrip() + "…"
+
+
+def _date(time: datetime) -> str:
+    return f"{time.astimezone(UTC):%d %b %Y, %H:%M}".lstrip("0")
+
+
+def _percent(score: float) -> str:
+    """Return a share as people read it: `63 %`, `4.2 %`, `< 0.1 %`."""
+    if score < 0.001:
+        return "< 0.1 %"
+    return f"{100 * score:.1f} %" if score < 0.0995 else f"{100 * score:.0f} %"
+
+
+def _signed(value: float) -> str:
+    """Return a number with a proper sign: `+0.42`, `−1.30`, `0.00`."""
+    text = f"{abs(value):.2f}"
+    return text if text == "0.00" else ("+" if value > 0 else "−") + text
+
+
+def _count(number: int, one: str, many: str | None = None) -> str:
+    """Return a number with its noun."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def _new_event_id() -> str:
+    """Return an id for the next event; a form that is sent twice counts once."""
+    return f"page:{uuid4()}"
+
+
+_ENVIRONMENT = jinja2.Environment(
+    loader=jinja2.PackageLoader("trsr.serve"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_ENVIRONMENT.filters.update(date=_date, percent=_percent, signed=_signed, clipped=clipped)
+_ENVIRONMENT.globals.update(
+    link=link,
+    count=_count,
+    new_event_id=_new_event_id,
+    assets={name: asset.path for name, asset in ASSETS.items()},
+)
+
+
+def render(
+    template: str, values: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None
+) -> HTMLResponse:
+    """Return a template filled with values, as an answer with the page's security headers."""
+    html = _ENVIRONMENT.get_template(template).render(values)
+    return HTMLResponse(html, status, headers={**PAGE_HEADERS, **(headers or {})})
+
+
+Change = tuple[list[str], list[str]]
+"""Words that a text added to the one before, and that are gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,88 +138,87 @@ class ItemView:
     fields: tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """Words that a text added to the one before and that went; `more` of each are not listed."""
+class BlockView(NamedTuple):
+    """A block with its items and their times; `change` is None at the first summary."""
 
-    added: list[str]
-    gone: list[str]
-    more_added: int
-    more_gone: int
-
-
-@dataclass(frozen=True, slots=True)
-class BlockView:
-    """A block: items `first` to `last` (from 1), newest last; `change` is None at the first text."""
-
-    number: int
-    first: int
-    last: int
-    complete: bool
+    block: BlockOut
     items: list[tuple[ItemView, datetime | None]]
-    summary: str | None
     change: Change | None
 
 
-@dataclass(frozen=True, slots=True)
-class VersionView:
-    """A version of the profile and how it differs from the one before."""
+class ProfileView(NamedTuple):
+    """The profile that serves now, and the newest versions, newest first, each with what it changed.
 
-    version: int
-    text: str
-    n_items: int
-    created_at: datetime
-    change: Change
-
-
-State = Literal["current", "updating", "failing", "behind", "unread"]
-
-
-@dataclass(frozen=True, slots=True)
-class ProfileView:
-    """The profile that serves now.
-
-    `state`: it knows the whole history; an update waits or runs; one failed and will be tried again; nothing
-    is under way although there is news; or the model reads no profile at all. `versions` has the newest ones,
-    newest first. `seen` changes when there is something new to show.
+    `state`: it knows the whole history; an update waits or runs; one failed and will be tried again; or
+    nothing is under way although there is news.
     """
 
-    user_id: str
-    text: str
-    source: str
-    version: int | None
-    n_items: int
-    n_history: int
+    reader: Reader
     n_attempts: int
-    state: State
-    versions: list[VersionView]
+    state: Literal["current", "updating", "failing", "behind"]
+    versions: list[tuple[ProfileOut, Change]]
     n_versions: int
 
     @property
     def seen(self) -> str:
         """Name what is shown."""
-        return f"{self.version or 0}.{self.n_history}.{self.n_attempts}.{self.state}"
+        return f"{self.reader.version or 0}.{len(self.reader.history)}.{self.n_attempts}.{self.state}"
 
 
-@dataclass(frozen=True, slots=True)
-class UserView:
-    """A user's page: blocks and versions newest first."""
+class UserView(NamedTuple):
+    """A user's page; blocks newest first."""
 
-    user_id: str
-    notes: Notes | None
+    notes: NotesOut | None
     profile: ProfileView
     blocks: list[BlockView]
     method: str
 
-    @property
-    def summarised(self) -> bool:
-        """Whether blocks have summaries by this method at all."""
-        return self.method in ("recurrent", "hierarchical")
+
+class Reason(NamedTuple):
+    """A part of the prompt and how much it adds to the margin (logits); `width` is 0 to 50."""
+
+    text: str
+    moved: float
+    width: float
 
 
-def clipped(text: str, n: int) -> str:
-    """Return at most `n` letters of a text, with a mark where it was cut."""
-    return text if len(text) <= n else text[: n - 1].rstrip() + "…"
+class Why(NamedTuple):
+    """What moved a score: sentences of notes and profile and recent items, each left out in turn."""
+
+    item: ItemView
+    notes: list[Reason]
+    sentences: list[Reason]
+    recent: list[Reason]
+
+
+class Row(NamedTuple):
+    """A ranked item; `move` is how many places it rose since the ranking before, None for a newcomer."""
+
+    item: ItemView
+    ranked: RankedItem
+    move: int | None
+    why: Why | None
+
+
+class RankingView(NamedTuple):
+    """The best items; `full` is the score at which a bar is full."""
+
+    rows: list[Row]
+    full: float
+    calibrated: bool
+    moved: bool
+    reader: Reader
+
+
+class Comparison(NamedTuple):
+    """The same candidates ranked with the serving profile and the counted one; `agree` of them do so."""
+
+    readers: tuple[Reader, Reader]
+    pairs: list[tuple[ItemView, tuple[RankedItem, RankedItem]]]
+    n_candidates: int
+    n_best: int
+    agree: int
+    full: float
 
 
 def item_view(service: Service, item_id: str) -> ItemView:
@@ -122,26 +226,12 @@ def item_view(service: Service, item_id: str) -> ItemView:
     item = service.catalogue.items.get(item_id)
     if item is None:
         return ItemView(item_id, item_id, (), ())
-    title_field = service.summariser.title_field
-    title = plain_line(item.fields.get(title_field or "", ""))
-    kinds = field_values(item, service.summariser.category_fields)
+    title = plain_line(item.fields.get(service.summariser.title_field or "", ""))
     if not title:
         title = plain_line(next(iter(item.fields.values()), "")) or item_id
+    kinds = field_values(item, service.summariser.category_fields)[:3]
     fields = tuple((name, clipped(text, MAX_FIELD)) for name, text in item.fields.items())
-    return ItemView(
-        item_id, clipped(title, MAX_TITLE), tuple(clipped(kind, 40) for kind in kinds[:3]), fields
-    )
-
-
-def change(before: str, after: str) -> Change:
-    """Return the first words that came and went between two texts."""
-    added, gone = word_changes(before, after)
-    return Change(
-        [clipped(word, 40) for word in added[:MAX_WORDS]],
-        [clipped(word, 40) for word in gone[:MAX_WORDS]],
-        max(0, len(added) - MAX_WORDS),
-        max(0, len(gone) - MAX_WORDS),
-    )
+    return ItemView(item_id, clipped(title, MAX_TITLE), tuple(clipped(kind, 40) for kind in kinds), fields)
 
 
 def user_view(service: Service, user_id: str) -> UserView:
@@ -151,141 +241,30 @@ def user_view(service: Service, user_id: str) -> UserView:
         Problem: there is no such user.
     """
     user = service.user(user_id)
+    blocks, before = [], None
+    for block in user.blocks:
+        events = user.history[block.start : block.start + len(block.item_ids)]
+        items = [(item_view(service, event.item_id), event.timestamp) for event in events]
+        change = None if None in (before, block.summary) else word_changes(str(before), str(block.summary))
+        blocks.append(BlockView(block, items, change))
+        before = before if block.summary is None else block.summary
     method = service.summariser.config.method
-    return UserView(user_id, user.notes, _profile(service, user), _blocks(service, user), method)
+    return UserView(user.notes, _profile_view(service, user), blocks[::-1], method)
 
 
-def _profile(service: Service, user: User) -> ProfileView:
-    reader = service.reader(user.user_id)
-    update = user.update
-    state: State = "current"
+def _profile_view(service: Service, user: UserOut) -> ProfileView:
+    reader, update = service.reader(user.user_id), service.store.update_of(user.user_id)
+    state: Literal["current", "updating", "failing", "behind"] = "current"
     if update is not None:
         state = "failing" if update.n_attempts else "updating"
-    elif service.summariser.config.method == "none":
-        state = "unread" if reader.source == "none" else "current"
-    elif not user.profiles or user.profiles[-1].n_items < len(user.events):
+    elif service.summariser.config.method != "none" and (
+        user.profile is None or user.profile.n_items < len(user.history)
+    ):
         state = "behind"
-    shown = user.profiles[-MAX_VERSIONS:]
-    before = [profile.text for profile in user.profiles[-MAX_VERSIONS - 1 :]]
-    if len(before) == len(shown):  # the first version is among them
-        before = ["", *before]
-    versions = [
-        VersionView(
-            profile.version,
-            profile.text,
-            profile.n_items,
-            profile.created_at,
-            change(text, profile.text),
-        )
-        for text, profile in zip(before, shown, strict=False)
-    ]
-    return ProfileView(
-        user.user_id,
-        reader.profile,
-        reader.source,
-        reader.version,
-        reader.n_items,
-        len(reader.history),
-        update.n_attempts if update else 0,
-        state,
-        versions[::-1],
-        len(user.profiles),
-    )
-
-
-def _blocks(service: Service, user: User) -> list[BlockView]:
-    views = []
-    before: str | None = None
-    for block, summary in user.blocks:
-        events = user.events[block.start : block.start + len(block.item_ids)]
-        views.append(
-            BlockView(
-                number=block.index + 1,
-                first=block.start + 1,
-                last=block.start + len(block.item_ids),
-                complete=block.complete,
-                items=[(item_view(service, event.item_id), event.timestamp) for event in events],
-                summary=summary,
-                change=change(before, summary) if summary is not None and before is not None else None,
-            )
-        )
-        before = summary if summary is not None else before
-    return views[::-1]
-
-
-N_SHOWN = 10
-_FULL_BARS = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
-_SMALL = 0.005
-"""A difference of margins that is shown as 0.00."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reason:
-    """A part of the prompt and how much it adds to the margin (logits); `width` is 0 to 50."""
-
-    text: str
-    moved: float
-    width: float
-
-
-@dataclass(frozen=True, slots=True)
-class Why:
-    """What moved a score: sentences of notes and profile and recent items, each left out in turn."""
-
-    item: ItemView
-    score: float
-    notes: list[Reason]
-    sentences: list[Reason]
-    recent: list[Reason]
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A ranked item; `move` is how many places it rose since the ranking before, None for a newcomer."""
-
-    item: ItemView
-    rank: int
-    score: float
-    width: float
-    move: int | None
-    why: Why | None
-
-
-@dataclass(frozen=True, slots=True)
-class RankingView:
-    """The best items; `full` is the score at which a bar is full."""
-
-    user_id: str
-    rows: list[Row]
-    full: float
-    calibrated: bool
-    moved: bool
-    reader: Reader
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """An item's rank and score by the written profile and by the other one."""
-
-    item: ItemView
-    ranks: tuple[int, int]
-    scores: tuple[float, float]
-    widths: tuple[float, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """The same candidates, ranked with two profiles; `agree` of the best ten are the same."""
-
-    user_id: str
-    texts: tuple[str, str]
-    source: str
-    other: str
-    pairs: list[Pair]
-    n_candidates: int
-    n_best: int
-    agree: int
-    full: float
+    before = ["", *(version.text for version in user.versions)]
+    newest = list(zip(before, user.versions, strict=False))[-MAX_VERSIONS:]
+    versions = [(version, word_changes(text, version.text)) for text, version in reversed(newest)]
+    return ProfileView(reader, update.n_attempts if update else 0, state, versions, len(user.versions))
 
 
 async def ranking_view(
@@ -297,22 +276,19 @@ async def ranking_view(
         Problem: there is no such user, or the item to explain is unknown.
         OverloadedError: there is no time for it.
     """
-    found = await service.recommend(user_id, Wish(top_n=N_SHOWN))
-    full = _full(found.results)
+    reader, results, _ = await service.recommend(user_id, Wish(top_n=N_SHOWN))
     why = await why_view(service, user_id, explain) if explain else None
     rows = [
         Row(
             item_view(service, one.item_id),
-            one.rank,
-            one.score,
-            100 * min(1.0, one.score / full),
+            one,
             before.index(one.item_id) + 1 - one.rank if one.item_id in before else None,
             why if one.item_id == explain else None,
         )
-        for one in found.results
+        for one in results
     ]
     moved = bool(before) and any(row.move != 0 for row in rows)
-    return RankingView(user_id, rows, full, service.calibrated, moved, found.reader)
+    return RankingView(rows, _full(results), service.calibrated, moved, reader)
 
 
 def retrieved_view(service: Service, user_id: str) -> list[ItemView]:
@@ -333,20 +309,19 @@ async def why_view(service: Service, user_id: str, item_id: str) -> Why:
         OverloadedError: there is no time for it.
     """
     wish = Wish(candidates=(item_id,), top_n=1, explain=True)
-    one = (await service.recommend(user_id, wish)).results[0]
-    parts = one.explanation or Explanation(one.margin, (), (), ())
+    _, (one,), _ = await service.recommend(user_id, wish)
+    assert one.explanation is not None
+    parts = one.explanation
     everything = (*parts.without_item, *parts.without_note, *parts.without_sentence)
     most = max((abs(moved) for _, moved in everything), default=0.0)
 
     def reason(text: str, moved: float) -> Reason:
-        width = 50 * abs(moved) / most if most >= _SMALL else 0.0
-        return Reason(text, moved, round(width, 1))
+        return Reason(clipped(text, 400), moved, round(50 * abs(moved) / most if most >= _SMALL else 0.0, 1))
 
     return Why(
         item_view(service, item_id),
-        one.score,
-        [reason(clipped(text, 400), moved) for text, moved in parts.without_note],
-        [reason(clipped(text, 400), moved) for text, moved in parts.without_sentence],
+        [reason(*part) for part in parts.without_note],
+        [reason(*part) for part in parts.without_sentence],
         [reason(item_view(service, name).title, moved) for name, moved in reversed(parts.without_item)],
     )
 
@@ -360,38 +335,30 @@ async def comparison_view(service: Service, user_id: str) -> Comparison:
         Problem: there is no such user.
         OverloadedError: there is no time for it.
     """
-    written = await service.recommend(user_id, Wish(top_n=max(N_SHOWN, service.ranker.n_ranked)))
-    candidates = tuple(one.item_id for one in written.results)
+    wish = Wish(top_n=max(N_SHOWN, service.ranker.n_ranked))
+    reader, results, _ = await service.recommend(user_id, wish)
+    candidates = tuple(one.item_id for one in results)
     # A bare history has no profile but what is counted from its items.
-    bare = await run_in_threadpool(service.reader, written.reader.history)
-    counted = replace(bare, notes=written.reader.notes)
+    bare = await run_in_threadpool(service.reader, reader.history)
+    counted = replace(bare, notes=reader.notes)
     by_counts, _ = await service.ranker.recommend(counted, Wish(candidates=candidates, top_n=len(candidates)))
-    full = _full([*written.results, *by_counts])
     other = {one.item_id: one for one in by_counts}
-    pairs = [
-        Pair(
-            item_view(service, one.item_id),
-            (one.rank, other[one.item_id].rank),
-            (one.score, other[one.item_id].score),
-            (100 * min(1.0, one.score / full), 100 * min(1.0, other[one.item_id].score / full)),
-        )
-        for one in written.results
-    ]
-    best = [pair for pair in pairs if min(pair.ranks) <= N_SHOWN]
+    pairs = [(one, other[one.item_id]) for one in results]
     return Comparison(
-        user_id,
-        (written.reader.profile, counted.profile),
-        written.reader.source,
-        counted.source,
-        best,
-        len(candidates),
-        min(N_SHOWN, len(candidates)),
-        sum(max(pair.ranks) <= N_SHOWN for pair in pairs),
-        full,
+        readers=(reader, counted),
+        pairs=[
+            (item_view(service, one.item_id), (one, two))
+            for one, two in pairs
+            if min(one.rank, two.rank) <= N_SHOWN
+        ],
+        n_candidates=len(candidates),
+        n_best=min(N_SHOWN, len(candidates)),
+        agree=sum(max(one.rank, two.rank) <= N_SHOWN for one, two in pairs),
+        full=_full([*results, *by_counts]),
     )
 
 
 def _full(results: Sequence[RankedItem]) -> float:
-    """Return the score at which bars are full: the next round one, so that small scores can be told apart."""
+    """Return the score at which bars are full: the next round one, so that small scores differ visibly."""
     most = max((one.score for one in results), default=1.0)
     return next(full for full in _FULL_BARS if most <= full or full == 1.0)
