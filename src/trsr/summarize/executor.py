@@ -3,26 +3,21 @@
 A call is asked as soon as the texts it reads are there, whatever other users wait for. What the store already
 has costs nothing, however deep in a plan it stands; what two users share is asked once; every result is
 committed when it arrives, those that arrive together at once. Killing the process loses the calls in flight.
-Users are started in windows, so that what is kept in memory does not grow with their number. Processes that
-share a store may claim their calls: what another one makes is looked for in the store when all else is done.
+Users are started in windows, so that what is kept in memory does not grow with their number.
 """
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 from trsr.errors import EngineError
 from trsr.llm.base import Generation, Prompt, TextGenerator, prompt_key
-from trsr.summarize.prompts import (
-    AskedPrompts,
-    stored_error,
-    summary_or_error,
-)
-from trsr.summarize.store import Claims, GroupStore, StoredCall, TextStore
+from trsr.summarize.prompts import stored_error, summary_or_error
+from trsr.summarize.store import GroupStore, StoredCall, TextStore
 from trsr.summarize.user_plan import Fold, Summariser, start_fold
 from trsr.types import History
 
@@ -31,9 +26,6 @@ WINDOW = 4096
 
 MOST_TOGETHER = 256
 """Results committed together at most."""
-
-ELSEWHERE = 0.2
-"""Seconds between two looks for texts that other processes are to write, when there is nothing else to do."""
 
 
 @dataclass(slots=True)
@@ -115,23 +107,49 @@ def complete(
     engine: TextGenerator | None,
     store: TextStore,
     on_progress: Callable[[SummaryProgress], None] = lambda _: None,
-    claims: Claims | None = None,
     most: int | None = None,
 ) -> None:
     """Get the texts of all calls of these folds, as `summarize` does; those that got theirs are `done`.
 
-    What `claims` leaves to another process is taken from the store when it is there. A fold that needs more
-    than `most` new calls `has_more`: the next `complete` goes on with it.
+    A fold that needs more than `most` new calls `has_more`: the next `complete` continues it.
 
     Raises:
         EngineError: calls failed; the folds that did not need them are done.
     """
     progress = SummaryProgress(len(folds))
-    stream = _Stream(summariser, engine, store, progress, on_progress, iter(folds), claims=claims, most=most)
+    stream = _Stream(summariser, engine, store, progress, on_progress, iter(folds), most=most)
     progress.n_calls = sum(len(fold.calls) - len(fold.texts) for fold in folds)
     stream.counted = True
     for _ in stream.run():
         pass
+
+
+class _Prompts(Sequence[Prompt]):
+    """The prompts of one call of an engine's `generate`, by index; answered ones are dropped."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, tuple[str, Prompt]] = {}
+        self._n = 0
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __getitem__(self, index: Any) -> Any:
+        place = range(self._n)[index]
+        if isinstance(place, range):
+            return [self[i] for i in place]
+        return self._open.get(place, ("", _ANSWERED))[1]
+
+    def append(self, key: str, prompt: Prompt) -> None:
+        self._open[self._n] = key, prompt
+        self._n += 1
+
+    def answered(self, index: int) -> str:
+        """Return the key of a prompt that has its answer, and drop it."""
+        return self._open.pop(index)[0]
+
+
+_ANSWERED = Prompt(())
 
 
 @dataclass(slots=True)
@@ -192,7 +210,6 @@ class _Stream:
     window: int = WINDOW
     counted: bool = False
     """Whether the progress knows all calls from the beginning."""
-    claims: Claims | None = None
     most: int | None = None
     """New calls of a fold at most."""
     errors: dict[str, str] = field(default_factory=dict)
@@ -201,18 +218,14 @@ class _Stream:
     n_started: int = 0
     n_unfinished: int = 0
     n_made_of_pass: int = 0
-    n_elsewhere_of_pass: int = 0
-    """Calls left to other processes."""
 
     def run(self) -> Iterator[Fold]:
         """Yield every fold when it is done, or can not be; then say what failed."""
         more = True
         while more:  # once is enough for an engine that takes calls up to its last result
-            self.n_made_of_pass = self.n_elsewhere_of_pass = 0
+            self.n_made_of_pass = 0
             yield from self._pass()
-            more = self.n_made_of_pass + self.n_elsewhere_of_pass > 0 and bool(self.open)
-            if more and self.n_made_of_pass == 0:
-                time.sleep(ELSEWHERE)
+            more = self.n_made_of_pass > 0 and bool(self.open)
         for fold in self.open:
             self.n_unfinished += not fold.done and (fold.failed or not fold.has_more)
             yield fold
@@ -229,7 +242,7 @@ class _Stream:
     def _pass(self) -> Iterator[Fold]:
         """Ask an engine once for all that is or becomes ready."""
         asked: dict[str, _Question] = {}
-        prompts = AskedPrompts()
+        prompts = _Prompts()
         self._add(_ready(self.open), asked, prompts)
         yield from self._advance(asked, prompts)
         if not prompts:
@@ -241,7 +254,7 @@ class _Stream:
             yield from self._advance(asked, prompts)
             self.on_progress(self.progress)
 
-    def _advance(self, asked: dict[str, _Question], prompts: AskedPrompts) -> Iterator[Fold]:
+    def _advance(self, asked: dict[str, _Question], prompts: _Prompts) -> Iterator[Fold]:
         """Hand on the folds that nothing is to be done for, and start others where there is room."""
         while True:
             while self.open and (self.open[0].done or self.open[0].failed):
@@ -266,7 +279,7 @@ class _Stream:
         if not self.counted:
             self.progress.n_calls += sum(len(fold.calls) - len(fold.texts) for fold in folds)
 
-    def _add(self, ready: list[tuple[Fold, int]], asked: dict[str, _Question], prompts: AskedPrompts) -> None:
+    def _add(self, ready: list[tuple[Fold, int]], asked: dict[str, _Question], prompts: _Prompts) -> None:
         """Ask the first calls of many folds."""
         keys = self._ask(ready, asked)
         keys.sort(key=lambda key: _reading_order(asked[key].prompt))
@@ -291,10 +304,7 @@ class _Stream:
         new = []
         while ready:
             questions = self._questions(ready)
-            unasked = [key for key in questions if key not in asked]
-            # Claimed first, read then: a text whose claim was given back in between is found.
-            elsewhere = self.claims.claim(unasked) if self.claims else set()
-            known = self.store.texts(unasked)
+            known = self.store.texts([key for key in questions if key not in asked])
             ready = []
             for key, question in questions.items():
                 if key in known and (why := stored_error(known[key], question.prompt)):
@@ -304,8 +314,6 @@ class _Stream:
                     ready += self._hand_on(question, known[key], key)
                 elif key in asked:
                     asked[key].askers.extend(question.askers)
-                elif key in elsewhere:
-                    self.n_elsewhere_of_pass += 1
                 elif self.most is not None and all(fold.n_asked >= self.most for fold, _ in question.askers):
                     for fold, _ in question.askers:
                         fold.has_more = True
@@ -359,8 +367,6 @@ class _Stream:
         self.progress.n_calls_failed += 1
         for fold, _place in question.askers:
             fold.failed = True
-        if self.claims:
-            self.claims.release([key])
 
     def _stored(self, key: str, question: _Question, result: Generation) -> StoredCall:
         """Return what is kept of a result."""

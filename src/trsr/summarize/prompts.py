@@ -1,4 +1,4 @@
-"""Renders the calls of a plan into prompts, from one template file a domain."""
+"""Renders the calls of a plan into prompts, and reads what a model wrote."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import overload
 
 from trsr.llm.answers import answer_in, answer_or_error
 from trsr.llm.base import Generation, GenerationParams, Message, PhrasePart, Prompt
@@ -14,40 +13,14 @@ from trsr.llm.constrained import strange_phrases, tidy
 from trsr.summarize.plan import Call
 from trsr.templating import Template, load_template, plain_line
 
-_ANSWERED = Prompt(())
+TEMPLATES = Path(__file__).parent / "templates"
+SECTIONS = ("system", "first", "update", "merge", "prefill")
+VARIABLES = ("items", "previous", "summaries")
+_NOTHING = {"items": [], "previous": "", "summaries": []}
+STOP = "stop"
+"""An optional section: what ends a summary, in place of the line's end; an empty one allows many lines."""
 
-
-class AskedPrompts(Sequence[Prompt]):
-    """The prompts of one call of an engine's `generate`, by index; those that were answered are let go."""
-
-    def __init__(self) -> None:
-        self._open: dict[int, tuple[str, Prompt]] = {}
-        self._n = 0
-
-    def __len__(self) -> int:
-        return self._n
-
-    @overload
-    def __getitem__(self, index: int) -> Prompt: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Prompt]: ...
-    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self._n))]
-        if not -self._n <= index < self._n:
-            raise IndexError(index)
-        return self._open.get(index % self._n, ("", _ANSWERED))[1]
-
-    def append(self, key: str, prompt: Prompt) -> None:
-        """Put a prompt behind all others."""
-        self._open[self._n] = key, prompt
-        self._n += 1
-
-    def answered(self, index: int) -> str:
-        """Return the key of a prompt, which is not needed any more."""
-        return self._open.pop(index)[0]
-
-
+_FIELD_NAME = re.compile(r"(?:^|(?<=; ))[^;:]{1,40}: ")
 MAX_WORDS = 4
 _PIECE = re.compile(r"[^\W_]+(?:(?:['’./-]|_+)[^\W_]+)*|[^\w\s]+|_+")  # `football_nfl` is one word
 _FUNCTION = """
@@ -69,11 +42,17 @@ _FUNCTION_WORDS = frozenset(_FUNCTION.split())
 def phrases_of(text: str) -> tuple[str, ...]:
     """Return the phrases of a text in order, each once (letter case aside), of at most `MAX_WORDS` words.
 
-    Function words and marks stand between phrases; longer runs are cut into pieces of about equal length.
-    Pieces of a single letter or of digits alone are left out.
+    Function words and marks separate phrases; longer runs are cut into pieces of about equal length. Pieces
+    of a single letter or of digits alone are left out.
     """
+    runs: list[list[str]] = [[]]
+    for piece in _PIECE.findall(text):
+        if piece[0].isalnum() and piece.lower() not in _FUNCTION_WORDS:
+            runs[-1].append(piece)
+        elif runs[-1]:
+            runs.append([])
     found: dict[str, str] = {}
-    for run in _runs(text):
+    for run in runs:
         n_pieces = -(-len(run) // MAX_WORDS)
         for number in range(n_pieces):
             words = run[number * len(run) // n_pieces : (number + 1) * len(run) // n_pieces]
@@ -81,25 +60,6 @@ def phrases_of(text: str) -> tuple[str, ...]:
             if len(phrase) > 1 and not phrase.replace(" ", "").isdigit():
                 found.setdefault(phrase.casefold(), phrase)
     return tuple(found.values())
-
-
-def _runs(text: str) -> list[list[str]]:
-    """Return the longest runs of content words."""
-    runs: list[list[str]] = [[]]
-    for piece in _PIECE.findall(text):
-        if piece[0].isalnum() and piece.lower() not in _FUNCTION_WORDS:
-            runs[-1].append(piece)
-        elif runs[-1]:
-            runs.append([])
-    return [run for run in runs if run]
-
-
-TEMPLATES = Path(__file__).parent / "templates"
-SECTIONS = ("system", "first", "update", "merge", "prefill")
-VARIABLES = ("items", "previous", "summaries")
-STOP = "stop"
-"""An optional section: what ends a summary, in place of the line's; an empty one allows many lines."""
-_LABEL = re.compile(r"(?:^|(?<=; ))[^;:]{1,40}: ")
 
 
 def load_summary_template(name: str, domain: str) -> Template:
@@ -127,20 +87,18 @@ def render_call(
         call: What to ask.
         item_texts: The texts of the block's items, oldest first; unused by a merge.
         inputs: The texts of the calls it reads, oldest first.
-        n_phrases: Given, the answer is held to phrases of the items and texts it reads, in parts, the newest
-            first; see `SummaryConfig.n_phrases`. The template's section `before` stands between the parts.
+        n_phrases: Given, the answer consists of phrases of the items and texts it reads, in parts, the newest
+            first; see `SummaryConfig.n_phrases`. The template's section `before` separates the parts.
 
     Raises:
-        TemplateError: the answer is to be held so, and the template has no such section.
+        TemplateError: `n_phrases` is given, and the template has no such section.
     """
-    prefill = template.render("prefill", items=[], previous="", summaries=[])
+    prefill = template.render("prefill", **_NOTHING)
     # Without the words every summary begins with: a small model that sees them again copies what follows.
     summaries = [plain_line(text).removeprefix(prefill).strip() for text in inputs]
-    values = {
-        "items": [_plain_item(text) for text in item_texts],
-        "previous": summaries[0] if call.kind == "update" else "",
-        "summaries": summaries,
-    }
+    items = [_plain_item(text) for text in item_texts]
+    previous = summaries[0] if call.kind == "update" else ""
+    values = {"items": items, "previous": previous, "summaries": summaries}
     messages = [Message("system", template.render("system", **values))]
     if f"{call.kind}_example" in template.sections:
         answer = template.render(f"{call.kind}_answer", **values)
@@ -153,46 +111,35 @@ def render_call(
     if n_phrases is not None:
         lead = template.render("before", **values)
         known = [text.replace(f"; {lead} ", "; ") for text in summaries]
-        parts = _parts(call, values["items"], known, n_phrases, lead) or None
+        parts = _parts(call, items, known, n_phrases, lead) or None
     return Prompt(tuple(messages), prefill, parts)
 
 
-@lru_cache(maxsize=32_768)
-def _plain_item(text: str) -> str:
-    """Remember the plain text of an item: popular ones are in very many prompts."""
-    return plain_line(text)
+_plain_item = lru_cache(maxsize=32_768)(plain_line)  # popular items are in very many prompts
 
 
 def _parts(
     call: Call, items: Sequence[str], known: Sequence[str], n_phrases: int, lead: str
 ) -> tuple[PhrasePart, ...]:
-    """Return what a grounded answer is made of: phrases of the block, then of what was known before."""
+    """Return what a grounded answer consists of: phrases of the block, then of what was known before."""
     share = n_phrases // 3
     if call.kind == "merge":
         sources = [(text, -(-n_phrases // len(known))) for text in reversed(known)]
     else:
-        block = "; ".join(_without_labels(item) for item in items)
+        block = "; ".join(_FIELD_NAME.sub("; ", item) for item in items)
         sources = [(block, share), *((text, n_phrases - share) for text in known)]
     found = [(phrases, n) for text, n in sources if (phrases := phrases_of(text))]
     return tuple(PhrasePart(phrases, n, lead if number else "") for number, (phrases, n) in enumerate(found))
 
 
-def _without_labels(item_text: str) -> str:
-    """Return an item's text without the names of its fields."""
-    return _LABEL.sub("; ", item_text)
-
-
 def summary_text(template: Template, generated: str) -> str:
     """Return the summary a person reads: the prefill and what the model wrote after it, on one line."""
-    prefill = template.render("prefill", items=[], previous="", summaries=[])
-    return plain_line(f"{prefill} {generated}")
+    return plain_line(f"{template.render('prefill', **_NOTHING)} {generated}")
 
 
 def stop_texts(template: Template) -> tuple[str, ...]:
     """Return the texts that end a summary: the line's end, unless the template names another or none."""
-    if STOP not in template.sections:
-        return ("\n",)
-    stop = template.render(STOP)
+    stop = template.render(STOP) if STOP in template.sections else "\n"
     return (stop,) if stop else ()
 
 
@@ -207,7 +154,7 @@ def summary_or_error(
     elif error is None and parts is not None:
         written = tidy(written, parts)
         if strange := strange_phrases(written, parts):
-            error = f"the model wrote {strange[0]!r}, which is not among the phrases it was held to"
+            error = f"the model wrote {strange[0]!r}, which is not among the phrases it was given"
     if error is None and not plain_line(written):
         error = "the model wrote nothing"
     return (summary_text(template, written), None) if error is None else (None, error)
@@ -229,5 +176,5 @@ def frame_text(template: Template) -> str:
 
 
 def example_text(template: Template) -> str:
-    """Return the template's worked examples: its sections beside `SECTIONS`."""
+    """Return the template's worked examples: the sections that are not `SECTIONS`."""
     return "\n".join(template.own_text(s) for s in template.sections if s not in (*SECTIONS, STOP))

@@ -123,18 +123,6 @@ class RowFilter(NamedTuple):
     before: float = inf
 
 
-class Claims(Protocol):
-    """The calls that one process has taken, of several that share a store."""
-
-    def claim(self, keys: Sequence[str]) -> set[str]:
-        """Take these calls; return those that another process took before."""
-        ...
-
-    def release(self, keys: Sequence[str]) -> None:
-        """Give back calls that failed, so that others need not wait for their texts."""
-        ...
-
-
 class TextStore(Protocol):
     """What the summarizer needs of a store: to find texts by their keys, and to keep new ones."""
 
