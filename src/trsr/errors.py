@@ -3,7 +3,7 @@
     TrsrError                     exit code 1
     ├── InputError                exit code 2: what the caller gave is wrong
     │   ├── DataError             a raw file or a dataset folder
-    │   │   └── LeakageError      something has seen a target that it is to help predict
+    │   │   └── LeakageError      something has seen the target it is used to predict
     │   ├── ConfigError           a configuration; lists every problem at once
     │   ├── TemplateError         a prompt template
     │   ├── ModelError            an unknown model, or one that cannot be used for this
@@ -15,11 +15,11 @@
     │   └── OutputError           a folder that cannot be written: read-only, or the disk is full
     │       └── NotErasedError    a user is deleted, but another process holds their bytes on the disk
     ├── MissingExtraError         an optional dependency is not installed
-    ├── OverloadedError           a service has more questions than it can answer in time
+    ├── OverloadedError           a service has more requests than it can answer in time
     └── EngineError               a language model engine failed; `retryable` says whether to try again
         └── MissingLabelsError    ... gave no number for an answer, so some candidates have no margin
 
-A message is one sentence: what was found, what was expected, what to do.
+Messages are one sentence: what was found, what was expected, what to do.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from collections.abc import Sequence
 
 
 def first_line(error: Exception) -> str:
-    """Return what a library says first, without its end; the kind of the error where it says nothing."""
+    """Return the first line of a library's message without its full stop, else the kind of the error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
-    return f"unknown key {said}" if isinstance(error, KeyError) else said.rstrip(":. ")
+    message = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return f"unknown key {message}" if isinstance(error, KeyError) else message.rstrip(":. ")
 
 
 class TrsrError(Exception):
@@ -51,7 +51,7 @@ class DataError(InputError):
 
 
 class LeakageError(DataError):
-    """An example, its profile, or what rankers learn from has seen its target or what came later."""
+    """An example, its profile or training data has seen its target or later events."""
 
 
 class ConfigError(InputError):
@@ -102,7 +102,7 @@ class OutputError(InputError):
 
 
 class NotErasedError(OutputError):
-    """A user is deleted, but bytes of theirs are still on the disk; they go as soon as that is possible."""
+    """A user is deleted, but some of their bytes are still on the disk, to be removed later."""
 
 
 class MissingExtraError(TrsrError):
@@ -113,10 +113,7 @@ class MissingExtraError(TrsrError):
 
 
 class OverloadedError(TrsrError):
-    """A question was not asked of the model: too many wait, or its time is over.
-
-    `retry_after` is in seconds, above 0.
-    """
+    """Request rejected: queue full or deadline passed. `retry_after` is in seconds, above 0."""
 
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)
@@ -132,10 +129,7 @@ class EngineError(TrsrError):
 
 
 class MissingLabelsError(EngineError):
-    """`n_missing` of `n_candidates` candidates got no margin: a label was not among `top_k` tokens.
-
-    There is no honest number for them, and a ranking without them is none.
-    """
+    """`n_missing` of `n_candidates` candidates got no margin: a label was not among `top_k` tokens."""
 
     def __init__(self, n_missing: int, n_candidates: int, top_k: int) -> None:
         self.n_missing, self.n_candidates, self.top_k = n_missing, n_candidates, top_k

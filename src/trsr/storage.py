@@ -1,4 +1,4 @@
-"""Files and folders written whole or not at all, and SQLite files of our own with numbered migrations."""
+"""Atomic writes of files and folders, and SQLite databases with numbered migrations."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from trsr.errors import DataError, OutputError, StoreError
+from trsr.errors import DataError, OutputError, StoreError, first_line
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, then move it there; folders are made as needed.
+    """Let `write` fill a file next to `path`, then move it there; folders are made as needed.
 
     Raises:
         OutputError: the folder is read-only, or the disk is full.
@@ -33,9 +32,9 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         write(partial)
         partial.replace(path)
     except (OSError, pl.exceptions.PolarsError) as error:  # polars wraps a full disk in an error of its own
-        said = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or error
         raise OutputError(
-            f"{path} cannot be written ({said}); free space or choose another folder, "
+            f"{path} cannot be written ({reason}); free space or choose another folder, "
             "then run the same command again."
         ) from error
     finally:
@@ -44,7 +43,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def read_json(file: Path) -> Any:
-    """Return what a JSON file of ours holds.
+    """Return the content of a JSON file made by `trsr`.
 
     Raises:
         DataError: it is damaged.
@@ -54,7 +53,7 @@ def read_json(file: Path) -> Any:
 
 
 def read_table(file: Path, columns: list[str] | None = None) -> pl.DataFrame:
-    """Return a Parquet file of ours, or some of its columns.
+    """Return a Parquet file made by `trsr`, or some of its columns.
 
     Raises:
         DataError: it is damaged.
@@ -68,17 +67,16 @@ def _damage(file: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, pl.exceptions.PolarsError) as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise DataError(
-            f"{file} is damaged ({said}); remove it, then run the same command again: it is made anew."
+            f"{file} is damaged ({first_line(error)}); remove it, then run the same command again to make it."
         ) from error
 
 
 def replace_folder(path: Path, new: Path, old: Path, *, made: Collection[str]) -> None:
-    """Put the folder `new` in the place of `path`, with all that is in `path` and not in `made`.
+    """Replace `path` by the folder `new`, which gets every entry of `path` that is not in `made`.
 
-    Where the system can exchange two names, `path` is at every moment the old folder or the new one; else it
-    it is missing for a moment, and a process killed then has left the old one under the name `old`.
+    Where the system can exchange two names, `path` always exists. Elsewhere it is missing for a moment, and a
+    process killed then leaves the old folder under the name `old`.
 
     Raises:
         OSError: something could not be linked, copied or moved.
@@ -89,12 +87,12 @@ def replace_folder(path: Path, new: Path, old: Path, *, made: Collection[str]) -
     else:
         path.rename(old)
         new.rename(path)
-    _carry_over(old, path, made)  # what others wrote there in the meantime
+    _carry_over(old, path, made)  # written there by others in the meantime
     remove_folder(old)
 
 
 def left_by_the_dead(path: Path, what: str) -> list[Path]:
-    """Return the folders `.NAME.WHAT-PID-...` beside `path` whose process is gone."""
+    """Return the folders `.NAME.WHAT-PID-...` next to `path` whose process has ended."""
     found = []
     for folder in path.parent.glob(f".{glob.escape(path.name)}.{what}-*-*"):
         try:
@@ -107,7 +105,7 @@ def left_by_the_dead(path: Path, what: str) -> list[Path]:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder, or the link that stands for it, as far as that is allowed."""
+    """Remove a folder or a link to one, as far as that is allowed."""
     if path.is_symlink():
         path.unlink(missing_ok=True)
     else:
@@ -115,7 +113,7 @@ def remove_folder(path: Path) -> None:
 
 
 def _carry_over(source: Path, target: Path, made: Collection[str]) -> None:
-    """Link or copy the entries of a folder that are not `made` and that the other one does not have."""
+    """Link or copy the entries of a folder that are not in `made` and missing in the other folder."""
     for entry in source.iterdir():
         to = target / entry.name
         if entry.name in made or os.path.lexists(to):
@@ -127,7 +125,7 @@ def _carry_over(source: Path, target: Path, made: Collection[str]) -> None:
 
 
 def _link(source: str, target: str) -> None:
-    """Give a file a second name; copy it where that cannot be. An open database goes on under both names."""
+    """Give a file a second name, which keeps an open database whole; copy it where that is impossible."""
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError:
@@ -135,7 +133,7 @@ def _link(source: str, target: str) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two names in one step (Linux: renameat2); False where this system or disk cannot."""
+    """Exchange two names in one step (renameat2 of Linux); return whether the system and disk could."""
     at_cwd, exchange = -100, 2
     try:
         rename = ctypes.CDLL(None).renameat2
@@ -154,13 +152,13 @@ PATIENCE = 30.0
 """Seconds to wait for a database that another process is writing."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def as_one_sentence(path: Path, what: str) -> Iterator[None]:
-    """Turn what SQLite and the file system say into one sentence with advice.
+    """Translate errors of SQLite and the file system into one sentence with advice.
 
     Args:
         path: The database.
-        what: What it is, such as `summary store`.
+        what: Its kind, such as `summary store`.
 
     Raises:
         StoreError: it is not what it should be.
@@ -193,15 +191,14 @@ def as_one_sentence(path: Path, what: str) -> Iterator[None]:
 def open_sqlite(
     path: Path, what: str, application_id: int, migrations: Sequence[str], *, many_threads: bool = False
 ) -> sqlite3.Connection:
-    """Open a database in WAL mode and bring it up to date; folders are made as needed.
+    """Open a database in WAL mode and apply the migrations it lacks; folders are made as needed.
 
     Args:
         path: The file, or `:memory:`.
-        what: What it is, for errors.
+        what: Its kind, for errors.
         application_id: Marks files of this kind (`PRAGMA application_id`).
-        migrations: One statement each, numbered from 1; the file remembers the last one applied in
-            `PRAGMA user_version`. Either all that are missing are applied, or none.
-        many_threads: Whether threads other than this one may use the connection; they take turns themselves.
+        migrations: One statement each, numbered from 1; `PRAGMA user_version` is the last one applied.
+        many_threads: Whether other threads may use the connection; the caller makes them take turns.
 
     Raises:
         StoreError: the file is something else, or a newer version of `trsr` made it.
@@ -209,44 +206,30 @@ def open_sqlite(
     """
     with as_one_sentence(path, what):
         path.parent.mkdir(parents=True, exist_ok=True)
-        started = time.monotonic()
+        deadline = time.monotonic() + PATIENCE
         db = sqlite3.connect(path, isolation_level=None, timeout=PATIENCE, check_same_thread=not many_threads)
         try:
             db.execute("PRAGMA secure_delete = ON")  # before migrations, which may delete too
-            while not _migrated(db, path, what, application_id, migrations, deadline=started + PATIENCE):
-                time.sleep(0.01)
+            while True:
+                try:
+                    _migrate(db, path, what, application_id, migrations)
+                    return db
+                except sqlite3.OperationalError as error:
+                    # SQLite does not wait where two processes switch a new file to WAL at once.
+                    if "locked" not in str(error) or time.monotonic() > deadline:
+                        raise
+                    if db.in_transaction:
+                        db.execute("ROLLBACK")
+                    time.sleep(0.01)
         except BaseException:
             db.close()
             raise
-    return db
-
-
-def _migrated(
-    db: sqlite3.Connection,
-    path: Path,
-    what: str,
-    application_id: int,
-    migrations: Sequence[str],
-    *,
-    deadline: float,
-) -> bool:
-    """Bring a database up to date; False when another process does so and there is time to wait."""
-    try:
-        _migrate(db, path, what, application_id, migrations)
-    except sqlite3.OperationalError as error:
-        # SQLite does not wait where two processes switch a new file to WAL at once: it refuses one of them.
-        if "locked" not in str(error) or time.monotonic() > deadline:
-            raise
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        return False
-    return True
 
 
 def _migrate(
     db: sqlite3.Connection, path: Path, what: str, application_id: int, migrations: Sequence[str]
 ) -> None:
-    # One transaction: else another process could make the tables between two of the questions.
+    # In one transaction, else another process could make the tables between two of the queries.
     db.execute("BEGIN")
     (version,) = db.execute("PRAGMA user_version").fetchone()
     (application,) = db.execute("PRAGMA application_id").fetchone()

@@ -1,8 +1,8 @@
 """Strict, sandboxed prompt templates with declared variables and a content hash.
 
 A template file is divided into sections by lines of the form `[[name]]`; each section is a Jinja template.
-The division is made in the source, before rendering, so no rendered text can open or close a section. Texts
-of items, users and models pass through `plain_line` before they are rendered.
+It is divided before rendering, so no rendered text can open or close a section. Texts of items, users and
+models pass through `plain_line` before they are rendered.
 """
 
 from __future__ import annotations
@@ -23,6 +23,45 @@ import yaml
 
 from trsr.errors import TemplateError
 
+_WHITE = re.compile(r"\s+")
+_LINE_WHITE = "\n\r\t\f\v"
+# Format characters (zero width, direction overrides), control characters, halves of surrogate pairs.
+_UNSEEN = {"Cf", "Cc", "Cs"}
+# Marks that change the speaker or end a text in chat formats: `<|im_end|>`, `</s>`, `<start_of_turn>`,
+# `[INST]`, `<<SYS>>`, `### Assistant:`; each with a sign that it always contains.
+_MARKERS = (
+    ("##", re.compile(r"#{2,}"), "#"),
+    ("<", re.compile(r"<(?=[|/!a-zA-Z_<｜])"), "< "),
+    (">", re.compile(r"(?<=[|｜])>"), " >"),
+    (
+        "[",
+        re.compile(
+            r"\[(?=/?(?:INST|SYS|TOOL|AVAILABLE|system|user|assistant)[^\]\n]{0,20}\])", re.IGNORECASE
+        ),
+        "[ ",
+    ),
+    (":", re.compile(r"\b(assistant|system|user|human)\s*:", re.IGNORECASE), r"\1 -"),
+)
+
+
+def plain_line(text: str) -> str:
+    """Fold white space and break up the markers of chat formats; the words stay readable. Idempotent.
+
+    Control and direction-override characters are removed, every run of white space becomes one blank, and no
+    marker can end a prompt or speak as another role (`<|im_end|>` becomes `< |im_end| >`).
+    """
+    if not text.isprintable():
+        text = "".join(c for c in text if c in _LINE_WHITE or unicodedata.category(c) not in _UNSEEN)
+        text = _WHITE.sub(" ", text)
+    elif "  " in text:  # the only white space that is printable is a blank
+        text = _WHITE.sub(" ", text)
+    # What shortens the text comes first: else a marker could appear when its inside has shrunk.
+    for sign, pattern, instead in _MARKERS:
+        if sign in text:  # most texts have none of them
+            text = pattern.sub(instead, text)
+    return text.strip()
+
+
 _ENVIRONMENT = jinja2.sandbox.ImmutableSandboxedEnvironment(
     undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=False, trim_blocks=True
 )
@@ -30,52 +69,12 @@ _ENVIRONMENT = jinja2.sandbox.ImmutableSandboxedEnvironment(
 _ENVIRONMENT.globals.clear()
 del _ENVIRONMENT.filters["random"]
 _SECTION = re.compile(r"^\[\[(\w+)\]\]\s*$", re.MULTILINE)
-# A part that shows nothing but notes, which only users of the service write.
+# A part that shows only notes, which only users of the service write.
 _NOTES = re.compile(r"\{% if notes %\}(?:(?!\{%).)*\{% endif %\}\n?", re.DOTALL)
 _WORD = re.compile(r"<(\w+)>")
-_WHITE = re.compile(r"\s+")
-_LINE_WHITE = "\n\r\t\f\v"
-# Format characters (zero width, direction overrides), control characters, halves of surrogate pairs.
-_UNSEEN = {"Cf", "Cc", "Cs"}
-# What chat formats use to change the speaker or to end a text: `<|im_end|>`, `</s>`, `<start_of_turn>`,
-# `[INST]`, `<<SYS>>`, `### Assistant:`.
-_TAG = re.compile(r"<(?=[|/!a-zA-Z_<｜])")
-_BAR = re.compile(r"(?<=[|｜])>")
-_BRACKET = re.compile(
-    r"\[(?=/?(?:INST|SYS|TOOL|AVAILABLE|system|user|assistant)[^\]\n]{0,20}\])", re.IGNORECASE
-)
-_HASHES = re.compile(r"#{2,}")
-_ROLE = re.compile(r"\b(assistant|system|user|human)\s*:", re.IGNORECASE)
-# With the sign that each cannot do without.
-_MARKERS = (
-    ("##", _HASHES, "#"),
-    ("<", _TAG, "< "),
-    (">", _BAR, " >"),
-    ("[", _BRACKET, "[ "),
-    (":", _ROLE, r"\1 -"),
-)
 
 
-def plain_line(text: str) -> str:
-    """Fold white space and make markers of chat formats harmless.
-
-    Control and direction-override characters go, every run of white space becomes one blank, and each marker
-    that could end a prompt or speak as another role is broken up (`<|im_end|>` becomes `< |im_end| >`).
-    The words stay readable. The function is idempotent.
-    """
-    if not text.isprintable():
-        text = "".join(c for c in text if c in _LINE_WHITE or unicodedata.category(c) not in _UNSEEN)
-        text = _WHITE.sub(" ", text)
-    elif "  " in text:  # the only white space that is printable is a blank
-        text = _WHITE.sub(" ", text)
-    # What shortens the text comes first: a marker must not appear only when its inside has shrunk.
-    for sign, pattern, instead in _MARKERS:
-        if sign in text:  # most texts have none of them
-            text = pattern.sub(instead, text)
-    return text.strip()
-
-
-# Expressions of a template can also fail as Python does: `{{ 1 / 0 }}`, `{{ items + 1 }}`.
+# Expressions of a template can also fail like Python: `{{ 1 / 0 }}`, `{{ items + 1 }}`.
 _RENDER_ERRORS = (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError)
 
 
@@ -85,7 +84,6 @@ class Template:
 
     name: str
     source: str
-    variables: frozenset[str]
 
     @cached_property
     def sections(self) -> Mapping[str, jinja2.Template]:
@@ -94,16 +92,14 @@ class Template:
 
     @cached_property
     def _bodies(self) -> Mapping[str, str]:
-        """The sources of the sections by name."""
         parts = _SECTION.split(self.source)
         return dict(zip(parts[1::2], parts[2::2], strict=True))
 
     @cached_property
     def hash(self) -> str:
-        """Sha256 of the source in hex: changes whenever a letter of the template does.
+        """Sha256 of the source in hex, without parts of the form `{% if notes %}...{% endif %}`.
 
-        Parts of the form `{% if notes %}...{% endif %}` do not count: prompts without notes, such as those of
-        training, are the same without them.
+        Prompts without notes, such as those of training, are the same without these parts.
         """
         return hashlib.sha256(_NOTES.sub("", self.source).encode()).hexdigest()
 
@@ -113,7 +109,7 @@ class Template:
 
     @cached_property
     def _fixed(self) -> Mapping[str, str]:
-        """The texts of sections that use no variable, by name: nearly every call says them."""
+        """The rendered sections that use no variable, by name."""
         found = {}
         for name, section in self.sections.items():
             if not self.used(name):
@@ -122,7 +118,7 @@ class Template:
         return found
 
     def own_text(self, section: str) -> str:
-        """Return what a section says by itself, without its variables; empty if there is no such section."""
+        """Return the text of a section without its variables; empty if there is no such section."""
         tokens = _ENVIRONMENT.lex(self._bodies.get(section, ""))
         return "".join(text for _, kind, text in tokens if kind == "data").strip()
 
@@ -160,7 +156,7 @@ def parse_template(name: str, source: str, *, sections: Iterable[str], variables
     allowed = frozenset(variables)
     try:
         used = jinja2.meta.find_undeclared_variables(_ENVIRONMENT.parse(source))
-        template = Template(name, source, allowed)
+        template = Template(name, source)
         found = set(template.sections)
     except jinja2.TemplateSyntaxError as error:
         raise TemplateError(

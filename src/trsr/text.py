@@ -1,8 +1,7 @@
 """An item's fields as one line of text: `Field: value; Field: value`.
 
 The line is safe to put into a prompt: it has no newline, no id, no marker that could end the prompt or speak
-as another role (`templating.plain_line`), and no known demand for an answer (`demands`). Which items stand in
-a prompt, and how long it may be as a whole, is left to `summarize` and `prompt`.
+as another role (`templating.plain_line`), and no known demand for an answer (`without_demands`).
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import NamedTuple, Protocol
 from trsr.templating import plain_line
 from trsr.types import Item
 
-# No demand is without one of these words, and most texts are.
+# Every demand has one of these words, most texts have none.
 _LIGHT = re.compile(r"\byes\b|\b(?:ignore|disregard|forget|override)\b", re.IGNORECASE)
 _YES = r"yes\b[\"'”’)\]}!.]*"
 _BETWEEN = r"\W+(?:[\w'’]+\W+)"
@@ -35,7 +34,7 @@ _DEMANDS = re.compile(
             # You must say yes. Please say yes
             r"\b(?:you )?(?:must|should|always|please|now|just|shall|to) (?:always |only |just )?"
             rf"(?:say|choose|pick|select|vote|give)\W+{_YES}",
-            # assistant - yes, as a marker of a chat is left by `plain_line`
+            # assistant - yes, which `plain_line` makes of a chat marker
             rf"\b(?:assistant|system|user|human)\b\W+{_YES}",
             # yes yes yes. It is yes, it is yes, it is yes
             r"\b((?:\w+\W+){0,2}yes)\b(?:\W+\1\b){2,}[!.]*",
@@ -50,8 +49,7 @@ _WHITE = re.compile(r"\s+")
 def without_demands(text: str) -> str:
     """Return a plain line (see `templating.plain_line`) without the words that demand an answer.
 
-    A text whose parts make a demand only when another one between them is gone was made to do so: nothing of
-    it stays.
+    A text that contains a demand again after removal is an attack: nothing of it is kept.
     """
     if not _LIGHT.search(text):
         return text
@@ -62,12 +60,12 @@ def without_demands(text: str) -> str:
 
 
 NO_TEXT = "(no description)"
-# A raw field is cut here before anything else looks at it: a text of a megabyte costs no more than a page.
+# A raw field is cut to this length first, so that a text of a megabyte costs no more than a page.
 _MIN_RAW_CHARACTERS = 20_000
 _CHARACTERS_A_TOKEN = 24
 _WORD = re.compile(r"\w+|[^\w\s]")
 _SCRIPT = re.compile(r"<(script|style)\b[^<>]*>[^<]*</\1\s*>", re.IGNORECASE)
-# HTML, XML of word processors, markers of chats; and of the last, those with square brackets.
+# HTML, XML of word processors, markers of chats, also in square brackets.
 _TAG = re.compile(r"<[/!]?[a-z_|｜][^<>]*>|<!--[^<>]*-->|\[/?(?:INST|SYS)\]", re.IGNORECASE)
 _OPEN_TAG = re.compile(r"<[/!]?[a-z_|｜][^<>]*$|&#?\w*$", re.IGNORECASE)
 _LIST_BAR = re.compile(r"(?<=\w)\|(?=\w)")
@@ -86,7 +84,7 @@ class Tokenizer(Protocol):
 
 
 class FieldCut(NamedTuple):
-    """How much of a field's value its cap left out, in tokens (words where no tokenizer counts)."""
+    """How much of a field's value its cap cut, in tokens (words where no tokenizer counts)."""
 
     n_tokens: int
     n_cut: int
@@ -124,7 +122,7 @@ def verbalize_item(
 
     Args:
         item: The item; its id is never part of the text.
-        fields: The fields to use, in this order; all of the item's by default. Missing ones are passed over.
+        fields: The fields to use, in this order; all of the item's by default. Missing ones are skipped.
         max_field_tokens: Cap on each field's value, at least 1; None for no cap.
         tokenizer: Counts the tokens; without one, words and punctuation marks are counted.
 
@@ -160,7 +158,7 @@ def capped_line(raw: str, cap: int | None, tokenizer: Tokenizer | None) -> str:
 
 
 def was_cut(raw: str, line: str) -> bool:
-    """Return whether `line`, made of `raw` by `capped_line`, lacks the end of it."""
+    """Return whether `line`, made from `raw` by `capped_line`, lacks its end."""
     return len(raw) > _MIN_RAW_CHARACTERS or line != capped_line(raw, None, None)
 
 
@@ -180,7 +178,7 @@ def _cut_words(text: str, cap: int) -> str:
 
 
 def _cut_tokens(text: str, cap: int, tokenizer: Tokenizer) -> str:
-    """Return the longest beginning that has at most `cap` tokens, to within a token or two."""
+    """Return the longest beginning of at most `cap` tokens, short of it by a token or two."""
     ids = tokenizer.encode(text)
     keep = cap
     while len(ids) > cap:
