@@ -140,6 +140,17 @@ def two_token_model(make_once: MakeOnce) -> Path:
     )
 
 
+@pytest.fixture(scope="session")
+def llama_url() -> Iterator[str]:
+    """The base URL of a real llama.cpp server with the embedded model; four slots of 512 tokens."""
+    from trsr.llm import models
+    from trsr.llm.llamacpp import open_server
+
+    server = open_server(models.gguf_file(models.EMBEDDED_MODEL), n_parallel=4, slot_tokens=512, threads=1)
+    yield f"{server.listening_address}/v1"
+    del server
+
+
 def tiny_run(model: Path, **changes: Any) -> dict[str, Any]:
     """Return the configuration of a whole experiment that takes seconds; `changes` replace its parts."""
     return {

@@ -1,7 +1,4 @@
-"""A small HTTP server that answers chat requests as a script says: well, badly, late or not at all.
-
-For tests of HTTP clients; nothing here checks a request, it is only recorded.
-"""
+"""A small HTTP server that answers requests as a script says: well, badly, late or not at all."""
 
 from __future__ import annotations
 
@@ -17,36 +14,39 @@ from typing import Any
 Answer = Callable[[BaseHTTPRequestHandler, dict[str, Any]], None]
 
 
-def send(
-    handler: BaseHTTPRequestHandler, status: int, body: str, headers: dict[str, str] | None = None
-) -> None:
-    """Answer with a JSON body, or what `headers` says it is."""
+def send(handler: BaseHTTPRequestHandler, status: int, body: str, **headers: str) -> None:
+    """Answer with a JSON body, or another `Content_Type`."""
     handler.send_response(status)
-    for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
-        handler.send_header(name, value)
+    for name, value in {"Content_Type": "application/json", **headers}.items():
+        handler.send_header(name.replace("_", "-"), value)
     handler.send_header("Content-Length", str(len(body.encode())))
     handler.end_headers()
     handler.wfile.write(body.encode())
 
 
-def say(text: str) -> Answer:
-    """Return a good answer."""
+def send_json(content: Any) -> Answer:
+    """Return an answer of some content."""
+    return lambda handler, _request: send(handler, 200, json.dumps(content))
+
+
+def say(text: str | None, *, finish: str = "stop", **message: Any) -> Answer:
+    """Return a chat completion."""
+    whole = {"role": "assistant", "content": text, **message}
     completion = {
         "id": "1",
         "object": "chat.completion",
         "created": 0,
         "model": "m",
-        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
+        "choices": [{"index": 0, "finish_reason": finish, "message": whole}],
         "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
     }
-    return lambda handler, _request: send(handler, 200, json.dumps(completion))
+    return send_json(completion)
 
 
 def refuse(status: int, message: str = "because", **headers: str) -> Answer:
-    """Return an error status with the server's reason; `retry_after="1"` becomes a header."""
+    """Return an error status with the server's reason."""
     body = json.dumps({"error": {"message": message, "code": status}})
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return lambda handler, _request: send(handler, status, body, named)
+    return lambda handler, _request: send(handler, status, body, **headers)
 
 
 def garbage(handler: BaseHTTPRequestHandler, _request: dict[str, Any]) -> None:
@@ -56,7 +56,7 @@ def garbage(handler: BaseHTTPRequestHandler, _request: dict[str, Any]) -> None:
 
 def web_page(handler: BaseHTTPRequestHandler, _request: dict[str, Any]) -> None:
     """Answer as a proxy or a wrong base_url does."""
-    send(handler, 200, "<html>Welcome</html>", {"Content-Type": "text/html"})
+    send(handler, 200, "<html>Welcome</html>", Content_Type="text/html")
 
 
 def cut(handler: BaseHTTPRequestHandler, _request: dict[str, Any]) -> None:
@@ -85,7 +85,7 @@ def late(seconds: float, answer: Answer) -> Answer:
 
 
 class ScriptedServer(ThreadingHTTPServer):
-    """Answers request n with `script[n]` and keeps to the last; records requests, times, headers."""
+    """Answers request n with `script[n]`, later ones with the last; records requests, times, headers."""
 
     daemon_threads = True
 
@@ -95,14 +95,9 @@ class ScriptedServer(ThreadingHTTPServer):
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.times: list[float] = []
-        self.in_flight = 0
-        self.most_in_flight = 0
+        self.in_flight = self.most_in_flight = 0
         self.lock = threading.Lock()
-
-    @property
-    def url(self) -> str:
-        """The base URL of its API."""
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -113,23 +108,23 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_POST()
 
     def do_POST(self) -> None:
-        n_bytes = int(self.headers.get("Content-Length", 0))
+        server, n_bytes = self.server, int(self.headers.get("Content-Length", 0))
         request = json.loads(self.rfile.read(n_bytes)) if n_bytes else {}
-        with self.server.lock:
-            number = len(self.server.requests)
-            self.server.requests.append(request)
-            self.server.headers.append({k.lower(): v for k, v in self.headers.items()})
-            self.server.times.append(time.monotonic())
-            self.server.in_flight += 1
-            self.server.most_in_flight = max(self.server.most_in_flight, self.server.in_flight)
+        with server.lock:
+            answer = server.script[min(len(server.requests), len(server.script) - 1)]
+            server.requests.append(request)
+            server.headers.append({name.lower(): value for name, value in self.headers.items()})
+            server.times.append(time.monotonic())
+            server.in_flight += 1
+            server.most_in_flight = max(server.most_in_flight, server.in_flight)
         try:
-            self.server.script[min(number, len(self.server.script) - 1)](self, request)
+            answer(self, request)
         finally:
-            with self.server.lock:
-                self.server.in_flight -= 1
+            with server.lock:
+                server.in_flight -= 1
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
 
 @contextmanager

@@ -69,9 +69,7 @@ def test_a_text_without_an_answer_says_why(text: str, why: str) -> None:
     assert why in error
 
 
-@pytest.mark.parametrize(
-    "end", ["<|return|>", "<|end|><|start|>assistant<|channel|>commentary<|message|>Done."]
-)
+@pytest.mark.parametrize("end", ["<|return|>", "<|end|><|start|>assistant<|channel|>commentary<|message|>x"])
 def test_the_final_channel_alone_is_the_answer(end: str) -> None:
     final = "<|channel|>analysis<|message|>pens<|end|><|start|>assistant<|channel|>final<|message|>"
     assert answer_in(final + LIKES + end) == LIKES
@@ -101,15 +99,19 @@ def test_a_line_that_a_cap_cut_after_a_colon_is_an_answer() -> None:
     assert answer_in(line) == ""
 
 
-def test_words_that_the_model_was_to_go_on_from_are_not_said_twice() -> None:
-    said = answer_or_error(
-        "Sure! Here is the summary:\n\nThis shopper buys pens.", ("\n",), "This shopper buys"
-    )
-    assert said == ("pens.", None)
+def test_a_repeated_prefill_is_removed() -> None:
+    text = "Sure! Here is the summary:\n\nThis shopper buys pens."
+    assert answer_or_error(text, ("\n",), "This shopper buys") == ("pens.", None)
 
 
-def test_a_text_is_cut_at_a_word_only_where_it_is_far_longer_than_its_tokens() -> None:
-    assert within("garden hoses", 2) == "garden hoses"
-    assert within("garden hoses and more", 2) == "garden hoses and"
-    assert within("garden hoses andmore and", 2) == "garden hoses"
-    assert within("x" * 100, 2) == "x" * 20
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("garden hoses", "garden hoses"),
+        ("garden hoses and more", "garden hoses and"),
+        ("garden hoses andmore and", "garden hoses"),
+        ("x" * 100, "x" * 20),
+    ],
+)
+def test_a_text_is_cut_at_a_word_only_where_it_is_far_longer_than_its_tokens(text: str, kept: str) -> None:
+    assert within(text, 2) == kept

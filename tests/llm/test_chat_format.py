@@ -1,4 +1,4 @@
-"""Whatever a chat template does, a prompt holds every turn's text, one BOS, and the answer comes next."""
+"""Whatever a chat template does, a prompt holds every turn's text and one BOS, and the answer comes next."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ SHORTENS = written("message.content | truncate(9)")
 FAILS = "{{ messages[7].content.nothing }}"
 THINKS = KEEPS + "{% if enable_thinking == false %}<think>\n\n</think>\n\n{% endif %}"
 ALWAYS_THINKS = KEEPS + "{{ '<think>\\n' }}"
+CHANNELS = KEEPS.replace("<|assistant|>", "<|start|>assistant")
 BOS = "{{ bos_token }}"
 
 
@@ -70,22 +71,26 @@ class TemplateTokenizer(ChatTokenizer):
         return "".join("<s>" if i == 256 else chr(i) for i in token_ids)
 
 
-@pytest.mark.parametrize("template", [KEEPS, TRIMS])
-def test_a_template_with_a_system_role_is_used_as_it_is(template: str) -> None:
-    tokenizer = TemplateTokenizer(template)
-    assert tokenizer.render_chat(ask("Seeds?", prefill="Yes,")) == (
-        "<|system|>You answer in one sentence.<|end|>\n<|user|>Seeds?<|end|>\n<|assistant|>Yes,"
-    )
-    assert tokenizer.prompt_version == 1
+FRAMED = "<|user|>You answer in one sentence.\n\nSeeds?<|end|>\n<|assistant|>"
+INSTRUCTS = (
+    "{% for message in messages %}{% if message.role == 'assistant' %}{{ ' ' + message.content }}"
+    "{% else %}{{ '[INST] ' + message.content + '[/INST]' }}{% endif %}{% endfor %}"
+)
 
 
-@pytest.mark.parametrize("template", [REFUSES_SYSTEM, DROPS_SYSTEM, ALTERNATES])
-def test_a_system_text_that_has_no_role_stands_before_the_users(template: str) -> None:
-    tokenizer = TemplateTokenizer(template)
-    assert tokenizer.render_chat(ask("Seeds?")) == (
-        "<|user|>You answer in one sentence.\n\nSeeds?<|end|>\n<|assistant|>"
-    )
-    assert tokenizer.prompt_version == 2
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        (KEEPS, "<|system|>You answer in one sentence.<|end|>\n<|user|>Seeds?<|end|>\n<|assistant|>Yes,"),
+        (TRIMS, "<|system|>You answer in one sentence.<|end|>\n<|user|>Seeds?<|end|>\n<|assistant|>Yes,"),
+        (REFUSES_SYSTEM, f"{FRAMED}Yes,"),
+        (DROPS_SYSTEM, f"{FRAMED}Yes,"),
+        (ALTERNATES, f"{FRAMED}Yes,"),
+        (None, "You answer in one sentence.\n\nSeeds?\n\nYes,"),
+    ],
+)
+def test_a_system_text_without_a_role_is_put_in_front_of_the_users(template: str | None, text: str) -> None:
+    assert TemplateTokenizer(template).render_chat(ask("Seeds?", prefill="Yes,")) == text
 
 
 def test_later_turns_stay_as_they_are_when_the_system_text_moves() -> None:
@@ -108,50 +113,35 @@ def test_a_template_that_does_not_keep_the_text_is_one_error(template: str) -> N
 @pytest.mark.parametrize("template", [FAILS, "{{ 1 / 0 }}", "{{ raise_exception('a\nb') }}"])
 def test_a_template_that_fails_is_one_sentence(template: str) -> None:
     with pytest.raises(ModelError, match="chat template of tiny failed") as caught:
-        TemplateTokenizer(template).render_chat(ask("Seeds?"))
+        TemplateTokenizer(template).render_chat(Prompt(()))
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("template", "end"), [(THINKS, ""), (ALWAYS_THINKS, "<think>\n")])
-def test_a_think_block_is_closed_only_where_the_answer_is_to_come_next(template: str, end: str) -> None:
+@pytest.mark.parametrize(
+    ("template", "end", "closed"),
+    [
+        (THINKS, "<|assistant|>", "<|assistant|><think>\n\n</think>\n\n"),
+        (ALWAYS_THINKS, "<|assistant|><think>\n", "<|assistant|><think>\n\n</think>\n\n"),
+        (CHANNELS, "<|start|>assistant", "<|start|>assistant<|channel|>final<|message|>"),
+    ],
+)
+def test_thoughts_are_closed_only_where_the_answer_is_to_come_next(
+    template: str, end: str, closed: str
+) -> None:
     tokenizer = TemplateTokenizer(template)
-    assert tokenizer.render_chat(ask("Seeds?")).endswith(f"<|assistant|>{end}")
+    assert tokenizer.render_chat(ask("Seeds?")).endswith(end)
     answered = tokenizer.render_chat(ask("Seeds?", prefill="Answer:"), think=False)
-    assert answered.endswith("<|assistant|><think>\n\n</think>\n\nAnswer:")
-    assert tokenizer.prompt_version == 2
+    assert answered.endswith(f"{closed}Answer:")
 
 
-def test_an_answer_that_is_to_come_next_is_in_the_final_channel() -> None:
-    tokenizer = TemplateTokenizer(KEEPS.replace("<|assistant|>", "<|start|>assistant"))
-    assert tokenizer.render_chat(ask("Seeds?")).endswith("<|start|>assistant")
-    answered = tokenizer.render_chat(ask("Seeds?", prefill="Answer:"), think=False)
-    assert answered.endswith("<|start|>assistant<|channel|>final<|message|>Answer:")
-    assert tokenizer.prompt_version == 2
-
-
-def test_the_blank_that_a_template_writes_before_an_answer_is_known() -> None:
-    instructs = (
-        "{% for message in messages %}{% if message.role == 'assistant' %}{{ ' ' + message.content }}"
-        "{% else %}{{ '[INST] ' + message.content + '[/INST]' }}{% endif %}{% endfor %}"
-    )
-    assert (TemplateTokenizer(instructs).answer_blank, TemplateTokenizer(instructs).prompt_version) == (
-        " ",
-        2,
-    )
-    for template in (KEEPS, TRIMS, ALTERNATES, ALWAYS_THINKS, None):
-        assert TemplateTokenizer(template).answer_blank == ""
+@pytest.mark.parametrize("template", [INSTRUCTS, KEEPS, TRIMS, ALTERNATES, ALWAYS_THINKS, None])
+def test_the_blank_that_a_template_writes_before_an_answer_is_known(template: str | None) -> None:
+    assert TemplateTokenizer(template).answer_blank == " " * (template == INSTRUCTS)
 
 
 def test_a_prompt_of_tomorrow_is_that_of_today() -> None:
     dated = KEEPS.replace("<|assistant|>", "{{ date_string or now() }}")
     assert TemplateTokenizer(dated).render_chat(ask("Seeds?")).endswith("26 Jul 2024")
-
-
-def test_a_model_without_a_chat_template_gets_paragraphs() -> None:
-    assert TemplateTokenizer(None).render_chat(ask("Seeds?", prefill="Yes,")) == (
-        "You answer in one sentence.\n\nSeeds?\n\nYes,"
-    )
-    assert TemplateTokenizer(None).prompt_version == 2
 
 
 @pytest.mark.parametrize("adds_bos", [True, False])
@@ -167,34 +157,38 @@ def test_one_bos_begins_a_prompt_if_the_tokenizer_or_the_template_writes_it(
     assert 256 not in tokenizer.encode("Seeds?")
 
 
-def test_prompts_are_of_the_first_version_unless_a_bos_is_added() -> None:
-    assert TemplateTokenizer(BOS + KEEPS, adds_bos=True).prompt_version == 1
-    assert TemplateTokenizer(KEEPS, adds_bos=True).prompt_version == 2
-    assert TemplateTokenizer(KEEPS, blank=" ").prompt_version == 2
+@pytest.mark.parametrize(
+    ("template", "adds_bos", "blank", "of_rankings", "of_texts"),
+    [
+        (KEEPS, False, "", 1, 1),
+        (TRIMS, False, "", 1, 1),
+        (BOS + KEEPS, True, "", 1, 1),
+        (KEEPS, True, "", 2, 2),
+        (KEEPS, False, " ", 2, 1),
+        (BOS + KEEPS, False, " ", 2, 1),
+        (None, False, "", 2, 1),
+        (None, True, "", 2, 2),
+        (INSTRUCTS, False, "", 2, 1),
+        (REFUSES_SYSTEM, False, "", 2, 2),
+        (DROPS_SYSTEM, False, "", 2, 2),
+        (THINKS, False, "", 2, 2),
+        (ALWAYS_THINKS, False, "", 2, 2),
+        (CHANNELS, False, "", 2, 2),
+        (FAILS, False, "", 2, 2),
+    ],
+)
+def test_prompts_have_the_second_version_only_where_it_differs_from_the_first(
+    template: str | None, adds_bos: bool, blank: str, of_rankings: int, of_texts: int
+) -> None:
+    tokenizer = TemplateTokenizer(template, adds_bos=adds_bos, blank=blank)
+    assert (tokenizer.prompt_version, tokenizer.text_prompt_version) == (of_rankings, of_texts)
 
 
-@pytest.mark.parametrize("template", [None, KEEPS, TRIMS, BOS + KEEPS])
-def test_prompts_for_texts_changed_only_where_a_bos_is_added(template: str | None) -> None:
-    assert TemplateTokenizer(template, blank=" ").text_prompt_version == 1
-    written = template is not None and template.startswith(BOS)
-    assert TemplateTokenizer(template, adds_bos=True).text_prompt_version == 2 - written
-
-
-@pytest.mark.parametrize("template", [REFUSES_SYSTEM, DROPS_SYSTEM, THINKS, ALWAYS_THINKS, FAILS])
-def test_prompts_for_texts_changed_with_the_system_text_and_the_think_block(template: str) -> None:
-    assert TemplateTokenizer(template).text_prompt_version == 2
-
-
-def test_a_text_that_goes_on_another_gets_no_blank_of_the_tokenizers_own() -> None:
+def test_a_text_that_continues_another_gets_no_blank_of_the_tokenizers_own() -> None:
     tokenizer = TemplateTokenizer(None, adds_bos=True, blank=" ")
     assert tokenizer.decode(tokenizer.encode("lamp")) == "lamp"
     assert tokenizer.decode(tokenizer.encode_prompt("A lamp")) == "<s> A lamp"
     assert tokenizer.encode("") == []
-
-
-def test_any_failure_of_a_tokenizer_without_turns_is_no_traceback() -> None:
-    with pytest.raises(ModelError, match="failed"):
-        TemplateTokenizer(FAILS).render_chat(Prompt(()))
 
 
 @pytest.mark.parametrize("adds_bos", [True, False])

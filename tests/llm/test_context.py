@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_server import refuse, scripted, send
 from transformers import AutoConfig
 
 from trsr.llm import models
-from trsr.llm.context import context_length, context_of, gguf_context
-from trsr.llm.engines import OpenAIEngine
-from trsr.llm.opening import server_context
+from trsr.llm.context import context_length, context_of, find_tokenizer, gguf_context
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+LINEAR = {"rope_type": "linear", "factor": 4.0}
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -35,11 +33,7 @@ LLAMA3 = {
         ("mpt", {"max_seq_len": 512}, 512),
         ("roberta", {"max_position_embeddings": 514, "pad_token_id": 1, "is_decoder": True}, 512),
         ("llama", {"max_position_embeddings": 4096}, 4096),
-        (
-            "llama",
-            {"max_position_embeddings": 4096, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
-            16384,
-        ),
+        ("llama", {"max_position_embeddings": 4096, "rope_scaling": LINEAR}, 16384),
         ("llama", {"max_position_embeddings": 131072, "rope_scaling": LLAMA3}, 131072),
         ("qwen2", {"max_position_embeddings": 32768, "rope_scaling": YARN}, 131072),
         ("qwen2", {"max_position_embeddings": 131072, "rope_scaling": YARN}, 131072),
@@ -53,7 +47,7 @@ def test_a_context_is_found(model_type: str, settings: dict[str, Any], context: 
 
 
 @pytest.mark.parametrize(("limit", "context"), [(2048, 2048), (10**30, None), (0, None)])
-def test_a_tokenizer_is_asked_where_the_model_says_nothing(
+def test_the_tokenizer_has_a_limit_where_the_model_has_none(
     limit: int, context: int | None, tmp_path: Path
 ) -> None:
     AutoConfig.for_model("mamba").save_pretrained(tmp_path)
@@ -68,18 +62,5 @@ def test_a_gguf_file_names_its_context(tmp_path: Path) -> None:
     assert gguf_context(damaged) is None
 
 
-def _listed(**facts: Any) -> Any:
-    body = json.dumps({"data": [{"id": "m", "owned_by": "vllm", **facts}]})
-    return lambda handler, _request: send(handler, 200, body)
-
-
-@pytest.mark.parametrize(
-    ("answer", "context"), [(_listed(max_model_len=4096), 4096), (_listed(), None), (refuse(500), None)]
-)
-def test_a_server_is_taken_at_its_word(answer: Any, context: int | None) -> None:
-    with scripted(answer) as server:
-        assert server_context(OpenAIEngine(base_url=server.url, model="m")) == context
-
-
-def test_a_server_that_is_not_there_says_nothing() -> None:
-    assert server_context(OpenAIEngine(base_url="http://127.0.0.1:9/v1", model="m")) is None
+def test_a_tokenizer_that_is_not_here_is_none() -> None:
+    assert find_tokenizer("./no/such/folder") is None
