@@ -10,18 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trsr.evaluate.leaderboard import (
-    CLAIMS,
-    CLAIMS_NOTE,
-    NOTE,
-    Verdict,
-    ablations,
-    p_value,
-    sentence,
-    standings,
-    turned,
-    verdicts,
-)
+import claims
+from claims import CLAIMS, Verdict, verdicts
+
+from trsr.evaluate.report import sweeps
+from trsr.evaluate.statistics import NOTE, flipped, leaderboards, p_value
 from trsr.experiment.config import FUSIONS
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +22,7 @@ RESULTS = Path(__file__).parent / "results"
 PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
 BEGIN = "<!-- made by benchmarks/results_page.py: recorded runs -->"
 END = "<!-- end of recorded runs -->"
-OPEN_ONES = "A difference without a verdict is not told apart from none; p is corrected within its run."
+OPEN_ONES = "A difference without a verdict is not significant; p is corrected within its run."
 SHOWN = ("recall@3", "recall@5", "mrr@10", "ndcg@5", "ndcg@10", "mrr", "auc", "logloss", "ece")
 MAIN = ("recall@3", "mrr@10")
 OWN = ("llm", "llm_zero_shot")
@@ -53,7 +46,7 @@ def page(runs: Sequence[Record]) -> str:
         "interval over users. Values of runs that differ in protocol or users cannot be compared.",
         NOTE,
         "## Which claims hold",
-        CLAIMS_NOTE,
+        claims.NOTE,
         claims_table(runs),
         *(run_section(record) for record in runs),
     ]
@@ -81,7 +74,7 @@ def run_section(record: Record) -> str:
         facts_table(record),
         *comparison_tables(metrics),
         *slice_sentences(metrics),
-        *(f"*{one.setting}*: {sentence(one)}" for one in ablations(metrics)),
+        *(f"*{sweep['setting']}*: {sweep['sentence']}" for sweep in sweeps(metrics)),
         f"```sh\n{command(record)}\n```",
     ]
     return "\n\n".join(part for part in parts if part)
@@ -124,21 +117,21 @@ def comparison_tables(metrics: Mapping[str, Any]) -> list[str]:
     """Return, for each compared metric, the best ranker and the run's own model against all others."""
     own = next((name for name in OWN if name in metrics["rankers"]), None)
     parts = []
-    for standing in standings(metrics):
-        focus = list(dict.fromkeys([standing.best, *([own] if own else [])]))
-        pairs = [pair for pair in metrics["comparisons"] if pair["metric"] == standing.metric]
+    for board in leaderboards(metrics):
+        focus = list(dict.fromkeys([board.best, *([own] if own else [])]))
+        pairs = [pair for pair in metrics["comparisons"] if pair["metric"] == board.metric]
         rows = []
         for name in focus:
             against = [against_other(pair, name) for pair in pairs if name in (pair["a"], pair["b"])]
             rows += sorted(against, key=lambda row: row[1])
-        head = ["ranker", "against", standing.metric, "corrected p", "effect size"]
-        parts += [standing.sentence, table(head, rows, 3)]
+        head = ["ranker", "against", board.metric, "corrected p", "effect size"]
+        parts += [board.sentence, table(head, rows, 3)]
     return parts
 
 
 def against_other(pair: Mapping[str, Any], name: str) -> list[str]:
     """Return a pair as a row, from the side of `name`."""
-    seen = pair if pair["a"] == name else turned(pair)
+    seen = pair if pair["a"] == name else flipped(pair)
     low, high = seen["ci95"]
     ends = "" if low is None or high is None else f" [{low:+.3f}, {high:+.3f}]"
     difference = "–" if seen["difference"] is None else f"{seen['difference']:+.3f}{ends}"

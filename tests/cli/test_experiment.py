@@ -97,7 +97,7 @@ def test_a_dry_run_needs_no_summary_and_loads_no_model(
 
 def test_evaluate_makes_metrics_and_report_anew(trsr: Trsr, run: Path) -> None:
     before = (run / "metrics.json").read_bytes()
-    for name in ("metrics.json", "report.md", "report.html"):
+    for name in ("metrics.json", "report.html"):
         (run / name).unlink()
     answer = trsr("evaluate", run, "--json")
     assert json.loads(answer.out) == json.loads(before)
@@ -109,8 +109,8 @@ def test_a_report_made_anew_names_every_command_and_what_differed(trsr: Trsr, ru
     (first,) = json.loads((run / "env.json").read_text())
     (run / "env.json").write_text(json.dumps([first | {"commit": "0123456789ab"}]))
     assert trsr("evaluate", run).code == 0
-    report = (run / "report.md").read_text()
-    assert f"```sh\n{first['command']}\ntrsr evaluate {run}\n```" in report
+    report = (run / "report.html").read_text()
+    assert f"<code>{first['command']}\ntrsr evaluate {run}</code>" in report
     assert "made in 2 sittings that differ in commit, versions or machine" in report
     assert "0123456789ab" in report
 
@@ -139,7 +139,7 @@ def test_a_damaged_file_of_a_run_is_named_and_made_anew_once_it_is_removed(
 ) -> None:
     file, whole = run / name, (run / name).read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    (run / "report.md").unlink()
+    (run / "report.html").unlink()
     assert_one_sentence(trsr("evaluate", run), str(file), "damaged", "remove it", "the same command again")
     file.unlink()
     answer = trsr("run", config_file, "--out", run)

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from trsr.evaluate.plots import Bar, _root_ticks, bar_plot, line_plot, reliability_plot, slice_plot
+from trsr.evaluate.plots import bar_plot, line_plot, reliability_plot, slice_plot
 
-BARS = [Bar("llm $x$ <b>", 0.6, 0.5, 0.7, apart=True), Bar("random", 0.14)]
+ENTRIES: dict[str, Any] = {
+    "llm $x$ <b>": {"value": 0.6, "ci95": [0.5, 0.7]},
+    "random": {"value": 0.14, "ci95": [None, None]},
+}
+BOTH = list(ENTRIES.values())
+POINTS: list[Any] = [
+    {"score": 0.2, "rate": 0.3, "ci95": [0.2, 0.4]},
+    {"score": 1.0, "rate": 0.9, "ci95": [None] * 2},
+]
 PLOTS: list[Callable[[], str]] = [
-    lambda: bar_plot("recall@3", BARS, chance=0.14),
-    lambda: slice_plot("mrr@10", ["1", "2-3"], {"llm": BARS, "b": BARS}, x_label="items"),
-    lambda: slice_plot("mrr@10", ["1", "2"], {str(i): BARS for i in range(12)}, x_label="items"),
-    lambda: reliability_plot(
-        "llm", {"raw": [(0.0, BARS[0])], "calibrated": [(0.2, BARS[1]), (1.0, BARS[0])]}
-    ),
+    lambda: bar_plot("recall@3", ENTRIES, marked="random", chance=0.14),
+    lambda: slice_plot("mrr@10", ["1", "2-3"], {"llm": BOTH, "b": BOTH}, x_label="items"),
+    lambda: slice_plot("mrr@10", ["1", "2"], {str(i): BOTH for i in range(12)}, x_label="items"),
+    lambda: reliability_plot("llm", {"raw": POINTS[:1], "calibrated": POINTS}),
     lambda: reliability_plot("empty", {"raw": []}),
     lambda: line_plot("loss", [(1, 0.9), (2, 0.5)], x_label="step"),
-    lambda: line_plot("metric", [(1, 0.9), (2, 0.5)], x_label="step", mark="max"),
 ]
 
 
@@ -33,24 +39,22 @@ def test_a_plot_is_well_formed_and_always_the_same(draw: Callable[[], str]) -> N
     assert draw() == svg
 
 
-def test_names_are_drawn_as_text_and_not_as_formulas() -> None:
-    root = ET.fromstring(bar_plot("recall@3", BARS))
+def test_names_are_drawn_as_text_and_described_with_their_values() -> None:
+    root = ET.fromstring(bar_plot("recall@3", ENTRIES))
     texts = [element.text for element in root.iter() if element.tag.endswith("text")]
-    assert "llm $x$ <b>" in texts
-    assert "recall@3" in texts
+    assert {"llm $x$ <b>", "recall@3"} <= set(texts)
+    assert "random 0.140" in root.attrib["aria-label"]
 
 
-def test_the_description_carries_the_values() -> None:
-    label = ET.fromstring(bar_plot("recall@3", BARS)).attrib["aria-label"]
-    assert "random 0.140" in label
-
-
-def test_the_best_point_of_a_curve_is_written_beside_it() -> None:
+def test_the_largest_value_of_a_curve_is_written() -> None:
     points = [(1.0, 0.2), (2.0, 0.7), (3.0, 0.6)]
-    assert ">0.700<" in line_plot("metric", points, x_label="step", mark="max")
-    assert ">0.200<" in line_plot("metric", points, x_label="step", mark="min")
+    assert ">0.700<" in line_plot("metric", points, x_label="step", mark_max=True)
 
 
-@pytest.mark.parametrize(("top", "ticks"), [(1.0, [0, 0.05, 0.2, 0.4, 0.6, 1]), (0.05, [0, 0.01, 0.05])])
-def test_ticks_that_would_overlap_are_left_out(top: float, ticks: list[float]) -> None:
-    assert _root_ticks(top) == ticks
+@pytest.mark.parametrize(
+    ("rate", "ticks"), [(0.9, ["0", "0.05", "0.2", "0.4", "0.6", "1"]), (0.01, ["0", "0.01", "0.05"])]
+)
+def test_overlapping_ticks_of_a_reliability_plot_are_left_out(rate: float, ticks: list[str]) -> None:
+    svg = reliability_plot("llm", {"raw": [{"score": rate, "rate": rate, "ci95": [None, None]}]})
+    texts = [element.text for element in ET.fromstring(svg).iter() if element.tag.endswith("text")]
+    assert texts[: len(ticks)] == ticks

@@ -1,4 +1,4 @@
-"""The calibration error: zero for scores that keep their word, blind to order, honest about luck."""
+"""The calibration error: near zero for calibrated scores, independent of order, with an honest interval."""
 
 from __future__ import annotations
 
@@ -11,12 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trsr.evaluate.metrics import Metric, brier, chance_level
-from trsr.evaluate.reliability import (
-    bin_scores,
-    calibration_error,
-    reliability_curve,
-    side_by_side_bins,
-)
+from trsr.evaluate.reliability import bin_scores, calibration_error, reliability_curve, stack_runs
 from trsr.evaluate.statistics import Interval
 from trsr.recommend.ranker import sigmoid
 
@@ -40,14 +35,14 @@ def ece(scores: npt.ArrayLike, labels: npt.ArrayLike, size: int = N_CANDIDATES) 
     return calibration_error(bins, [f"u{i}" for i in range(n)], rng=0)
 
 
-def test_scores_that_keep_their_word_have_an_error_near_0_whose_interval_holds_0() -> None:
+def test_calibrated_scores_have_an_error_near_0_whose_interval_holds_0() -> None:
     found = [ece(*simulated(300, seed)) for seed in range(20)]
     assert max(interval.value for interval in found) < 0.02
     assert all(interval.low <= interval.value <= interval.high for interval in found)
     assert sum(interval.low == 0 for interval in found) >= 17, "95 % would be 19 of 20"
 
 
-def test_scores_that_promise_too_much_have_an_error_whose_interval_excludes_0() -> None:
+def test_too_high_scores_have_an_error_whose_interval_excludes_0() -> None:
     scores, labels = simulated(300)
     found = ece(np.minimum(scores + 0.2, 1), labels)
     assert found.value == pytest.approx(0.2, abs=0.02)
@@ -83,27 +78,24 @@ def test_a_constant_at_the_base_rate_has_no_error() -> None:
     assert found.value == pytest.approx(0, abs=1e-12)
     assert found.low == pytest.approx(0, abs=1e-12)
     assert (found.n_users, found.n_examples) == (30, 30)
+    one_user = ece(*simulated(1))
+    assert not math.isnan(one_user.value)
+    assert math.isnan(one_user.low)
 
 
-def test_users_are_resampled_not_rows() -> None:
+def test_calibration_error_resamples_users_not_rows() -> None:
     scores, labels = simulated(100)
     repeated = np.tile(scores.reshape(100, -1), 4).ravel(), np.tile(labels.reshape(100, -1), 4).ravel()
     once, four = ece(scores, labels), ece(*repeated, size=4 * N_CANDIDATES)
     assert four.value == pytest.approx(once.value, abs=1e-3)
-    assert four.high == pytest.approx(once.high, rel=0.1), "the same users four times are no more users"
-
-
-def test_one_user_has_a_value_but_no_interval() -> None:
-    found = ece(*simulated(1))
-    assert not math.isnan(found.value)
-    assert math.isnan(found.low)
+    assert four.high == pytest.approx(once.high, rel=0.1), "each user's rows in four lists"
 
 
 def test_opposite_errors_of_two_runs_do_not_cancel_out() -> None:
     labels = np.tile([1.0, 0.0], 20)
     offsets = np.arange(21) * 2
     high, low = (bin_scores(np.full(40, s), labels, offsets) for s in (0.7, 0.3))
-    both = side_by_side_bins([high, low], [np.arange(20)] * 2, 20)
+    both = stack_runs([high, low], [np.arange(20)] * 2, 20)
     users = [f"u{i}" for i in range(20)]
     assert calibration_error(both, users, rng=0).value == pytest.approx(0.2)
     (point,) = reliability_curve(both, users, rng=0)
@@ -111,7 +103,7 @@ def test_opposite_errors_of_two_runs_do_not_cancel_out() -> None:
     assert point.score == pytest.approx(0.5)
 
 
-def test_the_curve_of_scores_that_keep_their_word_is_the_diagonal() -> None:
+def test_the_curve_of_calibrated_scores_is_the_diagonal() -> None:
     scores, labels = simulated(400)
     bins = bin_scores(scores, labels, np.arange(401) * N_CANDIDATES)
     points = reliability_curve(bins, [f"u{i}" for i in range(400)], rng=0)

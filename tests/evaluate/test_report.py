@@ -1,30 +1,41 @@
-"""The report: complete, harmless whatever the texts say, honest about what stands apart."""
+"""The report: complete, harmless whatever the texts say, and careful about what is significant."""
 
 from __future__ import annotations
 
+import html
 import html.parser
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import polars as pl
 import pytest
+from score_rows import make_scores
 
 from trsr.errors import OutputError
-from trsr.evaluate.report import stands_apart, write_report
-from trsr.evaluate.report_views import (
+from trsr.evaluate.evaluation import evaluate, summarise
+from trsr.evaluate.per_example import measure, metric_list
+from trsr.evaluate.profile_quality import ProfileQuality, ProfileRow, summarise_profiles
+from trsr.evaluate.report import (
     ExampleBlock,
     ExampleCandidate,
     ExampleUser,
     ReportContext,
     StageCost,
     TrainingRow,
+    sweeps,
+    write_report,
 )
+from trsr.evaluate.slices import Traits
+from trsr.recommend.calibration import Calibration
 
 HOSTILE = (
     '</style><script>alert("x")</script> | `tick` \n# heading <img src=x onerror=y>'
     " \u202egnp ${{7*7}} {{ 7*7 }}"
 )
+PLAIN = ReportContext(title="t", command="c", config_yaml="")
 
 
 def entry(value: float, half: float) -> dict[str, Any]:
@@ -32,7 +43,7 @@ def entry(value: float, half: float) -> dict[str, Any]:
 
 
 def make_metrics() -> dict[str, Any]:
-    """Return metrics of three rankers: `llm` stands apart on recall@3 only; logloss is known for it alone."""
+    """Return metrics of three rankers: `llm` is significantly best on recall@3 only."""
     rankers = {
         "random": {"recall@3": entry(0.14, 0.03), "mrr@10": entry(0.15, 0.05), "auc": entry(0.5, 0.02)},
         "llm": {
@@ -93,6 +104,65 @@ def make_context(text: str = "Title: gel pens, 12 pack") -> ReportContext:
     )
 
 
+def write(folder: Path, metrics: dict[str, Any] | None = None, context: ReportContext | None = None) -> str:
+    path = write_report(folder, metrics=metrics or make_metrics(), context=context or make_context())
+    assert path == folder / "report.html"
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The usual report."""
+    return write(tmp_path_factory.mktemp("report") / "made" / "by the report")
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "0.610",
+        "0.560 to 0.660",
+        "0.143",
+        "10–12",
+        "gel pens",
+        "the chosen one",
+        "2 items in 1 block",
+        "--share: 0.900",
+        "recall sum",
+        "1 h 02 min",
+        "250,000",
+        "The test users are few.",
+        "12 of 3,150 prompts",
+        "Krichene",
+        "Users are split and not time.",
+        "n_test: 20",
+        "trsr run config.yaml --out RUN",
+        "lr: 5.0e-4",
+    ],
+)
+def test_report_holds_results_users_training_cost_limits_and_command(report: str, part: str) -> None:
+    assert part in report
+
+
+def test_rankers_are_in_order_of_the_first_metric_and_chance_comes_last(report: str) -> None:
+    rows = re.findall(r'<th scope="row">([^<]+)</th>', report)
+    assert rows[:4] == ["llm", "bm25", "random", "chance"]
+
+
+def test_a_value_is_marked_only_where_its_interval_lies_beyond_the_others(
+    tmp_path: Path, report: str
+) -> None:
+    assert re.findall(r'class="best"><b>(0\.\d+)', report) == ["0.610"]
+    assert "lies beyond those of all other rankers" in report
+    metrics = make_metrics()
+    metrics["rankers"]["bm25"]["recall@3"] = entry(0.58, 0.05)
+    overlapping = write(tmp_path, metrics)
+    assert 'class="best"' not in overlapping
+    assert "overlaps with that of bm25" in overlapping
+    for name, value in (("llm", 0.15), ("bm25", 0.09), ("random", 0.08)):
+        metrics["rankers"][name]["recall@3"] = entry(value, 0.01)
+    assert "overlaps with no other, but it does not lie beyond chance" in write(tmp_path, metrics)
+
+
 class Tags(html.parser.HTMLParser):
     """Collects every tag with its attributes, and the text."""
 
@@ -109,86 +179,8 @@ class Tags(html.parser.HTMLParser):
         self.words += data
 
 
-def write(
-    folder: Path, metrics: dict[str, Any] | None = None, context: ReportContext | None = None
-) -> list[str]:
-    paths = write_report(folder, metrics=metrics or make_metrics(), context=context or make_context())
-    assert [path.name for path in paths] == ["report.md", "report.html"]
-    return [path.read_text(encoding="utf-8") for path in paths]
-
-
-@pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The usual report, as markdown and as HTML."""
-    return write(tmp_path_factory.mktemp("report") / "made" / "by the report")
-
-
-def test_both_reports_hold_results_users_training_cost_limits_and_command(reports: list[str]) -> None:
-    markdown, page = reports
-    for text in (markdown.replace("\\", ""), page):
-        for part in (
-            "0.610",
-            "0.560 to 0.660",
-            "0.143",
-            "10–12",
-            "gel pens",
-            "the chosen one",
-            "recall sum",
-            "1 h 02 min",
-            "250,000",
-            "The test users are few.",
-            "12 of 3,150 prompts",
-            "Krichene",
-            "Users are split and not time.",
-            "n_test: 20",
-            "trsr run config.yaml --out RUN",
-            "lr: 5.0e-4",
-        ):
-            assert part in text, part
-
-
-def test_rankers_stand_in_order_of_the_first_metric_and_chance_comes_last(reports: list[str]) -> None:
-    markdown, page = reports
-    rows = re.findall(r"^\| (\S+) \|.* to ", markdown, flags=re.M)
-    assert rows[:3] == ["llm", "bm25", "random"]
-    rows = re.findall(r'<th scope="row">([^<]+)</th>', page)
-    assert rows[:4] == ["llm", "bm25", "random", "chance"]
-
-
-def test_a_value_is_marked_only_where_its_interval_stands_apart(tmp_path: Path, reports: list[str]) -> None:
-    markdown, page = reports
-    assert re.findall(r"\*\*(0\.\d+)\*\*", markdown) == ["0.610"]
-    assert re.findall(r'class="apart"><b>(0\.\d+)', page) == ["0.610"]
-    assert "stands apart" in markdown
-    metrics = make_metrics()
-    metrics["rankers"]["bm25"]["recall@3"] = entry(0.58, 0.05)
-    markdown, _ = write(tmp_path, metrics)
-    assert "**0." not in markdown
-    assert "overlaps with that of bm25" in markdown
-
-
-def test_a_best_ranker_that_only_chance_touches_is_said_to_be_near_chance(tmp_path: Path) -> None:
-    metrics = make_metrics()
-    for name, value in (("llm", 0.15), ("bm25", 0.09), ("random", 0.08)):
-        metrics["rankers"][name]["recall@3"] = entry(value, 0.01)
-    markdown, _ = write(tmp_path, metrics)
-    assert "overlaps with no other, but it does not lie beyond chance" in markdown
-
-
-def test_standing_apart_needs_more_than_the_best_value() -> None:
-    rankers = {"a": {"logloss": entry(0.2, 0.01)}, "b": {"logloss": entry(0.3, 0.01)}}
-    assert stands_apart(rankers, "logloss", 0.25) == "a"
-    assert stands_apart(rankers, "logloss", 0.19) is None, "worse than chance"
-    assert stands_apart({"a": rankers["a"]}, "logloss", None) is None, "nothing to compare with"
-    rankers["b"]["logloss"]["ci95"] = [None, None]
-    assert stands_apart(rankers, "logloss", None) is None, "an interval is unknown"
-    higher = {"a": {"auc": entry(0.7, 0.01)}, "b": {"auc": entry(0.6, 0.01)}}
-    assert stands_apart(higher, "auc", 0.5) == "a"
-    assert stands_apart(higher, "auc", 0.695) is None
-
-
-def test_the_page_loads_nothing_and_runs_nothing_whatever_the_texts_say(tmp_path: Path) -> None:
-    _, page = write(tmp_path, context=make_context(HOSTILE))
+def test_the_page_loads_and_runs_nothing_whatever_the_texts_say(tmp_path: Path) -> None:
+    page = write(tmp_path, context=make_context(HOSTILE))
     tags = Tags(page)
     names = {name for name, _ in tags.tags}
     assert not names & {"script", "img", "iframe", "object", "embed", "link", "base", "form", "h6"}
@@ -203,72 +195,160 @@ def test_the_page_loads_nothing_and_runs_nothing_whatever_the_texts_say(tmp_path
     assert any(given.get("http-equiv") == "Content-Security-Policy" for _, given in tags.tags)
 
 
-def test_ids_of_the_page_are_unique_where_they_are_not_shared_definitions(reports: list[str]) -> None:
-    _, page = reports
-    body = re.sub(r"<defs>.*?</defs>", "", page, flags=re.S)
-    ids = re.findall(r'\sid="([^"]+)"', body)
+def test_ids_are_unique_and_plots_take_their_colours_from_the_page(report: str) -> None:
+    ids = re.findall(r'\sid="([^"]+)"', re.sub(r"<defs>.*?</defs>", "", report, flags=re.S))
     assert len(ids) == len(set(ids))
+    assert report.count("<svg") == 3 + 2 + 2
+    assert "#0102" not in report
+    assert "#0103" not in report
+    used, defined = set(re.findall(r"var\((--\w+)\)", report)), set(re.findall(r"(--\w+):", report))
+    assert used <= defined
 
 
-def test_hostile_text_cannot_leave_its_cell_or_block_in_markdown(tmp_path: Path) -> None:
-    markdown, _ = write(tmp_path, context=make_context(HOSTILE))
-    for line in markdown.splitlines():
-        if "alert" in line:
-            assert not re.search(r"(?<!\\)<script", line)
-            assert not line.startswith("# heading")
-            unescaped = len(re.findall(r"(?<!\\)\|", line))
-            assert unescaped == (4 if line.startswith("|") else 0) or "1 |" in line
-    context = ReportContext(title="t", command="run ``` x", config_yaml="a: |\n  ```\n  # no\n  ```\n")
-    markdown, _ = write(tmp_path, context=context)
-    assert "````yaml" in markdown
-    assert "````sh" in markdown
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path, report: str) -> None:
+    assert write(tmp_path) == report
 
 
-def test_the_same_input_gives_the_same_bytes(tmp_path: Path, reports: list[str]) -> None:
-    assert write(tmp_path) == reports
-
-
-def test_parts_without_content_are_left_out(tmp_path: Path) -> None:
+def test_empty_parts_are_left_out(tmp_path: Path) -> None:
     metrics = make_metrics()
     del metrics["slices"]
-    context = ReportContext(title="t", command="c", config_yaml="")
-    for text in write(tmp_path, metrics, context):
-        for heading in ("For which users and items", "Example users", "Training", "Cost"):
-            assert heading not in text
+    headings = re.findall(r"<h2>(.*?)</h2>", write(tmp_path, metrics, PLAIN))
+    assert headings == ["Results", "What this does not show", "Run it again"]
 
 
-def test_metrics_without_intervals_are_shown_without_them(tmp_path: Path) -> None:
+def test_unknown_intervals_and_values_are_shown_as_dashes(tmp_path: Path) -> None:
     metrics = make_metrics()
     for values in metrics["rankers"].values():
         for cell in values.values():
             cell["ci95"] = [None, None]
     metrics["rankers"]["random"]["auc"]["value"] = None
-    markdown, _ = write(tmp_path, metrics)
-    assert "| random | 0.140 | 0.150 | – | – |" in markdown
-    assert "overlap" not in markdown
+    page = write(tmp_path, metrics)
+    cells = "".join(f"<td>{cell}</td>" for cell in ("0.140", "0.150", "–", "–"))
+    assert f'<th scope="row">random</th>{cells}' in page
+    assert "overlap" not in page
 
 
 def test_without_matplotlib_the_tables_remain_and_the_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    markdown, page = write(tmp_path)
-    assert "trsr[report]" in page
+    page = write(tmp_path)
+    assert page.count("trsr[report]") == 1
     assert "<svg" not in page
-    assert "0.610" in markdown
     assert "0.610" in page
-
-
-def test_plots_take_their_colours_from_the_page(reports: list[str]) -> None:
-    _, page = reports
-    assert page.count("<svg") == 3 + 2 + 2
-    assert "#0102" not in page
-    assert "#0103" not in page
-    used, defined = set(re.findall(r"var\((--\w+)\)", page)), set(re.findall(r"(--\w+):", page))
-    assert used <= defined
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OutputError, match=r"report\.md cannot be written"):
+    with pytest.raises(OutputError, match=r"report\.html cannot be written"):
         write(tmp_path / "file")
+
+
+# --- sections that follow from the metrics ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def measured_page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The report of a run with calibrated scores, slices, a sweep and profiles."""
+    scores = make_scores()
+    better = pl.Series(Calibration("platt", 2.0, -5.0).apply(scores["margin"].to_numpy()))
+    score = pl.when(pl.col("ranker") == "good").then(better).otherwise(pl.col("score"))
+    metrics = summarise(
+        measure(scores.with_columns(score=score), metric_list((3,)), probabilistic=["good", "noise"]),
+        protocol={},
+        compared=["recall@3", "auc"],
+        traits={f"e{i}": Traits(10, i % 20, i / 60 if i >= 10 else None) for i in range(60)},
+        slice_pair=("good", "noise"),
+    )
+    metrics |= {"sweep": {"prompt.n_recent": {"0": "noise", "3": "good"}}, "own_ranker": "good"}
+    metrics["counts"]["targets_in_history"] = 3
+    quality = ProfileQuality(0.1, 0.2, 0.0, 0.5, 9.0, 0.0, 0.3, ("word0",))
+    prediction = {name: np.asarray([0.5, 0.7]) for name in ("auc", "mrr", "auc_gain")}
+    rows = [ProfileRow(f"e{i}", f"u{i}", "text", quality) for i in range(2)]
+    metrics["profiles"] = summarise_profiles(rows, prediction, method="recurrent")
+    return html.unescape(write(tmp_path_factory.mktemp("report"), metrics, PLAIN))
+
+
+@pytest.mark.parametrize(
+    ("section", "parts"),
+    [
+        (
+            "beats",
+            [
+                "good beats every other ranker on recall@3 (corrected p < 0.05).",
+                "good is ahead by",
+                "No significant difference does not mean equal",
+            ],
+        ),
+        (
+            "sweeps",
+            ["Significantly different from 3, this run's own: 0 on recall@3 (-0.", "3 (own)", "p < 0.001"],
+        ),
+        (
+            "slices",
+            [
+                "Cold and warm targets",
+                "fewer than 10, warm 10 or more; of several targets the rarest counts.</p>",
+                "recent-shift",
+                "10 examples are in neither.",
+                '<tr class="chance"><th scope="row">examples</th><td>30</td><td>30</td>',
+                "good - noise",
+            ],
+        ),
+        (
+            "profiles",
+            ["auc_gain", "chance 0.500", "Of 2 profiles: 2 with grounding below 0.5, 2 with name_", "word0"],
+        ),
+        (
+            "reliability",
+            [
+                "good, not calibrated",
+                "changes good's ece from 0.",
+                "on the diagonal",
+                "the calibrated scores",
+            ],
+        ),
+        ("limits", ["In 3 of 60 examples a target is in the history"]),
+    ],
+)
+def test_report_has_a_section_for_each_part_of_the_metrics(
+    measured_page: str, section: str, parts: list[str]
+) -> None:
+    (text,) = re.findall(f'<section id="{section}".*?</section>', measured_page, flags=re.S)
+    for part in parts:
+        assert part in text
+    assert ("<svg" in text) == (section in ("sweeps", "slices", "reliability"))
+
+
+def test_only_as_many_rankers_are_drawn_as_there_are_colours(tmp_path: Path) -> None:
+    metrics = make_metrics()
+    many = {f"r{i:02d}": metrics["rankers"]["llm"] for i in range(12)}
+    parts = [part | {"rankers": many} for part in metrics["slices"]["history_length"]]
+    page = write(tmp_path, metrics | {"rankers": many, "slices": {"history_length": parts}})
+    plots = re.findall(r'<svg[^>]*by items in the history".*?</svg>', page, flags=re.S)
+    assert len(plots) == 2
+    assert all(plot.count(f"var(--s{i})") == plot.count("var(--s0)") > 0 for plot in plots for i in range(8))
+
+
+def test_a_report_without_a_truth_names_no_winner(tmp_path: Path) -> None:
+    scores = make_scores().with_columns(pl.lit(0).cast(pl.Int64).alias("label"))
+    page = write(tmp_path, evaluate(scores, protocol={}), PLAIN)
+    assert "nothing can be said of the rankers" in page
+    assert "Who beats whom" not in page
+
+
+def test_sweeps_compare_each_value_with_the_runs_own() -> None:
+    named = pl.col("ranker").replace({"good": "llm", "noise": "n_recent=0", "constant": "n_recent=5"})
+    metrics = evaluate(make_scores().with_columns(named), protocol={})
+    assert sweeps(metrics) == []
+    metrics |= {"sweep": {"prompt.n_recent": {"0": "n_recent=0", "3": "llm"}}, "own_ranker": "llm"}
+    (sweep,) = sweeps(metrics)
+    assert (sweep["setting"], sweep["table"]["columns"]) == ("prompt.n_recent", ["recall@3", "mrr@10", "auc"])
+    (zero, cells), (own, own_cells) = sweep["table"]["rows"]
+    assert (zero, own) == ("0", "3 (own)")
+    values = [metrics["rankers"][name]["auc"]["value"] for name in ("n_recent=0", "llm")]
+    assert f"{values[0] - values[1]:+.3f}, p < 0.001" in cells[2]["note"]
+    assert [cell["mark"] for cell in cells] == ["differs"] * 3
+    assert [cell["mark"] for cell in own_cells] == [""] * 3
+    metrics |= {"sweep": {"n": {"0": "n_recent=0", "5": "n_recent=5"}}, "own_ranker": "n_recent=0"}
+    assert sweeps(metrics)[0]["sentence"] == "No value differs significantly from 0, this run's own."

@@ -63,7 +63,7 @@ def test_a_run_scores_its_validation_examples_and_says_why_it_is_not_calibrated(
     facts = json.loads((finished_run / "stages.json").read_text())["calibrate"]
     assert "too few" in facts["calibration"]
     assert read_adapter_info(finished_run / "model").calibration is None
-    assert "not calibrated" in (finished_run / "report.md").read_text()
+    assert "not calibrated" in (finished_run / "report.html").read_text()
 
 
 def test_ranking_uses_the_calibration_of_the_model_and_leaves_margins_and_others_alone(

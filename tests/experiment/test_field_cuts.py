@@ -54,5 +54,5 @@ def test_a_run_counts_its_caps_in_scores_metrics_and_report(finished_run: Path) 
     n_cut = scores.filter(pl.col("n_cut_tokens") > 0).height
     assert n_cut > 0
     assert metrics["counts"]["cut_prompts"] == n_cut
-    report = (finished_run / "report.md").read_text(encoding="utf-8").replace("\\", "")
+    report = (finished_run / "report.html").read_text(encoding="utf-8")
     assert "prompt.max_field_tokens (6) cut title: " in report or "(6) cut description: " in report

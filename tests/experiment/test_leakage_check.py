@@ -53,7 +53,7 @@ def test_a_run_says_what_was_checked(finished_run: Path) -> None:
     assert checked["training_and_validation_rows"] == 8 + 3
     assert checked["scores_learned_from"] == 3 * 6
     assert checked["fit_events"] > 200
-    assert "leakage check" in (finished_run / "report.md").read_text()
+    assert "leakage check" in (finished_run / "report.html").read_text()
 
 
 def test_a_profile_that_has_seen_one_item_more_is_found(copy: Path) -> None:

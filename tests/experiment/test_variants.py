@@ -65,8 +65,9 @@ def test_every_variant_is_a_ranker_of_its_run(with_variants: Workbench) -> None:
     assert all("logloss" in metrics["rankers"][name] for name in NAMES)
     for name in NAMES:
         assert margins(run, name) == margins(run / "variants" / name, "llm") != margins(run, "llm")
-    assert "What each setting does" in (run / "report.html").read_text()
-    assert "prompt.n_recent" in (run / "report.md").read_text()
+    report = (run / "report.html").read_text()
+    assert "What each setting does" in report
+    assert "prompt.n_recent" in report
 
 
 def test_what_the_profile_adds_is_compared_on_every_slice(with_variants: Workbench) -> None:

@@ -208,11 +208,11 @@ def _print_metrics(out: Path, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(metrics, indent=2))
         return
-    from trsr.evaluate.leaderboard import standings
+    from trsr.evaluate.statistics import leaderboards
 
     print_metrics(metrics)
-    for standing in standings(metrics):
-        typer.echo(standing.sentence)
+    for board in leaderboards(metrics):
+        typer.echo(board.sentence)
     typer.echo(f"Report: {out / 'report.html'}")
 
 

@@ -1,8 +1,4 @@
-"""Puts the scores of several runs side by side, after checking that all were asked the same.
-
-A run is a folder with `scores.parquet`, or such a file by whatever program it was written. Comparing rankers
-that saw other users, candidates or labels says nothing about the rankers, so it is refused here.
-"""
+"""Align the scores of several runs, after checking that all rankers got the same questions."""
 
 from __future__ import annotations
 
@@ -16,29 +12,33 @@ import polars as pl
 from trsr.errors import DataError
 from trsr.evaluate.per_example import SCORE_COLUMNS
 
-NEEDED = {
-    "user_id": pl.String,
-    "item_id": pl.String,
-    "label": pl.Int64,
-    "ranker": pl.String,
-    "margin": pl.Float64,
+NEEDED = ("user_id", "item_id", "label", "ranker", "margin")
+DEFAULTS = {
+    "example_id": pl.col("user_id"),
+    "score": pl.lit(None),
+    "n_prompt_tokens": pl.lit(0),
+    "n_cut_tokens": pl.lit(0),
 }
-OPTIONAL = {
-    "example_id": pl.String,
-    "score": pl.Float64,
-    "n_prompt_tokens": pl.Int64,
-    "n_cut_tokens": pl.Int64,
-}
+TYPES = pl.Schema(
+    {
+        **dict.fromkeys(SCORE_COLUMNS, pl.String),
+        "label": pl.Int64,
+        "margin": pl.Float64,
+        "score": pl.Float64,
+        "n_prompt_tokens": pl.Int64,
+        "n_cut_tokens": pl.Int64,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
-class SideBySide:
+class AlignedRuns:
     """The scores of all rankers of all runs, on the same questions.
 
     Attributes:
         scores: Rows as `measure` takes them.
         n_examples: Examples in it.
-        n_left_out: Examples that not all runs share; 0 unless only the common ones were asked for.
+        n_left_out: Examples that not all runs share; 0 unless only the common ones were requested.
     """
 
     scores: pl.DataFrame
@@ -46,49 +46,49 @@ class SideBySide:
     n_left_out: int
 
 
-def side_by_side(paths: Sequence[Path], *, rankers: Collection[str] = (), common: bool = False) -> SideBySide:
-    """Read the scores of several runs and give every ranker a name of its own.
+def align_runs(paths: Sequence[Path], *, rankers: Collection[str] = (), common: bool = False) -> AlignedRuns:
+    """Read the scores of several runs and give every ranker a unique name.
 
     A ranker's name that occurs in more than one run becomes `RUN/RANKER`, where RUN is the folder's name (the
     whole path where these are equal too).
 
     Args:
-        paths: Run folders or score files.
+        paths: Run folders with `scores.parquet`, or such files from any program.
         rankers: Only these, by their own or their full name; empty for all.
         common: Keep the examples that all rankers share, instead of refusing runs that differ.
 
     Raises:
         DataError: a file cannot be used, fewer than two rankers remain, or the questions differ.
     """
-    if len(set(paths)) < len(paths):
-        twice = next(path for path, n in Counter(paths).items() if n > 1)
-        raise DataError(f"{twice} is named twice; name each run once.")
+    if twice := [path for path, n in Counter(paths).items() if n > 1]:
+        raise DataError(f"{twice[0]} is named twice; name each run once.")
     runs = {name: _read(path) for name, path in zip(_run_names(paths), paths, strict=True)}
-    scores = _chosen(_named(runs), rankers)
-    questions = {str(name): _questions(rows) for (name,), rows in _by_ranker(scores).items()}
+    scores = _select(_concat(runs), rankers)
+    questions = {
+        str(name): _fingerprints(rows)
+        for (name,), rows in scores.partition_by("ranker", as_dict=True).items()
+    }
     every = set().union(*questions.values())
-    first = next(iter(questions.values()))
+    first, *others = questions.values()
     shared = {
-        example
-        for example in first
-        if all(asked.get(example) == first[example] for asked in questions.values())
+        example for example, mark in first.items() if all(other.get(example) == mark for other in others)
     }
     if n_left_out := len(every) - len(shared):
         if not common or not shared:
             raise DataError(_difference(questions, every, shared))
         scores = scores.filter(pl.col("example_id").is_in(list(shared)))
-    return SideBySide(scores.select(SCORE_COLUMNS), len(shared), n_left_out)
+    return AlignedRuns(scores.select(SCORE_COLUMNS), len(shared), n_left_out)
 
 
 def _run_names(paths: Sequence[Path]) -> list[str]:
-    """Name each run by its folder; by its path where folders are called alike."""
+    """Name each run by its folder; by its path where folders have the same name."""
     folders = [path.resolve() for path in paths]
     names = [
         folder.parent.name if folder.name == "scores.parquet" else folder.name.removesuffix(".parquet")
         for folder in folders
     ]
-    clash = {name for name, n in Counter(names).items() if n > 1}
-    return [path.as_posix() if name in clash else name for path, name in zip(paths, names, strict=True)]
+    times = Counter(names)
+    return [path.as_posix() if times[name] > 1 else name for path, name in zip(paths, names, strict=True)]
 
 
 def _read(path: Path) -> pl.DataFrame:
@@ -102,7 +102,7 @@ def _read(path: Path) -> pl.DataFrame:
         found = pl.read_parquet(file, glob=False)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise DataError(
-            f"{file} cannot be read as Parquet ({str(error).splitlines()[0]}); write it anew."
+            f"{file} cannot be read as Parquet ({str(error).splitlines()[0]}); write it again."
         ) from error
     if missing := [column for column in NEEDED if column not in found.columns]:
         raise DataError(
@@ -110,16 +110,9 @@ def _read(path: Path) -> pl.DataFrame:
             f"{', '.join(NEEDED)}, and example_id where a user has more than one example."
         )
     _check_labels(found["label"], file)
-    absent = {
-        "example_id": pl.col("user_id"),
-        "score": pl.lit(None),
-        "n_prompt_tokens": pl.lit(0),
-        "n_cut_tokens": pl.lit(0),
-    }
+    absent = {name: default for name, default in DEFAULTS.items() if name not in found.columns}
     try:
-        frame = found.with_columns(
-            absent[name].alias(name) for name in OPTIONAL if name not in found.columns
-        ).select(pl.col(name).cast(dtype) for name, dtype in (NEEDED | OPTIONAL).items())
+        frame = found.with_columns(**absent).select(SCORE_COLUMNS).cast(TYPES)
     except pl.exceptions.PolarsError as error:
         raise DataError(
             f"{file} has a column of another type ({str(error).splitlines()[0]}); expected text ids and"
@@ -130,7 +123,7 @@ def _read(path: Path) -> pl.DataFrame:
 
 
 def _check_labels(labels: pl.Series, file: Path) -> None:
-    """Refuse labels that are no 0 or 1 before they are made whole numbers."""
+    """Refuse labels other than 0 and 1 before they are cast to whole numbers."""
     if labels.dtype.is_nested():
         return  # refused with the other types
     numbers = labels.cast(pl.Float64, strict=False)
@@ -144,50 +137,43 @@ def _check_labels(labels: pl.Series, file: Path) -> None:
 
 def _check_rows(frame: pl.DataFrame, file: Path) -> None:
     if frame.is_empty():
-        raise DataError(f"{file} has no row; expected one a ranker, example and candidate: rank again.")
-    required = [*NEEDED, "example_id"]
-    for column in required:
-        if n := int(
-            (frame[column].is_null() | (frame[column].is_nan() if column == "margin" else False)).sum()
-        ):
+        raise DataError(f"{file} has no row; expected one per ranker, example and candidate: rank again.")
+    required = frame.with_columns(pl.col("margin").fill_nan(None)).select(*NEEDED, "example_id")
+    for column, n in required.null_count().row(0, named=True).items():
+        if n:
             raise DataError(f"{file} has {n} rows without {column}; every candidate needs one: rank again.")
-    twice = frame.select("ranker", "example_id", "item_id").is_duplicated()
-    if twice.any():
-        row = frame.filter(twice).row(0, named=True)
+    twice = frame.filter(pl.struct("ranker", "example_id", "item_id").is_duplicated())
+    if len(twice):
+        row = twice.row(0, named=True)
         raise DataError(
             f"{file} lists the item {row['item_id']!r} twice for the ranker {row['ranker']!r} and the example"
-            f" {row['example_id']!r}; each candidate stands once, and a user with several examples needs an"
+            f" {row['example_id']!r}; expected each candidate once: a user with several examples needs an"
             " example_id for each."
         )
 
 
-def _named(runs: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
-    """Put the runs below one another, rankers under names that no two share."""
-    times = Counter(name for frame in runs.values() for name in frame["ranker"].unique().to_list())
-    clash = [name for name, n in times.items() if n > 1]
+def _concat(runs: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+    """Concatenate the runs, with the ranker's name in its run as `own` and a unique one as `ranker`."""
+    times = Counter(name for frame in runs.values() for name in frame["ranker"].unique())
+    clash = pl.col("own").is_in([name for name, n in times.items() if n > 1])
     return pl.concat(
-        frame.with_columns(
-            own=pl.col("ranker"),
-            ranker=pl.when(pl.col("ranker").is_in(clash))
-            .then(pl.lit(f"{run}/") + pl.col("ranker"))
-            .otherwise(pl.col("ranker")),
+        frame.with_columns(own="ranker").with_columns(
+            ranker=pl.when(clash).then(f"{run}/" + pl.col("own")).otherwise("own")
         )
         for run, frame in runs.items()
     )
 
 
-def _chosen(scores: pl.DataFrame, rankers: Collection[str]) -> pl.DataFrame:
-    """Keep the rankers asked for."""
+def _select(scores: pl.DataFrame, rankers: Collection[str]) -> pl.DataFrame:
     known = scores.select("own", "ranker").unique().sort("ranker")
-    names = set(known["own"]) | set(known["ranker"])
+    names = {*known["own"], *known["ranker"]}
     if unknown := [name for name in rankers if name not in names]:
         raise DataError(
             f"There is no ranker {' and no '.join(map(repr, unknown))} in these runs; they have "
             f"{', '.join(known['ranker'])}."
         )
     if rankers:
-        wanted = list(rankers)
-        scores = scores.filter(pl.col("own").is_in(wanted) | pl.col("ranker").is_in(wanted))
+        scores = scores.filter(pl.any_horizontal(pl.col("own", "ranker").is_in(list(rankers))))
     if scores["ranker"].n_unique() < 2:
         raise DataError(
             f"Only the ranker {scores['ranker'][0]!r} is left; a comparison needs two: name another run or"
@@ -196,28 +182,24 @@ def _chosen(scores: pl.DataFrame, rankers: Collection[str]) -> pl.DataFrame:
     return scores
 
 
-def _by_ranker(scores: pl.DataFrame) -> dict[tuple[object, ...], pl.DataFrame]:
-    return scores.partition_by("ranker", as_dict=True)
-
-
-def _questions(rows: pl.DataFrame) -> dict[str, int]:
-    """Return, by example, a fingerprint of its user, candidates and labels, whatever their order."""
-    asked = (
+def _fingerprints(rows: pl.DataFrame) -> dict[str, int]:
+    """Return, by example, a hash of its user, candidates and labels, whatever their order."""
+    hashes = (
         rows.sort("example_id", "item_id")
         .group_by("example_id")
         .agg(pl.struct("user_id", "item_id", "label").hash(seed=0).alias("candidates"))
         .select("example_id", pl.col("candidates").hash(seed=0))
     )
-    return dict(asked.iter_rows())
+    return dict(hashes.iter_rows())
 
 
 def _difference(questions: Mapping[str, Mapping[str, int]], every: set[str], shared: set[str]) -> str:
     """Say in one sentence how many examples differ, and name one."""
     unlike = sorted(every - shared)
-    missing = [example for example in unlike if any(example not in asked for asked in questions.values())]
-    other = len(unlike) - len(missing)
-    parts = [f"{len(missing)} missing for some ranker"] if missing else []
-    parts += [f"{other} with another user, other candidates or other labels"] if other else []
+    n_missing = sum(any(example not in marks for marks in questions.values()) for example in unlike)
+    n_other = len(unlike) - n_missing
+    parts = [f"{n_missing} missing for some ranker"] if n_missing else []
+    parts += [f"{n_other} with another user, other candidates or other labels"] if n_other else []
     advice = (
         f"add --common to compare on the {len(shared)} shared ones"
         if shared

@@ -97,7 +97,7 @@ class TieGroups:
     def tie_rate(self) -> Floats:
         """Return, an example each, the share of (positive, negative) pairs with equal margins."""
         tied = self.sum_by_example(self.positives * (self.size - self.positives))
-        return _divide(tied, self.n_positives * (self.n_candidates - self.n_positives))
+        return divide(tied, self.n_positives * (self.n_candidates - self.n_positives))
 
 
 def tie_groups(margins: npt.ArrayLike, labels: npt.ArrayLike, offsets: npt.ArrayLike) -> TieGroups:
@@ -149,7 +149,7 @@ def recall_at_k(groups: TieGroups, k: int) -> Floats:
     of s candidates with p positives after b better ones (McSherry and Najork 2008, precision and recall).
     """
     hits = groups.positives * np.clip(k - groups.before, 0, groups.size) / groups.size
-    return _divide(groups.sum_by_example(hits), groups.n_positives)
+    return divide(groups.sum_by_example(hits), groups.n_positives)
 
 
 def mrr(groups: TieGroups) -> Floats:
@@ -162,7 +162,7 @@ def mrr(groups: TieGroups) -> Floats:
     """
     harmonic = _prefix_sums(1.0 / np.arange(1, _longest(groups) + 1))
     gain = harmonic[groups.before + groups.size] - harmonic[groups.before]
-    return _divide(groups.sum_by_example(groups.positives / groups.size * gain), groups.n_positives)
+    return divide(groups.sum_by_example(groups.positives / groups.size * gain), groups.n_positives)
 
 
 def mrr_at_k(groups: TieGroups, k: int) -> Floats:
@@ -182,7 +182,7 @@ def mrr_at_k(groups: TieGroups, k: int) -> Floats:
         probability = probability * np.clip(size - j - positives + 1, 0, None) / np.maximum(size - j, 1)
     result = np.zeros(len(groups.n_candidates))
     result[examples] = value
-    return _divide(result, (groups.n_positives > 0).astype(np.int64))
+    return divide(result, (groups.n_positives > 0).astype(np.int64))
 
 
 def ndcg_at_k(groups: TieGroups, k: int) -> Floats:
@@ -194,7 +194,7 @@ def ndcg_at_k(groups: TieGroups, k: int) -> Floats:
     discount = _prefix_sums(1.0 / np.log2(np.arange(2, max(_longest(groups), k) + 2)))
     reach = discount[np.minimum(groups.before + groups.size, k)] - discount[np.minimum(groups.before, k)]
     gain = groups.sum_by_example(groups.positives / groups.size * reach)
-    return _divide(gain, discount[np.minimum(groups.n_positives, k)])
+    return divide(gain, discount[np.minimum(groups.n_positives, k)])
 
 
 def auc(groups: TieGroups) -> Floats:
@@ -208,7 +208,7 @@ def auc(groups: TieGroups) -> Floats:
     first_group = np.searchsorted(groups.example, np.arange(len(groups.n_candidates)))
     better = positives_before - positives_before[first_group[groups.example]]
     right = groups.sum_by_example(negatives * (better + groups.positives / 2))
-    return _divide(right, groups.n_positives * (groups.n_candidates - groups.n_positives))
+    return divide(right, groups.n_positives * (groups.n_candidates - groups.n_positives))
 
 
 def logloss(scores: npt.ArrayLike, labels: npt.ArrayLike, offsets: npt.ArrayLike) -> Floats:
@@ -325,7 +325,7 @@ def _prefix_sums(values: Floats) -> Floats:
     return np.concatenate(([0.0], np.cumsum(values)))
 
 
-def _divide(values: npt.ArrayLike, by: npt.ArrayLike) -> Floats:
+def divide(values: npt.ArrayLike, by: npt.ArrayLike) -> Floats:
     """Divide, with NaN (and no numpy warning) where the divisor is 0."""
     top, bottom = np.asarray(values, dtype=np.float64), np.asarray(by, dtype=np.float64)
     return np.asarray(np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom != 0))

@@ -1,8 +1,7 @@
-"""Whether probabilities can be believed: among candidates with a score near s, is a share s chosen?
+"""Expected calibration error: among candidates with a score near s, is a share s chosen?
 
-The expected calibration error is not a mean over examples, so it stands beside the per-example metrics of
-`metrics`: each example keeps its sums in every bin, and users are resampled from those. How scores become
-probabilities belongs to `rank.calibration`.
+The error is not a mean over examples: each example keeps its sums in every bin, and users are resampled from
+those.
 """
 
 from __future__ import annotations
@@ -14,11 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from trsr.evaluate.metrics import Floats, Ints, divide
 from trsr.evaluate.statistics import (
     LEVEL,
     N_RESAMPLES,
-    Floats,
+    TAILS,
     Interval,
+    UserIds,
     sum_by_user,
     times_drawn,
     weighted_totals,
@@ -32,7 +33,7 @@ class Bins:
     """Sums over the candidates of each example that fall into each bin, lowest scores first.
 
     Attributes:
-        rows: Shape (n_examples, n_runs, n_bins): candidates.
+        rows: Shape (n_examples, n_runs, n_bins): number of candidates.
         scores: The same shape: sum of their scores.
         chosen: The same shape: how many of them were chosen.
     """
@@ -57,14 +58,9 @@ class Probabilities:
 
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
-    """One bin of the reliability curve; `low` and `high` are NaN with fewer than two users.
+    """One bin of the reliability curve: candidates, their mean score, the share chosen and its 95 % interval.
 
-    Attributes:
-        n_candidates: How many candidates are in it.
-        score: Their mean score.
-        rate: The share of them that was chosen.
-        low: Lower end of the rate's 95 % interval over users.
-        high: Upper end.
+    `low` and `high` are NaN with fewer than two users.
     """
 
     n_candidates: int
@@ -74,41 +70,36 @@ class CurvePoint:
     high: float
 
 
-def bin_scores(
-    scores: npt.ArrayLike, labels: npt.ArrayLike, offsets: npt.ArrayLike, n_bins: int = N_BINS
-) -> Bins:
-    """Put candidates into bins of about equally many, by score.
+def bin_scores(scores: npt.ArrayLike, labels: npt.ArrayLike, offsets: npt.ArrayLike) -> Bins:
+    """Put candidates into `N_BINS` bins of about equally many, by score.
 
-    Equal scores always share a bin, the one in which the middle of their stretch lies; so no order of tied
+    Equal scores always share a bin, the one in which the middle of their stretch lies. So no order of tied
     candidates can change a value, and a bin may be larger, or empty.
 
     Args:
         scores: Shape (n_rows,), probabilities.
         labels: Shape (n_rows,), 1 for chosen and 0 otherwise.
         offsets: Shape (n_examples + 1,): example i owns the rows `offsets[i]` to `offsets[i + 1]`.
-        n_bins: How many bins.
     """
     score, label = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=np.float64)
-    bounds: npt.NDArray[np.int64] = np.asarray(offsets, dtype=np.int64)
+    bounds: Ints = np.asarray(offsets, dtype=np.int64)
     n_examples = len(bounds) - 1
-    example = np.repeat(np.arange(n_examples), bounds[1:] - bounds[:-1])
     _, tie, n_tied = np.unique(score, return_inverse=True, return_counts=True)
     middle = np.cumsum(n_tied) - n_tied / 2
-    bin_of_row = np.floor(middle / len(score) * n_bins).astype(np.int64)[tie]
-    cell = example * n_bins + bin_of_row
+    bin_of_row = np.floor(middle / len(score) * N_BINS).astype(np.int64)[tie]
+    cell = np.repeat(np.arange(n_examples), bounds[1:] - bounds[:-1]) * N_BINS + bin_of_row
+    # Sorted, so that not even the last bit of a sum depends on the order of the rows.
+    order = np.lexsort((score, cell))
 
-    def add_up(values: Floats | None) -> Floats:
-        # Sorted first, so that not even the last bit depends on the order of the rows.
-        order = np.lexsort((score, cell))
-        weights = None if values is None else values[order]
-        sums = np.bincount(cell[order], weights, minlength=n_examples * n_bins)
-        return sums.reshape(n_examples, 1, n_bins).astype(np.float64)
+    def add_up(values: Floats) -> Floats:
+        sums: Floats = np.bincount(cell[order], values[order], n_examples * N_BINS).astype(np.float64)
+        return sums.reshape(n_examples, 1, N_BINS)
 
-    return Bins(add_up(None), add_up(score), add_up(label))
+    return Bins(add_up(np.ones(len(score))), add_up(score), add_up(label))
 
 
-def side_by_side_bins(runs: Sequence[Bins], places: Sequence[npt.NDArray[np.intp]], n_examples: int) -> Bins:
-    """Put the bins of several runs beside one another, each run with bins of its own.
+def stack_runs(runs: Sequence[Bins], places: Sequence[npt.NDArray[np.intp]], n_examples: int) -> Bins:
+    """Stack the bins of several runs, each run with bins of its own.
 
     Args:
         runs: With one run each, shape (n_examples of the run, 1, n_bins).
@@ -116,37 +107,34 @@ def side_by_side_bins(runs: Sequence[Bins], places: Sequence[npt.NDArray[np.intp
         n_examples: How many there are in all.
     """
 
-    def joined(name: str) -> Floats:
-        n_bins = runs[0].rows.shape[2]
-        table = np.zeros((n_examples, len(runs), n_bins))
-        for number, (bins, place) in enumerate(zip(runs, places, strict=True)):
-            table[place, number] = getattr(bins, name)[:, 0]
-        return table
+    def stack(tables: Sequence[Floats]) -> Floats:
+        stacked = np.zeros((n_examples, len(runs), N_BINS))
+        for number, (table, place) in enumerate(zip(tables, places, strict=True)):
+            stacked[place, number] = table[:, 0]
+        return stacked
 
-    return Bins(joined("rows"), joined("scores"), joined("chosen"))
+    return Bins(
+        stack([run.rows for run in runs]),
+        stack([run.scores for run in runs]),
+        stack([run.chosen for run in runs]),
+    )
 
 
 def calibration_error(
-    bins: Bins,
-    user_ids: Sequence[str] | npt.NDArray[np.str_],
-    *,
-    rng: np.random.Generator | int,
-    n_resamples: int = N_RESAMPLES,
-    level: float = LEVEL,
+    bins: Bins, user_ids: UserIds, *, rng: np.random.Generator | int, n_resamples: int = N_RESAMPLES
 ) -> Interval:
-    """Return the expected calibration error with its interval over users.
+    """Return the expected calibration error with its interval over users, in [0, 1].
 
     Formula: sum over bins of `|chosen - sum of scores| / candidates`, that is the gap between mean score and
     share chosen, weighted by the bin's share of candidates (Naeini, Cooper and Hauskrecht, AAAI 2015), in
-    bins of equal mass (Nguyen and O'Connor, EMNLP 2015). Over several runs it is their mean. In [0, 1].
+    bins of equal mass (Nguyen and O'Connor, EMNLP 2015). Over several runs it is their mean.
 
     Interval: the signed gaps g of the bins are resampled over users to g*; by the triangle inequality the
     error is at most `sum |g* - g|` away from the true one of these bins, so the interval is the error plus
-    and minus the 95 % quantile of that, cut at 0. A plain percentile interval would not do: luck alone makes
-    every resample look worse calibrated, and it would miss perfect calibration. This one errs on the wide
-    side.
+    and minus the 95 % quantile of that, cut at 0 and 1. A plain percentile interval would miss perfect
+    calibration, because chance alone makes every resample look worse calibrated.
     """
-    gaps, rows = _by_user(user_ids, bins.chosen - bins.scores, bins.rows)
+    gaps, rows = _sum_by_user(user_ids, bins.chosen - bins.scores, bins.rows)
     n_users, n_rows, n_examples = len(rows), rows.sum(), len(bins.rows)
     gap = gaps.sum(axis=0) / n_rows
     value = float(np.abs(gap).sum())
@@ -155,42 +143,31 @@ def calibration_error(
     table = np.column_stack([gaps, rows.sum(axis=1)])
     totals = weighted_totals(table, np.random.default_rng(rng), n_resamples, times_drawn)
     drawn = totals[:, :-1] / totals[:, -1:]
-    reach = float(np.quantile(np.abs(drawn - gap).sum(axis=1), level))
+    reach = float(np.quantile(np.abs(drawn - gap).sum(axis=1), LEVEL))
     return Interval(value, max(0.0, value - reach), min(1.0, value + reach), n_examples, n_users)
 
 
-def reliability_curve(
-    bins: Bins,
-    user_ids: Sequence[str] | npt.NDArray[np.str_],
-    *,
-    rng: np.random.Generator | int,
-) -> list[CurvePoint]:
+def reliability_curve(bins: Bins, user_ids: UserIds, *, rng: np.random.Generator | int) -> list[CurvePoint]:
     """Return mean score and share chosen of each bin that has candidates, with percentile intervals.
 
     The bins of several runs are added up by their place.
     """
     parts = (part.sum(axis=1) for part in (bins.rows, bins.scores, bins.chosen))
-    rows, scores, chosen = _by_user(user_ids, *parts)
+    rows, scores, chosen = _sum_by_user(user_ids, *parts)
     n_users, n_bins = rows.shape
     totals = weighted_totals(np.hstack([rows, chosen]), np.random.default_rng(rng), N_RESAMPLES, times_drawn)
-    n_drawn = totals[:, :n_bins]
-    rates = np.divide(totals[:, n_bins:], n_drawn, out=np.full_like(n_drawn, np.nan), where=n_drawn > 0)
-    tail = 100 * (1 - LEVEL) / 2
+    rates = divide(totals[:, n_bins:], totals[:, :n_bins])
     points = []
     for place in np.flatnonzero(rows.sum(axis=0)).tolist():
-        n = float(rows[:, place].sum())
+        n, score, rate = (float(part[:, place].sum()) for part in (rows, scores, chosen))
         low, high = math.nan, math.nan
         if n_users > 1:
-            low, high = np.nanpercentile(rates[:, place], [tail, 100 - tail]).tolist()
-        points.append(
-            CurvePoint(
-                int(n), float(scores[:, place].sum() / n), float(chosen[:, place].sum() / n), low, high
-            )
-        )
+            low, high = np.nanpercentile(rates[:, place], TAILS).tolist()
+        points.append(CurvePoint(int(n), score / n, rate / n, low, high))
     return points
 
 
-def _by_user(user_ids: Sequence[str] | npt.NDArray[np.str_], *tables: Floats) -> list[Floats]:
+def _sum_by_user(user_ids: UserIds, *tables: Floats) -> list[Floats]:
     """Add up each table by user: (n_examples, ...) -> (n_users, n_cells), users in order of their ids."""
     users, user = np.unique(np.asarray(user_ids, dtype=np.str_), return_inverse=True)
     return [sum_by_user(table.reshape(len(user), -1), user, len(users)) for table in tables]

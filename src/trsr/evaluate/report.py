@@ -1,233 +1,418 @@
-"""`report.md` and `report.html` of a run: what came out, how it was asked, what it cost, what it leaves open.
-
-The HTML is one file that loads nothing: style and plots stand in it.
-"""
+"""`report.html` of a run: results, protocol, cost and limits, in one file that loads nothing."""
 
 from __future__ import annotations
 
-import math
-import re
+import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jinja2
 from markupsafe import Markup
 
 from trsr.errors import MissingExtraError
-from trsr.evaluate.leaderboard import (
-    CLAIMS_NOTE,
+from trsr.evaluate.plots import N_SERIES_COLORS, draw_metrics, line_plot
+from trsr.evaluate.statistics import (
+    ALPHA,
     NOTE,
-    Standing,
-    ablation_plots,
-    ablation_views,
-    claim_views,
+    Leaderboard,
+    leaderboards,
     p_value,
-    standings,
+    pairs_on,
+    significantly_best,
 )
-from trsr.evaluate.metrics import parse_metric
-from trsr.evaluate.plots import N_SERIES_COLORS, Bar, bar_plot, line_plot
-from trsr.evaluate.rendering import NOTHING, TEMPLATES, count, number, templates
-from trsr.evaluate.report_views import ReportContext, profile_view, reliability_view, slice_views
 from trsr.storage import write_whole
 
+NOTHING = "–"
+SLICE_TITLES = {
+    "history_length": "Length of the history",
+    "target": "Cold and warm targets",
+    "interest": "Long-term and recent-shift users",
+}
+PROBABILITY_COLUMNS = ("logloss", "brier", "ece")
+PROFILE_MEASURES = {
+    "grounding": "share of a profile's content words that are in the user's items",
+    "name_grounding": "the same for its names (capitalised words not at a sentence's start)",
+    "copied": "share of its content words that come from the template's worked examples and are in no item",
+    "coverage": "share of the user's categories, by how often they occur, that it mentions",
+    "words": "length in words",
+    "repetition": "share of its word 3-grams that occurred in it before",
+    "change": "share of a summary's content words that the one of the block before did not have",
+    "auc": "BM25 of the candidates against the profile alone; chance {chance}",
+    "mrr": "BM25 of the candidates against the profile alone; chance {chance}",
+    "auc_gain": "that auc minus the one of other users' profiles on the same candidates; 0 if a profile says"
+    " nothing specific to its user",
+}
 
-def stands_apart(rankers: Mapping[str, Any], metric: str, chance: float | None) -> str | None:
-    """Return the ranker whose interval lies beyond those of all others and beyond chance, or None.
 
-    This is stricter than a paired test: overlapping intervals do not mean that two rankers are equal.
+@dataclass(frozen=True, slots=True)
+class StageCost:
+    """The cost of a stage: wall-clock seconds, and calls of a language model and tokens if there are any."""
+
+    name: str
+    seconds: float
+    calls: int | None = None
+    tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRow:
+    """One row of the training log; `metric` is the validation metric where it was computed."""
+
+    step: int
+    loss: float | None = None
+    metric: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleBlock:
+    """A block of a history: the texts of its items, and the summary written after it (may be empty)."""
+
+    items: tuple[str, ...]
+    summary: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleCandidate:
+    """A ranked candidate: text, score in [0, 1], label 1 if it was chosen."""
+
+    text: str
+    score: float
+    label: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleUser:
+    """A user shown in full: history in blocks, profile, recent items, candidates best first."""
+
+    user_id: str
+    blocks: tuple[ExampleBlock, ...] = ()
+    profile: str = ""
+    recent_items: tuple[str, ...] = ()
+    candidates: tuple[ExampleCandidate, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ReportContext:
+    """What a report shows besides the metrics; empty parts are left out.
+
+    Attributes:
+        title: Names the run.
+        command: The exact commands that made this run, one per line.
+        config_yaml: The resolved configuration.
+        environment: Versions, machine, commit, seed.
+        stages: In order of execution.
+        summaries: Statistics of the summaries: method, users, calls, tokens, failures.
+        training: The training log, by step.
+        training_metric: Name of `TrainingRow.metric`.
+        users: A few users in full.
+        notes: Warnings and limits of this run, one sentence each.
     """
-    spans = {name: values[metric]["ci95"] for name, values in rankers.items() if metric in values}
-    if len(spans) < 2 or any(end is None for span in spans.values() for end in span):
-        return None
-    sign = 1 if parse_metric(metric).higher_is_better else -1
-    lows = {name: min(sign * end for end in span) for name, span in spans.items()}
-    highs = {name: max(sign * end for end in span) for name, span in spans.items()}
-    best = max(lows, key=lambda name: (lows[name], name))
-    rivals = [high for name, high in highs.items() if name != best]
-    beyond = lows[best] > max(rivals) and (chance is None or lows[best] > sign * chance)
-    return best if beyond else None
+
+    title: str
+    command: str
+    config_yaml: str
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    stages: Sequence[StageCost] = ()
+    summaries: Mapping[str, Any] = field(default_factory=dict)
+    training: Sequence[TrainingRow] = ()
+    training_metric: str = "validation metric"
+    users: Sequence[ExampleUser] = ()
+    notes: Sequence[str] = ()
 
 
-def report_view(metrics: Mapping[str, Any], context: ReportContext) -> dict[str, Any]:
-    """Gather what both templates show."""
-    rankers, chance = metrics["rankers"], metrics["protocol"]["chance"]
-    names = [name for name in chance if any(name in values for values in rankers.values())]
+def write_report(folder: Path, *, metrics: Mapping[str, Any], context: ReportContext) -> Path:
+    """Write `report.html` into a folder (made if missing) and return its path.
+
+    Without matplotlib the report has its tables and says how to get the plots.
+
+    Args:
+        folder: The run folder.
+        metrics: The content of `metrics.json`.
+        context: The rest.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,  # no text of an item, a user or a model is trusted
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters = (_plain, _short, _number, _count, _duration, _interval)
+    environment.filters |= {one.__name__.strip("_"): one for one in filters} | {"p_value": p_value}
+    text = environment.get_template("report.html.j2").render(_view(metrics, context))
+    path = folder / "report.html"
+    write_whole(path, partial(Path.write_text, data=text, encoding="utf-8", errors="replace"))
+    return path
+
+
+def _view(metrics: Mapping[str, Any], context: ReportContext) -> dict[str, Any]:
+    """Return the variables of the template."""
+    rankers, chance, counts = metrics["rankers"], metrics["protocol"]["chance"], metrics["counts"]
+    names = [metric for metric in chance if any(metric in values for values in rankers.values())]
     ordered = sorted(rankers, key=lambda name: (-_value(rankers[name], names[0]), name))
-    apart = {metric: stands_apart(rankers, metric, chance[metric]) for metric in names}
-    standing = standings(metrics)
+    boards = [board for board in leaderboards(metrics) if board.value is not None]
+    best = {metric: significantly_best(rankers, metric, chance[metric]) for metric in names}
+    rows = [
+        (name, [_cell(rankers[name].get(m), "best" if best[m] == name else "") for m in names])
+        for name in ordered
+    ]
+    plots: dict[str, Any] = {"bars": [], "sweeps": [], "slices": {}, "calibration": [], "training": []}
+    no_plots, swept = "", sweeps(metrics)
     try:
-        plots, no_plots = _plots(metrics, context, ordered, names, apart), ""
+        plots = draw_metrics(metrics, ordered, best, swept) | {"training": _training_plots(context)}
     except MissingExtraError as error:
-        plots = {"bars": [], "training": [], "ablations": []}
         no_plots = f"Without plots. {error}"
     return {
         "context": context,
-        "css": Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
-        "finding": _finding(rankers, ordered, names[0], apart[names[0]], chance[names[0]], standing),
-        "facts": _facts(metrics["counts"]),
-        "table": {
-            "metrics": names,
-            "rows": [_row(name, rankers[name], names, apart) for name in ordered],
-            "chance": [number(chance[metric]) for metric in names],
+        "finding": _finding(metrics, ordered, names[0], best[names[0]], boards),
+        "facts": {
+            "users": _count(counts["users"]),
+            "examples": _count(counts["examples"]),
+            "candidates per example": f"{counts['candidates'] / max(counts['examples'], 1):.1f}".removesuffix(
+                ".0"
+            ),
+            "prompts cut": _count(counts["cut_prompts"]),
+            "tied pairs": NOTHING if counts["tie_rate"] is None else f"{100 * counts['tie_rate']:.1f} %",
         },
-        "marks": "Value and 95 % interval over users. A value is marked only where its interval lies beyond"
-        " those of all other rankers and beyond chance; rows are in order of the first column.",
-        "protocol": _plain_values(metrics["protocol"]) | _leakage(metrics),
-        **({"beats": _beats(standing)} if any(one.value is not None for one in standing) else {}),
-        "claims": claim_views(metrics),
-        "claims_note": CLAIMS_NOTE,
-        "details": _details(metrics),
-        "ablations": ablation_views(metrics),
-        "slices": slice_views(metrics, ordered, names[0], _headline(names)[:2]),
-        "slice_series": ordered[:N_SERIES_COLORS],
-        "profiles": profile_view(metrics),
-        "reliability": reliability_view(metrics),
+        "results": _table("ranker", names, rows, chance=chance),
+        "protocol": _protocol(metrics),
+        "boards": boards,
+        "boards_note": NOTE,
+        "sweeps": swept,
+        "slices": _slices(metrics, ordered, names[0]),
+        "legend": ordered[:N_SERIES_COLORS],
+        "profiles": metrics.get("profiles"),
+        "profile_measures": PROFILE_MEASURES,
+        "chance": chance,
+        "reliability": _reliability(metrics),
         "plots": plots,
         "no_plots": no_plots,
-        "n_colors": N_SERIES_COLORS,
-        "notes": list(dict.fromkeys([*context.notes, *_standing_notes(metrics)])),
+        "notes": list(dict.fromkeys([*context.notes, *_notes(metrics)])),
+        "details": {"evaluated": counts}
+        | {
+            f"protocol: {key}": value
+            for key, value in metrics["protocol"].items()
+            if isinstance(value, Mapping) and key != "chance"
+        },
     }
-
-
-def _plain_values(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in mapping.items() if isinstance(value, str | int | float)}
-
-
-def _leakage(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """Say what was checked for leaks."""
-    if "leakage" not in metrics:
-        return {}
-    checked = ", ".join(
-        f"{n:,} {name.replace('_', ' ')}" for name, n in metrics["leakage"]["checked"].items() if n
-    )
-    return {"leakage check": f"{metrics['leakage']['found']} found in {checked}"}
-
-
-def _details(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Return the tables that only few will read: what was counted, and the nested parts of the protocol."""
-    nested = {
-        f"protocol: {key}": value
-        for key, value in metrics["protocol"].items()
-        if isinstance(value, Mapping) and key != "chance"
-    }
-    return {"evaluated": metrics["counts"], **nested}
 
 
 def _value(values: Mapping[str, Any], metric: str) -> float:
-    """Return a metric's value for sorting; what is missing comes last."""
     value = values.get(metric, {}).get("value")
     return float("-inf") if value is None else float(value)
 
 
-def _row(
-    name: str, values: Mapping[str, Any], metrics: Sequence[str], apart: Mapping[str, str | None]
+def _training_plots(context: ReportContext) -> list[Markup]:
+    losses = [(row.step, row.loss) for row in context.training if row.loss is not None]
+    values = [(row.step, row.metric) for row in context.training if row.metric is not None]
+    plots = [line_plot("loss", losses, x_label="step")] if len(losses) > 1 else []
+    if len(values) > 1:
+        plots.append(line_plot(context.training_metric, values, x_label="step", mark_max=True))
+    return plots
+
+
+# --- tables ---------------------------------------------------------------------------------------------
+
+
+def _table(
+    head: str,
+    columns: Sequence[str],
+    rows: Sequence[tuple[str, list[dict[str, str]]]],
+    *,
+    chance: Mapping[str, float | None] | None = None,
+    last_name: str = "chance",
+    last: Sequence[str] = (),
 ) -> dict[str, Any]:
-    cells = []
-    for metric in metrics:
-        entry = values.get(metric)
-        low, high = entry["ci95"] if entry else (None, None)
-        cells.append(
+    """Return a table for the template's macro; the last row shows chance, or what is given."""
+    if chance is not None:
+        last = [_number(chance.get(metric)) for metric in columns]
+    return {"head": head, "columns": columns, "rows": rows, "last_name": last_name, "last": last}
+
+
+def _cell(entry: Mapping[str, Any] | None, mark: str = "") -> dict[str, str]:
+    """Show a value with its interval, and the standard deviation between seeds where there are several."""
+    if entry is None:
+        return {"value": NOTHING, "note": "", "mark": ""}
+    parts = [_interval(entry["ci95"])]
+    if entry.get("seed_std") is not None:
+        parts.append(f"seeds ±{entry['seed_std']:.3f}")
+    return {"value": _number(entry["value"]), "note": "; ".join(filter(None, parts)), "mark": mark}
+
+
+def _mark(p: float | None) -> str:
+    return "differs" if p is not None and p < ALPHA else ""
+
+
+def sweeps(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return each swept setting with a sentence on its significant values, a table and the rankers by value.
+
+    The values are compared with the run's own.
+    """
+    compared = list(dict.fromkeys(pair["metric"] for pair in metrics["comparisons"]))
+    pairs = {metric: pairs_on(metrics, metric) for metric in compared}
+    found = []
+    for setting, rankers in metrics.get("sweep", {}).items():
+        own = next(value for value, ranker in rankers.items() if ranker == metrics["own_ranker"])
+        rows, different = [], []
+        for value, ranker in rankers.items():
+            cells = [_cell(metrics["rankers"][ranker][metric]) for metric in compared]
+            for metric, cell in zip(compared, cells, strict=True):
+                pair = pairs[metric].get((ranker, rankers[own]))
+                if pair is None or pair["difference"] is None:
+                    continue
+                change, p = f"{pair['difference']:+.3f}", pair["p_holm"]
+                cell["note"] += f"{'; ' if cell['note'] else ''}{change}, p {p_value(p)}"
+                cell["mark"] = _mark(p)
+                if cell["mark"]:
+                    different.append(f"{value} on {metric} ({change})")
+            rows.append((f"{value} (own)" if value == own else value, cells))
+        found.append(
             {
-                "value": number(entry["value"]) if entry else NOTHING,
-                "interval": _interval(entry, low, high),
-                "apart": apart.get(metric) == name,
+                "setting": setting,
+                "sentence": f"Significantly different from {own}, this run's own: {', '.join(different)}."
+                if different
+                else f"No value differs significantly from {own}, this run's own.",
+                "table": _table("value", compared, rows, chance=metrics["protocol"]["chance"]),
+                "rankers": rankers,
             }
         )
-    return {"name": name, "cells": cells}
+    return found
 
 
-def _interval(entry: Mapping[str, Any] | None, low: float | None, high: float | None) -> str:
-    """Write the interval, and the standard deviation between seeds where there are several."""
-    parts = [] if low is None else [f"{low:.3f} to {high:.3f}"]
-    spread = entry.get("seed_std") if entry else None
-    return "; ".join([*parts, *([] if spread is None else [f"seeds ±{spread:.3f}"])])
-
-
-def _beats(standing: Sequence[Standing]) -> dict[str, Any]:
-    """Return the tables "who beats whom", one a compared metric."""
-    tables = []
-    for one in standing:
-        if one.value is None:  # the list of limits says that examples lack a truth
+def _slices(metrics: Mapping[str, Any], ordered: Sequence[str], metric: str) -> list[dict[str, Any]]:
+    """Return each way to cut that has at least two slices, with its tables."""
+    rules = metrics["protocol"].get("slices", {})
+    found = []
+    for way, parts in metrics.get("slices", {}).items():
+        if len(parts) < 2:
             continue
-        rows = [
+        names = [part["name"] for part in parts]
+        rows = [(name, [_cell(part["rankers"][name].get(metric)) for part in parts]) for name in ordered]
+        examples = [_count(part["examples"]) for part in parts]
+        left_out = metrics["counts"]["examples"] - sum(part["examples"] for part in parts)
+        rule = rules.get(way, "")
+        found.append(
             {
-                "name": rival.name,
-                "value": number(rival.value),
-                "ahead": number(rival.ahead),
-                "interval": "" if rival.low is None else f"{rival.low:.3f} to {rival.high:.3f}",
-                "p": p_value(rival.p),
-                "effect": number(rival.effect_size, 2),
-                "verdict": rival.verdict,
-                "beaten": rival.beaten,
-            }
-            for rival in one.rivals
-        ]
-        tables.append(
-            {
-                "metric": one.metric,
-                "best": one.best,
-                "value": number(one.value),
-                "sentence": one.sentence,
-                "rows": rows,
+                "way": way,
+                "title": SLICE_TITLES[way],
+                "rule": f"{rule[:1].upper()}{rule[1:]}."
+                + (f" {_count(left_out)} examples are in neither." if left_out else ""),
+                "table": _table(metric, names, rows, last_name="examples", last=examples),
+                "effects": _effects(parts, names),
             }
         )
-    return {"tables": tables, "note": NOTE}
+    return found
+
+
+def _effects(parts: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Any] | None:
+    """Return the differences of the compared pair on every slice, None without a pair."""
+    pairs = parts[0].get("comparisons")
+    if not pairs:
+        return None
+    a, b = pairs[0]["a"], pairs[0]["b"]
+    rows = [
+        (pair["metric"], [_effect(part["comparisons"][place]) for part in parts])
+        for place, pair in enumerate(pairs)
+    ]
+    note = (
+        f"What the profile adds: {a} minus {b}, which has no profile but is otherwise the same; p is"
+        " corrected for all slices of a metric."
+    )
+    return {"note": note, "table": _table(f"{a} - {b}", names, rows)}
+
+
+def _effect(pair: Mapping[str, Any]) -> dict[str, str]:
+    low, high = pair["ci95"]
+    interval = "" if low is None else f"{low:+.3f} to {high:+.3f}; "
+    return {
+        "value": NOTHING if pair["difference"] is None else f"{pair['difference']:+.3f}",
+        "note": f"{interval}p {p_value(pair['p_holm'])}",
+        "mark": _mark(pair["p_holm"]),
+    }
+
+
+def _reliability(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return sentences and table, or None where no ranker gives probabilities."""
+    found = metrics.get("calibration")
+    if not found:
+        return None
+    rows, sentences = [], []
+    for ranker, variants in found.items():
+        for variant, entry in variants.items():
+            raw = variant == "raw" and len(variants) > 1
+            cells = [_cell(entry[metric]) for metric in PROBABILITY_COLUMNS]
+            rows.append((f"{ranker}, not calibrated" if raw else ranker, cells))
+        if "calibrated" in variants:
+            ece, logloss = (
+                " to ".join(_number(variants[name][metric]["value"]) for name in ("raw", "calibrated"))
+                for metric in ("ece", "logloss")
+            )
+            sentences.append(
+                f"Calibration, fitted on validation users, changes {ranker}'s ece from {ece} and its logloss"
+                f" from {logloss}."
+            )
+    chance = metrics["protocol"]["chance"]
+    table = _table("ranker", PROBABILITY_COLUMNS, rows, chance=chance, last_name="constant")
+    return {"table": table, "sentences": sentences}
+
+
+def _protocol(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the plain parts of the protocol, and what was checked for leaks."""
+    shown = {key: value for key, value in metrics["protocol"].items() if isinstance(value, str | int | float)}
+    if leakage := metrics.get("leakage"):
+        checked = [f"{n:,} {name.replace('_', ' ')}" for name, n in leakage["checked"].items() if n]
+        shown["leakage check"] = f"{leakage['found']} found in {', '.join(checked)}"
+    return shown
+
+
+# --- sentences ------------------------------------------------------------------------------------------
 
 
 def _finding(
-    rankers: Mapping[str, Any],
+    metrics: Mapping[str, Any],
     ordered: Sequence[str],
     metric: str,
-    apart: str | None,
-    chance: float | None,
-    standing: Sequence[Standing],
+    significant: str | None,
+    boards: Sequence[Leaderboard],
 ) -> str:
     """Say in two sentences what the first metric shows."""
+    rankers, chance = metrics["rankers"], metrics["protocol"]["chance"][metric]
     best, entry = ordered[0], rankers[ordered[0]][metric]
+    low = entry["ci95"][0]
     if entry["value"] is None:
         return f"No example has a value of {metric}: nothing can be said of the rankers."
-    text = f"{best} has the highest {metric}: {number(entry['value'])}"
-    if entry["ci95"][0] is not None:
-        text += f" ({entry['ci95'][0]:.3f} to {entry['ci95'][1]:.3f})"
-    text += f", where chance is {number(chance)}."
-    if len(ordered) == 1 or entry["ci95"][0] is None:
+    interval = "" if low is None else f" ({_interval(entry['ci95'])})"
+    value = f"{_number(entry['value'])}{interval}"
+    text = f"{best} has the highest {metric}: {value}, where chance is {_number(chance)}."
+    if len(ordered) == 1 or low is None:
         return text
-    if compared := [one.sentence for one in standing if one.metric == metric]:
+    if compared := [board.sentence for board in boards if board.metric == metric]:
         return f"{text} {compared[0]}"
-    if apart == best:
-        return f"{text} Its interval stands apart from those of all other rankers."
-    near = [
-        name
-        for name in ordered[1:]
-        if rankers[name][metric]["ci95"][1] is not None
-        and rankers[name][metric]["ci95"][1] >= entry["ci95"][0]
-    ]
+    if best == significant:
+        return f"{text} Its interval lies beyond those of all other rankers."
+    spans = {name: rankers[name][metric]["ci95"] for name in ordered[1:]}
+    near = [name for name, (_, high) in spans.items() if high is not None and high >= low]
     if not near:
         return f"{text} Its interval overlaps with no other, but it does not lie beyond chance."
     return f"{text} Its interval overlaps with that of {', '.join(near)}: this run alone does not order them."
 
 
-def _facts(counts: Mapping[str, Any]) -> dict[str, str]:
-    per_example = counts["candidates"] / max(counts["examples"], 1)
-    return {
-        "users": count(counts["users"]),
-        "examples": count(counts["examples"]),
-        "candidates an example": f"{per_example:.1f}".removesuffix(".0"),
-        "prompts cut": count(counts["cut_prompts"]),
-        "tied pairs": NOTHING if counts["tie_rate"] is None else f"{100 * counts['tie_rate']:.1f} %",
-    }
-
-
 def targets_note(n: int, n_examples: int) -> str:
-    """Say what it means that targets stand in their own history."""
+    """Say what it means that targets occur in their own history."""
     return (
-        f"In {n:,} of {n_examples:,} examples a target stands in the history that the rankers read: it was"
-        " met before, or logged twice; no sampled negative does, so a ranker that repeats the history gains."
+        f"In {n:,} of {n_examples:,} examples a target is in the history that the rankers read: the user"
+        " interacted with it before, or it was logged twice; no sampled negative is, so a ranker that repeats"
+        " the history gains."
     )
 
 
-def _standing_notes(metrics: Mapping[str, Any]) -> list[str]:
+def _notes(metrics: Mapping[str, Any]) -> list[str]:
     """Return the limits that follow from the numbers themselves."""
     counts, notes = metrics["counts"], list(metrics["protocol"].get("warnings", []))
     if metrics["protocol"].get("protocol") == "sampled":
@@ -236,8 +421,8 @@ def _standing_notes(metrics: Mapping[str, Any]) -> list[str]:
             " places (Krichene and Rendle, KDD 2020)."
         )
     notes.append(
-        "Intervals and p-values cover the choice of test users; beside them stands how far a value moves"
-        " with the seed. Another period can move it further."
+        "Intervals and p-values cover the choice of test users; the standard deviation between seeds is given"
+        " with each value. Another period can move it further."
         if "seeds" in metrics
         else "Intervals and p-values cover the choice of test users only: another training seed, other"
         " negatives or another period can move a value further; `trsr run --seeds` shows how far."
@@ -259,65 +444,51 @@ def _standing_notes(metrics: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _plots(
-    metrics: Mapping[str, Any],
-    context: ReportContext,
-    ordered: Sequence[str],
-    names: Sequence[str],
-    apart: Mapping[str, str | None],
-) -> dict[str, list[Markup]]:
-    """Draw a few metrics of different kinds; the table has them all."""
-    chance, rankers = metrics["protocol"]["chance"], metrics["rankers"]
-    plots: dict[str, list[Markup]] = {"bars": [], "training": []}
-    plots["ablations"] = [Markup(plot) for plot in ablation_plots(metrics)]
-    for metric in _headline(names):
-        bars = [
-            _bar(name, entry, apart=apart[metric] == name)
-            for name in ordered
-            if (entry := rankers[name].get(metric)) and entry["value"] is not None
-        ]
-        if bars:
-            plots["bars"].append(Markup(bar_plot(metric, bars, chance=chance[metric])))
-    losses = [(float(row.step), row.loss) for row in context.training if row.loss is not None]
-    values = [(float(row.step), row.metric) for row in context.training if row.metric is not None]
-    for title, points, mark in [("loss", losses, None), (context.training_metric, values, "max")]:
-        if len(points) > 1:
-            plots["training"].append(Markup(line_plot(title, points, x_label="step", mark=mark)))
-    return plots
+# --- filters of the template ----------------------------------------------------------------------------
 
 
-def _bar(name: str, entry: Mapping[str, Any], *, apart: bool = False) -> Bar:
-    low, high = entry["ci95"]
-    return Bar(name, math.nan if entry["value"] is None else entry["value"], low, high, apart)
+def _number(value: float | None, digits: int = 3) -> str:
+    return NOTHING if value is None else f"{value:.{digits}f}"
 
 
-def _headline(names: Sequence[str]) -> list[str]:
-    """Choose the first recall, the deepest mrr and ndcg, and auc."""
-    metrics = [parse_metric(name) for name in names]
-    chosen = []
-    for family, pick in [("recall", 0), ("mrr", -1), ("ndcg", -1)]:
-        found = [str(metric) for metric in metrics if metric.family == family and metric.k is not None]
-        chosen += found[pick:][:1]
-    return chosen + [name for name in names if name == "auc"]
+def _count(value: int | None) -> str:
+    return NOTHING if value is None else f"{value:,}"
 
 
-def write_report(folder: Path, *, metrics: Mapping[str, Any], context: ReportContext) -> tuple[Path, Path]:
-    """Write `report.md` and `report.html` into a folder and return their paths.
+def _interval(ends: Sequence[float | None], digits: int = 3) -> str:
+    low, high = ends
+    return "" if low is None or high is None else f"{low:.{digits}f} to {high:.{digits}f}"
 
-    Without matplotlib the report has its tables and says how to get the plots.
 
-    Args:
-        folder: The run folder; made if missing.
-        metrics: The content of `metrics.json`.
-        context: The rest.
+def _duration(seconds: float) -> str:
+    """Write seconds in the two largest fitting units."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
-    Raises:
-        OutputError: the folder cannot be written.
-    """
-    view = report_view(metrics, context)
-    paths = folder / "report.md", folder / "report.html"
-    texts = [templates().get_template(f"{path.name}.j2").render(view) for path in paths]
-    texts[0] = re.sub(r"\n{3,}", "\n\n", texts[0]).strip() + "\n"
-    for path, text in zip(paths, texts, strict=True):
-        write_whole(path, partial(Path.write_text, data=text, encoding="utf-8", errors="replace"))
-    return paths
+
+def _plain(value: object) -> str:
+    """Write a value of a configuration or of a count as words."""
+    match value:
+        case None:
+            text = NOTHING
+        case bool():
+            text = "yes" if value else "no"
+        case int() if abs(value) >= 10_000:
+            text = f"{value:,}"
+        case float():
+            text = f"{value:.4g}"
+        case Mapping():
+            text = ", ".join(f"{key}: {_plain(part)}" for key, part in value.items())
+        case list() | tuple():
+            text = ", ".join(map(_plain, value))
+        case _:
+            text = str(value)
+    return text
+
+
+def _short(text: str, limit: int = 400) -> str:
+    """Cut a foreign text, without control characters and marks that turn the reading direction."""
+    cut = text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+    return "".join(c for c in cut if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Cs"))

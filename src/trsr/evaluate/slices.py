@@ -1,7 +1,4 @@
-"""Divides examples by what was known before the target: history, target item, how far interests have moved.
-
-Slices are named and described here; their metrics are computed by `aggregate`.
-"""
+"""Slices of the examples by history length, by how often the target was seen, and by shift of interests."""
 
 from __future__ import annotations
 
@@ -9,14 +6,14 @@ import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from trsr.errors import DataError
-from trsr.evaluate.per_example import Measured
-from trsr.evaluate.statistics import Comparison, compare_rankers, holm, turned
+from trsr.evaluate.metrics import Floats, divide
+from trsr.evaluate.per_example import PerExampleMetrics
+from trsr.evaluate.statistics import Comparison, compare_rankers, holm
 
 N_SLICES = 4
 MIN_SLICE_EXAMPLES = 20
@@ -42,8 +39,8 @@ class Traits:
 
     Attributes:
         history_length: Items in its history.
-        target_count: Occurrences of its target among the interactions that rankers learn from; None if there
-            is no target.
+        target_count: Occurrences of its target among the interactions that rankers learn from; None without
+            a target.
         shift: See `interest_shift`; None where it does not exist.
     """
 
@@ -66,10 +63,10 @@ def interest_shift(values: Sequence[Collection[str]]) -> float | None:
     """Return how far the newest items of a history lie from the older ones, in [0, 1].
 
     Formula: `1 - (r . o) / (|r| |o|)`, where r and o say for each value in how many of the last `N_LATELY`
-    items, and in how many of the older ones, it occurs. The target has no part in it.
+    items, and in how many of the older ones, it occurs.
 
     Args:
-        values: The categories (or words) of each item of the history, oldest first.
+        values: The categories (or words) of each item of the history, oldest first; without the target.
 
     Returns:
         None where no item is older, or one side has no value.
@@ -85,7 +82,7 @@ def interest_shift(values: Sequence[Collection[str]]) -> float | None:
     return max(0.0, 1 - product / math.sqrt(norms[0] * norms[1]))
 
 
-def cut_examples(measured: Measured, traits: Mapping[str, Traits]) -> dict[str, list[Slice]]:
+def cut_examples(measured: PerExampleMetrics, traits: Mapping[str, Traits]) -> dict[str, list[Slice]]:
     """Divide the examples in each way of `RULES`; those without the value are in no slice.
 
     Raises:
@@ -93,26 +90,24 @@ def cut_examples(measured: Measured, traits: Mapping[str, Traits]) -> dict[str, 
     """
     unknown = [example for example in measured.example_ids if example not in traits]
     if unknown:
-        raise DataError(
-            f"The traits of the example {unknown[0]!r} are not known; give them for each example."
-        )
+        raise DataError(f"The example {unknown[0]!r} has no traits; expected traits for each example.")
     known = [traits[example] for example in measured.example_ids]
     lengths = _column([one.history_length for one in known])
     n = max(1, min(N_SLICES, len(lengths) // MIN_SLICE_EXAMPLES))
     edges = np.unique(np.quantile(lengths, np.arange(1, n) / n, method="inverted_cdf"))
-    spans = _slices(lengths, edges, [""] * (len(edges) + 1))
-    counts = _column([one.target_count for one in known])
-    shifts = _by_user(_column([one.shift for one in known]), measured.user_ids)
-    middle = np.median(_one_a_user(shifts, measured.user_ids))
+    shifts, middle = _mean_of_user(_column([one.shift for one in known]), measured.user_ids)
     return {
-        "history_length": [replace(one, name=_span(one)) for one in spans],
-        "target": _slices(counts, [WARM_FROM - 1], ["cold", "warm"]),
+        "history_length": [
+            replace(one, name=_range(int(one.low), int(one.high)))
+            for one in _slices(lengths, edges, [""] * (len(edges) + 1))
+        ],
+        "target": _slices(_column([one.target_count for one in known]), [WARM_FROM - 1], ["cold", "warm"]),
         "interest": _slices(shifts, [middle], ["long-term", "recent-shift"]),
     }
 
 
 def compare_on_slices(
-    measured: Measured,
+    measured: PerExampleMetrics,
     slices: Mapping[str, Sequence[Slice]],
     pair: tuple[str, str],
     *,
@@ -129,18 +124,18 @@ def compare_on_slices(
         for part in parts:
             values = {name: measured.values[name][metric][part.chosen] for name in pair}
             (one,) = compare_rankers(values, measured.user_ids[part.chosen], metric=metric, seed=seed)
-            found[way].append(one if one.a == pair[0] else turned(one))
+            found[way].append(one if one.a == pair[0] else one.flipped())
     corrected = iter(holm([one.p for parts in found.values() for one in parts]).tolist())
     return {way: [replace(one, p_holm=next(corrected)) for one in parts] for way, parts in found.items()}
 
 
-def _column(values: Sequence[float | None]) -> npt.NDArray[np.float64]:
+def _column(values: Sequence[float | None]) -> Floats:
     return np.asarray([math.nan if value is None else value for value in values], dtype=np.float64)
 
 
-def _slices(values: npt.NDArray[np.float64], edges: Any, names: Sequence[str]) -> list[Slice]:
+def _slices(values: Floats, edges: npt.ArrayLike, names: Sequence[str]) -> list[Slice]:
     """Return the slices that have examples; one reaches up to its edge, the edge included."""
-    place = np.where(np.isnan(values), -1, np.searchsorted(edges, values))
+    place = np.where(np.isnan(values), -1, np.searchsorted(np.asarray(edges), values))
     found = []
     for number, name in enumerate(names):
         chosen = place == number
@@ -149,25 +144,15 @@ def _slices(values: npt.NDArray[np.float64], edges: Any, names: Sequence[str]) -
     return found
 
 
-def _span(one: Slice) -> str:
-    low, high = int(one.low), int(one.high)
+def _range(low: int, high: int) -> str:
     return f"{low} items" if low == high else f"{low}–{high} items"
 
 
-def _by_user(values: npt.NDArray[np.float64], user_ids: npt.NDArray[np.str_]) -> npt.NDArray[np.float64]:
-    """Replace each value by the mean of its user's, so that a user stands in one slice."""
+def _mean_of_user(values: Floats, user_ids: npt.NDArray[np.str_]) -> tuple[Floats, float]:
+    """Replace each value by the mean of its user's, so that a user is in one slice; and the users' median."""
     users, user = np.unique(user_ids, return_inverse=True)
     known = ~np.isnan(values)
     totals = np.bincount(user[known], weights=values[known], minlength=len(users))
     counts = np.bincount(user[known], minlength=len(users))
-    means = np.full(len(users), np.nan)
-    np.divide(totals, counts, out=means, where=counts > 0)
-    return means[user]
-
-
-def _one_a_user(values: npt.NDArray[np.float64], user_ids: npt.NDArray[np.str_]) -> npt.NDArray[np.float64]:
-    """Return the known values, each user's once; [0] if there is none."""
-    _, first = np.unique(user_ids, return_index=True)
-    once = values[first]
-    known = once[~np.isnan(once)]
-    return known if len(known) else np.zeros(1)
+    means = divide(totals, counts)
+    return means[user], float(np.nanmedian(means)) if counts.any() else 0.0

@@ -9,25 +9,27 @@ from typing import Any
 import polars as pl
 
 from trsr.errors import MissingExtraError
-from trsr.evaluate.evaluation import ProfileRow, main_metrics, summarise, summarise_profiles
+from trsr.evaluate.evaluation import main_metrics, summarise
 from trsr.evaluate.metrics import Floats
-from trsr.evaluate.per_example import Measured, measure, metric_list
+from trsr.evaluate.per_example import PerExampleMetrics, measure, metric_list
 from trsr.evaluate.profile_quality import (
     ProfileFrame,
+    ProfileRow,
     ProfileSource,
     folded,
     predictive_values,
     profile_quality,
+    summarise_profiles,
     without_prefill,
 )
-from trsr.evaluate.report import write_report
-from trsr.evaluate.report_views import (
+from trsr.evaluate.report import (
     ExampleBlock,
     ExampleCandidate,
     ExampleUser,
     ReportContext,
     StageCost,
     TrainingRow,
+    write_report,
 )
 from trsr.evaluate.slices import Traits, interest_shift
 from trsr.experiment.config import RunConfig, own_ranker, swept
@@ -196,7 +198,7 @@ def evaluate_scores(bench: Workbench) -> dict[str, Any]:
     return {"rankers": len(metrics["rankers"])}
 
 
-def measure_run(bench: Workbench) -> Measured:
+def measure_run(bench: Workbench) -> PerExampleMetrics:
     """Compute every ranker's metrics of each test example from the scores of a run.
 
     Raises:

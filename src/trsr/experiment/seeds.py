@@ -18,8 +18,7 @@ from typing import Any
 
 from trsr.errors import RunMismatchError
 from trsr.evaluate.evaluation import add_spread, main_metrics, pool, summarise
-from trsr.evaluate.report import write_report
-from trsr.evaluate.report_views import ReportContext, StageCost
+from trsr.evaluate.report import ReportContext, StageCost, write_report
 from trsr.evaluate.slices import Traits
 from trsr.experiment.evaluating import (
     asked_pair,
@@ -56,7 +55,7 @@ def run_seeds(
     seeds: range,
     say: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Run every seed to its end, then write `metrics.json`, `report.md` and `report.html` of all.
+    """Run every seed to its end, then write `metrics.json` and `report.html` of all.
 
     Args:
         out: The folder above the runs.

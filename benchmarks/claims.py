@@ -1,0 +1,101 @@
+"""The paper's claims (LLM-TRSR, WWW 2024) and ours, and what the `metrics.json` of a run says of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from trsr.evaluate.statistics import ALPHA, holm, pairs_on
+
+CLAIMS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("A written profile ranks better than no profile", "llm", ("llm_no_profile",)),
+    ("A written profile ranks better than a counted one", "llm", ("llm_counted",)),
+    ("Fine-tuning ranks better than the model as it came", "llm", ("llm_zero_shot",)),
+    (
+        "Recurrent summaries rank better than hierarchical ones",
+        "llm",
+        ("llm_hierarchical", "method=hierarchical"),
+    ),
+    ("Hierarchical summaries rank better than recurrent ones", "llm", ("llm_recurrent", "method=recurrent")),
+    ("Recent items beside the profile rank better than the profile alone", "llm", ("n_recent=0",)),
+    (
+        "The number of recent items of the run ranks better than other numbers",
+        "llm",
+        ("n_recent=1", "n_recent=2", "n_recent=3", "n_recent=5", "n_recent=10"),
+    ),
+    (
+        "The language model ranks better than the best sequential one",
+        "llm",
+        ("sasrec", "gru4rec", "bert4rec"),
+    ),
+    (
+        "The language model ranks better than the candidates' words do, learned from the run's rows",
+        "llm",
+        ("bag_of_words",),
+    ),
+    ("The language model knows what all baselines together do not", "fusion_all", ("fusion_no_llm",)),
+)
+"""A claim, the ranker it is made of, and the rankers against it: of several the one with the best mean."""
+NOTE = (
+    "What the paper claims or asks (LLM-TRSR, WWW 2024); counted profiles, words alone and all baselines"
+    " together are our questions. Each is one comparison that no result has chosen, so p is corrected for"
+    " the claims that a run can answer (Holm), not for all pairs of rankers; the best sequential model"
+    " and the best other number of recent items are those of the run."
+    f" Below {ALPHA} a claim holds, or its opposite. No significant difference: more users may show one."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a run says of a claim: `difference` is the mean of `ranker` minus that of `other`.
+
+    `p` is corrected for the claims of this run. None where a number is unknown.
+    """
+
+    claim: str
+    ranker: str
+    other: str
+    metric: str
+    difference: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the difference is not significant."""
+        return self.p is None or self.difference is None or self.p >= ALPHA
+
+    @property
+    def words(self) -> str:
+        """Whether the claim holds, in words."""
+        if self.is_open or self.difference is None:
+            return "no significant difference"
+        return "holds" if self.difference > 0 else "the opposite holds"
+
+    @property
+    def amount(self) -> str:
+        """The difference with its interval."""
+        if self.difference is None:
+            return "–"
+        ends = "" if self.low is None or self.high is None else f" [{self.low:+.3f}, {self.high:+.3f}]"
+        return f"{self.difference:+.3f}{ends}"
+
+
+def verdicts(metrics: Mapping[str, Any]) -> list[Verdict]:
+    """Return a verdict for each claim that a run can answer.
+
+    The metric is the first compared one that looks at the order of the best candidates, else the first.
+    """
+    compared = list(dict.fromkeys(pair["metric"] for pair in metrics["comparisons"]))
+    metric = [*(name for name in compared if name.startswith(("mrr", "ndcg"))), *compared, ""][0]
+    pairs, found = pairs_on(metrics, metric), []
+    for claim, ranker, others in CLAIMS:
+        known = [other for other in others if (ranker, other) in pairs]
+        if known:
+            best = max(known, key=lambda name: metrics["rankers"][name][metric]["value"] or 0.0)
+            pair = pairs[ranker, best]
+            found.append(Verdict(claim, ranker, best, metric, pair["difference"], *pair["ci95"], pair["p"]))
+    corrected = iter(holm([one.p for one in found if one.p is not None]).tolist())
+    return [one if one.p is None else replace(one, p=next(corrected)) for one in found]
