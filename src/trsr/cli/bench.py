@@ -119,7 +119,7 @@ def bench_score(
     device: _Device = "auto",
     dtype: _Dtype = "auto",
     sharing: Annotated[
-        Literal["auto", "rows", "padded", "blocks", "separate"], typer.Option(help="How prefixes are shared.")
+        Literal["auto", "rows", "padded", "separate"], typer.Option(help="How prefixes are shared.")
     ] = "auto",
     as_json: _Json = False,
 ) -> None:

@@ -1,7 +1,7 @@
 """What a model's attention and positions depend on, read off its configuration and the masks it asks for.
 
-A short text shows neither a window of thousands of tokens nor positions that change with the length, so what
-is not understood is named here, and `shared_attention` and `prompt_reading` then read texts one by one.
+A short text shows neither a window of thousands of tokens nor positions that change with the length. So what
+is not understood is named here, and `prefix_attention` and `generation` then read texts one by one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers.masking_utils import sdpa_mask
 _FIXED_ROPE = frozenset({None, "default", "linear", "llama3", "yarn", "proportional", "mrope"})
 # Rotary positions that change with the longest sequence of a pass.
 _ROPE_BY_LENGTH = frozenset({"dynamic", "longrope"})
-# Arguments by which some architectures change the scores of attention in ways not known here.
+# Arguments by which some architectures change the scores of attention.
 _UNKNOWN_ARGUMENTS = ("softcap", "s_aux", "position_bias", "head_mask")
 # Settings whose names speak of attention that is no function of the positions between two tokens.
 _LONG_RANGE = re.compile(
@@ -31,8 +31,10 @@ _UNDERSTOOD = re.compile(
     r"_?(prefix_dense_)?sliding_window(_pattern|_size)?|use_sliding_window|max_window_layers|chunk_size_feed_forward"
     r"|(mamba_)?chunk_size|attention_chunk_size|local_attention|decoder_sparse_step|num_local_experts|index_topk_freq"
 )
-# Share of what the logits vary by; wrong positions or a wrong mask change them by far more.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.1}
+"""Largest `distance` that is rounding; wrong positions or a wrong mask change logits by far more."""
+PROBE_ERRORS = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError)
+"""What a model raises that cannot be read in the way that is tried."""
 _WATCH = "trsr_watch"
 _MOST_POSITIONS = 1 << 20
 
@@ -53,11 +55,10 @@ def length_limit(config: Any) -> int | None:
 
 
 def unknown_terms(config: Any) -> str:
-    """Name the settings that may bend attention or positions in a way not known here; empty for none."""
-    text = config.get_text_config(decoder=True)
+    """Name the settings that may change attention or positions in a way not known here; empty for none."""
     kinds = {rope.get("rope_type") for rope in _ropes(config)} - _FIXED_ROPE - _ROPE_BY_LENGTH
     found = [f"rope_type={kind}" for kind in sorted(map(str, kinds))]
-    for name, value in sorted(text.to_dict().items()):
+    for name, value in sorted(config.get_text_config(decoder=True).to_dict().items()):
         if value and _LONG_RANGE.search(name) and not _UNDERSTOOD.fullmatch(name):
             found.append(f"{name}={value}" if isinstance(value, int | float | str) else name)
     return ", ".join(found)
@@ -146,12 +147,10 @@ class _Watch:
             if made.data_ptr() == mask.data_ptr() and made.shape == mask.shape:
                 if (number, window) not in self._explained:
                     self._explained[number, window] = self._is_explained(function, window, mask.device)
-                hides = "" if window is None else f" of {window}"
-                return (
-                    ""
-                    if self._explained[number, window]
-                    else f"its masks hide more than the windows{hides} that its layers name"
-                )
+                if self._explained[number, window]:
+                    return ""
+                named = "" if window is None else f" of {window}"
+                return f"its masks hide more than the windows{named} that its layers name"
         return "its layers make masks of their own"
 
     def _is_explained(self, function: Callable[..., Any], window: int | None, device: torch.device) -> bool:
@@ -174,7 +173,7 @@ class _Watch:
 
 
 def distance(found: torch.Tensor, plain: torch.Tensor) -> float:
-    """Return how far logits are from the plain ones, as a share of what a mistake would disturb.
+    """Return how far logits are from the plain ones, as a share of what the logits vary by.
 
     Raises:
         ValueError: they are not as many.

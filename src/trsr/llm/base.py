@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-Sharing = Literal["auto", "rows", "padded", "blocks", "separate"]
+Sharing = Literal["auto", "rows", "padded", "separate"]
 """How candidates share the reading of their prefix, see `trsr.llm.prefix_attention`."""
 
 

@@ -1,195 +1,46 @@
-"""Holds a text to given phrases, so that a small model cannot invent anything.
+"""Constrained decoding: an answer made of given phrases only, so that a small model cannot invent anything.
 
-A model writes tokens, and pieces of phrases can be put together to words that nobody said. So what may follow
-is read from a tree of whole phrases: one that was begun must be ended as one of them, and none comes twice. A
-text has one or more parts, each with phrases of its own: what is new, and before that what was known. So a
-model that would rather copy what it reads has to speak of both; which phrases, and in which order, is its
-choice. The same rule as a grammar serves engines that take one.
+A text has one or more parts, each with phrases of its own. Which of them are written, and in which order, is
+the model's choice. `PhraseConstraint` works token by token; `grammar` is the same rule for engines that take
+one, except that it cannot forbid repetitions, which `tidy` removes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 
 from trsr.llm.base import PhrasePart
 
 COMMA = ","
-# Between two parts, and nowhere else.
 BREAK = ";"
+"""Stands between two parts, and nowhere else."""
 STOP = "."
 
 
 def tidy(text: str, parts: Sequence[PhrasePart]) -> str:
-    """Return a text of some parts without what its cap cut off, and without phrases that came before.
-
-    Only what an engine could not be held to is taken away: a phrase at the very end that is none of its part,
-    a lead without its part, a repetition. Anything else stays as it is.
-    """
-    said = _phrases_by_part(text, parts)
-    if said and said[-1] and said[-1][-1] not in parts[len(said) - 1].phrases:
-        said[-1].pop()
-    shown = ""
-    for phrases, part in zip(said, parts, strict=False):
+    """Return a text without what its cap cut off, and without repeated phrases; anything else stays."""
+    phrases_by_part = _phrases_by_part(text, parts)
+    if phrases_by_part and phrases_by_part[-1]:
+        last = phrases_by_part[-1]
+        if last[-1] not in parts[len(phrases_by_part) - 1].phrases:
+            last.pop()
+    kept = ""
+    for phrases, part in zip(phrases_by_part, parts, strict=False):
         if not phrases:
             break
-        shown += _between(part) if shown else ""
-        shown += f"{COMMA} ".join(dict.fromkeys(phrases))
-    return shown and f"{shown}{STOP}"
+        kept += _between(part) if kept else ""
+        kept += f"{COMMA} ".join(dict.fromkeys(phrases))
+    return kept and f"{kept}{STOP}"
 
 
 def strange_phrases(text: str, parts: Sequence[PhrasePart]) -> list[str]:
-    """Return the phrases of a text that are none of their part, in order."""
-    said = _phrases_by_part(text, parts)
-    return [
-        phrase
-        for phrases, part in zip(said, parts, strict=False)
-        for phrase in phrases
-        if phrase not in part.phrases
-    ]
-
-
-def _between(part: PhrasePart) -> str:
-    return f"{BREAK} {part.lead} "
-
-
-def _phrases_by_part(text: str, parts: Sequence[PhrasePart]) -> list[list[str]]:
-    """Take a text apart at its breaks and commas; the last part takes what has no place."""
-    rest = text.strip().rstrip("\N{REPLACEMENT CHARACTER}").removesuffix(STOP)
-    said = []
-    for part in parts[1:]:
-        before, found, after = rest.partition(_between(part))
-        if not found:
-            break
-        said.append(before)
-        rest = after
-    head, _, tail = rest.rpartition(BREAK)
-    following = parts[len(said) + 1 :][:1]
-    if head and any(part.lead.startswith(tail.strip()) for part in following):
-        rest = head
-    return [[p for p in (s.strip() for s in one.split(COMMA)) if p] for one in (*said, rest)]
-
-
-@dataclass(slots=True)
-class _Node:
-    """A place in a tree of phrases: tokens that may follow, phrases from here on, the one ending here."""
-
-    children: dict[int, _Node] = field(default_factory=dict)
-    below: set[int] = field(default_factory=set)
-    phrase: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a text stands: in which part, which of its phrases are said, and at which node.
-
-    `forced` holds the tokens that must come next, before the part's first phrase. Behind the last phrase and
-    its stop `ended` is true.
-    """
-
-    part: int
-    node: _Node
-    said: frozenset[int] = frozenset()
-    forced: tuple[int, ...] = ()
-    ended: bool = False
-
-
-class Wording:
-    """What may be written next in a text of given parts.
-
-    Args:
-        parts: At least one; each with at least one phrase.
-        encode: Text to token ids, without special tokens.
-        ends: Tokens that end a text.
-    """
-
-    def __init__(
-        self, parts: Sequence[PhrasePart], encode: Callable[[str], list[int]], ends: Iterable[int]
-    ) -> None:
-        self._roots = [_tree(part.phrases, encode) for part in parts]
-        self._n_phrases = [min(part.n_phrases, len(set(part.phrases))) for part in parts]
-        self._ends = frozenset(ends)
-
-        def after_word(text: str) -> tuple[int, ...]:  # not the tokens that it is by itself
-            return tuple(encode(f"a{text}")[len(encode("a")) :])
-
-        self._comma, self._stop = after_word(COMMA)[-1], after_word(STOP)[-1]
-        self._followed: list[int] = []
-        self._place = _Place(0, self._roots[0])
-        self._leads = [after_word(_between(part).rstrip()) for part in parts[1:]]
-
-    def allowed(self, written: Sequence[int]) -> list[int]:
-        """Return the tokens that may follow those written so far, in ascending order.
-
-        Raises:
-            ValueError: what was written does not follow from the parts.
-        """
-        place = self._reach(written)
-        if place.forced:
-            return [place.forced[0]]
-        if place.ended:
-            return sorted(self._ends)
-        found = {token for token, child in place.node.children.items() if child.below - place.said}
-        if self._ends_phrase(place):
-            found |= self._behind_phrase(place)
-        return sorted(found)
-
-    def _reach(self, written: Sequence[int]) -> _Place:
-        """Return the place after some tokens, going on from those of the last call."""
-        n_known, place = len(self._followed), self._place
-        if list(written[:n_known]) != self._followed:
-            n_known, place = 0, _Place(0, self._roots[0])
-        for token in written[n_known:]:
-            place = self._after(place, token)
-        self._followed, self._place = list(written), place
-        return place
-
-    def _ends_phrase(self, place: _Place) -> bool:
-        return place.node.phrase is not None and place.node.phrase not in place.said
-
-    def _behind_phrase(self, place: _Place) -> set[int]:
-        """Return what may follow a whole phrase."""
-        if len(place.said) + 1 < self._n_phrases[place.part]:
-            return {self._comma}
-        if place.part < len(self._leads):
-            return {self._leads[place.part][0]}
-        return {self._stop, *self._ends}
-
-    def _after(self, place: _Place, token: int) -> _Place:
-        """Return the place after one more token."""
-        if place.forced and token == place.forced[0]:
-            return _Place(place.part, place.node, forced=place.forced[1:])
-        child = None if place.forced or place.ended else place.node.children.get(token)
-        if child is not None and child.below - place.said:
-            return _Place(place.part, child, place.said)
-        if not place.forced and not place.ended and self._ends_phrase(place):
-            if token not in self._behind_phrase(place):
-                raise ValueError(f"Token {token} does not follow from the allowed phrases.")
-            assert place.node.phrase is not None
-            said = place.said | {place.node.phrase}
-            if len(said) < self._n_phrases[place.part]:
-                return _Place(place.part, self._roots[place.part], said)
-            if place.part < len(self._leads):
-                forced = self._leads[place.part][1:]
-                return _Place(place.part + 1, self._roots[place.part + 1], forced=forced)
-            return _Place(place.part, place.node, said, ended=True)
-        raise ValueError(f"Token {token} does not follow from the allowed phrases.")
-
-
-def _tree(phrases: Sequence[str], encode: Callable[[str], list[int]]) -> _Node:
-    """Return the tree of the phrases' tokens, each with the blank before it."""
-    root = _Node()
-    for number, phrase in enumerate(dict.fromkeys(phrases)):
-        node = root
-        for token in encode(f" {phrase}"):
-            node = node.children.setdefault(token, _Node())
-            node.below.add(number)
-        node.phrase = number
-    return root
+    """Return the phrases of a text that are not among those of their part, in order."""
+    by_part = zip(_phrases_by_part(text, parts), parts, strict=False)
+    return [phrase for phrases, part in by_part for phrase in phrases if phrase not in part.phrases]
 
 
 def grammar(parts: Sequence[PhrasePart]) -> str:
-    """Return the same rule in GBNF, as llama.cpp reads it; it cannot forbid repetitions (see `tidy`)."""
+    """Return the rule in GBNF, as llama.cpp reads it."""
     whole = "part0"
     for number, part in enumerate(parts[1:], start=1):
         whole += f' "{_escaped(_between(part))}" part{number}'
@@ -201,5 +52,107 @@ def grammar(parts: Sequence[PhrasePart]) -> str:
     return "\n".join(rules) + "\n"
 
 
+def _between(part: PhrasePart) -> str:
+    return f"{BREAK} {part.lead} "
+
+
 def _escaped(phrase: str) -> str:
     return phrase.replace("\\", "\\\\").replace('"', '\\"')
+
+
+def _phrases_by_part(text: str, parts: Sequence[PhrasePart]) -> list[list[str]]:
+    """Take a text apart at its breaks and commas; the last part takes what has no place."""
+    rest = text.strip().rstrip("\N{REPLACEMENT CHARACTER}").removesuffix(STOP)
+    found = []
+    for part in parts[1:]:
+        before, separator, after = rest.partition(_between(part))
+        if not separator:
+            break
+        found.append(before)
+        rest = after
+    head, _, tail = rest.rpartition(BREAK)
+    following = parts[len(found) + 1 :][:1]
+    if head and any(part.lead.startswith(tail.strip()) for part in following):
+        rest = head  # the lead was cut off
+    return [[p for p in (s.strip() for s in one.split(COMMA)) if p] for one in (*found, rest)]
+
+
+class PhraseConstraint:
+    """Which tokens may come next in one text; `advance` is told each token that was written.
+
+    Args:
+        parts: At least one; each with at least one phrase.
+        encode: Text to token ids, without special tokens.
+        ends: Tokens that end a text.
+    """
+
+    def __init__(
+        self, parts: Sequence[PhrasePart], encode: Callable[[str], list[int]], ends: Iterable[int]
+    ) -> None:
+        def after_word(text: str) -> list[int]:  # a text alone may have other tokens
+            return encode(f"a{text}")[len(encode("a")) :]
+
+        phrases = [{tuple(encode(f" {phrase}")): None for phrase in part.phrases} for part in parts]
+        self._parts = [
+            (list(some), min(part.n_phrases, len(some))) for some, part in zip(phrases, parts, strict=True)
+        ]
+        self._leads = [after_word(_between(part).rstrip()) for part in parts[1:]]
+        self._comma, self._stop = after_word(COMMA)[-1], after_word(STOP)[-1]
+        self._ends = set(ends)
+        self._forced: list[int] = []  # the rest of a lead
+        self._ended = False  # behind the stop
+        self._part = 0
+        self._begin_part()
+
+    def _begin_part(self) -> None:
+        self._unused, self._n_left = list(self._parts[self._part][0]), self._parts[self._part][1]
+        self._begin_phrase()
+
+    def _begin_phrase(self) -> None:
+        self._written: tuple[int, ...] = ()
+        self._possible = self._unused  # phrases that begin with what is written
+
+    def allowed(self) -> list[int]:
+        """Return the tokens that may come next, in ascending order."""
+        if self._forced:
+            return self._forced[:1]
+        if self._ended:
+            return sorted(self._ends)
+        n = len(self._written)
+        found = {phrase[n] for phrase in self._possible if len(phrase) > n}
+        if self._written in self._possible:
+            found |= self._after_phrase()
+        return sorted(found)
+
+    def _after_phrase(self) -> set[int]:
+        if self._n_left > 1:
+            return {self._comma}
+        if self._part < len(self._leads):
+            return {self._leads[self._part][0]}
+        return {self._stop, *self._ends}
+
+    def advance(self, token: int) -> None:
+        """Note that an allowed token, other than one that ends a text, was written.
+
+        Raises:
+            ValueError: it is not allowed.
+        """
+        if token not in self.allowed():
+            raise ValueError(f"Token {token} does not follow from the allowed phrases.")
+        if self._forced:
+            self._forced = self._forced[1:]
+            return
+        n = len(self._written)
+        if longer := [phrase for phrase in self._possible if phrase[n : n + 1] == (token,)]:
+            self._written, self._possible = (*self._written, token), longer
+            return
+        self._unused.remove(self._written)
+        self._n_left -= 1
+        if self._n_left:
+            self._begin_phrase()
+        elif self._part < len(self._leads):
+            self._forced = self._leads[self._part][1:]
+            self._part += 1
+            self._begin_part()
+        else:
+            self._ended = True

@@ -1,10 +1,9 @@
 """Attention over prefixes that many suffixes share, at the cost of what is really seen.
 
-Three ways, all exact: `rows` lets each prefix of a packed sequence (see `packing`) attend to itself once, and
-its suffixes to it and to themselves as a batch of short rows; `padded` does so for all prefixes at once, with
-few products a layer however many users there are; `blocks` is one block-sparse product. `enable` gives one
-of them to a transformers model and checks on a small input that its answers stay what they are
-without sharing; a model whose answers change is left as it was.
+Two ways, both exact: `rows` lets each prefix of a packed sequence (see `prefix_packing`) attend to itself
+once, and its suffixes to it and to themselves as a batch of short rows; `padded` does so for all prefixes at
+once, with few products per layer however many users there are. `enable` gives one of them to a transformers
+model and checks on a small input that its answers stay what they are without sharing.
 """
 
 from __future__ import annotations
@@ -21,7 +20,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from trsr.errors import first_line
 from trsr.llm.architecture import (
+    PROBE_ERRORS,
     TOLERANCE,
     distance,
     hidden_masks,
@@ -30,7 +31,6 @@ from trsr.llm.architecture import (
     unknown_terms,
 )
 from trsr.llm.base import ScoringGroup, Sharing
-from trsr.llm.block_attention import block_attention
 from trsr.llm.prefix_packing import Layout, Packed, Part, PrefixKV, Segment, near_mask, pack
 
 
@@ -53,61 +53,65 @@ class _Places:
     order: torch.Tensor
 
 
-def can_pad(layout: Layout) -> bool:
-    """Whether all prefixes stand in the sequence, and none is kept."""
-    return all(segment.known is None and segment.keep is None for segment in layout.segments)
+def _at(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Return what stands at some places: (1, H, T, D) and (B, P) to (B, H, P, D)."""
+    taken: torch.Tensor = x[0].index_select(1, places.flatten()).unflatten(1, places.shape)
+    return taken.transpose(0, 1)
 
 
-def padded_attention(
+def _attend_prefixes(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int | None, options: dict[str, Any]
+) -> torch.Tensor:
+    """Return the outputs of prefixes that see themselves only, shape (B, H, P, D)."""
+    mask = near_mask(query.shape[2], window, query.device)
+    groups = query.shape[1] // key.shape[1]
+    keys, values = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    out: torch.Tensor = scaled_dot_product_attention(
+        query, keys, values, attn_mask=mask, is_causal=mask is None, **options
+    )
+    return out
+
+
+def _attend_rows(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, seen: torch.Tensor, options: dict[str, Any]
+) -> torch.Tensor:
+    """Return the outputs of rows of suffixes, shape (R, H, W, D).
+
+    Query heads that share a key head are laid side by side along the length, so keys are not repeated.
+
+    Args:
+        query: Shape (R, H, W, D).
+        keys: Shape (R, H_kv, P + W, D).
+        values: As `keys`.
+        seen: Shape (R, W, P + W), bool.
+        options: Of torch's attention.
+    """
+    n_rows, n_heads, width, _ = query.shape
+    n_kv = keys.shape[1]
+    groups = n_heads // n_kv
+    q = query.reshape(n_rows, n_kv, groups * width, -1)
+    mask = seen.repeat(1, groups, 1)[:, None]
+    out: torch.Tensor = scaled_dot_product_attention(q, keys, values, attn_mask=mask, **options)
+    return out.reshape(n_rows, n_heads, width, -1)
+
+
+def _padded_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     layout: Layout,
-    scaling: float | None,
-    dropout: float,
     window: int | None,
+    options: dict[str, Any],
 ) -> torch.Tensor:
-    """Return the outputs of a packed sequence, shape (1, T, H, D).
-
-    Args:
-        query: Shape (1, H, T, D).
-        key: Shape (1, H_kv, T, D), H_kv a divisor of H.
-        value: As `key`.
-        layout: Where prefixes and suffixes stand; `can_pad` holds.
-        scaling: Factor of the scores; None for 1 / sqrt(D).
-        dropout: Of the attention weights.
-        window: Positions a token sees, its own included; None for all before it.
-    """
+    """Return the outputs of a packed sequence whose prefixes all stand in it, shape (1, T, H, D)."""
     places = layout.remembered(("padded", window), partial(_find_places, layout.segments, window))
-    n_heads, n_kv = query.shape[1], key.shape[1]
-    groups = n_heads // n_kv
-
-    def at(x: torch.Tensor, where: torch.Tensor) -> torch.Tensor:  # (1, h, T, D) -> (B, h, P, D)
-        taken: torch.Tensor = x[0].index_select(1, where.flatten()).unflatten(1, where.shape)
-        return taken.transpose(0, 1)
-
-    known = [at(x, places.prefixes) for x in (key, value)]
-    whole_keys, whole_values = (x.repeat_interleave(groups, dim=1) for x in known)
-    mask = near_mask(places.prefixes.shape[1], window, query.device)
-    first = scaled_dot_product_attention(
-        at(query, places.prefixes),
-        whole_keys,
-        whole_values,
-        mask,
-        dropout,
-        is_causal=mask is None,
-        scale=scaling,
-    )
+    known = [_at(x, places.prefixes) for x in (key, value)]
+    first = _attend_prefixes(_at(query, places.prefixes), *known, window, options)
     keys, values = (
-        torch.cat([prefix.index_select(0, places.users), at(own, places.rows)], dim=2)
+        torch.cat([prefix.index_select(0, places.users), _at(own, places.rows)], dim=2)
         for prefix, own in zip(known, (key, value), strict=True)
     )
-    n_rows, width = places.rows.shape
-    # Query heads that share a key head lie side by side along the length, so keys are not repeated.
-    rows = at(query, places.rows).reshape(n_rows, n_kv, groups * width, -1)
-    seen = places.seen.repeat(1, groups, 1)[:, None]
-    later = scaled_dot_product_attention(rows, keys, values, seen, dropout, scale=scaling)
-    later = later.reshape(n_rows, n_heads, width, -1)
+    later = _attend_rows(_at(query, places.rows), keys, values, places.seen, options)
     flat = torch.cat([x.transpose(1, 2).flatten(0, 1) for x in (first, later)])  # (B P + R W, H, D)
     return flat.index_select(0, places.order)[None]
 
@@ -143,7 +147,7 @@ def _find_places(segments: tuple[Segment, ...], window: int | None) -> _Places:
     )
 
 
-NAMES: dict[Sharing, str] = {"rows": "trsr_rows", "padded": "trsr_padded", "blocks": "trsr_blocks"}
+NAMES: dict[Sharing, str] = {"rows": "trsr_rows", "padded": "trsr_padded"}
 _LONGEST_PROBE = 256  # tokens; longer windows are compared as masks
 
 _log = logging.getLogger(__name__)
@@ -161,7 +165,7 @@ def shared_prefix_attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend as the layout says; without one, as transformers' `sdpa`.
+    """Attend as the layout says; without one, as transformers' `sdpa`, whose interface this is.
 
     Args:
         module: The attention layer.
@@ -187,23 +191,38 @@ def shared_prefix_attention(
         )
         return out, None
     refuse_unknown_terms(kwargs)
-    if module.config._attn_implementation == NAMES["blocks"]:
-        if dropout:
-            raise NotImplementedError("attention in blocks has no dropout")
-        out = block_attention(module, query, key, value, layout, scaling, sliding_window)
-        return out.transpose(1, 2).contiguous(), None
-    if module.config._attn_implementation == NAMES["padded"] and can_pad(layout):
-        return padded_attention(query, key, value, layout, scaling, dropout, sliding_window), None
     options = {"dropout_p": dropout, "scale": scaling}
+    all_read_here = all(segment.known is None and segment.keep is None for segment in layout.segments)
+    if module.config._attn_implementation == NAMES["padded"] and all_read_here:
+        return _padded_attention(query, key, value, layout, sliding_window, options), None
+    return _row_attention(module, query, key, value, layout, sliding_window, options), None
+
+
+def _row_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: Layout,
+    window: int | None,
+    options: dict[str, Any],
+) -> torch.Tensor:
+    """Return the outputs of a packed sequence, shape (1, T, H, D)."""
     parts = []
     for number, segment in enumerate(layout.segments):
         prefix = _prefix_keys(module, key, value, segment)
         if segment.n_read:
             read = query[:, :, segment.start : segment.start + segment.n_read]
-            parts.append(_prefix_outputs(read, *prefix, sliding_window, options))
-        mask = layout.remembered((number, sliding_window), partial(segment.mask, sliding_window))
-        parts.append(_suffix_outputs(query, key, value, prefix, segment, mask, options))
-    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+            parts.append(_attend_prefixes(read, *prefix, window, options))
+        keys, values = (
+            torch.cat([known.expand(len(segment.rows), -1, -1, -1), _at(own, segment.rows)], dim=2)
+            for known, own in zip(prefix, (key, value), strict=True)
+        )
+        seen = layout.remembered((number, window), partial(segment.mask, window))
+        out = _attend_rows(_at(query, segment.rows), keys, values, seen, options)
+        out = out.transpose(0, 1).flatten(1, 2)  # (H, R W, D)
+        parts.append(out.index_select(1, segment.order)[None])
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous()
 
 
 def _prefix_keys(
@@ -217,52 +236,6 @@ def _prefix_keys(
     if segment.keep is not None:
         segment.keep.layers[module.layer_idx] = pair[0].clone(), pair[1].clone()
     return pair
-
-
-def _prefix_outputs(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int | None, options: dict[str, Any]
-) -> torch.Tensor:
-    """Return the outputs of the prefix's own tokens, shape (1, H, P, D)."""
-    mask = near_mask(query.shape[2], window, query.device)
-    groups = query.shape[1] // key.shape[1]
-    k, v = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-    out: torch.Tensor = scaled_dot_product_attention(
-        query, k, v, attn_mask=mask, is_causal=mask is None, **options
-    )
-    return out
-
-
-def _suffix_outputs(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    prefix: tuple[torch.Tensor, torch.Tensor],
-    segment: Segment,
-    mask: torch.Tensor,
-    options: dict[str, Any],
-) -> torch.Tensor:
-    """Return the outputs of all suffix tokens of a segment, shape (1, H, n_suffix_tokens, D).
-
-    Query heads that share a key head are laid side by side along the length, so keys are not repeated.
-    """
-    n_rows, width = segment.rows.shape
-    n_kv = key.shape[1]
-    groups = query.shape[1] // n_kv
-    flat = segment.rows.flatten()
-
-    def rows(x: torch.Tensor) -> torch.Tensor:  # (1, h, T, D) -> (R, h, W, D)
-        taken: torch.Tensor = x[0].index_select(1, flat).unflatten(1, (n_rows, width))
-        return taken.transpose(0, 1)
-
-    k, v = (
-        torch.cat([read.expand(n_rows, -1, -1, -1), rows(own)], dim=2)
-        for read, own in zip(prefix, (key, value), strict=True)
-    )
-    q = rows(query).reshape(n_rows, n_kv, groups * width, -1)
-    seen = mask.repeat(1, groups, 1)[:, None]
-    out: torch.Tensor = scaled_dot_product_attention(q, k, v, attn_mask=seen, **options)
-    out = out.reshape(n_rows, n_kv * groups, width, -1).transpose(0, 1).flatten(1, 2)  # (H, R W, D)
-    return out.index_select(1, segment.order)[None]
 
 
 for _name in NAMES.values():
@@ -300,10 +273,8 @@ def _say_too_long(name: str, limit: int) -> None:
 def enable(model: Any, sharing: Sharing = "auto") -> bool:
     """Make a model read packed sequences, if its answers are then exactly what they would be without.
 
-    An architecture with a state that passes from token to token, or with attention that is not a function of
-    positions alone, is found by asking it: a packed group must give the logits that its candidates give
-    one by one. What a short text does not show is read off its configuration and its masks. One log line
-    says when it does not share.
+    A packed group must give the logits that its candidates give one by one; what a short text does not show
+    is read off the configuration and the masks. One log line says why a model does not share.
 
     Args:
         model: A transformers causal language model, before any adapter wraps it.
@@ -346,8 +317,8 @@ def _obstacle(model: Any, name: str) -> str:
         model.set_attn_implementation(name)
         with torch.inference_mode():
             errors = [distance(packed, plain) for packed in _read_packed(model, parts)]
-    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as problem:
-        return (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+    except PROBE_ERRORS as problem:
+        return first_line(problem)
     error = max(errors)
     return "" if error <= TOLERANCE[model.dtype] else f"its answers differ by {error:.1g}"
 
@@ -359,7 +330,7 @@ def _note_rows(model: Any) -> None:
     try:
         with torch.inference_mode():
             error = distance(run_rows(model, sequences), _read_plainly(model, parts))
-    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError):
+    except PROBE_ERRORS:
         error = float("inf")
     model.reads_rows = error <= TOLERANCE[model.dtype]
 
