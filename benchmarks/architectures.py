@@ -33,9 +33,9 @@ from transformers.utils import logging as hf_logging
 
 from trsr.experiment.run_folder import environment
 from trsr.llm import prefix_attention
+from trsr.llm.architecture import length_limit
 from trsr.llm.base import GenerationParams, LabelTokens, ScoringGroup, Sharing
-from trsr.llm.generation import RowWriter, Text
-from trsr.llm.prompt_reading import PromptReader
+from trsr.llm.text_batch import Text, TextBatch, batch_obstacle
 from trsr.llm.transformers import load_causal_lm
 from trsr.recommend.scorer import PrefixCache, SharedPrefixScorer
 from trsr.train.config import LoraConfig, TrainConfig
@@ -316,15 +316,16 @@ def texts_written(folder: Path) -> Row:
         out = plain.generate(ids, attention_mask=torch.ones_like(ids), **options)
         expected.append(out[0, len(prompt) :].tolist())
     model = load_causal_lm(str(folder), dtype="float32", device="cpu")
-    with said("trsr.llm.prompt_reading") as lines:
-        reader = PromptReader(model, max(map(len, PROMPTS)) + N_WRITTEN)
-    writer = RowWriter(model, reader, GenerationParams(max_new_tokens=N_WRITTEN), lambda _: True, {-1})
-    writer.join([Text(number, prompt, "kind") for number, prompt in enumerate(PROMPTS)])
+    limit = length_limit(model.config)
+    obstacle = batch_obstacle(model)
+    together = not obstacle and (limit is None or max(map(len, PROMPTS)) + N_WRITTEN <= limit)
+    batch = TextBatch(model, GenerationParams(max_new_tokens=N_WRITTEN), {-1}, one_by_one=not together)
+    batch.join([Text(number, list(prompt), "kind") for number, prompt in enumerate(PROMPTS)])
     found: dict[int, list[int]] = {}
-    while writer.texts:
-        found.update({text.index: text.written for text in writer.step()})
+    while batch.texts:
+        found.update({text.index: text.written for text in batch.step()})
     same = sum(found[number] == text for number, text in enumerate(expected))
-    return {"together": reader.in_batches, "why": reason(lines), "same": same, "of": len(expected)}
+    return {"together": together, "why": obstacle, "same": same, "of": len(expected)}
 
 
 def plain_model(folder: Path, attention: str = "eager") -> Any:

@@ -100,17 +100,17 @@ def test_check_model_finds_text_that_a_chat_template_loses(tiny_model: Path, tmp
 def test_check_model_finds_text_written_otherwise_than_by_transformers(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trsr.llm.generation import RowWriter
+    from trsr.llm.text_batch import TextBatch
 
-    right = RowWriter.step
+    right = TextBatch.step
 
-    def wrong(self: RowWriter) -> Any:
+    def wrong(self: TextBatch) -> Any:
         done = right(self)
         for text in done:
             text.written[-2:] = text.written[:2]
         return done
 
-    monkeypatch.setattr(RowWriter, "step", wrong)
+    monkeypatch.setattr(TextBatch, "step", wrong)
     assert failed(checked(tiny_model, templates=("news",))) == {"generation"}
 
 

@@ -105,11 +105,11 @@ def _padded_attention(
 ) -> torch.Tensor:
     """Return the outputs of a packed sequence whose prefixes all stand in it, shape (1, T, H, D)."""
     places = layout.remembered(("padded", window), partial(_find_places, layout.segments, window))
-    known = [_at(x, places.prefixes) for x in (key, value)]
-    first = _attend_prefixes(_at(query, places.prefixes), *known, window, options)
+    prefix = _at(key, places.prefixes), _at(value, places.prefixes)
+    first = _attend_prefixes(_at(query, places.prefixes), *prefix, window, options)
     keys, values = (
-        torch.cat([prefix.index_select(0, places.users), _at(own, places.rows)], dim=2)
-        for prefix, own in zip(known, (key, value), strict=True)
+        torch.cat([read.index_select(0, places.users), _at(own, places.rows)], dim=2)
+        for read, own in zip(prefix, (key, value), strict=True)
     )
     later = _attend_rows(_at(query, places.rows), keys, values, places.seen, options)
     flat = torch.cat([x.transpose(1, 2).flatten(0, 1) for x in (first, later)])  # (B P + R W, H, D)
@@ -212,11 +212,11 @@ def _row_attention(
     for number, segment in enumerate(layout.segments):
         prefix = _prefix_keys(module, key, value, segment)
         if segment.n_read:
-            read = query[:, :, segment.start : segment.start + segment.n_read]
-            parts.append(_attend_prefixes(read, *prefix, window, options))
+            queries = query[:, :, segment.start : segment.start + segment.n_read]
+            parts.append(_attend_prefixes(queries, *prefix, window, options))
         keys, values = (
-            torch.cat([known.expand(len(segment.rows), -1, -1, -1), _at(own, segment.rows)], dim=2)
-            for known, own in zip(prefix, (key, value), strict=True)
+            torch.cat([read.expand(len(segment.rows), -1, -1, -1), _at(own, segment.rows)], dim=2)
+            for read, own in zip(prefix, (key, value), strict=True)
         )
         seen = layout.remembered((number, window), partial(segment.mask, window))
         out = _attend_rows(_at(query, segment.rows), keys, values, seen, options)

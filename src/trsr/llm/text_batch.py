@@ -84,8 +84,10 @@ class _RowLayer(DynamicLayer):
             self._rooms.append(room)
         self._show()
 
-    def _show(self) -> None:
-        self.keys, self.values = (room[:, :, : self._n_filled] for room in self._rooms)
+    def _show(self) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = (room[:, :, : self._n_filled] for room in self._rooms)
+        self.keys, self.values = keys, values
+        return keys, values
 
     def get_seq_length(self) -> int:
         """Return how many columns are filled."""
@@ -98,8 +100,7 @@ class _RowLayer(DynamicLayer):
         start, self._n_filled = self._n_filled, self._n_filled + key_states.shape[2]
         for room, new in zip(self._rooms, (key_states, value_states), strict=True):
             room[:, :, start : self._n_filled] = new
-        self._show()
-        return self.keys, self.values
+        return self._show()
 
     def keep(self, n_rows: int, targets: torch.Tensor, sources: torch.Tensor) -> None:
         """Keep `n_rows` rows, those in `targets` with what `sources` held; the others are not copied."""
@@ -130,7 +131,7 @@ def _joined(parts: Sequence[tuple[Cache, Sequence[tuple[int, int]]]], n_new: int
             source.layers[number] = None  # type: ignore[call-overload]
         joined.append(_RowLayer(rows, n_new))
         del rows, layer
-    return Cache(layers=joined)
+    return Cache(layers=list(joined))
 
 
 class PromptReader:
@@ -171,7 +172,8 @@ class PromptReader:
             if beginning not in self._caches:
                 self._caches[beginning] = DynamicCache()
                 self._forward(self._caches[beginning], [list(beginning)], 0)
-            for number, layer in enumerate(self._caches[beginning].layers):
+            layers: list[Any] = self._caches[beginning].layers
+            for number, layer in enumerate(layers):
                 keys, values = (x.expand(len(texts), -1, -1, -1) for x in (layer.keys, layer.values))
                 cache.update(keys, values, number)
         rests = [text.prompt[len(beginning) : -1] for text in texts]

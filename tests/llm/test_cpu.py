@@ -1,9 +1,10 @@
-"""The allocator is asked to keep large buffers, unless the user decided otherwise."""
+"""Freed memory is kept in the process unless the user decided otherwise, and threads end with their work."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
+import threading
 
 import pytest
 
@@ -14,11 +15,11 @@ class Libc:
     """Stands for the C library."""
 
     def __init__(self) -> None:
-        self.calls: list[tuple[int, int]] = []
+        self.settings: dict[int, int] = {}
         self.trims: list[int] = []
 
     def mallopt(self, name: int, value: int) -> int:
-        self.calls.append((name, value))
+        self.settings[name] = value
         return 1
 
     def malloc_trim(self, pad: int) -> int:
@@ -34,27 +35,29 @@ def libc(monkeypatch: pytest.MonkeyPatch) -> Libc:
     return fake
 
 
-def test_large_blocks_come_from_memory_that_is_kept(libc: Libc) -> None:
+def test_reuse_large_buffers_maps_nothing_apart_and_keeps_what_is_freed(libc: Libc) -> None:
     assert cpu.reuse_large_buffers()
-    assert dict(libc.calls)[-4] == 0  # nothing is mapped for itself
-    assert dict(libc.calls)[-1] > 2**30  # and little is given back
+    assert libc.settings[-4] == 0
+    assert libc.settings[-1] > 2**30
 
 
-def test_the_users_own_settings_stay(libc: Libc, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reuse_large_buffers_leaves_the_users_settings(libc: Libc, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
     assert not cpu.reuse_large_buffers()
-    assert libc.calls == []
+    assert libc.settings == {}
 
 
 def test_other_c_libraries_are_left_alone(libc: Libc, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu.give_back()
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    cpu.give_back()
     assert not cpu.reuse_large_buffers()
-    assert libc.calls == []
+    assert (libc.settings, libc.trims) == ({}, [0])
 
 
-def test_free_memory_is_given_back_where_the_library_can(libc: Libc, monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu.give_back()
-    assert libc.trims == [0]
-    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
-    cpu.give_back()
-    assert libc.trims == [0]
+def test_apart_returns_what_was_done_in_a_thread_that_has_ended() -> None:
+    thread = cpu.apart(threading.current_thread)
+    assert thread is not threading.current_thread()
+    assert not thread.is_alive()
+    with pytest.raises(ZeroDivisionError):
+        cpu.apart(lambda: 1 / 0)

@@ -1,7 +1,9 @@
-"""Texts written by a Hugging Face model: batching, sharing and stopping change nothing but the time."""
+"""The engine `transformers`: batching, sharing and stopping change nothing but the time."""
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,10 +12,9 @@ import pytest
 import torch
 
 from trsr.errors import EngineError
-from trsr.llm.answers import before_stop
 from trsr.llm.base import Generation, GenerationParams, Message, Prompt, TextGenerator
-from trsr.llm.generation import RowWriter, Text, TransformersGenerator, how_many_join
-from trsr.llm.prompt_reading import PromptReader
+from trsr.llm.generation import TransformersGenerator, how_many_join
+from trsr.llm.text_batch import PromptReader, Text, TextBatch
 from trsr.testing.contracts import TextGeneratorContract, ask
 
 PROMPTS = [
@@ -23,6 +24,7 @@ PROMPTS = [
     ask("birthday cards"),
     ask("Notes: " + "string lights, " * 12),
 ]
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
 
 
 class TestTransformers(TextGeneratorContract):
@@ -75,12 +77,6 @@ def test_a_batch_writes_what_plain_greedy_decoding_writes(
         assert result.n_generated_tokens == len(expected)
 
 
-def test_the_frequency_penalty_changes_the_text(generator: TransformersGenerator) -> None:
-    plain = ordered(generator, PROMPTS, GenerationParams(max_new_tokens=24))
-    varied = ordered(generator, PROMPTS, GenerationParams(max_new_tokens=24, frequency_penalty=2.0))
-    assert [r.text for r in plain] != [r.text for r in varied]
-
-
 @pytest.mark.parametrize("budget", [1, 250, 400])
 def test_a_small_budget_writes_the_same_texts_as_a_large_one(
     generator: TransformersGenerator, tiny_model: Path, budget: int
@@ -92,25 +88,25 @@ def test_a_small_budget_writes_the_same_texts_as_a_large_one(
 
 
 class Counter:
-    """Counts the rows that are written at each step, and the prompts of each reading."""
+    """Counts the rows that are written at each step, and notes the prompts of each reading."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rows: list[int] = []
         self.longest: list[int] = []
-        self.joined: list[int] = []
-        step, join = RowWriter.step, RowWriter.join
+        self.joined: list[list[int]] = []
+        step, join = TextBatch.step, TextBatch.join
 
-        def count_step(writer: RowWriter) -> list[Text]:
-            self.rows.append(len(writer.texts))
-            self.longest.append(max(len(text.prompt) for text in writer.texts))
-            return step(writer)
+        def count_step(batch: TextBatch) -> list[Text]:
+            self.rows.append(len(batch.texts))
+            self.longest.append(max(len(text.prompt) for text in batch.texts))
+            return step(batch)
 
-        def count_join(writer: RowWriter, texts: list[Text]) -> None:
-            self.joined.append(len(texts))
-            join(writer, texts)
+        def count_join(batch: TextBatch, texts: list[Text]) -> None:
+            self.joined.append([text.index for text in texts])
+            join(batch, texts)
 
-        monkeypatch.setattr(RowWriter, "step", count_step)
-        monkeypatch.setattr(RowWriter, "join", count_join)
+        monkeypatch.setattr(TextBatch, "step", count_step)
+        monkeypatch.setattr(TextBatch, "join", count_join)
 
 
 def test_waiting_prompts_join_as_others_finish(
@@ -127,20 +123,8 @@ def test_waiting_prompts_join_as_others_finish(
     assert [(r.text, r.n_generated_tokens) for r in ordered(few, prompts, stop)] == expected
     sizes = zip(counter.rows, counter.longest, strict=True)
     assert all(rows * (longest + 16) <= budget for rows, longest in sizes)
-    assert sum(counter.joined) == len(prompts)
+    assert sum(map(len, counter.joined)) == len(prompts)
     assert sum(counter.rows) / len(counter.rows) > 2.7, "short texts make room before long ones have ended"
-
-
-def test_on_a_cpu_products_of_few_rows_use_all_cores(generator: TransformersGenerator) -> None:
-    layers = [layer for layer in generator._model.modules() if type(layer) is torch.nn.Linear]
-    assert layers
-    assert all("forward" in vars(layer) for layer in layers)
-
-
-def test_each_text_gets_its_share_of_the_time(generator: TransformersGenerator) -> None:
-    started = time.perf_counter()
-    results = ordered(generator, PROMPTS, GenerationParams(max_new_tokens=4))
-    assert 0 < sum(result.seconds for result in results) <= time.perf_counter() - started
 
 
 @pytest.mark.parametrize(
@@ -159,13 +143,8 @@ def test_each_text_gets_its_share_of_the_time(generator: TransformersGenerator) 
     ],
 )
 def test_so_many_join(waiting: list[int], present: list[int], budget: int, n: int) -> None:
-    new, old = ([Text(0, [0] * length, None) for length in lengths] for lengths in (waiting, present))
+    new, old = ([Text(0, [0] * length) for length in lengths] for lengths in (waiting, present))
     assert how_many_join(new, old, n_new=10, budget=budget) == n
-
-
-def test_equal_prompts_in_a_batch_leave_a_token_to_read(generator: TransformersGenerator) -> None:
-    results = ordered(generator, [PROMPTS[0]] * 3, GenerationParams(max_new_tokens=5))
-    assert len({result.text for result in results}) == 1
 
 
 def test_a_text_ends_before_a_stop_text_and_others_go_on(generator: TransformersGenerator) -> None:
@@ -191,11 +170,6 @@ def test_writing_ends_with_the_token_that_completes_a_stop_text(
         needed = next(n for n in range(1, 17) if stop in generator._decode(tokens[:n]))
         (found,) = generator.generate(PROMPTS[:1], GenerationParams(max_new_tokens=16, stop=(stop,)))
         assert found.n_generated_tokens == needed
-
-
-def test_the_earliest_of_several_stop_texts_counts() -> None:
-    assert before_stop("one two three", ("three", "two")) == "one "
-    assert before_stop("one two three", ("four",)) == "one two three"
 
 
 def test_a_prompt_that_is_too_long_fails_alone(generator: TransformersGenerator) -> None:
@@ -243,9 +217,46 @@ def test_prompts_of_two_kinds_are_read_and_written_as_apart(
     counter = Counter(monkeypatch)
     together = [result.text for result in ordered(generator, [*PROMPTS, *others], params)]
     assert together == apart
-    assert counter.joined == [10], "one batch, in which each kind shares its own beginning"
+    assert len(counter.joined) == 1, "one batch, in which each kind shares its own beginning"
     assert len(set(beginnings)) == 2
     assert min(beginnings) > 10
+
+
+def test_time_is_shared_out_among_the_texts_and_reading_is_a_part_of_it(tiny_model: Path) -> None:
+    generator = TransformersGenerator(str(tiny_model), device="cpu")
+    started = time.perf_counter()
+    results = ordered(generator, PROMPTS, GenerationParams(max_new_tokens=4))
+    taken = time.perf_counter() - started
+    assert 0 < sum(result.seconds for result in results) <= taken
+    assert 0 < generator.reading_seconds < taken
+
+
+@pytest.mark.parametrize(
+    ("settings", "max_prompt_tokens", "n_together"),
+    [
+        ({"max_position_embeddings": 512, "rope_parameters": DYNAMIC}, 508, len(PROMPTS)),
+        ({"max_position_embeddings": 512, "rope_parameters": DYNAMIC}, 509, 1),
+        ({"a_chunk_of_keys": 4096}, 300, 1),
+    ],
+)
+def test_texts_are_written_together_only_where_that_is_exact(
+    settings: dict[str, Any],
+    max_prompt_tokens: int,
+    n_together: int,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "other"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | settings))
+    generator = TransformersGenerator(str(folder), device="cpu", max_prompt_tokens=max_prompt_tokens)
+    counter = Counter(monkeypatch)
+    results = ordered(generator, PROMPTS, GenerationParams(max_new_tokens=4))
+    assert all(result.error is None for result in results)
+    assert max(map(len, counter.joined)) == n_together
+    assert caplog.text.count("one text at a time") == ("a_chunk_of_keys" in settings)
 
 
 def test_a_closed_generator_says_so(tiny_model: Path) -> None:
@@ -260,37 +271,24 @@ def test_no_more_rows_are_written_together_than_allowed(
 ) -> None:
     params = GenerationParams(max_new_tokens=10)
     expected = [result.text for result in ordered(generator, PROMPTS, params)]
-    counter = Counter(monkeypatch)
     narrow = TransformersGenerator(str(tiny_model), device="cpu", max_rows=2)
+    counter = Counter(monkeypatch)
     assert [result.text for result in ordered(narrow, PROMPTS, params)] == expected
     assert max(counter.rows) == 2
-    assert max(counter.joined) == 2
+    assert max(map(len, counter.joined)) == 2
 
 
 def test_prompts_that_follow_from_answers_wait_until_the_first_round_is_read(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    order: list[int] = []
-    join = RowWriter.join
-
-    def note(writer: RowWriter, texts: list[Text]) -> None:
-        order.extend(text.index for text in texts)
-        join(writer, texts)
-
-    monkeypatch.setattr(RowWriter, "join", note)
     one_by_one = TransformersGenerator(str(tiny_model), device="cpu", max_rows=1)
+    counter = Counter(monkeypatch)
     prompts = [ask("Seeds?"), ask("Which pots, seeds?"), ask("Pots?")]
     for result in one_by_one.generate(prompts, GenerationParams(max_new_tokens=2)):
         if result.index < 3:
             prompts.append(
                 ask("Known before: clay pots and seeds. And now " + "string lights " * result.index)
             )
+    order = [index for joined in counter.joined for index in joined]
     assert sorted(order[:3]) == [0, 1, 2]
     assert sorted(order[3:]) == [3, 4, 5]
-
-
-def test_the_time_of_reading_is_a_part_of_the_whole(tiny_model: Path) -> None:
-    generator = TransformersGenerator(str(tiny_model), device="cpu")
-    started = time.perf_counter()
-    ordered(generator, PROMPTS, GenerationParams(max_new_tokens=4))
-    assert 0 < generator.reading_seconds < time.perf_counter() - started
