@@ -8,14 +8,14 @@ import typer
 from typer.testing import CliRunner
 
 from trsr.cli.bench import app, write_mind_files
-from trsr.data.mind import import_mind
+from trsr.data.mind import MindImport
 
 
 def test_the_files_it_writes_are_those_of_mind(tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     rows = write_mind_files(tmp_path / "raw", 5_000)
     assert 5_000 <= rows < 5_063
-    data = import_mind(tmp_path / "raw", tmp_path / "out")
+    data = MindImport(source=tmp_path / "raw").run(tmp_path / "out")
     counts = data.info.counts
     assert counts["history_positions"] == rows
     assert counts["other_histories"] == 0

@@ -3,8 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from importing import import_amazon_m2
 
-from trsr.data.amazon import import_amazon_m2
 from trsr.errors import DataError
 
 PRODUCTS = '''id,locale,title,price,brand,color,size,model,material,author,desc

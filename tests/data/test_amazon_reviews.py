@@ -7,8 +7,8 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from importing import import_amazon_reviews
 
-from trsr.data.amazon import import_amazon_reviews
 from trsr.errors import DataError
 
 META_2018 = [

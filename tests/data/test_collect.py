@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trsr.data.dataset import Dataset
-from trsr.data.ingest import EventCollector, ItemCollector, by_user_ranges
-from trsr.data.readers import RAW, ROW
-from trsr.data.reading import summary_lines
+from trsr.data.importers import summary_lines
+from trsr.data.ingest import EventCollector, ItemCollector, RawFile, TimedOptions, by_user_ranges
+from trsr.data.text_lines import RAW, ROW
 from trsr.data.values import ID_RULE
 from trsr.data.writer import DatasetWriter, Spool
 
@@ -30,12 +30,13 @@ def collect(
     keep_untimed: bool = False,
 ) -> Dataset:
     with DatasetWriter(tmp_path / "d", overwrite=True) as writer:
-        item_collector = ItemCollector(writer, "items", ["title"])
+        options = TimedOptions(keep_untimed=keep_untimed)
+        item_collector = ItemCollector(RawFile(writer, Path("items"), options), ["title"])
         rows = pl.DataFrame(items, schema={"item_id": pl.String, "title": pl.String}, orient="row")
         rows = rows.with_row_index(ROW, offset=1).with_columns(pl.col("title").fill_null("-").alias(RAW))
         for start in range(0, len(rows), at_once):
             item_collector.add(rows.slice(start, at_once))
-        collector = EventCollector(writer, "events", item_collector.ids, keep_untimed=keep_untimed)
+        collector = EventCollector(RawFile(writer, Path("events"), options), item_collector.ids)
         schema = {"user_id": pl.String, "item_id": pl.String, "timestamp": pl.String}
         clicks = pl.DataFrame(events, schema=schema, orient="row")
         clicks = clicks.with_row_index(ROW, offset=1).with_columns(pl.lit("raw").alias(RAW))

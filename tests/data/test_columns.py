@@ -18,9 +18,11 @@ def test_a_missing_column_says_what_was_sought_and_what_is_there() -> None:
         DataError,
         match=r"news.csv has no column for the user id \(looked for user_id.*found a, b\); check that",
     ):
-        columns.require_column("news.csv", ["\x1frow", "a", "b"], "user id", columns.USER_ID)
+        columns.require_columns("news.csv", ["\x1frow", "a", "b"], columns.Sought("user id", columns.USER_ID))
     with pytest.raises(DataError, match=r"looked for 'who'; found user_id\); name one with --user-id\.$"):
-        columns.require_column("news.csv", ["user_id"], "user id", columns.USER_ID, "who", "--user-id")
+        columns.require_columns(
+            "news.csv", ["user_id"], columns.Sought("user id", columns.USER_ID, "who", "--user-id")
+        )
 
 
 def test_text_fields_are_all_but_ids_and_addresses() -> None:
@@ -38,7 +40,7 @@ def test_text_fields_are_all_but_ids_and_addresses() -> None:
         "Unnamed: 0",
         "column_3",
     ]
-    assert columns.guess_text_fields(found, ["item_id"]) == ["title", "idea", "brand"]
+    assert columns.guess_text_fields(found, "item_id") == ["title", "idea", "brand"]
     assert columns.guess_category_fields(["title", "brand", "Genres"]) == ["brand", "Genres"]
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from importing import import_movielens
 
-from trsr.data.movielens import import_movielens
 from trsr.errors import DataError
 
 FILES = {

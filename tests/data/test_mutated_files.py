@@ -11,13 +11,10 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from importing import import_amazon_m2, import_amazon_reviews, import_mind, import_movielens, import_table
 from mutated_files import KINDS, Table, write_files
 
-from trsr.data.amazon import import_amazon_m2, import_amazon_reviews
 from trsr.data.dataset import Dataset
-from trsr.data.mind import import_mind
-from trsr.data.movielens import import_movielens
-from trsr.data.table import import_table
 from trsr.data.validate import validate_dataset
 from trsr.errors import TrsrError
 

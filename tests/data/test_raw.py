@@ -18,21 +18,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trsr.data import text_lines
-from trsr.data.readers import RAW, ROW, read_frames
-from trsr.data.text_lines import split_records
+from trsr.data.import_info import FileInfo
+from trsr.data.readers import read_frames
+from trsr.data.text_lines import RAW, ROW, split_records
 from trsr.errors import DataError
 
 
 class Refused(list[tuple[int, str, str]]):
     """Collects rejected rows as (row, raw, reason)."""
 
-    def __call__(self, _file: str, rows: pl.DataFrame, reason: str) -> None:
-        self.extend((row, raw, reason) for row, raw in rows.select("row", "raw").iter_rows())
+    def __call__(self, rows: pl.DataFrame, reason: str) -> None:
+        self.extend((row, raw, reason) for row, raw in rows.select(ROW, RAW).iter_rows())
 
 
-def read(file: Path, refused: Refused | None = None, **options: object) -> pl.DataFrame:
+def read(
+    file: Path, refused: Refused | None = None, info: FileInfo | None = None, **options: object
+) -> pl.DataFrame:
     refused = Refused() if refused is None else refused
-    frames = list(read_frames(file, refused, **options))  # type: ignore[arg-type]
+    frames = list(read_frames(file, refused, info or FileInfo(), **options))  # type: ignore[arg-type]
     return pl.concat([frame for frame in frames if len(frame)] or frames[:1], how="diagonal")
 
 
@@ -96,7 +99,7 @@ def test_whatever_a_csv_writer_writes_is_read_back(rows: list[list[str]], size: 
     for start in range(0, len(texts), size):
         lines = pending + texts[start : start + size]
         records, used = split_records(lines, ",", 2, final=start + size >= len(texts))
-        found += [record.fields for record in records]
+        found += [fields for *_, fields in records]
         pending = lines[used:]
     assert found == rows
 
@@ -123,9 +126,9 @@ def test_tsv_takes_quotes_as_letters_unless_told(tmp_path: Path) -> None:
 def test_quotes_of_a_tsv_are_read_as_such_where_it_uses_them_throughout(
     tmp_path: Path, content: str, texts: list[str], quotes: bool
 ) -> None:
-    text = text_lines.TextFormat()
-    assert read(write(tmp_path / "a.tsv", content), text=text)["text"].to_list() == texts
-    assert text.quotes == quotes
+    info = FileInfo()
+    assert read(write(tmp_path / "a.tsv", content), info=info)["text"].to_list() == texts
+    assert info.quotes == quotes
 
 
 def test_one_broken_quote_among_many_costs_one_row_of_a_tsv(tmp_path: Path) -> None:

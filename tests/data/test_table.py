@@ -6,10 +6,10 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from importing import import_table
 
 from trsr.data import text_lines
 from trsr.data.mind import NEWS
-from trsr.data.table import import_table
 from trsr.data.validate import validate_dataset
 from trsr.errors import DataError
 

@@ -8,24 +8,22 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from importing import import_amazon_m2, import_mind, import_movielens, import_table
 
 from trsr.data import text_lines
-from trsr.data.amazon import import_amazon_m2
 from trsr.data.dataset import Dataset
-from trsr.data.mind import import_mind
-from trsr.data.movielens import import_movielens
-from trsr.data.readers import ROW, read_frames
-from trsr.data.reading import import_summary, import_warnings, reading_lines
-from trsr.data.table import import_table
-from trsr.data.text_lines import TextFormat
+from trsr.data.import_info import FileInfo
+from trsr.data.importers import import_summary, import_warnings, summary_lines
+from trsr.data.readers import read_frames
+from trsr.data.text_lines import ROW
 from trsr.errors import DataError, MissingExtraError
 
 ITEMS = "item_id;title\na;Café, Übermaß\nb;Thé\n"
 
 
-def read(file: Path, content: str | bytes, text: TextFormat | None = None, **options: object) -> pl.DataFrame:
+def read(file: Path, content: str | bytes, text: FileInfo | None = None, **options: object) -> pl.DataFrame:
     file.write_bytes(content.encode() if isinstance(content, str) else content)
-    return pl.concat(read_frames(file, lambda *_: None, text=text, **options))  # type: ignore[arg-type]
+    return pl.concat(read_frames(file, lambda *_: None, text or FileInfo(), **options))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("batch", [7, 2**20])
@@ -46,7 +44,7 @@ def test_encoding_and_line_ends_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, found: str, line_end: str, batch: int
 ) -> None:
     monkeypatch.setattr(text_lines, "BATCH_BYTES", batch)
-    text = TextFormat()
+    text = FileInfo()
     table = read(tmp_path / "i.csv", ITEMS.replace("\n", line_end).encode(encoding), text)
     assert table["title"].to_list() == ["Café, Übermaß", "Thé"]
     assert table[ROW].to_list() == [2, 3]
@@ -55,11 +53,11 @@ def test_encoding_and_line_ends_are_found(
 
 def test_a_named_encoding_is_used_and_an_unknown_one_refused(tmp_path: Path) -> None:
     cyrillic = "item_id,title\na,Привет\n".encode("cp1251")
-    assert read(tmp_path / "i.csv", cyrillic, TextFormat(encoding="cp1251"))["title"].to_list() == ["Привет"]
+    assert read(tmp_path / "i.csv", cyrillic, FileInfo(encoding="cp1251"))["title"].to_list() == ["Привет"]
     assert read(tmp_path / "i.csv", cyrillic).is_empty()  # no western words: refused by line, not guessed
     for unknown in ("klingon", "rot13", "base64"):
         with pytest.raises(DataError, match="no text encoding"):
-            read(tmp_path / "i.csv", cyrillic, TextFormat(encoding=unknown))
+            read(tmp_path / "i.csv", cyrillic, FileInfo(encoding=unknown))
 
 
 def test_a_line_that_the_encoding_cannot_hold_is_refused_alone(tmp_path: Path) -> None:
@@ -68,7 +66,7 @@ def test_a_line_that_the_encoding_cannot_hold_is_refused_alone(tmp_path: Path) -
     )
     refused: list[str] = []
     (tmp_path / "i.csv").write_bytes(content)
-    frames = list(read_frames(tmp_path / "i.csv", lambda _f, _rows, reason: refused.append(reason)))
+    frames = list(read_frames(tmp_path / "i.csv", lambda _rows, reason: refused.append(reason), FileInfo()))
     assert pl.concat(frames)["item_id"].to_list() == ["a", "c"]
     assert "not UTF-16-LE" in refused
 
@@ -77,7 +75,7 @@ def test_a_line_that_the_encoding_cannot_hold_is_refused_alone(tmp_path: Path) -
 @pytest.mark.parametrize("name", ["i.csv", "i.tsv", "i.txt"])
 def test_the_delimiter_is_found_whatever_the_suffix(tmp_path: Path, name: str, delimiter: str) -> None:
     rows = [["item_id", "title", "price"], ["a", "one. two", "3.5"], ["b", "x", "4"]]
-    text = TextFormat()
+    text = FileInfo()
     table = read(tmp_path / name, "\n".join(delimiter.join(row) for row in rows), text)
     assert table["title"].to_list() == ["one. two", "x"]
     assert text.delimiter == delimiter
@@ -94,17 +92,19 @@ def test_the_delimiter_is_found_whatever_the_suffix(tmp_path: Path, name: str, d
     ],
 )
 def test_marks_inside_of_values_are_no_delimiters(tmp_path: Path, content: str, delimiter: str) -> None:
-    text = TextFormat()
+    text = FileInfo()
     assert len(read(tmp_path / "i.csv", content, text).columns) == 4
     assert text.delimiter == delimiter
 
 
 def test_a_named_delimiter_is_used(tmp_path: Path) -> None:
-    assert read(tmp_path / "i.csv", "id#text\na#x, y\n", TextFormat("#"))["text"].to_list() == ["x, y"]
-    assert read(tmp_path / "i.csv", "id\ttext\na\tx\n", TextFormat("tab"))["text"].to_list() == ["x"]
+    assert read(tmp_path / "i.csv", "id#text\na#x, y\n", FileInfo(delimiter="#"))["text"].to_list() == [
+        "x, y"
+    ]
+    assert read(tmp_path / "i.csv", "id\ttext\na\tx\n", FileInfo(delimiter="tab"))["text"].to_list() == ["x"]
     for wrong in ("", '"', "\n"):
         with pytest.raises(DataError, match=r"delimiter .* cannot be used"):
-            read(tmp_path / "i.csv", "id,text\n", TextFormat(wrong))
+            read(tmp_path / "i.csv", "id,text\n", FileInfo(delimiter=wrong))
 
 
 CELL_STYLES = {"timestamp": 1, "clock": 2}
@@ -215,7 +215,7 @@ def test_excel_files_need_their_extra(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(builtins, "__import__", without)
     (tmp_path / "i.xlsx").write_text("x")
     with pytest.raises(MissingExtraError, match=r"trsr\[xlsx\]"):
-        list(read_frames(tmp_path / "i.xlsx", lambda *_: None))
+        list(read_frames(tmp_path / "i.xlsx", lambda *_: None, FileInfo()))
 
 
 def shop(folder: Path, events: str, **options: object) -> Dataset:
@@ -290,13 +290,13 @@ def test_the_summary_says_which_columns_were_read_and_that_the_encoding_was_gues
     files[1].write_text("session_id,visitorid,item\ns,v,a\n")
     data = import_table(*files, tmp_path / "d")
     assert [h.user_id for h in data.histories()] == ["v"]
-    items, events = reading_lines(data.info)
+    items, events = summary_lines(data.info)[1:]
     assert "item id from id, cp1252 (guessed; --encoding names another)" in items
     assert "user id from visitorid (not session_id), item id from item," in events
     files[0].write_bytes("id,title\na,Café\n".encode("mac-roman"))
     named = import_table(*files, tmp_path / "n", encoding="mac-roman")
     assert named.catalogue()["a"].fields["title"] == "Café"
-    assert "guessed" not in "".join(reading_lines(named.info))
+    assert "guessed" not in "".join(summary_lines(named.info))
 
 
 def test_a_date_and_a_time_of_day_can_be_joined(tmp_path: Path) -> None:

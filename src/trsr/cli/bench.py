@@ -227,9 +227,9 @@ except OSError:
 print(json.dumps({{"seconds": seconds, "peak_memory_mb": peak / 1024, "events": result}}))
 """
 _TRSR = """
-from trsr.data.mind import import_mind
+from trsr.data.mind import MindImport
 def task(source, out):
-    return import_mind(source, out).info.counts["events"]
+    return MindImport(source=source).run(out).info.counts["events"]
 """
 # What a first script would do: every row a Python object, all in memory, written at the end.
 _NAIVE = """

@@ -1,7 +1,4 @@
-"""The usual names of columns in recommendation data, and how a column is found or its absence explained.
-
-Importers ask for a meaning ("the item id"); this module knows how the field's data sets call it.
-"""
+"""The usual names of columns in recommendation data: how a column is found, or its absence explained."""
 
 from __future__ import annotations
 
@@ -13,31 +10,15 @@ from trsr.data.values import CATEGORIES
 from trsr.errors import DataError
 
 ITEM_ID = (
-    "item_id",
-    "item",
-    "itemId",
-    "parent_asin",
-    "asin",
-    "news_id",
-    "movieId",
-    "movie_id",
-    "product_id",
+    *("item_id", "item", "itemId", "parent_asin", "asin", "news_id", "movieId", "movie_id", "product_id"),
     "id",
 )
 USER_ID = (
-    "user_id",
-    "user",
-    "userId",
-    "reviewerID",
-    "uid",
-    "customer_id",
-    "customerId",
-    "visitorid",
-    "visitor_id",
-    "session_id",
+    *("user_id", "user", "userId", "reviewerID", "uid", "customer_id", "customerId", "visitorid"),
+    *("visitor_id", "session_id"),
 )
 ITEM_LIST = ("items", "item_ids", "history", "prev_items", "sequence")
-# Columns that are no text for a reader: ids, addresses, machine annotations.
+# Columns that are no text for a reader: ids, addresses, machine annotations, row numbers of exporters.
 _NO_TEXT = re.compile(
     r"(^|_)(id|ids|asin|url|uri|link|image|images|entities)$|Id$|ID$|URL"
     r"|^(Unnamed: \d+|column_\d+|index|level_\d+|__index_level_\d+__|rownames)$",
@@ -74,23 +55,12 @@ def chosen_of(columns: Sequence[str], usual: Sequence[str], column: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Sought:
-    """A column that is looked for.
-
-    Attributes:
-        meaning: What it holds, in words.
-        usual: Names it may have.
-        named: The name that the user gave, if any; then no other will do.
-        option: The option by which a user can name the column, if there is one.
-    """
+    """A column to find: what it holds, its usual names, the name the user gave, the option to name it."""
 
     meaning: str
-    usual: Sequence[str]
-    named: str | None = None
+    usual: Sequence[str] = ()
+    named: str | None = None  # then no other will do
     option: str | None = None
-
-    def __str__(self) -> str:
-        looked_for = repr(self.named) if self.named is not None else ", ".join(self.usual)
-        return f"for the {self.meaning} (looked for {looked_for}"
 
 
 def require_columns(
@@ -106,26 +76,15 @@ def require_columns(
     if not missing:
         return [column for column in found if column is not None]
     there = ", ".join(c for c in dict.fromkeys([*columns, *unread]) if c.isprintable()) or "none"
+    names = [repr(one.named) if one.named is not None else ", ".join(one.usual) for one in missing]
+    said = [f"for the {one.meaning} (looked for {name}" for one, name in zip(missing, names, strict=True)]
     options = [one.option for one in missing if one.option]
-    if len(missing) == 1:
-        said = f"{missing[0]}; found {there})"
-        advice = f"name one with {options[0]}" if options else "check that it is the right file"
-    else:
-        said = f"{' and none '.join(f'{one})' for one in missing)}; found {there}"
-        advice = f"name them with {' and '.join(options)}" if options else "check that it is the right file"
-    raise DataError(f"{file} has no column {said}; {advice}.")
-
-
-def require_column(
-    file: str,
-    columns: Sequence[str],
-    meaning: str,
-    usual: Sequence[str],
-    named: str | None = None,
-    option: str | None = None,
-) -> str:
-    """Return the column with this meaning; see `Sought` and `require_columns`."""
-    return require_columns(file, columns, Sought(meaning, usual, named, option))[0]
+    advice = f"name {'one' if len(missing) == 1 else 'them'} with {' and '.join(options)}"
+    raise DataError(
+        f"{file} has no column "
+        + (f"{said[0]}; found {there})" if len(said) == 1 else f"{') and none '.join(said)}); found {there}")
+        + f"; {advice if options else 'check that it is the right file'}."
+    )
 
 
 def plain_names(names: Iterable[str]) -> list[str]:
@@ -143,13 +102,9 @@ def plain_names(names: Iterable[str]) -> list[str]:
     return plain
 
 
-def guess_text_fields(columns: Iterable[str], without: Iterable[str]) -> list[str]:
-    """Return the columns that look like text for a reader: all but ids, addresses and those in `without`.
-
-    Left out too are columns without a name and row numbers that exporters write (`Unnamed: 0`, `index`).
-    """
-    skip = set(without)
-    return [c for c in columns if c not in skip and c.isprintable() and not _NO_TEXT.search(c)]
+def guess_text_fields(columns: Iterable[str], item_id: str) -> list[str]:
+    """Return the columns that look like text for a reader: all but ids, addresses and row numbers."""
+    return [c for c in columns if c != item_id and c.isprintable() and not _NO_TEXT.search(c)]
 
 
 def guess_category_fields(text_fields: Iterable[str]) -> list[str]:

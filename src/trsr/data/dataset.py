@@ -179,13 +179,14 @@ class Dataset:
             events: The same for events: user id, item id and time, one event per row.
             out: Folder of the dataset. By default it is in the cache folder (`TRSR_CACHE`) under a digest of
                 its content, so the same tables give the same dataset.
-            **options: As for `trsr.data.table.import_table`: `name`, `domain`, `text_fields`, `user_id`, ...
+            **options: Fields of `trsr.data.table.TableImport` (`name`, `domain`, `text_fields`, `user_id`,
+                ...), or `overwrite`.
 
         Raises:
             DataError: a file or a column is missing, or nothing could be read.
             OutputError: the dataset cannot be written.
         """
-        from trsr.data.table import import_table
+        from trsr.data.table import TableImport
 
         home = Path(out) if out is not None else cache_dir() / "datasets"
         work = home.with_name(f".{home.name}.tables-{os.getpid()}-{secrets.token_hex(4)}")
@@ -193,10 +194,14 @@ class Dataset:
             if events is None:
                 items, events = _tables_of(Path(items))
             files = _as_file(items, work / "items.parquet"), _as_file(events, work / "events.parquet")
-            if out is not None:
-                return import_table(*files, out, **options)
-            dataset = import_table(*files, work / "dataset", **{"name": "tables", **options})
-            return cls.open(_keep(dataset, home))
+            options = {
+                "name": "tables" if out is None else None,
+                "items": files[0],
+                "events": files[1],
+            } | options
+            overwrite = options.pop("overwrite", False)
+            dataset = TableImport.checked(**options).run(out or work / "dataset", overwrite=overwrite)
+            return dataset if out is not None else cls.open(_keep(dataset, home))
         finally:
             shutil.rmtree(work, ignore_errors=True)
 

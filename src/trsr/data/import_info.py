@@ -33,35 +33,21 @@ _ADVICE = {
 
 
 class TimesInfo(BaseModel):
-    """What an import found of times.
-
-    Attributes:
-        file: The file that has them.
-        column: The column; None where none was recognized.
-        forms: Number of times by the form in which they were read.
-        first: The earliest time kept.
-        last: The latest time kept.
-        n: Entries read.
-        missing: Those of them without a time.
-        in_file_order: Events at the same time as another one of their user, which the file's order arranges.
-        newest_first: Whether that order was read from the end of the file, as its times never grow.
-        looks_like_time: Where there is no time column: columns that could be one.
-        expected: Whether the events of this kind of data have times.
-    """
+    """What an import found of times."""
 
     model_config = ConfigDict(extra="forbid")
 
     file: str
-    column: str | None = None
-    forms: dict[str, int] = {}
+    column: str | None = None  # None where none was recognized
+    forms: dict[str, int] = {}  # number of times by the form in which they were read
     first: datetime | None = None
     last: datetime | None = None
-    n: int = 0
-    missing: int = 0
-    in_file_order: int = 0
-    newest_first: bool = False
-    looks_like_time: list[str] = []
-    expected: bool = True
+    n: int = 0  # entries read
+    missing: int = 0  # ... without a time
+    in_file_order: int = 0  # events at the time of another one of their user, arranged by the file's order
+    newest_first: bool = False  # whether that order was read from the end of the file: its times never grow
+    looks_like_time: list[str] = []  # without a time column: columns that could be one
+    expected: bool = True  # whether the events of this kind of data have times
 
     @property
     def missing_share(self) -> float:
@@ -70,50 +56,36 @@ class TimesInfo(BaseModel):
 
 
 class FileInfo(BaseModel):
-    """What an import found of a raw file.
-
-    Attributes:
-        rows: Rows read, without the header.
-        unreadable: Rows refused, whatever for, but for references and repeats.
-        entries: Events in it, where it holds any.
-        unreadable_entries: Those of them that were refused by themselves.
-        references: Entries refused because the catalogue lacks their item.
-        encoding: Encoding of a text file.
-        encoding_guessed: Whether it was guessed from a few bytes that UTF-8 cannot hold.
-        delimiter: Delimiter of a delimited file.
-        quotes: Whether the fields of a tab file stand in quotes.
-        sheet: The sheet that was read of an Excel file.
-        columns: The columns that were found for the ids, by what they hold.
-    """
+    """What an import found of a raw file."""
 
     model_config = ConfigDict(extra="forbid")
 
-    rows: int = 0
-    unreadable: int = 0
-    entries: int = 0
-    unreadable_entries: int = 0
-    references: int = 0
+    rows: int = 0  # without the header
+    unreadable: int = 0  # rows refused for any reason but references and repeats
+    entries: int = 0  # events in it, where it holds any
+    unreadable_entries: int = 0  # ... that were refused by themselves
+    references: int = 0  # ... refused because the catalogue lacks their item
     encoding: str | None = None
-    encoding_guessed: bool = False
+    encoding_guessed: bool = False  # from a few bytes that UTF-8 cannot hold
     delimiter: str | None = None
-    quotes: bool = False
-    sheet: str | None = None
-    columns: dict[str, str] = {}
+    quotes: bool = False  # whether the fields of a tab file are in quotes
+    sheet: str | None = None  # the one that was read of an Excel file
+    columns: dict[str, str] = {}  # the columns that were found for the ids, by what they hold
 
     @property
     def unreadable_share(self) -> float:
         """Share of the rows, and of the entries in them, that could not be read."""
         return min(1.0, self.unreadable / max(1, self.rows) + self.unreadable_entries / max(1, self.entries))
 
-    def summary(self) -> dict[str, object]:
-        """Return the counts and both shares, ready for JSON."""
-        shares = {"unreadable_share": self.unreadable_share, "reference_share": self.reference_share}
-        return self.model_dump() | shares
-
     @property
     def reference_share(self) -> float:
         """Share of the entries whose item the catalogue lacks."""
         return self.references / max(1, self.entries)
+
+    def summary(self) -> dict[str, object]:
+        """Return the counts and both shares, ready for JSON."""
+        shares = {"unreadable_share": self.unreadable_share, "reference_share": self.reference_share}
+        return self.model_dump() | shares
 
 
 def too_many(files: Mapping[str, FileInfo], reasons: Mapping[str, int], limit: float) -> str | None:

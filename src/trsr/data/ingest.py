@@ -1,20 +1,25 @@
-"""What every importer does with its rows: keep each item once, and put events in order, on flat memory.
+"""What every importer does with its rows: refuse with a reason, keep each item once, put events in order.
 
-Importers bring frames with fixed columns; the rules for refusal stand here, so they are the same for all
-kinds of data. Only item ids (and a hash each) are held in memory, never the interactions.
+Memory stays flat: only item ids (and a hash each) are held in it, never the interactions.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Self
 
 import polars as pl
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
-from trsr.data.dataset import TIME
-from trsr.data.import_info import TimesInfo
-from trsr.data.readers import RAW, ROW
+from trsr.data.columns import Sought, require_columns
+from trsr.data.dataset import TIME, Dataset
+from trsr.data.import_info import MAX_REJECTS, FileInfo, TimesInfo
+from trsr.data.readers import read_frames
+from trsr.data.text_lines import RAW, ROW
 from trsr.data.times import UNREADABLE, TimeReader
 from trsr.data.values import (
     ID_RULE,
@@ -37,96 +42,186 @@ _TEXT, _RATING = "\x1frating text", "\x1frating"
 _ENTITY = r"&(?:[a-zA-Z]{2,8}|#[0-9]{1,6}|#x[0-9a-fA-F]{1,5});"
 
 
-def refuse(writer: DatasetWriter, file: str, frame: pl.DataFrame, reason: str) -> None:
-    """Reject all rows of a frame that has `ROW` and `RAW`."""
-    writer.reject(file, frame.select(pl.col(ROW).alias("row"), pl.col(RAW).alias("raw")), reason)
+_OWN = ("share", "finite")  # errors of our own, whose messages are sentences
 
 
-def keep_or_refuse(
-    writer: DatasetWriter, file: str, frame: pl.DataFrame, good: pl.Expr, reason: str
-) -> pl.DataFrame:
-    """Return the rows for which `good` is true; the others are rejected."""
-    right = frame.select(good.fill_null(False)).to_series()
-    if right.all():
-        return frame
-    refuse(writer, file, frame.filter(~right), reason)
-    return frame.filter(right)
+def _share(value: float) -> float:
+    if not 0 <= value <= 1:
+        raise PydanticCustomError(
+            "share",
+            "The largest share of rejects is {value}; expected 0 to 1 (--max-rejects).",
+            {"value": value},
+        )
+    return value
 
 
-def check_threshold(min_rating: float | None) -> None:
-    """Refuse a threshold that no rating can be compared with.
+def _finite(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise PydanticCustomError(
+            "finite",
+            "Found the least rating {value}; expected a finite number, such as 4.",
+            {"value": str(value)},
+        )
+    return value
 
-    Raises:
-        DataError: it is NaN or infinite.
-    """
-    if min_rating is not None and not math.isfinite(min_rating):
-        raise DataError(f"Found the least rating {min_rating}; expected a finite number, such as 4.")
+
+def _names(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return tuple(name.strip() for name in value.split(",") if name.strip())
 
 
-def at_least(
-    writer: DatasetWriter, file: str, frame: pl.DataFrame, rating: str, threshold: float
-) -> pl.DataFrame:
-    """Return the rows whose rating reaches the threshold or is missing.
+MinRating = Annotated[float | None, AfterValidator(_finite)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+"""Names of columns; a text is divided at its commas."""
+MIN_RATING = "Leave out lower ratings; they are counted."
 
-    Lower and missing ratings are counted, those that are no number are rejected.
-    """
-    frame = single(frame, rating, others=True)
-    ratings = frame.select(clean_cell(rating).alias(_TEXT)).select(
-        _TEXT, parse_rating(pl.col(_TEXT)).alias(_RATING)
+
+class ImportOptions(BaseModel):
+    """Options of every importer; the subclasses are the kinds of data, and the commands of `trsr import`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    delimiter: str | None = Field(
+        default=None, description="Between fields: ';', '|', tab ...; found by default."
     )
-    frame = frame.with_columns(ratings)
-    good = pl.col(_TEXT).is_null() | pl.col(_RATING).is_not_null()
-    frame = keep_or_refuse(writer, file, frame, good, "rating cannot be read")
-    below = (frame[_RATING] < threshold).fill_null(False)
-    writer.counts["ratings_below_threshold"] += int(below.sum())
-    count_if_any(writer, "rows_without_rating", int(frame[_TEXT].is_null().sum()))
-    return frame.filter(~below).drop(_TEXT, _RATING)
+    encoding: str | None = Field(
+        default=None, description="Of text files: utf-8, utf-16, cp1252 ...; found by default."
+    )
+    max_rejects: Annotated[float, AfterValidator(_share)] = Field(
+        default=MAX_REJECTS, description="Largest share of a file's rows that may be unreadable."
+    )
+
+    @classmethod
+    def checked(cls, **options: Any) -> Self:
+        """Return the options.
+
+        Raises:
+            DataError: one is missing, unknown, or has a value that cannot be used.
+        """
+        try:
+            return cls.model_validate(options)
+        except ValidationError as error:
+            first = error.errors()[0]
+            if first["type"] in _OWN:
+                raise DataError(first["msg"]) from error
+            where = ".".join(map(str, first["loc"]))
+            raise DataError(f"The option {where!r} cannot be used ({first['msg']}); correct it.") from error
+
+    def run(self, out: str | Path, *, overwrite: bool = False) -> Dataset:
+        """Make a dataset folder at `out`.
+
+        Raises:
+            DataError: a file or a column is missing, nothing could be read, or `out` is in the way.
+            OutputError: `out` cannot be written.
+        """
+        with DatasetWriter(out, overwrite=overwrite) as writer:
+            writer.max_rejects = self.max_rejects
+            return self.read(writer)
+
+    def read(self, writer: DatasetWriter) -> Dataset:
+        """Read the raw files into the writer, and finish it."""
+        raise NotImplementedError
 
 
-def count_if_any(writer: DatasetWriter, what: str, n: int) -> None:
-    """Count what is worth a line only where there is any."""
-    if n:
-        writer.counts[what] += n
+class TimedOptions(ImportOptions):
+    """Options of importers whose events have times."""
+
+    time_format: str | None = Field(
+        default=None,
+        description="How times are written: day-first, month-first, year-first, epoch-s (-ms, -us, -ns, "
+        "-days), excel, or a pattern such as '%d.%m.%Y %H:%M'; found by default where only one form fits.",
+    )
+    keep_untimed: bool = Field(
+        default=False, description="Keep events without a time; their users stay in the file's order."
+    )
+
+
+class RawFile:
+    """A raw file of an import: its rows, which of them are refused, and what is worth a count."""
+
+    def __init__(self, writer: DatasetWriter, path: Path, options: ImportOptions) -> None:
+        self.path = path
+        self.name = path.name
+        self.writer = writer
+        self.options = options
+
+    @property
+    def info(self) -> FileInfo:
+        """What the import found of the file; it is listed from the first look on."""
+        return self.writer.file(self.name)
+
+    def frames(
+        self,
+        *,
+        columns: Sequence[str] | None = None,
+        quotes: bool | None = None,
+        keep: Collection[str] | None = None,
+        delimiter: str | None = None,
+    ) -> Iterator[pl.DataFrame]:
+        """Yield the rows as `read_frames` does; `delimiter` is that of this file, if it is known.
+
+        Raises:
+            DataError: there is no row.
+        """
+        info = self.info
+        info.delimiter, info.encoding = delimiter or self.options.delimiter, self.options.encoding
+        frames = read_frames(self.path, self.refuse, info, columns=columns, quotes=quotes, keep=keep)
+        rows, refused = 0, info.unreadable
+        for frame in frames:
+            rows += info.unreadable - refused + len(frame)
+            info.encoding_guessed = self.options.encoding is None and info.encoding == "cp1252"
+            yield frame
+            refused = info.unreadable  # the importer refuses rows too
+        rows += info.unreadable - refused
+        info.rows += rows
+        if not rows:
+            raise DataError(
+                f"{self.path} has no row below its header; expected at least one: check that it is the "
+                "whole file."
+            )
+
+    def frames_again(self, *, columns: Sequence[str], quotes: bool | None = None) -> Iterator[pl.DataFrame]:
+        """Yield the rows of a file that was read before; what is refused now was refused then."""
+        yield from read_frames(self.path, lambda *_: None, self.info, columns=columns, quotes=quotes)
+
+    def refuse(self, frame: pl.DataFrame, reason: str, *, entries: bool = False) -> None:
+        """Reject all rows of a frame that has `ROW` and `RAW`; with `entries` they are parts of rows."""
+        rows = frame.select(pl.col(ROW).alias("row"), pl.col(RAW).alias("raw"))
+        self.writer.reject(self.name, rows, reason, entries=entries)
+
+    def keep(self, frame: pl.DataFrame, good: pl.Expr, reason: str, *, entries: bool = False) -> pl.DataFrame:
+        """Return the rows for which `good` is true; the others are rejected."""
+        right = frame.select(good.fill_null(False)).to_series()
+        if right.all():
+            return frame
+        self.refuse(frame.filter(~right), reason, entries=entries)
+        return frame.filter(right)
+
+    def count(self, what: str, n: int) -> None:
+        """Count what is worth a line only where there is any."""
+        if n:
+            self.writer.counts[what] += n
+
+    def clean_ids(self, frame: pl.DataFrame, *columns: str) -> pl.DataFrame:
+        """Return the frame with clean ids: see `values.clean_ids`."""
+        frame, n_floats = clean_ids(frame, *columns)
+        self.count("ids_written_as_floats", n_floats)
+        return frame
 
 
 def single(frame: pl.DataFrame, *columns: str, others: bool = False) -> pl.DataFrame:
     """Turn a list column into text where each list has one element.
 
-    Longer lists become null, or with `others` a text that is no value, so that it is refused.
+    Longer lists become null, or with `others` a text that is no value and so is refused.
     """
     for column in columns:
         if isinstance(frame.schema[column], pl.List):
             parts = pl.col(column)
             longer = (pl.lit("[") + parts.list.join(", ", ignore_nulls=True) + "]") if others else None
-            frame = frame.with_columns(
-                pl.when(parts.list.len() == 1)
-                .then(parts.list.first())
-                .when(parts.list.len() > 1)
-                .then(longer)
-            )
+            one = pl.when(parts.list.len() == 1).then(parts.list.first())
+            frame = frame.with_columns(one.when(parts.list.len() > 1).then(longer))
     return frame
-
-
-def item_rows(
-    writer: DatasetWriter, frame: pl.DataFrame, item_id: str | pl.Expr, fields: Sequence[str]
-) -> pl.DataFrame:
-    """Return the rows that `ItemCollector.add` takes: `item_id`, the text fields cleaned, `ROW`, `RAW`.
-
-    What cleaning changes is counted: markers of missing values, lists written as text. Entities of HTML are
-    left as they stand, and counted.
-    """
-    frame, n_lists = join_written_lists(frame, fields)
-    count_if_any(writer, "texts_written_as_lists", n_lists)
-    texts = [pl.col(f) for f in fields if frame.schema.get(f) == pl.String]
-    if texts:
-        sums = frame.select(
-            pl.sum_horizontal(text.str.strip_chars().is_in(MARKERS).sum() for text in texts).alias("markers"),
-            pl.sum_horizontal(text.str.contains(_ENTITY).sum() for text in texts).alias("entities"),
-        )
-        count_if_any(writer, "texts_that_say_missing", int(sums["markers"].item()))
-        count_if_any(writer, "texts_with_html_entities", int(sums["entities"].item()))
-    item = pl.col(item_id) if isinstance(item_id, str) else item_id
-    return frame.select(item.alias("item_id"), ROW, RAW, *clean_texts(frame, fields))
 
 
 class ItemCollector:
@@ -138,9 +233,8 @@ class ItemCollector:
         DataError: there is no text field, one is named twice, or one is called `item_id`.
     """
 
-    def __init__(self, writer: DatasetWriter, file: str, text_fields: Sequence[str]) -> None:
-        _check_fields(file, text_fields)
-        self._writer = writer
+    def __init__(self, file: RawFile, text_fields: Sequence[str]) -> None:
+        _check_fields(file.name, text_fields)
         self._file = file
         self._fields = list(text_fields)
         self._known = pl.DataFrame(schema={"item_id": pl.String, _HASH: pl.UInt64})
@@ -150,15 +244,12 @@ class ItemCollector:
         """The ids taken so far: one column, `item_id`."""
         return self._known.select("item_id")
 
-    def add(self, frame: pl.DataFrame) -> None:
-        """Take a batch of `item_rows`."""
-        frame, n_floats = clean_ids(single(frame, "item_id"), "item_id")
-        count_if_any(self._writer, "ids_written_as_floats", n_floats)
-        for good, reason in (
-            (pl.col("item_id").is_not_null(), "no item id"),
-            (is_id("item_id"), f"item id with {ID_RULE}"),
-        ):
-            frame = keep_or_refuse(self._writer, self._file, frame, good, reason)
+    def add(self, frame: pl.DataFrame, item_id: str = "item_id") -> None:
+        """Take a batch: a column with the id, columns with the names of the text fields, `ROW`, `RAW`."""
+        file, counts = self._file, self._file.writer.counts
+        frame = file.clean_ids(single(self._clean(frame, item_id), "item_id"), "item_id")
+        frame = file.keep(frame, pl.col("item_id").is_not_null(), "no item id")
+        frame = file.keep(frame, is_id("item_id"), f"item id with {ID_RULE}")
         frame = frame.with_columns(pl.struct(self._fields).hash().alias(_HASH))
         new = frame.join(self._known, on="item_id", how="anti", maintain_order="left")
         new = new.unique("item_id", keep="first", maintain_order=True)
@@ -168,11 +259,27 @@ class ItemCollector:
             first, on="item_id", how="left", maintain_order="left"
         )
         other = later.filter(pl.col(_HASH) != pl.col(_FIRST_HASH))
-        refuse(self._writer, self._file, other, "item id seen before with another text")
-        self._writer.counts["repeated_items"] += len(later) - len(other)
+        file.refuse(other, "item id seen before with another text")
+        counts["repeated_items"] += len(later) - len(other)
         no_text = pl.all_horizontal(pl.col(self._fields).is_null())
-        self._writer.counts["items_without_text"] += int(new.select(no_text.sum()).item())
-        self._writer.items.append(new.select("item_id", *self._fields))
+        counts["items_without_text"] += int(new.select(no_text.sum()).item())
+        file.writer.items.append(new.select("item_id", *self._fields))
+
+    def _clean(self, frame: pl.DataFrame, item_id: str) -> pl.DataFrame:
+        """Return `item_id`, the cleaned text fields, `ROW`, `RAW`, and count what cleaning changes.
+
+        Entities of HTML stay, and are counted too.
+        """
+        frame, n_lists = join_written_lists(frame, self._fields)
+        self._file.count("texts_written_as_lists", n_lists)
+        texts = [pl.col(f) for f in self._fields if frame.schema.get(f) == pl.String]
+        if texts:
+            missing = pl.sum_horizontal(text.str.strip_chars().is_in(MARKERS).sum() for text in texts)
+            entities = pl.sum_horizontal(text.str.contains(_ENTITY).sum() for text in texts)
+            n_missing, n_entities = frame.select(missing, entities.alias("entities")).row(0)
+            self._file.count("texts_that_say_missing", n_missing)
+            self._file.count("texts_with_html_entities", n_entities)
+        return frame.select(pl.col(item_id).alias("item_id"), ROW, RAW, *clean_texts(frame, self._fields))
 
 
 def _check_fields(file: str, text_fields: Sequence[str]) -> None:
@@ -199,38 +306,57 @@ class EventCollector:
         times: What is found of times; an importer names the column in it.
     """
 
-    def __init__(
-        self,
-        writer: DatasetWriter,
-        file: str,
-        item_ids: pl.DataFrame,
-        *,
-        time_format: str | None = None,
-        keep_untimed: bool = False,
-        fixed_columns: bool = False,
-    ) -> None:
+    def __init__(self, file: RawFile, item_ids: pl.DataFrame, *, fixed_columns: bool = False) -> None:
         """Collect the events of `file`; with `fixed_columns` a file without a time column stays so."""
-        self._writer = writer
-        self._fixed_columns = fixed_columns
         self._file = file
+        self._writer = file.writer
         self._items = item_ids
-        self._keep_untimed = keep_untimed
-        self._format = time_format
+        self._fixed_columns = fixed_columns
+        options = file.options
+        self._keep_untimed = isinstance(options, TimedOptions) and options.keep_untimed
+        self._format = options.time_format if isinstance(options, TimedOptions) else None
         self._reader: TimeReader | None = None
         self._n_kept = 0
         self._grows = False  # whether a user's times were seen to grow along the file
-        self._spool = writer.spool("unordered_events")
-        self._open = writer.spool("events_of_open_times")
-        self._untimed = writer.spool("events_without_time")
-        self.times = writer.times = TimesInfo(file=file)
+        self._spool = self._writer.spool("unordered_events")
+        self._open = self._writer.spool("events_of_open_times")
+        self._untimed = self._writer.spool("events_without_time")
+        self.times = self._writer.times = TimesInfo(file=file.name)
+
+    def add_rated(
+        self,
+        frame: pl.DataFrame,
+        columns: tuple[Sought, Sought, Sought, Sought],
+        min_rating: float | None,
+        unread: Sequence[str] = (),
+    ) -> None:
+        """Take a batch of ratings: the columns are those of user, item, time and rating.
+
+        With a threshold, lower and missing ratings are counted, those that are no number are rejected.
+        """
+        sought = columns[:3] if min_rating is None else columns
+        user, item, time, *rated = require_columns(self._file.name, frame.columns, *sought, unread=unread)
+        self.times.column = time
+        if min_rating is not None:
+            frame = self._at_least(frame, rated[0], min_rating)
+        self.add(frame.select(ROW, RAW, user_id=user, item_id=item, timestamp=time))
+
+    def _at_least(self, frame: pl.DataFrame, rating: str, threshold: float) -> pl.DataFrame:
+        frame = single(frame, rating, others=True)
+        texts = frame.select(clean_cell(rating).alias(_TEXT))
+        frame = frame.with_columns(texts.select(_TEXT, parse_rating(pl.col(_TEXT)).alias(_RATING)))
+        good = pl.col(_TEXT).is_null() | pl.col(_RATING).is_not_null()
+        frame = self._file.keep(frame, good, "rating cannot be read")
+        below = (frame[_RATING] < threshold).fill_null(False)
+        self._writer.counts["ratings_below_threshold"] += int(below.sum())
+        self._file.count("rows_without_rating", frame[_TEXT].null_count())
+        return frame.filter(~below).drop(_TEXT, _RATING)
 
     def add(self, frame: pl.DataFrame) -> None:
         """Take a batch: `user_id`, `item_id`, `timestamp` (text or null), `ROW`, `RAW`."""
         frame = single(single(frame, "user_id", "item_id"), "timestamp", others=True)
-        frame, n_floats = clean_ids(frame, "user_id", "item_id")
-        count_if_any(self._writer, "ids_written_as_floats", n_floats)
-        frame = frame.with_columns(clean_cell("timestamp"))
-        self._writer.file(self._file).entries += len(frame)
+        frame = self._file.clean_ids(frame, "user_id", "item_id").with_columns(clean_cell("timestamp"))
+        self._file.info.entries += len(frame)
         self.times.n += len(frame)
         self.times.missing += frame["timestamp"].null_count()
         times, later = self._times().read(frame["timestamp"])
@@ -242,9 +368,9 @@ class EventCollector:
             (is_id("user_id"), f"user id with {ID_RULE}"),
             (missing | pl.col("later") | pl.col("time").is_not_null(), UNREADABLE),
         ):
-            frame = self._keep(frame, good, reason)
+            frame = self._file.keep(frame, good, reason, entries=True)
         unknown = frame.join(self._items, on="item_id", how="anti", maintain_order="left")
-        refuse(self._writer, self._file, unknown, "unknown item")
+        self._file.refuse(unknown, "unknown item")
         frame = frame.join(self._items, on="item_id", how="semi", maintain_order="left")
         place = pl.int_range(self._n_kept, self._n_kept + len(frame), dtype=pl.Int64).alias("place")
         self._n_kept += len(frame)
@@ -258,16 +384,8 @@ class EventCollector:
 
     def _times(self) -> TimeReader:
         if self._reader is None:
-            self._reader = TimeReader(self._file, self.times.column or "timestamp", self._format)
+            self._reader = TimeReader(self._file.name, self.times.column or "timestamp", self._format)
         return self._reader
-
-    def _keep(self, frame: pl.DataFrame, good: pl.Expr, reason: str) -> pl.DataFrame:
-        right = frame.select(good.fill_null(False)).to_series()
-        if right.all():
-            return frame
-        refused = frame.filter(~right).select(pl.col(ROW).alias("row"), pl.col(RAW).alias("raw"))
-        self._writer.reject(self._file, refused, reason, entries=True)
-        return frame.filter(right)
 
     def _append(self, frame: pl.DataFrame) -> None:
         """Spool events whose times are read."""
@@ -279,9 +397,8 @@ class EventCollector:
             self.times.first = min(first, self.times.first or first)
             self.times.last = max(last, self.times.last or last)
         if not self._grows:
-            later = (pl.col("user_id") == pl.col("user_id").shift()) & (
-                pl.col("time") > pl.col("time").shift()
-            )
+            same_user = pl.col("user_id") == pl.col("user_id").shift()
+            later = same_user & (pl.col("time") > pl.col("time").shift())
             self._grows = bool(frame.select(later.any()).item())
         self._spool.append(frame.select("user_id", "item_id", pl.col("time").alias("timestamp"), "place"))
 
@@ -307,7 +424,7 @@ class EventCollector:
         for batch in self._open.batches():
             times, _ = reader.read(batch["timestamp"], final=True)
             read = batch.with_columns(times.alias("time"))
-            self._append(self._keep(read, pl.col("time").is_not_null(), UNREADABLE))
+            self._append(self._file.keep(read, pl.col("time").is_not_null(), UNREADABLE, entries=True))
         self.times.forms = dict(reader.forms)
         any_time = self.times.first is not None
         if any_time and self._keep_untimed:
@@ -316,10 +433,14 @@ class EventCollector:
             self.times.first = self.times.last = None
         for batch in self._untimed.batches():
             keep = pl.repeat(self._keep_untimed or not any_time, pl.len())
-            self._append(self._keep(batch, keep, "no time"))
+            self._append(self._file.keep(batch, keep, "no time", entries=True))
+        self._write(any_time, reader.order_only)
+
+    def _write(self, any_time: bool, order_only: bool) -> None:
         timed = pl.col("timestamp").is_not_null().all().over("user_id")
         key = pl.when(timed).then("timestamp").alias("key")
         position = pl.int_range(pl.len(), dtype=pl.Int64).over("user_id").alias("position")
+        time = (pl.lit(None) if order_only else pl.col("timestamp")).cast(TIME).alias("timestamp")
         place = pl.col("place")
         if reverse := any_time and self._runs_newest_first():
             place = pl.when(pl.col("key").is_null()).then(place).otherwise(-place)
@@ -334,10 +455,7 @@ class EventCollector:
             if any_time and self._keep_untimed:
                 in_order = rows.filter(pl.col("key").is_null())["user_id"].n_unique()
                 self._writer.counts["users_in_file_order"] += in_order
-            time = pl.lit(None) if reader.order_only else pl.col("timestamp")
-            self._writer.events.append(
-                rows.select("user_id", "item_id", position, time.cast(TIME).alias("timestamp"))
-            )
+            self._writer.events.append(rows.select("user_id", "item_id", position, time))
 
     def _fold_repeats(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Return each event once: the same user, item and time again is the same event sent twice.
@@ -348,14 +466,14 @@ class EventCollector:
             return rows
         first = pl.struct("user_id", "item_id", "timestamp").is_first_distinct()
         once = rows.filter(pl.col("timestamp").is_null() | first)
-        count_if_any(self._writer, "repeated_events", len(rows) - len(once))
+        self._file.count("repeated_events", len(rows) - len(once))
         return once
 
 
 def by_user_ranges(spool: Spool, rows_at_once: int = RANGE_ROWS) -> Iterator[pl.LazyFrame]:
     """Yield a spooled table in parts of whole users, about `rows_at_once` rows each, in the order of user_id.
 
-    The limits come from a regular sample of the rows, so that no list of all users is needed.
+    The limits come from a regular sample of the rows: no list of all users is needed.
     """
     if not spool.rows:
         return
@@ -363,16 +481,10 @@ def by_user_ranges(spool: Spool, rows_at_once: int = RANGE_ROWS) -> Iterator[pl.
     n_parts = -(-spool.rows // rows_at_once)
     limits: list[str] = []
     if n_parts > 1:
-        step = max(1, rows_at_once // 1000)
-        sample = (
-            table.select(pl.col("user_id").gather_every(step)).collect(engine="streaming")["user_id"].sort()
-        )
-        limits = (
-            sample.gather_every(max(1, len(sample) // n_parts), offset=len(sample) // n_parts)
-            .unique()
-            .sort()
-            .to_list()
-        )
+        users = table.select(pl.col("user_id").gather_every(max(1, rows_at_once // 1000)))
+        sample = users.collect(engine="streaming")["user_id"].sort()
+        step = max(1, len(sample) // n_parts)
+        limits = sample.gather_every(step, offset=len(sample) // n_parts).unique().sort().to_list()
     user = pl.col("user_id")
     for low, high in zip([None, *limits], [*limits, None], strict=True):
         inside = pl.lit(True) if low is None else user >= low

@@ -7,31 +7,24 @@ impression stay in its labels; no event has a time, because the log gives none f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import polars as pl
+from pydantic import Field
 
 from trsr.data.dataset import IMPRESSIONS, TIME, Dataset
-from trsr.data.import_info import MAX_REJECTS, TimesInfo
-from trsr.data.ingest import ItemCollector, by_user_ranges, item_rows, keep_or_refuse, refuse
-from trsr.data.readers import RAW, ROW
-from trsr.data.reading import RawFiles, TextSettings
+from trsr.data.import_info import TimesInfo
+from trsr.data.ingest import ImportOptions, ItemCollector, Names, RawFile, by_user_ranges
+from trsr.data.text_lines import RAW, ROW
 from trsr.data.times import MONTH_FIRST, UNREADABLE, TimeReader
 from trsr.data.values import ID_RULE, MARKERS, is_id
-from trsr.data.writer import DatasetWriter, Spool
+from trsr.data.writer import DatasetWriter
 from trsr.errors import DataError
 
 NEWS = (
-    "item_id",
-    "category",
-    "subcategory",
-    "title",
-    "abstract",
-    "url",
-    "title_entities",
-    "abstract_entities",
+    *("item_id", "category", "subcategory", "title", "abstract"),
+    *("url", "title_entities", "abstract_entities"),
 )
 BEHAVIORS = ("impression_id", "user_id", "time", "history", "candidates")
 TEXT_FIELDS = ("category", "subcategory", "title", "abstract")
@@ -39,110 +32,67 @@ NOBODY = "U_UNKNOWN"  # a user id that stands for "not known": each of its rows 
 _HASH = "__history_hash__"
 _SPOOLED = pl.Schema([*IMPRESSIONS.items(), (ROW, pl.Int64()), (_HASH, pl.UInt64())])
 _HISTORY_ROWS = 1_000_000  # history positions ordered at once
+_NO_LABELS = "candidates without labels, as in MIND's test files"
 
 
-class MindImport(TextSettings):
-    """Options of `import_mind` as a configuration carries them."""
+class MindImport(ImportOptions):
+    """Import Microsoft News: news.tsv and behaviors.tsv, impressions kept as logged.
+
+    Example: trsr import mind MINDsmall_train --out data/mind
+    """
 
     kind: Literal["mind"] = "mind"
-    source: Path
-    name: str = "mind"
-    news: str = "news.tsv"
-    behaviors: str = "behaviors.tsv"
-    text_fields: tuple[str, ...] = TEXT_FIELDS
-    time_format: str | None = None
+    source: Path = Field(description="Folder that holds the raw files.")
+    name: str = Field(default="mind", description="Name in reports.")
+    news: str = Field(default="news.tsv", description="News file in SOURCE.")
+    behaviors: str = Field(default="behaviors.tsv", description="Impressions file in SOURCE.")
+    text_fields: Names = Field(default=TEXT_FIELDS, description="Columns of the news kept as text: a,b.")
+    time_format: str | None = Field(
+        default=None, description="How times are written; MIND's own month-first form by default."
+    )
 
-
-def import_mind(
-    source: str | Path,
-    out: str | Path,
-    *,
-    name: str = "mind",
-    news: str = "news.tsv",
-    behaviors: str = "behaviors.tsv",
-    text_fields: Sequence[str] = TEXT_FIELDS,
-    time_format: str | None = None,
-    delimiter: str | None = None,
-    encoding: str | None = None,
-    max_rejects: float = MAX_REJECTS,
-    overwrite: bool = False,
-) -> Dataset:
-    """Make a dataset folder from a folder of MIND.
-
-    Args:
-        source: The folder that holds the two files.
-        out: The dataset folder to make.
-        name: Stands in reports.
-        news: File of the news in `source`.
-        behaviors: File of the impressions in `source`.
-        text_fields: Columns of the news kept as text, in rendering order.
-        time_format: How the times of impressions are written; MIND's own month-first form by default.
-        delimiter: What separates the fields of delimited files; found in their first lines by default.
-        encoding: Encoding of text files; found in their first 4 MB by default.
-        max_rejects: Largest share of a file's rows that may be unreadable, in [0, 1].
-        overwrite: Replace an existing dataset at `out`.
-
-    Raises:
-        DataError: a file is missing or of another form, or nothing could be read.
-    """
-    source = Path(source)
-    if wrong := [field for field in text_fields if field not in NEWS[1:]]:
-        raise DataError(
-            f"MIND has no text field {' and '.join(map(repr, wrong))}; choose from {', '.join(NEWS[1:])}."
-        )
-    with DatasetWriter(out, overwrite=overwrite) as writer:
-        raw = RawFiles(writer, delimiter, encoding, max_rejects)
-        items = ItemCollector(writer, news, text_fields)
-        for frame in raw.frames(source / news, columns=NEWS, quotes=False):
-            items.add(item_rows(writer, frame, "item_id", text_fields))
-        times = TimeReader(behaviors, "time", time_format or MONTH_FIRST)
-        writer.times = TimesInfo(file=behaviors, column="time", expected=False)
-        for frame in raw.frames(source / behaviors, columns=BEHAVIORS, quotes=False):
-            writer.impressions.append(_impressions(writer, behaviors, frame, times))
-        _note_times(writer.times, writer.impressions, times)
-        _refuse_repeated(writer, raw, source / behaviors)
+    def read(self, writer: DatasetWriter) -> Dataset:
+        """Read the news, the impressions, and the histories in them."""
+        if wrong := [field for field in self.text_fields if field not in NEWS[1:]]:
+            raise DataError(
+                f"MIND has no text field {' and '.join(map(repr, wrong))}; choose from {', '.join(NEWS[1:])}."
+            )
+        news = RawFile(writer, self.source / self.news, self)
+        behaviors = RawFile(writer, self.source / self.behaviors, self)
+        items = ItemCollector(news, self.text_fields)
+        for frame in news.frames(columns=NEWS, quotes=False):
+            items.add(frame)
+        times = TimeReader(behaviors.name, "time", self.time_format or MONTH_FIRST)
+        writer.times = TimesInfo(file=behaviors.name, column="time", expected=False)
+        for frame in behaviors.frames(columns=BEHAVIORS, quotes=False):
+            writer.impressions.append(_impressions(behaviors, frame, times))
+        _note_times(writer, times)
+        _refuse_repeated(writer, behaviors)
         _write_histories(writer, behaviors, items.ids)
         return writer.finish(
-            name=name,
+            name=self.name,
             domain="news",
-            text_fields=text_fields,
+            text_fields=self.text_fields,
             category_fields=("category", "subcategory"),
-            source=f"MIND: {source.name}/{news}, {source.name}/{behaviors}",
+            source=f"MIND: {self.source.name}/{self.news}, {self.source.name}/{self.behaviors}",
         )
 
 
-def _note_times(info: TimesInfo, impressions: Spool, times: TimeReader) -> None:
-    stamp = pl.col("timestamp")
-    found = impressions.scan(_SPOOLED).select(
-        stamp.min().alias("first"),
-        stamp.max().alias("last"),
-        pl.len().alias("n"),
-        stamp.null_count().alias("missing"),
-    )
-    info.first, info.last, info.n, info.missing = found.collect().row(0)
-    info.forms = dict(times.forms)
-
-
-def _impressions(writer: DatasetWriter, file: str, frame: pl.DataFrame, times: TimeReader) -> pl.DataFrame:
+def _impressions(file: RawFile, frame: pl.DataFrame, times: TimeReader) -> pl.DataFrame:
     """Return the logged impressions of a batch, with what `_write_histories` needs besides."""
     frame = frame.with_columns(pl.col(BEHAVIORS).str.strip_chars())
-    said = pl.col("impression_id", "user_id", "time", "history")
-    frame = frame.with_columns(pl.when(said.is_in(MARKERS)).then(pl.lit("")).otherwise(said).name.keep())
+    cells = pl.col("impression_id", "user_id", "time", "history")
+    frame = frame.with_columns(pl.when(cells.is_in(MARKERS)).then(pl.lit("")).otherwise(cells).name.keep())
     frame = frame.with_columns(times.read(frame["time"])[0].alias("timestamp"))
+    shown = pl.col("candidates").str
     for good, reason in (
         (pl.col("impression_id") != "", "no impression id"),
         ((pl.col("user_id") == "") | is_id("user_id"), f"user id with {ID_RULE}"),
         ((pl.col("time") == "") | pl.col("timestamp").is_not_null(), UNREADABLE),
-        (
-            ~pl.col("candidates").str.contains(r"^[^\s-]+( +[^\s-]+)*$"),
-            "candidates without labels, as in MIND's test files",
-        ),
-        (
-            pl.col("candidates").str.contains(r"^\S+-[01]( +\S+-[01])*$"),
-            "candidates are not of the form NEWS-0 or NEWS-1",
-        ),
+        (~shown.contains(r"^[^\s-]+( +[^\s-]+)*$"), _NO_LABELS),
+        (shown.contains(r"^\S+-[01]( +\S+-[01])*$"), "candidates are not of the form NEWS-0 or NEWS-1"),
     ):
-        frame = keep_or_refuse(writer, file, frame, good, reason)
+        frame = file.keep(frame, good, reason)
     candidates = _words("candidates")
     nobody = pl.col("user_id").is_in(["", NOBODY])
     return frame.select(
@@ -162,8 +112,19 @@ def _words(column: str) -> pl.Expr:
     return words.list.eval(pl.element().filter(pl.element() != "")).alias(column)
 
 
-def _refuse_repeated(writer: DatasetWriter, raw: RawFiles, file: Path) -> None:
-    """Reject impressions whose id was seen before, so that an id names one impression.
+def _note_times(writer: DatasetWriter, times: TimeReader) -> None:
+    stamp = pl.col("timestamp")
+    found = writer.impressions.scan(_SPOOLED).select(
+        first=stamp.min(), last=stamp.max(), n=pl.len(), missing=stamp.null_count()
+    )
+    info = writer.times
+    assert info is not None
+    info.first, info.last, info.n, info.missing = found.collect().row(0)
+    info.forms = dict(times.forms)
+
+
+def _refuse_repeated(writer: DatasetWriter, file: RawFile) -> None:
+    """Reject impressions whose id was seen before: an id names one impression.
 
     Whole rows are not kept while reading; for these few the file is read again.
     """
@@ -173,17 +134,17 @@ def _refuse_repeated(writer: DatasetWriter, raw: RawFiles, file: Path) -> None:
         return
     table = writer.impressions.scan().filter(pl.col("impression_id").hash().is_in(twice.unique().implode()))
     rows = table.select("impression_id", ROW).collect().sort(ROW)
-    later = rows.filter(~pl.col("impression_id").is_first_distinct())
-    for frame in raw.frames_again(file, columns=BEHAVIORS, quotes=False):
-        rows = frame.join(later.select(ROW), on=ROW, how="semi", maintain_order="left")
-        refuse(writer, file.name, rows, "impression id seen before")
+    later = rows.filter(~pl.col("impression_id").is_first_distinct()).select(ROW)
+    for frame in file.frames_again(columns=BEHAVIORS, quotes=False):
+        rows = frame.join(later, on=ROW, how="semi", maintain_order="left")
+        file.refuse(rows, "impression id seen before")
     once = writer.spool("impressions_once")
     for batch in writer.impressions.batches():
-        once.append(batch.join(later.select(ROW), on=ROW, how="anti", maintain_order="left"))
+        once.append(batch.join(later, on=ROW, how="anti", maintain_order="left"))
     writer.impressions = once
 
 
-def _write_histories(writer: DatasetWriter, file: str, item_ids: pl.DataFrame) -> None:
+def _write_histories(writer: DatasetWriter, file: RawFile, item_ids: pl.DataFrame) -> None:
     """Write each user's longest history as events; entries without a news row are rejected."""
     logged = writer.impressions.scan(_SPOOLED)
     length = pl.col("history").list.len().alias("n")
@@ -192,16 +153,16 @@ def _write_histories(writer: DatasetWriter, file: str, item_ids: pl.DataFrame) -
     longest = sizes.unique("user_id", keep="first", maintain_order=True)
     writer.counts["history_positions"] = int(sizes["n"].sum())
     writer.counts["repeated_histories"] = len(sizes) - len(longest)
-    # Shorter ones that say something else; they stand in impressions.parquet all the same.
+    # Shorter ones that say something else; they are in impressions.parquet all the same.
     writer.counts["other_histories"] = len(sizes.unique(["user_id", _HASH])) - len(longest)
     kept = longest.lazy().select(ROW)
     share = _HISTORY_ROWS * writer.impressions.rows // max(1, int(longest["n"].sum()))
     for part in by_user_ranges(writer.impressions, max(1, share)):
         users = part.select("user_id", ROW, pl.col("history").alias("item_id")).join(kept, on=ROW, how="semi")
         clicks = users.collect(engine="streaming").sort("user_id").explode("item_id")
-        writer.file(file).entries += len(clicks)
+        file.info.entries += len(clicks)
         unknown = clicks.join(item_ids, on="item_id", how="anti", maintain_order="left")
-        refuse(writer, file, unknown.rename({"item_id": RAW}), "history entry without a news row")
+        file.refuse(unknown.rename({"item_id": RAW}), "history entry without a news row")
         clicks = clicks.join(item_ids, on="item_id", how="semi", maintain_order="left")
         position = pl.int_range(pl.len(), dtype=pl.Int64).over("user_id").alias("position")
         writer.events.append(

@@ -1,8 +1,7 @@
-"""MovieLens as GroupLens packs it (`movies.csv`, `ratings.csv`, and where present `tags.csv`, `links.csv`).
+"""MovieLens as GroupLens packs it: `movies.csv`, `ratings.csv`, and where present `tags.csv` and `links.csv`.
 
-The older packs of 100k, 1M and 10M ratings are read too (`movielens_files`).
-
-The films have little text of their own; overviews can be joined from a file that the user brings.
+The older packs of 100k, 1M and 10M ratings are read too. The films have little text of their own; overviews
+can be joined from a file that the user brings.
 """
 
 from __future__ import annotations
@@ -14,27 +13,23 @@ from typing import Literal
 import polars as pl
 from pydantic import Field
 
-from trsr.data.columns import ITEM_ID, Sought, find_column, require_column, require_columns
+from trsr.data.columns import ITEM_ID, Sought, find_column, require_columns
 from trsr.data.dataset import Dataset
-from trsr.data.import_info import MAX_REJECTS
 from trsr.data.ingest import (
+    MIN_RATING,
     EventCollector,
     ItemCollector,
-    at_least,
-    check_threshold,
-    count_if_any,
-    item_rows,
-    keep_or_refuse,
-    refuse,
+    MinRating,
+    RawFile,
+    TimedOptions,
     single,
 )
-from trsr.data.readers import RAW, ROW
-from trsr.data.reading import RawFiles, TimeSettings
+from trsr.data.text_lines import RAW, ROW
 from trsr.data.values import clean_cell, clean_ids, clean_texts
 from trsr.data.writer import DatasetWriter
 from trsr.errors import DataError
 
-# By the numbers of their columns in u.item; the same in u.genre.
+# By the numbers of their columns in u.item.
 _GENRES = (
     *("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary"),
     *("Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller"),
@@ -47,35 +42,92 @@ _OLD = {
     "u.item": ("|", ("movieId", "title", "released", "video", "url", *_GENRES)),
     "u.data": ("\t", ("userId", "movieId", "rating", "timestamp")),
 }
-_NAMES = {
-    "movies": ("movies.csv", "movies.dat", "u.item"),
-    "ratings": ("ratings.csv", "ratings.dat", "u.data"),
-    "tags": ("tags.csv", "tags.dat"),
-}
+_FILM = Sought("movieId", ("movieId",))
+_RATINGS = (
+    Sought("user id", ("userId",)),
+    _FILM,
+    Sought("time", ("timestamp",)),
+    Sought("rating", ("rating",)),
+)
+_TITLE, _FILM_GENRES = Sought("film's title", ("title",)), Sought("film's genres", ("genres",))
 
 
-def find_file(folder: Path, table: str) -> Path:
-    """Return the file of "movies", "ratings" or "tags": of the new kind if it is there, else of an old one.
+class MovieLensImport(TimedOptions):
+    """Import MovieLens: movies.csv and ratings.csv, with overviews joined from a file of yours.
 
-    It may be there as `.gz`, which reading finds.
-
-    Raises:
-        DataError: there is none.
+    Example: trsr import movielens ml-latest-small --overviews overviews.csv --out data/movies
     """
-    for name in _NAMES[table]:
-        if (folder / name).is_file() or (folder / f"{name}.gz").is_file():
-            return folder / name
-    first, *others = _NAMES[table]
-    raise DataError(f"There is no file {folder / first} (nor {' or '.join(others)}); check the path.")
+
+    kind: Literal["movielens"] = "movielens"
+    source: Path = Field(description="Folder that holds the raw files.")
+    name: str = Field(default="movielens", description="Name in reports.")
+    min_rating: MinRating = Field(default=None, description=MIN_RATING)
+    tags: bool = Field(
+        default=False,
+        description="Add the films' tags as a text field; they may tell of the future.",
+    )
+    overviews: Path | None = Field(
+        default=None,
+        description="File with overviews by movieId, item_id, or tmdb_id (looked up in links.csv).",
+    )
+
+    def read(self, writer: DatasetWriter) -> Dataset:
+        """Read the side files, the films and the ratings."""
+        fields = [
+            "title",
+            "genres",
+            *(["tags"] if self.tags else []),
+            *(["overview"] if self.overviews else []),
+        ]
+        side: dict[str, tuple[RawFile, pl.DataFrame]] = {}
+        if self.tags:
+            tags = self._file(writer, "tags.csv", "tags.dat")
+            side["tags"] = (tags, _read_tags(tags))
+        if self.overviews:
+            links = RawFile(writer, self.source / "links.csv", self)
+            overviews = RawFile(writer, self.overviews, self)
+            side["overview"] = (overviews, _read_overviews(overviews, links))
+        movies = self._file(writer, "movies.csv", "movies.dat", "u.item")
+        ratings = self._file(writer, "ratings.csv", "ratings.dat", "u.data")
+        items = ItemCollector(movies, fields)
+        for frame in _frames(movies):
+            films = _films(movies, frame)
+            for what, (_, rows) in side.items():
+                films = films.join(_by_film(rows, what), on="item_id", how="left", maintain_order="left")
+            items.add(films)
+        for what, (file, rows) in side.items():
+            orphans = rows.join(items.ids, on="item_id", how="anti", maintain_order="left")
+            file.refuse(orphans, f"{what} of an unknown film")
+        events = EventCollector(ratings, items.ids)
+        for frame in _frames(ratings):
+            events.add_rated(frame, _RATINGS, self.min_rating)
+        events.finish()
+        return writer.finish(
+            name=self.name,
+            domain="movies",
+            text_fields=fields,
+            category_fields=("genres",),
+            source=f"MovieLens: {self.source.name}"
+            + (f", overviews from {self.overviews.name}" if self.overviews else ""),
+        )
+
+    def _file(self, writer: DatasetWriter, *names: str) -> RawFile:
+        """Return the first of these files that is there, plain or as `.gz`."""
+        for name in names:
+            if (self.source / name).is_file() or (self.source / f"{name}.gz").is_file():
+                return RawFile(writer, self.source / name, self)
+        raise DataError(
+            f"There is no file {self.source / names[0]} (nor {' or '.join(names[1:])}); check the path."
+        )
 
 
-def read_movielens(raw: RawFiles, file: Path) -> Iterator[pl.DataFrame]:
-    """Yield a file of `find_file` as `RawFiles.frames` does, with the column names of the new kind."""
+def _frames(file: RawFile) -> Iterator[pl.DataFrame]:
+    """Yield a file's rows; those of old packs with the column names of the new ones."""
     if file.name not in _OLD:
-        yield from raw.frames(file)
+        yield from file.frames()
         return
     delimiter, columns = _OLD[file.name]
-    for frame in raw.frames(file, columns=columns, quotes=False, delimiter=delimiter):
+    for frame in file.frames(columns=columns, quotes=False, delimiter=delimiter):
         if file.name != "u.item":
             yield frame
             continue
@@ -84,204 +136,77 @@ def read_movielens(raw: RawFiles, file: Path) -> Iterator[pl.DataFrame]:
         yield frame.select(ROW, RAW, "movieId", "title", genres.alias("genres"))
 
 
-FILM = Sought("movieId", ("movieId",))
-TIME = Sought("time", ("timestamp",))
-
-
-class MovieLensImport(TimeSettings):
-    """Options of `import_movielens` as a configuration carries them."""
-
-    kind: Literal["movielens"] = "movielens"
-    source: Path
-    name: str = "movielens"
-    min_rating: float | None = Field(default=None, allow_inf_nan=False)
-    tags: bool = False
-    overviews: Path | None = None
-
-
-def import_movielens(
-    source: str | Path,
-    out: str | Path,
-    *,
-    name: str = "movielens",
-    min_rating: float | None = None,
-    tags: bool = False,
-    overviews: str | Path | None = None,
-    time_format: str | None = None,
-    keep_untimed: bool = False,
-    delimiter: str | None = None,
-    encoding: str | None = None,
-    max_rejects: float = MAX_REJECTS,
-    overwrite: bool = False,
-) -> Dataset:
-    """Make a dataset folder from a folder of MovieLens.
-
-    Args:
-        source: The folder that holds the files.
-        out: The dataset folder to make.
-        name: Stands in reports.
-        min_rating: Ratings below it are counted and left out; None keeps all.
-        tags: Add the film's distinct tags as a text field. Users wrote them at any time: they may tell of the
-            future.
-        overviews: CSV, TSV or JSON Lines with `overview` and a film id (`movieId`, `item_id`, or `tmdb_id`,
-            which is looked up in links.csv).
-        time_format: How times are written (see `times.TimeReader`); by default what fits the whole column.
-        keep_untimed: Keep events without a time where others have one; their users stay in the file's order.
-        delimiter: What separates the fields of delimited files; found in their first lines by default.
-        encoding: Encoding of text files; found in their first 4 MB by default.
-        max_rejects: Largest share of a file's rows that may be unreadable, in [0, 1].
-        overwrite: Replace an existing dataset at `out`.
-
-    Raises:
-        DataError: a file or a column is missing, or nothing could be read.
-    """
-    check_threshold(min_rating)
-    source = Path(source)
-    fields = ["title", "genres", *(["tags"] if tags else []), *(["overview"] if overviews else [])]
-    with DatasetWriter(out, overwrite=overwrite) as writer:
-        raw = RawFiles(writer, delimiter, encoding, max_rejects)
-        side: dict[str, tuple[str, pl.DataFrame]] = {}
-        if tags:
-            file = find_file(source, "tags")
-            side["tags"] = (file.name, _read_tags(writer, raw, file))
-        if overviews:
-            rows = _read_overviews(writer, raw, Path(overviews), source / "links.csv")
-            side["overview"] = (Path(overviews).name, rows)
-        movies, ratings = find_file(source, "movies"), find_file(source, "ratings")
-        items = ItemCollector(writer, movies.name, fields)
-        for frame in read_movielens(raw, movies):
-            films = _films(writer, movies.name, frame)
-            for _, rows in side.values():
-                films = films.join(_by_film(rows), on="item_id", how="left", maintain_order="left")
-            items.add(item_rows(writer, films, "item_id", fields))
-        for what, (file_name, rows) in side.items():
-            orphans = rows.join(items.ids, on="item_id", how="anti", maintain_order="left")
-            refuse(writer, file_name, orphans, f"{what} of an unknown film")
-        events = EventCollector(
-            writer, ratings.name, items.ids, time_format=time_format, keep_untimed=keep_untimed
-        )
-        for frame in read_movielens(raw, ratings):
-            events.times.column = find_column(frame.columns, TIME.usual)
-            events.add(_ratings(writer, ratings.name, frame, min_rating))
-        events.finish()
-        return writer.finish(
-            name=name,
-            domain="movies",
-            text_fields=fields,
-            category_fields=("genres",),
-            source=f"MovieLens: {source.name}"
-            + (f", overviews from {Path(overviews).name}" if overviews else ""),
-        )
-
-
-def _films(writer: DatasetWriter, file: str, frame: pl.DataFrame) -> pl.DataFrame:
+def _films(file: RawFile, frame: pl.DataFrame) -> pl.DataFrame:
     """Return `item_id`, `title`, `genres`, `ROW`, `RAW`."""
-    film, title, genre = require_columns(
-        file, frame.columns, FILM, Sought("film's title", ("title",)), Sought("film's genres", ("genres",))
-    )
+    film, title, genre = require_columns(file.name, frame.columns, _FILM, _TITLE, _FILM_GENRES)
     genres = pl.when(pl.col(genre).str.strip_chars() != "(no genres listed)").then(genre)
-    films = frame.select(
-        pl.col(film).alias("item_id"), pl.col(title).alias("title"), genres.alias("genres"), ROW, RAW
-    )
-    films, n_floats = clean_ids(films, "item_id")
-    count_if_any(writer, "ids_written_as_floats", n_floats)
-    return films
+    return file.clean_ids(frame.select(ROW, RAW, item_id=film, title=title, genres=genres), "item_id")
 
 
-def _ratings(writer: DatasetWriter, file: str, frame: pl.DataFrame, min_rating: float | None) -> pl.DataFrame:
-    sought = [Sought("user id", ("userId",)), FILM, TIME]
-    if min_rating is not None:
-        sought.append(Sought("rating", ("rating",)))
-    user, film, time, *rating = require_columns(file, frame.columns, *sought)
-    if min_rating is not None:
-        frame = at_least(writer, file, frame, rating[0], min_rating)
-    return frame.select(
-        pl.col(user).alias("user_id"),
-        pl.col(film).alias("item_id"),
-        pl.col(time).alias("timestamp"),
-        ROW,
-        RAW,
-    )
-
-
-def _read_tags(writer: DatasetWriter, raw: RawFiles, file: Path) -> pl.DataFrame:
-    """Return the tags, one a row: `item_id`, `tags` in small letters, `ROW`, `RAW`."""
+def _read_tags(file: RawFile) -> pl.DataFrame:
+    """Return the tags, one per row: `item_id`, `tags` in small letters, `ROW`, `RAW`."""
     frames = []
-    for frame in read_movielens(raw, file):
-        film, tag = require_columns(file.name, frame.columns, FILM, Sought("tag", ("tag",)))
-        rows = frame.select(
-            pl.col(film).alias("item_id"), clean_cell(tag).str.to_lowercase().alias("tags"), ROW, RAW
-        )
-        frames.append(_with_film_and_text(writer, file.name, rows, "tags"))
+    for frame in _frames(file):
+        film, tag = require_columns(file.name, frame.columns, _FILM, Sought("tag", ("tag",)))
+        tags = clean_cell(tag).str.to_lowercase()
+        frames.append(_with_film_and_text(file, frame.select(ROW, RAW, item_id=film, tags=tags), "tags"))
     return pl.concat(frames)
 
 
-def _by_film(rows: pl.DataFrame) -> pl.DataFrame:
-    """Return each film's distinct texts, the most frequent first, and its `item_id`."""
-    text = next(column for column in rows.columns if column not in {"item_id", ROW, RAW})
-    counted = (
-        rows.group_by("item_id", text, maintain_order=True)
-        .len()
-        .sort("len", descending=True, maintain_order=True)
-    )
-    return counted.group_by("item_id", maintain_order=True).agg(pl.col(text).str.join(", "))
-
-
-def _with_film_and_text(writer: DatasetWriter, file: str, rows: pl.DataFrame, text: str) -> pl.DataFrame:
+def _with_film_and_text(file: RawFile, rows: pl.DataFrame, text: str) -> pl.DataFrame:
     """Return the rows of a side file that name a film and say something about it."""
-    rows, n_floats = clean_ids(single(rows, "item_id"), "item_id")
-    count_if_any(writer, "ids_written_as_floats", n_floats)
-    rows = keep_or_refuse(writer, file, rows, pl.col("item_id").is_not_null(), "no film id")
-    writer.file(file).entries += len(rows)
-    count_if_any(writer, f"empty_{text}", int(rows[text].null_count()))
+    rows = file.clean_ids(single(rows, "item_id"), "item_id")
+    rows = file.keep(rows, pl.col("item_id").is_not_null(), "no film id")
+    file.info.entries += len(rows)
+    file.count(f"empty_{text}", rows[text].null_count())
     return rows.filter(pl.col(text).is_not_null())
 
 
-def _read_overviews(writer: DatasetWriter, raw: RawFiles, file: Path, links: Path) -> pl.DataFrame:
-    """Return the overviews, one a film: `item_id`, `overview`, `ROW`, `RAW`; the first of a film counts."""
+def _by_film(rows: pl.DataFrame, text: str) -> pl.DataFrame:
+    """Return each film's distinct texts, the most frequent first, and its `item_id`."""
+    counted = rows.group_by("item_id", text, maintain_order=True).len()
+    counted = counted.sort("len", descending=True, maintain_order=True)
+    return counted.group_by("item_id", maintain_order=True).agg(pl.col(text).str.join(", "))
+
+
+def _read_overviews(file: RawFile, links: RawFile) -> pl.DataFrame:
+    """Return the overviews, one per film: `item_id`, `overview`, `ROW`, `RAW`; the first of a film counts."""
+    sought = Sought("overview", ("overview", "description", "plot"))
     frames, known = [], None
-    for frame in raw.frames(file):
-        text = require_column(file.name, frame.columns, "overview", ("overview", "description", "plot"))
+    for frame in file.frames():
+        (text,) = require_columns(file.name, frame.columns, sought)
         film = find_column(frame.columns, ITEM_ID[:-1])
         tmdb = find_column(frame.columns, ("tmdb_id", "tmdbId", "id"))
         if film is None and tmdb is None:
             raise DataError(
-                f"{file} has no film id (looked for movieId, item_id, tmdb_id; found "
+                f"{file.path} has no film id (looked for movieId, item_id, tmdb_id; found "
                 f"{', '.join(frame.columns[2:])}); name one of its columns so."
             )
-        rows = frame.select(
-            pl.col(film or tmdb or "").alias("item_id"),
-            *(expr.alias("overview") for expr in clean_texts(frame, [text])),
-            ROW,
-            RAW,
-        )
-        rows = _with_film_and_text(writer, file.name, rows, "overview")
-        if film is None and known is None:
-            known = _read_links(raw, links)
-        frames.append(rows if known is None else _by_tmdb(writer, file.name, rows, known))
+        (overview,) = clean_texts(frame, [text])
+        rows = frame.select(ROW, RAW, item_id=film or tmdb, overview=overview)
+        rows = _with_film_and_text(file, rows, "overview")
+        if film is None:
+            known = _read_links(links) if known is None else known
+            lost = rows.join(known, on="item_id", how="anti", maintain_order="left")
+            file.refuse(lost, "no film has this tmdb id")
+            rows = rows.join(known, on="item_id", how="inner", maintain_order="left")
+            rows = rows.select(ROW, RAW, item_id="film", overview="overview")
+        frames.append(rows)
     rows = pl.concat(frames)
     first = rows.unique("item_id", keep="first", maintain_order=True)
     later = rows.join(first.select(ROW, "item_id"), on=[ROW, "item_id"], how="anti", maintain_order="left")
     again = later.join(first.select("item_id", "overview"), on=["item_id", "overview"], how="semi")
-    count_if_any(writer, "repeated_overviews", len(again))
+    file.count("repeated_overviews", len(again))
     other = later.join(again.select(ROW), on=ROW, how="anti", maintain_order="left")
-    refuse(writer, file.name, other, "second overview of the film")
+    file.refuse(other, "second overview of the film")
     return first
 
 
-def _read_links(raw: RawFiles, file: Path) -> pl.DataFrame:
+def _read_links(file: RawFile) -> pl.DataFrame:
     """Return each pair of a film and its tmdb id: `film`, `item_id`."""
+    sought = (_FILM, Sought("tmdb id", ("tmdbId", "tmdb_id")))
     pairs = []
-    for frame in raw.frames(file):
-        sought = (FILM, Sought("tmdb id", ("tmdbId", "tmdb_id")))
+    for frame in file.frames():
         film, tmdb = require_columns(file.name, frame.columns, *sought)
-        pair = frame.select(pl.col(film).alias("film"), pl.col(tmdb).alias("item_id"))
-        pairs.append(clean_ids(pair, "film", "item_id")[0])
+        pairs.append(clean_ids(frame.select(film=film, item_id=tmdb), "film", "item_id")[0])
     return pl.concat(pairs).drop_nulls().unique(maintain_order=True)
-
-
-def _by_tmdb(writer: DatasetWriter, file: str, rows: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
-    lost = rows.join(known, on="item_id", how="anti", maintain_order="left")
-    refuse(writer, file, lost, "no film has this tmdb id")
-    joined = rows.join(known, on="item_id", how="inner", maintain_order="left")
-    return joined.select(pl.col("film").alias("item_id"), "overview", ROW, RAW)

@@ -121,13 +121,7 @@ class TimeReader:
         self._order = time_format if time_format in _ORDERS else None
         self._evidence = {4: _Evidence(), 2: _Evidence()}
         self._small: set[str] = {"excel", ORDER}  # what the small numbers of the column can be
-        self._example = ""
         self.forms: Counter[str] = Counter()
-
-    @property
-    def example(self) -> str:
-        """A text that could not be read, if there is one."""
-        return self._example
 
     def read(self, texts: pl.Series, *, final: bool = False) -> tuple[pl.Series, pl.Series]:
         """Return the times (null where a text cannot be read), and a mask of texts to read again at the end.
@@ -148,9 +142,6 @@ class TimeReader:
                 at = rest.arg_true()
                 times = times.scatter(at, tidied)
                 later = later.scatter(at, open_too)
-        wrong = times.is_null() & ~later & texts.is_not_null()
-        if not self._example and wrong.any():
-            self._example = texts.filter(wrong)[0]
         return times, later
 
     def _count(self, form: str, times: pl.Series) -> pl.Series:

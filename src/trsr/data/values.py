@@ -15,14 +15,7 @@ from collections.abc import Iterable
 import polars as pl
 
 CATEGORIES = (
-    "category",
-    "categories",
-    "subcategory",
-    "main_category",
-    "genres",
-    "genre",
-    "brand",
-    "store",
+    *("category", "categories", "subcategory", "main_category", "genres", "genre", "brand", "store"),
     "author",
 )
 MARKERS = (
@@ -32,8 +25,7 @@ MARKERS = (
 MISSING = ("", *MARKERS)
 # White space, and the two invisible characters that joined files and web pages leave around an id.
 _AROUND_ID = "".join(c for c in map(chr, range(0x3001)) if c.isspace()) + "\u200b\ufeff"
-MAX_ID = 256
-"""Characters of an id."""
+MAX_ID = 256  # characters
 # Control characters, line separators, marks that turn the direction of text, and what stands for lost bytes.
 _NOT_IN_ID = "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufffd]"
 ID_RULE = (
@@ -83,11 +75,7 @@ def is_id(column: str) -> pl.Expr:
 
 
 def clean_ids(frame: pl.DataFrame, *columns: str) -> tuple[pl.DataFrame, int]:
-    """Clean columns of ids: null where missing, `862.0` becomes `862`; other digits (`007`) stay.
-
-    Returns:
-        The frame, and how many ids were written as floats.
-    """
+    """Clean columns of ids (null where missing, `862.0` is `862`, `007` stays), and count those floats."""
     texts = [pl.col(column).cast(pl.String).str.strip_chars(_AROUND_ID) for column in columns]
     frame = frame.with_columns(pl.when(~text.is_in(MISSING)).then(text) for text in texts)
     n_floats = 0
@@ -124,11 +112,7 @@ def _between(field: str) -> str:
 
 
 def join_written_lists(frame: pl.DataFrame, fields: Iterable[str]) -> tuple[pl.DataFrame, int]:
-    """Join texts that are whole lists of quoted parts, as `clean_texts` joins lists; `[]` is missing.
-
-    Returns:
-        The frame, and how many texts were lists.
-    """
+    """Join texts that are whole lists of quoted parts, as `clean_texts` joins lists, and count them."""
     n_lists = 0
     for field in fields:
         if frame.schema.get(field) != pl.String or not frame[field].str.starts_with("[").any():

@@ -17,7 +17,6 @@ from pathlib import Path
 import polars as pl
 
 from trsr.data.dataset import Dataset
-from trsr.data.importers import run_import
 from trsr.data.synthetic import SyntheticConfig, generate
 from trsr.errors import DataError
 from trsr.experiment.config import OWN_MODEL, FolderData, RunConfig, variants_of
@@ -86,7 +85,7 @@ def planned_dataset(config: RunConfig) -> Iterator[Dataset]:
         if isinstance(config.data, SyntheticConfig):
             yield generate(config.data, target)
         else:
-            yield run_import(config.data, target)
+            yield config.data.run(target)
 
 
 @contextmanager

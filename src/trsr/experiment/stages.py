@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from trsr.data.importers import run_import
-from trsr.data.reading import import_warnings
+from trsr.data.importers import import_warnings
 from trsr.data.synthetic import SyntheticConfig, generate
 from trsr.errors import ConfigError, OutputError
 from trsr.experiment.config import FolderData, RunConfig
@@ -117,7 +116,7 @@ def prepare_data(bench: Workbench) -> Facts:
         case SyntheticConfig():
             generate(data, bench.dataset_path, overwrite=True)
         case _:
-            run_import(data, bench.dataset_path, overwrite=True)
+            data.run(bench.dataset_path, overwrite=True)
     for sentence in import_warnings(bench.dataset.info):
         bench.say(f"data: {sentence}")
     return {"dataset": bench.dataset.info.name, **bench.dataset.info.counts, "digest": dataset_digest(bench)}
