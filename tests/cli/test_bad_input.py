@@ -141,7 +141,7 @@ def test_a_user_with_one_event_has_a_profile_and_too_many_of_them_is_one_sentenc
     assert answer.code == 2
     assert answer.err.splitlines()[-1] == (
         "Error: Only 0 users can be used, but 8 for training, 3 for validation and 12 for the test are "
-        "asked; lower these numbers or the limits on history."
+        "requested; lower these numbers or the limits on history."
     )
 
 

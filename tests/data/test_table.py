@@ -162,7 +162,7 @@ def test_a_missing_column_says_by_which_option_to_name_it(
 ) -> None:
     file = put(tmp_path / "events.csv", events + "u,a\n")
     with pytest.raises(DataError, match=rf"found .*; name one with {option}\.$"):
-        import_table(items, file, tmp_path / "out", **options)  # type: ignore[arg-type]
+        import_table(items, file, tmp_path / "out", **options)
 
 
 def test_a_text_field_may_have_any_name(tmp_path: Path) -> None:

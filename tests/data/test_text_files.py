@@ -221,7 +221,7 @@ def test_excel_files_need_their_extra(tmp_path: Path, monkeypatch: pytest.Monkey
 def shop(folder: Path, events: str, **options: object) -> Dataset:
     (folder / "i.csv").write_text("item_id,title\na,Lamp\nb,Rug\n")
     (folder / "e.csv").write_text(events)
-    return import_table(folder / "i.csv", folder / "e.csv", folder / "d", **options)  # type: ignore[arg-type]
+    return import_table(folder / "i.csv", folder / "e.csv", folder / "d", **options)
 
 
 GOOD = "".join(f"u,a,2025-01-{day:02}\n" for day in range(1, 20))
