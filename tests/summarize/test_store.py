@@ -35,12 +35,14 @@ def store(place: str) -> Iterator[Store]:
         yield opened
 
 
-def test_a_text_is_found_again_after_closing(place: str) -> None:
+def test_a_text_is_seen_by_others_at_once_and_after_closing(place: str) -> None:
+    with open_store(place) as one, open_store(place) as other:
+        one.put(stored_call("a", "Likes “lamps”, naïvely."))
+        other.put(stored_call("b"))
+        assert set(one.texts(["a", "b"])) == set(other.texts(["a", "b"])) == {"a", "b"}
+        one.close()
     with open_store(place) as store:
-        store.put(stored_call("a", "Likes “lamps”, naïvely."))
-        store.close()
-    with open_store(place) as store:
-        assert store.texts(["a", "b"]) == {"a": "Likes “lamps”, naïvely."}
+        assert store.texts(["a", "c"]) == {"a": "Likes “lamps”, naïvely."}
 
 
 def test_a_row_says_what_made_it_and_when(store: Store) -> None:
@@ -64,39 +66,33 @@ def test_a_failed_call_is_a_row_but_never_a_text(store: Store) -> None:
     store.put(failed_call("a"))
     assert store.texts(["a"]) == {}
     assert store.calls(["a", "b"]) == {"a": failed_call("a")}
-    assert [(row.text, row.error, row.n_attempts) for row in store.rows()] == [(None, "timed out", 1)]
 
 
-def test_a_retried_call_replaces_the_failed_one_and_attempts_are_counted(store: Store) -> None:
-    store.put(failed_call("a"))
-    store.put(failed_call("a", "cut off"))
-    store.put(replace(stored_call("a"), n_generated_tokens=9, seconds=2.0))
-    (found,) = store.rows()
-    assert (found.text, found.error, found.n_attempts) == ("Likes lamps.", None, 3)
-    assert (found.n_generated_tokens, found.seconds) == (9, 2.0)
-
-
-@pytest.mark.parametrize("later", [stored_call("a", "another"), failed_call("a")])
-def test_a_text_is_never_replaced(store: Store, later: StoredCall) -> None:
-    store.put(stored_call("a"))
-    (before,) = store.rows()
-    store.put(later)
-    assert list(store.rows()) == [before]
-
-
-def test_results_kept_together_are_what_they_would_be_one_by_one(store: Store) -> None:
-    assert isinstance(store, GroupStore)
-    store.put_all([stored_call("c"), failed_call("b"), failed_call("a")])
-    store.put_all([stored_call("a"), failed_call("c"), stored_call("b", "another")])
-    assert store.texts(["a", "b", "c"]) == {"a": "Likes lamps.", "b": "another", "c": "Likes lamps."}
-    assert [found.n_attempts for found in store.rows()] == [2, 2, 1]
-
-
-def test_two_openers_see_each_others_texts_at_once(place: str) -> None:
-    with open_store(place) as one, open_store(place) as other:
-        one.put(stored_call("a"))
-        other.put(stored_call("b"))
-        assert set(one.texts(["a", "b"])) == set(other.texts(["a", "b"])) == {"a", "b"}
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize(
+    ("calls", "kept"),
+    [
+        ([failed_call("a"), failed_call("a", "cut off")], (None, "cut off", 2, 5)),
+        (
+            [failed_call("a"), failed_call("a"), replace(stored_call("a"), n_generated_tokens=9)],
+            ("Likes lamps.", None, 3, 9),
+        ),
+        ([stored_call("a"), stored_call("a", "another")], ("Likes lamps.", None, 1, 5)),
+        ([stored_call("a"), failed_call("a")], ("Likes lamps.", None, 1, 5)),
+    ],
+    ids=["failed twice", "retried", "another text", "failed later"],
+)
+def test_a_failed_call_is_replaced_and_a_text_never_is(
+    store: Store, calls: list[StoredCall], kept: tuple[object, ...], together: bool
+) -> None:
+    for number, call in enumerate(calls):
+        if together:
+            assert isinstance(store, GroupStore)
+            store.put_all([call, stored_call(f"other {number}")])
+        else:
+            store.put(call)
+    row = next(store.rows())
+    assert (row.text, row.error, row.n_attempts, row.n_generated_tokens) == kept
 
 
 def test_writers_that_start_at_once_make_one_store_and_lose_nothing(place: str) -> None:

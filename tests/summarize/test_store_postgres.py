@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 
@@ -114,37 +112,6 @@ def test_writers_that_start_at_once_apply_each_migration_once(
         thread.join()
     assert problems == []
     assert query("SELECT version FROM trsr_schema") == [(3,)]
-
-
-WRITER = """
-import sys
-from trsr.summarize.store import StoredCall, open_store
-with open_store(sys.argv[1]) as store:
-    print("ready", flush=True)
-    sys.stdin.readline()
-    for n in range(50):
-        store.put(StoredCall(f"{n:03}", sys.argv[2], None, "fake@1", "hash", (), 1, 1, 0.5))
-"""
-
-
-def test_writers_in_several_processes_share_the_texts(postgres_url: str) -> None:
-    writers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WRITER, postgres_url, f"writer {number}"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(2)
-    ]
-    for writer in writers:
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == "ready\n"
-    assert [writer.communicate("go\n") and writer.returncode for writer in writers] == [0, 0]
-    with open_store(postgres_url) as store:
-        rows = list(store.rows())
-    assert [row.key for row in rows] == [f"{n:03}" for n in range(50)]
-    assert {row.n_attempts for row in rows} == {1}
 
 
 def test_a_server_that_cannot_be_used_is_one_sentence_without_the_password(postgres: Server) -> None:

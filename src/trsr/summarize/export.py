@@ -40,15 +40,24 @@ def write_rows(file: Path, rows: Iterable[StoredRow]) -> int:
         OutputError: the file cannot be written.
     """
     waiting, n_rows = iter(rows), 0
+    failed: list[Exception] = []
 
     def frames(*_: object) -> Iterator[pl.DataFrame]:
         nonlocal n_rows
-        while page := list(islice(waiting, ROWS_AT_ONCE)):
-            n_rows += len(page)
-            values = [row._replace(item_ids=json.loads(row.item_ids)) for row in page]
-            yield pl.DataFrame(values, schema=SCHEMA, orient="row")
+        try:
+            while page := list(islice(waiting, ROWS_AT_ONCE)):
+                n_rows += len(page)
+                values = [row._replace(item_ids=json.loads(row.item_ids)) for row in page]
+                yield pl.DataFrame(values, schema=SCHEMA, orient="row")
+        except Exception as error:  # raised later: polars would return while a thread still makes the file
+            failed.append(error)
 
-    write_whole(file, register_io_source(frames, schema=SCHEMA).sink_parquet)
+    def write(partial: Path) -> None:
+        register_io_source(frames, schema=SCHEMA).sink_parquet(partial)
+        if failed:
+            raise failed[0]
+
+    write_whole(file, write)
     return n_rows
 
 
