@@ -143,7 +143,7 @@ def test_neither_the_order_of_users_nor_of_completion_changes_a_profile(
 def changed_template() -> Template:
     template = load_summary_template("generic", "any")
     source = template.source.replace("oldest first", "from the oldest")
-    return Template(template.name, source, template.variables)
+    return Template(template.name, source)
 
 
 @BY_METHOD
@@ -248,9 +248,9 @@ def test_a_thought_that_an_earlier_version_stored_as_a_text_is_not_used(store: S
 def test_a_template_can_ask_for_more_than_one_line_and_no_other_key_changes(store: Store) -> None:
     summariser = make_summariser()
     assert summariser.params == summariser.config.params
-    many = Template("many", f"{summariser.template.source}\n[[stop]]\n", summariser.template.variables)
+    many = Template("many", f"{summariser.template.source}\n[[stop]]\n")
     assert replace(summariser, template=many).params.stop == ()
-    to_mark = Template("mark", f"{summariser.template.source}\n[[stop]]\n###\n", many.variables)
+    to_mark = Template("mark", f"{summariser.template.source}\n[[stop]]\n###\n")
     assert replace(summariser, template=to_mark).params.stop == ("###",)
     engine = answers("## Summary\n- pens\n- ink")
     (fold,) = fold_all([item_ids(0, 2)], replace(summariser, template=many), store, engine)
