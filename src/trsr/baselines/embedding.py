@@ -2,7 +2,7 @@
 
 The user as the mean of their items is the usual content-based profile (Rocchio; Lops, de Gemmis and
 Semeraro, "Content-based recommender systems", 2011). Hidden states of language models share a large common
-direction; taking the mean vector away first (`centre`) is the first step of Mu and Viswanath,
+direction; subtracting the mean vector first (`centre`) is the first step of Mu and Viswanath,
 "All-but-the-top", ICLR 2018.
 """
 
@@ -10,25 +10,26 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from trsr.baselines.simple import ExampleRanker
 from trsr.errors import MissingExtraError, ModelError, first_line
 from trsr.llm import models
-from trsr.recommend.ranker import ExampleScores, without_llm
 from trsr.storage import write_whole
 from trsr.types import RankingExample
 
-TEXTS_A_PART = 256
+PART_SIZE = 256
+"""Texts per part of an unfinished file."""
 _Vectors = npt.NDArray[np.float32]
 
 
-class EmbeddingRanker:
-    """Scores a candidate by the cosine of its embedding and the mean embedding of the history.
+class EmbeddingRanker(ExampleRanker):
+    """Scores a candidate by the cosine, in [-1, 1], of its embedding and the mean embedding of the history.
 
     Looks at nothing but the example and the item texts. An item without an embedding, and every candidate of
     a user without any, has margin 0.
@@ -36,11 +37,10 @@ class EmbeddingRanker:
     Args:
         vectors: Embedding of each item, all of the same width; lengths do not count.
         n_recent: How many of the newest items make up the user; None for all.
-        centre: Whether the mean of all embeddings is taken away first.
+        centre: Whether the mean of all embeddings is subtracted first.
     """
 
     name = "embedding"
-    probabilistic = False
 
     def __init__(
         self, vectors: Mapping[str, npt.NDArray[Any]], *, n_recent: int | None = None, centre: bool = True
@@ -55,21 +55,18 @@ class EmbeddingRanker:
 
     def facts(self, examples: Sequence[RankingExample]) -> dict[str, int]:
         """Count the candidates without an embedding."""
-        return {
-            "candidates_without_embedding": sum(c not in self._row for e in examples for c in e.candidates)
-        }
+        unknown = sum(item not in self._row for e in examples for item in e.candidates)
+        return {"candidates_without_embedding": unknown}
 
-    def rank(self, examples: Sequence[RankingExample]) -> Iterator[ExampleScores]:
-        """Yield one answer an example; margins are in [-1, 1]."""
-        for example in examples:
-            recent = example.history if self._n_recent is None else example.history[-self._n_recent :]
-            rows = [self._row[item] for item in recent if item in self._row]
-            margins = np.zeros(len(example.candidates), dtype=np.float32)
-            if rows:
-                user = _unit(self._table[rows].mean(axis=0, keepdims=True))[0]
-                known = [i for i, item in enumerate(example.candidates) if item in self._row]
-                margins[known] = self._table[[self._row[example.candidates[i]] for i in known]] @ user
-            yield without_llm(example, margins)
+    def _margins(self, example: RankingExample) -> npt.ArrayLike:
+        recent = example.history if self._n_recent is None else example.history[-self._n_recent :]
+        rows = [self._row[item] for item in recent if item in self._row]
+        margins = np.zeros(len(example.candidates), dtype=np.float32)
+        if rows:
+            user = _unit(self._table[rows].mean(axis=0, keepdims=True))[0]
+            known = [i for i, item in enumerate(example.candidates) if item in self._row]
+            margins[known] = self._table[[self._row[example.candidates[i]] for i in known]] @ user
+        return margins
 
 
 def _unit(vectors: _Vectors) -> _Vectors:
@@ -83,7 +80,7 @@ class TextEmbedder:
 
     Args:
         name: The embedded model, a hub id or a local folder.
-        device: In torch's words.
+        device: As torch names it.
         max_tokens: Tokens of a text that are read, the first ones, special tokens of the model included.
         max_batch_tokens: Most tokens of a forward pass, padding included; one text always fits.
 
@@ -119,7 +116,7 @@ class TextEmbedder:
             ) from error
         finally:
             hf_logging.set_verbosity(verbosity)
-        refuse_made_up(name, [key for key in found["missing_keys"] if "pooler" not in key])  # it is not asked
+        refuse_made_up(name, [key for key in found["missing_keys"] if "pooler" not in key])  # it is not used
         self._model: Any = model.to(self._device).eval()
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
@@ -128,18 +125,20 @@ class TextEmbedder:
         return [list(ids) or [0] for ids in found]
 
     def embed(self, texts: Sequence[str]) -> _Vectors:
-        """Return one row a text, shape (n_texts, width); what stands beside a text changes no row."""
+        """Return one row per text, shape (n_texts, width); the other texts change no row."""
         import torch
 
         tokens = self.tokenize(texts)
         order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
-        rows: list[_Vectors] = [np.zeros(0, np.float32)] * len(tokens)
+        rows: dict[int, _Vectors] = {}
         with torch.no_grad():
-            for batch in _batches([len(tokens[i]) for i in order], self._max_batch_tokens):
-                chosen = [order[i] for i in batch]
-                for i, row in zip(chosen, self._pass([tokens[i] for i in chosen]), strict=True):
-                    rows[i] = row
-        return np.stack(rows)
+            while order:
+                n = 1
+                while n < len(order) and (n + 1) * len(tokens[order[n]]) <= self._max_batch_tokens:
+                    n += 1
+                batch, order = order[:n], order[n:]
+                rows.update(zip(batch, self._pass([tokens[i] for i in batch]), strict=True))
+        return np.stack([rows[i] for i in range(len(tokens))])
 
     def _pass(self, tokens: Sequence[Sequence[int]]) -> _Vectors:
         import torch
@@ -153,23 +152,11 @@ class TextEmbedder:
         return np.asarray(torch.nn.functional.normalize(mean, dim=-1).cpu().numpy(), dtype=np.float32)
 
 
-def _batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Cut growing lengths into runs whose padded size fits; a run has at least one."""
-    batch: list[int] = []
-    for i, length in enumerate(lengths):
-        if batch and (len(batch) + 1) * length > max_tokens:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
-
-
 def cached_embeddings(texts: Mapping[str, str], embedder: TextEmbedder, folder: Path) -> dict[str, _Vectors]:
     """Return the embedding of each item's text, reading what the folder holds and computing the rest.
 
     The file is named by the model's id, its token limit and the texts; a killed process leaves whole parts,
-    which the next one takes up. Equal texts are read once.
+    from which the next one resumes. Equal texts are read once.
 
     Raises:
         OutputError: the folder cannot be written; finished parts are kept.
@@ -179,14 +166,15 @@ def cached_embeddings(texts: Mapping[str, str], embedder: TextEmbedder, folder: 
     for text in unique:
         digest.update(hashlib.sha256(text.encode()).digest())
     file = folder / f"{digest.hexdigest()[:16]}.npy"
-    parts = folder / f"{file.stem}.parts"
+    parts = file.with_suffix(".parts")
     if not file.exists():
-        for start in range(0, len(unique), TEXTS_A_PART):
+        found = [np.zeros((0, 1), np.float32)] if not unique else []
+        for start in range(0, len(unique), PART_SIZE):
             part = parts / f"{start:08d}.npy"
             if not part.exists():
-                _write(part, embedder.embed(unique[start : start + TEXTS_A_PART]))
-        found = [np.load(parts / f"{start:08d}.npy") for start in range(0, len(unique), TEXTS_A_PART)]
-        _write(file, np.concatenate(found) if found else np.zeros((0, 1), np.float32))
+                _write(part, embedder.embed(unique[start : start + PART_SIZE]))
+            found.append(np.load(part))
+        _write(file, np.concatenate(found))
     shutil.rmtree(parts, ignore_errors=True)
     row = dict(zip(unique, np.load(file), strict=True))
     return {item: row[text] for item, text in texts.items()}

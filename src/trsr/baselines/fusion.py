@@ -1,8 +1,4 @@
-"""Joins several rankers into one: a small conditional logit over their margins.
-
-Popularity, recency and word overlap know things that a language model's margin does not. Which rankers are
-joined, and where their margins come from, belongs to the pipeline.
-"""
+"""Joins several rankers into one: a small conditional logit over their margins."""
 
 from __future__ import annotations
 
@@ -13,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trsr.errors import DataError, RunMismatchError
+from trsr.errors import DataError
 from trsr.seeding import derive_rng
 
 Floats = npt.NDArray[np.float64]
@@ -29,53 +25,30 @@ class Fusion:
     """margin = sum over features of weight * value / scale.
 
     Attributes:
-        names: The features.
         weights: By how much a standard deviation of each feature moves the margin.
         scales: The standard deviation of each feature over the candidates it was fitted on.
         strength: The L2 penalty.
-        log_loss: Cross-validated conditional log loss of each penalty tried, in nats an example.
+        log_loss: Cross-validated conditional log loss of each penalty tried, in nats per example.
     """
 
-    names: tuple[str, ...]
-    weights: tuple[float, ...]
-    scales: tuple[float, ...]
+    weights: Mapping[str, float]
+    scales: Mapping[str, float]
     strength: float
     log_loss: Mapping[str, float]
 
     def margins(self, features: npt.ArrayLike) -> Floats:
-        """Return one margin a candidate: (n_candidates, n_features) -> (n_candidates,)."""
-        factors = np.asarray(self.weights) / np.asarray(self.scales)
+        """Return one margin per candidate: (n_candidates, n_features) -> (n_candidates,)."""
+        factors = np.asarray([*self.weights.values()]) / np.asarray([*self.scales.values()])
         return np.asarray(np.asarray(features, dtype=np.float64) @ factors)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what `from_json` reads."""
+        """Return the content of `fusion.json`."""
         return {
-            "weights": dict(zip(self.names, self.weights, strict=True)),
-            "scales": dict(zip(self.names, self.scales, strict=True)),
+            "weights": dict(self.weights),
+            "scales": dict(self.scales),
             "strength": self.strength,
             "cross_validated_log_loss": dict(self.log_loss),
         }
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Fusion:
-        """Read what `to_json` wrote.
-
-        Raises:
-            RunMismatchError: it is no fusion of this version.
-        """
-        try:
-            names = tuple(content["weights"])
-            return cls(
-                names,
-                tuple(float(content["weights"][name]) for name in names),
-                tuple(float(content["scales"][name]) for name in names),
-                float(content["strength"]),
-                dict(content["cross_validated_log_loss"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise RunMismatchError(
-                "The weights of the fusion cannot be read; remove fusion.json and rank again."
-            ) from error
 
 
 def fit_fusion(
@@ -105,30 +78,29 @@ def fit_fusion(
     Raises:
         DataError: fewer than two users have an example with a chosen and an unchosen candidate.
     """
-    asked = [
+    rows = [
         (np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64), user)
         for x, y, user in zip(features, labels, users, strict=True)
         if 0 < np.asarray(y).sum() < len(np.asarray(y))
     ]
-    known = sorted({user for _, _, user in asked})
+    known = sorted({user for _, _, user in rows})
     if len(known) < 2:
         raise DataError(
             f"Found {len(known)} validation users whose choice can be learned from; fusion needs two:"
             " raise n_valid of the protocol, or take fusion out of `rankers`."
         )
-    deviation = np.concatenate([x for x, _, _ in asked]).std(axis=0)
+    deviation = np.concatenate([x for x, _, _ in rows]).std(axis=0)
     scales = np.where(deviation > 0, deviation, 1.0)
-    groups = [(x / scales, y / y.sum()) for x, y, _ in asked]
+    groups = [(x / scales, y / y.sum()) for x, y, _ in rows]
     drawn = derive_rng(seed, "fusion folds").permutation(len(known)) % N_FOLDS
     folds = dict(zip(known, drawn.tolist(), strict=True))
-    fold = [folds[user] for _, _, user in asked]
+    fold = [folds[user] for _, _, user in rows]
     losses = {strength: _held_out_loss(groups, fold, strength) for strength in STRENGTHS}
     best = min(reversed(STRENGTHS), key=lambda strength: losses[strength])
     weights = _fit(groups, best)
     return Fusion(
-        tuple(names),
-        tuple(weights.tolist()),
-        tuple(scales.tolist()),
+        dict(zip(names, weights.tolist(), strict=True)),
+        dict(zip(names, scales.tolist(), strict=True)),
         best,
         {f"{strength:g}": loss for strength, loss in losses.items()},
     )

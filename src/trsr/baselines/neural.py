@@ -1,49 +1,40 @@
-"""SASRec, GRU4Rec and BERT4Rec as rankers; the models and their training are cornac's.
+"""NeuMF, SASRec, GRU4Rec and BERT4Rec as rankers; the models and their training are cornac's.
 
+- NeuMF: He et al., "Neural collaborative filtering", WWW 2017.
 - SASRec: Kang and McAuley, "Self-attentive sequential recommendation", ICDM 2018.
 - GRU4Rec: Hidasi et al., "Session-based recommendations with recurrent neural networks", ICLR 2016.
 - BERT4Rec: Sun et al., "BERT4Rec: Sequential recommendation with bidirectional encoder representations from
   transformer", CIKM 2019; trained by guessing hidden items, as in the paper (cornac's class of that name
   guesses the last item of every beginning instead).
 
-They know items by their ids only. Which settings are tried is left to the caller.
+They know items by their ids only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from trsr.errors import DataError, MissingExtraError
-from trsr.recommend.ranker import ExampleScores, without_llm
+from trsr.baselines.simple import ExampleRanker, require
+from trsr.errors import DataError
 from trsr.seeding import derive_seed
 from trsr.types import RankingExample
 
-
-def require_cornac() -> None:
-    """Check that cornac and torch are there, without importing them.
-
-    Raises:
-        MissingExtraError: one of them is not installed.
-    """
-    for package, extra in (("cornac", "baselines"), ("torch", "hf")):
-        if find_spec(package) is None:
-            raise MissingExtraError(package, extra)
+SequentialName = Literal["sasrec", "gru4rec", "bert4rec"]
 
 
-def small_seed(seed: int, name: str) -> int:
-    """Return a seed of a model, small enough for numpy's old generators."""
+def _small_seed(seed: int, name: str) -> int:
+    """Return the seed of a model, small enough for numpy's old generators."""
     return derive_seed(seed, "baseline", name) % 2**31
 
 
 @contextmanager
-def own_randomness(seed: int) -> Iterator[None]:
+def _own_randomness(seed: int) -> Iterator[None]:
     """Seed torch and numpy globally within the block, and leave them outside as they were."""
     import torch
 
@@ -57,35 +48,43 @@ def own_randomness(seed: int) -> Iterator[None]:
             np.random.set_state(state)
 
 
-def candidate_margins(
-    scores: npt.NDArray[np.float64], number: Mapping[str, int], candidates: Sequence[str]
-) -> npt.NDArray[np.float32]:
-    """Pick the candidates' scores; an item unknown to the model gets 1 less than the lowest of all.
+class _CornacRanker(ExampleRanker):
+    """Ranks by the scores of a model.
 
-    Args:
-        scores: Shape (n_items,), of every item of the model.
-        number: Where each item stands in `scores`.
-        candidates: Item ids.
+    An item that it has not met is below all others, which are equal where it knows nothing of the example.
     """
-    unknown = float(scores.min()) - 1
-    return np.asarray([scores[number[i]] if i in number else unknown for i in candidates], dtype=np.float32)
+
+    def __init__(self, model: Any, dataset: Any, seed: int) -> None:
+        self._model = model
+        self._number: dict[str, int] = dict(dataset.iid_map)  # where each item stands in the scores
+        with _own_randomness(seed):
+            model.fit(dataset)
+
+    def _scores(self, example: RankingExample) -> npt.NDArray[np.float64] | None:
+        """Return the score of every item, shape (n_items,); None where nothing is known of the example."""
+        raise NotImplementedError
+
+    def _margins(self, example: RankingExample) -> npt.ArrayLike:
+        scores = self._scores(example)
+        if scores is None:
+            scores = np.zeros(len(self._number))
+        unknown = float(scores.min()) - 1
+        return [scores[self._number[i]] if i in self._number else unknown for i in example.candidates]
+
+    def facts(self, examples: Sequence[RankingExample]) -> dict[str, int]:
+        """Count the candidates, and the chosen ones among them, that the model has never met."""
+        ranked = [(i, label) for e in examples for i, label in zip(e.candidates, e.labels, strict=True)]
+        return {
+            "candidates": len(ranked),
+            "unknown_candidates": sum(item not in self._number for item, _ in ranked),
+            "unknown_targets": sum(bool(label) and item not in self._number for item, label in ranked),
+        }
 
 
-def unknown_items(number: Mapping[str, int], examples: Sequence[RankingExample]) -> dict[str, int]:
-    """Count the candidates, and the chosen ones among them, that a model has never met."""
-    asked = [(i, label) for e in examples for i, label in zip(e.candidates, e.labels, strict=True)]
-    return {
-        "candidates": len(asked),
-        "unknown_candidates": sum(item not in number for item, _ in asked),
-        "unknown_targets": sum(bool(label) and item not in number for item, label in asked),
-    }
-
-
-class NcfRanker:
+class NcfRanker(_CornacRanker):
     """Scores candidates for a user by NeuMF's probability that the two meet.
 
-    A user is known by the events that may be learned from, so by the history before the target. For a user
-    without any, all known candidates are equal.
+    A user is known by the events that may be learned from, so by the history before the target.
 
     Args:
         fit_events: Columns `user_id`, `item_id`: what may be learned from, see `trsr.splitting.leakage`.
@@ -98,20 +97,22 @@ class NcfRanker:
     """
 
     name = "ncf"
-    probabilistic = False
 
     def __init__(self, fit_events: pl.DataFrame, settings: Mapping[str, Any], *, seed: int) -> None:
-        require_cornac()
+        require("cornac", "torch")
         from cornac.data import Dataset
         from cornac.models import NeuMF
 
-        pairs = _pairs(fit_events)
-        seed = small_seed(seed, "ncf")
+        pairs = fit_events.select("user_id", "item_id").unique().sort("user_id", "item_id")
+        # Users who met everything have no negatives.
+        pairs = pairs.filter(pl.len().over("user_id") < pairs["item_id"].n_unique())
+        if pairs.is_empty():
+            raise DataError("There is no event that ncf may learn from; take it out of `rankers`.")
+        seed = _small_seed(seed, "ncf")
         dataset = Dataset.from_uir([(user, item, 1.0) for user, item in pairs.iter_rows()], seed=seed)
         self._user: dict[str, int] = dict(dataset.uid_map)
-        self._number: dict[str, int] = dict(dataset.iid_map)
         n = settings["n_factors"]
-        self._model = NeuMF(
+        model = NeuMF(
             num_factors=n,
             layers=(8 * n, 4 * n, 2 * n, n),
             reg=settings["weight_decay"],
@@ -123,53 +124,33 @@ class NcfRanker:
             verbose=False,
             seed=seed,
         )
-        with own_randomness(seed):
-            self._model.fit(dataset)
+        super().__init__(model, dataset, seed)
+
+    def _scores(self, example: RankingExample) -> npt.NDArray[np.float64] | None:
+        user = self._user.get(example.user_id)
+        return None if user is None else np.asarray(self._model.score(user))
 
     def facts(self, examples: Sequence[RankingExample]) -> dict[str, int]:
         """Count what the model does not know of some examples."""
         without = sum(e.user_id not in self._user for e in examples)
-        return unknown_items(self._number, examples) | {"examples_of_unknown_users": without}
-
-    def rank(self, examples: Sequence[RankingExample]) -> Iterator[ExampleScores]:
-        """Yield one answer an example; an item that was never met is below all others."""
-        for example in examples:
-            user = self._user.get(example.user_id)
-            scores: Any = np.zeros(len(self._number)) if user is None else self._model.score(user)
-            yield without_llm(example, candidate_margins(scores, self._number, example.candidates))
+        return super().facts(examples) | {"examples_of_unknown_users": without}
 
 
-def _pairs(fit_events: pl.DataFrame) -> pl.DataFrame:
-    """Return who met what, each pair once, without users who met everything: they have no negatives."""
-    pairs = fit_events.select("user_id", "item_id").unique().sort("user_id", "item_id")
-    pairs = pairs.filter(pl.len().over("user_id") < pairs["item_id"].n_unique())
-    if pairs.is_empty():
-        raise DataError("There is no event that ncf may learn from; take it out of `rankers`.")
-    return pairs
-
-
-SequentialName = Literal["sasrec", "gru4rec", "bert4rec"]
-
-
-class SequentialRanker:
+class SequentialRanker(_CornacRanker):
     """Scores candidates by what a sequence model expects after the history.
-
-    Where none of the history's items is known to the model, all known candidates are equal.
 
     Args:
         name: Which model.
         fit_events: Columns `user_id`, `item_id`, `position`: what may be learned from, see
-            `trsr.splitting.leakage`. Items that stand alone in every sequence stay unknown.
+            `trsr.splitting.leakage`. Items that are alone in every sequence stay unknown.
         settings: One point of the grid of the model's settings (`trsr.baselines.settings`).
         seed: Of the run; the model's own is derived from it. GRU4Rec always starts from the same weights.
-        device: In torch's words.
+        device: As torch names it.
 
     Raises:
         DataError: no user has two events.
         MissingExtraError: cornac or torch is not installed.
     """
-
-    probabilistic = False
 
     def __init__(
         self,
@@ -180,7 +161,7 @@ class SequentialRanker:
         seed: int,
         device: str = "cpu",
     ) -> None:
-        require_cornac()
+        require("cornac", "torch")
         from cornac.data import SequentialDataset
 
         self.name = name
@@ -191,25 +172,19 @@ class SequentialRanker:
                 f"No user has two events that {name} may learn from; take it out of `rankers`, "
                 "or use a larger data set."
             )
-        seed = small_seed(seed, name)
+        seed = _small_seed(seed, name)
         rows = [(n, item, place) for n, items in enumerate(sequences) for place, item in enumerate(items)]
         dataset = SequentialDataset.build(rows, fmt="SIT", seed=seed)
-        self._number: dict[str, int] = dict(dataset.iid_map)
-        self._model = _make_model(name, settings, len(sequences), seed, device)
-        with own_randomness(seed):
-            self._model.fit(dataset)
+        super().__init__(_make_model(name, settings, len(sequences), seed, device), dataset, seed)
+
+    def _scores(self, example: RankingExample) -> npt.NDArray[np.float64] | None:
+        history = self._known(example.history)
+        return np.asarray(self._model.score(None, history)) if history else None
 
     def facts(self, examples: Sequence[RankingExample]) -> dict[str, int]:
         """Count what the model does not know of some examples."""
         without = sum(not self._known(e.history) for e in examples)
-        return unknown_items(self._number, examples) | {"examples_without_known_history": without}
-
-    def rank(self, examples: Sequence[RankingExample]) -> Iterator[ExampleScores]:
-        """Yield one answer an example; an item that was never met is below all others."""
-        for example in examples:
-            history = self._known(example.history)
-            scores = self._model.score(None, history) if history else np.zeros(len(self._number))
-            yield without_llm(example, candidate_margins(scores, self._number, example.candidates))
+        return super().facts(examples) | {"examples_without_known_history": without}
 
     def _known(self, history: Sequence[str]) -> list[int]:
         return [self._number[item] for item in history if item in self._number][-self._max_len :]
@@ -241,7 +216,7 @@ def _make_model(
         "seed": seed,
     }
     if name == "gru4rec":
-        # Its sequences are read side by side, and it fails when there are fewer than places.
+        # Its sequences are read in parallel, and it fails when there are fewer than places.
         return GRU4Rec(
             layers=[settings["dim"]],
             dropout_p_embed=settings["dropout"],
@@ -257,11 +232,10 @@ def _make_model(
     }
     if name == "sasrec":
         return SASRec(max_len=settings["max_len"], **common)
-    # One place more than the history, for the item to be guessed.
     return TransformerRec(
         backbone="bert",
         objective="mlm",
-        max_len=settings["max_len"] + 1,
+        max_len=settings["max_len"] + 1,  # one place more than the history, for the item to be guessed
         mask_prob=settings["mask_prob"],
         **common,
     )

@@ -1,7 +1,7 @@
-"""Settings of the baselines that have any, light to import; what they mean is in `docs/baselines.md`.
+"""Settings of the baselines that have any, light to import; see `docs/baselines.md`.
 
 A setting that is a tuple is tuned: each of its values is tried, in all combinations with other tuples, and
-the combination that ranks the validation examples best is used. One value means that nothing is tuned.
+the combination that ranks the validation examples best is used.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Rankers without a language model, asked on the same examples and candidates: what an LLM has to beat.
+"""Rankers without a language model, on the same examples and candidates: what an LLM has to beat.
 
-Each is small, deterministic and says in its docstring what it may look at. None reads the labels.
+Each is small, deterministic, and its docstring names what it looks at. None reads the labels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,70 @@ from trsr.types import RankingExample
 _DAY = 86_400_000_000  # microseconds
 
 
-class DecayedPopularityRanker:
+_EXTRAS = {
+    "sklearn": ("scikit-learn", "baselines"),
+    "cornac": ("cornac", "baselines"),
+    "torch": ("torch", "hf"),
+}
+
+
+def require(*packages: str) -> None:
+    """Check that packages are installed, without importing them.
+
+    Raises:
+        MissingExtraError: one is not.
+    """
+    for package in packages:
+        if find_spec(package) is None:
+            raise MissingExtraError(*_EXTRAS[package])
+
+
+class ExampleRanker:
+    """A ranker that reads no prompt and looks at one example after the other."""
+
+    probabilistic = False
+
+    def _margins(self, example: RankingExample) -> npt.ArrayLike:
+        raise NotImplementedError  # one margin per candidate
+
+    def rank(self, examples: Sequence[RankingExample]) -> Iterator[ExampleScores]:
+        """Yield one answer per example; the same whatever the order of the examples."""
+        for example in examples:
+            yield without_llm(example, self._margins(example))
+
+
+class RandomRanker(ExampleRanker):
+    """Draws a standard normal margin for each candidate from the example's own seed."""
+
+    name = "random"
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def _margins(self, example: RankingExample) -> npt.ArrayLike:
+        rng = derive_rng(self._seed, "random-ranker", example.example_id)
+        return rng.standard_normal(len(example.candidates))
+
+
+class PopularityRanker(ExampleRanker):
+    """Scores a candidate by log(1 + number of users who met it) in the events that may be learned from.
+
+    Args:
+        fit_events: Columns `user_id` and `item_id` (others are ignored): the events of the training users, or
+            those before the split time. Targets of the examples must not be among them.
+    """
+
+    name = "popularity"
+
+    def __init__(self, fit_events: pl.DataFrame) -> None:
+        counts = fit_events.group_by("item_id").agg(pl.col("user_id").n_unique().alias("n_users"))
+        self._n_users: dict[str, int] = dict(zip(counts["item_id"], counts["n_users"], strict=True))
+
+    def _margins(self, example: RankingExample) -> npt.ArrayLike:
+        return np.log1p([self._n_users.get(item, 0) for item in example.candidates])
+
+
+class DecayedPopularityRanker(ExampleRanker):
     """Scores a candidate by log2 of the sum over its interactions of 0.5 ** (age / half-life).
 
     The age is counted from the example's own time, and only interactions strictly before it count; an example
@@ -39,7 +102,6 @@ class DecayedPopularityRanker:
     """
 
     name = "popularity_decayed"
-    probabilistic = False
 
     def __init__(self, fit_events: pl.DataFrame, *, half_life_days: float) -> None:
         if not half_life_days > 0:
@@ -62,10 +124,9 @@ class DecayedPopularityRanker:
         unmet = sum(not len(self._before(item, e)) for e in examples for item in e.candidates)
         return {"events_without_time": self._n_without_time, "unmet_candidates": unmet}
 
-    def rank(self, examples: Sequence[RankingExample]) -> Iterator[ExampleScores]:
-        """Yield one answer an example."""
-        for example in examples:
-            yield without_llm(example, [self._margin(item, example) for item in example.candidates])
+    def _margins(self, example: RankingExample) -> npt.ArrayLike:
+        now = self._last if example.timestamp is None else _in_days(example.timestamp)
+        return [self._margin(self._before(item, example), now) for item in example.candidates]
 
     def _before(self, item: str, example: RankingExample) -> npt.NDArray[np.float64]:
         """Return when an item was met before the example, in days, oldest first."""
@@ -74,9 +135,7 @@ class DecayedPopularityRanker:
             return when
         return when[: np.searchsorted(when, _in_days(example.timestamp), side="left")]
 
-    def _margin(self, item: str, example: RankingExample) -> float:
-        now = self._last if example.timestamp is None else _in_days(example.timestamp)
-        when = self._before(item, example)
+    def _margin(self, when: npt.NDArray[np.float64], now: float) -> float:
         if not len(when):
             return (min(self._first, now) - now) / self._half_life - 1
         halvings = (when - now) / self._half_life
@@ -88,21 +147,152 @@ def _in_days(time: datetime) -> float:
     return time.timestamp() * 1_000_000 / _DAY
 
 
-def require_sklearn() -> None:
-    """Check that scikit-learn is there, without importing it.
+class RecencyRanker(ExampleRanker):
+    """Scores a candidate by how much, and how lately, its categories were met in the user's history.
+
+    Margin = sum over history items h of `overlap(h, candidate) * 0.5 ** (age(h) / half_life)`, where age 0 is
+    the newest item and overlap is the share of the candidate's categories that h has. A candidate without
+    categories overlaps with itself only. Looks at nothing but the example.
+
+    Args:
+        item_categories: The category values of each item; a missing item has none.
+        half_life: Items after which a meeting counts half, above 0.
 
     Raises:
-        MissingExtraError: it is not.
+        ConfigError: `half_life` is not above 0.
     """
-    if find_spec("sklearn") is None:
-        raise MissingExtraError("scikit-learn", "baselines")
+
+    name = "recency"
+
+    def __init__(self, item_categories: Mapping[str, Set[str]], *, half_life: float = 5.0) -> None:
+        if not half_life > 0:
+            raise ConfigError(f"Found half_life {half_life}; expected a number of items above 0.")
+        self._categories = item_categories
+        self._half_life = half_life
+
+    def _margins(self, example: RankingExample) -> npt.ArrayLike:
+        by_category: dict[str, float] = {}
+        by_item: dict[str, float] = {}
+        for age, item in enumerate(reversed(example.history)):
+            weight = 0.5 ** (age / self._half_life)
+            by_item[item] = by_item.get(item, 0.0) + weight
+            for category in self._categories.get(item, ()):
+                by_category[category] = by_category.get(category, 0.0) + weight
+        found = []
+        for item in example.candidates:
+            # Sorted, so that the sum's last bit does not depend on the order of a set.
+            if categories := sorted(self._categories.get(item, ())):
+                found.append(sum(by_category.get(category, 0.0) for category in categories) / len(categories))
+            else:
+                found.append(by_item.get(item, 0.0))
+        return found
 
 
-class BagOfWordsRanker:
+class Bm25Ranker(ExampleRanker):
+    """Scores a candidate's text by BM25 against the user's profile and the text of their history.
+
+    The query is the profile (if any) and the texts of the last `n_recent` history items; a repeated word
+    counts each time. Document frequencies and lengths come from the whole catalogue. The formula is Lucene's,
+    with k1 = 1.5, b = 0.75 (Lù, "BM25S: Orders of magnitude faster lexical search via eager sparse scoring",
+    2024); common English words are left out.
+
+    Args:
+        items: The text of each item of the catalogue, or an index of them, which several rankers may share;
+            an item without a text has margin 0.
+        profiles: Profile text by example id; missing means none.
+        n_recent: How many of the newest history items to use; None for all (a weaker query: many words favour
+            long documents), 0 for the profile alone.
+        name: Its row in the tables; lets two settings be compared in one run.
+
+    Raises:
+        ConfigError: `n_recent` is negative.
+        MissingExtraError: bm25s is not installed.
+    """
+
+    def __init__(
+        self,
+        items: Mapping[str, str] | Bm25Index,
+        *,
+        profiles: Mapping[str, str] | None = None,
+        n_recent: int | None = 5,
+        name: str = "bm25",
+    ) -> None:
+        if n_recent is not None and n_recent < 0:
+            raise ConfigError(
+                f"Found n_recent {n_recent}; expected 0 or more, or None for the whole history."
+            )
+        self.name = name
+        self._profiles = profiles or {}
+        self._n_recent = n_recent
+        self._index = items if isinstance(items, Bm25Index) else Bm25Index(items)
+
+    def _margins(self, example: RankingExample) -> npt.ArrayLike:
+        n = len(example.history) if self._n_recent is None else self._n_recent
+        recent = example.history[-n:] if n else ()
+        query = self._index.query(self._profiles.get(example.example_id, ""), recent)
+        return [self._index.score(query, item) for item in example.candidates]
+
+
+class Bm25Index:
+    """A BM25 index read item by item: only candidates are scored, never the whole catalogue.
+
+    bm25s keeps, for each word, the documents that hold it with their final weight. Turned around once, a
+    document's score is the sum of its words' weights times how often the query has them.
+
+    Raises:
+        MissingExtraError: bm25s is not installed.
+    """
+
+    def __init__(self, item_texts: Mapping[str, str]) -> None:
+        try:
+            import bm25s
+        except ImportError as error:
+            raise MissingExtraError("bm25s", "baselines") from error
+        self._row = {item: row for row, item in enumerate(item_texts)}
+        self._tokenize = bm25s.tokenize
+        tokens = bm25s.tokenize(list(item_texts.values()), show_progress=False)
+        self._words: dict[str, int] = dict(tokens.vocab)
+        self._tokens = [np.asarray(ids, dtype=np.int64) for ids in tokens.ids]
+        n_words = max(self._words.values(), default=-1) + 2
+        document = self._word = np.zeros(0, dtype=np.int64)
+        self._weight = np.zeros(0, dtype=np.float32)
+        if any(len(ids) for ids in self._tokens):
+            index = bm25s.BM25(k1=1.5, b=0.75, method="lucene")
+            index.index(tokens, show_progress=False)
+            by_word = index.scores
+            document = np.asarray(by_word["indices"])
+            word = np.repeat(np.arange(len(by_word["indptr"]) - 1), np.diff(by_word["indptr"]))
+            order = np.argsort(document, kind="stable")
+            document, self._word = document[order], word[order]
+            self._weight = np.asarray(by_word["data"])[order]
+        self._starts = np.searchsorted(document, np.arange(len(self._row) + 1))
+        self._n_words = max(n_words, int(self._word.max(initial=0)) + 1)
+
+    def query(self, text: str, item_ids: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Count the words of a text and of items, unknown ones left out: shape (n_words,)."""
+        words: list[str] = []
+        if text.strip():
+            words = self._tokenize([text], return_ids=False, show_progress=False)[0]
+        ids = [self._words[word] for word in words if word in self._words]
+        rows = [self._row[item] for item in item_ids if item in self._row]
+        parts = [np.asarray(ids, dtype=np.int64), *(self._tokens[row] for row in rows)]
+        return np.bincount(np.concatenate(parts), minlength=self._n_words).astype(np.float32)
+
+    def score(self, query: npt.NDArray[np.float32], item_id: str) -> float:
+        """Return the BM25 score of one item, 0 for an unknown one."""
+        row = self._row.get(item_id)
+        if row is None:
+            return 0.0
+        span = slice(self._starts[row], self._starts[row + 1])
+        return float(self._weight[span] @ query[self._word[span]])
+
+
+class BagOfWordsRanker(ExampleRanker):
     """Scores a candidate by the log odds that an item with these words is a chosen one.
 
     Features are TF-IDF of words and their runs (sublinear counts, rows of length 1). An item without a word
-    that the training candidates have has the intercept as its margin.
+    that the training candidates have has the intercept as its margin. Margins are no logits of a test's
+    choices: of training's candidates more are chosen.
 
     Args:
         examples: The training examples, with their candidates and labels.
@@ -115,7 +305,6 @@ class BagOfWordsRanker:
     """
 
     name = "bag_of_words"
-    probabilistic = False  # of training's candidates more are chosen than of a test's
 
     def __init__(
         self, examples: Sequence[RankingExample], text: Callable[[str], str], settings: dict[str, Any]
@@ -147,202 +336,8 @@ class BagOfWordsRanker:
         unknown = [self._rows(e.candidates).getnnz(axis=1) == 0 for e in examples]
         return {"candidates_without_a_known_word": int(sum(part.sum() for part in unknown))}
 
-    def rank(self, examples: Sequence[RankingExample]) -> Iterator[ExampleScores]:
-        """Yield one answer an example."""
-        for example in examples:
-            margins = self._model.decision_function(self._rows(example.candidates))
-            yield without_llm(example, margins.astype(np.float32))
+    def _margins(self, example: RankingExample) -> npt.ArrayLike:
+        return np.asarray(self._model.decision_function(self._rows(example.candidates)))
 
     def _rows(self, items: Sequence[str]) -> Any:
         return self._words.transform([self._text(item) for item in items])
-
-
-class RandomRanker:
-    """Draws a standard normal margin for each candidate from the example's own seed."""
-
-    name = "random"
-    probabilistic = False
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-
-    def rank(self, examples: Sequence[RankingExample]) -> Iterator[ExampleScores]:
-        """Yield one answer an example; the same whatever the order of the examples."""
-        for example in examples:
-            rng = derive_rng(self._seed, "random-ranker", example.example_id)
-            yield without_llm(example, rng.standard_normal(len(example.candidates)))
-
-
-class PopularityRanker:
-    """Scores a candidate by log(1 + number of users who met it) in the events that may be learned from.
-
-    Args:
-        fit_events: Columns `user_id` and `item_id` (others are ignored): the events of the training users, or
-            those before the split time. Targets of the examples must not be among them.
-    """
-
-    name = "popularity"
-    probabilistic = False
-
-    def __init__(self, fit_events: pl.DataFrame) -> None:
-        counts = fit_events.group_by("item_id").agg(pl.col("user_id").n_unique().alias("n_users"))
-        self._n_users: dict[str, int] = dict(zip(counts["item_id"], counts["n_users"], strict=True))
-
-    def rank(self, examples: Sequence[RankingExample]) -> Iterator[ExampleScores]:
-        """Yield one answer an example; an item never met has margin 0."""
-        for example in examples:
-            yield without_llm(example, np.log1p([self._n_users.get(item, 0) for item in example.candidates]))
-
-
-class RecencyRanker:
-    """Scores a candidate by how much, and how lately, its categories were met in the user's history.
-
-    Margin = sum over history items h of `overlap(h, candidate) * 0.5 ** (age(h) / half_life)`, where age 0 is
-    the newest item and overlap is the share of the candidate's categories that h has. A candidate without
-    categories overlaps with itself only. Looks at nothing but the example.
-
-    Args:
-        item_categories: The category values of each item; a missing item has none.
-        half_life: Items after which a meeting counts half, above 0.
-
-    Raises:
-        ConfigError: `half_life` is not above 0.
-    """
-
-    name = "recency"
-    probabilistic = False
-
-    def __init__(self, item_categories: Mapping[str, Set[str]], *, half_life: float = 5.0) -> None:
-        if not half_life > 0:
-            raise ConfigError(f"Found half_life {half_life}; expected a number of items above 0.")
-        self._categories = item_categories
-        self._half_life = half_life
-
-    def rank(self, examples: Sequence[RankingExample]) -> Iterator[ExampleScores]:
-        """Yield one answer an example; margins are 0 or more."""
-        for example in examples:
-            by_category: dict[str, float] = {}
-            by_item: dict[str, float] = {}
-            for age, item in enumerate(reversed(example.history)):
-                weight = 0.5 ** (age / self._half_life)
-                by_item[item] = by_item.get(item, 0.0) + weight
-                for category in self._categories.get(item, ()):
-                    by_category[category] = by_category.get(category, 0.0) + weight
-            yield without_llm(
-                example, [self._margin(item, by_category, by_item) for item in example.candidates]
-            )
-
-    def _margin(self, item: str, by_category: Mapping[str, float], by_item: Mapping[str, float]) -> float:
-        categories = self._categories.get(item, frozenset())
-        if not categories:
-            return by_item.get(item, 0.0)
-        # Sorted, so that the sum's last bit does not depend on the order of a set.
-        return sum(by_category.get(category, 0.0) for category in sorted(categories)) / len(categories)
-
-
-class Bm25Ranker:
-    """Scores a candidate's text by BM25 against the user's profile and the text of their history.
-
-    The query is the profile (if any) and the texts of the last `n_recent` history items; a word said twice
-    counts twice. Document frequencies and lengths come from the whole catalogue. The formula is Lucene's,
-    with k1 = 1.5, b = 0.75 (Lù, "BM25S: Orders of magnitude faster lexical search via eager sparse scoring",
-    2024); common English words are left out.
-
-    Args:
-        items: The text of each item of the catalogue, or an index of them, which several rankers may share;
-            an item without a text has margin 0.
-        profiles: Profile text by example id; missing means none.
-        n_recent: How many of the newest history items to use; None for all (a weaker query: many words favour
-            long documents), 0 for the profile alone.
-        name: Stands in the tables; lets two settings be compared in one run.
-
-    Raises:
-        ConfigError: `n_recent` is negative.
-        MissingExtraError: bm25s is not installed.
-    """
-
-    probabilistic = False
-
-    def __init__(
-        self,
-        items: Mapping[str, str] | Bm25Index,
-        *,
-        profiles: Mapping[str, str] | None = None,
-        n_recent: int | None = 5,
-        name: str = "bm25",
-    ) -> None:
-        if n_recent is not None and n_recent < 0:
-            raise ConfigError(
-                f"Found n_recent {n_recent}; expected 0 or more, or None for the whole history."
-            )
-        self.name = name
-        self._profiles = profiles or {}
-        self._n_recent = n_recent
-        self._index = items if isinstance(items, Bm25Index) else Bm25Index(items)
-
-    def rank(self, examples: Sequence[RankingExample]) -> Iterator[ExampleScores]:
-        """Yield one answer an example; margins are 0 or more."""
-        for example in examples:
-            recent = example.history if self._n_recent is None else example.history[-self._n_recent :]
-            if self._n_recent == 0:
-                recent = ()
-            query = self._index.query(self._profiles.get(example.example_id, ""), recent)
-            yield without_llm(example, [self._index.score(query, item) for item in example.candidates])
-
-
-class Bm25Index:
-    """A BM25 index read item by item: only candidates are scored, never the whole catalogue.
-
-    bm25s keeps, for each word, the documents that hold it with their final weight. Turned around once, a
-    document's score is the sum of its words' weights times how often the query says them.
-
-    Raises:
-        MissingExtraError: bm25s is not installed.
-    """
-
-    def __init__(self, item_texts: Mapping[str, str]) -> None:
-        self._row = {item: row for row, item in enumerate(item_texts)}
-        texts = list(item_texts.values())
-        try:
-            import bm25s
-        except ImportError as error:
-            raise MissingExtraError("bm25s", "baselines") from error
-        self._tokenize = bm25s.tokenize
-        tokens = bm25s.tokenize(texts, show_progress=False)
-        self._words: dict[str, int] = dict(tokens.vocab)
-        self._tokens = [np.asarray(ids, dtype=np.int64) for ids in tokens.ids]
-        n_words = max(self._words.values(), default=-1) + 2
-        if not any(len(ids) for ids in self._tokens):
-            self._starts = np.zeros(len(texts) + 1, dtype=np.int64)
-            self._word, self._weight = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
-        else:
-            index = bm25s.BM25(k1=1.5, b=0.75, method="lucene")
-            index.index(tokens, show_progress=False)
-            by_word = index.scores
-            document = np.asarray(by_word["indices"])
-            word = np.repeat(np.arange(len(by_word["indptr"]) - 1), np.diff(by_word["indptr"]))
-            order = np.argsort(document, kind="stable")
-            self._word, self._weight = word[order], np.asarray(by_word["data"])[order]
-            self._starts = np.searchsorted(document[order], np.arange(len(texts) + 1))
-        self._n_words = max(n_words, int(self._word.max(initial=0)) + 1)
-
-    def query(self, text: str, item_ids: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Count the words of a text and of items, unknown ones left out: shape (n_words,)."""
-        rows = [self._row[item] for item in item_ids if item in self._row]
-        ids = [self._words[word] for word in self._split(text) if word in self._words]
-        parts = [np.asarray(ids, dtype=np.int64), *(self._tokens[row] for row in rows)]
-        return np.bincount(np.concatenate(parts), minlength=self._n_words).astype(np.float32)
-
-    def score(self, query: npt.NDArray[np.float32], item_id: str) -> float:
-        """Return the BM25 score of one item, 0 for an unknown one."""
-        row = self._row.get(item_id)
-        if row is None:
-            return 0.0
-        span = slice(self._starts[row], self._starts[row + 1])
-        return float(self._weight[span] @ query[self._word[span]])
-
-    def _split(self, text: str) -> list[str]:
-        if not text.strip():
-            return []
-        words: list[str] = self._tokenize([text], return_ids=False, show_progress=False)[0]
-        return words

@@ -13,9 +13,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from trsr.baselines.neural import require_cornac
 from trsr.baselines.settings import described
-from trsr.baselines.simple import BagOfWordsRanker, require_sklearn
+from trsr.baselines.simple import BagOfWordsRanker, require
 from trsr.errors import DataError
 from trsr.experiment.experiment import NO_CAP, Workbench
 from trsr.llm import models
@@ -52,9 +51,9 @@ def check_baselines(bench: Workbench) -> None:
     if "embedding" in wanted:
         models.locate(bench.config.baselines.embedding.model)
     if "bag_of_words" in wanted:
-        require_sklearn()
+        require("sklearn")
     if wanted & {"ncf", "gru4rec", "bert4rec", "sasrec"}:
-        require_cornac()
+        require("cornac", "torch")
     if "popularity_decayed" in wanted:
         _maker(bench, "popularity_decayed")(bench.config.baselines.popularity_decayed.grid()[0])
 
