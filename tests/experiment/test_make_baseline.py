@@ -183,10 +183,10 @@ def test_an_unknown_embedding_model_is_found_out_early(bench: Workbench, config_
 
 
 def test_a_missing_library_is_found_out_early(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing() -> None:
+    def missing(*_: str) -> None:
         raise MissingExtraError("cornac", "baselines")
 
-    monkeypatch.setattr(baselines, "require_cornac", missing)
+    monkeypatch.setattr(baselines, "require", missing)
     check_baselines(bench)
     bench.config = bench.config.model_copy(update={"rankers": ("random", "ncf")})
     with pytest.raises(MissingExtraError):
