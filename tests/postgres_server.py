@@ -10,7 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 USER = "trsr"
 PASSWORD = "s3cr:t/p@ss%word"
-# Speed: what is lost in a crash is of no interest here.
+# Fast, as nothing here needs to survive a crash.
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
@@ -37,16 +37,24 @@ class Server:
     def __init__(self, binaries: Path, folder: Path) -> None:
         self.folder = folder
         self.binaries = binaries
-        self.port = _free_port()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
         self._process: subprocess.Popen[bytes] | None = None
-        self._identity = _unprivileged()
+        self._identity: dict[str, Any] = {}
+        if os.geteuid() == 0:  # PostgreSQL refuses to run as root
+            names = {entry.pw_name: entry for entry in pwd.getpwall()}
+            entry = names.get("postgres") or names["nobody"]
+            self._identity = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
         if user := self._identity.get("user"):
             shutil.chown(folder, user, self._identity["group"])
         password = folder / "password"
         password.write_text(PASSWORD)
         password.chmod(0o644)
         options = ("-U", USER, "-A", "md5", f"--pwfile={password}", "-E", "UTF8", "--locale=C")
-        self._call([binaries / "initdb", "-D", folder / "data", "--no-sync", *options])
+        command: list[str | Path] = [binaries / "initdb", "-D", folder / "data", "--no-sync", *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", **self._identity)
+        assert done.returncode == 0, done.stderr or done.stdout
 
     def url(self, database: str, password: str = PASSWORD) -> str:
         """Return the URL of a database."""
@@ -81,16 +89,11 @@ class Server:
             self._process.wait(120)
             self._process = None
 
-    def _call(self, command: Sequence[str | Path]) -> None:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", **self._identity)
-        if done.returncode:
-            raise RuntimeError(f"{command[0]} failed: {done.stderr or done.stdout}")
-
 
 @contextmanager
 def running_server(binaries: Path) -> Iterator[Server]:
     """Run a server for the length of a block."""
-    # Not pytest's own folder: only its owner may enter that, and PostgreSQL refuses to run as root.
+    # Not pytest's own folder, which only its owner may enter.
     with tempfile.TemporaryDirectory(prefix="trsr-postgres-", ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o755)
         server = Server(binaries, Path(folder))
@@ -99,18 +102,3 @@ def running_server(binaries: Path) -> Iterator[Server]:
             yield server
         finally:
             server.stop()
-
-
-def _unprivileged() -> dict[str, Any]:
-    """Return as whom to start programs: as ourselves, unless that is root."""
-    if os.geteuid() != 0:
-        return {}
-    names = {entry.pw_name: entry for entry in pwd.getpwall()}
-    entry = names.get("postgres") or names["nobody"]
-    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

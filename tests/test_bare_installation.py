@@ -64,7 +64,9 @@ def bare(hidden: str, *arguments: str | Path) -> subprocess.CompletedProcess[str
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_import_validate_and_plan_need_no_extra(hidden: str, tmp_path: Path) -> None:
+@pytest.fixture
+def data(hidden: str, tmp_path: Path) -> Path:
+    """A dataset of 30 items and 12 users with 8 events each, imported without any extra."""
     items = "\n".join(f"i{n},Lamp number {n} for the desk" for n in range(30))
     (tmp_path / "items.csv").write_text(f"item_id,title\n{items}\n")
     rows = "\n".join(
@@ -73,23 +75,17 @@ def test_import_validate_and_plan_need_no_extra(hidden: str, tmp_path: Path) -> 
         for n in range(8)
     )
     (tmp_path / "events.csv").write_text(f"user_id,item_id,timestamp\n{rows}\n")
-    data, config = tmp_path / "data", tmp_path / "c.yaml"
-    config.write_text(CONFIG.format(data=data))
-
-    made = bare(
-        hidden,
-        "import",
-        "table",
-        "--items",
-        tmp_path / "items.csv",
-        "--events",
-        tmp_path / "events.csv",
-        "--out",
-        data,
-    )
+    files = ("--items", tmp_path / "items.csv", "--events", tmp_path / "events.csv")
+    made = bare(hidden, "import", "table", *files, "--out", tmp_path / "data")
     assert made.returncode == 0, made.stderr
+    return tmp_path / "data"
+
+
+def test_import_validate_and_plan_need_no_extra(hidden: str, data: Path) -> None:
     checked = bare(hidden, "validate", data)
     assert (checked.returncode, checked.stdout) == (0, f"{data}: no problem found.\n"), checked.stderr
+    config = data.with_name("c.yaml")
+    config.write_text(CONFIG.format(data=data))
     planned = bare(hidden, "plan", config, "--users", "1000", "--tokens-per-second", "10", "--json")
     assert planned.returncode == 0, planned.stderr
     facts = json.loads(planned.stdout)
@@ -98,20 +94,10 @@ def test_import_validate_and_plan_need_no_extra(hidden: str, tmp_path: Path) -> 
     assert any("4 characters a token, for want of the tokenizer" in note for note in facts["notes"])
 
 
-def test_the_ray_runner_names_its_extra(hidden: str, tmp_path: Path) -> None:
-    items = "\n".join(f"i{n},Lamp number {n}" for n in range(9))
-    (tmp_path / "items.csv").write_text(f"item_id,title\n{items}\n")
-    (tmp_path / "events.csv").write_text(
-        "user_id,item_id,timestamp\n" + "".join(f"u1,i{n},{n}\n" for n in range(9))
-    )
-    files = ("--items", tmp_path / "items.csv", "--events", tmp_path / "events.csv")
-    assert bare(hidden, "import", "table", *files, "--out", tmp_path / "data").returncode == 0
-    answer = bare(hidden, "summarize", tmp_path / "data", "--engine", "fake", "--runner", "ray")
-    assert answer.returncode == 1
-    assert answer.stderr == "Error: The package 'ray' is not installed: run `pip install 'trsr[ray]'`.\n"
-
-
-def test_what_needs_an_extra_names_it(hidden: str, tmp_path: Path) -> None:
-    answer = bare(hidden, "store", "stats", "postgresql://me:pw@127.0.0.1:1/db")
-    assert answer.returncode == 1
-    assert answer.stderr.endswith("is not installed: run `pip install 'trsr[postgres]'`.\n")
+def test_what_needs_an_extra_names_it(hidden: str, data: Path) -> None:
+    on_ray = ("summarize", data, "--engine", "fake", "--runner", "ray")
+    in_postgres = ("store", "stats", "postgresql://me:pw@127.0.0.1:1/db")
+    for extra, command in {"ray": on_ray, "postgres": in_postgres}.items():
+        answer = bare(hidden, *command)
+        assert answer.returncode == 1
+        assert answer.stderr.endswith(f"is not installed: run `pip install 'trsr[{extra}]'`.\n")
