@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trsr.cli.experiment import Concurrency, GpusPerWorker, PricePerMillion, Runner, TokensPerSecond, Within
+from trsr.cli.experiment import (
+    AsJson,
+    Concurrency,
+    GpusPerWorker,
+    PricePerMillion,
+    Runner,
+    TokensPerSecond,
+    Within,
+)
 
 if TYPE_CHECKING:
     from trsr.summarize.store import Store
@@ -24,7 +32,6 @@ store_app = typer.Typer(
 
 PLACE = "A SQLite file or postgresql://USER:$PASSWORD@HOST/DATABASE; $NAME is an environment variable."
 Place = Annotated[str, typer.Argument(metavar="STORE", help=PLACE, show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 SECONDS_A_DAY = 86_400
 
 
@@ -165,7 +172,7 @@ def summarize(
     base_url: Annotated[str | None, typer.Option(help="Server of the openai engine.")] = None,
     block_size: Annotated[int, typer.Option(help="Items in a block.")] = 5,
     grounded: Annotated[
-        bool, typer.Option("--grounded", help="Hold summaries to phrases of the items; for small models.")
+        bool, typer.Option("--grounded", help="Summaries of phrases of the items only; for small models.")
     ] = False,
     grammar: Annotated[
         str | None,
@@ -181,10 +188,7 @@ def summarize(
     ] = None,
     store: Annotated[
         str | None,
-        typer.Option(
-            help="Summary store: a file (DATA/summaries.sqlite by default) or "
-            "postgresql://USER:$PASSWORD@HOST/DATABASE; $NAME is an environment variable."
-        ),
+        typer.Option(help=f"Summary store; DATA/summaries.sqlite by default. {PLACE}", show_default=False),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many users.")] = None,
     show: Annotated[str | None, typer.Option(help="Only this user, with every block and summary.")] = None,
@@ -197,7 +201,7 @@ def summarize(
     tokens_per_second: TokensPerSecond = None,
     price_per_million: PricePerMillion = None,
     within: Within = 24.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write the preference profile of every user; what the store knows costs nothing.
 
@@ -227,20 +231,14 @@ def summarize(
         typer.echo(json.dumps(plan) if as_json else render(plan))
         return
     if cluster is not None:
-        _print(summarize_dataset_on_ray(data, chosen, place, limit, cluster), as_json)
-        return
-    result = summarize_dataset(data, chosen, place, limit, show)
+        facts = summarize_dataset_on_ray(data, chosen, place, limit, cluster)
+    else:
+        result = summarize_dataset(data, chosen, place, limit, show)
+        facts = result.written.facts()
     if show is not None and not as_json:
         (fold,), (profile,) = result.written.folds, result.written.profiles
         typer.echo(describe_fold(fold, result.summariser, profile.text))
-    else:
-        _print(result.written.facts(), as_json)
-
-
-def _print(facts: dict[str, int | float], as_json: bool) -> None:
-    """Print counts."""
-    if as_json:
+    elif as_json:
         typer.echo(json.dumps(facts))
-        return
-    for name, value in facts.items():
-        typer.echo(f"{name}: {value}")
+    else:
+        typer.echo("\n".join(map("{}: {}".format, facts, facts.values())))
