@@ -6,6 +6,7 @@ import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ from programs import need_program
 
 if TYPE_CHECKING:
     from shop import Shop
+
+    from trsr.serve.store import ServeStore
 
 # Before any model library is imported; tests that start processes pass these on.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -266,4 +269,13 @@ def shop(tmp_path: Path) -> Iterator[Shop]:
     from shop import open_shop
 
     with open_shop(tmp_path / "serve.sqlite") as opened:
+        yield opened
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[ServeStore]:
+    """An empty database of the service."""
+    from trsr.serve.store import ServeStore
+
+    with closing(ServeStore(tmp_path / "serve.sqlite")) as opened:
         yield opened

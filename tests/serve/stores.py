@@ -1,4 +1,4 @@
-"""Small builders for tests of the service's store and follower."""
+"""Small builders for tests of the service's store and its profile updater."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ from trsr.serve.schemas import EventIn
 from trsr.serve.store import ServeStore
 from trsr.summarize.user_plan import Summariser
 
-N_ITEMS = 600
-CATALOGUE = {f"i{number}": item(number) for number in range(N_ITEMS)}
+CATALOGUE = {f"i{number}": item(number) for number in range(600)}
 
 
 def event(event_id: str, item_id: str, timestamp: datetime | None = None) -> EventIn:
     return EventIn(event_id=event_id, item_id=item_id, timestamp=timestamp)
+
+
+def events(start: int, stop: int) -> list[EventIn]:
+    """Return events `eSTART` to `eSTOP`, the last one left out, each of the item of its number."""
+    return [event(f"e{number}", f"i{number}") for number in range(start, stop)]
 
 
 def add_profile(store: ServeStore, user_id: str, text: str, n_items: int, calls: Any = ()) -> bool:
@@ -32,43 +36,26 @@ def add_profile(store: ServeStore, user_id: str, text: str, n_items: int, calls:
     return store.add_profile(update, text, n_items, None, calls, latest.version if latest else 0)
 
 
-def events(start: int, stop: int) -> list[EventIn]:
-    """Return events `eSTART` to `eSTOP`, the last one left out, each of the item of its number."""
-    return [event(f"e{number}", f"i{number}") for number in range(start, stop)]
-
-
 def summariser_of_many(method: str = "recurrent", **settings: Any) -> Summariser:
-    """Return a summariser of `N_ITEMS` items, five a block unless said otherwise."""
-    settings = {"block_size": 5, **settings}
+    """Return a summariser of 600 items, five a block unless said otherwise."""
     return dataclasses.replace(
-        make_summariser(method, **settings),
+        make_summariser(method, **{"block_size": 5, **settings}),
         items=CATALOGUE,
         item_text=lambda item_id: f"Title: {CATALOGUE[item_id].fields['title']}",
     )
 
 
-class HearingEngine(FakeGenerator):
-    """Keeps the last message of every prompt it answers."""
+class MeddlingEngine(FakeGenerator):
+    """Lets something happen while the first text is being written; keeps the last message of every prompt."""
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
+    def __init__(self, meddle: Callable[[], object] | None = None) -> None:
+        super().__init__()
+        self.meddle = meddle
         self.heard: list[str] = []
 
     def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
         for result in super().generate(prompts, params):
             self.heard.append(prompts[result.index].messages[-1].content)
-            yield result
-
-
-class MeddlingEngine(HearingEngine):
-    """Lets something happen while the first text is being written."""
-
-    def __init__(self, meddle: Callable[[], object]) -> None:
-        super().__init__()
-        self.meddle: Callable[[], object] | None = meddle
-
-    def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
-        for result in super().generate(prompts, params):
             if self.meddle is not None:
                 meddle, self.meddle = self.meddle, None
                 meddle()
@@ -76,21 +63,20 @@ class MeddlingEngine(HearingEngine):
 
 
 class BreakingEngine(FakeGenerator):
-    """Fails as a whole, in a way nobody foresaw, when a word comes up."""
+    """Fails as a whole, in a way that is not foreseen, when a word comes up."""
 
     def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
-        for prompt in prompts:
-            if word(50) in prompt.messages[-1].content:
-                raise RuntimeError("out of memory")
+        if any(word(50) in prompt.messages[-1].content for prompt in prompts):
+            raise RuntimeError("out of memory")
         yield from super().generate(prompts, params)
 
 
 def follow(store: ServeStore, summariser: Summariser, engine: FakeGenerator | None = None) -> int:
-    """Fold until no update is due; return how many calls were made."""
+    """Update profiles until no update is due; return how many calls were made."""
     engine = engine or FakeGenerator()
     before = engine.n_calls
-    follower = ProfileUpdater(store, summariser, engine)
-    while follower.step() or [update for update in store.pending(99) if not update.n_attempts]:
+    updater = ProfileUpdater(store, summariser, engine)
+    while updater.step() or [update for update in store.pending(99) if not update.n_attempts]:
         pass
     return engine.n_calls - before
 

@@ -26,17 +26,6 @@ from trsr.types import History, Item
 NOON = datetime(2024, 5, 6, 12, tzinfo=UTC)
 
 
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return tmp_path / "deep" / "serve.sqlite"
-
-
-@pytest.fixture
-def store(file: Path) -> Iterator[ServeStore]:
-    with closing(ServeStore(file)) as store:
-        yield store
-
-
 def due(store: ServeStore) -> list[str]:
     return [update.user_id for update in store.pending(9)]
 
@@ -52,7 +41,7 @@ def test_events_are_kept_once_and_in_order(store: ServeStore) -> None:
     assert store.history("u") == tuple(f"i{n}" for n in numbers)
 
 
-def test_commits_that_a_caller_relies_on_wait_for_the_disk(store: ServeStore, file: Path) -> None:
+def test_commits_that_a_caller_relies_on_wait_for_the_disk(store: ServeStore) -> None:
     def synchronous() -> int:
         (found,) = store._db.execute("PRAGMA synchronous").fetchone()
         return int(found)
@@ -62,7 +51,7 @@ def test_commits_that_a_caller_relies_on_wait_for_the_disk(store: ServeStore, fi
     assert store._db.execute("PRAGMA secure_delete").fetchone() == (1,)
     store.add_events("u", events(0, 1))
     assert synchronous() == full
-    with closing(sqlite3.connect(file)) as other:
+    with closing(sqlite3.connect(store.path)) as other:
         assert other.execute("SELECT count(*) FROM pending").fetchone() == (1,)
     assert add_profile(store, "u", "Can be made again.", 1)
     assert synchronous() == normal
@@ -76,7 +65,7 @@ def test_readers_do_not_wait_for_writers(store: ServeStore) -> None:
         assert len(store.events("u")) == 1
 
 
-def test_everything_is_there_after_closing(store: ServeStore, file: Path) -> None:
+def test_everything_is_there_after_closing(store: ServeStore) -> None:
     store.add_events("u", events(0, 7))
     store.put_items([item(1)])
     store.put_notes("u", "Mine, and\nmore. ")
@@ -90,7 +79,7 @@ def test_everything_is_there_after_closing(store: ServeStore, file: Path) -> Non
     assert all(before)
     store.close()
     store.close()
-    with closing(ServeStore(file)) as again:
+    with closing(ServeStore(store.path)) as again:
         assert everything(again) == before
 
 
@@ -310,8 +299,8 @@ def test_notes_are_kept_until_they_are_changed_or_removed(store: ServeStore) -> 
 N_MIGRATIONS_WITH_EDITS = 13
 
 
-def test_edits_of_an_older_database_become_notes(file: Path) -> None:
-    file.parent.mkdir()
+def test_edits_of_an_older_database_become_notes(tmp_path: Path) -> None:
+    file = tmp_path / "serve.sqlite"
     old = open_sqlite(file, "x", APPLICATION_ID, MIGRATIONS[:N_MIGRATIONS_WITH_EDITS])
     people = [("ann", "model"), ("ann", "person"), ("ann", "model"), ("bob", "model"), ("cat", "person")]
     for uid, user in enumerate(("ann", "bob", "cat"), start=1):
@@ -363,7 +352,8 @@ def test_a_full_disk_refuses_and_loses_nothing(store: ServeStore) -> None:
     assert [entry.position for entry in store.events("u")] == [0, 1, 2, 3, 4]
 
 
-def test_a_damaged_database_is_refused_when_it_is_opened(file: Path) -> None:
+def test_a_damaged_database_is_refused_when_it_is_opened(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "serve.sqlite"
     with closing(ServeStore(file)) as store:
         store.add_events("u", events(0, 500))
     content = bytearray(file.read_bytes())

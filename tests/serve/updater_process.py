@@ -1,7 +1,4 @@
-"""A process that keeps events and lets profiles follow, told what to do over a pipe.
-
-It imports nothing heavy: tests start it often.
-"""
+"""A process that keeps events and updates profiles, told what to do over a pipe; it imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -23,14 +20,14 @@ from trsr.serve.store import ServeStore
 
 # The server imports once; its children begin in milliseconds.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["follower_process"])
+PROCESSES.set_forkserver_preload(["updater_process"])
 
 
 class Message(NamedTuple):
     """Something to be kept; its number comes back when it is.
 
-    `text` is an item's id for an event, and what is written for notes.
-    `delete` deletes the user; `idle` is acknowledged when no update is pending.
+    `text` is an item's id for an event, and what is written for notes. `delete` deletes the user; `idle` is
+    acknowledged when no update is pending.
     """
 
     number: int
@@ -53,7 +50,7 @@ def keep(store: ServeStore, message: Message) -> None:
 
 
 class StoppingGenerator(FakeGenerator):
-    """Writes some texts and then none: whoever waits for the next one can be killed at leisure."""
+    """Writes some texts and then none: a process that waits for the next one can be killed at leisure."""
 
     def __init__(self, n_texts: int | None) -> None:
         super().__init__(delay=0.004)
@@ -70,10 +67,9 @@ def serve(file: str, method: str, n_texts: int | None, pipe: Connection) -> None
     """Acknowledge messages after they are kept, until the pipe is closed; write no more than `n_texts`."""
     store = ServeStore(file)
     stop = threading.Event()
-    follower = ProfileUpdater(
-        store, summariser_of_many(method, block_size=3, fan_in=2), StoppingGenerator(n_texts)
-    )
-    thread = threading.Thread(target=follower.run, args=(stop,), daemon=True)
+    summariser = summariser_of_many(method, block_size=3, fan_in=2)
+    updater = ProfileUpdater(store, summariser, StoppingGenerator(n_texts))
+    thread = threading.Thread(target=updater.run, args=(stop,), daemon=True)
     thread.start()
     try:
         while True:

@@ -9,8 +9,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from follower_process import Message, acknowledged, keep, start
 from stores import follow, summariser_of_many
+from updater_process import Message, acknowledged, keep, start
 
 from trsr.seeding import derive_seed
 from trsr.serve.store import ServeStore, StoredProfile

@@ -1,4 +1,4 @@
-"""Every answer has an id and its security headers; the log has neither users nor texts, unless asked for."""
+"""Every answer has an id and its security headers; the log has neither users nor texts, unless requested."""
 
 from __future__ import annotations
 
@@ -16,20 +16,30 @@ from typing import Any
 import pytest
 from anyio import CapacityLimiter, to_thread
 from shop import Shop, open_shop
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trsr.serve.metrics import Metrics
 from trsr.serve.middleware import RequestContext, name_request
 from trsr.storage import as_one_sentence
 
-SCOPE = {"type": "http", "method": "POST", "path": "/", "headers": []}
-
 SECRET = "a most private sentence"
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/nowhere", "/v1/users/nobody", "/openapi.json", "/metrics"])
-def test_every_answer_has_the_headers(shop: Shop, path: str) -> None:
-    headers = shop.client.get(path).headers
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [
+        ("/healthz", None),
+        ("/nowhere", None),
+        ("/v1/users/nobody", None),
+        ("/openapi.json", None),
+        ("/metrics", None),
+        ("/metrics", "wrong"),
+    ],
+)
+def test_every_answer_has_the_headers(shop: Shop, path: str, key: str | None) -> None:
+    answer = shop.client.get(path, headers={"Authorization": key} if key else {})
+    assert (answer.status_code == 401) == (key is not None)
+    headers = answer.headers
     assert "default-src 'none'" in headers["content-security-policy"]
     assert "frame-ancestors 'none'" in headers["content-security-policy"]
     assert headers["x-content-type-options"] == "nosniff"
@@ -38,26 +48,17 @@ def test_every_answer_has_the_headers(shop: Shop, path: str) -> None:
     assert len(headers["x-request-id"]) == 32
 
 
-def test_refusals_at_the_gate_have_them_too(shop: Shop) -> None:
-    answer = shop.client.get("/metrics", headers={"Authorization": "no"})
-    assert answer.status_code == 401
-    assert "content-security-policy" in answer.headers
-
-
 def test_a_caller_may_name_the_request(shop: Shop) -> None:
     answer = shop.client.get("/v1/users/nobody", headers={"X-Request-ID": "order-17.retry_2"})
     assert answer.headers["x-request-id"] == "order-17.retry_2"
     assert answer.json()["instance"] == "urn:trsr:request:order-17.retry_2"
+    for strange in ("a b", "x" * 65, "<script>", "ü"):
+        answer = shop.client.get("/healthz", headers=[(b"X-Request-ID", strange.encode())])
+        assert len(answer.headers["x-request-id"]) == 32
 
 
-@pytest.mark.parametrize("name", ["a b", "x" * 65, "<script>", "ü"])
-def test_a_strange_name_is_not_taken(shop: Shop, name: str) -> None:
-    answer = shop.client.get("/healthz", headers=[(b"X-Request-ID", name.encode())])
-    assert len(answer.headers["x-request-id"]) == 32
-
-
-def use_texts(shop: Shop) -> None:
-    """Send texts and ids of a user to every address that takes them."""
+def test_the_log_has_routes_and_times_but_no_people(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
     client = shop.client
     shop.buy("jane-doe", "i1", "i2", "i3")
     client.put("/v1/users/jane-doe/notes", json={"text": SECRET})
@@ -67,54 +68,50 @@ def use_texts(shop: Shop) -> None:
     client.get("/v1/users/jane-doe")
     shop.follow()
     client.delete("/v1/users/jane-doe")
-
-
-def test_the_log_has_routes_and_times_but_no_people(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG)
-    use_texts(shop)
-    lines = [
-        json.loads(r.getMessage()) for r in caplog.records if r.name == "trsr.serve" and "{" in r.getMessage()
-    ]
-    assert [line["route"] for line in lines][:2] == [
-        "/v1/users/{user_id}/events",
-        "/v1/users/{user_id}/notes",
-    ]
+    messages = [record.getMessage() for record in caplog.records if record.name.startswith("trsr")]
+    lines = [json.loads(message) for message in messages if message.startswith("{")]
+    user = "/v1/users/{user_id}"
+    assert [line["route"] for line in lines][:2] == [f"{user}/events", f"{user}/notes"]
     assert [line["status"] for line in lines][:3] == [202, 200, 422]
     assert all(line["ms"] >= 0 and line["caller"].startswith("key-") for line in lines)
-    said = " ".join(record.getMessage() for record in caplog.records if record.name.startswith("trsr"))
-    assert SECRET not in said
-    assert "jane-doe" not in said
+    assert SECRET not in " ".join(messages)
+    assert "jane-doe" not in " ".join(messages)
+
+
+def failing(shop: Shop, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Let reading a user fail."""
+
+    def fail(user_id: str) -> None:
+        logging.getLogger("trsr.recommend").warning("in a thread")
+        with as_one_sentence(Path("/srv/users.sqlite"), "database"):
+            raise error
+
+    monkeypatch.setattr(shop.service, "user", fail)
 
 
 def test_an_unexpected_error_is_a_problem_and_its_text_stays_out_of_the_log(
     shop: Shop, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(user_id: str) -> None:
-        raise RuntimeError(SECRET)
-
-    monkeypatch.setattr(shop.service, "user", fail)
-    answer = shop.client.get("/v1/users/jane-doe", headers={"X-Request-ID": "r1"})
+    failing(shop, monkeypatch, RuntimeError(SECRET))
+    answer = shop.client.get("/v1/users/jane-doe")
     assert (answer.status_code, answer.json()["type"]) == (500, "urn:trsr:problem:internal")
     assert "content-security-policy" in answer.headers
-    said = "\n".join(record.getMessage() for record in caplog.records)
-    assert "Failed with RuntimeError" in said
-    assert "test_envelope.py" in said  # where it came from
-    assert SECRET not in said + answer.text
+    messages = "\n".join(record.getMessage() for record in caplog.records)
+    assert "Failed with RuntimeError" in messages
+    assert "test_request_context.py" in messages  # where it came from
+    assert SECRET not in messages + answer.text
 
 
-def test_texts_are_logged_where_that_is_asked_for(
+def test_texts_are_logged_where_that_is_requested(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(user_id: str) -> None:
-        raise RuntimeError(SECRET)
-
     caplog.set_level(logging.INFO)
     with open_shop(tmp_path / "serve.sqlite", log_texts=True) as shop:
-        monkeypatch.setattr(shop.service, "user", fail)
+        failing(shop, monkeypatch, RuntimeError(SECRET))
         shop.client.get("/v1/users/jane-doe")
-    said = "\n".join(record.getMessage() for record in caplog.records)
-    assert SECRET in said
-    assert "/v1/users/jane-doe" in said
+    messages = "\n".join(record.getMessage() for record in caplog.records)
+    assert SECRET in messages
+    assert "/v1/users/jane-doe" in messages
 
 
 @pytest.mark.parametrize(
@@ -133,11 +130,7 @@ def test_a_database_that_does_not_work_says_why_in_the_answer_and_in_the_log(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail(user_id: str) -> None:
-        with as_one_sentence(Path("/srv/users.sqlite"), "database"):
-            raise cause
-
-    monkeypatch.setattr(shop.service, "user", fail)
+    failing(shop, monkeypatch, cause)
     answer = shop.client.get("/v1/users/jane-doe")
     assert (answer.status_code, answer.json()["type"]) == (status, f"urn:trsr:problem:{kind}")
     assert str(cause) in answer.json()["detail"]
@@ -149,11 +142,7 @@ def test_a_database_that_does_not_work_says_why_in_the_answer_and_in_the_log(
 def test_every_line_of_the_log_names_its_request(
     shop: Shop, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(user_id: str) -> None:
-        logging.getLogger("trsr.recommend").warning("in a thread")
-        raise RuntimeError
-
-    monkeypatch.setattr(shop.service, "user", fail)
+    failing(shop, monkeypatch, RuntimeError())
     handler = logging.StreamHandler(written := io.StringIO())
     handler.setFormatter(logging.Formatter("%(request)s %(name)s"))
     handler.addFilter(name_request)
@@ -171,28 +160,37 @@ def test_every_line_of_the_log_names_its_request(
 def run(work: Coroutine[Any, Any, None]) -> None:
     """Run in a thread of its own: a browser of other tests keeps a loop in this one."""
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(asyncio.run, work).result()
+        pool.submit(asyncio.run, asyncio.wait_for(work, 30)).result()
 
 
 class Client:
     """A client of an application by ASGI, which sends a request and may leave."""
 
-    def __init__(self, body: bytes = b"{}") -> None:
-        self.body: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+    def __init__(
+        self, app: ASGIApp, *, headers: tuple[tuple[bytes, bytes], ...] = (), sends: bool = True
+    ) -> None:
+        self.app = app
+        self.scope = {"type": "http", "method": "POST", "path": "/", "headers": list(headers)}
+        self.body: list[Message] = [{"type": "http.request", "body": b"{}", "more_body": False}] * sends
         self.leaves = asyncio.Event()
-        self.sent: list[Message] = []
+        self.log: list[str] = []
+        self.answers: list[Message] = []
 
     async def receive(self) -> Message:
+        self.log.append("asked for the body")
         if self.body:
             return self.body.pop(0)
         await self.leaves.wait()
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
-        self.sent.append(message)
+        self.answers.append(message)
+
+    async def call(self) -> None:
+        await RequestContext(self.app, Metrics(dict), False)(self.scope, self.receive, self.send)
 
 
-def test_what_a_client_who_left_asked_is_given_up(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_request_whose_client_left_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     state: list[str] = []
 
@@ -206,20 +204,15 @@ def test_what_a_client_who_left_asked_is_given_up(shop: Shop, caplog: pytest.Log
             state.append("given up")
             raise
 
-    async def main() -> None:
-        await asyncio.wait_for(
-            RequestContext(slow, Metrics(dict), False)(SCOPE, client.receive, client.send), 30
-        )
-
-    client = Client()
-    run(main())
+    client = Client(slow)
+    run(client.call())
     assert state == ["began", "given up"]
-    assert client.sent == []
+    assert client.answers == []
     assert json.loads(caplog.messages[-1])["status"] == 499
 
 
 def test_a_thread_is_waited_for_although_its_client_left() -> None:
-    """Else who asks and leaves, again and again, would have more and more of them."""
+    """Else a caller who asks and leaves, again and again, would have more and more of them."""
     begun, may_end = threading.Event(), threading.Event()
     threads = CapacityLimiter(1)
     most: list[int] = []
@@ -233,9 +226,7 @@ def test_a_thread_is_waited_for_although_its_client_left() -> None:
         await asyncio.Event().wait()
 
     async def main() -> None:
-        answer = asyncio.ensure_future(
-            RequestContext(app, Metrics(dict), False)(SCOPE, client.receive, client.send)
-        )
+        answer = asyncio.ensure_future(client.call())
         while not begun.is_set():
             await asyncio.sleep(0.001)
         client.leaves.set()
@@ -243,38 +234,29 @@ def test_a_thread_is_waited_for_although_its_client_left() -> None:
             await asyncio.sleep(0)
             most.append(threads.borrowed_tokens)
         may_end.set()
-        await asyncio.wait_for(answer, 30)
+        await answer
 
-    client = Client()
-    client.body = []
+    client = Client(app, sends=False)
     run(main())
     assert set(most) == {1}
-    assert client.sent == []
+    assert client.answers == []
 
 
 def test_a_body_is_not_asked_for_before_it_is_wanted() -> None:
-    """A server says `100 Continue` at the first `receive`; the gate may refuse before."""
-    state: list[str] = []
+    """A server says `100 Continue` at the first `receive`; access control may refuse before."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await asyncio.sleep(0.01)
-        state.append("wanted")
+        client.log.append("wanted")
         assert (await receive())["body"] == b"{}"
 
-    async def receive() -> Message:
-        state.append("asked")
-        return await client.receive()
-
-    client = Client()
-    scope = {**SCOPE, "headers": [(b"expect", b"100-continue")]}
-    run(RequestContext(app, Metrics(dict), False)(scope, receive, client.send))
-    assert state[:2] == ["wanted", "asked"]
+    client = Client(app, headers=((b"expect", b"100-continue"),))
+    run(client.call())
+    assert client.log[:2] == ["wanted", "asked for the body"]
 
 
 @pytest.mark.parametrize("reads", [True, False])
 def test_an_answer_that_has_begun_is_finished(reads: bool) -> None:
-    done: list[str] = []
-
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if reads:
             await receive()
@@ -283,12 +265,9 @@ def test_an_answer_that_has_begun_is_finished(reads: bool) -> None:
         for _ in range(10):
             await asyncio.sleep(0)
         await send({"type": "http.response.body", "body": b"x"})
-        done.append("after the answer")
+        client.log.append("after the answer")
 
-    async def main() -> None:
-        await RequestContext(app, Metrics(dict), False)(SCOPE, client.receive, client.send)
-
-    client = Client()
-    run(main())
-    assert done == ["after the answer"]
-    assert client.sent[-1]["body"] == b"x"
+    client = Client(app)
+    run(client.call())
+    assert client.log[-1] == "after the answer"
+    assert client.answers[-1]["body"] == b"x"
