@@ -60,6 +60,13 @@ class Shop:
         answer = self.client.post(f"/v1/users/{user_id}/events", json={"events": events})
         assert answer.status_code == 202, answer.text
 
+    def refused(self, status: int, kind: str, method: str, path: str, **request: Any) -> dict[str, Any]:
+        """Send a request, and return the problem that it is refused with."""
+        answer = self.client.request(method, path, **request)
+        problem: dict[str, Any] = answer.json()
+        assert (answer.status_code, problem["type"]) == (status, f"urn:trsr:problem:{kind}")
+        return problem
+
 
 def make_settings(**changes: Any) -> Settings:
     """Return settings with one key, whatever the environment says."""

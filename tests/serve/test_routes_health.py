@@ -1,64 +1,57 @@
-"""Those who run the server see whether it lives, whether it is ready, and what it does."""
+"""Operators see whether the server lives, whether it is ready, and what it does."""
 
 from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 from helpers import ROOT
 from prometheus_client.parser import text_string_to_metric_families
-from shop import Shop, make_service, make_settings, open_shop
-from starlette.testclient import TestClient
+from shop import Shop
 
 from trsr.errors import ModelError
 from trsr.llm.fake import FakeGenerator, FakeScorer
 from trsr.serve import database, routes
-from trsr.serve.app import create_app
 from trsr.serve.metrics import Metrics
-
-
-def test_a_server_that_was_not_started_lives_but_is_not_ready(shop: Shop) -> None:
-    assert shop.client.get("/healthz").json() == {"status": "ok"}
-    answer = shop.client.get("/readyz")
-    assert (answer.status_code, answer.json()["type"]) == (503, "urn:trsr:problem:not-ready")
-    assert "retry-after" in answer.headers
-
-
-def test_a_started_server_is_ready_and_follows_by_itself(tmp_path: Path) -> None:
-    settings = make_settings(api_keys=())
-    service = make_service(tmp_path / "serve.sqlite", settings)
-    with TestClient(create_app(service, settings), base_url="http://localhost") as client:
-        ready = client.get("/readyz").json()
-        assert (ready["status"], ready["engine_failure"]) == ("ok", None)
-        assert ready["model_answered_seconds"] < 60
-        assert client.head("/readyz").status_code == client.head("/healthz").status_code == 200
-        client.post("/v1/users/ann/events", json={"events": [{"event_id": "1", "item_id": "i1"}]})
-        waited = threading.Event()
-        for _ in range(600):
-            if not client.get("/v1/users/ann").json()["pending"]:
-                break
-            waited.wait(0.05)
-        assert client.get("/v1/users/ann").json()["profile"]["version"] == 1
-    assert not [thread for thread in threading.enumerate() if thread.name in ("trsr-profiles", "trsr-model")]
-
-
-@pytest.fixture
-def started(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
-    """A shop that runs, and whose readiness is found anew each time."""
-    monkeypatch.setattr(routes, "KEEP_SECONDS", -1.0)
-    with shop.client:
-        yield shop
 
 
 def missing(shop: Shop) -> tuple[str, str]:
     """Return the part that does not work, and what is said of it."""
     answer = shop.client.get("/readyz")
     assert (answer.status_code, answer.json()["type"]) == (503, "urn:trsr:problem:not-ready")
+    assert "retry-after" in answer.headers
     return answer.json()["part"], answer.json()["detail"]
+
+
+def test_a_server_that_was_not_started_lives_but_is_not_ready(shop: Shop) -> None:
+    assert shop.client.get("/healthz").json() == {"status": "ok"}
+    assert missing(shop)[0] == "profiles"
+
+
+@pytest.fixture
+def started(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
+    """A shop that runs, and whose readiness is checked again each time."""
+    monkeypatch.setattr(routes, "KEEP_SECONDS", -1.0)
+    with shop.client:
+        yield shop
+
+
+def test_a_started_server_is_ready_updates_profiles_and_ends_its_threads(shop: Shop) -> None:
+    with shop.client as client:
+        ready = client.get("/readyz").json()
+        assert (ready["status"], ready["engine_failure"]) == ("ok", None)
+        assert ready["model_answered_seconds"] < 60
+        assert client.head("/readyz").status_code == client.head("/healthz").status_code == 200
+        shop.buy("ann", "i1")
+        ends = time.monotonic() + 30
+        while client.get("/v1/users/ann").json()["pending"] and time.monotonic() < ends:
+            time.sleep(0.05)
+        assert client.get("/v1/users/ann").json()["profile"]["version"] == 1
+    assert not [thread for thread in threading.enumerate() if thread.name in ("trsr-profiles", "trsr-model")]
+    shop.service.close()  # once more
 
 
 def test_a_database_that_is_full_or_was_found_damaged_is_not_ready(
@@ -67,40 +60,40 @@ def test_a_database_that_is_full_or_was_found_damaged_is_not_ready(
     assert started.client.get("/readyz").status_code == 200
     with monkeypatch.context() as full:
         full.setattr(database, "LEAST_ROOM", 2**60)
-        part, said = missing(started)
-        assert (part, "KiB free" in said) == ("database", True)
+        part, message = missing(started)
+        assert (part, "KiB free" in message) == ("database", True)
     assert started.client.get("/readyz").status_code == 200
-    store: Any = started.service.store
-    store._db.execute("PRAGMA query_only = ON")
+    db = started.service.store._db
+    db.execute("PRAGMA query_only = ON")
     assert missing(started) == ("database", "Not working: database. attempt to write a readonly database")
-    store._db.execute("PRAGMA query_only = OFF")
-    store._db.execute("PRAGMA writable_schema = ON")
-    store._db.execute("UPDATE sqlite_master SET rootpage = 100000 WHERE name = 'events'")
-    store._db.execute("PRAGMA schema_version = 1000")  # lets the other connection read the tables anew
+    db.execute("PRAGMA query_only = OFF")
+    db.execute("PRAGMA writable_schema = ON")
+    db.execute("UPDATE sqlite_master SET rootpage = 100000 WHERE name = 'events'")
+    db.execute("PRAGMA schema_version = 1000")  # lets the other connection read the tables again
     assert started.client.get("/v1/users/ann").status_code >= 500
-    part, said = missing(started)
-    assert (part, "malformed" in said) == ("database", True)
+    part, message = missing(started)
+    assert (part, "malformed" in message) == ("database", True)
 
 
-def test_a_model_that_fails_or_hangs_is_not_ready_unless_it_has_answered_of_late(
+def test_a_model_that_fails_or_hangs_is_not_ready_unless_it_has_answered_recently(
     started: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    goes_on = threading.Event()
+    may_end = threading.Event()
 
     def fail(*_: object) -> None:
         raise ModelError("no finite margin")
 
     def hang(*_: object) -> None:
-        goes_on.wait(60)
+        may_end.wait(60)
         raise ModelError("too late")
 
     monkeypatch.setattr(routes, "PROBE_SECONDS", 0.05)
     scorer = started.service.ranker.recommender.scorer
-    for answer, said in ((fail, "no finite margin"), (hang, "has not answered a probe within 0.05 seconds")):
+    for answer, why in ((fail, "no finite margin"), (hang, "has not answered a probe within 0.05 seconds")):
         monkeypatch.setattr(scorer, "score", answer)
-        part, why = missing(started)
-        assert (part, said in why) == ("model", True)
-    goes_on.set()
+        part, message = missing(started)
+        assert (part, why in message) == ("model", True)
+    may_end.set()
     monkeypatch.setattr(scorer, "score", FakeScorer().score)
     assert started.client.post("/v1/rerank", json={"query": "q", "documents": ["d"]}).status_code == 200
     monkeypatch.setattr(scorer, "score", fail)
@@ -109,44 +102,38 @@ def test_a_model_that_fails_or_hangs_is_not_ready_unless_it_has_answered_of_late
     assert missing(started)[0] == "model"
 
 
-def test_readiness_does_not_say_where_the_engine_is(shop: Shop) -> None:
-    shop.service.updater.last_failure = "The server http://inside:8080/v1 cannot be reached: start it."
-    with shop.client:
-        failure = shop.client.get("/readyz").json()["engine_failure"]
-    assert failure == "The server ... cannot be reached: start it."
-
-
-def test_readiness_shows_what_profiles_wait_for_and_why(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shop.service.updater, "engine", FakeGenerator(fail_on=1))
+def test_readiness_shows_what_profiles_wait_for_and_why_but_not_where_the_engine_is(shop: Shop) -> None:
+    shop.service.updater.engine = FakeGenerator(fail_on=1)
     shop.buy("ann", "i1")
     shop.follow()
+    failure = str(shop.service.updater.last_failure)
+    assert "told to fail" in failure
+    shop.service.updater.last_failure = f"{failure} at http://inside:8080/v1"
     with shop.client:
         ready = shop.client.get("/readyz").json()
         assert numbers(shop)["trsr_profile_failed_updates_total"] >= 1
     assert ready["oldest_pending_seconds"] >= 0
-    assert "told to fail" in ready["engine_failure"]
-
-
-def test_the_metrics_that_alerts_are_advised_for_exist(shop: Shop) -> None:
-    shop.client.get("/healthz")
-    said = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
-    alerts = set(re.findall(r"`(trsr_\w+)", said.partition("### Alerts")[2].partition("\n### ")[0]))
-    assert len(alerts) > 8
-    assert alerts <= {name.partition(" ")[0] for name in numbers(shop)}
+    assert ready["engine_failure"] == f"{failure} at ..."
 
 
 def numbers(shop: Shop) -> dict[str, float]:
     """Return the metrics, by name and labels."""
     answer = shop.client.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=")
-    families = text_string_to_metric_families(answer.text)
-    return {
-        " ".join(
-            [sample.name, *(f"{k}={v}" for k, v in sorted(sample.labels.items()) if k != "le")]
-        ): sample.value
-        for family in families
-        for sample in family.samples
-    }
+    found = {}
+    for family in text_string_to_metric_families(answer.text):
+        for sample in family.samples:
+            labels = [f"{k}={v}" for k, v in sorted(sample.labels.items()) if k != "le"]
+            found[" ".join([sample.name, *labels])] = sample.value
+    return found
+
+
+def test_the_metrics_that_alerts_are_advised_for_exist(shop: Shop) -> None:
+    shop.client.get("/healthz")
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    alerts = set(re.findall(r"`(trsr_\w+)", page.partition("### Alerts")[2].partition("\n### ")[0]))
+    assert len(alerts) > 8
+    assert alerts <= {name.partition(" ")[0] for name in numbers(shop)}
 
 
 def test_metrics_count_requests_by_route_and_what_happens_inside(shop: Shop) -> None:
@@ -181,10 +168,3 @@ def test_strange_methods_and_addresses_make_no_new_series() -> None:
     for number in range(50):
         metrics.observe(f"M{number}", "unmatched", 405, 0.1)
     assert metrics.text().decode().count('trsr_requests_total{method="other"') == 1
-
-
-@pytest.mark.parametrize("times", [1, 2])
-def test_a_service_can_be_closed_twice(tmp_path: Path, times: int) -> None:
-    with open_shop(tmp_path / "serve.sqlite") as shop:
-        for _ in range(times):
-            shop.service.close()

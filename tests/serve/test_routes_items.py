@@ -1,4 +1,4 @@
-"""Items over HTTP: what is put is found, ranked and bought from then on, and read anew when it changes."""
+"""Items over HTTP: what is put is found, ranked and bought from then on, and read again when it changes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from trsr.recommend.questions import Ask
 from trsr.text import NO_TEXT
 
 
-def put(shop: Shop, *items: dict[str, Any]) -> dict[str, int]:
-    """Put items, and expect that to work."""
+def put(shop: Shop, *items: dict[str, Any]) -> tuple[int, int]:
+    """Put items, and return how many were new and changed."""
     answer = shop.client.put("/v1/items", json={"items": items})
     assert answer.status_code == 200, answer.text
-    counts: dict[str, int] = answer.json()
-    return counts
+    return answer.json()["n_added"], answer.json()["n_changed"]
 
 
 def item(name: str, title: str, category: str = "lamps") -> dict[str, Any]:
@@ -27,10 +26,7 @@ def item(name: str, title: str, category: str = "lamps") -> dict[str, Any]:
 
 
 def test_new_items_are_found_by_their_words_and_filters_and_can_be_bought(shop: Shop) -> None:
-    assert put(shop, item("L1", "Zebra lantern"), item("L2", "Paper lantern")) == {
-        "n_added": 2,
-        "n_changed": 0,
-    }
+    assert put(shop, item("L1", "Zebra lantern"), item("L2", "Paper lantern")) == (2, 0)
     body = {"history": ["i1"], "filter": {"category": "lamps"}}
     found = shop.client.post("/v1/recommend", json=body).json()
     assert {result["item_id"] for result in found["results"]} == {"L1", "L2"}
@@ -40,22 +36,22 @@ def test_new_items_are_found_by_their_words_and_filters_and_can_be_bought(shop: 
     assert "Zebra lantern" in shop.service.summariser.item_text("L1")
 
 
-def test_a_changed_item_is_read_anew(shop: Shop) -> None:
-    ask = {"history": ["i1"], "candidates": ["i5", "i6"]}
-    before = {
-        r["item_id"]: r["margin"] for r in shop.client.post("/v1/recommend", json=ask).json()["results"]
-    }
-    assert put(shop, item("i5", "Something else")) == {"n_added": 0, "n_changed": 1}
-    after = {r["item_id"]: r["margin"] for r in shop.client.post("/v1/recommend", json=ask).json()["results"]}
+def test_a_changed_item_is_read_again_and_the_last_change_counts(shop: Shop) -> None:
+    def margins() -> dict[str, float]:
+        body = {"history": ["i1"], "candidates": ["i5", "i6"]}
+        results = shop.client.post("/v1/recommend", json=body).json()["results"]
+        return {result["item_id"]: result["margin"] for result in results}
+
+    before = margins()
+    assert put(shop, item("i5", "Something else")) == (0, 1)
+    after = margins()
     assert before["i5"] != after["i5"]
     assert before["i6"] == after["i6"]
     assert "Something else" in shop.service.ranker.recommender.text_of("i5")
-
-
-def test_an_item_put_twice_at_once_counts_once_and_the_last_one_stays(shop: Shop) -> None:
-    assert put(shop, item("N", "First words"), item("N", "Last words")) == {"n_added": 1, "n_changed": 0}
+    assert put(shop, item("N", "First words"), item("N", "Last words")) == (1, 0)
     assert "Last words" in shop.service.ranker.recommender.text_of("N")
-    assert [item.fields["title"] for item in shop.service.store.changed_items()[0]] == ["Last words"]
+    stored = {item.item_id: item.fields["title"] for item in shop.service.store.changed_items()[0]}
+    assert stored == {"i5": "Something else", "N": "Last words"}
 
 
 @pytest.mark.parametrize("name", ["i5", "new/one", "a b%"])
@@ -67,13 +63,12 @@ def test_an_item_is_read_and_deleted_and_stays_so(tmp_path: Path, name: str) -> 
         assert shop.client.get(address).json() == {"item_id": name, "fields": fields}
         assert shop.client.delete(address).status_code == 204
         for method in ("GET", "DELETE"):
-            answer = shop.client.request(method, address)
-            assert (answer.status_code, answer.json()["type"]) == (404, "urn:trsr:problem:unknown-item")
+            shop.refused(404, "unknown-item", method, address)
     with open_shop(tmp_path / "serve.sqlite") as shop:
         assert shop.client.get(address).status_code == 404
         answer = shop.client.post("/v1/recommend", json={"history": ["i1"], "candidates": [name]})
         assert answer.json()["unknown_items"] == [name]
-        assert put(shop, item(name, "Back again")) == {"n_added": 1, "n_changed": 0}
+        assert put(shop, item(name, "Back again")) == (1, 0)
         assert shop.client.get(address).json()["fields"]["title"] == "Back again"
 
 
@@ -84,8 +79,7 @@ def test_a_history_keeps_a_deleted_item_without_its_text(shop: Shop) -> None:
     shop.client.delete("/v1/items/L1")
     history = shop.client.get("/v1/users/ann").json()["history"]
     assert [entry["item_id"] for entry in history] == ["L1", "i2"]
-    recommender = shop.service.ranker.recommender
-    assert recommender.text_of("L1") == shop.service.summariser.item_text("L1") == NO_TEXT
+    assert shop.service.ranker.recommender.text_of("L1") == shop.service.summariser.item_text("L1") == NO_TEXT
     found = shop.client.post("/v1/recommend", json={"user_id": "ann", "top_n": 40}).json()["results"]
     assert "L1" not in {result["item_id"] for result in found}
     answer = shop.client.post("/v1/recommend", json={"history": ["L1"]})
@@ -100,28 +94,23 @@ def test_a_history_keeps_a_deleted_item_without_its_text(shop: Shop) -> None:
 
 def test_unknown_fields_are_refused_by_name_and_nothing_is_kept(shop: Shop) -> None:
     items = [item("N1", "Good"), {"item_id": "N2", "fields": {"colour": "red"}}]
-    answer = shop.client.put("/v1/items", json={"items": items})
-    assert (answer.status_code, answer.json()["type"]) == (422, "urn:trsr:problem:unknown-fields")
-    assert "'colour'" in answer.json()["detail"]
-    assert "category, title" in answer.json()["detail"]
+    problem = shop.refused(422, "unknown-fields", "PUT", "/v1/items", json={"items": items})
+    assert "'colour'" in problem["detail"]
+    assert "category, title" in problem["detail"]
     assert "N1" not in shop.service.catalogue
     assert shop.service.store.changed_items() == ([], [])
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        {"items": []},
-        {"items": [{"item_id": "", "fields": {}}]},
-        {"items": [{"item_id": "a"}]},
-        {"items": [{"item_id": "a", "fields": {"title": 3}}]},
-        {"items": [{"item_id": "a", "fields": {"title": "x" * 200_001}}]},
-        {"items": [{"item_id": f"a{n}", "fields": {}} for n in range(1001)]},
-    ],
-)
-def test_wrong_items_are_refused(shop: Shop, body: dict[str, Any]) -> None:
-    answer = shop.client.put("/v1/items", json=body)
-    assert (answer.status_code, answer.json()["type"]) == (422, "urn:trsr:problem:invalid-request")
+def test_wrong_items_are_refused(shop: Shop) -> None:
+    for items in (
+        [],
+        [{"item_id": "", "fields": {}}],
+        [{"item_id": "a"}],
+        [{"item_id": "a", "fields": {"title": 3}}],
+        [{"item_id": "a", "fields": {"title": "x" * 200_001}}],
+        [{"item_id": f"a{n}", "fields": {}} for n in range(1001)],
+    ):
+        shop.refused(422, "invalid-request", "PUT", "/v1/items", json={"items": items})
 
 
 HOSTILE = (
@@ -132,13 +121,11 @@ HOSTILE = (
 
 def test_a_hostile_item_changes_no_other_score_and_comes_back_as_it_is(shop: Shop) -> None:
     recommender = shop.service.ranker.recommender
-    ask = Ask(("i1", "i2"), "Likes pots.", ("i10", "i11"))
-    before = recommender.score([ask])[0].margins.tolist()
+    history, profile = ("i1", "i2"), "Likes pots."
+    (before,) = recommender.score([Ask(history, profile, ("i10", "i11"))])
     put(shop, item("evil", HOSTILE + "so good " * 12_000))
-    with_it = recommender.score([Ask(("i1", "i2"), "Likes pots.", ("i10", "evil", "i11"))])[
-        0
-    ].margins.tolist()
-    assert [with_it[0], with_it[2]] == before
+    (with_it,) = recommender.score([Ask(history, profile, ("i10", "evil", "i11"))])
+    assert with_it.margins[[0, 2]].tolist() == before.margins.tolist()
     assert "<|im_end|>" not in recommender.text_of("evil")
     body = {"query": "Likes pots.", "documents": ["Clay pot", HOSTILE], "return_documents": True}
     results = shop.client.post("/v1/rerank", json=body).json()["results"]

@@ -22,6 +22,7 @@ from trsr.recommend.calibration import Calibration
 from trsr.recommend.questions import Ask, TextAsk
 
 DOCUMENTS = ["Clay pot", "Graphics card", "Garden hose", "Saw"]
+JSON = {"Content-Type": "application/json"}
 
 
 class SlowScorer(FakeScorer):
@@ -34,18 +35,30 @@ class SlowScorer(FakeScorer):
     def score(
         self, groups: Sequence[ScoringGroup], labels: LabelTokens
     ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-        """Wait, then answer."""
         self.asked.set()
         assert self.go.wait(30)
         yield from super().score(groups, labels)
 
 
+def ask(shop: Shop, path: str, **body: Any) -> dict[str, Any]:
+    """Ask for a ranking, and expect to get one."""
+    answer = shop.client.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def rerank(shop: Shop, **body: Any) -> dict[str, Any]:
+    return ask(shop, "/v2/rerank", **{"query": "q", **body})
+
+
+def recommend(shop: Shop, **body: Any) -> dict[str, Any]:
+    return ask(shop, "/v1/recommend", **body)
+
+
 @pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank"])
 def test_documents_come_back_best_first_with_the_models_scores(shop: Shop, path: str) -> None:
-    body = {"model": "tiny-trsr", "query": "Likes gardens.", "documents": DOCUMENTS}
-    answer = shop.client.post(path, json=body)
-    assert answer.status_code == 200
-    found = answer.json()
+    found = ask(shop, path, model="tiny-trsr", query="Likes gardens.", documents=DOCUMENTS)
     (scored,) = shop.service.ranker.recommender.score([TextAsk("Likes gardens.", DOCUMENTS)])
     order = np.argsort(-scored.margins).tolist()
     assert [result["index"] for result in found["results"]] == order
@@ -58,19 +71,13 @@ def test_documents_come_back_best_first_with_the_models_scores(shop: Shop, path:
 
 
 def test_the_best_documents_can_be_returned_with_their_texts(shop: Shop) -> None:
-    body = {
-        "query": "Likes gardens.",
-        "documents": [*DOCUMENTS[:2], {"text": DOCUMENTS[2]}],
-        "top_n": 2,
-        "return_documents": True,
-    }
-    results = shop.client.post("/v1/rerank", json=body).json()["results"]
+    documents = [*DOCUMENTS[:2], {"text": DOCUMENTS[2]}]
+    results = rerank(shop, documents=documents, top_n=2, return_documents=True)["results"]
     assert len(results) == 2
     assert all(result["document"] == {"text": DOCUMENTS[result["index"]]} for result in results)
     odd = {"text": "Saw", "id": [7, None], "price": float("nan")}
-    body = {"query": "q", "documents": [odd], "return_documents": True}
-    content, headers = json.dumps(body), {"Content-Type": "application/json"}
-    answer = shop.client.post("/v1/rerank", content=content, headers=headers).json()
+    content = json.dumps({"query": "q", "documents": [odd], "return_documents": True})
+    answer = shop.client.post("/v1/rerank", content=content, headers=JSON).json()
     assert answer["results"][0]["document"] == {**odd, "price": None}
 
 
@@ -78,37 +85,45 @@ def test_documents_that_are_cut_are_marked_and_read_to_the_bound(shop: Shop) -> 
     long = "lamp " * 400
     cases = (("Saw", None), (long, None), (long, 3), ("x <b>" * 5000 + "end", None), ("&amp;", 9))
     for document, bound in cases:
-        sent = {"query": "q", "documents": [document], "max_tokens_per_doc": bound}
-        (result,) = shop.client.post("/v2/rerank", json=sent).json()["results"]
+        (result,) = rerank(shop, documents=[document], max_tokens_per_doc=bound)["results"]
         assert result["truncated"] == (len(document) > 5)
-    few, more = (
-        shop.client.post(
-            "/v2/rerank", json={"query": "q", "documents": [long], "max_tokens_per_doc": n}
-        ).json()
-        for n in (10, None)
-    )
-    assert few["usage"]["prompt_tokens"] < more["usage"]["prompt_tokens"] - 200
+    few, more = (rerank(shop, documents=[long], max_tokens_per_doc=n)["usage"] for n in (10, None))
+    assert few["prompt_tokens"] < more["prompt_tokens"] - 200
 
 
 def test_a_profile_that_does_not_fit_is_counted(shop: Shop) -> None:
-    short, long = (
-        shop.client.post("/v1/rerank", json={"query": "Likes gardens. " * n, "documents": ["Saw"]}).json()
-        for n in (1, 1000)
-    )
-    assert short["usage"]["cut_tokens"] == 0
-    assert long["usage"]["cut_tokens"] > 5000
+    short, long = (rerank(shop, query="Likes gardens. " * n, documents=["Saw"])["usage"] for n in (1, 1000))
+    assert short["cut_tokens"] == 0
+    assert long["cut_tokens"] > 5000
 
 
-def test_answers_say_whether_scores_are_calibrated(shop: Shop) -> None:
-    sent: dict[str, Any] = {
-        "/v1/rerank": {"query": "q", "documents": ["d"]},
-        "/v1/recommend": {"history": ["i1"]},
-    }
-    for calibration in (None, Calibration("platt", 1.0)):
-        shop.service.ranker.recommender.calibration = calibration
-        for path, body in sent.items():
-            answer = shop.client.post(path, json=body).json()
-            assert answer["calibrated"] == (calibration is not None)
+@pytest.mark.parametrize("calibration", [None, Calibration("platt", 1.0)])
+def test_answers_say_whether_scores_are_calibrated(shop: Shop, calibration: Calibration | None) -> None:
+    shop.service.ranker.recommender.calibration = calibration
+    assert rerank(shop, documents=["d"])["calibrated"] == (calibration is not None)
+    assert recommend(shop, history=["i1"])["calibrated"] == (calibration is not None)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_tokens_per_doc": 4096, "priority": 0, "relevant_spans": {"mode": "enabled"}},  # Cohere v2
+        {"max_chunks_per_doc": 10, "return_documents": None},  # Cohere v1
+        {"truncation": True},  # Jina
+        {"max_tokens_per_doc": None, "top_n": None},
+        {"top_n": 5},
+    ],
+)
+def test_options_of_cohere_and_jina_are_taken(shop: Shop, options: dict[str, Any]) -> None:
+    plain = rerank(shop, documents=DOCUMENTS)["results"]
+    assert rerank(shop, documents=DOCUMENTS, **options)["results"] == plain
+
+
+def test_rank_fields_choose_what_is_read_of_a_document(shop: Shop) -> None:
+    documents = [{"title": text, "category": "Pots", "price": 3} for text in DOCUMENTS]
+    texts = [f"Title: {text}; Category: Pots" for text in DOCUMENTS]
+    expected = rerank(shop, documents=texts)["results"]
+    assert rerank(shop, documents=documents, rank_fields=["title", "category"])["results"] == expected
 
 
 @pytest.mark.parametrize(
@@ -130,183 +145,7 @@ def test_answers_say_whether_scores_are_calibrated(shop: Shop) -> None:
 def test_what_cannot_be_reranked_is_refused(
     shop: Shop, change: dict[str, Any], status: int, kind: str
 ) -> None:
-    answer = shop.client.post("/v1/rerank", json={"query": "q", "documents": ["d"], **change})
-    assert (answer.status_code, answer.json()["type"]) == (status, f"urn:trsr:problem:{kind}")
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"max_tokens_per_doc": 4096, "priority": 0, "relevant_spans": {"mode": "enabled"}},  # Cohere v2
-        {"max_chunks_per_doc": 10, "return_documents": None},  # Cohere v1
-        {"truncation": True},  # Jina
-        {"max_tokens_per_doc": None, "top_n": None},
-        {"top_n": 5},
-    ],
-)
-def test_options_of_cohere_and_jina_are_taken(shop: Shop, options: dict[str, Any]) -> None:
-    body = {"query": "Likes gardens.", "documents": DOCUMENTS}
-    plain = shop.client.post("/v2/rerank", json=body).json()["results"]
-    assert shop.client.post("/v2/rerank", json={**body, **options}).json()["results"] == plain
-
-
-def test_rank_fields_choose_what_is_read_of_a_document(shop: Shop) -> None:
-    documents = [{"title": text, "category": "Pots", "price": 3} for text in DOCUMENTS]
-    body = {"query": "q", "documents": documents, "rank_fields": ["title", "category"]}
-    texts = [f"Title: {text}; Category: Pots" for text in DOCUMENTS]
-    expected = shop.client.post("/v1/rerank", json={"query": "q", "documents": texts}).json()
-    assert shop.client.post("/v1/rerank", json=body).json()["results"] == expected["results"]
-
-
-def test_a_body_not_said_to_be_json_is_a_bad_request(shop: Shop) -> None:
-    answer = shop.client.post("/v1/rerank", content='{"query": "q", "documents": ["d"]}')
-    assert (answer.status_code, answer.json()["type"]) == (400, "urn:trsr:problem:bad-request")
-    assert "application/json" in answer.json()["detail"]
-    assert shop.client.post("/v1/rerank", json=[]).status_code == 422
-
-
-@pytest.mark.parametrize("body", ['{"query":', "hello", "[1,", '{"a": tru}'])
-def test_a_body_that_is_not_json_is_a_bad_request(shop: Shop, body: str) -> None:
-    headers = {"Content-Type": "application/json"}
-    answer = shop.client.post("/v1/rerank", content=body, headers=headers)
-    assert (answer.status_code, answer.json()["type"]) == (400, "urn:trsr:problem:bad-request")
-
-
-def recommend(shop: Shop, **body: Any) -> dict[str, Any]:
-    """Ask for recommendations, and expect to get them."""
-    answer = shop.client.post("/v1/recommend", json=body)
-    assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json()
-    return found
-
-
-def test_given_candidates_are_ranked_by_history_and_profile(shop: Shop) -> None:
-    shop.buy("ann", "i1", "i2", "i3", "i4")
-    shop.follow()
-    shop.client.put("/v1/users/ann/notes", json={"text": "Only presents."})
-    candidates = ["i10", "i11", "i12", "i4"]
-    found = recommend(shop, user_id="ann", candidates=candidates, top_n=3)
-    text = shop.service.store.profiles("ann")[0].text
-    ask = Ask(("i1", "i2", "i3", "i4"), text, candidates, "Only presents.")
-    (scored,) = shop.service.ranker.recommender.score([ask])
-    order = np.argsort(-scored.margins)[:3].tolist()
-    assert [result["item_id"] for result in found["results"]] == [candidates[i] for i in order]
-    assert [result["rank"] for result in found["results"]] == [1, 2, 3]
-    assert [result["score"] for result in found["results"]] == scored.scores[order].tolist()
-    assert [result["margin"] for result in found["results"]] == scored.margins[order].tolist()
-    assert found["profile"] == {"source": "model", "version": 1, "n_items": 4, "notes": True}
-    assert all(result["explanation"] is None for result in found["results"])
-
-
-def test_the_old_profile_serves_with_the_new_items_until_it_has_followed(shop: Shop) -> None:
-    shop.buy("ann", "i1", "i2", "i3")
-    counted = {"source": "counted", "version": None, "n_items": 3, "notes": False}
-    assert recommend(shop, user_id="ann")["profile"] == counted
-    shop.follow()
-    written = {"source": "model", "version": 1, "n_items": 3, "notes": False}
-    assert recommend(shop, user_id="ann")["profile"] == written
-    shop.buy("ann", "i4")
-    stale = recommend(shop, user_id="ann", candidates=["i10", "i11"])
-    assert stale["profile"]["n_items"] == 3
-    text = shop.service.store.profiles("ann")[0].text
-    (scored,) = shop.service.ranker.recommender.score([Ask(("i2", "i3", "i4"), text, ["i10", "i11"])])
-    assert {r["item_id"]: r["margin"] for r in stale["results"]} == dict(
-        zip(["i10", "i11"], scored.margins.tolist(), strict=True)
-    )
-
-
-def test_a_history_needs_no_user(shop: Shop) -> None:
-    found = recommend(shop, history=["i1", "i2"], candidates=["i3", "i4"])
-    assert found["user_id"] is None
-    assert found["profile"] == {"source": "counted", "version": None, "n_items": 2, "notes": False}
-    assert recommend(shop, history=[], candidates=["i3"])["profile"]["source"] == "none"
-
-
-def test_without_candidates_the_catalogue_is_searched_for_what_is_unseen(shop: Shop) -> None:
-    shop.buy("ann", "i1", "i2", "i3")
-    found = recommend(shop, user_id="ann", top_n=1000)
-    ids = {result["item_id"] for result in found["results"]}
-    assert ids == {f"i{n}" for n in range(40)} - {"i1", "i2", "i3"}
-    scores = [result["score"] for result in found["results"]]
-    assert scores == sorted(scores, reverse=True)
-
-
-def test_the_words_of_the_notes_find_items(tmp_path: Path) -> None:
-    with open_shop(tmp_path / "serve.sqlite", n_ranked=1) as shop:
-        shop.buy("ann", "i1")
-        title = shop.service.catalogue.item("i33").fields["title"]
-        assert [r["item_id"] for r in recommend(shop, user_id="ann", top_n=1)["results"]] != ["i33"]
-        shop.client.put("/v1/users/ann/notes", json={"text": f"{title}, always {title}!"})
-        assert [r["item_id"] for r in recommend(shop, user_id="ann", top_n=1)["results"]] == ["i33"]
-
-
-def test_only_so_many_are_retrieved(tmp_path: Path) -> None:
-    with open_shop(tmp_path / "serve.sqlite", n_ranked=5, max_candidates=20) as shop:
-        assert len(recommend(shop, history=["i1"], top_n=3)["results"]) == 3
-        assert shop.service.ranker.queue.facts()["candidates"] == 5
-        assert len(recommend(shop, history=["i1"], top_n=30)["results"]) == 20
-
-
-def test_a_filter_leaves_only_items_with_its_values(shop: Shop) -> None:
-    found = recommend(shop, history=["i1"], filter={"category": "kind2"}, top_n=100)
-    assert {result["item_id"] for result in found["results"]} == {f"i{n}" for n in range(2, 40, 3)}
-    nothing = recommend(shop, history=["i1"], filter={"category": "none of them"})
-    assert nothing["results"] == []
-    assert nothing["usage"]["total_tokens"] == 0
-
-
-def test_an_explanation_leaves_out_each_recent_item_and_sentence(shop: Shop) -> None:
-    shop.buy("ann", "i1", "i2", "i3", "i4")
-    shop.follow()
-    shop.client.put("/v1/users/ann/notes", json={"text": "Likes pots. Hates noise."})
-    (profile,) = shop.service.store.profiles("ann")
-    found = recommend(shop, user_id="ann", candidates=["i10", "i11", "i12"], top_n=2, explain=True)
-    assert len(found["results"]) == 2
-    recommender = shop.service.ranker.recommender
-    for result in found["results"]:
-        ask = Ask(("i1", "i2", "i3", "i4"), profile.text, (), "Likes pots. Hates noise.")
-        wanted = recommender.explain(ask, result["item_id"])
-        items = [(part["item_id"], part["margin_moved"]) for part in result["explanation"]["without_item"]]
-        notes, texts = (
-            [(part["sentence"], part["margin_moved"]) for part in result["explanation"][name]]
-            for name in ("without_note", "without_sentence")
-        )
-        assert items == list(wanted.without_item)
-        assert notes == list(wanted.without_note)
-        assert texts == list(wanted.without_sentence)
-        assert [name for name, _ in items] == ["i2", "i3", "i4"]
-        assert [text for text, _ in notes] == ["Likes pots.", "Hates noise."]
-        assert " ".join(text for text, _ in texts) == profile.text
-
-
-def test_an_explanation_counts_as_what_the_model_reads(shop: Shop) -> None:
-    body = {"history": ["i1", "i2"], "candidates": ["i10", "i11", "i12"], "top_n": 2}
-    read = shop.service.ranker.queue.facts
-    plain = recommend(shop, **body)["usage"]
-    before = read()
-    explained = recommend(shop, **body, explain=True)["usage"]
-    after = read()
-    assert explained["read_tokens"] == after["read_tokens"] - before["read_tokens"] > plain["read_tokens"]
-    assert explained["prompt_tokens"] == after["prompt_tokens"] - before["prompt_tokens"]
-
-
-def test_more_tokens_than_are_read_for_one_request_are_refused_with_their_number(tmp_path: Path) -> None:
-    with open_shop(tmp_path / "serve.sqlite") as shop:
-        body = {"history": ["i1", "i2"], "candidates": ["i10", "i11"]}
-        read = recommend(shop, **body)["usage"]["read_tokens"]
-        explained = recommend(shop, **body, explain=True)["usage"]["read_tokens"]
-    with open_shop(tmp_path / "small.sqlite", max_tokens=read) as shop:
-        recommend(shop, **body)
-        for path, asked in [
-            ("/v1/recommend", {**body, "explain": True}),
-            ("/v1/rerank", {"query": "q", "documents": ["word " * 99] * 50}),
-        ]:
-            answer = shop.client.post(path, json=asked)
-            assert (answer.status_code, answer.json()["type"]) == (413, "urn:trsr:problem:too-large")
-            assert f"at most {read} are read" in answer.json()["detail"]
-        assert shop.service.ranker.queue.facts()["questions"] == 1
-    with open_shop(tmp_path / "large.sqlite", max_tokens=2 * explained) as shop:
-        recommend(shop, **body, explain=True)
+    shop.refused(status, kind, "POST", "/v1/rerank", json={"query": "q", "documents": ["d"], **change})
 
 
 @pytest.mark.parametrize(
@@ -328,8 +167,140 @@ def test_more_tokens_than_are_read_for_one_request_are_refused_with_their_number
 def test_what_cannot_be_recommended_is_refused(
     shop: Shop, body: dict[str, Any], status: int, kind: str
 ) -> None:
-    answer = shop.client.post("/v1/recommend", json=body)
-    assert (answer.status_code, answer.json()["type"]) == (status, f"urn:trsr:problem:{kind}")
+    shop.refused(status, kind, "POST", "/v1/recommend", json=body)
+
+
+def test_bodies_that_are_not_json_are_bad_requests(shop: Shop) -> None:
+    problem = shop.refused(
+        400, "bad-request", "POST", "/v1/rerank", content='{"query": "q", "documents": ["d"]}'
+    )
+    assert "application/json" in problem["detail"]
+    assert shop.client.post("/v1/rerank", json=[]).status_code == 422
+    for content in ('{"query":', "hello", "[1,", '{"a": tru}'):
+        shop.refused(400, "bad-request", "POST", "/v1/rerank", content=content, headers=JSON)
+
+
+def test_given_candidates_are_ranked_by_notes_profile_and_history(shop: Shop) -> None:
+    shop.buy("ann", "i1", "i2", "i3", "i4")
+    shop.follow()
+    shop.client.put("/v1/users/ann/notes", json={"text": "Only presents."})
+    candidates = ["i10", "i11", "i12", "i4"]
+    found = recommend(shop, user_id="ann", candidates=candidates, top_n=3)
+    text = shop.service.store.profiles("ann")[0].text
+    question = Ask(("i1", "i2", "i3", "i4"), text, candidates, "Only presents.")
+    (scored,) = shop.service.ranker.recommender.score([question])
+    order = np.argsort(-scored.margins)[:3].tolist()
+    assert [result["item_id"] for result in found["results"]] == [candidates[i] for i in order]
+    assert [result["rank"] for result in found["results"]] == [1, 2, 3]
+    assert [result["score"] for result in found["results"]] == scored.scores[order].tolist()
+    assert [result["margin"] for result in found["results"]] == scored.margins[order].tolist()
+    assert found["profile"] == {"source": "model", "version": 1, "n_items": 4, "notes": True}
+    assert all(result["explanation"] is None for result in found["results"])
+
+
+def test_the_old_profile_serves_with_the_new_items_until_it_has_followed(shop: Shop) -> None:
+    shop.buy("ann", "i1", "i2", "i3")
+    counted = {"source": "counted", "version": None, "n_items": 3, "notes": False}
+    assert recommend(shop, user_id="ann")["profile"] == counted
+    shop.follow()
+    written = {"source": "model", "version": 1, "n_items": 3, "notes": False}
+    assert recommend(shop, user_id="ann")["profile"] == written
+    shop.buy("ann", "i4")
+    stale = recommend(shop, user_id="ann", candidates=["i10", "i11"])
+    assert stale["profile"]["n_items"] == 3
+    text = shop.service.store.profiles("ann")[0].text
+    (scored,) = shop.service.ranker.recommender.score([Ask(("i2", "i3", "i4"), text, ["i10", "i11"])])
+    margins = {result["item_id"]: result["margin"] for result in stale["results"]}
+    assert margins == dict(zip(["i10", "i11"], scored.margins.tolist(), strict=True))
+
+
+def test_a_history_needs_no_user(shop: Shop) -> None:
+    found = recommend(shop, history=["i1", "i2"], candidates=["i3", "i4"])
+    assert found["user_id"] is None
+    assert found["profile"] == {"source": "counted", "version": None, "n_items": 2, "notes": False}
+    assert recommend(shop, history=[], candidates=["i3"])["profile"]["source"] == "none"
+
+
+def test_without_candidates_the_catalogue_is_searched_for_what_is_unseen(shop: Shop) -> None:
+    shop.buy("ann", "i1", "i2", "i3")
+    found = recommend(shop, user_id="ann", top_n=1000)
+    ids = {result["item_id"] for result in found["results"]}
+    assert ids == {f"i{n}" for n in range(40)} - {"i1", "i2", "i3"}
+    scores = [result["score"] for result in found["results"]]
+    assert scores == sorted(scores, reverse=True)
+    found = recommend(shop, history=["i1"], filter={"category": "kind2"}, top_n=100)
+    assert {result["item_id"] for result in found["results"]} == {f"i{n}" for n in range(2, 40, 3)}
+    nothing = recommend(shop, history=["i1"], filter={"category": "none of them"})
+    assert nothing["results"] == []
+    assert nothing["usage"]["total_tokens"] == 0
+
+
+def test_the_words_of_the_notes_find_items(tmp_path: Path) -> None:
+    with open_shop(tmp_path / "serve.sqlite", n_ranked=1) as shop:
+        shop.buy("ann", "i1")
+        title = shop.service.catalogue.item("i33").fields["title"]
+        assert [r["item_id"] for r in recommend(shop, user_id="ann", top_n=1)["results"]] != ["i33"]
+        shop.client.put("/v1/users/ann/notes", json={"text": f"{title}, always {title}!"})
+        assert [r["item_id"] for r in recommend(shop, user_id="ann", top_n=1)["results"]] == ["i33"]
+
+
+def test_retrieved_candidates_are_bounded(tmp_path: Path) -> None:
+    with open_shop(tmp_path / "serve.sqlite", n_ranked=5, max_candidates=20) as shop:
+        assert len(recommend(shop, history=["i1"], top_n=3)["results"]) == 3
+        assert shop.service.ranker.queue.facts()["candidates"] == 5
+        assert len(recommend(shop, history=["i1"], top_n=30)["results"]) == 20
+
+
+def test_an_explanation_leaves_out_each_recent_item_and_sentence(shop: Shop) -> None:
+    shop.buy("ann", "i1", "i2", "i3", "i4")
+    shop.follow()
+    shop.client.put("/v1/users/ann/notes", json={"text": "Likes pots. Hates noise."})
+    (profile,) = shop.service.store.profiles("ann")
+    found = recommend(shop, user_id="ann", candidates=["i10", "i11", "i12"], top_n=2, explain=True)
+    assert len(found["results"]) == 2
+    question = Ask(("i1", "i2", "i3", "i4"), profile.text, (), "Likes pots. Hates noise.")
+    for result in found["results"]:
+        wanted = shop.service.ranker.recommender.explain(question, result["item_id"])
+        moved = {
+            name: [tuple(part.values()) for part in parts] for name, parts in result["explanation"].items()
+        }
+        assert moved == {
+            "without_item": list(wanted.without_item),
+            "without_note": list(wanted.without_note),
+            "without_sentence": list(wanted.without_sentence),
+        }
+        assert [name for name, _ in moved["without_item"]] == ["i2", "i3", "i4"]
+        assert [text for text, _ in moved["without_note"]] == ["Likes pots.", "Hates noise."]
+        assert " ".join(text for text, _ in moved["without_sentence"]) == profile.text
+
+
+def test_an_explanation_counts_as_what_the_model_reads(shop: Shop) -> None:
+    body = {"history": ["i1", "i2"], "candidates": ["i10", "i11", "i12"], "top_n": 2}
+    plain = recommend(shop, **body)["usage"]
+    before = shop.service.ranker.queue.facts()
+    explained = recommend(shop, **body, explain=True)["usage"]
+    after = shop.service.ranker.queue.facts()
+    assert explained["read_tokens"] == after["read_tokens"] - before["read_tokens"] > plain["read_tokens"]
+    assert explained["prompt_tokens"] == after["prompt_tokens"] - before["prompt_tokens"]
+
+
+def test_more_tokens_than_are_read_for_one_request_are_refused_with_their_number(tmp_path: Path) -> None:
+    body: dict[str, Any] = {"history": ["i1", "i2"], "candidates": ["i10", "i11"]}
+    with open_shop(tmp_path / "serve.sqlite") as shop:
+        read = recommend(shop, **body)["usage"]["read_tokens"]
+        explained = recommend(shop, **body, explain=True)["usage"]["read_tokens"]
+    large: dict[str, dict[str, Any]] = {
+        "/v1/recommend": {**body, "explain": True},
+        "/v1/rerank": {"query": "q", "documents": ["word " * 99] * 50},
+    }
+    with open_shop(tmp_path / "small.sqlite", max_tokens=read) as shop:
+        recommend(shop, **body)
+        for path, more in large.items():
+            problem = shop.refused(413, "too-large", "POST", path, json=more)
+            assert f"at most {read} are read" in problem["detail"]
+        assert shop.service.ranker.queue.facts()["questions"] == 1
+    with open_shop(tmp_path / "large.sqlite", max_tokens=2 * explained) as shop:
+        recommend(shop, **body, explain=True)
 
 
 def test_a_model_that_gives_no_number_is_a_problem_and_never_a_score_of_null(
@@ -339,9 +310,8 @@ def test_a_model_that_gives_no_number_is_a_problem_and_never_a_score_of_null(
         raise EngineError("no finite margin")
 
     monkeypatch.setattr(shop.service.ranker.recommender.scorer, "score", no_number)
-    answer = shop.client.post("/v1/rerank", json={"query": "q", "documents": ["d"]})
-    assert (answer.status_code, answer.json()["type"]) == (500, "urn:trsr:problem:model-failed")
-    assert answer.json()["detail"] == "no finite margin"
+    body = {"query": "q", "documents": ["d"]}
+    assert shop.refused(500, "model-failed", "POST", "/v1/rerank", json=body)["detail"] == "no finite margin"
     assert "no finite margin" in caplog.text
 
 
@@ -354,46 +324,29 @@ def test_what_comes_too_late_is_503(tmp_path: Path) -> None:
         assert int(answer.headers["retry-after"]) >= 1
 
 
-def test_what_finds_no_room_in_the_queue_is_503_at_once(tmp_path: Path) -> None:
+def test_what_finds_no_room_in_the_queue_is_503_at_once_and_the_rest_is_read_together(tmp_path: Path) -> None:
     scorer = SlowScorer()
     with (
-        open_shop(tmp_path / "serve.sqlite", scorer, max_waiting=2) as shop,
+        open_shop(tmp_path / "serve.sqlite", scorer, max_waiting=9) as shop,
         shop.client,
-        ThreadPoolExecutor() as pool,
+        ThreadPoolExecutor(9) as pool,
     ):
 
-        def ask() -> tuple[int, str | None]:
-            answer = shop.client.post("/v1/rerank", json={"query": "q", "documents": ["d"]})
-            return answer.status_code, answer.headers.get("retry-after")
+        def status_of(number: int) -> tuple[int, int]:
+            body = {"query": f"q{number}", "documents": ["d"]}
+            answer = shop.client.post("/v1/rerank", json=body)
+            return answer.status_code, int(answer.headers.get("retry-after", 0))
 
-        first = pool.submit(ask)
+        first = pool.submit(status_of, 0)
         assert scorer.asked.wait(30)
-        waiting = pool.submit(ask)
-        while shop.service.ranker.queue.facts()["waiting"] < 2:
+        others = [pool.submit(status_of, number) for number in range(1, 9)]
+        while shop.service.ranker.queue.facts()["waiting"] < 9:
             time.sleep(0.01)
-        status, retry_after = ask()
+        status, retry_after = status_of(9)
         assert status == 503
-        assert retry_after is not None
-        assert int(retry_after) >= 1
+        assert retry_after >= 1
         # neither the store nor the event loop waits for the model
         assert shop.client.get("/v1/users/nobody").status_code == 404
         scorer.go.set()
-        assert [first.result()[0], waiting.result()[0]] == [200, 200]
-
-
-def test_requests_that_come_together_are_read_together(tmp_path: Path) -> None:
-    scorer = SlowScorer()
-    with open_shop(tmp_path / "serve.sqlite", scorer) as shop, shop.client, ThreadPoolExecutor(9) as pool:
-
-        def ask(number: int) -> int:
-            body = {"query": f"q{number}", "documents": ["d"]}
-            return shop.client.post("/v1/rerank", json=body).status_code
-
-        first = pool.submit(ask, 0)
-        assert scorer.asked.wait(30)
-        others = [pool.submit(ask, number) for number in range(1, 9)]
-        while shop.service.ranker.queue.facts()["waiting"] < 9:
-            time.sleep(0.01)
-        scorer.go.set()
-        assert {future.result() for future in [first, *others]} == {200}
+        assert {future.result() for future in [first, *others]} == {(200, 0)}
         assert shop.service.ranker.queue.facts()["passes"] == 2
