@@ -25,9 +25,8 @@ import numpy.typing as npt
 
 from trsr.data.dataset import Dataset
 from trsr.data.synthetic import SyntheticConfig, generate
+from trsr.experiment.cost_plan import forecast
 from trsr.experiment.dataset_profiles import histories_with_text
-from trsr.experiment.experiment import item_texts
-from trsr.experiment.forecast import forecast
 from trsr.llm.base import Generation, GenerationParams, LabelTokens, Prompt, ScoringGroup
 from trsr.llm.fake import FakeGenerator, FakeTokenizer, n_words
 from trsr.recommend.catalogue import Catalogue
@@ -134,7 +133,7 @@ def measure_plan(work: Path, n: int, _: str | None) -> Facts:
     users, clock = histories_with_text(data), Clock()
     calls = to_make = tokens = 0
     while some := list(itertools.islice(users, USERS_AT_ONCE)):
-        total = forecast(some, summariser, model_id="fake@1", n_tokens=n_words, asked=asked).total()
+        total = forecast(some, summariser, model_id="fake@1", n_tokens=n_words, asked=asked)
         calls, to_make, tokens = (
             calls + total.n_calls,
             to_make + total.n_to_make,
@@ -225,7 +224,7 @@ def measure_rank(work: Path, n: int, _: str | None) -> Facts:
     """Build prompts and take answers for a list of candidates a user, ten users at a time; no model."""
     data, tokenizer = dataset(work, n), FakeTokenizer()
     config = PromptConfig()
-    texts = item_texts(data, config.fields, config.max_field_tokens, tokenizer)
+    texts = data.item_texts(config.fields, config.max_field_tokens, tokenizer)
     template = load_ranking_template(config.template, data.info.domain)
     builder, ids = PromptBuilder(template, config, tokenizer, texts), list(data.catalogue())
     rng, profiles = np.random.default_rng(0), dict[str, str]()

@@ -111,7 +111,7 @@ def test_a_report_made_anew_names_every_command_and_what_differed(trsr: Trsr, ru
     assert trsr("evaluate", run).code == 0
     report = (run / "report.html").read_text()
     assert f"<code>{first['command']}\ntrsr evaluate {run}</code>" in report
-    assert "made in 2 sittings that differ in commit, versions or machine" in report
+    assert "made in 2 sessions that differ in commit, versions or machine" in report
     assert "0123456789ab" in report
 
 

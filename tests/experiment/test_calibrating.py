@@ -120,23 +120,6 @@ def test_killed_between_parts_it_scores_only_what_is_missing(
     assert len(asked) == 3, "scores that are there are read"
 
 
-def test_a_run_that_was_ranked_before_there_was_a_calibration_stays_as_it_is(
-    bench: Workbench, finished_run: Path
-) -> None:
-    (bench.folder.path / "valid_scores.parquet").unlink()
-    forget(bench, "calibrate", "evaluate")
-    run_stages(bench)
-    assert "calibrate" not in bench.folder.stages()
-    assert not (bench.folder.path / "valid_scores.parquet").exists()
-    again, before = (
-        json.loads((run / "metrics.json").read_text()) for run in (bench.folder.path, finished_run)
-    )
-    # There are no validation scores left to check for leaks.
-    assert again.pop("leakage")["checked"]["scores_learned_from"] == 0
-    assert before.pop("leakage")["checked"]["scores_learned_from"] > 0
-    assert again == before
-
-
 def test_parts_of_an_older_killed_run_are_calibrated_like_the_others(bench: Workbench, fitted: None) -> None:
     parts = bench.folder.path / "scores.parts"
     parts.mkdir()

@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from trsr.experiment.preflight import cut_sentences
+from trsr.experiment.evaluating import cut_sentences
 from trsr.llm.fake import FakeTokenizer
 from trsr.text import FieldCut, field_cuts, verbalize_item
 from trsr.types import Item

@@ -35,20 +35,20 @@ def test_a_new_folder_gets_the_whole_configuration(tmp_path: Path) -> None:
 
 def test_every_process_that_works_on_a_run_is_kept_the_first_one_first(tmp_path: Path) -> None:
     first = RunFolder(tmp_path, config(), "trsr train test.yaml")
-    assert first.sittings() == []
+    assert first.sessions() == []
     for _ in range(2):
         with first.working():
             pass
     later = RunFolder(tmp_path, config(), "trsr run test.yaml")
-    assert [sitting["command"] for sitting in later.sittings()] == ["trsr train test.yaml"]
+    assert [session["command"] for session in later.sessions()] == ["trsr train test.yaml"]
     with later.working():
         pass
-    sittings = json.loads((tmp_path / "env.json").read_text(encoding="utf-8"))
-    assert [sitting["command"] for sitting in sittings] == ["trsr train test.yaml", "trsr run test.yaml"]
-    for sitting in sittings:
-        assert datetime.fromisoformat(sitting["started"]).tzinfo is not None
-        assert sitting["versions"]["polars"]
-        assert set(environment()) <= set(sitting)
+    sessions = json.loads((tmp_path / "env.json").read_text(encoding="utf-8"))
+    assert [session["command"] for session in sessions] == ["trsr train test.yaml", "trsr run test.yaml"]
+    for session in sessions:
+        assert datetime.fromisoformat(session["started"]).tzinfo is not None
+        assert session["versions"]["polars"]
+        assert set(environment()) <= set(session)
 
 
 WORK = """
@@ -76,9 +76,9 @@ def test_a_second_process_is_refused_until_the_first_is_gone_however_it_went(tmp
         first.kill()
     assert f"is in use by process {first.pid} (`trsr run first.yaml`, since 20" in str(caught.value)
     assert str(caught.value).endswith("wait until it ends, or name another folder with --out.")
-    assert len(folder.sittings()) == 1, "the one refused has not worked"
+    assert len(folder.sessions()) == 1, "the one refused has not worked"
     with folder.working():
-        assert [sitting["process"] for sitting in folder.sittings()] == [first.pid, os.getpid()]
+        assert [session["process"] for session in folder.sessions()] == [first.pid, os.getpid()]
 
 
 def test_work_that_fails_leaves_the_folder_free(tmp_path: Path) -> None:
@@ -86,19 +86,6 @@ def test_work_that_fails_leaves_the_folder_free(tmp_path: Path) -> None:
         raise ZeroDivisionError
     with open_run(tmp_path).working():
         pass
-
-
-def test_an_older_run_that_kept_its_last_process_only_has_one_sitting(tmp_path: Path) -> None:
-    folder = open_run(tmp_path)
-    old = {"command": "trsr run old.yaml", "commit": "abc", "versions": {}, "python": "3.11.7"}
-    (tmp_path / "env.json").write_text(json.dumps(old))
-    assert folder.sittings() == [old]
-    with folder.working():
-        pass
-    assert [sitting["command"] for sitting in folder.sittings()] == [
-        "trsr run old.yaml",
-        "trsr run test.yaml",
-    ]
 
 
 def test_the_same_configuration_opens_the_folder_again(tmp_path: Path) -> None:
@@ -213,14 +200,6 @@ def test_stages_are_remembered_in_their_order_and_logged(tmp_path: Path) -> None
         ("examples", "done"),
     ]
     assert lines[-1]["dataset"] == "é"
-
-
-def test_files_are_written_in_one_move(tmp_path: Path) -> None:
-    folder = open_run(tmp_path)
-    folder.write_text("note.txt", "one")
-    folder.write_text("note.txt", "two")
-    assert (tmp_path / "note.txt").read_text() == "two"
-    assert not list(tmp_path.glob(".*"))
 
 
 def test_the_environment_says_nothing_about_where_the_machine_keeps_things() -> None:

@@ -18,10 +18,11 @@ from trsr.experiment import stages
 from trsr.experiment.config import load_config
 from trsr.experiment.evaluating import evaluate_scores
 from trsr.experiment.experiment import Workbench
-from trsr.experiment.leakage import check_run, profile_leaks
+from trsr.experiment.leakage import check_run
 from trsr.experiment.run_folder import RunFolder
 from trsr.experiment.stages import run_stages
 from trsr.splitting.examples import build_examples
+from trsr.summarize.summarizer import write_profiles
 from trsr.types import History
 
 N_EXAMPLES = 8 + 3 + 12
@@ -45,57 +46,55 @@ def plant(file: Path, edit: Callable[[list[dict[str, Any]]], object]) -> None:
     pl.DataFrame(rows, schema=frame.schema).write_parquet(file)
 
 
-def test_a_run_says_what_was_checked(finished_run: Path) -> None:
+def test_leakage_entry_counts_what_was_checked(finished_run: Path) -> None:
     leakage = json.loads((finished_run / "metrics.json").read_text())["leakage"]
-    checked = leakage["checked"]
-    assert leakage["found"] == 0
-    assert checked["examples"] == checked["profiles"] == checked["profiles_derived_again"] == N_EXAMPLES
-    assert checked["training_and_validation_rows"] == 8 + 3
-    assert checked["scores_learned_from"] == 3 * 6
-    assert checked["fit_events"] > 200
-    assert "leakage check" in (finished_run / "report.html").read_text()
+    assert leakage == {
+        "found": 0,
+        "checked": {
+            "examples": N_EXAMPLES,
+            "training_and_validation_rows": 8 + 3,
+            "profiles": N_EXAMPLES,
+            "scores_learned_from": 3 * 6,
+        },
+    }
+    assert "leakage check" in (finished_run / "report.html").read_text().lower()
 
 
-def test_a_profile_that_has_seen_one_item_more_is_found(copy: Path) -> None:
-    plant(copy / "profiles.parquet", lambda rows: rows[20].update(n_items=rows[20]["n_items"] + 1))
-    checked, _ = profile_leaks(bench_of(copy))
-    assert len(checked.leaks) == 1
-    assert "has seen" in checked.leaks[0]
+def test_profiles_are_functions_of_their_histories(copy: Path) -> None:
+    bench = bench_of(copy)
+    histories = [History(e.user_id, e.history) for e in bench.summarised_examples()]
+    again = write_profiles(histories, bench.summariser, bench.config.engine, bench.store_place)
+    assert again.progress.n_calls_made == 0
+    assert [one.text for one in again.profiles] == list(bench.profiles.values())
 
 
-def test_a_profile_written_from_other_items_is_found(copy: Path) -> None:
-    def take_another(rows: list[dict[str, Any]]) -> None:
-        rows[20].update({name: rows[19][name] for name in ("text", "key", "texts")})
-
-    plant(copy / "profiles.parquet", take_another)
-    checked, n_derived = profile_leaks(bench_of(copy))
-    assert len(checked.leaks) == 1
-    assert "is not in its history" in checked.leaks[0]
-    assert n_derived == N_EXAMPLES - 1
+def swap(rows: list[dict[str, Any]]) -> None:
+    rows[20].update({name: rows[19][name] for name in ("text", "key", "texts")})
 
 
-def test_a_profile_whose_text_is_not_the_stores_is_found(copy: Path) -> None:
-    plant(copy / "profiles.parquet", lambda rows: rows[20].update(text="They will buy clay pots."))
-    checked, _ = profile_leaks(bench_of(copy))
-    assert "not the text that the store has" in checked.leaks[0]
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda rows: rows[20].update(n_items=rows[20]["n_items"] + 1), "has seen"),
+        (swap, "is not in its history"),
+        (lambda rows: rows[20].update(text="They will buy clay pots."), "not the text that the store has"),
+    ],
+)
+def test_profile_of_other_items_is_found(
+    copy: Path, edit: Callable[[list[dict[str, Any]]], object], message: str
+) -> None:
+    plant(copy / "profiles.parquet", edit)
+    with pytest.raises(LeakageError, match=f"1 leaks were found, the first: the profile .*{message}"):
+        check_run(bench_of(copy))
 
 
-def test_an_earlier_text_of_the_chain_that_is_not_the_stores_is_not_called_derived(copy: Path) -> None:
-    def change(rows: list[dict[str, Any]]) -> None:
-        rows[20]["texts"] = ["They will buy clay pots.", *rows[20]["texts"][1:]]
-
-    plant(copy / "profiles.parquet", change)
-    assert profile_leaks(bench_of(copy))[1] == N_EXAMPLES - 1
-
-
-def test_without_the_store_nothing_is_called_derived(copy: Path) -> None:
+def test_check_without_the_store_makes_none(copy: Path) -> None:
     (copy / "summaries.sqlite").unlink()
-    leakage = check_run(bench_of(copy))
-    assert leakage["checked"]["profiles_derived_again"] == 0
+    assert check_run(bench_of(copy))["found"] == 0
     assert not (copy / "summaries.sqlite").exists()
 
 
-def test_test_scores_among_those_that_calibration_learns_from_are_found(copy: Path) -> None:
+def test_test_scores_that_calibration_learns_from_are_found(copy: Path) -> None:
     test = pl.read_parquet(copy / "scores.parquet").filter(ranker="llm").head(6)
     file = copy / "valid_scores.parquet"
     pl.concat([pl.read_parquet(file), test]).write_parquet(file)
@@ -103,7 +102,7 @@ def test_test_scores_among_those_that_calibration_learns_from_are_found(copy: Pa
         check_run(bench_of(copy))
 
 
-def test_a_leak_ends_the_evaluation_before_any_metric_is_written(copy: Path) -> None:
+def test_leak_ends_the_evaluation_before_any_metric(copy: Path) -> None:
     def see_the_target(rows: list[dict[str, Any]]) -> None:
         target = rows[0]["candidates"][rows[0]["labels"].index(1)]
         rows[0]["history"] = [*rows[0]["history"][1:], target]
@@ -125,22 +124,16 @@ def small(model: Path, run: Path, **changes: Any) -> Workbench:
     return Workbench(RunFolder(run, load_config(file), "trsr"))
 
 
-def test_counts_behind_a_written_profile_are_derived_again(tiny_model: Path, tmp_path: Path) -> None:
-    bench = small(tiny_model, tmp_path / "run", summary={"method": "recurrent", "counts": True})
+@pytest.mark.parametrize("summary", [{"method": "counted"}, {"method": "recurrent", "counts": True}])
+def test_profile_with_other_counts_is_found(
+    tiny_model: Path, tmp_path: Path, summary: dict[str, Any]
+) -> None:
+    bench = small(tiny_model, tmp_path / "run", summary=summary)
     run_stages(bench, "summarize")
-    checked, n_derived = profile_leaks(bench)
-    assert checked.leaks == ()
-    assert n_derived == checked.n
+    assert check_run(bench)["found"] == 0
     plant(tmp_path / "run" / "profiles.parquet", lambda rows: rows[0].update(text=rows[0]["text"] + " (9)"))
-    assert len(profile_leaks(bench)[0].leaks) == 1
-
-
-def test_a_counted_profile_that_its_history_does_not_give_is_found(tiny_model: Path, tmp_path: Path) -> None:
-    bench = small(tiny_model, tmp_path / "run")
-    run_stages(bench, "summarize")
-    assert profile_leaks(bench)[0].leaks == ()
-    plant(tmp_path / "run" / "profiles.parquet", lambda rows: rows[0].update(text=rows[1]["text"]))
-    assert len(profile_leaks(bench)[0].leaks) == 1
+    with pytest.raises(LeakageError, match="the profile of the example"):
+        check_run(bench)
 
 
 def test_examples_that_leak_end_the_stage_that_makes_them(

@@ -13,9 +13,8 @@ from scripted_server import scripted, send
 
 from trsr.errors import ConfigError, ModelError
 from trsr.experiment.config import RunConfig
+from trsr.experiment.cost_plan import Rates, plan_experiment
 from trsr.experiment.experiment import Workbench
-from trsr.experiment.forecast import Rates
-from trsr.experiment.plan_report import plan_experiment
 from trsr.experiment.preflight import check_models, check_server
 from trsr.experiment.run_folder import RunFolder
 from trsr.experiment.stages import run_stages

@@ -166,7 +166,7 @@ def test_a_run_can_be_made_stage_by_stage(config_file: Path, tmp_path: Path) -> 
     run_stages(open_bench(config_file, tmp_path / "r"), "summarize", said.append)
     assert [line.split(":")[0] for line in said] == ["data", "examples", "summarize"]
     run_stages(open_bench(config_file, tmp_path / "r"), "summarize", said.append)
-    assert len(open_bench(config_file, tmp_path / "r").folder.sittings()) == 2, "the last one found no work"
+    assert len(open_bench(config_file, tmp_path / "r").folder.sessions()) == 2, "the last one found no work"
 
 
 def test_known_summaries_are_not_asked_for_again(config_file: Path, copy: Path) -> None:

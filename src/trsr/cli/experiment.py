@@ -1,4 +1,4 @@
-"""`trsr run`, `train`, `rank`, `evaluate` and `demo`: a whole experiment, or its stages one by one."""
+"""`trsr run`, `train`, `rank`, `evaluate`, `plan` and `demo`: an experiment, or its stages one by one."""
 
 from __future__ import annotations
 
@@ -13,13 +13,48 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-# Of the measures of probabilities ece is the one a person can read; logloss and brier stand in the report.
+if TYPE_CHECKING:
+    from trsr.experiment.config import RunConfig
+    from trsr.experiment.experiment import Workbench
+    from trsr.experiment.run_folder import RunFolder
+
+ConfigFile = Annotated[Path, typer.Argument(help="YAML file; see configs/.", show_default=False)]
+Out = Annotated[Path, typer.Option("--out", help="Run folder; made, or resumed.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Change one setting: a.b=value. Can be repeated.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+TokensPerSecond = Annotated[
+    float | None,
+    typer.Option(
+        min=0.001,
+        help="Tokens that one machine reads and writes in a second, all prompts together "
+        "(`trsr bench summarize` measures it).",
+    ),
+]
+PricePerMillion = Annotated[
+    float | None, typer.Option(min=0, help="Money for a million tokens, read or written.")
+]
+Within = Annotated[
+    float, typer.Option(min=0.01, help="Hours in which it must be done; says how many machines it takes.")
+]
+Runner = Annotated[str, typer.Option(help="local, or ray: on the workers of a Ray cluster (extra `ray`).")]
+Concurrency = Annotated[
+    int | None,
+    typer.Option(help="Workers of --runner ray, each with an engine; 1 by default.", show_default=False),
+]
+GpusPerWorker = Annotated[
+    float | None,
+    typer.Option(help="GPUs of each worker of --runner ray; 0 by default.", show_default=False),
+]
+
+# Of the measures of probabilities ece is the one a person can read; logloss and brier are in the report.
 SHOWN = ("recall@1", "recall@3", "recall@10", "mrr@5", "mrr@10", "auc", "ece")
 N_SHOWN = 6
 
 
 def print_metrics(metrics: Mapping[str, Any]) -> None:
-    """Print one row a ranker, best first, each value with its 95 % interval below."""
+    """Print one row per ranker, best first, each value with its 95 % interval below."""
     rankers = metrics["rankers"]
     chance = metrics["protocol"].get("chance", {})
     names = [name for name in SHOWN if any(name in values for values in rankers.values())][-N_SHOWN:]
@@ -59,36 +94,14 @@ def _number(value: float | None, decimals: int = 3) -> str:
     return text.removeprefix("0") if text.startswith("0.") else text
 
 
-TokensPerSecond = Annotated[
-    float | None,
-    typer.Option(
-        min=0.001,
-        help="Tokens that one machine reads and writes in a second, all prompts together "
-        "(`trsr bench summarize` measures it).",
-    ),
-]
-PricePerMillion = Annotated[
-    float | None, typer.Option(min=0, help="Money for a million tokens, read or written.")
-]
-Within = Annotated[
-    float, typer.Option(min=0.01, help="Hours in which it shall be done; says how many machines it takes.")
-]
-
-
 def plan(
-    config: Annotated[Path, typer.Argument(help="YAML file; see configs/.", show_default=False)],
-    changes: Annotated[
-        list[str] | None, typer.Option("--set", help="Change one setting: a.b=value. Can be repeated.")
-    ] = None,
+    config: ConfigFile,
+    changes: Set = None,
     data: Annotated[
         Path | None, typer.Option(help="Dataset folder, in place of the configured data.", show_default=False)
     ] = None,
     users: Annotated[
-        int | None, typer.Option(min=1, help="A shop of so many users, in place of the experiment's.")
-    ] = None,
-    engine: Annotated[
-        str | None,
-        typer.Option(help="transformers, llamacpp, fake, openai, vllm or sglang; by default as configured."),
+        int | None, typer.Option(min=1, help="A shop of that many users, in place of the experiment's.")
     ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="Count with this model's tokenizer; by default the engine's model.")
@@ -97,21 +110,20 @@ def plan(
         str | None, typer.Option(help="Texts in this store cost nothing; by default the setting `store`.")
     ] = None,
     daily_events: Annotated[
-        float | None, typer.Option(min=0, help="New events of a user a day; by default as in the data.")
+        float | None, typer.Option(min=0, help="New events of a user per day, with --users.")
     ] = None,
     tokens_per_second: TokensPerSecond = None,
     price_per_million: PricePerMillion = None,
     within: Within = 24.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Count the calls and tokens of every stage, and say what they take: hours, machines, money, disk.
+    """Count the calls and tokens of every stage, and what they take: hours, machines, money, disk.
 
-    Example: trsr plan configs/demo.yaml --users 10_000_000 --engine vllm --tokens-per-second 20000
+    Example: trsr plan configs/demo.yaml --users 10_000_000 --daily-events 0.5 --tokens-per-second 20000
     --price-per-million 0.05
     """
     from trsr.experiment.config import load_config
-    from trsr.experiment.forecast import Rates
-    from trsr.experiment.plan_report import plan_experiment, render
+    from trsr.experiment.cost_plan import Rates, plan_experiment, render
     from trsr.summarize.store_url import resolved
 
     if data is not None:
@@ -120,27 +132,15 @@ def plan(
     facts = plan_experiment(
         chosen,
         rates=Rates(tokens_per_second, price_per_million, within),
-        engine=engine,
         tokenizer=tokenizer,
         store=resolved(store) if store is not None else chosen.store,
         n_users=users,
-        events_a_day=daily_events,
+        events_per_day=daily_events,
     )
     typer.echo(json.dumps(facts) if as_json else render(facts))
 
 
-Runner = Annotated[str, typer.Option(help="local, or ray: on the workers of a Ray cluster (extra `ray`).")]
-Concurrency = Annotated[
-    int | None,
-    typer.Option(help="Workers of --runner ray, each with an engine; 1 by default.", show_default=False),
-]
-GpusPerWorker = Annotated[
-    float | None,
-    typer.Option(help="GPUs of each worker of --runner ray; 0 by default.", show_default=False),
-]
-
-
-def env(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+def env(as_json: AsJson = False) -> None:
     """Print versions, machine and source commit, for bug reports and result files.
 
     Example: trsr env --json
@@ -154,19 +154,6 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON obj
     for name, value in facts.items():
         shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
         typer.echo(f"{name:12} {shown}")
-
-
-if TYPE_CHECKING:
-    from trsr.experiment.config import RunConfig
-    from trsr.experiment.experiment import Workbench
-    from trsr.experiment.run_folder import RunFolder
-
-ConfigFile = Annotated[Path, typer.Argument(help="YAML file; see configs/.", show_default=False)]
-Out = Annotated[Path, typer.Option("--out", help="Run folder; made, or taken up where it was left.")]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", help="Change one setting: a.b=value. Can be repeated.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 def _open(config: Path, out: Path, changes: list[str] | None) -> Workbench:
@@ -194,10 +181,14 @@ def _open_folder(chosen: RunConfig, out: Path) -> RunFolder:
     return RunFolder(out, chosen, "trsr " + shlex.join(map(redacted, sys.argv[1:])))
 
 
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
 def _run(bench: Workbench, until: str) -> None:
     from trsr.experiment.stages import run_stages
 
-    run_stages(bench, until, say=lambda line: typer.echo(line, err=True))
+    run_stages(bench, until, say=_say)
 
 
 def _print_metrics(out: Path, as_json: bool) -> None:
@@ -246,20 +237,15 @@ def run(
     if seeds is None:
         _run(_open(config, out, changes), "evaluate")
     else:
-        _run_seeds(config, out, changes, seeds)
+        from trsr.experiment.config import load_config
+        from trsr.experiment.seeds import run_seeds
+
+        def open_bench(seed: int, folder: Path) -> Workbench:
+            return _open(config, folder, [*(changes or ()), f"seed={seed}"])
+
+        first = load_config(config, changes or ()).seed  # the configured seed and those after it
+        run_seeds(out, open_bench, range(first, first + seeds), say=_say)
     _print_metrics(out, as_json)
-
-
-def _run_seeds(config: Path, out: Path, changes: list[str] | None, n_seeds: int) -> None:
-    """Run the configured seed and those after it."""
-    from trsr.experiment.config import load_config
-    from trsr.experiment.seeds import run_seeds
-
-    def open_bench(seed: int, folder: Path) -> Workbench:
-        return _open(config, folder, [*(changes or ()), f"seed={seed}"])
-
-    first = load_config(config, changes or ()).seed
-    run_seeds(out, open_bench, range(first, first + n_seeds), say=lambda line: typer.echo(line, err=True))
 
 
 def train(config: ConfigFile, out: Out, changes: Set = None, as_json: AsJson = False) -> None:
@@ -279,7 +265,7 @@ def train(config: ConfigFile, out: Out, changes: Set = None, as_json: AsJson = F
     check_processes(chosen)
     if distributed.count() > 1:
         distributed.join(cpu=chosen.recommender.device == "cpu")
-    train_together(out, lambda: _open_folder(chosen, out), say=lambda line: typer.echo(line, err=True))
+    train_together(out, lambda: _open_folder(chosen, out), say=_say)
     if not distributed.is_main():
         return
     info = (out / "model" / "trsr.json").read_text(encoding="utf-8")
@@ -319,18 +305,15 @@ def rank(
             typer.echo(f"{name}: {value}" if not str(value).count("\n") else f"{name}:\n{value}\n")
         return
     _run(bench, "rank")
-    typer.echo(
-        json.dumps({"scores": str(out / "scores.parquet")})
-        if as_json
-        else f"Scores: {out / 'scores.parquet'}"
-    )
+    scores = str(out / "scores.parquet")
+    typer.echo(json.dumps({"scores": scores}) if as_json else f"Scores: {scores}")
 
 
 def evaluate(
     out: Annotated[Path, typer.Argument(help="Run folder with scores.parquet.", show_default=False)],
     as_json: AsJson = False,
 ) -> None:
-    """Compute metrics and report of a run anew from its scores.
+    """Compute metrics and report of a run again from its scores.
 
     Example: trsr evaluate out/demo
     """

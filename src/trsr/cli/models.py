@@ -1,7 +1,4 @@
-"""`trsr models`: which models and engines there are, what a name stands for, and getting one ready.
-
-`models_app` holds one command each; the work is done in `trsr.llm.models`.
-"""
+"""`trsr models`: lists, resolves, caches and checks language models."""
 
 from __future__ import annotations
 
@@ -168,7 +165,7 @@ def _check_engines(first: str, second: str, run: Path, prompts: int, tolerance: 
     bench = Workbench(RunFolder(run, load_config(run / "config.yaml"), "trsr models check"))
     found = compare_engines(bench, *engines, n_prompts=prompts, tolerance=tolerance)
     if as_json:
-        typer.echo(json.dumps({"first": first, "second": second, **found.facts()}))
+        typer.echo(json.dumps({"first": first, "second": second, **asdict(found), "tolerance": tolerance}))
     else:
         tau = "undefined" if found.kendall_tau is None else f"{found.kendall_tau:.3f}"
         _show(
@@ -179,7 +176,7 @@ def _check_engines(first: str, second: str, run: Path, prompts: int, tolerance: 
                 "shift": f"{found.mean_shift:+.4f} (margins within a user spread by {found.spread:.4f})",
                 "ranks": f"Kendall's tau {tau}, same best candidate for {found.same_top:.0%} of users",
                 "verdict": f"{'agree' if found.agrees else 'DISAGREE'}: no margin may differ by more than "
-                f"{found.tolerance:g}",
+                f"{tolerance:g}",
             },
             as_json=False,
         )

@@ -223,8 +223,7 @@ def summarize(
         raise ConfigError("--show reads one user in this process; leave --runner ray out.")
     place = None if store is None else resolved(store)
     if dry_run:
-        from trsr.experiment.forecast import Rates
-        from trsr.experiment.plan_report import plan_dataset, render
+        from trsr.experiment.cost_plan import Rates, plan_dataset, render
 
         rates = Rates(tokens_per_second, price_per_million, within)
         plan = plan_dataset(data, chosen, place or data / "summaries.sqlite", limit, show, rates)

@@ -100,7 +100,7 @@ def _maker(bench: Workbench, name: BaselineName) -> Made:
     if name == "embedding":
         return _embedding(bench)
     if name == "bag_of_words":
-        text = bench.item_texts(bench.config.prompt.fields, NO_CAP, None)
+        text = bench.dataset.item_texts(bench.config.prompt.fields, NO_CAP, None)
         return lambda point: BagOfWordsRanker(bench.splits.train, text, point)
     events = fit_events(bench.dataset, bench.splits)
     seed = bench.config.seed
@@ -123,7 +123,7 @@ def _embedding(bench: Workbench) -> Made:
     from trsr.baselines.embedding import EmbeddingRanker, TextEmbedder, cached_embeddings
 
     config = bench.config.baselines.embedding
-    text = bench.item_texts(None, NO_CAP, None)
+    text = bench.dataset.item_texts(None, NO_CAP, None)
     vectors = cached_embeddings(
         {i: text(i) for i, item in bench.dataset.catalogue().items() if item.fields},
         TextEmbedder(

@@ -1,384 +1,465 @@
-"""Counts what an experiment will ask of its models before it is run: `trsr plan`.
+"""Counts the calls and tokens of an experiment before it runs, and what they cost: `trsr plan`, `--dry-run`.
 
-No model is loaded and no library of one is needed. How exact the counts are is said with them: calls are
-exact, and so are the tokens of prompts whose texts are all known; the others are bounded from above.
+No model is loaded, and only a temporary folder is written. The number of calls is exact unless two prompts
+get the same text. Tokens are exact where all texts of a prompt are known; a text not yet written is counted
+at its cap of new tokens, which makes the sum an upper bound.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 import tempfile
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from datetime import timedelta
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-
-import polars as pl
+from typing import Any
 
 from trsr.data.dataset import Dataset
-from trsr.data.synthetic import SyntheticConfig, generate
-from trsr.errors import DataError
-from trsr.experiment.config import OWN_MODEL, FolderData, RunConfig, variants_of
-from trsr.experiment.dataset_profiles import histories_with_text
-from trsr.experiment.experiment import item_texts, summarised
-from trsr.experiment.forecast import (
-    TRAINING_WEIGHT,
-    CallCounts,
-    Forecast,
-    PromptCounts,
-    Work,
-    count_prompts,
-    forecast,
-    unwritten_text,
+from trsr.errors import MissingExtraError, ModelError
+from trsr.experiment.config import OWN_MODEL, RunConfig, variants_of
+from trsr.experiment.dataset_profiles import ProfileSettings, user_histories
+from trsr.experiment.experiment import Workbench
+from trsr.experiment.preflight import (
+    check_before_summaries,
+    check_models,
+    placeholder_text,
+    uses_recommender,
 )
-from trsr.llm.base import Tokenizer
+from trsr.experiment.run_folder import RunFolder
+from trsr.experiment.stages import prepare_data
+from trsr.experiment.variants import variant_benches
+from trsr.llm import models
+from trsr.llm.base import Prompt, prompt_key
 from trsr.llm.context import find_tokenizer
+from trsr.llm.engines import EngineConfig, TransformersEngine, n_thought_tokens
 from trsr.llm.fake import RoughTokenizer
-from trsr.llm.opening import TokenCounter
-from trsr.recommend.prompt import PromptBuilder, load_ranking_template
+from trsr.llm.opening import engine_model_id, token_counter
 from trsr.seeding import derive_rng
-from trsr.splitting.examples import Splits, build_examples, make_resampler
-from trsr.summarize.plan import plan_calls
-from trsr.summarize.store import Store, TextStore, open_store
+from trsr.splitting.examples import build_examples
+from trsr.summarize.plan import SummaryConfig
+from trsr.summarize.store import TextStore, open_store
 from trsr.summarize.store_url import is_database
-from trsr.summarize.user_plan import Summariser, make_summariser
-from trsr.train.config import ProfileKind
-from trsr.train.dataset import profile_kind
+from trsr.summarize.user_plan import Fold, Summariser, make_summariser, start_fold
 from trsr.types import History, RankingExample
 
+TRAINING_WEIGHT = 3
+"""A token learnt from costs as much as three read: the backward pass is twice the forward pass
+(Kaplan et al. 2020, arXiv 2001.08361, section 2.1)."""
 OTHER_TOKENIZER = 4
-"""Tokens that one tokenizer makes of a token of another, at most: no more than a token has bytes, about."""
+"""Tokens that one tokenizer makes of a token of another, at most."""
+N_SAMPLE = 1000
+"""Users whose prompts are rendered to plan for many."""
+CALLS_AT_ONCE = 2000
+"""Calls rendered and looked up in the store together."""
+# Store: bytes of a text's token, of a row (hashes, numbers, overhead), and room in pages that are not full.
+_BYTES_PER_TOKEN, _BYTES_PER_ROW, _FILL = 5, 200, 1.5
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What an experiment will do, stage by stage.
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What a machine does and costs.
 
     Attributes:
-        n_profiles: Profiles to be written, without those of variants.
-        n_test: Test examples.
-        summaries: The calls for summaries; for variants, in their own plans.
-        work: Of every stage that asks a model, variants included.
-        notes: Sentences that say what is exact.
+        tokens_per_second: Tokens that one machine reads and writes in a second, all its prompts together.
+        price_per_million: Money for a million tokens.
+        within: Hours in which all must be done; determines the number of machines.
     """
 
-    n_profiles: int
-    n_test: int
-    summaries: Forecast
-    work: list[Work]
-    notes: list[str]
+    tokens_per_second: float | None = None
+    price_per_million: float | None = None
+    within: float = 24.0
 
 
-@contextmanager
-def planned_dataset(config: RunConfig) -> Iterator[Dataset]:
-    """Open the data of an experiment; data that a run would make is made in a folder that is gone afterwards.
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """What a stage asks of a model: prompts, and tokens at most, each charged `weight` times."""
 
-    Raises:
-        DataError: the data cannot be read.
+    stage: str
+    calls: int
+    read: int
+    written: int = 0
+    weight: int = 1
+
+    def scaled(self, factor: float) -> StagePlan:
+        """Return the same stage for `factor` times as many users."""
+        calls, read, written = (round(n * factor) for n in (self.calls, self.read, self.written))
+        return replace(self, calls=calls, read=read, written=written)
+
+
+def price(stages: Sequence[StagePlan], rates: Rates) -> list[dict[str, Any]]:
+    """Return one row per stage with hours (of one machine), machines and money, and one for all of them.
+
+    What cannot be computed for want of a rate is None. Stages follow each other, so the last row's `machines`
+    are those it takes to be done with all within `rates.within`.
     """
-    if isinstance(config.data, FolderData):
-        yield Dataset.open(config.data.path)
-        return
-    with tempfile.TemporaryDirectory(prefix="trsr-plan-") as folder:
-        target = Path(folder) / "data"
-        if isinstance(config.data, SyntheticConfig):
-            yield generate(config.data, target)
-        else:
-            yield config.data.run(target)
+    rows: list[dict[str, Any]] = []
+    for stage in stages:
+        charged = (stage.read + stage.written) * stage.weight
+        speed, money = rates.tokens_per_second, rates.price_per_million
+        rows.append(
+            {
+                **asdict(stage),
+                "hours": None if speed is None else charged / speed / 3600,
+                "money": None if money is None else charged / 1e6 * money,
+            }
+        )
+    total: dict[str, Any] = {"stage": "all"}
+    for name in ("calls", "read", "written", "hours", "money"):
+        values = [row[name] for row in rows]
+        total[name] = None if None in values else sum(values)
+    for row in [*rows, total]:
+        row["machines"] = None if row["hours"] is None else math.ceil(row["hours"] / rates.within)
+    return [*rows, total]
 
 
-@contextmanager
-def known_texts(place: str | Path | None) -> Iterator[Store | None]:
-    """Open a store that is there already; planning makes none."""
-    if place is None or not (is_database(place) or Path(place).is_file()):
-        yield None
-        return
-    with open_store(place) as store:
-        yield store
+@dataclass(slots=True)
+class Forecast:
+    """What summarizing some histories will take.
+
+    Attributes:
+        max_new_tokens: Tokens of a text at most.
+        n_calls: Calls of all plans.
+        n_to_make: Distinct calls that the store does not know.
+        prompt_tokens: Tokens read by the calls to make, at most.
+        store_bytes: By how much the store grows, about, at most.
+        profiles: The profile of each history, None where it is not written yet.
+    """
+
+    max_new_tokens: int
+    n_calls: int = 0
+    n_to_make: int = 0
+    prompt_tokens: int = 0
+    store_bytes: float = 0.0
+    profiles: Sequence[str | None] = ()
+
+    def stage(self, name: str) -> StagePlan:
+        """Return the calls to make as a stage."""
+        return StagePlan(name, self.n_to_make, self.prompt_tokens, self.n_to_make * self.max_new_tokens)
 
 
-def summary_work(told: Forecast) -> Work:
-    """Return the work of the stage `summarize`."""
-    total = told.total()
-    written = total.n_to_make * told.max_new_tokens
-    return Work("summarize", total.n_to_make, total.prompt_tokens, written, read_exact=total.n_exact)
-
-
-def summary_notes(told: Forecast, counter: TokenCounter) -> list[str]:
-    """Say which counts of summaries are exact."""
-    total = told.total()
-    if not total.n_calls:
-        return ["summarize: no model is asked."]
-    known, bounded = total.n_calls - total.n_to_make, total.n_to_make - total.n_exact
-    return [
-        f"summarize: {total.n_calls:,} calls in the plans (exact); {known:,} of them answered by the store "
-        f"or by an equal call, {total.n_to_make:,} to make (exact, unless two prompts happen to get one "
-        "text).",
-        f"summarize: tokens read are counted by {counter.how}: {'exact' if counter.exact else 'estimated'} "
-        f"for {total.n_exact:,} calls whose prompt is known, at most for {bounded:,} that read texts not yet "
-        f"written, each counted at its cap of {told.max_new_tokens} tokens.",
-        "summarize: tokens written are the cap of every call; few texts are that long.",
-    ]
-
-
-class Planner:
-    """Plans one experiment on one dataset.
+def forecast(
+    histories: Sequence[History],
+    summariser: Summariser,
+    *,
+    model_id: str,
+    n_tokens: Callable[[Prompt], int],
+    store: TextStore | None = None,
+    asked: set[str] | None = None,
+    n_thoughts: int = 0,
+) -> Forecast:
+    """Count the calls that `summarize` will make for these histories.
 
     Args:
-        config: The experiment; its variants are planned with it.
-        dataset: Its data.
-        counter: Counts the tokens of summary prompts.
-        n_thoughts: Tokens that a call for a summary may write beside its text's cap.
+        histories: One per profile.
+        summariser: What the texts depend on.
+        model_id: That of the engine.
+        n_tokens: Counts a prompt's tokens as the engine does.
+        store: Known texts; None for a new store.
+        asked: Keys of calls that an earlier forecast makes anyway; new ones are added.
+        n_thoughts: Tokens that a call may write before its text.
     """
+    asked = set() if asked is None else asked
+    cap = summariser.config.max_new_tokens + n_thoughts
+    found = Forecast(cap)
+    folds = [start_fold(history, summariser) for history in histories]
+    for place in range(max((len(fold.calls) for fold in folds), default=0)):
+        asking = [fold for fold in folds if place < len(fold.calls)]
+        for start in range(0, len(asking), CALLS_AT_ONCE):
+            planned = [
+                (fold, *_planned_call(fold, place, summariser, model_id))
+                for fold in asking[start : start + CALLS_AT_ONCE]
+            ]
+            known = {} if store is None else store.texts(list({key for _, _, key, _ in planned} - asked))
+            for fold, prompt, key, n_unwritten in planned:
+                found.n_calls += 1
+                fold.keys[place] = key
+                if key in known:
+                    fold.texts[place] = known[key]
+                elif key not in asked:
+                    asked.add(key)
+                    found.n_to_make += 1
+                    found.prompt_tokens += n_tokens(prompt) + n_unwritten * cap
+                    items = len(json.dumps(fold.calls[place].item_ids))
+                    row = _BYTES_PER_ROW + len(model_id) + items + _BYTES_PER_TOKEN * cap
+                    found.store_bytes += row * _FILL
+    found.profiles = [
+        fold.texts.get(len(fold.calls) - 1) if fold.calls else summariser.without_calls(fold.history).text
+        for fold in folds
+    ]
+    return found
 
-    def __init__(
-        self, config: RunConfig, dataset: Dataset, counter: TokenCounter, n_thoughts: int = 0
-    ) -> None:
-        self.config, self.dataset, self.counter, self.n_thoughts = config, dataset, counter, n_thoughts
-        tokenizer = find_tokenizer(config.recommender.model)
-        self.exact_tokenizer = tokenizer is not None
-        self.tokenizer: Tokenizer = tokenizer or RoughTokenizer()
 
-    def plan(self, store: TextStore | None, model_id: str, asked: set[str] | None = None) -> Plan:
-        """Plan the experiment, then its variants, which need not pay for summaries that it has.
+def _planned_call(fold: Fold, place: int, summariser: Summariser, model_id: str) -> tuple[Prompt, str, int]:
+    """Return a call's prompt, a key that only equal calls share, and its number of unwritten inputs."""
+    call = fold.calls[place]
+    unwritten = [fold.keys[i] for i in call.inputs if i not in fold.texts]
+    placeholder = placeholder_text(summariser)
+    prompt = summariser.prompt(call, [fold.texts.get(i, placeholder) for i in call.inputs])
+    key = prompt_key(prompt, model_id, summariser.params)
+    if unwritten:  # two such prompts are equal where those of their inputs are
+        key = hashlib.sha256("|".join([key, *unwritten]).encode()).hexdigest()
+    return prompt, key, len(unwritten)
 
-        Args:
-            store: Texts that are there already.
-            model_id: That of the engine.
-            asked: See `forecast`.
-        """
-        asked = set() if asked is None else asked
-        splits = build_examples(self.dataset, self.config.protocol, self.config.seed)
-        examples = summarised(splits, self.config)
-        summariser = make_summariser(self.dataset, self.config.summary)
-        told = forecast(
-            [History(e.user_id, e.history) for e in examples],
+
+class _Planner:
+    """Plans runs and their variants with one engine and store; a text is counted once for all of them."""
+
+    def __init__(self, engine: EngineConfig, tokenizer: str | None, summary: SummaryConfig) -> None:
+        self.counter = token_counter(engine, tokenizer)
+        self.n_thoughts = n_thought_tokens(engine)
+        self.asked: set[str] = set()
+        self.store: TextStore | None = None
+        self.model_id, self.notes = "unknown", list[str]()
+        try:
+            self.model_id = engine_model_id(engine)
+        except (ModelError, MissingExtraError) as error:
+            if summary.needs_calls:
+                self.notes.append(f"The store is not looked into: {error}")
+
+    @contextmanager
+    def reading(self, store: str | Path | None) -> Iterator[None]:
+        """Look texts up in a store, if it exists and their keys are known."""
+        exists = store is not None and (is_database(store) or Path(store).is_file())
+        if store is None or not exists or self.model_id == "unknown":
+            yield
+            return
+        with open_store(store) as self.store:
+            yield
+
+    def forecast(
+        self, histories: Sequence[History], summariser: Summariser, asked: set[str] | None = None
+    ) -> Forecast:
+        return forecast(
+            histories,
             summariser,
-            model_id=model_id,
+            model_id=self.model_id,
             n_tokens=self.counter.count,
-            store=store,
+            store=self.store,
             asked=asked,
             n_thoughts=self.n_thoughts,
         )
-        profiles = {e.example_id: text for e, text in zip(examples, told.profiles, strict=True)}
-        work = [summary_work(told), *self._model_work(splits, profiles, summariser)]
-        notes = summary_notes(told, self.counter)
-        if len(work) > 1:
-            notes.append(self._ranking_note())
-        for name, variant in variants_of(self.config).items():
-            other = Planner(variant, self.dataset, self.counter, self.n_thoughts).plan(store, model_id, asked)
-            work += [replace(part, stage=f"{name}: {part.stage}") for part in other.work]
-        return Plan(len(examples), len(splits.test), told, work, notes)
 
-    def _ranking_note(self) -> str:
-        """Say how the tokens of ranking prompts are counted."""
-        how = (
-            f"the tokenizer of {self.config.recommender.model}"
-            if self.exact_tokenizer
-            else "4 characters each"
-        )
-        return (
-            f"train, rank: tokens are counted by {how}, prefixes once a user; exact where the profile is "
-            f"known, else at most ({self._n_more()} tokens a profile). A token of training counts as "
-            f"{TRAINING_WEIGHT} read; training may stop early."
-        )
+    def plan(self, bench: Workbench) -> tuple[Forecast, list[StagePlan]]:
+        """Return the forecast of a run's summaries, and all stages that ask a model."""
+        bench.tokenizer = find_tokenizer(bench.config.recommender.model) or RoughTokenizer()
+        bench.splits = build_examples(bench.dataset, bench.config.protocol, bench.config.seed)
+        examples = bench.summarised_examples()
+        found = self.forecast([History(e.user_id, e.history) for e in examples], bench.summariser, self.asked)
+        own = {e.example_id: text for e, text in zip(examples, found.profiles, strict=True)}
+        stages = [found.stage("summarize"), *self._ranking_stages(bench, own)]
+        for name, variant in variant_benches(bench).items():
+            stages += [replace(one, stage=f"{name}: {one.stage}") for one in self.plan(variant)[1]]
+        return found, stages
 
-    def _builder(self) -> PromptBuilder:
-        """Return what builds the ranking prompts."""
-        prompt = self.config.prompt
-        texts = item_texts(self.dataset, prompt.fields, prompt.max_field_tokens, self.tokenizer)
-        template = load_ranking_template(prompt.template, self.dataset.info.domain)
-        return PromptBuilder(template, prompt, self.tokenizer, texts)
+    def _ranking_stages(self, bench: Workbench, own: Mapping[str, str | None]) -> list[StagePlan]:
+        """Return the stages of training, validation, calibration and ranking."""
+        config, splits, train = bench.config, bench.splits, bench.config.train
+        stages = []
+        if train is not None:
+            n_shown = min(
+                train.epochs * len(splits.train), train.n_steps(len(splits.train)) * train.batch_size
+            )
+            n_times = (train.warm_start is not None) + train.n_validations(len(splits.train))
+            learnt = self._stage("train", bench, splits.train, own).scaled(
+                n_shown / max(1, len(splits.train))
+            )
+            once = self._stage("calibrate", bench, splits.valid, own)
+            stages += [
+                replace(learnt, weight=TRAINING_WEIGHT),
+                replace(once.scaled(n_times), stage="validate"),
+                once,
+            ]
+        for name in ("llm_zero_shot", *OWN_MODEL):
+            if name in config.rankers:
+                kind = OWN_MODEL.get(name, "own")
+                shown = own if kind == "own" else bench.counted_profiles if kind == "counted" else {}
+                stages.append(
+                    self._stage(f"rank {name}", bench, splits.test, shown, "" if kind == "none" else None)
+                )
+        return stages
 
-    def _model_work(
+    def _stage(
         self,
-        splits: Splits,
+        name: str,
+        bench: Workbench,
+        examples: Sequence[RankingExample],
         profiles: Mapping[str, str | None],
-        summariser: Summariser,
-    ) -> list[Work]:
-        """Return the work of training, calibrating and ranking."""
-        config, train, valid = self.config, splits.train, splits.valid
-        rankers = [name for name in ("llm_zero_shot", *OWN_MODEL) if name in config.rankers]
-        if config.train is None and not rankers:
-            return []
-        builder = self._builder()
-
-        def count(asked: Sequence[RankingExample], kinds: Sequence[ProfileKind]) -> PromptCounts:
-            texts = [_profile(summariser, e, profiles, kind) for e, kind in zip(asked, kinds, strict=True)]
-            stand_in = unwritten_text(summariser)
-            return count_prompts(builder, asked, texts, stand_in=stand_in, n_more=self._n_more())
-
-        work = []
-        if config.train is not None:
-            mix = config.train.profiles
-            learnt, checked = PromptCounts(), PromptCounts()
-            resample = make_resampler(self.dataset, config.protocol, config.seed)
-            left = config.train.n_steps(len(train)) * config.train.batch_size
-            for epoch in range(config.train.epochs):
-                fresh = epoch > 0 and config.train.resample_negatives
-                kinds = [profile_kind(mix, config.seed, e.example_id, epoch) for e in train]
-                shown = [resample(e, epoch) for e in train] if fresh else train
-                learnt.add(count(shown[:left], kinds[:left]))
-                left = max(0, left - len(train))
-            asked_own = count(valid, ["own"] * len(valid))
-            at_start = config.train.warm_start is not None
-            checked.add(asked_own, at_start + config.train.n_validations(len(train)))
-            work.append(self._work("train", learnt, TRAINING_WEIGHT))
-            work.append(self._work("validate", checked))
-            work.append(self._work("calibrate", asked_own))
-        for name in rankers:
-            kinds = [OWN_MODEL.get(name, "own")] * len(splits.test)
-            work.append(self._work(f"rank {name}", count(splits.test, kinds)))
-        return work
-
-    def _n_more(self) -> int:
-        """Return the tokens that a profile has at most, for the model that ranks."""
-        same = self.counter.model == self.config.recommender.model
-        n_more = self.config.summary.max_new_tokens + self.n_thoughts
-        return n_more * (1 if same else OTHER_TOKENIZER)
-
-    def _work(self, stage: str, counts: PromptCounts, weight: int = 1) -> Work:
-        shared = self.config.recommender.sharing != "separate"
-        read = counts.read_tokens if shared else counts.prompt_tokens
-        return Work(stage, counts.n_prompts, read, weight=weight, read_exact=counts.n_exact)
+        default: str | None = None,
+    ) -> StagePlan:
+        """Count the prompts of some examples and the tokens read: of a prefix once where it is shared."""
+        builder, n_prompts, n_read = bench.builder, 0, 0
+        shared = bench.config.recommender.sharing != "separate"
+        same = self.counter.model == bench.config.recommender.model
+        n_more = (bench.config.summary.max_new_tokens + self.n_thoughts) * (1 if same else OTHER_TOKENIZER)
+        for example in examples:
+            profile = profiles.get(example.example_id, default) if builder.config.use_profile else ""
+            written = placeholder_text(bench.summariser) if profile is None else profile
+            group = builder.build(example.history, written, example.candidates).group
+            suffixes = [len(suffix) for suffix in group.suffixes]
+            n_prefix = len(group.prefix)
+            if profile is None:
+                n_prefix = min(n_prefix + n_more, builder.config.max_tokens - max(suffixes))
+            n_prompts += len(suffixes)
+            n_read += n_prefix * (1 if shared else len(suffixes)) + sum(suffixes)
+        return StagePlan(name, n_prompts, n_read)
 
 
-def _profile(
-    summariser: Summariser, example: RankingExample, own: Mapping[str, str | None], kind: ProfileKind
-) -> str | None:
-    """Return the profile that an example is shown with; None where it is not written yet."""
-    if kind == "counted":
-        return summariser.counted(History(example.user_id, example.history))
-    return "" if kind == "none" else own[example.example_id]
-
-
-N_SAMPLE = 1000
-"""Users whose prompts are rendered."""
-
-
-@dataclass(frozen=True)
-class Growth:
-    """What so many users would ask.
-
-    Attributes:
-        work: Of every stage.
-        daily: Of each day, new events summarised as they come; None where nothing says how many there are.
-        n_store_bytes: The store's size, about, at most.
-        notes: Sentences that say where the numbers are from.
-    """
-
-    work: list[Work]
-    daily: Work | None
-    n_store_bytes: int
-    notes: list[str]
-
-
-def grow(
-    plan: Plan,
-    dataset: Dataset,
-    summariser: Summariser,
-    counter: TokenCounter,
+def plan_experiment(
+    config: RunConfig,
     *,
-    n_users: int,
-    events_a_day: float | None,
-    seed: int,
-) -> Growth:
-    """Scale an experiment's plan to a number of users: each has a profile, and is ranked one list.
+    rates: Rates,
+    tokenizer: str | None = None,
+    store: str | Path | None = None,
+    n_users: int | None = None,
+    events_per_day: float | None = None,
+) -> dict[str, Any]:
+    """Plan a run of an experiment, or with `n_users` a shop of that many users, each ranked one list.
 
     Args:
-        plan: The experiment's; training does not grow with the users.
-        dataset: Gives the histories.
-        summariser: Writes the profiles.
-        counter: Counts tokens of summary prompts.
-        n_users: How many.
-        events_a_day: New events of a user a day; by default as in the data, where it has times.
-        seed: Of the sample.
+        config: The experiment.
+        rates: What a machine does and costs.
+        tokenizer: The model whose tokenizer counts; by default the engine's own.
+        store: Texts that are there already.
+        n_users: Users of the shop; training does not grow with them.
+        events_per_day: New events of a user per day, whose cost is then a row of its own.
 
     Raises:
-        DataError: no user has an item with text.
+        ConfigError, ModelError, DataError: what a run would refuse before its first summary.
     """
-    histories = list(histories_with_text(dataset))
-    if not histories:
-        raise DataError(f"{dataset.path} has no user with items that have text; import it anew.")
-    chosen = derive_rng(seed, "plan").permutation(len(histories))[:N_SAMPLE]
-    sample = [histories[i] for i in sorted(chosen)]
-    rendered = _forecast(sample, summariser, counter)
-    kinds = Counter(
-        call.kind for h in histories for call in plan_calls(summariser.blocks(h.item_ids), summariser.config)
-    )
-    scale, cap = n_users / len(histories), summariser.config.max_new_tokens
-    calls = {kind: round(n * scale) for kind, n in kinds.items()}
-    read = sum(n * _mean_tokens(rendered, kind) for kind, n in calls.items())
-    n_calls = sum(calls.values())
-    summaries = Work("summarize", n_calls, round(read), n_calls * cap, calls_exact=False)
-    bytes_a_call = rendered.n_store_bytes / max(1, rendered.total().n_to_make)
-    rate = events_a_day if events_a_day is not None else observed_events_a_day(dataset)
-    daily = None if rate is None else _daily(sample, rendered, summariser, counter, n_users * rate)
-    scaled = [_scaled(work, n_users / plan.n_test) for work in plan.work if work.stage.startswith("rank")]
-    rest = [work for work in plan.work if work.stage != "summarize" and not work.stage.startswith("rank")]
-    notes = [
-        f"summarize: calls from the lengths of all {len(histories):,} histories, tokens from {len(sample):,} "
-        f"users, scaled to {n_users:,} users; equal calls of two users are not taken off.",
-        "rank: one list a user, as long as those of the test.",
+    planner = _Planner(config.engine, tokenizer, config.summary)
+    check_models(config)
+    with tempfile.TemporaryDirectory(prefix="trsr-plan-") as folder, planner.reading(store):
+        bench = Workbench(RunFolder(Path(folder) / "run", config, "trsr plan"))
+        prepare_data(bench)
+        planner.notes += _check(bench)
+        found, stages = planner.plan(bench)
+        if len(stages) > 1:
+            rough = isinstance(bench.tokenizer, RoughTokenizer)
+            how = "4 characters each" if rough else f"the tokenizer of {config.recommender.model}"
+            planner.notes.append(
+                f"train, rank: tokens are counted by {how}, at most where the profile is not written yet. "
+                f"A token of training counts as {TRAINING_WEIGHT} read; training may stop early."
+            )
+        if n_users is None:
+            return _facts(found, stages, rates, planner)
+        return _shop(planner, bench, stages, rates, n_users, events_per_day)
+
+
+def _check(bench: Workbench) -> list[str]:
+    """Check what a run would, with the models that are on this machine; return a note for each other one."""
+    configs = [bench.config, *variants_of(bench.config).values()]
+    names = {one.recommender.model for one in configs if uses_recommender(one)}
+    names |= {one.engine.model for one in configs if isinstance(one.engine, TransformersEngine)}
+    try:
+        missing = {name for name in names if models.is_missing(name)}
+        bench.splits = build_examples(bench.dataset, bench.config.protocol, bench.config.seed)
+        check_before_summaries(bench, missing)
+    except MissingExtraError as error:
+        return [f"The models are not looked into: {error}"]
+    return [
+        f"The model {name!r} is not on this machine, so that its answers, context and layers are not checked."
+        for name in sorted(missing)
     ]
-    if rate is None:
-        notes.append(
-            "each day: the data has no times, or a single one, to count by; say how many new events a user "
-            "has with --daily-events."
+
+
+def _shop(
+    planner: _Planner,
+    bench: Workbench,
+    stages: Sequence[StagePlan],
+    rates: Rates,
+    n_users: int,
+    events_per_day: float | None,
+) -> dict[str, Any]:
+    """Scale a plan to `n_users`, from a sample of the dataset's users; nothing is taken from a store."""
+    planner.store = None
+    histories = user_histories(bench.dataset, None, None)
+    chosen = derive_rng(bench.config.seed, "plan").permutation(len(histories))[:N_SAMPLE]
+    sample = [histories[i] for i in sorted(chosen)]
+    whole, factor = planner.forecast(sample, bench.summariser), n_users / len(sample)
+    rows = [whole.stage("summarize").scaled(factor)]
+    for stage in stages[1:]:
+        ranks = stage.stage.startswith("rank")
+        rows.append(stage.scaled(n_users / len(bench.splits.test)) if ranks else stage)
+    daily = None
+    if events_per_day is not None:
+        asked: set[str] = set()
+        planner.forecast([History(h.user_id, h.item_ids[:-1]) for h in sample], bench.summariser, asked)
+        newest = planner.forecast(sample, bench.summariser, asked).stage("each day")
+        daily = price([newest.scaled(factor * events_per_day)], rates)[0]
+    return {
+        "users": n_users,
+        "stages": price(rows, rates),
+        "each_day": daily,
+        "store_bytes_at_most": round(whole.store_bytes * factor),
+        "notes": [
+            f"summarize: from {len(sample):,} of {len(histories):,} users, scaled to {n_users:,}.",
+            "rank: one list per user, as long as those of the test.",
+            "each day: new events are summarised as they come; a nightly batch makes fewer calls.",
+            *planner.notes,
+        ],
+    }
+
+
+def plan_dataset(
+    data: Path,
+    chosen: ProfileSettings,
+    store: str | Path,
+    limit: int | None,
+    user_id: str | None,
+    rates: Rates,
+) -> dict[str, Any]:
+    """Plan what `trsr summarize` would do.
+
+    Raises:
+        DataError: the folder is no dataset, or has no such user.
+    """
+    dataset = Dataset.open(data)
+    planner = _Planner(chosen.engine, None, chosen.summary)
+    with planner.reading(store):
+        found = planner.forecast(
+            user_histories(dataset, limit, user_id), make_summariser(dataset, chosen.summary)
         )
-    else:
-        source = "as given" if events_a_day is not None else "from the data's own times"
-        notes.append(
-            f"each day: {rate:.4g} new events a user ({source}), each summarised as it comes; "
-            "a nightly batch makes fewer calls."
+    return _facts(found, [found.stage("summarize")], rates, planner)
+
+
+def _facts(found: Forecast, stages: Sequence[StagePlan], rates: Rates, planner: _Planner) -> dict[str, Any]:
+    counter = planner.counter
+    note = "summarize: no model is asked."
+    if found.n_calls:
+        note = (
+            f"summarize: {found.n_calls:,} calls in the plans; the store or an equal call answers "
+            f"{found.n_calls - found.n_to_make:,}. Tokens read are counted by {counter.how}"
+            f"{'' if counter.exact else ', an estimate'}; texts not yet written, and tokens written, count "
+            f"as the cap of {found.max_new_tokens} per call."
         )
-    return Growth([summaries, *rest, *scaled], daily, round(bytes_a_call * n_calls), notes)
+    return {
+        "profiles": len(found.profiles),
+        "calls": found.n_calls,
+        "calls_known": found.n_calls - found.n_to_make,
+        "calls_to_make": found.n_to_make,
+        "prompt_tokens_at_most": found.prompt_tokens,
+        "generated_tokens_at_most": found.n_to_make * found.max_new_tokens,
+        "stages": price(stages, rates),
+        "store_bytes_at_most": round(found.store_bytes),
+        "notes": [note, *planner.notes],
+    }
 
 
-def observed_events_a_day(dataset: Dataset) -> float | None:
-    """Return the events of a user a day over the time that the data covers; None if it covers none."""
-    time = pl.col("timestamp")
-    query = dataset.events().select(
-        n=pl.len(),
-        users=pl.col("user_id").n_unique(),
-        timed=time.count(),
-        first=time.min(),
-        last=time.max(),
-    )
-    (facts,) = query.collect().to_dicts()
-    if not facts["timed"] or facts["first"] == facts["last"]:
-        return None
-    days = (facts["last"] - facts["first"]) / timedelta(days=1)
-    return float(facts["n"] / facts["users"] / days)
-
-
-def _forecast(histories: Sequence[History], summariser: Summariser, counter: TokenCounter) -> Forecast:
-    return forecast(histories, summariser, model_id="planned", n_tokens=counter.count)
-
-
-def _mean_tokens(told: Forecast, kind: str) -> float:
-    """Return the tokens that a call of a kind reads; of any kind where the sample has none of this one."""
-    counts = told.by_kind.get(kind, CallCounts())
-    if not counts.n_to_make:
-        counts = told.total()
-    return counts.prompt_tokens / max(1, counts.n_to_make)
-
-
-def _daily(
-    sample: Sequence[History], whole: Forecast, summariser: Summariser, counter: TokenCounter, n_events: float
-) -> Work:
-    """Return the work of so many events: what the newest events of the sample cost beyond the older ones."""
-    before = [History(h.user_id, h.item_ids[:-1]) for h in sample]
-    both = _forecast([*before, *sample], summariser, counter).total()
-    old = _forecast(before, summariser, counter).total()
-    scale = n_events / len(sample)
-    calls = (both.n_to_make - old.n_to_make) * scale
-    read = (both.prompt_tokens - old.prompt_tokens) * scale
-    written = calls * whole.max_new_tokens
-    return Work("each day", round(calls), round(read), round(written), calls_exact=False)
-
-
-def _scaled(work: Work, factor: float) -> Work:
-    calls, read, written = (round(n * factor) for n in (work.calls, work.read, work.written))
-    return replace(work, calls=calls, read=read, written=written, calls_exact=False, read_exact=0)
+def render(facts: Mapping[str, Any]) -> str:
+    """Return a plan as text: a table of the stages, then the notes."""
+    table = [("stage", "calls", "tokens read", "tokens written", "hours", "machines", "money")]
+    for row in [*facts["stages"], *filter(None, [facts.get("each_day")])]:
+        counts = [f"{row[name]:,}" for name in ("calls", "read", "written")]
+        hours, money = ("?" if row[name] is None else f"{row[name]:,.2f}" for name in ("hours", "money"))
+        machines = "?" if row["machines"] is None else str(row["machines"])
+        table.append((row["stage"], counts[0], counts[1], counts[2], hours, machines, money))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in table
+    ]
+    lines.append(f"\nStore: at most about {facts['store_bytes_at_most'] / 1e6:,.1f} MB more.")
+    return "\n".join([*lines, *facts["notes"]])

@@ -1,14 +1,14 @@
-"""Asks two engines the same ranking questions of a run and says how far their margins are apart.
+"""Scores the same prompts of a run with two engines and measures how far their margins are apart.
 
-Each side builds its prompts with its own tokenizer and chat format, so that a wrong template, a damaged
-conversion or another model shows before anything large is ranked. A server gets token ids, as when ranking.
+Each side builds its prompts with its own tokenizer and chat format: a wrong template, a damaged conversion or
+another model shows before anything large is ranked. A server gets token ids, as when ranking.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from trsr.errors import ConfigError, DataError
 from trsr.experiment.config import validation_sentences
 from trsr.experiment.experiment import Workbench
 from trsr.llm import models
-from trsr.llm.base import LabelScorer, LabelTokens, ScoringGroup
+from trsr.llm.base import LabelScorer, LabelTokens
 from trsr.llm.engines import EngineConfig, LlamaCppEngine, OpenAIEngine, TransformersEngine, require_package
 from trsr.llm.opening import open_remote_scorer
 from trsr.recommend.loading import RecommenderConfig, open_scorer
@@ -28,26 +28,29 @@ from trsr.recommend.model_folder import read_adapter_info
 from trsr.recommend.prompt import PromptBuilder
 from trsr.types import RankingExample
 
-CANDIDATES_A_USER = 5
+CANDIDATES_PER_USER = 5
 _TOP_LOGPROBS = 2000  # of a llama.cpp server of our own, which has no limit
 _SLOTS = 4
+
+Side = tuple[LabelScorer, PromptBuilder, LabelTokens]
+"""An open engine, what builds its prompts, and its answer tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineComparison:
-    """How two engines answered the same questions.
+    """How two engines answered the same prompts; margins and their differences are in logits.
 
     Attributes:
         n_prompts: Prompts scored by each.
         n_users: Users they are about; ranks are compared within a user.
-        max_difference: Largest absolute difference of two margins, in logits.
-        mean_difference: Mean absolute difference, in logits.
+        max_difference: Largest absolute difference of two margins.
+        mean_difference: Mean absolute difference.
         mean_shift: Mean of the second engine's margin less the first's: a shift leaves ranks as they are.
         spread: Standard deviation of the first engine's margins within a user, the scale of all these.
         kendall_tau: Mean of Kendall's tau-b over users; None where no user has two different margins.
         same_top: Share of users whose best candidate is the same.
         same_tokens: Share of prompts that both engines read as the same token ids.
-        tolerance: Largest difference at which the engines agree, in logits.
+        agrees: Whether no margin differs by more than the tolerance.
     """
 
     n_prompts: int
@@ -59,25 +62,7 @@ class EngineComparison:
     kendall_tau: float | None
     same_top: float
     same_tokens: float
-    tolerance: float
-
-    @property
-    def agrees(self) -> bool:
-        """Whether no margin differs by more than the tolerance."""
-        return self.max_difference <= self.tolerance
-
-    def facts(self) -> dict[str, Any]:
-        """Return all of it for JSON."""
-        return {**asdict(self), "agrees": self.agrees}
-
-
-@dataclass(frozen=True, slots=True)
-class _Side:
-    """An engine that is open, with what builds its prompts."""
-
-    scorer: LabelScorer
-    builder: PromptBuilder
-    labels: LabelTokens
+    agrees: bool
 
 
 def parse_engine(text: str) -> EngineConfig | str:
@@ -128,30 +113,44 @@ def compare_engines(
         bench: A run with examples and profiles.
         first: As `parse_engine` returns it.
         second: Likewise.
-        n_prompts: Prompts, at least 2; those of the first users, `CANDIDATES_A_USER` of each at most.
-        tolerance: Largest difference at which they agree, in logits.
+        n_prompts: Prompts, at least 2; of the first users, `CANDIDATES_PER_USER` of each at most.
+        tolerance: Largest difference of margins at which the engines agree, in logits.
 
     Raises:
         DataError: the run has no examples or profiles yet.
-        MissingLabelsError: a server tells too few logprobs.
+        MissingLabelsError: a server returns too few logprobs.
         EngineError, ModelError: an engine cannot be used.
     """
-    examples = _questions(bench, n_prompts)
-    asked: list[list[ScoringGroup]] = []
+    examples = _first_examples(bench, n_prompts)
+    prompts: list[list[tuple[int, ...]]] = []
     answers: list[list[npt.NDArray[np.float64]]] = []
     for engine in (first, second):
-        with _open(bench, engine) as side:
+        with _open(bench, engine) as (scorer, builder, labels):
             groups = [
-                side.builder.build(e.history, bench.profiles.get(e.example_id, ""), e.candidates).group
+                builder.build(e.history, bench.profiles.get(e.example_id, ""), e.candidates).group
                 for e in examples
             ]
-            found = dict(side.scorer.score(groups, side.labels))
-        asked.append(groups)
+            found = dict(scorer.score(groups, labels))
+        prompts.append([(*group.prefix, *suffix) for group in groups for suffix in group.suffixes])
         answers.append([found[index].astype(np.float64) for index in range(len(groups))])
-    return _compared(asked, answers, tolerance=tolerance)
+    one, other = answers
+    shifts = np.concatenate(other) - np.concatenate(one)
+    taus = [tau for tau in map(kendall_tau, one, other) if tau is not None]
+    return EngineComparison(
+        n_prompts=len(shifts),
+        n_users=len(one),
+        max_difference=float(np.abs(shifts).max()),
+        mean_difference=float(np.abs(shifts).mean()),
+        mean_shift=float(shifts.mean()),
+        spread=float(np.sqrt(np.mean([margins.var() for margins in one]))),
+        kendall_tau=float(np.mean(taus)) if taus else None,
+        same_top=float(np.mean([a.argmax() == b.argmax() for a, b in zip(one, other, strict=True)])),
+        same_tokens=float(np.mean([a == b for a, b in zip(*prompts, strict=True)])),
+        agrees=bool(np.abs(shifts).max() <= tolerance),
+    )
 
 
-def _questions(bench: Workbench, n_prompts: int) -> list[RankingExample]:
+def _first_examples(bench: Workbench, n_prompts: int) -> list[RankingExample]:
     """Return the first test examples, with few candidates each and `n_prompts` together."""
     folder = bench.folder.path
     if not (folder / "profiles.parquet").exists():
@@ -159,7 +158,7 @@ def _questions(bench: Workbench, n_prompts: int) -> list[RankingExample]:
     found: list[RankingExample] = []
     left = n_prompts
     for example in bench.splits.test:
-        n = min(left, CANDIDATES_A_USER, len(example.candidates))
+        n = min(left, CANDIDATES_PER_USER, len(example.candidates))
         if n == 0:
             break
         found.append(replace(example, candidates=example.candidates[:n], labels=example.labels[:n]))
@@ -167,34 +166,6 @@ def _questions(bench: Workbench, n_prompts: int) -> list[RankingExample]:
     if left:
         raise DataError(f"{folder} has {n_prompts - left} prompts of its test users; ask for no more.")
     return found
-
-
-def _compared(
-    asked: Sequence[Sequence[ScoringGroup]],
-    answers: Sequence[Sequence[npt.NDArray[np.float64]]],
-    *,
-    tolerance: float,
-) -> EngineComparison:
-    first, second = answers
-    shifts = np.concatenate(second) - np.concatenate(first)
-    taus = [tau for tau in map(kendall_tau, first, second) if tau is not None]
-    same = [
-        one.prefix + left == other.prefix + right
-        for one, other in zip(*asked, strict=True)
-        for left, right in zip(one.suffixes, other.suffixes, strict=True)
-    ]
-    return EngineComparison(
-        n_prompts=len(shifts),
-        n_users=len(first),
-        max_difference=float(np.abs(shifts).max()),
-        mean_difference=float(np.abs(shifts).mean()),
-        mean_shift=float(shifts.mean()),
-        spread=float(np.sqrt(np.mean([margins.var() for margins in first]))),
-        kendall_tau=float(np.mean(taus)) if taus else None,
-        same_top=float(np.mean([a.argmax() == b.argmax() for a, b in zip(first, second, strict=True)])),
-        same_tokens=float(np.mean(same)),
-        tolerance=tolerance,
-    )
 
 
 def kendall_tau(left: npt.ArrayLike, right: npt.ArrayLike) -> float | None:
@@ -210,52 +181,41 @@ def kendall_tau(left: npt.ArrayLike, right: npt.ArrayLike) -> float | None:
 
 
 @contextmanager
-def _open(bench: Workbench, engine: EngineConfig | str) -> Iterator[_Side]:
+def _open(bench: Workbench, engine: EngineConfig | str) -> Iterator[Side]:
     """Open an engine, and close it again: two models need not fit into memory together."""
-    if isinstance(engine, LlamaCppEngine):
-        with _open_llamacpp(bench, engine) as side:
-            yield side
-    elif isinstance(engine, OpenAIEngine):
-        # Prompts are the run's own token ids, and the labels those that its model was trained on.
-        yield _Side(open_remote_scorer(engine), bench.builder, _own_labels(bench))
+
+    def builder_of(tokenizer: Any) -> PromptBuilder:  # fields are cut by the run's own tokenizer
+        return PromptBuilder(bench.ranking_template, bench.config.prompt, tokenizer, bench.builder.item_text)
+
+    adapter, template = bench.folder.path / "model", bench.ranking_template.hash
+    if isinstance(engine, OpenAIEngine):  # reads the run's own token ids
+        labels = read_adapter_info(adapter).labels if adapter.exists() else bench.labels
+        yield open_remote_scorer(engine), bench.builder, labels
     elif isinstance(engine, TransformersEngine):
         from trsr.llm.transformers import HfTokenizer
 
-        builder = _builder(bench, HfTokenizer(models.hf_folder(engine.model)))
+        builder = builder_of(HfTokenizer(models.hf_folder(engine.model)))
         own = RecommenderConfig(model=engine.model, dtype=engine.dtype, device=engine.device)
         version = builder.tokenizer.prompt_version
-        yield _Side(open_scorer(own, None, builder.template.hash, version)[0], builder, builder.labels())
-    else:
-        adapter = bench.folder.path / "model" if engine == "llm" else None
-        scorer, info = open_scorer(
-            bench.config.recommender, adapter, bench.ranking_template.hash, bench.tokenizer.prompt_version
+        yield open_scorer(own, None, template, version)[0], builder, builder.labels()
+    elif isinstance(engine, LlamaCppEngine):
+        require_package(engine.kind)
+        from trsr.llm.llamacpp import LlamaCppTokenizer, default_threads, open_server
+
+        server = open_server(  # on a loopback port; its GGUF file brings tokenizer and chat format
+            models.gguf_file(engine.model),
+            n_parallel=_SLOTS,
+            slot_tokens=bench.config.prompt.max_tokens + 8,
+            threads=engine.threads or default_threads(),
         )
-        yield _Side(scorer, bench.builder, info.labels if info else bench.labels)
-
-
-@contextmanager
-def _open_llamacpp(bench: Workbench, engine: LlamaCppEngine) -> Iterator[_Side]:
-    """Start llama.cpp on a loopback port; its GGUF file brings tokenizer and chat format."""
-    require_package(engine.kind)
-    from trsr.llm.llamacpp import LlamaCppTokenizer, default_threads, open_server
-
-    server = open_server(
-        models.gguf_file(engine.model),
-        n_parallel=_SLOTS,
-        slot_tokens=bench.config.prompt.max_tokens + 8,
-        threads=engine.threads or default_threads(),
-    )
-    builder = _builder(bench, LlamaCppTokenizer(server, engine.model, bench.tokenizer.special_texts))
-    url = f"{server.listening_address}/v1"
-    served = OpenAIEngine(base_url=url, model=engine.model, concurrency=_SLOTS, top_logprobs=_TOP_LOGPROBS)
-    yield _Side(open_remote_scorer(served), builder, builder.labels())
-
-
-def _builder(bench: Workbench, tokenizer: Any) -> PromptBuilder:
-    """Return a builder of the run's questions for another tokenizer; fields are cut by the run's own."""
-    return PromptBuilder(bench.ranking_template, bench.config.prompt, tokenizer, bench.builder.item_text)
-
-
-def _own_labels(bench: Workbench) -> LabelTokens:
-    folder = bench.folder.path / "model"
-    return read_adapter_info(folder).labels if folder.exists() else bench.labels
+        builder = builder_of(LlamaCppTokenizer(server, engine.model, bench.tokenizer.special_texts))
+        url = f"{server.listening_address}/v1"
+        served = OpenAIEngine(
+            base_url=url, model=engine.model, concurrency=_SLOTS, top_logprobs=_TOP_LOGPROBS
+        )
+        yield open_remote_scorer(served), builder, builder.labels()
+    else:
+        version = bench.tokenizer.prompt_version
+        own_adapter = adapter if engine == "llm" else None
+        scorer, info = open_scorer(bench.config.recommender, own_adapter, template, version)
+        yield scorer, bench.builder, info.labels if info else bench.labels

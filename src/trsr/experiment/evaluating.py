@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import polars as pl
@@ -35,30 +36,78 @@ from trsr.evaluate.slices import Traits, interest_shift
 from trsr.experiment.config import RunConfig, own_ranker, swept
 from trsr.experiment.experiment import NO_CAP, Workbench
 from trsr.experiment.leakage import check_run
-from trsr.experiment.preflight import cut_sentences, read_cuts
 from trsr.experiment.ranking import probabilistic_rankers
 from trsr.experiment.variants import profile_pair
 from trsr.recommend.ranker import best_first
 from trsr.splitting.leakage import fit_events
-from trsr.storage import read_json, read_table
+from trsr.storage import read_table
 from trsr.summarize.counted import LABELS, field_values, title_words
 from trsr.summarize.prompts import example_text, frame_text
 from trsr.types import RankingExample
 
+N_EXAMPLE_USERS = 3
+
+
+def evaluate_scores(bench: Workbench) -> dict[str, Any]:
+    """Compute the metrics and write the report.
+
+    Raises:
+        DataError: the scores are not those of this run.
+        LeakageError: something has seen a target.
+        OutputError: the run folder cannot be written.
+    """
+    leakage = check_run(bench)
+    splits = bench.splits
+    metrics = summarise(
+        measure_run(bench),
+        protocol={**splits.description, "counts": splits.counts, "warnings": list(splits.warnings)},
+        compared=main_metrics(bench.config.evaluate.ks),
+        seed=bench.config.seed,
+        traits=example_traits(bench),
+        slice_pair=slice_pair(bench.config),
+    )
+    metrics["counts"]["targets_in_history"] = targets_in_history([bench])
+    metrics["leakage"] = leakage
+    metrics["own_ranker"] = own_ranker(bench.config)
+    if bench.config.sweep:
+        metrics["sweep"] = swept(bench.config)
+    if (profiles := profile_facts(bench)) is not None:
+        metrics["profiles"] = profiles
+    if cuts := bench.folder.read_json("field_cuts.json", {}):
+        metrics["field_cuts"] = cuts
+    bench.folder.write_json("metrics.json", metrics)
+    write_report(bench.folder.path, metrics=metrics, context=report_context(bench))
+    return {"rankers": len(metrics["rankers"])}
+
+
+def measure_run(bench: Workbench) -> PerExampleMetrics:
+    """Compute every ranker's metrics of each test example from the scores of a run.
+
+    Raises:
+        DataError: the scores are not those of this run.
+    """
+    metrics = metric_list(bench.config.evaluate.ks)
+    return measure(_scores(bench), metrics, probabilistic=probabilistic_rankers(bench.config))
+
+
+def _scores(bench: Workbench) -> pl.DataFrame:
+    return read_table(bench.folder.path / "scores.parquet")
+
+
+def slice_pair(config: RunConfig) -> tuple[str, str] | None:
+    """Return the rankers compared on every slice, with profile and without; None if the run lacks them."""
+    pair = profile_pair(config)
+    return pair if pair is not None and pair[0] in config.rankers else None
+
+
+def _chosen(example: RankingExample) -> list[str]:
+    return [item for item, label in zip(example.candidates, example.labels, strict=True) if label]
+
 
 def targets_in_history(benches: Iterable[Workbench]) -> int:
     """Return how many test examples, each id once, have a chosen candidate that their own history holds."""
-    return len(
-        {
-            example.example_id
-            for bench in benches
-            for example in bench.splits.test
-            if any(
-                label and item in example.history
-                for item, label in zip(example.candidates, example.labels, strict=True)
-            )
-        }
-    )
+    examples = (example for bench in benches for example in bench.splits.test)
+    return len({e.example_id for e in examples if not set(_chosen(e)).isdisjoint(e.history)})
 
 
 def example_traits(bench: Workbench) -> dict[str, Traits]:
@@ -67,8 +116,8 @@ def example_traits(bench: Workbench) -> dict[str, Traits]:
     Raises:
         DataError: the examples were made from another dataset.
     """
-    counts = fit_events(bench.dataset, bench.splits).group_by("item_id").agg(n=pl.len())
-    met: dict[str, int] = dict(counts.iter_rows())
+    frame = fit_events(bench.dataset, bench.splits).group_by("item_id").agg(n=pl.len())
+    counts: dict[str, int] = dict(frame.iter_rows())
     summariser = bench.summariser
     fields, title = summariser.category_fields, summariser.title_field
     read = {item_id for example in bench.splits.test for item_id in example.history}
@@ -80,14 +129,7 @@ def example_traits(bench: Workbench) -> dict[str, Traits]:
     return {
         example.example_id: Traits(
             history_length=len(example.history),
-            target_count=min(
-                (
-                    met.get(item, 0)
-                    for item, label in zip(example.candidates, example.labels, strict=True)
-                    if label
-                ),
-                default=None,
-            ),
+            target_count=min((counts.get(item, 0) for item in _chosen(example)), default=None),
             shift=interest_shift([values[item] for item in example.history]),
         )
         for example in bench.splits.test
@@ -95,21 +137,24 @@ def example_traits(bench: Workbench) -> dict[str, Traits]:
 
 
 def profile_facts(bench: Workbench) -> dict[str, Any] | None:
-    """Return what the profiles of the test examples are worth; None for the method `none`.
+    """Return the quality of the profiles of the test examples; None for the method `none`.
 
     Without bm25s the measures of prediction are left out.
     """
-    if bench.config.summary.method == "none":
+    config, examples = bench.config, bench.splits.test
+    if config.summary.method == "none":
         return None
     frame, source_of = profile_frame(bench), _source_maker(bench)
     rows = []
-    for example in bench.splits.test:
+    for example in examples:
         source = source_of(example)
         quality = profile_quality(source, frame)
         rows.append(ProfileRow(example.example_id, example.user_id, source.text, quality))
-    return summarise_profiles(
-        rows, _prediction(bench, frame), method=bench.config.summary.method, seed=bench.config.seed
-    )
+    bodies = {name: without_prefill(profile, frame.prefill) for name, profile in bench.profiles.items()}
+    predicted: dict[str, Floats] = {}
+    with contextlib.suppress(MissingExtraError):
+        predicted = predictive_values(examples, bodies, bench.bm25_index)
+    return summarise_profiles(rows, predicted, method=config.summary.method, seed=config.seed)
 
 
 def profile_frame(bench: Workbench) -> ProfileFrame:
@@ -132,164 +177,103 @@ def _source_maker(bench: Workbench) -> Callable[[RankingExample], ProfileSource]
     summariser, written = bench.summariser, bench.config.summary.needs_calls
     # A counted profile reads the whole title; what both may say of an item by its category is added below.
     title = tuple(filter(None, [summariser.title_field]))
-    text = summariser.item_text if written else bench.item_texts(title, NO_CAP, None)
+    text = summariser.item_text if written else bench.dataset.item_texts(title, NO_CAP, None)
 
     def source(example: RankingExample) -> ProfileSource:
-        name = example.example_id
         categories = [
             field_values(summariser.items[item], summariser.category_fields) for item in example.history
         ]
-        versions = bench.summary_texts[name] if written else []
+        texts = [
+            "; ".join([text(item), *values]) for item, values in zip(example.history, categories, strict=True)
+        ]
+        versions = bench.summary_texts[example.example_id] if written else []
         return ProfileSource(
-            text=bench.profiles.get(name, ""),
-            item_texts=[
-                "; ".join([text(item), *values])
-                for item, values in zip(example.history, categories, strict=True)
-            ],
+            text=bench.profiles.get(example.example_id, ""),
+            item_texts=texts,
             categories=categories,
-            # A tree's merges stand behind the summaries of the blocks.
-            versions=versions[: len(summariser.blocks(example.history))],
+            versions=versions[: len(summariser.blocks(example.history))],  # a tree's merges come behind them
         )
 
     return source
 
 
-def _prediction(bench: Workbench, frame: ProfileFrame) -> dict[str, Floats]:
-    bodies = {name: without_prefill(profile, frame.prefill) for name, profile in bench.profiles.items()}
-    try:
-        return predictive_values(bench.splits.test, bodies, bench.bm25_index)
-    except MissingExtraError:
-        return {}
-
-
-N_EXAMPLE_USERS = 3
-
-
-def evaluate_scores(bench: Workbench) -> dict[str, Any]:
-    """Compute the metrics and write the report.
-
-    Raises:
-        DataError: the scores are not those of this run.
-        LeakageError: something has seen a target.
-        OutputError: the run folder cannot be written.
-    """
-    leakage = check_run(bench)
-    splits = bench.splits
-    metrics = summarise(
-        measure_run(bench),
-        protocol={**splits.description, "counts": splits.counts, "warnings": list(splits.warnings)},
-        compared=main_metrics(bench.config.evaluate.ks),
-        seed=bench.config.seed,
-        traits=example_traits(bench),
-        slice_pair=asked_pair(bench.config),
-    )
-    metrics["counts"]["targets_in_history"] = targets_in_history([bench])
-    metrics["leakage"] = leakage
-    metrics["own_ranker"] = own_ranker(bench.config)
-    if bench.config.sweep:
-        metrics["sweep"] = swept(bench.config)
-    profiles = profile_facts(bench)
-    if profiles is not None:
-        metrics["profiles"] = profiles
-    if cuts := read_cuts(bench):
-        metrics["field_cuts"] = cuts
-    bench.folder.write_json("metrics.json", metrics)
-    write_report(bench.folder.path, metrics=metrics, context=report_context(bench))
-    return {"rankers": len(metrics["rankers"])}
-
-
-def measure_run(bench: Workbench) -> PerExampleMetrics:
-    """Compute every ranker's metrics of each test example from the scores of a run.
-
-    Raises:
-        DataError: the scores are not those of this run.
-    """
-    metrics = metric_list(bench.config.evaluate.ks)
-    return measure(_scores(bench), metrics, probabilistic=probabilistic_rankers(bench.config))
-
-
-def asked_pair(config: RunConfig) -> tuple[str, str] | None:
-    """Return the rankers that are compared on every slice: with profile and without; None if not asked."""
-    pair = profile_pair(config)
-    return pair if pair is not None and pair[0] in config.rankers else None
-
-
-def _scores(bench: Workbench) -> pl.DataFrame:
-    return read_table(bench.folder.path / "scores.parquet")
-
-
 def report_context(bench: Workbench) -> ReportContext:
-    """Gather what the report tells beside the metrics."""
+    """Gather what the report shows next to the metrics."""
     folder, scores = bench.folder, _scores(bench)
-    stages, sittings = folder.stages(), folder.sittings()
+    stages, sessions = folder.stages(), folder.sessions()
     summaries = {"method": bench.config.summary.method} | stages.get("summarize", {})
+    log = [] if bench.config.train is None else folder.read_json("training.json", {"log": []})["log"]
     return ReportContext(
         title=bench.config.name,
-        command="\n".join(dict.fromkeys(sitting["command"] for sitting in sittings)),
+        command="\n".join(dict.fromkeys(session["command"] for session in sessions)),
         config_yaml=(folder.path / "config.yaml").read_text(encoding="utf-8"),
-        environment={k: v for k, v in sittings[0].items() if k not in ("command", "process")},
+        environment={k: v for k, v in sessions[0].items() if k not in ("command", "process")},
         stages=[
             StageCost(name, facts["seconds"], facts.get("calls_made"), facts.get("generated_tokens"))
             for name, facts in stages.items()
         ],
         summaries={k: v for k, v in summaries.items() if k not in ("seconds", "sha256")},
-        training=_training_rows(bench),
+        training=[TrainingRow(int(r["step"]), r.get("loss"), r.get("eval_recall_sum")) for r in log],
         training_metric="validation recall@3 + @5 + @10",
         users=[_example_user(bench, e, scores) for e in bench.splits.test[:N_EXAMPLE_USERS]],
-        notes=[*_sitting_notes(sittings), *_calibration_notes(stages), *cut_sentences(read_cuts(bench))],
+        notes=_notes(bench),
     )
 
 
-def _sitting_notes(sittings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say it where not all stages were made by the same code on the same machine."""
-    kinds = {json.dumps([s.get(k) for k in ("commit", "versions", "python", "system")]) for s in sittings}
-    if len(kinds) == 1:
-        return []
-    return [
-        f"The run was made in {len(sittings)} sittings that differ in commit, versions or machine; the "
-        "environment below is that of the first, `env.json` has them all."
-    ]
+def _notes(bench: Workbench) -> list[str]:
+    notes = []
+    sessions = bench.folder.sessions()
+    if (
+        len({json.dumps([s.get(k) for k in ("commit", "versions", "python", "system")]) for s in sessions})
+        > 1
+    ):
+        notes.append(
+            f"The run was made in {len(sessions)} sessions that differ in commit, versions or machine; the "
+            "environment below is that of the first, `env.json` has them all."
+        )
+    calibration = str(bench.folder.stages().get("calibrate", {}).get("calibration", ""))
+    if calibration.startswith("none"):
+        notes.append(f"The scores of llm are not calibrated ({calibration.removeprefix('none: ')}).")
+    return notes + cut_sentences(bench.folder.read_json("field_cuts.json", {}))
 
 
-def _calibration_notes(stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Say it where the fine-tuned model's scores are not calibrated."""
-    said = str(stages.get("calibrate", {}).get("calibration", ""))
-    if not said.startswith("none"):
-        return []
-    return [f"The scores of llm are not calibrated ({said.removeprefix('none: ')})."]
-
-
-def _training_rows(bench: Workbench) -> list[TrainingRow]:
-    file = bench.folder.path / "training.json"
-    if bench.config.train is None or not file.exists():
-        return []
-    log = read_json(file)["log"]
-    return [TrainingRow(int(r["step"]), r.get("loss"), r.get("eval_recall_sum")) for r in log]
+def cut_sentences(cuts: Mapping[str, Any]) -> list[str]:
+    """Say which fields the caps of `Workbench.record_cuts` cut, and how much of them."""
+    sentences = []
+    for part, found in cuts.items():
+        unit = "tokens" if part == "prompt" else "words"
+        cut = [
+            f"{field}: {counts['cut_texts']:,} of {counts['texts']:,} texts cut, "
+            f"{counts['cut_tokens'] / counts['tokens']:.0%} of their {unit}"
+            for field, counts in found["fields"].items()
+            if counts["cut_tokens"]
+        ]
+        if cut:
+            sentences.append(f"{part}.max_field_tokens ({found['cap']}) cut {'; '.join(cut)}.")
+    return sentences
 
 
 def _example_user(bench: Workbench, example: RankingExample, scores: pl.DataFrame) -> ExampleUser:
     """Show one user in full, with the candidates as the last configured ranker orders them."""
-    ranker = bench.config.rankers[-1]
+    ranker, prompt = bench.config.rankers[-1], bench.config.prompt
     rows = scores.filter((pl.col("example_id") == example.example_id) & (pl.col("ranker") == ranker))
     labels = dict(zip(rows["item_id"], rows["label"], strict=True))
-    text = bench.item_texts(bench.config.prompt.fields, bench.config.prompt.max_field_tokens, None)
+    text = bench.dataset.item_texts(prompt.fields, prompt.max_field_tokens, None)
     written = bench.summary_texts.get(example.example_id, [])
-    blocks = bench.summariser.blocks(example.history)
-    n_recent = bench.config.prompt.n_recent
+    order = best_first(
+        example.candidates,
+        rows["margin"].to_numpy(),
+        None if rows["score"].has_nulls() else rows["score"].to_numpy(),
+    )
     return ExampleUser(
         user_id=example.user_id,
         blocks=tuple(
-            ExampleBlock(tuple(text(i) for i in block.item_ids), written[block.index] if written else "")
-            for block in blocks
+            ExampleBlock(tuple(map(text, block.item_ids)), written[block.index] if written else "")
+            for block in bench.summariser.blocks(example.history)
         ),
         profile=bench.profiles.get(example.example_id, ""),
-        recent_items=tuple(text(i) for i in example.history[-n_recent:]) if n_recent else (),
+        recent_items=tuple(map(text, example.history[-prompt.n_recent :])) if prompt.n_recent else (),
         candidates=tuple(
-            ExampleCandidate(text(item.item_id), item.score, labels[item.item_id])
-            for item in best_first(
-                example.candidates,
-                rows["margin"].to_numpy(),
-                None if rows["score"].has_nulls() else rows["score"].to_numpy(),
-            )
+            ExampleCandidate(text(item.item_id), item.score, labels[item.item_id]) for item in order
         ),
     )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from trsr.baselines.simple import Bm25Index
 from trsr.data.dataset import Dataset
@@ -30,34 +30,39 @@ NO_CAP = 10_000
 
 
 class Workbench:
-    """Everything derived from a run's configuration and its finished stages."""
+    """Everything derived from a run's configuration and its finished stages.
+
+    Attributes:
+        folder: The run folder.
+        config: Its configuration.
+        base: The run of which this is a variant; a variant shares its dataset and store.
+        say: Receives a line for each finished stage.
+        runner: Where profiles are written and the language model ranks; None for this process.
+        fitted: Baselines that this process has fitted, which rank themselves and in fusions.
+    """
 
     def __init__(self, folder: RunFolder, base: Workbench | None = None) -> None:
-        """Work on `folder`; a variant takes dataset and summaries of its run, whose workbench is `base`."""
         self.folder = folder
         self.config = folder.config
         self.base = base
         self.say: Callable[[str], None] = lambda _: None
-        """Is told what long stages do."""
         self.runner: RayRunner | None = base.runner if base else None
-        """Where profiles are written and the language model ranks; None for this process."""
         self.fitted: dict[str, Ranker] = {}
-        """Baselines that this process has fitted, which rank themselves and in fusions."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel to another process as what opens the run folder there."""
+        """Pickle as what opens the run folder in another process."""
         return _reopened, (self.folder.path.resolve(), self.config, self.folder.command, self.base)
 
     @property
     def store_place(self) -> str | Path:
-        """Where the summaries are kept: a file, or the URL of a database."""
+        """The store of summaries: a file, or the URL of a database."""
         if self.base:
             return self.base.store_place
         return self.config.store or self.folder.path / "summaries.sqlite"
 
     @property
     def dataset_path(self) -> Path:
-        """The dataset folder: the one named, or the one made inside the run."""
+        """The dataset folder: the configured one, or the one made inside the run."""
         if self.base:
             return self.base.dataset_path
         data = self.config.data
@@ -66,13 +71,11 @@ class Workbench:
     @cached_property
     def dataset(self) -> Dataset:
         """The dataset."""
-        if self.base:
-            return self.base.dataset
-        return Dataset.open(self.dataset_path)
+        return self.base.dataset if self.base else Dataset.open(self.dataset_path)
 
     @cached_property
     def splits(self) -> Splits:
-        """The examples of finished stage `examples`."""
+        """The examples (stage `examples`)."""
         return read_splits(self.folder.path / "examples")
 
     def all_examples(self) -> list[RankingExample]:
@@ -83,14 +86,6 @@ class Workbench:
         """Return the examples that a profile is written for."""
         return summarised(self.splits, self.config)
 
-    def summarised_with(self, config: RunConfig) -> tuple[list[History], Summariser]:
-        """Return the histories that this run, or a variant of it, summarises, and with what."""
-        if config.summary == self.config.summary:
-            found = self.summarised_examples(), self.summariser
-        else:
-            found = summarised(self.splits, config), make_summariser(self.dataset, config.summary)
-        return [History(e.user_id, e.history) for e in found[0]], found[1]
-
     @cached_property
     def summariser(self) -> Summariser:
         """The summariser with its texts."""
@@ -98,7 +93,7 @@ class Workbench:
 
     @cached_property
     def profiles(self) -> dict[str, str]:
-        """Profile texts by example id, of finished stage `summarize`."""
+        """Profile texts by example id (stage `summarize`)."""
         frame = read_table(self.folder.path / "profiles.parquet", ["example_id", "text"])
         return dict(frame.iter_rows())
 
@@ -110,12 +105,12 @@ class Workbench:
         }
 
     def profiles_as(self, kind: ProfileKind) -> dict[str, str]:
-        """Return one kind of profile by example id, of those examples that have one."""
+        """Return one kind of profile by example id, for the examples that have one."""
         return {} if kind == "none" else self.counted_profiles if kind == "counted" else self.profiles
 
     @cached_property
     def summary_texts(self) -> dict[str, list[str]]:
-        """The texts of every call by example id, those of blocks first, of finished stage `summarize`."""
+        """The texts of every call by example id, those of blocks first (stage `summarize`)."""
         frame = read_table(self.folder.path / "profiles.parquet", ["example_id", "texts"])
         return dict(frame.iter_rows())
 
@@ -128,12 +123,12 @@ class Workbench:
 
     @cached_property
     def bm25_index(self) -> Bm25Index:
-        """The index of all items' whole texts, read by the ranker `bm25` and to judge profiles.
+        """The index of all items' whole texts, for the ranker `bm25` and for judging profiles.
 
         Raises:
             MissingExtraError: bm25s is not installed.
         """
-        text = self.item_texts(None, NO_CAP, None)
+        text = self.dataset.item_texts(None, NO_CAP, None)
         return Bm25Index({item_id: text(item_id) for item_id in self.dataset.catalogue()})
 
     @cached_property
@@ -145,67 +140,53 @@ class Workbench:
     def builder(self) -> PromptBuilder:
         """Builds ranking prompts."""
         prompt = self.config.prompt
-        texts = self.item_texts(prompt.fields, prompt.max_field_tokens, self.tokenizer)
+        texts = self.dataset.item_texts(prompt.fields, prompt.max_field_tokens, self.tokenizer)
         return PromptBuilder(self.ranking_template, prompt, self.tokenizer, texts)
-
-    @cached_property
-    def prompt_cuts(self) -> Callable[[str], dict[str, FieldCut]]:
-        """What `prompt.max_field_tokens` cuts from an item's fields, by its id."""
-        prompt = self.config.prompt
-        return item_cuts(self.dataset, prompt.fields, prompt.max_field_tokens, self.tokenizer)
-
-    def n_field_cut(self, item_id: str) -> int:
-        """Return how many tokens of an item `prompt.max_field_tokens` cuts."""
-        return sum(cut.n_cut for cut in self.prompt_cuts(item_id).values())
 
     @cached_property
     def labels(self) -> LabelTokens:
         """The answer tokens."""
         return self.builder.labels()
 
-    def item_texts(
-        self, fields: tuple[str, ...] | None, max_field_tokens: int, tokenizer: Tokenizer | None
-    ) -> Callable[[str], str]:
-        """Return a function from item id to item text that remembers what it made."""
-        return item_texts(self.dataset, fields, max_field_tokens, tokenizer)
+    @cached_property
+    def prompt_cuts(self) -> Callable[[str], dict[str, FieldCut]]:
+        """What `prompt.max_field_tokens` cuts from an item's fields, by its id."""
+        prompt = self.config.prompt
+        return self.dataset.item_cuts(prompt.fields, prompt.max_field_tokens, self.tokenizer)
+
+    def n_field_cut(self, item_id: str) -> int:
+        """Return how many tokens of an item `prompt.max_field_tokens` cuts."""
+        return sum(cut.n_cut for cut in self.prompt_cuts(item_id).values())
+
+    def record_cuts(self, part: Literal["prompt", "summary"], items: Iterable[str]) -> None:
+        """Add to `field_cuts.json` what the `max_field_tokens` of a part cuts from the texts of some items.
+
+        The caps of prompts count tokens, those of summaries words.
+        """
+        settings = self.config.prompt if part == "prompt" else self.config.summary
+        cap = settings.max_field_tokens
+        cuts = self.prompt_cuts if part == "prompt" else self.dataset.item_cuts(settings.fields, cap, None)
+        fields: dict[str, dict[str, int]] = {}
+        for item in items:
+            for field, cut in cuts(item).items():
+                counts = fields.setdefault(field, {"texts": 0, "cut_texts": 0, "tokens": 0, "cut_tokens": 0})
+                counts["texts"] += 1
+                counts["cut_texts"] += cut.n_cut > 0
+                counts["tokens"] += cut.n_tokens
+                counts["cut_tokens"] += cut.n_cut
+        known = self.folder.read_json("field_cuts.json", {})
+        self.folder.write_json("field_cuts.json", {**known, part: {"cap": cap, "fields": fields}})
 
 
 def _reopened(path: Path, config: RunConfig, command: str, base: Workbench | None) -> Workbench:
     return Workbench(RunFolder(path, config, command), base)
 
 
-def item_texts(
-    dataset: Dataset, fields: tuple[str, ...] | None, max_field_tokens: int, tokenizer: Tokenizer | None
-) -> Callable[[str], str]:
-    """Return a function from item id to item text that remembers what it made.
-
-    Raises:
-        ConfigError: a field is none of the dataset's.
-    """
-    return dataset.item_texts(fields, max_field_tokens, tokenizer)
-
-
-def item_cuts(
-    dataset: Dataset, fields: tuple[str, ...] | None, max_field_tokens: int, tokenizer: Tokenizer | None
-) -> Callable[[str], dict[str, FieldCut]]:
-    """Return a function from item id to what the cap cuts from its fields; it remembers what it counted."""
-    return dataset.item_cuts(fields, max_field_tokens, tokenizer)
-
-
-def check_fields(dataset: Dataset, fields: tuple[str, ...] | None) -> None:
-    """Refuse fields that a dataset does not have.
-
-    Raises:
-        ConfigError: naming them.
-    """
-    dataset.check_fields(fields)
-
-
 def summarised(splits: Splits, config: RunConfig) -> list[RankingExample]:
-    """Return the examples whose profile something reads, in the order of training, validation and test.
+    """Return the examples whose profile is read, in the order of training, validation and test.
 
-    Of the training examples these are the ones that fine-tuning shows with it in an epoch; for the others no
-    call is paid.
+    Of the training examples these are the ones that fine-tuning shows with it in some epoch; no call is paid
+    for the others.
     """
     train = config.train
     shown = [e for e in splits.train if train and shows_own_profile(train, config.seed, e.example_id)]

@@ -1,15 +1,13 @@
 """Checks whether a model can be a recommender and a summariser here: `trsr models check MODEL`.
 
-Each check looks at what a prompt or a pass really is and compares it with what tokenizer and model say by
-themselves, so that a mistake of `trsr` shows like one of the model. A failed check does not stop the others.
+Each check compares a real prompt or pass with what tokenizer and model give by themselves: a mistake of
+`trsr` shows like one of the model. A failed check does not stop the others.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +20,6 @@ from trsr.recommend.model_folder import FILE_NAME, AdapterInfo, check_adapter, l
 from trsr.recommend.prompt import TEMPLATES, PromptBuilder, PromptConfig, load_ranking_template
 from trsr.templating import built_in_templates
 
-N_PROMPTS = 8
-"""Prompts that are read both shared and one by one: two users with four candidates each."""
 _SHARING_TOKENS = 320  # of the longer user's prompts
 _NEW_TOKENS = 16
 # Differences of margins that rounding makes: an absolute part in logits, and a share of the margins' spread.
@@ -44,26 +40,21 @@ _QUESTION = Prompt(
     )
 )
 
+Result = tuple[bool, str]
+"""Whether a check passes, and one sentence."""
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found.
-
-    Attributes:
-        check: Its name.
-        ok: Whether the model passes.
-        message: One sentence.
-        facts: Numbers and names behind it, for JSON.
-    """
+    """The result of one check: its name, whether the model passes, and one sentence."""
 
     check: str
     ok: bool
     message: str
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
 class CheckedModel:
-    """A base model, or a fine-tuned one with its adapter merged; each part is loaded when it is first needed.
+    """A base model, or a fine-tuned one with its adapter merged; each part is loaded when first needed.
 
     Args:
         name: A model's name, or a model folder or run folder of `trsr`.
@@ -87,7 +78,8 @@ class CheckedModel:
         dtype: str = "auto",
         device: str = "auto",
     ) -> None:
-        self.adapter = _adapter_folder(name)
+        path = Path(name).expanduser()
+        self.adapter = next((at for at in (path, path / "model") if (at / FILE_NAME).is_file()), None)
         self.info: AdapterInfo | None = read_adapter_info(self.adapter) if self.adapter else None
         self.name = self.info.base_model if self.info else name
         models.locate(self.name)
@@ -111,16 +103,16 @@ class CheckedModel:
     @cached_property
     def model(self) -> Any:
         """The model, the adapter merged into it; attention as transformers sets it."""
-        from trsr.llm.transformers import load_causal_lm
-
-        model = load_causal_lm(self.name, dtype=self.dtype, device=self.device)
+        model = self.load_base()
         if self.adapter is None:
             return model
         return load_adapter(model, self.adapter).merge_and_unload().eval()
 
-    def forget(self) -> None:
-        """Free the model's memory; it is loaded anew when it is needed again."""
-        self.__dict__.pop("model", None)
+    def load_base(self) -> Any:
+        """Load the base model."""
+        from trsr.llm.transformers import load_causal_lm
+
+        return load_causal_lm(self.name, dtype=self.dtype, device=self.device)
 
     def builder(self, template: str, max_tokens: int | None = None) -> PromptBuilder:
         """Return a builder of prompts whose items are their own texts."""
@@ -128,10 +120,15 @@ class CheckedModel:
         loaded = load_ranking_template(template, "generic")
         return PromptBuilder(loaded, self.prompt.model_copy(update=changes), self.tokenizer, str)
 
+    def one_prompt(self) -> list[int]:
+        """Return the tokens of a short prompt of the first template."""
+        group = self.builder(self.templates[0]).build(_ITEMS[:3], _PROFILE, _ITEMS[4:5]).group
+        return [*group.prefix, *group.suffixes[0]]
+
 
 def check_model(subject: CheckedModel) -> Iterator[Finding]:
-    """Yield what each check finds, in an order that loads the model late and once."""
-    checks: dict[str, Callable[[CheckedModel], Finding]] = {"model": _architecture}
+    """Yield the result of each check, in an order that loads the model late and once."""
+    checks: dict[str, Callable[[CheckedModel], Result]] = {"model": _architecture}
     if subject.info is not None:
         checks["adapter"] = _adapter
     checks |= {f"labels {name}": partial(_labels, template=name) for name in subject.templates}
@@ -140,9 +137,12 @@ def check_model(subject: CheckedModel) -> Iterator[Finding]:
     for name, check in checks.items():
         try:
             found = check(subject)
+        except TrsrError as error:
+            found = False, " ".join(str(error).split())
         except Exception as error:  # models bring code, templates and files of others, which fail in any way
-            found = Finding(name, False, _one_sentence(error))
-        yield Finding(name, found.ok, found.message, found.facts)
+            reason = " ".join(str(error).split())[:300] or "no reason given"
+            found = False, f"{type(error).__name__}: {reason}"
+        yield Finding(name, *found)
 
 
 def _general_templates() -> tuple[str, ...]:
@@ -151,46 +151,23 @@ def _general_templates() -> tuple[str, ...]:
     return tuple(name for name in names if "frame" not in load_ranking_template(name, "generic").sections)
 
 
-def _adapter_folder(name: str) -> Path | None:
-    """Return the model folder that `name` is or, as a run folder, holds."""
-    path = Path(name).expanduser()
-    return next((folder for folder in (path, path / "model") if (folder / FILE_NAME).is_file()), None)
-
-
-def _one_sentence(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if isinstance(error, TrsrError):
-        return text
-    return f"{type(error).__name__}: {text[:300] or 'no reason given'}"
-
-
-def _architecture(subject: CheckedModel) -> Finding:
-    names = getattr(subject.config, "architectures", None) or [type(subject.config).__name__]
-    n = sum(p.numel() for p in subject.model.parameters())
-    facts = {
-        "model_id": models.model_id(subject.name),
-        "architecture": str(names[0]),
-        "parameters": n,
-        "dtype": str(subject.model.dtype).removeprefix("torch."),
-        "device": str(subject.model.device),
-    }
+def _architecture(subject: CheckedModel) -> Result:
+    architectures = getattr(subject.config, "architectures", None) or [type(subject.config).__name__]
+    n, dtype = sum(p.numel() for p in subject.model.parameters()), _dtype(subject.model)
     size = f"{n / 1e9:.2f}e9" if n >= 1e8 else f"{n / 1e6:.2f}e6"
-    said = f"{facts['model_id']}, {facts['architecture']}, {size} parameters in {facts['dtype']}"
-    return Finding("", True, f"{said} on {facts['device']}.", facts)
+    named = f"{models.model_id(subject.name)}, {architectures[0]}"
+    return True, f"{named}, {size} parameters in {dtype} on {subject.model.device}."
 
 
-def _adapter(subject: CheckedModel) -> Finding:
+def _dtype(model: Any) -> str:
+    return str(model.dtype).removeprefix("torch.")
+
+
+def _adapter(subject: CheckedModel) -> Result:
     info, folder = subject.info, subject.adapter
     assert info is not None
     assert folder is not None
     now = load_ranking_template(info.template, "generic").hash
-    facts = {
-        "template": info.template,
-        "template_hash": now,
-        "trained_template_hash": info.template_hash,
-        "base_model_id": info.base_model_id,
-        "rank": info.training.get("lora", {}).get("r"),
-    }
     check_adapter(
         info,
         folder,
@@ -200,161 +177,88 @@ def _adapter(subject: CheckedModel) -> Finding:
         quantization=info.quantization,
     )
     _ = subject.model  # its weights can be loaded
-    return Finding(
-        "",
-        True,
-        f"trained on {info.base_model_id} with the template {info.template!r} ({now[:12]}), both as now.",
-        facts,
-    )
+    trained = f"trained on {info.base_model_id} with the template {info.template!r} ({now[:12]})"
+    return True, f"{trained}, both as now."
 
 
-def _labels(subject: CheckedModel, template: str) -> Finding:
+def _labels(subject: CheckedModel, template: str) -> Result:
     builder = subject.builder(template)
     labels = builder.labels()
     group = builder.build(_ITEMS[:1], _PROFILE, _ITEMS[1:2]).group
     check_vocabulary(subject.config, subject.tokenizer, (*group.prefix, *group.suffixes[0]))
-    words = [subject.tokenizer.decode([i]) for i in (labels.positive, labels.negative)]
-    facts = {"positive": labels.positive, "negative": labels.negative, "texts": words}
-    said = f"{words[0]!r} ({labels.positive}) and {words[1]!r} ({labels.negative})"
+    yes, no = (f"{subject.tokenizer.decode([i])!r} ({i})" for i in (labels.positive, labels.negative))
     if subject.info is not None and template == subject.info.template and labels != subject.info.labels:
-        trained = subject.info.labels
-        return Finding(
-            "",
-            False,
-            f"{said}, but the adapter was trained on {trained.positive} and {trained.negative}; train again.",
-            facts,
-        )
-    return Finding("", True, f"{said}, one token each.", facts)
+        own = subject.info.labels
+        trained = f"the adapter was trained on {own.positive} and {own.negative}"
+        return False, f"{yes} and {no}, but {trained}; train again."
+    return True, f"{yes} and {no}, one token each."
 
 
-def _bos(subject: CheckedModel) -> Finding:
-    hf, bos = subject.tokenizer.hf, subject.tokenizer.hf.bos_token_id
-    adds = bos is not None and bos in hf("x")["input_ids"]
-    group = _one_prompt(subject)
-    tokens = [*group.prefix, *group.suffixes[0]]
+def _bos(subject: CheckedModel) -> Result:
+    hf, bos, tokens = subject.tokenizer.hf, subject.tokenizer.hf.bos_token_id, subject.one_prompt()
     n = next((i for i, token in enumerate(tokens) if token != bos), len(tokens))  # how many it begins with
-    written = bos is not None and hf.chat_template is not None and n > 0
-    facts = {"bos_token_id": bos, "added_by_tokenizer": adds, "first_tokens": tokens[:3], "leading": n}
     first = hf.convert_ids_to_tokens(tokens[0])
     if bos is None:
-        return Finding("", True, f"the tokenizer has none; prompts begin with {first!r}.", facts)
-    if not adds and not written:
-        return Finding("", n == 0, f"the tokenizer adds none; prompts begin with {first!r}.", facts)
+        return True, f"the tokenizer has none; prompts begin with {first!r}."
+    if bos not in hf("x")["input_ids"] and (hf.chat_template is None or n == 0):
+        return n == 0, f"the tokenizer adds none; prompts begin with {first!r}."
     if n == 1:
-        return Finding("", True, f"prompts begin with {first!r} ({bos}) once.", facts)
-    return Finding(
-        "",
-        False,
-        f"prompts begin with {hf.bos_token!r} {n} times ({first!r} comes first), expected once.",
-        facts,
-    )
+        return True, f"prompts begin with {first!r} ({bos}) once."
+    return False, f"prompts begin with {hf.bos_token!r} {n} times ({first!r} comes first), expected once."
 
 
-def _chat_template(subject: CheckedModel) -> Finding:
-    """Say what the chat template does, and whether every text is still in the prompt."""
-    facts = _chat_facts(subject.tokenizer.hf)
-    builder = subject.builder(subject.templates[0])
-    group = builder.build(_ITEMS[:3], _PROFILE, _ITEMS[4:5]).group
-    text = subject.tokenizer.decode([*group.prefix, *group.suffixes[0]])
-    system = builder.template.render(
-        "system", recent=list(_ITEMS[:3]), profile=_PROFILE, notes="", candidate=_ITEMS[4]
-    )
-    missing = [part for part in (system.strip(), _PROFILE, *_ITEMS[:3], _ITEMS[4]) if part not in text]
-    if missing:
-        return Finding("", False, f"{missing[0][:60]!r} is not in the prompt as it was given.", facts)
-    if not facts["present"]:
-        return Finding("", True, "none: prompts are plain paragraphs, and the whole text is there.", facts)
-    system_role = "a system role" if facts["system_role"] else "no system role (its text goes to the user's)"
-    trims = "trims texts" if facts["trims"] else "keeps texts as they are"
-    thinking = "has a switch for thinking" if facts["thinking"] else "knows no thinking"
-    return Finding("", True, f"{system_role}, {trims}, {thinking}; the whole text is there.", facts)
+def _chat_template(subject: CheckedModel) -> Result:
+    """Check that every text is in the prompt as it was given."""
+    text = subject.tokenizer.decode(subject.one_prompt())
+    template = subject.builder(subject.templates[0]).template
+    values = {"recent": list(_ITEMS[:3]), "profile": _PROFILE, "notes": "", "candidate": _ITEMS[4]}
+    system = template.render("system", **values).strip()
+    for part in (system, _PROFILE, *_ITEMS[:3], _ITEMS[4]):
+        if part not in text:
+            return False, f"{part[:60]!r} is not in the prompt as it was given."
+    kind = "none: prompts are plain paragraphs" if subject.tokenizer.hf.chat_template is None else "applied"
+    return True, f"{kind}; the whole text is there."
 
 
-def _chat_facts(hf: Any) -> dict[str, bool]:
-    """Return what a tokenizer's chat template does by itself."""
-    if hf.chat_template is None:
-        return {"present": False, "system_role": False, "trims": False, "thinking": False}
-
-    def render(*turns: tuple[str, str]) -> str:
-        messages = [{"role": role, "content": content} for role, content in turns]
-        return str(hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-
-    try:
-        system_role = "Weigh both." in render(("system", "Weigh both."), ("user", "Which?"))
-    except Exception:  # a template refuses in its own way
-        system_role = False
-    text = render(("user", " \n Which?"))
-    source = str(hf.chat_template)
-    return {
-        "present": True,
-        "system_role": system_role,
-        "trims": " \n Which?" not in text,
-        "thinking": "enable_thinking" in source or "<think>" in text,
-    }
-
-
-def _context(subject: CheckedModel) -> Finding:
+def _context(subject: CheckedModel) -> Result:
     limit, wanted = context_of(subject.config), subject.prompt.max_tokens
-    facts = {"context": limit, "max_tokens": wanted}
     if limit is None:
-        return Finding(
-            "", True, f"without a limit that its configuration names; prompts have up to {wanted}.", facts
-        )
+        return True, f"without a limit that its configuration names; prompts have up to {wanted}."
     if limit < wanted:
-        said = f"{limit} tokens, but prompts may have {wanted}; set prompt.max_tokens to at most {limit}."
-        return Finding("", False, said, facts)
-    return Finding("", True, f"{limit} tokens; prompts have up to {wanted}.", facts)
+        return (
+            False,
+            f"{limit} tokens, but prompts may have {wanted}; set prompt.max_tokens to at most {limit}.",
+        )
+    return True, f"{limit} tokens; prompts have up to {wanted}."
 
 
-def _sharing(subject: CheckedModel) -> Finding:
+def _sharing(subject: CheckedModel) -> Result:
     """Compare margins as ranking computes them with those of plain passes, a prompt at a time."""
     import numpy as np
+    import torch
 
     from trsr.llm import prefix_attention
     from trsr.recommend.scorer import SharedPrefixScorer
 
     groups, labels = _two_groups(subject)
-    for group in groups:
-        check_vocabulary(subject.config, subject.tokenizer, group.prefix)
-    plain = _plain_margins(subject.model, groups, labels)
-    with _logged(prefix_attention.__name__) as said:
-        shares = prefix_attention.enable(subject.model)
-        found = dict(SharedPrefixScorer(subject.model).score(groups, labels))
-    margins = np.concatenate([found[i] for i in range(len(groups))]).astype(np.float64)
-    difference = float(np.abs(margins - plain).max())
-    spread = float(np.std(plain))
-    dtype = str(subject.model.dtype).removeprefix("torch.")
-    absolute, relative = _TOLERANCES[dtype]
-    ok = difference <= absolute + relative * spread  # false for NaN
-    facts = {
-        "shared": shares,
-        "reason": "; ".join(said),
-        "prompts": len(plain),
-        "longest_prompt": max(len(g.prefix) + max(map(len, g.suffixes)) for g in groups),
-        "max_difference": difference,
-        "spread": spread,
-        "tolerance": absolute + relative * spread,
-    }
-    how = "shared" if shares else "refused, so candidates are read one by one"
-    verdict = "exact" if ok else f"WRONG: at most {facts['tolerance']:.1g} is rounding"
-    numbers = (
-        f"margins of {len(plain)} prompts differ by {difference:.1e} at most (they spread by {spread:.1e})"
-    )
-    return Finding("", ok, f"{how}; {numbers}: {verdict}.", facts)
-
-
-def _plain_margins(model: Any, groups: list[ScoringGroup], labels: LabelTokens) -> Any:
-    """Return the margins of all prompts, each read by transformers alone; float64 (n_prompts,)."""
-    import numpy as np
-    import torch
-
-    found = []
-    for prefix, suffix in [(g.prefix, suffix) for g in groups for suffix in g.suffixes]:
+    check_vocabulary(subject.config, subject.tokenizer, [token for group in groups for token in group.prefix])
+    model, plain = subject.model, list[float]()
+    for prefix, suffix in [(group.prefix, suffix) for group in groups for suffix in group.suffixes]:
         tokens = torch.tensor([[*prefix, *suffix]], device=model.device)
         with torch.inference_mode():
             logits = model(input_ids=tokens, use_cache=False).logits[0, -1].float()
-        found.append(float(logits[labels.positive] - logits[labels.negative]))
-    return np.array(found)
+        plain.append(float(logits[labels.positive] - logits[labels.negative]))
+    shares = prefix_attention.enable(model)
+    found = dict(SharedPrefixScorer(model).score(groups, labels))
+    margins = np.concatenate([found[i] for i in range(len(groups))]).astype(np.float64)
+    difference, spread = float(np.abs(margins - np.array(plain)).max()), float(np.std(plain))
+    absolute, relative = _TOLERANCES[_dtype(model)]
+    tolerance = absolute + relative * spread
+    ok = difference <= tolerance  # false for NaN
+    how = "shared" if shares else "refused, so candidates are read one by one"
+    verdict = "exact" if ok else f"WRONG: at most {tolerance:.1g} is rounding"
+    numbers = f"margins of {len(plain)} prompts differ by {difference:.1e} at most"
+    return ok, f"{how}; {numbers} (they spread by {spread:.1e}): {verdict}."
 
 
 def _two_groups(subject: CheckedModel) -> tuple[list[ScoringGroup], LabelTokens]:
@@ -368,29 +272,22 @@ def _two_groups(subject: CheckedModel) -> tuple[list[ScoringGroup], LabelTokens]
         except ModelError as error:
             problem = problem or error
             continue
-        candidates = _ITEMS[-(N_PROMPTS // 2) :]
-        long = builder.build(_ITEMS * 2, _PROFILE, candidates).group
-        return [long, builder.build(_ITEMS[:2], "", candidates).group], labels
+        long, short = (_ITEMS * 2, _PROFILE), (_ITEMS[:2], "")
+        return [builder.build(*one, _ITEMS[-4:]).group for one in (long, short)], labels
     raise problem or ModelError("There is no template to ask with; name one with --template.")
 
 
-def _one_prompt(subject: CheckedModel) -> ScoringGroup:
-    return subject.builder(subject.templates[0]).build(_ITEMS[:3], _PROFILE, _ITEMS[4:5]).group
-
-
-def _lora_targets(subject: CheckedModel) -> Finding:
+def _lora_targets(subject: CheckedModel) -> Result:
     from trsr.train.config import LoraConfig
     from trsr.train.lora import lora_targets
 
     layers = lora_targets(subject.name, LoraConfig())
     names = sorted({layer.rpartition(".")[2] for layer in layers})
-    return Finding(
-        "", True, f"{', '.join(names)}: {len(layers)} layers.", {"targets": names, "layers": len(layers)}
-    )
+    return True, f"{', '.join(names)}: {len(layers)} layers."
 
 
-def _generation(subject: CheckedModel) -> Finding:
-    """Write a line with the engine `transformers`, and compare it with what the model writes by itself."""
+def _generation(subject: CheckedModel) -> Result:
+    """Write a line with the engine `transformers`, and compare it with the base model's own `generate`."""
     import torch
     from transformers import GenerationConfig
 
@@ -399,28 +296,22 @@ def _generation(subject: CheckedModel) -> Finding:
     from trsr.llm.generation import TransformersGenerator
 
     tokenizer = subject.tokenizer
-    subject.forget()  # as it was loaded, without an adapter and with its own attention
-    adapter, subject.adapter = subject.adapter, None
-    try:
-        model = subject.model
-        text = rendered(tokenizer, _QUESTION, thinking=False)
-        read = tokenizer.hf(text, add_special_tokens=not tokenizer.has_chat_template)["input_ids"]
-        check_vocabulary(model.config, tokenizer, read)
-        ids = torch.tensor([read], device=model.device)
-        eos = model.generation_config.eos_token_id
-        ends = [*(eos if isinstance(eos, list) else [eos]), tokenizer.hf.eos_token_id]
-        ends = sorted({end for end in ends if end is not None})
-        greedy = GenerationConfig(
-            max_new_tokens=_NEW_TOKENS, do_sample=False, eos_token_id=ends or None, pad_token_id=0
-        )
-        model.generation_config = GenerationConfig()  # else `generate` takes its penalties from there
-        with torch.inference_mode():
-            written = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=greedy)[
-                0, ids.shape[1] :
-            ]
-    finally:
-        subject.adapter = adapter
-        subject.forget()
+    subject.__dict__.pop("model", None)  # frees the memory
+    model = subject.load_base()
+    text = rendered(tokenizer, _QUESTION, thinking=False)
+    read = tokenizer.hf(text, add_special_tokens=not tokenizer.has_chat_template)["input_ids"]
+    check_vocabulary(model.config, tokenizer, read)
+    eos = model.generation_config.eos_token_id
+    ends = {*(eos if isinstance(eos, list) else [eos]), tokenizer.hf.eos_token_id} - {None}
+    greedy = GenerationConfig(
+        max_new_tokens=_NEW_TOKENS, do_sample=False, eos_token_id=sorted(ends) or None, pad_token_id=0
+    )
+    model.generation_config = GenerationConfig()  # else `generate` takes its penalties from there
+    ids = torch.tensor([read], device=model.device)
+    with torch.inference_mode():
+        written = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=greedy)
+    written = written[0, ids.shape[1] :]
+    del model
     decoded = str(tokenizer.hf.decode(written, skip_special_tokens=True))
     expected, _ = answer_or_error(decoded, (), whole=len(written) < _NEW_TOKENS)
     generator = TransformersGenerator(subject.name, dtype=subject.dtype, device=subject.device)
@@ -428,36 +319,9 @@ def _generation(subject: CheckedModel) -> Finding:
         found = next(iter(generator.generate([_QUESTION], GenerationParams(max_new_tokens=_NEW_TOKENS))))
     finally:
         generator.close()
-    facts = {"text": found.text, "expected": expected, "tokens": found.n_generated_tokens}
     if found.error is not None:
-        return Finding("", False, found.error, facts)
+        return False, found.error
     if found.text != expected:
-        return Finding(
-            "", False, f"{found.text!r} differs from what transformers writes, {expected!r}.", facts
-        )
+        return False, f"{found.text!r} differs from what transformers writes, {expected!r}."
     shown = repr(found.text) if found.text else f"no text in {found.n_generated_tokens} tokens"
-    return Finding("", True, f"{shown}, as transformers writes it.", facts)
-
-
-class _Kept(logging.Handler):
-    """Keeps what is logged."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.messages: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
-
-
-@contextmanager
-def _logged(name: str) -> Iterator[list[str]]:
-    """Collect what a logger says, in place of showing it."""
-    kept, log = _Kept(), logging.getLogger(name)
-    before, log.propagate = log.propagate, False
-    log.addHandler(kept)
-    try:
-        yield kept.messages
-    finally:
-        log.removeHandler(kept)
-        log.propagate = before
+    return True, f"{shown}, as transformers writes it."

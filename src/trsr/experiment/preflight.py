@@ -1,25 +1,22 @@
-"""What is found out before hours of work: a model or store that cannot serve, a dataset that has changed.
+"""Checks before hours of work: models and stores that cannot serve, prompts too long, a changed dataset.
 
-It would come to light only at training or ranking, when all summaries have been paid for, or never. Models
-are looked into without their weights: tokenizer, configuration, and the names of their layers. A run does
+Models are examined without their weights: tokenizer, configuration, and the names of their layers. A run does
 this before its first summary, `trsr plan` before it counts.
 """
 
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from trsr.data.dataset import Dataset
-from trsr.errors import ConfigError, InputError, MissingExtraError, ModelError, RunMismatchError
+from trsr.errors import ConfigError, InputError, ModelError, RunMismatchError
 from trsr.experiment.config import RunConfig, variants_of
-from trsr.experiment.experiment import Workbench, item_cuts
-from trsr.experiment.experiment import summarised as summarised_examples
-from trsr.experiment.forecast import longest_prompt
+from trsr.experiment.experiment import Workbench, summarised
+from trsr.experiment.leakage import check_warm_start
 from trsr.llm import models
 from trsr.llm.base import LabelTokens
 from trsr.llm.context import check_vocabulary, context_length, read_config
@@ -36,87 +33,22 @@ from trsr.llm.fake import CHARACTERS_A_TOKEN
 from trsr.llm.opening import engine_context, server_context, token_counter
 from trsr.recommend.loading import RecommenderConfig
 from trsr.recommend.prompt import PromptBuilder, PromptConfig, load_ranking_template
-from trsr.splitting.examples import build_examples
-from trsr.storage import read_json
+from trsr.summarize.prompts import summary_text
 from trsr.summarize.store import open_store
 from trsr.summarize.store_url import is_database
-from trsr.summarize.user_plan import Summariser, make_summariser
-from trsr.text import FieldCut
+from trsr.summarize.user_plan import Summariser, make_summariser, start_fold
 from trsr.types import History
 
-FILE = "field_cuts.json"
-_SETTINGS = {
-    "prompt": ("prompt.max_field_tokens", "tokens"),
-    "summary": ("summary.max_field_tokens", "words"),
-}
-
-
-def shown_items(bench: Workbench) -> set[str]:
-    """Return the items that the prompts of the test show."""
-    n_recent = bench.config.prompt.n_recent
-    return {
-        item
-        for example in bench.splits.test
-        for item in (*example.candidates, *(example.history[-n_recent:] if n_recent else ()))
-    }
-
-
-def summary_cuts(bench: Workbench) -> Callable[[str], dict[str, FieldCut]]:
-    """Return what `summary.max_field_tokens` cuts from an item's fields, by its id."""
-    summary = bench.config.summary
-    return item_cuts(bench.dataset, summary.fields, summary.max_field_tokens, None)
-
-
-def write_cuts(
-    bench: Workbench, part: str, cuts: Callable[[str], Mapping[str, FieldCut]], items: Iterable[str]
-) -> None:
-    """Keep in the run what one cap cut from the texts of some items."""
-    fields: dict[str, dict[str, int]] = {}
-    for item in items:
-        for field, cut in cuts(item).items():
-            counts = fields.setdefault(field, {"texts": 0, "cut_texts": 0, "tokens": 0, "cut_tokens": 0})
-            counts["texts"] += 1
-            counts["cut_texts"] += cut.n_cut > 0
-            counts["tokens"] += cut.n_tokens
-            counts["cut_tokens"] += cut.n_cut
-    cap = getattr(bench.config, part).max_field_tokens
-    bench.folder.write_json(FILE, {**read_cuts(bench), part: {"cap": cap, "fields": fields}})
-
-
-def read_cuts(bench: Workbench) -> dict[str, Any]:
-    """Return what `write_cuts` kept; empty for a run made before it did."""
-    file = bench.folder.path / FILE
-    return dict(read_json(file)) if file.exists() else {}
-
-
-def cut_sentences(facts: Mapping[str, Any]) -> list[str]:
-    """Say which fields were cut, and how much of them."""
-    said = []
-    for part, found in facts.items():
-        setting, unit = _SETTINGS[part]
-        cut = [
-            f"{field}: {counts['cut_texts']:,} of {counts['texts']:,} texts cut, "
-            f"{counts['cut_tokens'] / counts['tokens']:.0%} of their {unit}"
-            for field, counts in found["fields"].items()
-            if counts["cut_tokens"]
-        ]
-        if cut:
-            said.append(f"{setting} ({found['cap']}) cut {'; '.join(cut)}.")
-    return said
-
-
-Summarised = Callable[[RunConfig], tuple[Sequence[History], Summariser]]
-"""Returns the histories that a configuration summarises, and with what."""
-SURE_CHARACTERS_A_TOKEN = 6
-"""Where a count is rough, a prompt is refused only if it is too long even at so many."""
+SURE_CHARACTERS_PER_TOKEN = 6
+"""Where a count is rough, a prompt is refused only if it is too long even at this rate."""
 
 
 def check_models(config: RunConfig) -> None:
     """Look up the models that a run will load; nothing is downloaded and nothing written.
 
     Raises:
-        ModelError: one of them is unknown, or may not be looked into.
-        MissingExtraError: they are to be asked on a server, and the client is not installed.
+        ModelError: one of them is unknown or cannot be read.
+        MissingExtraError: a server is to be asked, and the client is not installed.
     """
     for server in config.recommender.servers.values():
         require_package(server.kind)
@@ -142,28 +74,19 @@ def check_store(config: RunConfig) -> None:
         open_store(config.store).close()
 
 
-def check_before_summaries(
-    config: RunConfig,
-    domain: str,
-    summarised: Summarised,
-    *more: Callable[[], object],
-    not_here: Container[str] | None = None,
-) -> None:
-    """Check what a run and its variants ask of their models, and say all that is wrong at once.
+def check_before_summaries(bench: Workbench, not_here: Container[str] | None = None) -> None:
+    """Check what a run with its examples, and its variants, ask of their models; report all errors at once.
 
     Args:
-        config: The run.
-        domain: That of its data.
-        summarised: Says what a configuration summarises.
-        more: What else is to be checked; each raises what it finds.
-        not_here: Models that are not looked into; given, no server is asked either.
+        bench: The run.
+        not_here: Models that are not examined; if given, no server is asked and no GPU is looked for.
 
     Raises:
-        ModelError, ConfigError, RunMismatchError, LeakageError: what is wrong; several things are one
+        ModelError, ConfigError, RunMismatchError, LeakageError: what is wrong; several errors become one
             `ConfigError`.
     """
     found: dict[str, InputError] = {}
-    for check in (*more, *_model_checks(config, domain, summarised, not_here)):
+    for check in _checks(bench, not_here):
         try:
             check()
         except InputError as error:
@@ -174,71 +97,38 @@ def check_before_summaries(
         raise ConfigError(list(found))
 
 
-def check_plan(config: RunConfig, dataset: Dataset) -> list[str]:
-    """Check what a run would, with the models that are on this machine; no server is asked.
-
-    Returns:
-        A sentence for each model that is not checked.
-
-    Raises:
-        ModelError, ConfigError: as `check_before_summaries`; also for a model that the hub does not have.
-    """
-    configs = [config, *variants_of(config).values()]
-    names = {one.recommender.model for one in configs if uses_recommender(one)}
-    names |= {one.engine.model for one in configs if isinstance(one.engine, TransformersEngine)}
-    try:
-        missing = {name for name in names if models.is_missing(name)}
-        splits = build_examples(dataset, config.protocol, config.seed)
-
-        def planned(one: RunConfig) -> tuple[list[History], Summariser]:
-            examples = summarised_examples(splits, one)
-            return [History(e.user_id, e.history) for e in examples], make_summariser(dataset, one.summary)
-
-        check_before_summaries(config, dataset.info.domain, planned, not_here=missing)
-    except MissingExtraError as error:
-        return [f"The models are not looked into: {error}"]
-    return [
-        f"The model {name!r} is not on this machine, so that its answers, context and layers are not checked."
-        for name in sorted(missing)
-    ]
-
-
-def _model_checks(
-    config: RunConfig, domain: str, summarised: Summarised, not_here: Container[str] | None
-) -> Iterator[Callable[[], object]]:
-    """Yield the checks of a run and its variants, each once."""
+def _checks(bench: Workbench, not_here: Container[str] | None) -> Iterator[Callable[[], object]]:
+    """Yield the checks of a run and its variants, those with equal settings once."""
+    if not_here is None:
+        yield partial(check_warm_start, bench)
     done: set[str] = set()
-    for one in (config, *variants_of(config).values()):
-        asked = not_here is None or not (one.engine.kind == "openai" or _model_of(one.engine) in not_here)
-        if asked and one.summary.needs_calls and _is_new(done, one.summary, one.engine, one.protocol):
-            yield partial(_check_summaries, one, summarised)
-        if uses_recommender(one) and (not_here is None or one.recommender.model not in not_here):
-            settings = (one.prompt, one.recommender, one.train and one.train.lora)
-            if _is_new(done, *settings):
-                if one.recommender.quantization is not None and not_here is None:
-                    yield partial(_check_quantization, one.recommender)
-                yield from recommender_checks(one, domain)
-                servers = one.recommender.servers.values() if not_here is None else ()
-                for server in servers:
-                    yield partial(check_server, server, one.prompt)
 
+    def is_new(*settings: object) -> bool:
+        named, before = repr(settings), len(done)
+        done.add(named)
+        return len(done) > before
 
-def _is_new(done: set[str], *settings: object) -> bool:
-    named = repr(settings)
-    is_new = named not in done
-    done.add(named)
-    return is_new
+    for one in (bench.config, *variants_of(bench.config).values()):
+        engine, model = one.engine, one.recommender.model
+        unknown = not_here is not None and (engine.kind == "openai" or _model_of(engine) in not_here)
+        if one.summary.needs_calls and not unknown and is_new(one.summary, engine, one.protocol):
+            yield partial(_check_summaries, bench, one)
+        unknown = not_here is not None and model in not_here
+        if not uses_recommender(one) or unknown:
+            continue
+        if not is_new(one.prompt, one.recommender, one.train and one.train.lora):
+            continue
+        yield partial(label_tokens, model, one.prompt.template, bench.dataset.info.domain)
+        yield partial(check_context, model, one.prompt)
+        if one.train is not None and one.train.warm_start is None:
+            from trsr.train.lora import lora_targets
 
-
-def recommender_checks(config: RunConfig, domain: str) -> Iterable[Callable[[], object]]:
-    """Return the checks of the model that ranks: answers, context, the layers that are to be adapted."""
-    model, prompt, train = config.recommender.model, config.prompt, config.train
-    yield partial(label_tokens, model, prompt.template, domain)
-    yield partial(check_context, model, prompt)
-    if train is not None and train.warm_start is None:
-        from trsr.train.lora import lora_targets
-
-        yield partial(lora_targets, model, train.lora)
+            yield partial(lora_targets, model, one.train.lora)
+        if not_here is None:
+            if one.recommender.quantization is not None:
+                yield partial(_check_quantization, one.recommender)
+            for server in one.recommender.servers.values():
+                yield partial(check_server, server, one.prompt)
 
 
 def _check_quantization(recommender: RecommenderConfig) -> None:
@@ -276,15 +166,15 @@ def check_context(model: str, prompt: PromptConfig) -> None:
 
 
 def check_server(server: OpenAIEngine, prompt: PromptConfig) -> None:
-    """Refuse ranking prompts that are longer than a server says that its model reads.
+    """Refuse ranking prompts that are longer than a server's model reads, where the server says so.
 
     Raises:
         ConfigError: naming both numbers.
     """
     context = server_context(server)
-    _check_prompt(
-        context if context is None or server.scoring != "top_logprobs" else context - 1, prompt, server.model
-    )
+    if context is not None and server.scoring == "top_logprobs":
+        context -= 1
+    _check_prompt(context, prompt, server.model)
 
 
 def _check_prompt(context: int | None, prompt: PromptConfig, model: str) -> None:
@@ -295,29 +185,28 @@ def _check_prompt(context: int | None, prompt: PromptConfig, model: str) -> None
         )
 
 
-def _check_summaries(config: RunConfig, summarised: Summarised) -> None:
-    check_summary_prompts(*summarised(config), config.engine)
-
-
-def check_summary_prompts(histories: Sequence[History], summariser: Summariser, engine: EngineConfig) -> None:
+def _check_summaries(bench: Workbench, config: RunConfig) -> None:
     """Refuse summaries whose prompts are longer than the engine or its model reads.
 
-    Texts not yet written are taken to be short: what is refused here would certainly fail.
-
-    Raises:
-        ConfigError: naming both numbers.
+    Texts not yet written are counted as short: what is refused here would certainly fail.
     """
+    engine = config.engine
     context, cap = engine_context(engine), getattr(engine, "max_prompt_tokens", None)
     if context is None and cap is None:
         return
-    n_new = summariser.params.max_new_tokens + n_thought_tokens(engine)
-    counter = token_counter(engine) if _counts_at_once(engine) else token_counter(engine, rough=True)
-    longest = longest_prompt(histories, summariser, counter.count)
-    about = "" if counter.exact else "about "
+    same = config.summary == bench.config.summary
+    summariser = bench.summariser if same else make_summariser(bench.dataset, config.summary)
+    # The tokenizer of a GGUF file would have to be de-quantised first.
+    at_hand = isinstance(engine, TransformersEngine) or Path(_model_of(engine)).is_dir()
+    counter = token_counter(engine, rough=not at_hand)
+    histories = [History(e.user_id, e.history) for e in summarised(bench.splits, config)]
+    longest = _longest_prompt(histories, summariser, counter.count)
     if not counter.exact:
-        longest = longest * CHARACTERS_A_TOKEN // SURE_CHARACTERS_A_TOKEN
+        longest = longest * CHARACTERS_A_TOKEN // SURE_CHARACTERS_PER_TOKEN
+    about, n_thoughts = "" if counter.exact else "about ", n_thought_tokens(engine)
+    n_new = summariser.params.max_new_tokens + n_thoughts
     shorter = "lower summary.segmentation.block_size or summary.max_field_tokens"
-    shorter += ", or engine.thinking_tokens" if n_thought_tokens(engine) else ""
+    shorter += ", or engine.thinking_tokens" if n_thoughts else ""
     if context is not None and longest + n_new > context:
         raise ConfigError(
             f"summary: a prompt has {about}{longest} tokens and its text up to {n_new}, but the model "
@@ -331,9 +220,23 @@ def check_summary_prompts(histories: Sequence[History], summariser: Summariser, 
         )
 
 
-def _counts_at_once(engine: EngineConfig) -> bool:
-    """Return whether the tokenizer is at hand; that of a GGUF file costs a de-quantising first."""
-    return Path(_model_of(engine)).is_dir() or isinstance(engine, TransformersEngine)
+def _longest_prompt(
+    histories: Sequence[History], summariser: Summariser, n_tokens: Callable[..., int]
+) -> int:
+    """Return the tokens of the longest prompt; the eight with most characters are counted."""
+    placeholder = placeholder_text(summariser)
+    prompts = (
+        summariser.prompt(call, [placeholder] * len(call.inputs))
+        for history in histories
+        for call in start_fold(history, summariser).calls
+    )
+    longest = heapq.nlargest(8, prompts, key=lambda p: sum(len(m.content) for m in p.messages))
+    return max(map(n_tokens, longest), default=0)
+
+
+def placeholder_text(summariser: Summariser) -> str:
+    """Return a summary that stands for one not yet written; a real one may have `max_new_tokens` more."""
+    return summary_text(summariser.template, "x")
 
 
 def _model_of(engine: EngineConfig) -> str:

@@ -23,7 +23,7 @@ from trsr.errors import ConfigError, DataError
 from trsr.experiment.baselines import check_baselines, make_baseline
 from trsr.experiment.config import FUSIONS, OWN_MODEL, RankerName, RunConfig, joinable, variants_of
 from trsr.experiment.experiment import Workbench
-from trsr.experiment.preflight import check_context, shown_items, write_cuts
+from trsr.experiment.preflight import check_context
 from trsr.experiment.ray import run_pieces
 from trsr.experiment.variants import variant_scores
 from trsr.llm.base import LabelScorer
@@ -57,7 +57,10 @@ def rank_candidates(bench: Workbench) -> dict[str, Any]:
     with bar("Ranking") as shown:
         score_in_parts(bench, rankers, examples, file, shown, calibration, variant_scores(bench))
     if PROBABILISTIC & set(rankers):
-        write_cuts(bench, "prompt", bench.prompt_cuts, shown_items(bench))
+        n_recent = bench.config.prompt.n_recent
+        shown_items = {item for example in examples for item in example.candidates}
+        shown_items |= {item for e in examples if n_recent for item in e.history[-n_recent:]}
+        bench.record_cuts("prompt", shown_items)
     return {"rankers": len(rankers), "examples": len(examples)}
 
 

@@ -1,4 +1,4 @@
-"""The run folder: its configuration, which stages are finished, who worked on it, and a log of what happened.
+"""The run folder: its configuration, finished stages, the processes that worked on it, and a log.
 
 Files appear under their final names in one move, so a killed process leaves whole files or none.
 """
@@ -28,8 +28,7 @@ from trsr.storage import file_sha256, read_json, write_whole
 
 _PACKAGES = ("trsr", "numpy", "polars", "torch", "transformers", "peft", "xllamacpp", "bm25s")
 
-# Parts of a configuration that a run may be given more of, and the stages to run again then: they keep what
-# they have done for the rankers and variants that stay.
+# Parts of a configuration that may grow, and the stages that run again then; they keep their earlier results.
 _GROWING = frozenset({"name", "rankers", "baselines", "variants", "sweep", "evaluate"})
 _LATE_STAGES = ("variants", "rank", "evaluate")
 
@@ -37,11 +36,11 @@ _LATE_STAGES = ("variants", "rank", "evaluate")
 class RunFolder:
     """A folder that holds one experiment.
 
-    A configuration that only adds rankers, variants or metrics to the one it began with is taken up; and one
-    that names other servers, as long as nothing was ranked: a trained model can be served before it ranks.
+    A configuration that only adds rankers, variants or metrics to the first one is accepted. So is one that
+    names other model servers as long as nothing was ranked: a trained model can be served before it ranks.
 
     Raises:
-        RunMismatchError: the folder belongs to another configuration; the message says the differences.
+        RunMismatchError: the folder belongs to another configuration; the message lists the differences.
         OutputError: it cannot be written.
     """
 
@@ -49,7 +48,7 @@ class RunFolder:
         self.path = path
         self.config = config
         self.command = command
-        self._began = False
+        self._noted = False
         self._check_config()
 
     def _check_config(self) -> None:
@@ -64,65 +63,51 @@ class RunFolder:
                 f"{self.path} cannot be used as a folder ({error.strerror}); name another with --out."
             ) from error
         if "config.yaml" in names:
-            found = self._read_config(self.path / "config.yaml")
+            found = _read_config(self.path / "config.yaml")
             changed = differences(found, wanted)
-            if changed and not (_grown(found, wanted) or self._only_served(found, wanted)):
+            if not changed:
+                return
+            if not (_only_grown(found, wanted) or self._only_other_servers(found, wanted)):
                 raise RunMismatchError(
                     f"{self.path} holds a run of another configuration ({'; '.join(changed)}); "
                     "name another folder with --out, or undo the changes."
                 )
-            if changed:
-                self._forget(_LATE_STAGES)
-                self._write_config(wanted)
-            return
+            if done := self.stages():
+                self.write_json("stages.json", {k: v for k, v in done.items() if k not in _LATE_STAGES})
         # A run killed in its first moment leaves only the unfinished configuration.
-        if any(not name.startswith(".config.yaml.partial") for name in names):
+        elif any(not name.startswith(".config.yaml.partial") for name in names):
             raise RunMismatchError(
                 f"{self.path} is not empty and holds no run; name another folder with --out."
             )
-        self._write_config(wanted)
+        self._write("config.yaml", yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
 
-    def _only_served(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-        """Whether nothing but the servers of models changed, and no candidate of the test has a score yet."""
+    def _only_other_servers(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+        """Whether only the servers of models changed, and no candidate of the test has a score yet."""
         if (self.path / "scores.parquet").exists() or (self.path / "scores.parts").exists():
             return False
-        return _without_servers(old) == _without_servers(new)
+        changes = differences({**old, "recommender": {}}, {**new, "recommender": {}})
+        before, after = old.get("recommender", {}), new["recommender"]
+        return not changes and {**before, "servers": None} == {**after, "servers": None}
 
-    def _write_config(self, settings: Mapping[str, Any]) -> None:
-        self.write_text("config.yaml", yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
-
-    def _read_config(self, file: Path) -> dict[str, Any]:
-        """Return the configuration of the run that is there."""
-        try:
-            found = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
-            found = None
-        if not isinstance(found, dict):
-            raise RunMismatchError(
-                f"{file} is not the configuration of a run; name another folder with --out."
-            )
-        try:  # settings that trsr did not have yet take their defaults
-            return dict(json.loads(RunConfig.model_validate(found).model_dump_json()))
-        except ValidationError:
-            return found
-
-    def write_text(self, name: str, text: str) -> None:
-        """Write a text file in one move."""
+    def _write(self, name: str, text: str) -> None:
         write_whole(self.path / name, lambda file: file.write_text(text, encoding="utf-8"))
 
     def write_json(self, name: str, content: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
         """Write a JSON file in one move."""
-        self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        self._write(name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
-    def sittings(self) -> list[dict[str, Any]]:
-        """Return one entry a process that worked on the run, the first one first; see `working`."""
-        file = self.path / "env.json"
-        found = read_json(file) if file.exists() else []
-        return found if isinstance(found, list) else [found]  # the first runs kept the last sitting only
+    def read_json(self, name: str, default: Any) -> Any:
+        """Return the content of a JSON file, `default` where there is none."""
+        file = self.path / name
+        return read_json(file) if file.exists() else default
+
+    def sessions(self) -> list[dict[str, Any]]:
+        """Return one entry per process that worked on the run, the first one first; see `working`."""
+        return list(self.read_json("env.json", []))
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Keep every other process from working on the run; a process that dies no longer does.
+        """Keep every other process from working on the run; the lock of a process that dies is released.
 
         Adds this process to `env.json`, once: its start (UTC), number, command and `environment`.
 
@@ -134,8 +119,10 @@ class RunFolder:
         try:
             lock.acquire(blocking=False)
         except Timeout as error:
+            last = (self.sessions() or [{}])[-1]
+            who = "process {process} (`{command}`, since {started})" if last else "another process"
             raise RunInUseError(
-                f"{self.path} is in use by {self._worker()}; "
+                f"{self.path} is in use by {who.format(**last)}; "
                 "wait until it ends, or name another folder with --out."
             ) from error
         except OSError as error:
@@ -143,39 +130,23 @@ class RunFolder:
                 f"{lock.lock_file} cannot be written ({error.strerror}); name another folder with --out."
             ) from error
         try:
-            self._begin()
+            if not self._noted:
+                started = datetime.now(UTC).isoformat(timespec="seconds")
+                entry = {"started": started, "process": os.getpid(), "command": self.command, **environment()}
+                self.write_json("env.json", [*self.sessions(), entry])
+                self._noted = True
             yield
         finally:
             lock.release()
 
-    def _worker(self) -> str:
-        """Say which process works on the run: the one that came last."""
-        last = (self.sittings() or [{}])[-1]
-        if "process" not in last:
-            return "another process"
-        return f"process {last['process']} (`{last['command']}`, since {last['started']})"
-
-    def _begin(self) -> None:
-        if not self._began:
-            started = datetime.now(UTC).isoformat(timespec="seconds")
-            sitting = {
-                "started": started,
-                "process": os.getpid(),
-                "command": self.command,
-                **environment(),
-            }
-            self.write_json("env.json", [*self.sittings(), sitting])
-            self._began = True
-
     def stages(self) -> dict[str, dict[str, Any]]:
         """Return the finished stages with their facts, in the order they were finished."""
-        file = self.path / "stages.json"
-        return dict(read_json(file)) if file.exists() else {}
+        return dict(self.read_json("stages.json", {}))
 
     def finish(self, stage: str, facts: Mapping[str, Any], files: Sequence[str] = ()) -> None:
-        """Mark a stage as finished; `facts` (seconds, calls, tokens, ...) stand in the report.
+        """Mark a stage as finished; `facts` (seconds, calls, tokens, ...) appear in the report.
 
-        The sha256 of those of its `files` that are there is noted; see `check_files`.
+        The sha256 of those `files` that exist is recorded; see `check_files`.
         """
         hashes = {name: file_sha256(self.path / name) for name in files if (self.path / name).exists()}
         noted = {"sha256": hashes} if hashes else {}
@@ -183,7 +154,7 @@ class RunFolder:
         self.log(stage, "done", **facts)
 
     def check_files(self) -> None:
-        """Refuse a file of a finished stage that is not as the stage left it; one that is gone is made anew.
+        """Refuse a file of a finished stage that changed since; one that is gone is made again.
 
         Raises:
             RunMismatchError: naming it.
@@ -197,11 +168,6 @@ class RunFolder:
                         "or was changed; bring it back, or remove it and run the same command again."
                     )
 
-    def _forget(self, stages: Sequence[str]) -> None:
-        """Take stages back from the finished ones."""
-        if self.path.joinpath("stages.json").exists():
-            self.write_json("stages.json", {k: v for k, v in self.stages().items() if k not in stages})
-
     def log(self, stage: str, event: str, **facts: Any) -> None:
         """Append one line to `log.jsonl`."""
         line = json.dumps({"time": time.time(), "stage": stage, "event": event, **facts}, ensure_ascii=False)
@@ -212,7 +178,20 @@ class RunFolder:
             raise OutputError(f"{self.path}/log.jsonl cannot be written ({error.strerror}).") from error
 
 
-def _grown(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        found = None
+    if not isinstance(found, dict):
+        raise RunMismatchError(f"{file} is not the configuration of a run; name another folder with --out.")
+    try:  # settings that trsr did not have yet take their defaults
+        return dict(json.loads(RunConfig.model_validate(found).model_dump_json()))
+    except ValidationError:
+        return found
+
+
+def _only_grown(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Whether a configuration asks more of a run, and nothing else of what it has done."""
     changed = {part for part in new if old.get(part) != new[part]}
     return changed <= _GROWING and all(
@@ -220,11 +199,6 @@ def _grown(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
         for name, settings in new["baselines"].items()
         if name in old["rankers"]
     )
-
-
-def _without_servers(config: Mapping[str, Any]) -> dict[str, Any]:
-    recommender = {k: v for k, v in config.get("recommender", {}).items() if k != "servers"}
-    return {**config, "recommender": recommender}
 
 
 def environment() -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Runs one experiment with several seeds and pools what came out.
+"""Runs one experiment with several seeds and pools the results.
 
-Each seed is an ordinary run folder `RUN/seedN`, which can be killed, taken up, evaluated and read like any
-other. Summaries do not depend on the seed: each run begins with those the one before it wrote.
+Each seed is an ordinary run folder `RUN/seedN`, which can be killed, resumed and evaluated like any other.
+Summaries do not depend on the seed: each run begins with those the one before it wrote.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,15 +21,15 @@ from trsr.evaluate.evaluation import add_spread, main_metrics, pool, summarise
 from trsr.evaluate.report import ReportContext, StageCost, write_report
 from trsr.evaluate.slices import Traits
 from trsr.experiment.evaluating import (
-    asked_pair,
     example_traits,
     measure_run,
     report_context,
+    slice_pair,
     targets_in_history,
 )
 from trsr.experiment.experiment import Workbench
 from trsr.experiment.leakage import check_run
-from trsr.experiment.stages import run_stages
+from trsr.experiment.stages import run_stages, say_with
 from trsr.storage import write_whole
 
 _STORE = "summaries.sqlite"
@@ -55,13 +55,13 @@ def run_seeds(
     seeds: range,
     say: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Run every seed to its end, then write `metrics.json` and `report.html` of all.
+    """Run every seed to its end, then write `metrics.json` and the report of all of them.
 
     Args:
         out: The folder above the runs.
         open_bench: (seed, run folder) -> its workbench.
         seeds: The seeds, in order.
-        say: Is told what happens.
+        say: Receives a line for each finished stage.
 
     Raises:
         RunMismatchError: `out`, or a run in it, belongs to something else.
@@ -73,13 +73,9 @@ def run_seeds(
         bench = open_bench(seed, out / f"seed{seed}")
         if benches:
             _take_summaries(benches[seed - 1].folder.path / _STORE, bench.folder.path / _STORE)
-        run_stages(bench, say=partial(_tell, say, seed))
+        run_stages(bench, say=partial(say_with, say, f"seed {seed}"))
         benches[seed] = bench
     _write_pooled(out, benches)
-
-
-def _tell(say: Callable[[str], None], seed: int, line: str) -> None:
-    say(f"seed {seed}: {line}")
 
 
 def _take_summaries(source: Path, target: Path) -> None:
@@ -101,13 +97,12 @@ def _write_pooled(out: Path, benches: Mapping[int, Workbench]) -> None:
     """Average over the seeds and write metrics and report."""
     first = next(iter(benches.values()))
     measured = {seed: measure_run(bench) for seed, bench in benches.items()}
-    # An example that several seeds ask keeps the traits of the first: only its target's count can differ.
+    # An example of several seeds keeps the traits of the first: only its target's count can differ.
     traits: dict[str, Traits] = {}
     for bench in benches.values():
         traits = example_traits(bench) | traits
-    seeds = ", ".join(map(str, benches))
     protocol = first.splits.description | {
-        "seeds": seeds,
+        "seeds": ", ".join(map(str, benches)),
         "pooled": "each example's value is averaged over the seeds that asked it",
         "warnings": list(dict.fromkeys(w for bench in benches.values() for w in bench.splits.warnings)),
     }
@@ -117,49 +112,45 @@ def _write_pooled(out: Path, benches: Mapping[int, Workbench]) -> None:
         compared=main_metrics(first.config.evaluate.ks),
         seed=first.config.seed,
         traits=traits,
-        slice_pair=asked_pair(first.config),
+        slice_pair=slice_pair(first.config),
     )
     metrics["counts"]["targets_in_history"] = targets_in_history(benches.values())
-    metrics["leakage"] = _add_checks([check_run(bench) for bench in benches.values()])
+    checks = [check_run(bench)["checked"] for bench in benches.values()]
+    metrics["leakage"] = {"checked": _sums(checks), "found": 0}
     add_spread(metrics, measured)
     text = json.dumps(metrics, indent=2, ensure_ascii=False) + "\n"
     write_whole(out / "metrics.json", lambda file: file.write_text(text, encoding="utf-8"))
-    write_report(out, metrics=metrics, context=_context(benches, f"{first.config.name}, seeds {seeds}"))
+    write_report(out, metrics=metrics, context=_context(benches))
 
 
-def _context(benches: Mapping[int, Workbench], title: str) -> ReportContext:
-    """Tell of all seeds what can be added up, and where the rest stands."""
-    runs = {seed: report_context(bench) for seed, bench in benches.items()}
-    first = next(iter(runs.values()))
-    folders = ", ".join(f"seed{seed}" for seed in runs)
-    note = f"Example users and training curves of each seed stand in its own report (folders {folders})."
+def _sums(counts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Add counts up by name; what is None everywhere is left out."""
+    total: Counter[str] = Counter()
+    for one in counts:
+        total.update({name: n for name, n in one.items() if n is not None})
+    return dict(total)
+
+
+def _context(benches: Mapping[int, Workbench]) -> ReportContext:
+    """Add up the costs of all seeds, and name the reports that hold the rest."""
+    runs = [report_context(bench) for bench in benches.values()]
+    costs: dict[str, list[dict[str, Any]]] = {}
+    for cost in (cost for run in runs for cost in run.stages):
+        facts = {"seconds": cost.seconds, "calls": cost.calls, "tokens": cost.tokens}
+        costs.setdefault(cost.name, []).append(facts)
+    totals = {name: _sums(each) for name, each in costs.items()}
+    folders = ", ".join(f"seed{seed}" for seed in benches)
+    note = f"Example users and training curves of each seed are in its own report (folders {folders})."
     return replace(
-        first,
-        title=title,
-        command="\n".join(dict.fromkeys(line for run in runs.values() for line in run.command.splitlines())),
-        stages=_add_costs([cost for run in runs.values() for cost in run.stages]),
+        runs[0],
+        title=f"{runs[0].title}, seeds {', '.join(map(str, benches))}",
+        command="\n".join(dict.fromkeys(line for run in runs for line in run.command.splitlines())),
+        stages=[
+            StageCost(name, total["seconds"], total.get("calls"), total.get("tokens"))
+            for name, total in totals.items()
+        ],
         summaries={},
         training=(),
         users=(),
-        notes=[*dict.fromkeys(note for run in runs.values() for note in run.notes), note],
+        notes=[*dict.fromkeys(note for run in runs for note in run.notes), note],
     )
-
-
-def _add_checks(checks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Add up what the leakage checks of the seeds looked at."""
-    total: Counter[str] = Counter()
-    for check in checks:
-        total.update(check["checked"])
-    return {"checked": dict(total), "found": sum(check["found"] for check in checks)}
-
-
-def _add_costs(costs: list[StageCost]) -> list[StageCost]:
-    """Add up what a stage took in every seed; what is None everywhere stays None."""
-    totals: dict[str, Counter[str]] = {}
-    for cost in costs:
-        numbers: dict[str, Any] = {"seconds": cost.seconds, "calls": cost.calls, "tokens": cost.tokens}
-        totals.setdefault(cost.name, Counter()).update({k: v for k, v in numbers.items() if v is not None})
-    return [
-        StageCost(name, total["seconds"], total.get("calls"), total.get("tokens"))
-        for name, total in totals.items()
-    ]

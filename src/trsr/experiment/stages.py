@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import polars as pl
-
 from trsr.data.importers import import_warnings
 from trsr.data.synthetic import SyntheticConfig, generate
 from trsr.errors import ConfigError, OutputError
@@ -19,103 +17,36 @@ from trsr.experiment.config import FolderData, RunConfig
 from trsr.experiment.evaluating import evaluate_scores
 from trsr.experiment.experiment import Workbench
 from trsr.experiment.leakage import check_examples, check_warm_start
-from trsr.experiment.preflight import (
-    check_before_summaries,
-    check_dataset,
-    dataset_digest,
-    summary_cuts,
-    write_cuts,
-)
+from trsr.experiment.preflight import check_before_summaries, check_dataset, dataset_digest
 from trsr.experiment.ranking import rank_candidates, ranker_class, score_in_parts
 from trsr.experiment.ray import Source, write_profiles_on_ray
 from trsr.experiment.run_folder import RunFolder
 from trsr.experiment.variants import check_questions, variant_benches
 from trsr.progress import bar
-from trsr.recommend.calibration import CalibrationFit, fit_calibration
+from trsr.recommend.calibration import fit_calibration
 from trsr.recommend.model_folder import WEIGHTS, read_adapter_info, write_adapter_info
 from trsr.splitting.examples import build_examples, make_resampler, write_splits
-from trsr.storage import read_json, read_table
+from trsr.storage import read_table
 from trsr.summarize.summarizer import save_profiles, write_profiles
 from trsr.train import distributed
 from trsr.train.config import TrainConfig
 from trsr.train.dataset import EpochGroups, TrainingGroup, profile_kind, training_groups
 from trsr.types import History
 
-VALID_SCORES = "valid_scores.parquet"
-
-
-def calibrate(bench: Workbench) -> dict[str, Any]:
-    """Fit the calibration on the validation examples and save it in the model folder.
-
-    Returns:
-        What was fitted and why; nothing where no model was trained.
-
-    Raises:
-        RunMismatchError: the model folder cannot be read.
-        OutputError: the run folder cannot be written; finished parts of the scores are kept.
-    """
-    if bench.config.train is None:
-        return {}
-    if not bench.splits.valid:
-        return {"calibration": "none: there are no validation examples"}
-    file = bench.folder.path / VALID_SCORES
-    if not file.exists():
-        with bar("Calibrating") as shown:
-            # Here, since the model has just been made here: its server holds it later, if at all.
-            score_in_parts(bench, ("llm",), bench.splits.valid, file, shown, served=False)
-    fit = fit_scores(read_table(file), bench.config.seed)
-    model = bench.folder.path / "model"
-    saved = fit.calibration.to_json() if fit.calibration is not None else None
-    write_adapter_info(model, read_adapter_info(model).model_copy(update={"calibration": saved}))
-    bench.folder.write_json(
-        "calibration.json",
-        {
-            "calibration": saved,
-            "reason": fit.reason,
-            "cross_validated_log_loss": fit.log_loss,
-            "users": fit.n_users,
-            "positives": fit.n_positives,
-        },
-    )
-    return _facts(fit, len(bench.splits.valid))
-
-
-def fit_scores(scores: pl.DataFrame, seed: int) -> CalibrationFit:
-    """Fit a calibration to rows of scores, all of one ranker."""
-    return fit_calibration(
-        scores["margin"].to_numpy(), scores["label"].to_numpy(), scores["user_id"].to_list(), seed=seed
-    )
-
-
-def _facts(fit: CalibrationFit, n_examples: int) -> dict[str, Any]:
-    if fit.calibration is None:
-        return {"examples": n_examples, "calibration": f"none: {fit.reason}"}
-    chosen = fit.calibration
-    return {
-        "examples": n_examples,
-        "calibration": f"{chosen.kind}: {fit.reason}",
-        "a": round(chosen.a, 6),
-        "b": round(chosen.b, 6),
-    }
-
-
 if TYPE_CHECKING:
     from trsr.train.trainer import TrainingReport
 
 Facts = dict[str, Any]
+VALID_SCORES = "valid_scores.parquet"
 
 
 def prepare_data(bench: Workbench) -> Facts:
     """Import raw files or make synthetic ones; a dataset folder that exists is taken as it is."""
     data = bench.config.data
-    match data:
-        case _ if bench.base:
-            pass  # made by the run of which this is a variant
-        case FolderData():
-            pass
-        case SyntheticConfig():
+    if bench.base is None:  # else made by the run of which this is a variant
+        if isinstance(data, SyntheticConfig):
             generate(data, bench.dataset_path, overwrite=True)
-        case _:
+        elif not isinstance(data, FolderData):
             data.run(bench.dataset_path, overwrite=True)
     for sentence in import_warnings(bench.dataset.info):
         bench.say(f"data: {sentence}")
@@ -126,7 +57,7 @@ def make_examples(bench: Workbench) -> Facts:
     """Split users and draw candidates by the protocol.
 
     Raises:
-        LeakageError: an example, or what rankers learn from, has seen a target.
+        LeakageError: an example has seen a target.
     """
     splits = build_examples(bench.dataset, bench.config.protocol, bench.config.seed)
     write_splits(bench.folder.path / "examples", splits)
@@ -137,32 +68,22 @@ def make_examples(bench: Workbench) -> Facts:
 def write_summaries(bench: Workbench) -> Facts:
     """Write the profile of every example that is shown with one."""
     for name in bench.config.rankers:
-        if "." in name:
+        if "." in name:  # one's own class, which must be there before calls are paid for
             ranker_class(name)
-    examples = bench.summarised_examples()
-    check_before_summaries(
-        bench.config, bench.dataset.info.domain, bench.summarised_with, lambda: check_warm_start(bench)
-    )
+    examples, file = bench.summarised_examples(), bench.folder.path / "profiles.parquet"
+    engine, store = bench.config.engine, bench.store_place
+    check_before_summaries(bench)
     if bench.config.summary.needs_calls:
-        write_cuts(bench, "summary", summary_cuts(bench), {item for e in examples for item in e.history})
+        bench.record_cuts("summary", {item for e in examples for item in e.history})
     if bench.runner is not None:
-        step = bench.runner.users_per_piece(len(examples))
+        n, step = len(examples), bench.runner.users_per_piece(len(examples))
+        slices = [(start, min(start + step, n)) for start in range(0, n, step)]
         return write_profiles_on_ray(
-            [(start, min(start + step, len(examples))) for start in range(0, len(examples), step)],
-            len(examples),
-            partial(_open_examples, bench),
-            bench.config.engine,
-            bench.store_place,
-            bench.runner,
-            bench.folder.path / "profiles.parquet",
+            slices, n, partial(_open_examples, bench), engine, store, bench.runner, file
         )
-    written = write_profiles(
-        [History(e.user_id, e.history) for e in examples],
-        bench.summariser,
-        bench.config.engine,
-        bench.store_place,
-    )
-    save_profiles(bench.folder.path / "profiles.parquet", [e.example_id for e in examples], written)
+    histories = [History(e.user_id, e.history) for e in examples]
+    written = write_profiles(histories, bench.summariser, engine, store)
+    save_profiles(file, [e.example_id for e in examples], written)
     return written.facts()
 
 
@@ -178,51 +99,28 @@ def _open_examples(bench: Workbench) -> Source:
 
 def fine_tune(bench: Workbench) -> Facts:
     """Fine-tune the recommender and write the model folder."""
-    folder = bench.folder.path
+    folder = bench.folder
     if bench.config.train is None:
         return {}
     check_warm_start(bench)  # again, since another model may lie there by now
-    if not all((folder / name).exists() for name in FILES["train"]):  # else only checkpoints are left
+    if not all((folder.path / name).exists() for name in FILES["train"]):  # else only checkpoints are left
         _train(bench, bench.config.train)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    log = read_json(folder / "training.json")["log"]
-    together = {"processes": distributed.count()} if distributed.count() > 1 else {}
-    steps = len([row for row in log if "loss" in row])
-    return {"users": len(bench.splits.train), "steps": steps, **together}
-
-
-def learn(bench: Workbench) -> tuple[Path, TrainingReport]:
-    """Fine-tune the adapter, in every process that takes part; see `trsr.train.trainer.train`."""
-    from trsr.train.trainer import train
-
-    config = bench.config
-    assert config.train is not None
-    return train(
-        _epochs(bench, config.train),
-        training_groups(bench.splits.valid, bench.profiles, bench.builder),
-        model=config.recommender.model,
-        labels=bench.labels,
-        config=config.train,
-        checkpoints=bench.folder.path / "checkpoints",
-        seed=config.seed,
-        dtype=config.recommender.dtype,
-        device=config.recommender.device,
-        quantization=config.recommender.quantization,
-        sharing=config.recommender.sharing,
-        progress=sys.stderr.isatty() and distributed.is_main(),
-    )
+    shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
+    steps = len([row for row in folder.read_json("training.json", {})["log"] if "loss" in row])
+    several = {"processes": distributed.count()} if distributed.count() > 1 else {}
+    return {"users": len(bench.splits.train), "steps": steps, **several}
 
 
 def _train(bench: Workbench, train_config: TrainConfig) -> None:
     from trsr.train.model_card import save_model_folder
 
-    config = bench.config
-    for older in (bench.folder.path / VALID_SCORES, bench.folder.path / "calibration.json"):
+    config, folder = bench.config, bench.folder
+    for older in (folder.path / VALID_SCORES, folder.path / "calibration.json"):
         older.unlink(missing_ok=True)  # of a model that is no longer there
-    adapter, report = learn(bench)
-    bench.folder.write_json("training.json", {"log": report.log, "best_step": report.best_step})
+    adapter, report = learn(bench, train_config)
+    folder.write_json("training.json", {"log": report.log, "best_step": report.best_step})
     save_model_folder(
-        bench.folder.path / "model",
+        folder.path / "model",
         adapter,
         report,
         model=config.recommender.model,
@@ -231,8 +129,29 @@ def _train(bench: Workbench, train_config: TrainConfig) -> None:
         prompt=config.prompt,
         config=train_config,
         dataset=bench.dataset.info.name,
-        command=bench.folder.command,
+        command=folder.command,
         quantization=config.recommender.quantization,
+    )
+
+
+def learn(bench: Workbench, config: TrainConfig) -> tuple[Path, TrainingReport]:
+    """Fine-tune the adapter, in every process that takes part; see `trsr.train.trainer.train`."""
+    from trsr.train.trainer import train
+
+    recommender, seed = bench.config.recommender, bench.config.seed
+    return train(
+        _epochs(bench, config),
+        training_groups(bench.splits.valid, bench.profiles, bench.builder),
+        model=recommender.model,
+        labels=bench.labels,
+        config=config,
+        checkpoints=bench.folder.path / "checkpoints",
+        seed=seed,
+        dtype=recommender.dtype,
+        device=recommender.device,
+        quantization=recommender.quantization,
+        sharing=recommender.sharing,
+        progress=sys.stderr.isatty() and distributed.is_main(),
     )
 
 
@@ -254,17 +173,65 @@ def _epochs(bench: Workbench, config: TrainConfig) -> EpochGroups:
     return EpochGroups(groups(0), groups if changes else None)
 
 
+def calibrate(bench: Workbench) -> Facts:
+    """Fit the calibration on the validation examples and save it in the model folder.
+
+    Returns:
+        What was fitted and why; nothing where no model was trained.
+
+    Raises:
+        RunMismatchError: the model folder cannot be read.
+        OutputError: the run folder cannot be written; finished parts of the scores are kept.
+    """
+    if bench.config.train is None:
+        return {}
+    examples, file = bench.splits.valid, bench.folder.path / VALID_SCORES
+    if not examples:
+        return {"calibration": "none: there are no validation examples"}
+    if not file.exists():
+        with bar("Calibrating") as shown:
+            # Here, since the model has just been made here: its server holds it later, if at all.
+            score_in_parts(bench, ("llm",), examples, file, shown, served=False)
+    scores = read_table(file)
+    fit = fit_calibration(
+        scores["margin"].to_numpy(),
+        scores["label"].to_numpy(),
+        scores["user_id"].to_list(),
+        seed=bench.config.seed,
+    )
+    chosen = fit.calibration
+    saved = None if chosen is None else chosen.to_json()
+    model = bench.folder.path / "model"
+    write_adapter_info(model, read_adapter_info(model).model_copy(update={"calibration": saved}))
+    bench.folder.write_json(
+        "calibration.json",
+        {
+            "calibration": saved,
+            "reason": fit.reason,
+            "cross_validated_log_loss": fit.log_loss,
+            "users": fit.n_users,
+            "positives": fit.n_positives,
+        },
+    )
+    facts: Facts = {"examples": len(examples), "calibration": f"none: {fit.reason}"}
+    if chosen is not None:
+        facts |= {"calibration": f"{chosen.kind}: {fit.reason}"}
+        facts |= {"a": round(chosen.a, 6), "b": round(chosen.b, 6)}
+    return facts
+
+
 def run_variants(bench: Workbench) -> Facts:
     """Fine-tune every variant and let it rank, each in a run folder of its own."""
     benches = variant_benches(bench)
     for name, variant in benches.items():
         run_stages(variant, "examples")
         check_questions(name, variant)
-        run_stages(variant, "rank", partial(_tell, bench.say, name))
+        run_stages(variant, "rank", partial(say_with, bench.say, name))
     return {"variants": len(benches)}
 
 
-def _tell(say: Callable[[str], None], name: str, line: str) -> None:
+def say_with(say: Callable[[str], None], name: str, line: str) -> None:
+    """Say a line about one of several runs."""
     say(f"{name}: {line}")
 
 
@@ -279,7 +246,6 @@ STAGES: dict[str, Callable[[Workbench], Facts]] = {
     "evaluate": evaluate_scores,
 }
 
-
 FILES = {
     "examples": ("examples/train.parquet", "examples/valid.parquet", "examples/test.parquet"),
     "summarize": ("profiles.parquet",),
@@ -288,7 +254,7 @@ FILES = {
     "rank": ("scores.parquet",),
     "evaluate": ("metrics.json",),
 }
-"""What a stage leaves that may be lost or damaged; what others change later is not among it."""
+"""Files of a stage that may be lost or damaged; files that later stages change are not among them."""
 
 
 def run_stages(
@@ -311,16 +277,11 @@ def run_stages(
 
 
 def _unfinished(bench: Workbench, until: str) -> list[str]:
-    """Return the stages up to and including `until` that are not done, in their order.
-
-    From one on whose files are gone, none is done.
-    """
-    done, names = bench.folder.stages(), list(STAGES)
+    """Return the stages up to and including `until` that are not done; none is done after a lost file."""
+    names, done = list(STAGES), set(bench.folder.stages())
     if gone := _gone(bench):
-        done = {name: facts for name, facts in done.items() if name in names[: names.index(gone[0])]}
-    wanted = names[: names.index(until) + 1]
-    ranked_without = {"calibrate"} if "rank" in done else set()  # ranked before there was such a stage
-    return [name for name in wanted if name not in done and name not in ranked_without]
+        done &= set(names[: names.index(gone[0])])
+    return [name for name in names[: names.index(until) + 1] if name not in done]
 
 
 def _gone(bench: Workbench) -> tuple[str, str] | None:
@@ -344,8 +305,8 @@ def run_stage(bench: Workbench, name: str) -> None:
     bench.say(f"{name}: {seconds:.0f} s" + "".join(f", {k} {v}" for k, v in facts.items()))
 
 
-def check_processes(config: RunConfig) -> None:
-    """Refuse a training that nobody can do, or that these processes cannot share.
+def check_processes(config: RunConfig) -> TrainConfig:
+    """Return the settings of a training that these processes can share.
 
     Raises:
         ConfigError: there is nothing to train, or a batch cannot be shared equally.
@@ -355,6 +316,7 @@ def check_processes(config: RunConfig) -> None:
             "train: found null, so there is nothing to train; give it settings or use `trsr run`."
         )
     config.train.passes_per_step(distributed.count())
+    return config.train
 
 
 def train_together(
@@ -364,9 +326,9 @@ def train_together(
 
     Args:
         out: Where the run folder is, or will be.
-        open_folder: Opens it; the others do so when the main process has finished what comes before the
+        open_folder: Opens it; the other processes do so when the main one has finished what comes before
             training.
-        say: Is told what is done, in the main process.
+        say: Receives a line for each finished stage, in the main process.
 
     Raises:
         OutputError: the machines do not share the run folder.
@@ -386,6 +348,7 @@ def train_together(
     if distributed.is_main():
         run_stages(bench, "calibrate", say)
     elif to_train:
-        learn(Workbench(open_folder()))
+        bench = Workbench(open_folder())
+        learn(bench, check_processes(bench.config))
     distributed.wait()
     distributed.leave()

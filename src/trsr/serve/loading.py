@@ -13,7 +13,6 @@ import polars as pl
 from trsr.data.dataset import Dataset
 from trsr.errors import DataError, RunMismatchError, TrsrError
 from trsr.experiment.config import FolderData, load_config
-from trsr.experiment.experiment import check_fields
 from trsr.experiment.preflight import check_context
 from trsr.llm import models
 from trsr.llm.cpu import apart
@@ -150,7 +149,7 @@ def open_for_serving(model_or_run: Path, data: Path | None = None) -> Serving:
     dataset = Dataset.open(folder)
     prompt = source.prompt
     check_context(source.recommender.model, prompt)
-    check_fields(dataset, prompt.fields)
+    dataset.check_fields(prompt.fields)
     tokenizer = HfTokenizer(models.hf_folder(source.recommender.model))
     template = load_ranking_template(prompt.template, dataset.info.domain)
     catalogue = Catalogue(dataset.catalogue(), dataset.info.text_fields)

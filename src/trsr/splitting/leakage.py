@@ -1,19 +1,17 @@
-"""Looks for leaks in examples and in what is learned for them: anything from a target's place on.
+"""The events that rankers may learn from, and checks that examples have seen nothing from their target on.
 
-Where a target stands is read from the dataset itself, not from the code that makes examples (`questions`) or
-chooses what to fit on (`fitting`), so that a mistake in those is found here. Profiles are checked by
-`pipeline.leakage`.
+The checks read the position of a target from the dataset itself, not from the code that makes examples.
+`experiment.leakage` checks what a run has made of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 import polars as pl
 
 from trsr.data.dataset import EVENTS, TIME, Dataset
-from trsr.errors import DataError, LeakageError
+from trsr.errors import DataError
 from trsr.splitting.examples import Splits
 from trsr.types import RankingExample
 
@@ -54,7 +52,7 @@ def _before_targets(dataset: Dataset, splits: Splits) -> pl.LazyFrame:
     if len(found) != held.select(pl.col("user_id").n_unique()).collect().item():
         raise DataError(
             f"A validation or test target is not among the events of {dataset.info.name!r}; the examples "
-            "were made from another dataset, make them anew."
+            "were made from another dataset, make them again."
         )
     return events.join(found.lazy(), on="user_id", how="left").filter(
         pl.col("cut").is_null() | (pl.col("position") < pl.col("cut"))
@@ -126,31 +124,8 @@ _ASKED = pl.Schema(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """How many rows were looked at, and what was found: a few words a leak."""
-
-    n: int
-    leaks: tuple[str, ...] = ()
-
-
-def all_or_error(found: Mapping[str, Checked]) -> dict[str, int]:
-    """Return how much was checked of each kind.
-
-    Raises:
-        LeakageError: a leak was found.
-    """
-    leaks = [leak for checked in found.values() for leak in checked.leaks]
-    if leaks:
-        raise LeakageError(
-            f"{len(leaks)} leaks were found, the first: {leaks[0]}; expected only what came before each"
-            " target, so no metric was written: make the run anew in another folder."
-        )
-    return {name: checked.n for name, checked in found.items()}
-
-
-def history_leaks(dataset: Dataset, splits: Splits) -> Checked:
-    """Look for history items that are not among the user's events strictly before the target.
+def history_leaks(dataset: Dataset, splits: Splits) -> list[str]:
+    """Describe history items that are not among the user's events strictly before the target.
 
     - `sampled`: before the position of the target's last occurrence, of several targets the first of these,
       and not later than the example's time.
@@ -182,79 +157,34 @@ def history_leaks(dataset: Dataset, splits: Splits) -> Checked:
         .sort("number", "item_id")
         .collect()
     )
-    return Checked(
-        len(examples),
-        tuple(
-            f"the history of the example {examples[number].example_id!r} has {item_id!r} from its target on"
-            for number, item_id in bad.iter_rows()
-        ),
-    )
+    return [
+        f"the history of the example {examples[number].example_id!r} has {item_id!r} from its target on"
+        for number, item_id in bad.iter_rows()
+    ]
 
 
-def split_leaks(splits: Splits) -> Checked:
-    """Look for training or validation examples that are not before, or not apart from, what they prepare for.
+def split_leaks(splits: Splits) -> list[str]:
+    """Describe training or validation examples that are not before, or not apart from, the later splits.
 
-    With a split in time every row is asked strictly before the first example of the later splits; else no
-    user is in two splits. Both keep the target of a held-out example out of the rows that models are
-    fine-tuned, tuned, calibrated or fused on.
+    With a split in time every example is strictly before the first one of the later splits; otherwise no user
+    is in two splits.
     """
     leaks = []
-    stages = (
+    for name, earlier, later in (
         ("training", splits.train, [*splits.valid, *splits.test]),
         ("validation", splits.valid, splits.test),
-    )
-    for name, earlier, later in stages:
+    ):
         times = [example.timestamp for example in later if example.timestamp is not None]
         if splits.valid_from is not None and times:
             start = min(times)
             bad = [e for e in earlier if e.timestamp is None or e.timestamp >= start]
-            what = "asked no earlier than what it prepares for"
+            what = "no earlier than what it prepares for"
         else:
             users = {example.user_id for example in later}
             bad = [e for e in earlier if e.user_id in users]
             what = "of a user who is held out"
         leaks += [f"the {name} example {example.example_id!r} is {what}" for example in bad]
-    return Checked(len(splits.train) + len(splits.valid), tuple(leaks))
-
-
-def fit_leaks(dataset: Dataset, splits: Splits, fitted: pl.DataFrame) -> Checked:
-    """Look for events that popularity and baselines learn from, and may not.
-
-    - `sampled`: an event of a validation or test user at or after the position of their target.
-    - `temporal`: an event at or after the first validation or test example.
-    - `impressions`: the same where there are times; an item that its user is asked about; an event of a
-      held-out user that is neither in the history logged with their first held-out impression nor a
-      training click of theirs.
-
-    Args:
-        dataset: Where the targets' places are read from.
-        splits: The examples.
-        fitted: What is learned from: user_id, item_id, position, timestamp.
-    """
-    held = [*splits.valid, *splits.test]
-    asked, rows = _asked(held), fitted.lazy()
-    times = [example.timestamp for example in held if example.timestamp is not None]
-    late = pl.lit(False)
-    if splits.valid_from is not None and times:
-        late = (pl.col("timestamp") >= min(times)).fill_null(False)
-    match splits.description.get("protocol"):
-        case "temporal":
-            parts = [rows.filter(late | pl.col("timestamp").is_null())]
-        case "impressions":
-            parts = [rows.filter(late), *_beyond_impressions(dataset, splits, asked, rows)]
-        case _:
-            cuts = _places(dataset, asked).group_by("user_id").agg(cut=pl.col("cut").min())
-            joined = rows.join(cuts, on="user_id")
-            parts = [joined.filter(pl.col("cut").is_null() | (pl.col("position") >= pl.col("cut")))]
-    bad = pl.concat(part.select("user_id", "item_id") for part in parts)
-    found = bad.unique().sort("user_id", "item_id").collect()
-    return Checked(
-        len(fitted),
-        tuple(
-            f"what rankers learn from holds the event ({user_id!r}, {item_id!r}) from a held-out target on"
-            for user_id, item_id in found.iter_rows()
-        ),
-    )
+    return leaks
 
 
 def _asked(examples: Sequence[RankingExample]) -> pl.LazyFrame:
@@ -297,20 +227,3 @@ def _logged(dataset: Dataset, asked: pl.LazyFrame) -> pl.LazyFrame:
     names = asked.select("number", "example_id", "user_id", "asked_at")
     rows = names.join(logged, on=["example_id", "user_id"]).explode("item_id")
     return rows.drop_nulls("item_id")
-
-
-def _beyond_impressions(
-    dataset: Dataset, splits: Splits, asked: pl.LazyFrame, rows: pl.LazyFrame
-) -> list[pl.LazyFrame]:
-    """Return events that were asked about, and those of held-out users from nowhere they may come from."""
-    targets = asked.select("user_id", item_id="targets").explode("item_id")
-    # Of the histories logged for a user the first one counts; without times nothing says which that is.
-    first = pl.col("asked_at").is_null() | (pl.col("asked_at") == pl.col("asked_at").min().over("user_id"))
-    logged = _logged(dataset, asked).filter(first).select("user_id", "item_id")
-    clicks = _asked(splits.train).select("user_id", item_id="targets").explode("item_id")
-    foreign = (
-        rows.join(asked.select("user_id").unique(), on="user_id", how="semi")
-        .join(logged, on=["user_id", "item_id"], how="anti")
-        .join(clicks, on=["user_id", "item_id"], how="anti")
-    )
-    return [rows.join(targets, on=["user_id", "item_id"], how="semi"), foreign]
