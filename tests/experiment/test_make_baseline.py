@@ -19,7 +19,7 @@ from trsr.data.dataset import Dataset
 from trsr.errors import ConfigError, DataError, MissingExtraError, ModelError
 from trsr.experiment import baselines
 from trsr.experiment.baselines import BaselineName, check_baselines, make_baseline
-from trsr.experiment.config import FUSIONS, RankerName, load_config
+from trsr.experiment.config import FUSIONS, BuiltInRanker, load_config
 from trsr.experiment.experiment import Workbench
 from trsr.experiment.ranking import make_ranker
 from trsr.experiment.run_folder import RunFolder
@@ -99,7 +99,7 @@ def test_a_baseline_repeats_itself_and_says_what_was_tried(bench: Workbench, nam
 
 
 def test_every_name_of_the_configuration_makes_a_ranker_of_that_name(bench: Workbench) -> None:
-    for name in set(get_args(RankerName)) - set(FUSIONS):  # which join scores that are there
+    for name in set(get_args(BuiltInRanker)) - set(FUSIONS):  # which join scores that are there
         assert make_ranker(bench, name).name == name
 
 

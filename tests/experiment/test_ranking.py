@@ -19,7 +19,7 @@ from trsr.experiment.ranking import make_ranker, rank_candidates
 from trsr.experiment.run_folder import RunFolder
 from trsr.recommend.prompt import load_ranking_template
 from trsr.recommend.ranker import SCORES, score_table
-from trsr.templating import parse_template
+from trsr.templating import Template
 
 
 @pytest.fixture
@@ -78,12 +78,7 @@ def test_the_size_of_parts_changes_no_score(
 
 def test_a_model_trained_on_another_template_is_refused(bench: Workbench) -> None:
     template = load_ranking_template("products", "products")
-    bench.__dict__["ranking_template"] = parse_template(
-        "products",
-        template.source + "\n",
-        sections=template.sections,
-        variables=template.variables,
-    )
+    bench.ranking_template = Template("products", template.source + "\n")
     with pytest.raises(RunMismatchError, match="template 'products', but is to be asked with"):
         make_ranker(bench, "llm")
     make_ranker(bench, "llm_zero_shot")
