@@ -26,20 +26,8 @@ def test_a_missing_column_says_what_was_sought_and_what_is_there() -> None:
 
 
 def test_text_fields_are_all_but_ids_and_addresses() -> None:
-    found = [
-        "item_id",
-        "title",
-        "tmdb_id",
-        "url",
-        "imageURL",
-        "movieId",
-        "title_entities",
-        "idea",
-        "brand",
-        "\x1frow",
-        "Unnamed: 0",
-        "column_3",
-    ]
+    found = ["item_id", "title", "tmdb_id", "url", "imageURL", "movieId", "title_entities", "idea", "brand"]
+    found += ["\x1frow", "Unnamed: 0", "column_3"]
     assert columns.guess_text_fields(found, "item_id") == ["title", "idea", "brand"]
     assert columns.guess_category_fields(["title", "brand", "Genres"]) == ["brand", "Genres"]
 

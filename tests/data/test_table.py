@@ -9,12 +9,14 @@ import pytest
 from importing import import_table
 
 from trsr.data import text_lines
+from trsr.data.dataset import Dataset
 from trsr.data.mind import NEWS
 from trsr.data.validate import validate_dataset
 from trsr.errors import DataError
 
 ITEMS = "item_id,title,brand,url\na,Lamp,Acme,http://x\nb,,NaN,\nc,Rug,,\n"
 EVENTS = "user_id,item_id,timestamp\nv,a,1700000300\nu,b,1700000200\nu,a,1700000100\nu,c,1700000200\n"
+UNTIMED = "user_id,item_id\nu,a\n"
 
 
 @pytest.fixture
@@ -27,12 +29,25 @@ def put(file: Path, content: str) -> Path:
     return file
 
 
-def test_one_event_a_row(tmp_path: Path, items: Path) -> None:
-    data = import_table(items, put(tmp_path / "events.csv", EVENTS), tmp_path / "out", domain="products")
-    assert [(h.user_id, h.item_ids) for h in data.histories()] == [("u", ("a", "b", "c")), ("v", ("a",))]
+def shop(folder: Path, items: str, events: str = UNTIMED, out: str = "out", **options: object) -> Dataset:
+    files = put(folder / "i.csv", items), put(folder / "e.csv", events)
+    return import_table(*files, folder / out, **options)
+
+
+def histories(data: Dataset) -> dict[str, tuple[str, ...]]:
+    return {h.user_id: h.item_ids for h in data.histories()}
+
+
+def fields(data: Dataset) -> dict[str, dict[str, str]]:
+    return {item_id: dict(item.fields) for item_id, item in data.catalogue().items()}
+
+
+def test_one_event_per_row_is_read(tmp_path: Path) -> None:
+    data = shop(tmp_path, ITEMS, EVENTS, domain="products")
+    assert list(histories(data).items()) == [("u", ("a", "b", "c")), ("v", ("a",))]
     assert (data.info.name, data.info.domain) == ("out", "products")
     assert (data.info.text_fields, data.info.category_fields) == (["title", "brand"], ["brand"])
-    assert dict(data.catalogue()["b"].fields) == {}
+    assert fields(data)["b"] == {}
     assert data.info.counts["items_without_text"] == 1
     assert list(validate_dataset(data.path)) == []
 
@@ -41,8 +56,8 @@ def test_one_event_a_row(tmp_path: Path, items: Path) -> None:
 def test_every_format_gives_the_same_dataset(tmp_path: Path, suffix: str) -> None:
     items = pl.DataFrame({"id": [1, 2], "title": ["Lamp", None], "tags": ["x", "y"]})
     events = pl.DataFrame({"userId": [7, 7], "id": [2, 1], "time": [1700000200, 1700000100]})
-    for name, frame in (("items", items), ("events", events)):
-        file = tmp_path / f"{name}{suffix}"
+    files = [tmp_path / f"{name}{suffix}" for name in ("items", "events")]
+    for file, frame in zip(files, (items, events), strict=True):
         match suffix:
             case ".parquet":
                 frame.write_parquet(file)
@@ -50,16 +65,13 @@ def test_every_format_gives_the_same_dataset(tmp_path: Path, suffix: str) -> Non
                 frame.write_ndjson(file)
             case _:
                 frame.write_csv(file, separator="," if suffix == ".csv" else "\t")
-    data = import_table(tmp_path / f"items{suffix}", tmp_path / f"events{suffix}", tmp_path / "out")
-    assert [(h.user_id, h.item_ids) for h in data.histories()] == [("7", ("1", "2"))]
-    assert {i: dict(item.fields) for i, item in data.catalogue().items()} == {
-        "1": {"title": "Lamp", "tags": "x"},
-        "2": {"tags": "y"},
-    }
+    data = import_table(files[0], files[1], tmp_path / "out")
+    assert histories(data) == {"7": ("1", "2")}
+    assert fields(data) == {"1": {"title": "Lamp", "tags": "x"}, "2": {"tags": "y"}}
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_one_user_a_row_with_lists(tmp_path: Path, items: Path, suffix: str) -> None:
+def test_one_user_per_row_with_lists_is_read(tmp_path: Path, items: Path, suffix: str) -> None:
     rows = [
         {"user_id": "u", "items": ["a", "b", "c"], "timestamps": [1700000300, 1700000100, 1700000300]},
         {"user_id": "v", "items": ["c", "a"], "timestamps": None},
@@ -68,13 +80,11 @@ def test_one_user_a_row_with_lists(tmp_path: Path, items: Path, suffix: str) -> 
         {"user_id": "y", "items": ["z"], "timestamps": [1700000005]},
     ]
     file = tmp_path / f"events{suffix}"
-    frame = pl.DataFrame(
-        rows, schema={"user_id": pl.String, "items": pl.List(pl.String), "timestamps": pl.List(pl.Int64)}
-    )
-    frame.write_parquet(file) if suffix == ".parquet" else file.write_text(
-        "\n".join(json.dumps(r) for r in rows)
-    )
-    data = import_table(items, file, tmp_path / "out", max_rejects=1, keep_untimed=True)
+    if suffix == ".jsonl":
+        put(file, "".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        pl.DataFrame(rows).write_parquet(file)
+    data = import_table(items, file, tmp_path / "out", keep_untimed=True, max_rejects=1)
     assert [(h.user_id, h.item_ids, h.timestamps is None) for h in data.histories()] == [
         ("u", ("b", "a", "c"), False),
         ("v", ("c", "a"), True),
@@ -86,112 +96,92 @@ def test_one_user_a_row_with_lists(tmp_path: Path, items: Path, suffix: str) -> 
     ]
 
 
-def test_lists_without_any_time_and_rows_with_a_list_beside_the_item(tmp_path: Path, items: Path) -> None:
+def test_lists_without_any_time_and_rows_with_a_list_beside_the_item_are_read(
+    tmp_path: Path, items: Path
+) -> None:
     schema = {"user_id": pl.String(), "items": pl.List(pl.String), "timestamps": pl.List(pl.Int64)}
     pl.DataFrame([("u", ["b", "a"], None)], schema=schema, orient="row").write_parquet(tmp_path / "e.parquet")
     data = import_table(items, tmp_path / "e.parquet", tmp_path / "lists")
     assert [(h.item_ids, h.timestamps) for h in data.histories()] == [(("b", "a"), None)]
-    events = put(tmp_path / "e.csv", "user_id,item_id,history\nu,c,a b\n")
-    assert [h.item_ids for h in import_table(items, events, tmp_path / "rows").histories()] == [("c",)]
+    assert histories(shop(tmp_path, ITEMS, "user_id,item_id,history\nu,c,a b\n")) == {"u": ("c",)}
 
 
-def test_lists_in_text_columns_and_named_columns(tmp_path: Path, items: Path) -> None:
+def test_lists_in_text_columns_and_named_columns_are_read(tmp_path: Path, items: Path) -> None:
     events = put(tmp_path / "events.tsv", "u\ta b\n")
-    data = import_table(
-        items, events, tmp_path / "out", events_columns=["who", "what"], user_id="who", item_list="what"
-    )
-    assert [(h.user_id, h.item_ids) for h in data.histories()] == [("u", ("a", "b"))]
+    options = {"events_columns": ["who", "what"], "user_id": "who", "item_list": "what"}
+    assert histories(import_table(items, events, tmp_path / "out", **options)) == {"u": ("a", "b")}
 
 
-def test_named_fields_decide_what_is_text(tmp_path: Path, items: Path) -> None:
-    events = put(tmp_path / "events.csv", EVENTS)
-    data = import_table(
-        items, events, tmp_path / "out", text_fields=["brand", "title"], category_fields=["title"]
-    )
-    assert (data.info.text_fields, data.info.category_fields) == (["brand", "title"], ["title"])
+def test_list_cells_are_read_whole_or_refused(tmp_path: Path) -> None:
+    rows = ['u1,"[""red shoe"", ""shoe""]"', "u2,\"['red' 'shoe']\"", 'u3,"[""red"", ""shoe"']
+    events = "\n".join(["user_id,items", *rows, "u4,red shoe|red\n"])
+    data = shop(tmp_path, "item_id,title\nred shoe,A\nshoe,B\nred,C\n", events, max_rejects=1)
+    assert histories(data) == {
+        "u1": ("red shoe", "shoe"),
+        "u2": ("red", "shoe"),
+        "u4": ("red shoe", "red"),
+    }
+    refused = data.rejects().collect().select("row", "reason", "raw").rows()
+    assert refused == [(4, "the list of items cannot be read", rows[2])]
+
+
+def test_named_fields_decide_what_is_text(tmp_path: Path) -> None:
+    options = {"text_fields": ["brand", "title"], "category_fields": ["title"]}
+    info = shop(tmp_path, ITEMS, EVENTS, **options).info
+    assert (info.text_fields, info.category_fields) == (["brand", "title"], ["title"])
 
 
 @pytest.mark.parametrize(
     ("items", "events", "options", "words"),
     [
-        ("name\nx\n", EVENTS, {}, "items.csv has no column for the item id"),
-        (ITEMS, "who,item_id\nu,a\n", {}, "events.csv has no column for the user id"),
-        (ITEMS, "user_id,what\nu,a\n", {}, "events.csv has no column for the item id or list of items"),
-        (ITEMS, EVENTS, {"text_fields": ["body"]}, "items.csv has no column for the text field body"),
-        (ITEMS, EVENTS, {"text_fields": []}, "items.csv: no text field was named"),
+        ("name\nx\n", EVENTS, {}, "i.csv has no column for the item id"),
+        (ITEMS, "who,item_id\nu,a\n", {}, r"e.csv has no column for the user id.*with --user-id\.$"),
+        (ITEMS, EVENTS, {"user_id": "who"}, r"found .*; name one with --user-id\.$"),
+        (
+            *(ITEMS, "user_id,what\nu,a\n", {}),
+            r"e.csv has no column for the item id or list of items.*--event-item-id or --item-list\.$",
+        ),
+        (ITEMS, EVENTS, {"item_id": "what"}, r"found .*; name one with --item-id\.$"),
+        (ITEMS, EVENTS, {"text_fields": ["body"]}, "i.csv has no column for the text field body"),
+        (ITEMS, EVENTS, {"text_fields": []}, "i.csv: no text field was named"),
         (ITEMS, EVENTS, {"text_fields": ["title", "title"]}, "text field 'title' was named twice"),
         (ITEMS, EVENTS, {"text_fields": ["item_id"]}, "ids are never text"),
         (ITEMS, EVENTS, {"category_fields": ["url"]}, "category field 'url' is none of the text fields"),
-        (ITEMS, EVENTS, {"timestamp": "when"}, "events.csv has no column for the time"),
-        (ITEMS, EVENTS, {"item_list": "list"}, "events.csv has no column for the list of items"),
+        (ITEMS, EVENTS, {"timestamp": "when"}, r"e.csv has no column for the time.*with --timestamp\.$"),
+        (ITEMS, EVENTS, {"item_list": "list"}, "e.csv has no column for the list of items"),
         ("item_id\na\n", EVENTS, {}, "no column that looks like text"),
-        ("", EVENTS, {}, "items.csv is empty"),
-        (ITEMS, "", {}, "events.csv is empty"),
-        (
-            "item_id,title\n,x\n",
-            EVENTS,
-            {},
-            r"No item could be read \(5 rows .*4 for 'events.csv: unknown it",
-        ),
-        ("item_id,title\n", EVENTS, {}, "items.csv has no row below its header"),
-        (ITEMS, "user_id,item_id\n", {}, "events.csv has no row below its header"),
-        (ITEMS, "user_id,item_id\nu,z\n", {}, "1 for 'events.csv: unknown item'"),
+        ("", EVENTS, {}, "i.csv is empty"),
+        (ITEMS, "", {}, "e.csv is empty"),
+        ("item_id,title\n,x\n", EVENTS, {}, r"No item could be read \(5 rows .*4 for 'e.csv: unknown it"),
+        ("item_id,title\n", EVENTS, {}, "i.csv has no row below its header"),
+        (ITEMS, "user_id,item_id\n", {}, "e.csv has no row below its header"),
+        (ITEMS, "user_id,item_id\nu,z\n", {}, "1 for 'e.csv: unknown item'"),
     ],
 )
 def test_tables_that_cannot_be_used_are_one_sentence(
     tmp_path: Path, items: str, events: str, options: dict[str, object], words: str
 ) -> None:
-    files = put(tmp_path / "items.csv", items), put(tmp_path / "events.csv", events)
     with pytest.raises(DataError, match=words):
-        import_table(*files, tmp_path / "out", **options)  # type: ignore[arg-type]
+        shop(tmp_path, items, events, **options)
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("events", "options", "option"),
-    [
-        ("who,item_id\n", {}, "--user-id"),
-        (EVENTS, {"user_id": "who"}, "--user-id"),
-        ("user_id,what\n", {}, "--event-item-id or --item-list"),
-        (EVENTS, {"item_id": "what"}, "--item-id"),
-        (EVENTS, {"timestamp": "when"}, "--timestamp"),
-    ],
-)
-def test_a_missing_column_says_by_which_option_to_name_it(
-    tmp_path: Path, items: Path, events: str, options: dict[str, str], option: str
-) -> None:
-    file = put(tmp_path / "events.csv", events + "u,a\n")
-    with pytest.raises(DataError, match=rf"found .*; name one with {option}\.$"):
-        import_table(items, file, tmp_path / "out", **options)
-
-
 def test_a_text_field_may_have_any_name(tmp_path: Path) -> None:
-    items = put(tmp_path / "items.csv", "item_id,hash,first_hash\na,Lamp,x\na,Lamp,x\na,Rug,x\n")
-    events = put(tmp_path / "events.csv", "user_id,item_id\nu,a\n")
-    data = import_table(items, events, tmp_path / "out")
-    assert dict(data.catalogue()["a"].fields) == {"hash": "Lamp", "first_hash": "x"}
+    data = shop(tmp_path, "item_id,hash,first_hash\na,Lamp,x\na,Lamp,x\na,Rug,x\n")
+    assert fields(data) == {"a": {"hash": "Lamp", "first_hash": "x"}}
     assert (data.info.counts["repeated_items"], data.info.counts["rejects"]) == (1, 1)
 
 
 def test_nothing_is_lost_between_bad_rows(tmp_path: Path) -> None:
-    items = (
-        b'item_id,title\na,"open\nb,caf\xff\nc,'
-        + b"x" * 2**20
-        + b'\nd,"two\nlines"\na,late\nd,other\n,none\ne,\n'
-    )
-    events = (
-        b"user_id,item_id,timestamp\nu,c,2025-01-02\nu,c,x\nu,\xff,2025-01-01\nu,d,2025-01-01\n"
-        b"u,zz,2025-01-01\n,c,2025-01-01\nu,nan,2025-01-01\nu,c\nu,e,\n"
-    )
+    items = b'item_id,title\na,"open\nb,caf\xff\nc,' + b"x" * 2**20
+    items += b'\nd,"two\nlines"\na,late\nd,other\n,none\ne,\n'
+    events = b"user_id,item_id,timestamp\nu,c,2025-01-02\nu,c,x\nu,\xff,2025-01-01\nu,d,2025-01-01\n"
+    events += b"u,zz,2025-01-01\n,c,2025-01-01\nu,nan,2025-01-01\nu,c\nu,e,\n"
     (tmp_path / "items.csv").write_bytes(items)
     (tmp_path / "events.csv").write_bytes(events)
     data = import_table(tmp_path / "items.csv", tmp_path / "events.csv", tmp_path / "out", max_rejects=1)
-    assert {i: len(item.fields.get("title", "")) for i, item in data.catalogue().items()} == {
-        "c": 2**20,
-        "d": 9,
-        "a": 4,
-        "e": 0,
-    }
+    lengths = {item_id: len(texts.get("title", "")) for item_id, texts in fields(data).items()}
+    assert lengths == {"c": 2**20, "d": 9, "a": 4, "e": 0}
     assert data.rejects().collect().select("file", "row", "reason").sort("file", "row").rows() == [
         ("events.csv", 3, "time cannot be read"),
         ("events.csv", 4, "not UTF-8"),
@@ -205,15 +195,13 @@ def test_nothing_is_lost_between_bad_rows(tmp_path: Path) -> None:
         ("items.csv", 8, "item id seen before with another text"),
         ("items.csv", 9, "no item id"),
     ]
-    assert [h.item_ids for h in data.histories()] == [("d", "c")]
+    assert histories(data) == {"u": ("d", "c")}
 
 
-def test_batches_change_nothing(tmp_path: Path, items: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    events = put(tmp_path / "events.csv", EVENTS)
-    whole = import_table(items, events, tmp_path / "whole")
+def test_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = shop(tmp_path, ITEMS, EVENTS, "whole")
     monkeypatch.setattr(text_lines, "BATCH_BYTES", 8)
-    monkeypatch.setattr("trsr.data.ingest.RANGE_ROWS", 1)
-    pieces = import_table(items, events, tmp_path / "pieces")
+    pieces = shop(tmp_path, ITEMS, EVENTS, "pieces")
     assert whole.events().collect().equals(pieces.events().collect())
     assert whole.info.counts == pieces.info.counts
 
@@ -223,12 +211,10 @@ def test_batches_change_nothing(tmp_path: Path, items: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("items", "events", "columns", "expected"),
     [
-        ("mind_small/news.tsv", "mind_small/click_histories_with_text.jsonl", NEWS, (5618, 4492, 86565)),
-        ("amazon_office/items.jsonl", "amazon_office/sequences.jsonl", None, (2420, 4905, 53258)),
+        ("mind_small/news.tsv", "mind_small/click_histories_with_text", NEWS, (5618, 4492, 86565)),
+        ("amazon_office/items.jsonl", "amazon_office/sequences", None, (2420, 4905, 53258)),
         (
-            "movielens_overviews/items.jsonl",
-            "movielens_overviews/sequences_with_overview.jsonl",
-            None,
+            *("movielens_overviews/items.jsonl", "movielens_overviews/sequences_with_overview", None),
             (9742, 610, 94022),
         ),
     ],
@@ -237,88 +223,57 @@ def test_the_real_sets_have_the_counts_they_are_known_for(
     tmp_path: Path, items: str, events: str, columns: tuple[str, ...] | None, expected: tuple[int, int, int]
 ) -> None:
     real = Path(os.environ["TRSR_REAL_DATA"])
-    data = import_table(real / items, real / events, tmp_path / "out", items_columns=columns)
+    data = import_table(real / items, real / f"{events}.jsonl", tmp_path / "out", items_columns=columns)
     counts = data.info.counts
-    assert (counts["items"], counts["users"], counts["events"]) == expected
-    assert counts["rejects"] == 0
-    with (real / events).open() as lines:
+    assert (counts["items"], counts["users"], counts["events"], counts["rejects"]) == (*expected, 0)
+    with (real / f"{events}.jsonl").open() as lines:
         rows = [json.loads(line) for line in lines]
-    found = {h.user_id: sorted(h.item_ids) for h in data.histories()}
+    found = {user: sorted(items) for user, items in histories(data).items()}
     assert found == {row["user_id"]: sorted(row["items"]) for row in rows}
     assert list(validate_dataset(data.path)) == []
 
 
-def test_an_event_sent_twice_is_one_event_and_counted(tmp_path: Path, items: Path) -> None:
+def test_an_event_sent_twice_is_one_event_and_counted(tmp_path: Path) -> None:
     t = "2019-11-12 12:00:01"
     rows = f"u,a,{t}\nu,b,{t}\nu,a,{t}\nu,a,2019-11-12 12:00:02\nv,a,{t}\nu,a,2019-11-12T12:00:01Z\n"
-    events = put(tmp_path / "events.csv", "user_id,item_id,timestamp\n" + rows)
-    data = import_table(items, events, tmp_path / "out")
-    assert [(h.user_id, h.item_ids) for h in data.histories()] == [("u", ("a", "b", "a")), ("v", ("a",))]
+    data = shop(tmp_path, ITEMS, f"user_id,item_id,timestamp\n{rows}")
+    assert histories(data) == {"u": ("a", "b", "a"), "v": ("a",)}
     assert data.info.counts["repeated_events"] == 2
-    untimed = put(tmp_path / "untimed.csv", "user_id,item_id\nu,a\nu,b\nu,a\n")
-    assert [h.item_ids for h in import_table(items, untimed, tmp_path / "o2").histories()] == [
-        ("a", "b", "a")
-    ]
+    assert histories(shop(tmp_path, ITEMS, UNTIMED + "u,b\nu,a\n", "untimed")) == {"u": ("a", "b", "a")}
 
 
 def test_ids_join_whatever_type_a_file_gives_them(tmp_path: Path) -> None:
-    pl.DataFrame({"item_id": [1.0, 2.0, None], "title": ["A", "B", "C"]}).write_parquet(
-        tmp_path / "i.parquet"
-    )
+    items = pl.DataFrame({"item_id": [1.0, 2.0, None], "title": ["A", "B", "C"]})
+    items.write_parquet(tmp_path / "i.parquet")
     events = put(tmp_path / "e.csv", "user_id,item_id\n7.0,1\n7, 2.0 \n007,1\nu,01\n")
     data = import_table(tmp_path / "i.parquet", events, tmp_path / "out", max_rejects=1)
-    assert [(h.user_id, h.item_ids) for h in data.histories()] == [("007", ("1",)), ("7", ("1", "2"))]
+    assert histories(data) == {"007": ("1",), "7": ("1", "2")}
     assert data.info.counts["ids_written_as_floats"] == 2
     assert data.rejects_by_reason() == {"i.parquet: no item id": 1, "e.csv: unknown item": 1}
-
-
-def test_list_cells_are_read_whole_or_refused(tmp_path: Path) -> None:
-    items = put(tmp_path / "i.csv", "item_id,title\nred shoe,A\nshoe,B\nred,C\n")
-    rows = [
-        'u1,"[""red shoe"", ""shoe""]"',
-        "u2,\"['red' 'shoe']\"",
-        'u3,"[""red"", ""shoe"',
-        "u4,red shoe|red",
-    ]
-    events = put(tmp_path / "e.csv", "user_id,items\n" + "\n".join(rows) + "\n")
-    data = import_table(items, events, tmp_path / "out", max_rejects=1)
-    assert [(h.user_id, h.item_ids) for h in data.histories()] == [
-        ("u1", ("red shoe", "shoe")),
-        ("u2", ("red", "shoe")),
-        ("u4", ("red shoe", "red")),
-    ]
-    assert data.rejects().collect().select("row", "reason", "raw").rows() == [
-        (4, "the list of items cannot be read", rows[2])
-    ]
 
 
 @pytest.mark.parametrize(
     "name", ["__row__", "__raw__", "__hash__", "__first_hash__", "\x1frow", "*", "^.*$", ""]
 )
 def test_no_column_name_meets_an_internal_one(tmp_path: Path, name: str) -> None:
-    items = put(
-        tmp_path / "i.csv", f"item_id,title,{name},other\na,Lamp,mine,x\na,Lamp,mine,x\nb,Rug,yours,\n"
-    )
-    data = import_table(items, put(tmp_path / "e.csv", f"user_id,item_id,{name}\nu,a,9\n"), tmp_path / "out")
-    assert [h.item_ids for h in data.histories()] == [("a",)]
+    items = f"item_id,title,{name},other\na,Lamp,mine,x\na,Lamp,mine,x\nb,Rug,yours,\n"
+    data = shop(tmp_path, items, f"user_id,item_id,{name}\nu,a,9\n")
+    assert histories(data) == {"u": ("a",)}
     assert data.info.counts["repeated_items"] == 1
-    fields = dict(data.catalogue()["b"].fields)
-    assert fields.pop("title") == "Rug"
-    assert list(fields.values()) == ([] if name in {"", "*"} else ["yours"])
-    pl.DataFrame({"item_id": ["a"], "title": ["Lamp"], name or "x": ["mine"]}).write_parquet(
-        tmp_path / "i.parquet"
-    )
+    texts = fields(data)["b"]
+    assert texts.pop("title") == "Rug"
+    assert list(texts.values()) == ([] if name in {"", "*"} else ["yours"])
+    table = pl.DataFrame({"item_id": ["a"], "title": ["Lamp"], name or "x": ["mine"]})
+    table.write_parquet(tmp_path / "i.parquet")
     assert import_table(tmp_path / "i.parquet", tmp_path / "e.csv", tmp_path / "p").info.counts["events"] == 1
 
 
 def test_what_exporters_leave_in_a_file_is_no_row(tmp_path: Path) -> None:
-    text = ",item_id,title,,\n0,a,Lamp,,\n1,b,Rug\n,item_id,title,,\n\n2,c,Cup,,,\n3,d,Pen,,,junk\n"
-    items = put(tmp_path / "i.csv", text)
-    events = put(tmp_path / "e.csv", "user_id,item_id\nu,a\n\ufeffuser_id,item_id\nu,c\n")
-    data = import_table(items, events, tmp_path / "out", max_rejects=1)
-    assert data.info.text_fields == ["title"]
-    assert list(data.catalogue()) == ["a", "b", "c"]
-    assert [h.item_ids for h in data.histories()] == [("a", "c")]
+    items = ",item_id,title,,\n0,a,Lamp,,\n1,b,Rug\n,item_id,title,,\n\n2,c,Cup,,,\n3,d,Pen,,,junk\n"
+    events = "user_id,item_id\nu,a\n\ufeffuser_id,item_id\nu,c\n"
+    data = shop(tmp_path, items, events, max_rejects=1)
+    assert fields(data) == {"a": {"title": "Lamp"}, "b": {"title": "Rug"}, "c": {"title": "Cup"}}
+    assert histories(data) == {"u": ("a", "c")}
     assert data.rejects().collect().select("file", "row", "reason").sort("file", "row").rows() == [
         ("e.csv", 3, "the header line again"),
         ("i.csv", 4, "the header line again"),
@@ -327,12 +282,9 @@ def test_what_exporters_leave_in_a_file_is_no_row(tmp_path: Path) -> None:
 
 
 def test_texts_that_are_changed_or_doubtful_are_counted(tmp_path: Path) -> None:
-    items = put(
-        tmp_path / "i.csv",
-        "item_id,title,genres\na,AT&amp;T,\"['Drama', 'War']\"\nb,None,<NA>\nc,Null,[]\nd,R&D;,n/a\n",
-    )
-    data = import_table(items, put(tmp_path / "e.csv", "user_id,item_id\nu,a\n"), tmp_path / "out")
-    assert {i: dict(item.fields) for i, item in data.catalogue().items()} == {
+    rows = "a,AT&amp;T,\"['Drama', 'War']\"\nb,None,<NA>\nc,Null,[]\nd,R&D;,n/a\n"
+    data = shop(tmp_path, f"item_id,title,genres\n{rows}")
+    assert fields(data) == {
         "a": {"title": "AT&amp;T", "genres": "Drama|War"},
         "b": {},
         "c": {"title": "Null"},
@@ -343,41 +295,26 @@ def test_texts_that_are_changed_or_doubtful_are_counted(tmp_path: Path) -> None:
     assert counts["texts_with_html_entities"] == 1
 
 
-def test_internal_columns_are_never_taken_for_times(tmp_path: Path, items: Path) -> None:
-    events = put(tmp_path / "e.csv", "user_id,item_id,seen\n2019-11-12,a,2019-11-12\n")
-    info = import_table(items, events, tmp_path / "out").info
+def test_internal_columns_are_never_taken_for_times(tmp_path: Path) -> None:
+    info = shop(tmp_path, ITEMS, "user_id,item_id,seen\n2019-11-12,a,2019-11-12\n").info
     assert info.times is not None
     assert info.times.looks_like_time == ["seen"] or info.times.column == "seen"
 
 
 def test_a_number_of_the_row_is_not_taken_for_the_item(tmp_path: Path) -> None:
-    items, events = tmp_path / "items.csv", tmp_path / "events.csv"
-    items.write_text("id,title\n1,Lamp\n2,Chair\n")
-    events.write_text("id,user_id,article_id,clicked_at\n1,u,2,2025-01-02\n2,u,1,2025-01-01\n")
+    events = "id,user_id,article_id,clicked_at\n1,u,2,2025-01-02\n2,u,1,2025-01-01\n"
     with pytest.raises(DataError, match="no column for the item id"):
-        import_table(items, events, tmp_path / "data")
-    data = import_table(items, events, tmp_path / "data", event_item_id="article_id")
-    assert data.events().collect()["item_id"].to_list() == ["1", "2"]
-
-
-def test_dates_beside_times_of_day_are_not_read_without_them(tmp_path: Path) -> None:
-    items, events = tmp_path / "items.csv", tmp_path / "events.csv"
-    items.write_text("id,title\n1,Lamp\n2,Chair\n")
-    events.write_text("user_id;item_id;Datum;Uhrzeit\nu;1;15.05.2025;10:00\nu;2;15.05.2025;9:00\n")
-    with pytest.raises(DataError, match="--timestamp Datum,Uhrzeit"):
-        import_table(items, events, tmp_path / "data")
-    data = import_table(items, events, tmp_path / "data", timestamp="Datum,Uhrzeit")
-    assert data.events().collect()["item_id"].to_list() == ["2", "1"]
-    import_table(items, events, tmp_path / "day", timestamp="Datum")
+        shop(tmp_path, "id,title\n1,Lamp\n2,Chair\n", events)
+    data = shop(tmp_path, "id,title\n1,Lamp\n2,Chair\n", events, event_item_id="article_id")
+    assert histories(data) == {"u": ("1", "2")}
 
 
 def test_values_that_mongodb_wrote_with_their_type_are_read_without_it(tmp_path: Path) -> None:
-    items, events = tmp_path / "items.csv", tmp_path / "events.jsonl"
-    items.write_text("id,title\n65a0,Lamp\n65a1,Chair\n")
-    events.write_text(
-        '{"user": {"$numberLong": "7"}, "item": {"$oid": "65a1"}, '
-        '"createdAt": {"$date": {"$numberLong": "1735689600000"}}}\n'
-        '{"user": 7, "item": {"$oid": "65a0"}, "createdAt": {"$date": "2024-12-31T10:00:00Z"}}\n'
-    )
-    data = import_table(items, events, tmp_path / "data")
-    assert data.events().collect().select("user_id", "item_id").rows() == [("7", "65a0"), ("7", "65a1")]
+    items = put(tmp_path / "items.csv", "id,title\n65a0,Lamp\n65a1,Chair\n")
+    late = {"$date": {"$numberLong": "1735689600000"}}
+    rows = [
+        {"user": {"$numberLong": "7"}, "item": {"$oid": "65a1"}, "createdAt": late},
+        {"user": 7, "item": {"$oid": "65a0"}, "createdAt": {"$date": "2024-12-31T10:00:00Z"}},
+    ]
+    events = put(tmp_path / "e.jsonl", "\n".join(map(json.dumps, rows)))
+    assert histories(import_table(items, events, tmp_path / "data")) == {"7": ("65a0", "65a1")}
