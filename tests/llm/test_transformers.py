@@ -1,9 +1,11 @@
-"""Models and tokenizers are loaded with one sentence for every mistake."""
+"""Models and tokenizers are loaded exactly, or refused in one sentence."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Never
 
@@ -12,18 +14,21 @@ import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
+from tiny_models import random_model
+from transformers import AutoModelForCausalLM
 
-from trsr.errors import ModelError
+from trsr.errors import MissingExtraError, ModelError, RunMismatchError
 from trsr.experiment.preflight import label_tokens
 from trsr.llm import models
+from trsr.llm import transformers as loading
 from trsr.llm.answers import Thinking
-from trsr.llm.base import GenerationParams, Prompt
+from trsr.llm.base import GenerationParams
 from trsr.llm.context import read_config
 from trsr.llm.engines import TransformersEngine
 from trsr.llm.generation import TransformersGenerator
 from trsr.llm.opening import engine_model_id, open_generator, token_counter
 from trsr.llm.transformers import HfTokenizer, load_causal_lm, resolve_device, resolve_dtype
-from trsr.recommend.model_folder import quiet_peft
+from trsr.recommend.model_folder import AdapterInfo, check_adapter, quiet_peft
 from trsr.recommend.prompt import PromptBuilder, PromptConfig, load_ranking_template
 from trsr.testing.contracts import ask
 from trsr.train.config import LoraConfig
@@ -31,28 +36,20 @@ from trsr.train.dataset import training_groups
 from trsr.train.lora import lora_targets
 from trsr.types import RankingExample
 
-
-def test_the_tokenizer_adds_nothing_and_reads_back(tiny_model: Path) -> None:
-    tokenizer = HfTokenizer(tiny_model)
-    text = "yes\n<|im_end|> Grüße, no"
-    assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert len(tokenizer.encode("<|im_end|>")) == 1
-    assert len(tokenizer.encode("yes")) == 1
-
-
-def test_a_model_without_chat_format_gets_plain_paragraphs(tiny_model: Path, tmp_path: Path) -> None:
-    shutil.copytree(tiny_model, tmp_path / "plain")
-    (tmp_path / "plain" / "chat_template.jinja").unlink()
-    text = HfTokenizer(tmp_path / "plain").render_chat(ask("Seeds?", prefill="Yes,"))
-    assert text == "You answer in one sentence.\n\nSeeds?\n\nYes,"
+GPU = torch.device("cuda", 0)
 
 
 @pytest.fixture
-def base_model(tiny_model: Path, tmp_path: Path) -> Path:
+def copy(tiny_model: Path, tmp_path: Path) -> Path:
+    """A model folder that a test may change."""
+    return Path(shutil.copytree(tiny_model, tmp_path / "copy"))
+
+
+@pytest.fixture
+def base_model(copy: Path) -> Path:
     """A tiny model without chat template, whose tokenizer adds a BOS as Llama's and Gemma's do."""
-    shutil.copytree(tiny_model, tmp_path / "base")
-    (tmp_path / "base" / "chat_template.jinja").unlink()
-    file = tmp_path / "base" / "tokenizer.json"
+    (copy / "chat_template.jinja").unlink()
+    file = copy / "tokenizer.json"
     tokens = json.loads(file.read_text())
     bos = {"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}
     tokens["post_processor"] = {
@@ -62,11 +59,27 @@ def base_model(tiny_model: Path, tmp_path: Path) -> Path:
         "special_tokens": {"<|im_start|>": {"id": "<|im_start|>", "ids": [0], "tokens": ["<|im_start|>"]}},
     }
     file.write_text(json.dumps(tokens))
-    return tmp_path / "base"
+    return copy
 
 
-def test_a_base_model_reads_one_bos_in_summaries_training_and_ranking(base_model: Path) -> None:
+def configure(folder: Path, **settings: Any) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+
+def test_tokenizer_adds_nothing_and_reads_back(tiny_model: Path) -> None:
+    tokenizer = HfTokenizer(tiny_model)
+    text = "yes\n<|im_end|> Grüße, no"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert [len(tokenizer.encode(one)) for one in ("<|im_end|>", "yes")] == [1, 1]
+
+
+def test_base_model_reads_plain_paragraphs_with_one_bos_in_summaries_training_and_ranking(
+    base_model: Path,
+) -> None:
     tokenizer = HfTokenizer(base_model)
+    prompt = ask("Seeds?", prefill="Yes,")
+    assert tokenizer.render_chat(prompt).startswith("You answer in one sentence.\n\nSeeds?\n\n")
     (bos,) = tokenizer.leading_ids
     assert tokenizer.hf("Seeds")["input_ids"] == tokenizer.encode_prompt("Seeds")
     template = load_ranking_template("generic", "any")
@@ -74,15 +87,16 @@ def test_a_base_model_reads_one_bos_in_summaries_training_and_ranking(base_model
     example = RankingExample("e", "u", ("a", "b"), ("c", "d"), (0, 1))
     (group,) = (one.group for one in training_groups([example], {"e": "Likes seeds."}, builder))
     assert group == builder.build(("a", "b"), "Likes seeds.", ("c", "d")).group
-    text = TransformersGenerator(str(base_model), device="cpu")._text_of(0, ask("Seeds?"))
+    text = TransformersGenerator(str(base_model), device="cpu")._text_of(0, prompt)
     for ids in (text.prompt, [*group.prefix, *group.suffixes[0]]):
         assert (ids[0], ids.count(bos)) == (bos, 1)
-    assert count_prompt(base_model, ask("Seeds?")) == len(text.prompt)
+    counter = token_counter(TransformersEngine(model=str(base_model)))
+    assert counter.count(prompt) == len(text.prompt)
     assert tokenizer.decode(group.prefix + group.suffixes[0]).endswith("\n\nAnswer:")
     assert tokenizer.prompt_version == 2
 
 
-def test_a_chat_model_without_a_bos_of_its_own_keeps_the_first_version(tiny_model: Path) -> None:
+def test_chat_model_without_a_bos_of_its_own_keeps_the_first_version(tiny_model: Path) -> None:
     tokenizer = HfTokenizer(tiny_model)
     assert tokenizer.prompt_version == 1
     prompt = ask("Seeds?", prefill="Yes,")
@@ -110,10 +124,6 @@ def test_texts_of_the_embedded_model_keep_their_keys() -> None:
     assert engine_model_id(TransformersEngine()) == models.model_id(models.EMBEDDED_MODEL)
 
 
-def count_prompt(model: Path, prompt: Prompt) -> int:
-    return token_counter(TransformersEngine(model=str(model))).count(prompt)
-
-
 def test_half_precision_is_only_chosen_where_the_device_computes_in_it() -> None:
     assert resolve_dtype("auto", torch.device("cpu")) is torch.float32
     assert resolve_dtype("bfloat16", torch.device("cpu")) is torch.bfloat16
@@ -122,62 +132,58 @@ def test_half_precision_is_only_chosen_where_the_device_computes_in_it() -> None
 
 
 @pytest.mark.parametrize("dtype", ["float99", "nn", "int8"])
-def test_an_unknown_precision_is_one_sentence(dtype: str) -> None:
-    with pytest.raises(ModelError, match=rf"{dtype}.*float32"):
+def test_unknown_precision_is_one_sentence(dtype: str) -> None:
+    with pytest.raises(ModelError, match=rf"\A.*{dtype}.*float32.*\Z"):
         resolve_dtype(dtype, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("device", ["tpu9", "", "cuda:99"])
-def test_a_device_that_is_not_there_is_one_sentence(device: str) -> None:
-    with pytest.raises(ModelError, match="device"):
+def test_device_that_is_not_there_is_one_sentence(device: str) -> None:
+    with pytest.raises(ModelError, match=r"\A.*device.*\Z"):
         resolve_device(device)
 
 
-def test_an_unknown_model_is_one_sentence() -> None:
-    with pytest.raises(ModelError, match="There is no model") as caught:
-        load_causal_lm("./nowhere/tiny")
-    assert "\n" not in str(caught.value)
-
-
-def test_a_folder_without_weights_is_one_sentence(tiny_model: Path, tmp_path: Path) -> None:
-    shutil.copytree(tiny_model, tmp_path / "hollow")
-    (tmp_path / "hollow" / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match="cannot be loaded") as caught:
-        load_causal_lm(str(tmp_path / "hollow"))
-    assert "\n" not in str(caught.value)
-
-
-def test_broken_weights_are_one_sentence(tiny_model: Path, tmp_path: Path) -> None:
-    shutil.copytree(tiny_model, tmp_path / "broken")
-    (tmp_path / "broken" / "model.safetensors").write_bytes(b"not safetensors")
-    with pytest.raises(ModelError, match="cannot be loaded") as caught:
-        load_causal_lm(str(tmp_path / "broken"))
-    assert "\n" not in str(caught.value)
-
-
-def test_a_folder_without_tokenizer_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(ModelError, match="tokenizer") as caught:
-        HfTokenizer(tmp_path)
-    assert "\n" not in str(caught.value)
-
-
-def test_load_causal_lm_makes_up_no_weights(tiny_model: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(tiny_model, tmp_path / "headless"))
+def lose_the_head(folder: Path, rows: int = 0) -> None:
     weights = load_file(folder / "model.safetensors")
     head = weights.pop("lm_head.weight")
-    for kept in (weights, weights | {"lm_head.weight": head[:-1].clone()}):
-        save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
-        with pytest.raises(ModelError, match=r"no weights of that size for lm_head\.weight,"):
-            load_causal_lm(str(folder))
+    kept = {"lm_head.weight": head[:rows].clone()} if rows else {}
+    save_file(weights | kept, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def changed(model: Path, folder: Path, **settings: Any) -> Path:
-    """Return a copy of a model with other settings."""
-    shutil.copytree(model, folder)
-    file = folder / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
-    return folder
+def add_adapter(folder: Path) -> None:
+    with quiet_peft():
+        lora = PeftLoraConfig(target_modules=["q_proj"])
+        get_peft_model(load_causal_lm(str(folder)), lora).save_pretrained(str(folder))
+
+
+NO_HEAD = r"no weights of that size for lm_head\.weight,"
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda folder: (folder / "model.safetensors").unlink(), "cannot be loaded"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"not safetensors"), "cannot be loaded"),
+        (lose_the_head, NO_HEAD),
+        (lambda folder: lose_the_head(folder, rows=1), NO_HEAD),
+        (add_adapter, "comes with a LoRA adapter"),
+        (lambda folder: configure(folder, architectures=["BertForMaskedLM"]), "BertForMaskedLM"),
+        (lambda folder: configure(folder, architectures=["LlamaForSequenceClassification"]), "Sequence"),
+        (shutil.rmtree, "There is no model"),
+    ],
+)
+def test_model_that_is_not_whole_is_refused_in_one_sentence(
+    change: Callable[[Path], object], problem: str, copy: Path
+) -> None:
+    change(copy)
+    with pytest.raises(ModelError, match=rf"\A.*{problem}.*\Z"):
+        load_causal_lm(str(copy))
+
+
+def test_folder_without_tokenizer_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(ModelError, match=r"\A.*tokenizer.*\Z"):
+        HfTokenizer(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -189,65 +195,96 @@ def changed(model: Path, folder: Path, **settings: Any) -> Path:
         {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.LM"}},
     ],
 )
-def test_a_configuration_that_cannot_be_used_is_one_sentence(
-    settings: dict[str, Any], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_configuration_that_cannot_be_used_is_one_sentence_and_runs_no_code(
+    settings: dict[str, Any], copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read() -> Never:
         pytest.fail("asked whether to run code")
 
     monkeypatch.setattr("builtins.input", lambda *_: read())
-    folder = changed(tiny_model, tmp_path / "odd", **settings)
-    (folder / "mine.py").write_text("raise SystemExit('run')")
-    with pytest.raises(ModelError, match="cannot be loaded") as caught:
-        load_causal_lm(str(folder))
-    assert "\n" not in str(caught.value)
+    configure(copy, **settings)
+    (copy / "mine.py").write_text("raise SystemExit('run')")
+    with pytest.raises(ModelError, match=r"\A.*cannot be loaded.*\Z"):
+        load_causal_lm(str(copy))
     if "quantization_config" not in settings:
         for use in (read_config, lambda name: lora_targets(name, LoraConfig())):
             with pytest.raises(ModelError, match="cannot be read"):
-                use(str(folder))
+                use(str(copy))
 
 
-def test_a_model_with_an_adapter_beside_it_is_refused(tiny_model: Path, tmp_path: Path) -> None:
-    folder = changed(tiny_model, tmp_path / "adapted")
-    base = load_causal_lm(str(tiny_model))
-    with quiet_peft():
-        get_peft_model(base, PeftLoraConfig(target_modules=["q_proj"])).save_pretrained(str(folder))
-    with pytest.raises(ModelError, match="comes with a LoRA adapter"):
-        load_causal_lm(str(folder))
-
-
-@pytest.mark.parametrize("head", ["BertForMaskedLM", "LlamaForSequenceClassification"])
-def test_a_model_for_other_answers_than_the_next_token_is_refused(
-    head: str, tiny_model: Path, tmp_path: Path
-) -> None:
-    folder = changed(tiny_model, tmp_path / "other", architectures=[head])
-    with pytest.raises(ModelError, match=head):
-        load_causal_lm(str(folder))
-
-
-def test_the_date_that_a_template_writes_is_the_same_tomorrow(tiny_model: Path, tmp_path: Path) -> None:
-    folder = changed(tiny_model, tmp_path / "dated")
-    template = folder / "chat_template.jinja"
+def test_date_that_a_template_writes_is_the_same_tomorrow(copy: Path) -> None:
+    template = copy / "chat_template.jinja"
     template.write_text("{{ strftime_now( '%d %B %Y, %H:%M:%S.%f' ) }} " + template.read_text())
-    assert HfTokenizer(folder).render_chat(ask("Seeds?")).startswith("26 July 2024, 00:00:00.000000 <")
+    assert HfTokenizer(copy).render_chat(ask("Seeds?")).startswith("26 July 2024, 00:00:00.000000 <")
 
 
-def test_tokens_that_were_added_to_the_tokenizer_alone_are_refused(tiny_model: Path, tmp_path: Path) -> None:
-    folder = changed(tiny_model, tmp_path / "added")
-    added = HfTokenizer(folder).hf
+def test_tokens_that_were_added_to_the_tokenizer_alone_are_refused_where_a_prompt_has_them(
+    copy: Path,
+) -> None:
+    def use_all() -> list[Callable[[], object]]:
+        generator, params = TransformersGenerator(str(copy), device="cpu"), GenerationParams(max_new_tokens=1)
+        return [
+            lambda: label_tokens(str(copy), "generic", "any"),
+            lambda: list(generator.generate([ask("Seeds?")], params)),
+        ]
+
+    added = HfTokenizer(copy).hf
     added.add_tokens(["<|person|>"], special_tokens=True)
-    added.save_pretrained(folder)
-    assert label_tokens(str(folder), "generic", "any")  # one that no prompt holds does no harm
-    generator = TransformersGenerator(str(folder), device="cpu")
-    assert list(generator.generate([ask("Seeds?")], GenerationParams(max_new_tokens=1)))
-    template = folder / "chat_template.jinja"
+    added.save_pretrained(copy)
+    for use in use_all():
+        assert use()
+    template = copy / "chat_template.jinja"
     template.write_text(template.read_text().replace("<|im_start|>", "<|person|>"))
-    generator = TransformersGenerator(str(folder), device="cpu")
-    for use in (
-        lambda: label_tokens(str(folder), "generic", "any"),
-        lambda: list(generator.generate([ask("Seeds?")], GenerationParams(max_new_tokens=1))),
-    ):
-        with pytest.raises(
-            ModelError, match=r"the token '<\|person\|>' \(\d+\) of the tokenizer, but the model"
-        ):
+    for use in use_all():
+        with pytest.raises(ModelError, match=r"token '<\|person\|>' \(\d+\) of the tokenizer, but the model"):
             use()
+
+
+def test_four_bits_need_a_gpu_and_their_extra(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelError, match="needs an NVIDIA GPU, but the device is cpu"):
+        load_causal_lm(str(tiny_model), device="cpu", quantization="4bit")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(MissingExtraError, match=r"bitsandbytes.*trsr\[4bit\]"):
+        loading.four_bit(GPU, torch.bfloat16)
+
+
+def test_four_bits_are_nf4_on_the_gpu(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {}
+    find = importlib.util.find_spec
+
+    def load(_folder: Path, **given: Any) -> tuple[torch.nn.Module, dict[str, list[str]]]:
+        options.update(given)
+        return random_model("llama").train(), {"missing_keys": [], "mismatched_keys": []}
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(loading, "resolve_device", lambda _: GPU)
+    monkeypatch.setattr(loading, "resolve_dtype", lambda *_: torch.bfloat16)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "bitsandbytes" or find(name))
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
+    assert not load_causal_lm(str(tiny_model), quantization="4bit").training
+    assert options["device_map"] == {"": GPU}
+    rounding = options["quantization_config"]
+    assert (rounding.load_in_4bit, rounding.bnb_4bit_quant_type) == (True, "nf4")
+    assert rounding.bnb_4bit_compute_dtype is torch.bfloat16
+
+
+def test_adapter_is_read_over_the_weights_it_was_trained_on(tmp_path: Path) -> None:
+    info = AdapterInfo(
+        base_model="m",
+        base_model_id="m@1",
+        template="t",
+        template_hash="a",
+        positive_token=1,
+        negative_token=2,
+        prompt={},
+        training={},
+        metrics={},
+        versions={},
+        quantization="4bit",
+    )
+    same = AdapterInfo.model_validate_json(info.model_dump_json())
+    now = {"template_hash": "a", "prompt_version": same.prompt_version, "base_model_id": "m@1"}
+    check_adapter(same, tmp_path, **now, quantization="4bit")  # type: ignore[arg-type]
+    with pytest.raises(RunMismatchError, match=r"trained with recommender\.quantization 4bit"):
+        check_adapter(same, tmp_path, **now)  # type: ignore[arg-type]

