@@ -1,12 +1,4 @@
-"""Keeps computing on a CPU quick and small: threads that end with their work, buffers that are used again.
-
-libgomp, with which torch runs its loops, keeps a team for every thread that has begun one, as long as that
-thread lives. When all teams together have more threads than there are processors, none waits awake for its
-next loop any more: each sleeps and has to be woken, thousands of times in a forward pass.
-
-glibc maps a large block afresh and unmaps it when it is freed, so each forward pass on a CPU pays for page
-faults on all of its large temporaries.
-"""
+"""Keep computing on a CPU quick and small: threads that end with their work, buffers that are used again."""
 
 from __future__ import annotations
 
@@ -22,7 +14,10 @@ _T = TypeVar("_T")
 
 
 def apart(do: Callable[[], _T]) -> _T:
-    """Return `do()`, called in a thread that has ended, its team with it, when this returns.
+    """Return `do()`, called in a thread that has ended when this returns.
+
+    libgomp keeps a team of threads for every thread that has begun a loop of torch, as long as that thread
+    lives. With more of them than processors, each has to be woken thousands of times in a forward pass.
 
     Raises:
         Exception: what `do` raised.
@@ -49,7 +44,8 @@ _GROW_BYTES = 64 * 2**20
 def reuse_large_buffers() -> bool:
     """Keep freed memory in the process, up to 2 GB, and serve large blocks from it.
 
-    Nothing happens on other C libraries, or where the user has set glibc's `MALLOC_...` variables.
+    Else glibc maps every large temporary of a forward pass afresh, at the cost of its page faults. Nothing
+    happens on other C libraries, or where the user has set glibc's `MALLOC_...` variables.
 
     Returns:
         Whether the allocator was changed.
@@ -62,10 +58,6 @@ def reuse_large_buffers() -> bool:
 
 
 def give_back() -> None:
-    """Return freed memory to the system, after work that needed far more than what follows.
-
-    Else what is allocated meanwhile and kept, as by a cache, lies between the freed blocks, and each time
-    more is asked of the system.
-    """
+    """Return freed memory to the system, after work that needed far more than what follows."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)

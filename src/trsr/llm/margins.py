@@ -1,8 +1,4 @@
-"""Reads the margin between two answers off a language model: sharing a prefix, or one candidate by itself.
-
-Only the rows of the two answers pass through the language-model head, in float32 whatever the model
-computes in.
-"""
+"""The margin between two answers of a language model, in float32: sharing a prefix, or one by one."""
 
 from __future__ import annotations
 
@@ -66,17 +62,17 @@ def label_head(model: Any, labels: LabelTokens) -> Iterator[tuple[int, int]]:
         The columns of the positive and the negative answer in the model's logits.
     """
     whole = model.get_output_embeddings()
+    columns = labels.positive, labels.negative
     if type(whole) is not nn.Linear:
-        yield labels.positive, labels.negative
+        yield columns
         return
     try:
         model.set_output_embeddings(_LabelHead(whole, labels))
+        columns = 0, 1
     except TypeError:  # of models that keep the head's bias a second time
         model.set_output_embeddings(whole)
-        yield labels.positive, labels.negative
-        return
     try:
-        yield 0, 1
+        yield columns
     finally:
         model.set_output_embeddings(whole)
 
@@ -85,12 +81,11 @@ def packed_margins(model: Any, packed: Packed, labels: tuple[int, int]) -> torch
     """Return the margins (n_suffixes,) of a packed sequence, float32; gradients flow when they are enabled.
 
     Args:
-        model: One that reads packed sequences (see `shared_attention.enable`).
+        model: One that reads packed sequences (see `prefix_attention.enable`).
         packed: The sequence.
         labels: The columns of the answers, as `label_head` yields them.
     """
-    logits = run_packed(model, packed).logits[0].float()
-    return _margins(logits, labels)
+    return _margins(run_packed(model, packed).logits[0].float(), labels)
 
 
 def separate_margins(

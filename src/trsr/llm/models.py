@@ -57,11 +57,9 @@ def cache_dir() -> Path:
     """Return the folder for derived files: `$TRSR_CACHE`, else the platform's cache folder plus `trsr`."""
     if given := os.environ.get("TRSR_CACHE"):
         return Path(given).expanduser()
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData/Local") / "trsr"
-    if sys.platform == "darwin":
-        return Path.home() / "Library/Caches/trsr"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trsr"
+    caches = {"win32": os.environ.get("LOCALAPPDATA") or "~/AppData/Local", "darwin": "~/Library/Caches"}
+    usual = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(caches.get(sys.platform, usual)).expanduser() / "trsr"
 
 
 def locate(name: str) -> ModelSource:
@@ -84,8 +82,8 @@ def locate(name: str) -> ModelSource:
         return _locate_folder(path.resolve())
     # A name that looks like a path (`./x`, `/x`, `~/x`, `a/b/c`) and is not there is a typing mistake.
     if found := None if name.startswith((".", "/", "~")) else _HUB_ID.fullmatch(name):
-        repo, file, revision = found["repo"], found["file"] or "", found["revision"] or "main"
-        return ModelSource(name.partition("@")[0], "hub", repo=repo, file=file, revision=revision)
+        inside, revision = found["file"] or "", found["revision"] or "main"
+        return ModelSource(name.partition("@")[0], "hub", repo=found["repo"], file=inside, revision=revision)
     raise ModelError(
         f"There is no model {name!r}: use {EMBEDDED_MODEL!r}, the path of a .gguf file or of a model folder, "
         "or a Hugging Face id (OWNER/NAME)."
