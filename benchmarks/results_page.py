@@ -14,7 +14,7 @@ import claims
 from claims import CLAIMS, Verdict, verdicts
 
 from trsr.evaluate.report import sweeps
-from trsr.evaluate.statistics import NOTE, flipped, leaderboards, p_value
+from trsr.evaluate.statistics import NOTE, flipped, format_p, leaderboards
 from trsr.experiment.config import FUSIONS
 
 ROOT = Path(__file__).parents[1]
@@ -58,7 +58,7 @@ def claims_table(runs: Sequence[Record]) -> str:
     found = [(one, record["name"]) for record in runs for one in verdicts(record["metrics"])]
     order = {claim: place for place, (claim, *_) in enumerate(CLAIMS)}
     rows = [
-        [one.claim, name, f"{one.ranker} - {one.other}", one.metric, one.amount, p_value(one.p), one.words]
+        [one.claim, name, f"{one.ranker} - {one.other}", one.metric, one.amount, format_p(one.p), one.words]
         for one, name in sorted(found, key=lambda row: (order[row[0].claim], row[1]))
     ]
     return table(["claim", "run", "rankers", "metric", "difference", "corrected p", "verdict"], rows)
@@ -136,7 +136,7 @@ def against_other(pair: Mapping[str, Any], name: str) -> list[str]:
     ends = "" if low is None or high is None else f" [{low:+.3f}, {high:+.3f}]"
     difference = "–" if seen["difference"] is None else f"{seen['difference']:+.3f}{ends}"
     effect = "–" if seen["effect_size"] is None else f"{seen['effect_size']:+.2f}"
-    return [name, pair["b"] if seen is pair else pair["a"], difference, p_value(seen["p_holm"]), effect]
+    return [name, pair["b"] if seen is pair else pair["a"], difference, format_p(seen["p_holm"]), effect]
 
 
 def slice_sentences(metrics: Mapping[str, Any]) -> list[str]:
@@ -145,7 +145,7 @@ def slice_sentences(metrics: Mapping[str, Any]) -> list[str]:
     for way, parts in metrics.get("slices", {}).items():
         said = [
             f"{part['name']} ({part['examples']}) {against_other(pair, pair['a'])[2]},"
-            f" p {p_value(pair['p_holm'])}"
+            f" p {format_p(pair['p_holm'])}"
             for part in parts
             for pair in part.get("comparisons", ())
             if pair["metric"] == MAIN[1]
@@ -195,7 +195,7 @@ def claim_cell(one: Verdict | None) -> str:
     if one is None:
         return "–"
     verdict = "" if one.is_open else f"**{one.words}**: "
-    return f"{verdict}{one.amount}, p {p_value(one.p)}"
+    return f"{verdict}{one.amount}, p {format_p(one.p)}"
 
 
 def readme(text: str, runs: Sequence[Record]) -> str:

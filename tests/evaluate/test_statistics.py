@@ -19,9 +19,9 @@ from trsr.evaluate.statistics import (
     bootstrap_columns,
     compare_rankers,
     effect_sizes,
+    format_p,
     holm,
     leaderboards,
-    p_value,
     significantly_best,
 )
 
@@ -306,7 +306,7 @@ def test_leaderboard_without_values_has_no_winner(metric: str, why: str) -> None
 
 @pytest.mark.parametrize(("p", "text"), [(None, "–"), (0.0004, "< 0.001"), (0.0412, "0.041"), (1.0, "1.000")])
 def test_no_p_value_is_written_as_zero(p: float | None, text: str) -> None:
-    assert p_value(p) == text
+    assert format_p(p) == text
 
 
 def test_significantly_best_needs_more_than_the_best_value() -> None:

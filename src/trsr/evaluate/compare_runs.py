@@ -1,4 +1,4 @@
-"""Align the scores of several runs, after checking that all rankers got the same questions."""
+"""Compare the rankers of several runs, after checking that all got the same questions."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import polars as pl
 
 from trsr.errors import DataError
-from trsr.evaluate.per_example import SCORE_COLUMNS
+from trsr.evaluate.evaluation import summarise
+from trsr.evaluate.metrics import parse_metric
+from trsr.evaluate.per_example import SCORE_COLUMNS, PerExampleMetrics, measure
 
 NEEDED = ("user_id", "item_id", "label", "ranker", "margin")
 DEFAULTS = {
@@ -29,6 +33,50 @@ TYPES = pl.Schema(
         "n_cut_tokens": pl.Int64,
     }
 )
+
+
+def compare_runs(
+    paths: Sequence[Path],
+    *,
+    metrics: Sequence[str],
+    rankers: Collection[str] = (),
+    common: bool = False,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Compare all rankers of the runs; the result has the form of `metrics.json`.
+
+    Args:
+        paths: See `align_runs`; `rankers` and `common` too.
+        metrics: Names of the metrics; those of probabilities only for rankers whose every score is known.
+        rankers: Only these; empty for all.
+        common: Compare on the examples that all rankers share.
+        seed: Of the resampling.
+
+    Raises:
+        ConfigError: a metric has an unknown name.
+        DataError: see `align_runs`; or fewer than two rankers have a metric, or no example has a value.
+    """
+    wanted = [parse_metric(name) for name in metrics]
+    found = align_runs(paths, rankers=rankers, common=common)
+    with_score = found.scores.group_by("ranker").agg(pl.col("score").is_not_null().all()).filter("score")
+    measured = measure(found.scores, wanted, probabilistic=with_score["ranker"].to_list())
+    _check_values(measured, metrics)
+    protocol = {"runs": [path.as_posix() for path in paths], "examples_left_out": found.n_left_out}
+    return summarise(measured, protocol=protocol, compared=metrics, seed=seed)
+
+
+def _check_values(measured: PerExampleMetrics, metrics: Sequence[str]) -> None:
+    tables = measured.values.values()
+    for name in metrics:
+        if sum(name in table for table in tables) < 2:
+            if name == "ece":
+                raise DataError("Rankers cannot be compared on ece, which no single user has; name brier.")
+            raise DataError(f"Fewer than two rankers have {name}, which needs a score; name another metric.")
+    if all(np.isnan(table[name]).all() for table in tables for name in metrics if name in table):
+        raise DataError(
+            f"No example has a value of {' or '.join(metrics)}, so nothing can be compared: expected "
+            "labels with a 1 for each chosen candidate, and a 0 for the others."
+        )
 
 
 @dataclass(frozen=True, slots=True)

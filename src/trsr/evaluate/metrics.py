@@ -1,13 +1,10 @@
 """Ranking metrics of one example each, as expectations over the random order of equal margins.
 
-A ranker that gives equal margins has not ordered these candidates. Any fixed rule (the first one wins, as
-`argsort` does) lets the order of the input leak into the value; here each metric is its average over all
-orders of the tied candidates, in closed form. A constant scorer therefore lands exactly on `chance_level`.
-
-Everything is computed for many examples of any length at once, from the groups of equal margin. Averages and
-intervals over examples belong to `significance` and `aggregate`. Source of the closed forms: McSherry and
-Najork, "Computing Information Retrieval Performance Measures Efficiently in the Presence of Tied Scores",
-ECIR 2008.
+Any fixed order of tied candidates would let the order of the input leak into the value. Each metric is its
+average over all orders of the tied candidates, in closed form, so a constant scorer lands exactly on
+`chance_level`. Everything is computed for many examples of any length at once, from the groups of equal
+margin. Source of the closed forms: McSherry and Najork, "Computing Information Retrieval Performance Measures
+Efficiently in the Presence of Tied Scores", ECIR 2008.
 """
 
 from __future__ import annotations
@@ -90,12 +87,12 @@ class TieGroups:
     n_positives: Ints
 
     def sum_by_example(self, values: npt.ArrayLike) -> Floats:
-        """Add up one value a group into one value an example: (n_groups,) -> (n_examples,)."""
+        """Add up the values of the groups of each example: (n_groups,) -> (n_examples,)."""
         weights = np.asarray(values, dtype=np.float64)
         return np.bincount(self.example, weights, minlength=len(self.n_candidates)).astype(np.float64)
 
     def tie_rate(self) -> Floats:
-        """Return, an example each, the share of (positive, negative) pairs with equal margins."""
+        """Return for each example the share of (positive, negative) pairs with equal margins."""
         tied = self.sum_by_example(self.positives * (self.size - self.positives))
         return divide(tied, self.n_positives * (self.n_candidates - self.n_positives))
 

@@ -18,8 +18,10 @@ from trsr.evaluate.statistics import (
     ALPHA,
     NOTE,
     Leaderboard,
+    format_interval,
+    format_number,
+    format_p,
     leaderboards,
-    p_value,
     pairs_on,
     significantly_best,
 )
@@ -143,8 +145,15 @@ def write_report(folder: Path, *, metrics: Mapping[str, Any], context: ReportCon
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (_plain, _short, _number, _count, _duration, _interval)
-    environment.filters |= {one.__name__.strip("_"): one for one in filters} | {"p_value": p_value}
+    environment.filters |= {
+        "count": _count,
+        "duration": _duration,
+        "interval": format_interval,
+        "number": format_number,
+        "p_value": format_p,
+        "plain": _plain,
+        "short": _short,
+    }
     text = environment.get_template("report.html.j2").render(_view(metrics, context))
     path = folder / "report.html"
     write_whole(path, partial(Path.write_text, data=text, encoding="utf-8", errors="replace"))
@@ -231,7 +240,7 @@ def _table(
 ) -> dict[str, Any]:
     """Return a table for the template's macro; the last row shows chance, or what is given."""
     if chance is not None:
-        last = [_number(chance.get(metric)) for metric in columns]
+        last = [format_number(chance.get(metric)) for metric in columns]
     return {"head": head, "columns": columns, "rows": rows, "last_name": last_name, "last": last}
 
 
@@ -239,10 +248,10 @@ def _cell(entry: Mapping[str, Any] | None, mark: str = "") -> dict[str, str]:
     """Show a value with its interval, and the standard deviation between seeds where there are several."""
     if entry is None:
         return {"value": NOTHING, "note": "", "mark": ""}
-    parts = [_interval(entry["ci95"])]
+    parts = [format_interval(entry["ci95"])]
     if entry.get("seed_std") is not None:
         parts.append(f"seeds ±{entry['seed_std']:.3f}")
-    return {"value": _number(entry["value"]), "note": "; ".join(filter(None, parts)), "mark": mark}
+    return {"value": format_number(entry["value"]), "note": "; ".join(filter(None, parts)), "mark": mark}
 
 
 def _mark(p: float | None) -> str:
@@ -267,7 +276,7 @@ def sweeps(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
                 if pair is None or pair["difference"] is None:
                     continue
                 change, p = f"{pair['difference']:+.3f}", pair["p_holm"]
-                cell["note"] += f"{'; ' if cell['note'] else ''}{change}, p {p_value(p)}"
+                cell["note"] += f"{'; ' if cell['note'] else ''}{change}, p {format_p(p)}"
                 cell["mark"] = _mark(p)
                 if cell["mark"]:
                     different.append(f"{value} on {metric} ({change})")
@@ -332,7 +341,7 @@ def _effect(pair: Mapping[str, Any]) -> dict[str, str]:
     interval = "" if low is None else f"{low:+.3f} to {high:+.3f}; "
     return {
         "value": NOTHING if pair["difference"] is None else f"{pair['difference']:+.3f}",
-        "note": f"{interval}p {p_value(pair['p_holm'])}",
+        "note": f"{interval}p {format_p(pair['p_holm'])}",
         "mark": _mark(pair["p_holm"]),
     }
 
@@ -350,7 +359,7 @@ def _reliability(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
             rows.append((f"{ranker}, not calibrated" if raw else ranker, cells))
         if "calibrated" in variants:
             ece, logloss = (
-                " to ".join(_number(variants[name][metric]["value"]) for name in ("raw", "calibrated"))
+                " to ".join(format_number(variants[name][metric]["value"]) for name in ("raw", "calibrated"))
                 for metric in ("ece", "logloss")
             )
             sentences.append(
@@ -387,9 +396,9 @@ def _finding(
     low = entry["ci95"][0]
     if entry["value"] is None:
         return f"No example has a value of {metric}: nothing can be said of the rankers."
-    interval = "" if low is None else f" ({_interval(entry['ci95'])})"
-    value = f"{_number(entry['value'])}{interval}"
-    text = f"{best} has the highest {metric}: {value}, where chance is {_number(chance)}."
+    interval = "" if low is None else f" ({format_interval(entry['ci95'])})"
+    value = f"{format_number(entry['value'])}{interval}"
+    text = f"{best} has the highest {metric}: {value}, where chance is {format_number(chance)}."
     if len(ordered) == 1 or low is None:
         return text
     if compared := [board.sentence for board in boards if board.metric == metric]:
@@ -447,17 +456,8 @@ def _notes(metrics: Mapping[str, Any]) -> list[str]:
 # --- filters of the template ----------------------------------------------------------------------------
 
 
-def _number(value: float | None, digits: int = 3) -> str:
-    return NOTHING if value is None else f"{value:.{digits}f}"
-
-
 def _count(value: int | None) -> str:
     return NOTHING if value is None else f"{value:,}"
-
-
-def _interval(ends: Sequence[float | None], digits: int = 3) -> str:
-    low, high = ends
-    return "" if low is None or high is None else f"{low:.{digits}f} to {high:.{digits}f}"
 
 
 def _duration(seconds: float) -> str:

@@ -420,11 +420,20 @@ def significantly_best(rankers: Mapping[str, Any], metric: str, chance: float | 
     return best if lows[best] > highest and (chance is None or lows[best] > sign * chance) else None
 
 
-def p_value(p: float | None) -> str:
+def format_number(value: float | None, digits: int = 3) -> str:
+    """Write a number with a fixed count of decimals; a dash for None."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def format_interval(ends: Sequence[float | None], digits: int = 3) -> str:
+    """Write an interval; nothing where an end is None."""
+    low, high = ends
+    return "" if low is None or high is None else f"{low:.{digits}f} to {high:.{digits}f}"
+
+
+def format_p(p: float | None) -> str:
     """Write a p-value with three decimals; none is written as 0."""
-    if p is None:
-        return "–"
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return "< 0.001" if p is not None and p < 0.001 else format_number(p)
 
 
 def _times(sign: int, value: float | None) -> float | None:
