@@ -7,9 +7,9 @@ from typing import Any
 
 from trsr.data.amazon import AmazonM2Import, AmazonReviewsImport
 from trsr.data.dataset import Dataset
-from trsr.data.ingest import ImportOptions
 from trsr.data.mind import MindImport
 from trsr.data.movielens import MovieLensImport
+from trsr.data.raw_file import ImportOptions
 from trsr.data.table import TableImport
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from trsr.data.dataset import Dataset
 from trsr.data.importers import summary_lines
-from trsr.data.ingest import EventCollector, ItemCollector, RawFile, TimedOptions, by_user_ranges
+from trsr.data.ingest import EventCollector, ItemCollector, by_user_ranges
+from trsr.data.raw_file import RawFile, TimedOptions
 from trsr.data.text_lines import RAW, ROW
 from trsr.data.values import ID_RULE
 from trsr.data.writer import DatasetWriter, Spool

@@ -78,7 +78,7 @@ class Table:
 def make_tables(kind: str, rng: random.Random) -> list[Table]:
     """Return the clean files of a kind: 8 items, 6 users with 3 to 6 events each."""
     items = [f"i{n}" for n in range(8)]
-    events = [
+    events: list[list[Any]] = [
         [f"u{user}", item, 1_573_560_001 + 3600 * (10 * user + place)]
         for user in range(6)
         for place, item in enumerate(rng.sample(items, rng.randint(3, 6)))

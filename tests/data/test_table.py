@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -29,7 +30,7 @@ def put(file: Path, content: str) -> Path:
     return file
 
 
-def shop(folder: Path, items: str, events: str = UNTIMED, out: str = "out", **options: object) -> Dataset:
+def shop(folder: Path, items: str, events: str = UNTIMED, out: str = "out", **options: Any) -> Dataset:
     files = put(folder / "i.csv", items), put(folder / "e.csv", events)
     return import_table(*files, folder / out, **options)
 
@@ -126,7 +127,7 @@ def test_list_cells_are_read_whole_or_refused(tmp_path: Path) -> None:
 
 
 def test_named_fields_decide_what_is_text(tmp_path: Path) -> None:
-    options = {"text_fields": ["brand", "title"], "category_fields": ["title"]}
+    options: dict[str, Any] = {"text_fields": ["brand", "title"], "category_fields": ["title"]}
     info = shop(tmp_path, ITEMS, EVENTS, **options).info
     assert (info.text_fields, info.category_fields) == (["brand", "title"], ["title"])
 
@@ -159,7 +160,7 @@ def test_named_fields_decide_what_is_text(tmp_path: Path) -> None:
     ],
 )
 def test_tables_that_cannot_be_used_are_one_sentence(
-    tmp_path: Path, items: str, events: str, options: dict[str, object], words: str
+    tmp_path: Path, items: str, events: str, options: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(DataError, match=words):
         shop(tmp_path, items, events, **options)

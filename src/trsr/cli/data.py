@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-    from trsr.data.ingest import ImportOptions
+    from trsr.data.raw_file import ImportOptions
 
 Out = Annotated[Path, typer.Option("--out", help="Dataset folder to make.", show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing dataset at --out.")]

@@ -14,16 +14,8 @@ from pydantic import Field
 
 from trsr.data.columns import Sought, find_column, require_columns
 from trsr.data.dataset import Dataset
-from trsr.data.ingest import (
-    MIN_RATING,
-    EventCollector,
-    ImportOptions,
-    ItemCollector,
-    MinRating,
-    RawFile,
-    TimedOptions,
-    single,
-)
+from trsr.data.ingest import EventCollector, ItemCollector, single
+from trsr.data.raw_file import MIN_RATING, ImportOptions, MinRating, RawFile, TimedOptions
 from trsr.data.text_lines import RAW, ROW
 from trsr.data.values import clean_cell, read_lists, separator_of
 from trsr.data.writer import DatasetWriter

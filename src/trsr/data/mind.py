@@ -15,7 +15,8 @@ from pydantic import Field
 
 from trsr.data.dataset import IMPRESSIONS, TIME, Dataset
 from trsr.data.import_info import TimesInfo
-from trsr.data.ingest import ImportOptions, ItemCollector, Names, RawFile, by_user_ranges
+from trsr.data.ingest import ItemCollector, by_user_ranges
+from trsr.data.raw_file import ImportOptions, Names, RawFile
 from trsr.data.text_lines import RAW, ROW
 from trsr.data.times import MONTH_FIRST, UNREADABLE, TimeReader
 from trsr.data.values import ID_RULE, MARKERS, is_id

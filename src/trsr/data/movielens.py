@@ -15,15 +15,8 @@ from pydantic import Field
 
 from trsr.data.columns import ITEM_ID, Sought, find_column, require_columns
 from trsr.data.dataset import Dataset
-from trsr.data.ingest import (
-    MIN_RATING,
-    EventCollector,
-    ItemCollector,
-    MinRating,
-    RawFile,
-    TimedOptions,
-    single,
-)
+from trsr.data.ingest import EventCollector, ItemCollector, single
+from trsr.data.raw_file import MIN_RATING, MinRating, RawFile, TimedOptions
 from trsr.data.text_lines import RAW, ROW
 from trsr.data.values import clean_cell, clean_ids, clean_texts
 from trsr.data.writer import DatasetWriter

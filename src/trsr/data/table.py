@@ -16,7 +16,8 @@ from pydantic import Field
 from trsr.data import columns as names
 from trsr.data.columns import Sought, find_column, require_columns
 from trsr.data.dataset import Dataset
-from trsr.data.ingest import EventCollector, ItemCollector, Names, RawFile, TimedOptions
+from trsr.data.ingest import EventCollector, ItemCollector
+from trsr.data.raw_file import Names, RawFile, TimedOptions
 from trsr.data.readers import JSON_SUFFIXES
 from trsr.data.text_lines import RAW, ROW
 from trsr.data.times import MIDNIGHT, find_time_column, refuse_separate_clock, time_like_columns

@@ -1,0 +1,187 @@
+"""The options of every importer, and one raw file of an import: its rows, and which of them are refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import polars as pl
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
+
+from trsr.data.dataset import Dataset
+from trsr.data.import_info import MAX_REJECTS, FileInfo
+from trsr.data.readers import read_frames
+from trsr.data.text_lines import RAW, ROW
+from trsr.data.values import clean_ids
+from trsr.data.writer import DatasetWriter
+from trsr.errors import DataError
+
+_OWN = ("share", "finite")  # errors of our own, whose messages are sentences
+
+
+def _share(value: float) -> float:
+    if not 0 <= value <= 1:
+        raise PydanticCustomError(
+            "share",
+            "The largest share of rejects is {value}; expected 0 to 1 (--max-rejects).",
+            {"value": value},
+        )
+    return value
+
+
+def _finite(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise PydanticCustomError(
+            "finite",
+            "Found the least rating {value}; expected a finite number, such as 4.",
+            {"value": str(value)},
+        )
+    return value
+
+
+def _names(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return tuple(name.strip() for name in value.split(",") if name.strip())
+
+
+MinRating = Annotated[float | None, AfterValidator(_finite)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+"""Names of columns; a text is divided at its commas."""
+MIN_RATING = "Leave out lower ratings; they are counted."
+
+
+class ImportOptions(BaseModel):
+    """Options of every importer; the subclasses are the kinds of data, and the commands of `trsr import`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    delimiter: str | None = Field(
+        default=None, description="Between fields: ';', '|', tab ...; found by default."
+    )
+    encoding: str | None = Field(
+        default=None, description="Of text files: utf-8, utf-16, cp1252 ...; found by default."
+    )
+    max_rejects: Annotated[float, AfterValidator(_share)] = Field(
+        default=MAX_REJECTS, description="Largest share of a file's rows that may be unreadable."
+    )
+
+    @classmethod
+    def checked(cls, **options: Any) -> Self:
+        """Return the options.
+
+        Raises:
+            DataError: one is missing, unknown, or has a value that cannot be used.
+        """
+        try:
+            return cls.model_validate(options)
+        except ValidationError as error:
+            first = error.errors()[0]
+            if first["type"] in _OWN:
+                raise DataError(first["msg"]) from error
+            where = ".".join(map(str, first["loc"]))
+            raise DataError(f"The option {where!r} cannot be used ({first['msg']}); correct it.") from error
+
+    def run(self, out: str | Path, *, overwrite: bool = False) -> Dataset:
+        """Make a dataset folder at `out`.
+
+        Raises:
+            DataError: a file or a column is missing, nothing could be read, or `out` is in the way.
+            OutputError: `out` cannot be written.
+        """
+        with DatasetWriter(out, overwrite=overwrite) as writer:
+            writer.max_rejects = self.max_rejects
+            return self.read(writer)
+
+    def read(self, writer: DatasetWriter) -> Dataset:
+        """Read the raw files into the writer, and finish it."""
+        raise NotImplementedError
+
+
+class TimedOptions(ImportOptions):
+    """Options of importers whose events have times."""
+
+    time_format: str | None = Field(
+        default=None,
+        description="How times are written: day-first, month-first, year-first, epoch-s (-ms, -us, -ns, "
+        "-days), excel, or a pattern such as '%d.%m.%Y %H:%M'; found by default where only one form fits.",
+    )
+    keep_untimed: bool = Field(
+        default=False, description="Keep events without a time; their users stay in the file's order."
+    )
+
+
+class RawFile:
+    """A raw file of an import: its rows, which of them are refused, and what is worth a count."""
+
+    def __init__(self, writer: DatasetWriter, path: Path, options: ImportOptions) -> None:
+        self.path = path
+        self.name = path.name
+        self.writer = writer
+        self.options = options
+
+    @property
+    def info(self) -> FileInfo:
+        """What the import found of the file; it is listed from the first look on."""
+        return self.writer.file(self.name)
+
+    def frames(
+        self,
+        *,
+        columns: Sequence[str] | None = None,
+        quotes: bool | None = None,
+        keep: Collection[str] | None = None,
+        delimiter: str | None = None,
+    ) -> Iterator[pl.DataFrame]:
+        """Yield the rows as `read_frames` does; `delimiter` is that of this file, if it is known.
+
+        Raises:
+            DataError: there is no row.
+        """
+        info = self.info
+        info.delimiter, info.encoding = delimiter or self.options.delimiter, self.options.encoding
+        frames = read_frames(self.path, self.refuse, info, columns=columns, quotes=quotes, keep=keep)
+        rows, refused = 0, info.unreadable
+        for frame in frames:
+            rows += info.unreadable - refused + len(frame)
+            info.encoding_guessed = self.options.encoding is None and info.encoding == "cp1252"
+            yield frame
+            refused = info.unreadable  # the importer refuses rows too
+        rows += info.unreadable - refused
+        info.rows += rows
+        if not rows:
+            raise DataError(
+                f"{self.path} has no row below its header; expected at least one: check that it is the "
+                "whole file."
+            )
+
+    def frames_again(self, *, columns: Sequence[str], quotes: bool | None = None) -> Iterator[pl.DataFrame]:
+        """Yield the rows of a file that was read before; what is refused now was refused then."""
+        yield from read_frames(self.path, lambda *_: None, self.info, columns=columns, quotes=quotes)
+
+    def refuse(self, frame: pl.DataFrame, reason: str, *, entries: bool = False) -> None:
+        """Reject all rows of a frame that has `ROW` and `RAW`; with `entries` they are parts of rows."""
+        rows = frame.select(pl.col(ROW).alias("row"), pl.col(RAW).alias("raw"))
+        self.writer.reject(self.name, rows, reason, entries=entries)
+
+    def keep(self, frame: pl.DataFrame, good: pl.Expr, reason: str, *, entries: bool = False) -> pl.DataFrame:
+        """Return the rows for which `good` is true; the others are rejected."""
+        right = frame.select(good.fill_null(False)).to_series()
+        if right.all():
+            return frame
+        self.refuse(frame.filter(~right), reason, entries=entries)
+        return frame.filter(right)
+
+    def count(self, what: str, n: int) -> None:
+        """Count what is worth a line only where there is any."""
+        if n:
+            self.writer.counts[what] += n
+
+    def clean_ids(self, frame: pl.DataFrame, *columns: str) -> pl.DataFrame:
+        """Return the frame with clean ids: see `values.clean_ids`."""
+        frame, n_floats = clean_ids(frame, *columns)
+        self.count("ids_written_as_floats", n_floats)
+        return frame
