@@ -10,7 +10,7 @@ import pytest
 
 from trsr.errors import ModelError
 from trsr.llm.base import Message, Prompt
-from trsr.llm.chat_format import ChatTokenizer, with_system_in_front
+from trsr.llm.chat_format import Tokenizer, with_system_in_front
 from trsr.llm.llamacpp import LlamaCppTokenizer
 from trsr.testing.contracts import ask
 
@@ -43,7 +43,7 @@ def _raise(words: str) -> Never:
     raise jinja2.TemplateError(words)
 
 
-class TemplateTokenizer(ChatTokenizer):
+class TemplateTokenizer(Tokenizer):
     """Bytes, with a chat template and a BOS (token 256, `<s>`) of which either may be missing."""
 
     special_texts = ("<s>",)

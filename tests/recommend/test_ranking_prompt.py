@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trsr.errors import BudgetError, ModelError
-from trsr.llm.base import LabelTokens, Message, Prompt, Tokenizer
-from trsr.llm.chat_format import ChatTokenizer
+from trsr.llm.base import LabelTokens, Message, Prompt
+from trsr.llm.chat_format import Tokenizer
 from trsr.llm.fake import FakeTokenizer
 from trsr.recommend.prompt import SECTIONS, VARIABLES, PromptBuilder, PromptConfig, load_ranking_template
 from trsr.templating import parse_template, plain_line
@@ -376,7 +376,7 @@ def test_a_chat_template_that_does_not_keep_the_text_is_one_error(
         builder(tokenizer=Templated(content)).labels()
 
 
-class PlainTokenizer(ChatTokenizer):
+class PlainTokenizer(Tokenizer):
     """Bytes without a chat template; line ends melt together, and an answer takes the blank before it."""
 
     has_chat_template = False

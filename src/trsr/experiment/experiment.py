@@ -13,7 +13,8 @@ from trsr.experiment.config import FolderData, RunConfig
 from trsr.experiment.ray import RayRunner
 from trsr.experiment.run_folder import RunFolder
 from trsr.llm import models
-from trsr.llm.base import LabelTokens, Tokenizer
+from trsr.llm.base import LabelTokens
+from trsr.llm.chat_format import Tokenizer
 from trsr.recommend.prompt import PromptBuilder, load_ranking_template
 from trsr.recommend.ranker import Ranker
 from trsr.splitting.examples import Splits, read_splits

@@ -114,60 +114,6 @@ class ScoringGroup:
     suffixes: tuple[tuple[int, ...], ...]
 
 
-class Tokenizer(Protocol):
-    """Text to token ids and back; special tokens in `encode` are only those written in the text."""
-
-    @property
-    def special_texts(self) -> tuple[str, ...]:
-        """Texts that `encode` turns into special tokens, including those of the chat format."""
-        ...
-
-    @property
-    def prompt_version(self) -> int:
-        """1 where prompts are the same as before version 2 of `trsr`, else 2.
-
-        Version 2 begins with the BOS that the tokenizer adds by itself, gives models without a chat template
-        an answer cue, puts the system text before the user's for models without a system role, closes think
-        blocks before the answer, reads a candidate without a blank added by the tokenizer, and an answer with
-        the blank that the chat template writes before it.
-        """
-        ...
-
-    @property
-    def has_chat_template(self) -> bool:
-        """Whether turns are written in a chat format; else they are paragraphs."""
-        ...
-
-    @property
-    def answer_blank(self) -> str:
-        """A blank where the chat format has one before an answer, else nothing."""
-        ...
-
-    def encode(self, text: str) -> list[int]:
-        """Return the token ids of a text that continues another one, with no token added around it."""
-        ...
-
-    def encode_prompt(self, text: str) -> list[int]:
-        """Return the token ids of a text that begins a prompt: with one BOS, if the tokenizer adds it."""
-        ...
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Return the text of the ids, special tokens included."""
-        ...
-
-    def render_chat(self, prompt: Prompt, *, think: bool = True) -> str:
-        """Return the whole prompt in the model's chat format, prefill included, up to the answer.
-
-        Args:
-            prompt: The turns.
-            think: False closes the think block of a model that has one.
-
-        Raises:
-            ModelError: the chat template fails, or does not keep the text of a turn.
-        """
-        ...
-
-
 @runtime_checkable
 class TextGenerator(Protocol):
     """Writes texts. Results come in completion order, one per prompt, failed ones included."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from trsr.errors import ModelError
 from trsr.llm.answers import NO_THINKING
-from trsr.llm.base import Message, Prompt, Tokenizer
+from trsr.llm.base import Message, Prompt
 
 # Llama-3.2, gpt-oss and others write today's date, which would change every prompt every day.
 PROMPT_DATE = datetime(2024, 7, 26)
@@ -37,22 +37,18 @@ def with_system_in_front(turns: Sequence[Message]) -> tuple[Message, ...]:
     return replace(rest[0], content=f"{system.content}\n\n{rest[0].content}"), *rest[1:]
 
 
-def rendered(tokenizer: Tokenizer, prompt: Prompt, thinking: bool) -> str:
-    """Return the text that an engine reads.
+class Tokenizer(ABC):
+    """Text to token ids and back, and turns to text.
 
-    A model that thinks cannot continue a prefill, so this is left out. Other models, and those whose answer
-    consists of given phrases, are told not to think.
+    Attributes:
+        name: Of the model, for messages.
+        has_chat_template: Whether turns are written in a chat format; else they are paragraphs.
+        special_texts: Texts that `encode` turns into special tokens, including those of the chat format.
     """
-    if thinking and prompt.parts is None:
-        return tokenizer.render_chat(replace(prompt, prefill=""))
-    return tokenizer.render_chat(prompt, think=False)
-
-
-class ChatTokenizer(ABC):
-    """The common part of the tokenizers of all model libraries; see `Tokenizer`."""
 
     name: str
     has_chat_template: bool
+    special_texts: tuple[str, ...]
 
     @abstractmethod
     def token_ids(self, text: str, *, adds_special: bool) -> list[int]:
@@ -62,8 +58,20 @@ class ChatTokenizer(ABC):
     def apply_template(self, turns: list[dict[str, str]], variables: dict[str, Any]) -> str:
         """Return turns as the model's chat template writes them, ending where the answer begins."""
 
+    @abstractmethod
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of the ids, special tokens included."""
+
     def render_chat(self, prompt: Prompt, *, think: bool = True) -> str:
-        """Return the whole prompt in the model's chat format; see `Tokenizer.render_chat`."""
+        """Return the whole prompt in the model's chat format, prefill included, up to the answer.
+
+        Args:
+            prompt: The turns.
+            think: False closes the think block of a model that has one.
+
+        Raises:
+            ModelError: the chat template fails, or does not keep the text of a turn.
+        """
         turns = prompt.messages
         if not self.has_chat_template:
             return "\n\n".join(turn.content for turn in turns) + "\n\n" + prompt.prefill
@@ -133,7 +141,7 @@ class ChatTokenizer(ABC):
         return self.token_ids("\nx", adds_special=False) != apart
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text that continues another one; nothing is added around it."""
+        """Return the ids of a text that continues another one; no token is added around it."""
         if self._adds_blank:
             ids = self.token_ids(f"\n{text}", adds_special=False)
             n = len(self._line_end)
@@ -148,7 +156,13 @@ class ChatTokenizer(ABC):
 
     @cached_property
     def prompt_version(self) -> int:
-        """See `Tokenizer.prompt_version`."""
+        """1 where prompts are the same as before version 2 of `trsr`, else 2.
+
+        Version 2 begins with the BOS that the tokenizer adds by itself, gives models without a chat template
+        an answer cue, puts the system text before the user's for models without a system role, closes think
+        blocks before the answer, reads a candidate without a blank added by the tokenizer, and an answer with
+        the blank that the chat template writes before it.
+        """
         if not self.has_chat_template or self.answer_blank or self._adds_blank:
             return 2
         return self.text_prompt_version
@@ -162,3 +176,14 @@ class ChatTokenizer(ABC):
         if self.has_chat_template and text != self.render_chat(Prompt(_EXAMPLE), think=False):
             return 2
         return 1 if self.encode_prompt(text) == self.token_ids(text, adds_special=False) else 2
+
+
+def rendered(tokenizer: Tokenizer, prompt: Prompt, thinking: bool) -> str:
+    """Return the text that an engine reads.
+
+    A model that thinks cannot continue a prefill, so this is left out. Other models, and those whose answer
+    consists of given phrases, are told not to think.
+    """
+    if thinking and prompt.parts is None:
+        return tokenizer.render_chat(replace(prompt, prefill=""))
+    return tokenizer.render_chat(prompt, think=False)

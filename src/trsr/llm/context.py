@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from trsr.errors import MissingExtraError, ModelError, first_line
 from trsr.llm import models
 from trsr.llm.answers import Thinking, with_thinking
-from trsr.llm.base import Tokenizer
-from trsr.llm.chat_format import ChatTokenizer
+from trsr.llm.chat_format import Tokenizer
 
 if TYPE_CHECKING:
     from trsr.llm.transformers import HfTokenizer
@@ -162,7 +161,7 @@ def find_tokenizer(name: str) -> HfTokenizer | None:
     return HfTokenizer(models.hf_folder(name))
 
 
-def text_model_id(model: str, tokenizer: ChatTokenizer, thinking: Thinking) -> str:
+def text_model_id(model: str, tokenizer: Tokenizer, thinking: Thinking) -> str:
     """Return the model id under which the texts of the engine `transformers` are kept.
 
     Texts that answer prompts of version 2 are not those of version 1; `+thinking` never had version 1.

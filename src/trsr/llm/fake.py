@@ -14,11 +14,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from trsr.llm.base import Generation, GenerationParams, LabelTokens, Prompt, ScoringGroup, prompt_key
+from trsr.llm.chat_format import Tokenizer
 from trsr.seeding import derive_seed
 
 _WORD = re.compile(r"[^\W\d_]{4,}")
@@ -170,15 +172,14 @@ def _logit(token_ids: tuple[int, ...], label: int) -> float:
     return int.from_bytes(digest[:4], "big") / 2**29 - 4.0
 
 
-class FakeTokenizer:
-    """A reversible byte-level `Tokenizer`; chat markers and the words yes and no are one token each."""
+class FakeTokenizer(Tokenizer):
+    """A reversible byte-level tokenizer in ChatML; chat markers, yes and no are one token each."""
 
-    special_texts: tuple[str, ...] = _SPECIAL[:2]
+    name = "fake"
     has_chat_template = True
-    prompt_version = 1
-    answer_blank = ""
+    special_texts: tuple[str, ...] = _SPECIAL[:2]
 
-    def encode(self, text: str) -> list[int]:
+    def token_ids(self, text: str, *, adds_special: bool) -> list[int]:  # noqa: ARG002 - there are none
         """Return byte values, and 256 and up for the special texts."""
         ids: list[int] = []
         for part in _SPLIT.split(text):
@@ -194,14 +195,14 @@ class FakeTokenizer:
         parts = (bytes([i]) if i < 256 else _SPECIAL[i - 256].encode() for i in token_ids)
         return b"".join(parts).decode(errors="replace")
 
-    def render_chat(self, prompt: Prompt, *, think: bool = True) -> str:  # noqa: ARG002
-        """Return the prompt in ChatML, which has no think block."""
-        turns = "".join(f"<|im_start|>{m.role}\n{m.content}<|im_end|>\n" for m in prompt.messages)
-        return f"{turns}<|im_start|>assistant\n{prompt.prefill}"
+    def apply_template(self, turns: list[dict[str, str]], variables: dict[str, Any]) -> str:  # noqa: ARG002
+        """Return turns in ChatML, which has no think block."""
+        text = "".join(f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in turns)
+        return f"{text}<|im_start|>assistant\n"
 
 
 class RoughTokenizer(FakeTokenizer):
-    """A reversible `Tokenizer` for rough counts: every four characters are a token."""
+    """A reversible tokenizer for rough counts: every four characters are a token."""
 
     special_texts = ()
 
@@ -209,7 +210,7 @@ class RoughTokenizer(FakeTokenizer):
         self._pieces: list[str] = []
         self._ids: dict[str, int] = {}
 
-    def encode(self, text: str) -> list[int]:
+    def token_ids(self, text: str, *, adds_special: bool) -> list[int]:  # noqa: ARG002 - there are none
         """Return one id for every four characters."""
         ids = []
         for start in range(0, len(text), CHARACTERS_A_TOKEN):

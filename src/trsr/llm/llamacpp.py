@@ -16,7 +16,7 @@ from trsr.errors import MissingExtraError, ModelError
 from trsr.llm import models
 from trsr.llm.answers import answer_in, answer_or_error, with_thinking
 from trsr.llm.base import Generation, GenerationParams, Prompt
-from trsr.llm.chat_format import ChatTokenizer, rendered
+from trsr.llm.chat_format import Tokenizer, rendered
 from trsr.llm.constrained import grammar
 from trsr.llm.context import gguf_context
 from trsr.llm.engines import LlamaCppEngine
@@ -182,7 +182,7 @@ def open_server(gguf: Path, *, n_parallel: int, slot_tokens: int, threads: int) 
     return server
 
 
-class LlamaCppTokenizer(ChatTokenizer):
+class LlamaCppTokenizer(Tokenizer):
     """The tokenizer and chat format of a GGUF file, which can differ from the original model's.
 
     llama.cpp writes ChatML for a file without a chat template, and no BOS into a text before which it puts

@@ -2,19 +2,16 @@
 
 Many calls are in flight at once, in an event loop on a thread of its own; callers see a plain generator.
 Rate limits, server errors, timeouts and cut connections are tried again by the `openai` client (exponential
-back-off with jitter; `Retry-After` is honoured up to two minutes). `TRSR_SHOW_REQUESTS=1` prints each request
-to stderr, never the key.
+back-off with jitter; `Retry-After` is honoured up to two minutes).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import queue
 import re
-import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -111,11 +108,6 @@ def call_each(
         thread.join()
 
 
-def _show(request: dict[str, Any]) -> None:
-    if os.environ.get("TRSR_SHOW_REQUESTS") == "1":
-        print(json.dumps(request, ensure_ascii=False), file=sys.stderr, flush=True)
-
-
 def _fatal(error: Exception, server: OpenAIEngine) -> EngineError | None:
     """Return the error that ends all calls to a server; None if only this call has failed."""
     url = server.base_url
@@ -179,7 +171,6 @@ async def ask_json(
         if body is None:
             answer: Any = await client.get(path, cast_to=object)
         else:
-            _show(body)
             answer = await client.post(path, body=body, cast_to=object)
     except (OpenAIError, ValueError) as error:
         raise _fatal(error, server) or EngineError(_explain(error, server)) from error
@@ -279,7 +270,6 @@ class OpenAIGenerator:
         in_front = not self._knows_system
         while True:
             request = self._request(moved if in_front else prompt, params)
-            _show(request)
             try:
                 answer = await client.chat.completions.create(**request)
             except (BadRequestError, UnprocessableEntityError) as error:

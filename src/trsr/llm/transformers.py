@@ -15,14 +15,14 @@ from transformers.utils import logging as hf_logging
 from trsr.errors import MissingExtraError, ModelError, first_line
 from trsr.llm import models
 from trsr.llm.architecture import forget_lengths
-from trsr.llm.chat_format import PROMPT_DATE, ChatTokenizer
+from trsr.llm.chat_format import PROMPT_DATE, Tokenizer
 from trsr.llm.cpu import reuse_large_buffers
 
 hf_logging.disable_progress_bar()
 _TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 
-class HfTokenizer(ChatTokenizer):
+class HfTokenizer(Tokenizer):
     """A Hugging Face tokenizer behind the `Tokenizer` protocol.
 
     Raises:

@@ -15,7 +15,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from trsr.errors import BudgetError, ModelError
-from trsr.llm.base import LabelTokens, Message, Prompt, ScoringGroup, Tokenizer
+from trsr.llm.base import LabelTokens, Message, Prompt, ScoringGroup
+from trsr.llm.chat_format import Tokenizer
 from trsr.templating import Template, load_template, plain_line
 
 
