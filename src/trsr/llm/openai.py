@@ -28,18 +28,7 @@ from trsr.llm.engines import OpenAIEngine
 
 try:
     import httpx2
-    from openai import (
-        APIConnectionError,
-        APIStatusError,
-        APITimeoutError,
-        AsyncOpenAI,
-        AuthenticationError,
-        BadRequestError,
-        NotFoundError,
-        OpenAIError,
-        PermissionDeniedError,
-        UnprocessableEntityError,
-    )
+    import openai
 except ImportError as _error:
     raise MissingExtraError("openai", "openai") from _error
 
@@ -50,18 +39,20 @@ _Result = TypeVar("_Result")
 def call_each(
     server: OpenAIEngine,
     jobs: Sequence[_Job],
-    call: Callable[[AsyncOpenAI, int, _Job], Awaitable[_Result]],
+    call: Callable[[openai.AsyncOpenAI, int, _Job], Awaitable[_Result]],
 ) -> Iterator[_Result]:
     """Yield the result of one call per job in completion order; `jobs` may grow meanwhile.
 
     At most `server.concurrency` calls are in flight. The first exception of a call cancels the others and is
     raised here; closing the iterator cancels them too.
     """
+    if not jobs:
+        return
     results: queue.SimpleQueue[_Result | Exception] = queue.SimpleQueue()
     started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any], asyncio.Queue[tuple[int, _Job]]]]
     started = Future()
 
-    async def work(client: AsyncOpenAI, waiting: asyncio.Queue[tuple[int, _Job]]) -> None:
+    async def work(client: openai.AsyncOpenAI, waiting: asyncio.Queue[tuple[int, _Job]]) -> None:
         while True:
             results.put(await call(client, *await waiting.get()))
 
@@ -69,7 +60,7 @@ def call_each(
         task, waiting = asyncio.current_task(), asyncio.Queue[tuple[int, _Job]]()
         assert task is not None
         started.set_result((asyncio.get_running_loop(), task, waiting))
-        client = AsyncOpenAI(
+        client = openai.AsyncOpenAI(
             base_url=server.base_url,
             api_key=os.environ.get(server.api_key_env) or "none",
             timeout=server.timeout,
@@ -111,17 +102,17 @@ def call_each(
 def _fatal(error: Exception, server: OpenAIEngine) -> EngineError | None:
     """Return the error that ends all calls to a server; None if only this call has failed."""
     url = server.base_url
-    if isinstance(error, AuthenticationError | PermissionDeniedError):
+    if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
         return EngineError(
             f"The server {url} refused the key ({error.status_code}): "
             f"set the environment variable {server.api_key_env}."
         )
-    if isinstance(error, NotFoundError):
+    if isinstance(error, openai.NotFoundError):
         return EngineError(
             f"The server {url} knows no model {server.model!r} or no such API (404): "
             "check base_url (it usually ends in /v1) and model."
         )
-    if isinstance(error, APIConnectionError) and isinstance(error.__cause__, httpx2.ConnectError):
+    if isinstance(error, openai.APIConnectionError) and isinstance(error.__cause__, httpx2.ConnectError):
         return EngineError(
             f"The server {url} cannot be reached: start it, or check base_url.", retryable=True
         )
@@ -131,14 +122,14 @@ def _fatal(error: Exception, server: OpenAIEngine) -> EngineError | None:
 def _explain(error: Exception, server: OpenAIEngine) -> str:
     """Say in one sentence why a call failed for good."""
     tries = f"after {server.retries + 1} tries"
-    if isinstance(error, APITimeoutError):
+    if isinstance(error, openai.APITimeoutError):
         return (
             f"The server did not answer within {server.timeout:g} s, {tries}: "
             "raise timeout or lower concurrency."
         )
-    if isinstance(error, APIConnectionError):
+    if isinstance(error, openai.APIConnectionError):
         return f"The connection to the server broke before the answer was whole, {tries}."
-    if isinstance(error, APIStatusError):
+    if isinstance(error, openai.APIStatusError):
         again = tries if error.status_code in {408, 409, 429} or error.status_code >= 500 else "at once"
         body = error.body.get("message") if isinstance(error.body, dict) else None
         reason = " ".join(str(body or error.response.text or "no reason given").split())
@@ -160,7 +151,7 @@ def list_models(server: OpenAIEngine) -> list[dict[str, Any]]:
 
 
 async def ask_json(
-    server: OpenAIEngine, client: AsyncOpenAI, path: str, body: dict[str, Any] | None = None
+    server: OpenAIEngine, client: openai.AsyncOpenAI, path: str, body: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Return the JSON object that a server answers to a GET, or to a POST of `body`.
 
@@ -172,7 +163,7 @@ async def ask_json(
             answer: Any = await client.get(path, cast_to=object)
         else:
             answer = await client.post(path, body=body, cast_to=object)
-    except (OpenAIError, ValueError) as error:
+    except (openai.OpenAIError, ValueError) as error:
         raise _fatal(error, server) or EngineError(_explain(error, server)) from error
     if not isinstance(answer, dict):
         raise unexpected(server, "a JSON object")
@@ -222,7 +213,7 @@ class OpenAIGenerator:
         """Do nothing: connections live only as long as a call of `generate`."""
 
     async def _answer(
-        self, client: AsyncOpenAI, index: int, prompt: Prompt, params: GenerationParams
+        self, client: openai.AsyncOpenAI, index: int, prompt: Prompt, params: GenerationParams
     ) -> Generation:
         """Make one call; what concerns only this prompt becomes a failed result."""
         started, config = time.perf_counter(), self._config
@@ -237,7 +228,7 @@ class OpenAIGenerator:
             answer = await self._ask(client, prompt, params)
             if self._ended_early(answer, prompt, params):
                 answer = await self._ask(client, prompt, replace(params, stop=()))
-        except (OpenAIError, ValueError) as error:
+        except (openai.OpenAIError, ValueError) as error:
             if fatal := _fatal(error, config):
                 raise fatal from error
             return failed(_explain(error, config))
@@ -261,10 +252,11 @@ class OpenAIGenerator:
             return False
         text, end = found
         begun = bool(answer_in(text, prefilled=bool(prompt.prefill)))
-        self._stops_early = end == "stop" and bool(text.strip()) and not begun
-        return self._stops_early
+        early = end == "stop" and bool(text.strip()) and not begun
+        self._stops_early |= early
+        return early
 
-    async def _ask(self, client: AsyncOpenAI, prompt: Prompt, params: GenerationParams) -> Any:
+    async def _ask(self, client: openai.AsyncOpenAI, prompt: Prompt, params: GenerationParams) -> Any:
         """Send a prompt, again without what the server refuses: fields, the system role."""
         moved = replace(prompt, messages=with_system_in_front(prompt.messages))
         in_front = not self._knows_system
@@ -272,21 +264,18 @@ class OpenAIGenerator:
             request = self._request(moved if in_front else prompt, params)
             try:
                 answer = await client.chat.completions.create(**request)
-            except (BadRequestError, UnprocessableEntityError) as error:
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 learned = {*_CONTINUE, *_NO_THOUGHTS} & set(request.get("extra_body", ()))
                 if refused := {field for field in learned if field in str(error)}:
                     self._refused |= refused | (set(_CONTINUE) if refused & set(_CONTINUE) else set())
-                elif (
-                    isinstance(error, BadRequestError)
-                    and not in_front
-                    and moved != prompt
-                    and _NO_SYSTEM.search(str(error))
-                ):
-                    in_front = True
-                else:
+                    continue
+                bad_role = isinstance(error, openai.BadRequestError) and _NO_SYSTEM.search(str(error))
+                if in_front or moved == prompt or not bad_role:
                     raise
+                in_front = True
             else:
-                self._knows_system = not in_front
+                if in_front:
+                    self._knows_system = False
                 return answer
 
     def _request(self, prompt: Prompt, params: GenerationParams) -> dict[str, Any]:
