@@ -261,11 +261,6 @@ def test_closing_answers_what_is_read_and_refuses_the_rest() -> None:
         stopped.queue.close()
 
 
-def test_no_question_has_an_empty_answer() -> None:
-    with ModelQueue(fake_recommender()) as queue:
-        assert queue.submit([], LONG).result(30) == []
-
-
 def test_what_was_done_is_counted() -> None:
     with ModelQueue(fake_recommender()) as queue:
         (answer,) = queue.submit(prompts(ASK), LONG).result(30)

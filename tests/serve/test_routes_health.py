@@ -143,6 +143,8 @@ def test_metrics_count_requests_by_route_and_what_happens_inside(shop: Shop) -> 
     assert waiting["trsr_store_items_behind"] == 4
     assert waiting["trsr_store_oldest_pending_seconds"] >= 0
     shop.follow()
+    shop.client.put("/v1/users/ann/notes", json={"text": "Mine."})
+    shop.client.put("/v1/items", json={"items": [{"item_id": "new", "fields": {}}]})
     shop.client.post("/v1/recommend", json={"user_id": "ann", "candidates": ["i5", "i6"]})
     shop.client.get("/v1/users/bob")
     shop.client.get("/somewhere/else")
@@ -160,7 +162,9 @@ def test_metrics_count_requests_by_route_and_what_happens_inside(shop: Shop) -> 
     assert found["trsr_model_cache_hits_total"] + found["trsr_model_cache_misses_total"] == 1
     assert found["trsr_llm_calls_total"] == 2
     assert found["trsr_profile_updates_total"] == 1
-    assert found["trsr_store_pending"] == 0
+    assert found["trsr_store_pending"] == found["trsr_store_failing"] == found["trsr_store_items_behind"] == 0
+    assert [found[f"trsr_store_{name}"] for name in ("users", "events", "profiles")] == [1, 4, 1]
+    assert found["trsr_store_notes"] == found["trsr_store_items"] == 1
 
 
 def test_strange_methods_and_addresses_make_no_new_series() -> None:

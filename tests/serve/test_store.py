@@ -11,17 +11,17 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from helpers import full_disk, item
+from helpers import full_disk
 from stores import add_profile, event, events, follow, seen, summariser_of_many
 
 from trsr.errors import OutputError, RunMismatchError, StoreError
 from trsr.llm.fake import FakeGenerator
 from trsr.serve.database import APPLICATION_ID, MIGRATIONS
 from trsr.serve.profile_updater import ProfileUpdater
-from trsr.serve.store import PendingUpdate, ServeStore
+from trsr.serve.store import ServeStore
 from trsr.storage import open_sqlite
 from trsr.summarize.store import SqliteStore
-from trsr.types import History, Item
+from trsr.types import History
 
 NOON = datetime(2024, 5, 6, 12, tzinfo=UTC)
 
@@ -59,30 +59,6 @@ def test_commits_that_a_caller_relies_on_wait_for_the_disk(store: ServeStore) ->
     assert synchronous() == full
 
 
-def test_readers_do_not_wait_for_writers(store: ServeStore) -> None:
-    store.add_events("u", events(0, 1))
-    with store._writing():
-        assert len(store.events("u")) == 1
-
-
-def test_everything_is_there_after_closing(store: ServeStore) -> None:
-    store.add_events("u", events(0, 7))
-    store.put_items([item(1)])
-    store.put_notes("u", "Mine, and\nmore. ")
-    follow(store, summariser_of_many())
-
-    def everything(store: ServeStore) -> tuple[object, ...]:
-        parts = store.events("u"), store.profiles("u"), store.user_summaries("u"), store.notes("u")
-        return *parts, store.changed_items()
-
-    before = everything(store)
-    assert all(before)
-    store.close()
-    store.close()
-    with closing(ServeStore(store.path)) as again:
-        assert everything(again) == before
-
-
 def test_times_come_back_to_the_microsecond_in_utc(store: ServeStore) -> None:
     east = datetime(2024, 5, 6, 14, 0, 0, 123457, tzinfo=timezone(timedelta(hours=2)))
     before_1970 = datetime(1969, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
@@ -92,29 +68,6 @@ def test_times_come_back_to_the_microsecond_in_utc(store: ServeStore) -> None:
     assert times == [before_1970, NOON.replace(microsecond=123457), None]
     assert times[1] is not None
     assert times[1].tzinfo is UTC
-
-
-def test_an_unknown_user_has_nothing(store: ServeStore) -> None:
-    assert store.history("nobody") == ()
-    assert store.events("nobody") == []
-    assert store.profiles("nobody") == []
-    assert store.latest_profile("nobody") is None
-    assert store.user_summaries("nobody") == []
-    assert not store.add_profile(PendingUpdate("nobody", 0, 0, 1), "Likes lamps.", 0, None, [], 0)
-    assert store.notes("nobody") is None
-    assert store.put_notes("nobody", "Mine.") is None
-    assert not store.request_update("nobody")
-    assert not store.delete_user("nobody")
-    assert store.users() == []
-
-
-def test_users_are_searched_by_any_part_of_their_id(store: ServeStore) -> None:
-    for user in ("carol", "ann%a", "bob", "anna"):
-        store.add_events(user, events(0, 1))
-    assert store.users() == ["ann%a", "anna", "bob", "carol"]
-    assert store.users("an") == ["ann%a", "anna"]
-    assert store.users("%") == ["ann%a"]
-    assert store.users("", limit=2) == ["ann%a", "anna"]
 
 
 def test_threads_that_write_and_update_lose_nothing(store: ServeStore) -> None:
@@ -248,52 +201,6 @@ def test_a_clock_that_is_set_back_delays_nothing(store: ServeStore, monkeypatch:
     assert due(store) == ["new", "failed"]
     store.fail(store.pending(2)[1], "no engine")
     assert due(store) == ["new"]
-
-
-def test_waiting_ends_when_work_comes(store: ServeStore) -> None:
-    store.add_events("u", events(0, 1))
-    store.wait(60)
-    threading.Timer(0.05, store.wake).start()
-    store.wait(60)
-    store.wait(0.01)
-
-
-def test_items_are_added_changed_and_deleted(store: ServeStore) -> None:
-    store.put_items([Item("b", {"title": "Lámp", "brand": "Acme"}), Item("a", {})])
-    assert store.changed_items() == ([Item("a", {}), Item("b", {"title": "Lámp", "brand": "Acme"})], [])
-    store.put_items([Item("b", {"brand": "Acme"})])
-    store.delete_item("a")
-    assert store.changed_items() == ([Item("b", {"brand": "Acme"})], ["a"])
-
-
-def test_facts_count_what_there_is(store: ServeStore) -> None:
-    assert set(store.facts().values()) == {0}
-    store.import_histories([History("old", ("i1", "i2"))], "data")
-    store.put_items([item(1), item(2)])
-    store.add_events("u", events(0, 4))
-    add_profile(store, "u", "Likes pots.", 3)
-    store.put_notes("u", "Mine.")
-    facts = store.facts()
-    assert 0 <= facts.pop("oldest_pending_seconds") < 60
-    counts = {"users": 2, "events": 6, "items": 2, "profiles": 1, "notes": 1}
-    assert facts == {**counts, "pending": 1, "failing": 0, "items_behind": 1}
-
-
-def test_notes_are_kept_until_they_are_changed_or_removed(store: ServeStore) -> None:
-    store.add_events("u", events(0, 1))
-    assert store.notes("u") is None
-    for text in ("Mine.", "Mine, and\nmore. "):
-        notes = store.put_notes("u", text)
-        assert notes is not None
-        assert (notes.text, notes.updated_at.tzinfo) == (text, UTC)
-        assert store.notes("u") == notes
-    removed = store.put_notes("u", "")
-    assert removed is not None
-    assert (removed.text, store.notes("u")) == ("", None)
-    store.put_notes("u", "Mine.")
-    store.delete_user("u")
-    store.add_events("u", events(0, 1))
-    assert store.notes("u") is None, "a user who comes back has written nothing"
 
 
 N_MIGRATIONS_WITH_EDITS = 13

@@ -144,9 +144,6 @@ class ModelQueue:
             OverloadedError: the queue is full or closed; `retry_after` is in seconds.
         """
         future: Future[list[Scored]] = Future()
-        if not prompts:
-            future.set_result([])
-            return future
         caller, now = CALLER.get(), time.monotonic()
         n_tokens = sum(map(n_read_at_most, prompts))
         with self._changed:
