@@ -17,7 +17,7 @@ from trsr.llm.fake import FakeGenerator
 from trsr.summarize.executor import summarize
 from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.prompts import load_summary_template
-from trsr.summarize.store import Store, StoredCall, StoredRow
+from trsr.summarize.store import Store, StoredCall
 from trsr.summarize.user_plan import Fold, Summariser
 from trsr.templating import Template
 from trsr.types import History, Item
@@ -99,21 +99,12 @@ def totals(store: Store) -> dict[str, int]:
     }
 
 
-def stored_call(key: str, text: str | None = "Likes lamps.", error: str | None = None) -> StoredCall:
-    """Return a finished call."""
-    return StoredCall(key, text, error, "fake@1", "hash", ("i1", "i 2", "ü"), 10, 5, 0.5)
-
-
-def failed_call(key: str, error: str = "timed out") -> StoredCall:
-    """Return a failed call."""
-    return stored_call(key, None, error)
-
-
-def stored_row(key: str, text: str | None = "Likes lamps.", **changes: object) -> StoredRow:
-    """Return a row of a store."""
+def stored_call(key: str, text: str | None = "Likes lamps.", **changes: Any) -> StoredCall:
+    """Return a finished call, or without a text a failed one."""
     error = None if text is not None else "timed out"
-    row = StoredRow(key, text, error, "fake@1", "hash", '["i1"]', 10, 5, 0.25, 1, 1_700_000_000.5)
-    return StoredRow(**{**row._asdict(), **changes})
+    ids = ("i1", "i 2", "ü")
+    call = StoredCall(key, text, error, "fake@1", "hash", ids, 10, 5, 0.25, 1, 1_700_000_000.5)
+    return call._replace(**changes)
 
 
 def cpu_seconds(call: Callable[[], object]) -> float:

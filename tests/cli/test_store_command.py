@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 import yaml
 from conftest import Answer, tiny_run
-from helpers import failed_call, stored_call, stored_row
+from helpers import stored_call
 from postgres_server import PASSWORD
 
 from trsr.data.synthetic import SyntheticConfig, generate
@@ -25,8 +25,8 @@ SECRETS = (PASSWORD, "s3cr")
 def file(tmp_path: Path) -> Path:
     with open_store(tmp_path / "s.sqlite") as store:
         store.put(stored_call("a"))
-        store.put(failed_call("b"))
-        store.add([stored_row("c", created_at=5.0), stored_row("d", model="other@2")])
+        store.put(stored_call("b", None))
+        store.add([stored_call("c", created_at=5.0), stored_call("d", model="other@2")])
     return tmp_path / "s.sqlite"
 
 

@@ -153,7 +153,8 @@ def test_a_text_that_comes_after_its_user_has_left_is_not_kept(store: ServeStore
     (update,) = store.pending(1)
     store.delete_user("u")
     store.add_events("u", theirs("u", range(3)))
-    store.put(StoredCall("k", "Quaggas.", None, "m", "t", (), 1, 1, 0.0, (str(update.user_generation),)))
+    user_ids = (str(update.user_generation),)
+    store.put(StoredCall("k", "Quaggas.", None, "m", "t", (), 1, 1, 0.0, user_ids=user_ids))
     assert found(store, ["Quaggas"]) == []
 
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 import pytest
-from helpers import failed_call, make_summariser, stored_call, stored_row
+from helpers import make_summariser, stored_call
 
 from trsr.errors import DataError, OutputError, StoreError
 from trsr.llm.fake import FakeGenerator
 from trsr.summarize.executor import summarize
 from trsr.summarize.export import SCHEMA, read_rows, write_rows
-from trsr.summarize.store import PAGE, GroupStore, RowFilter, Store, StoredCall, StoredRow, open_store
+from trsr.summarize.store import COLUMNS, PAGE, GroupStore, RowFilter, Store, StoredCall, open_store
 from trsr.types import History
 
 
@@ -49,13 +47,12 @@ def test_a_row_says_what_made_it_and_when(store: Store) -> None:
     before = time.time()
     store.put(stored_call("a"))
     (found,) = store.rows()
-    item_ids = json.dumps(["i1", "i 2", "ü"])
-    assert found[:10] == ("a", "Likes lamps.", None, "fake@1", "hash", item_ids, 10, 5, 0.5, 1)
+    assert found == stored_call("a", created_at=found.created_at)
     assert before <= found.created_at <= time.time()
 
 
 def test_any_number_of_keys_can_be_looked_up_at_once(store: Store) -> None:
-    store.add(stored_row(f"{n:05}", f"text {n}") for n in range(2 * PAGE + 1))
+    store.add(stored_call(f"{n:05}", f"text {n}") for n in range(2 * PAGE + 1))
     keys = [f"{n:05}" for n in range(3 * PAGE)]
     assert store.texts(keys) == {f"{n:05}": f"text {n}" for n in range(2 * PAGE + 1)}
     assert len(store.calls(keys)) == 2 * PAGE + 1
@@ -63,22 +60,23 @@ def test_any_number_of_keys_can_be_looked_up_at_once(store: Store) -> None:
 
 
 def test_a_failed_call_is_a_row_but_never_a_text(store: Store) -> None:
-    store.put(failed_call("a"))
+    store.put(stored_call("a", None))
     assert store.texts(["a"]) == {}
-    assert store.calls(["a", "b"]) == {"a": failed_call("a")}
+    calls = store.calls(["a", "b"])
+    assert calls == {"a": stored_call("a", None, created_at=calls["a"].created_at)}
 
 
 @pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize(
     ("calls", "kept"),
     [
-        ([failed_call("a"), failed_call("a", "cut off")], (None, "cut off", 2, 5)),
+        ([stored_call("a", None), stored_call("a", None, error="cut off")], (None, "cut off", 2, 5)),
         (
-            [failed_call("a"), failed_call("a"), replace(stored_call("a"), n_generated_tokens=9)],
+            [stored_call("a", None), stored_call("a", None), stored_call("a", n_generated_tokens=9)],
             ("Likes lamps.", None, 3, 9),
         ),
         ([stored_call("a"), stored_call("a", "another")], ("Likes lamps.", None, 1, 5)),
-        ([stored_call("a"), failed_call("a")], ("Likes lamps.", None, 1, 5)),
+        ([stored_call("a"), stored_call("a", None)], ("Likes lamps.", None, 1, 5)),
     ],
     ids=["failed twice", "retried", "another text", "failed later"],
 )
@@ -105,7 +103,7 @@ def test_writers_that_start_at_once_make_one_store_and_lose_nothing(place: str) 
             with open_store(place) as store:
                 for n in range(20):
                     store.put(stored_call(f"{n:03}", f"of {number}"))  # by all
-                    store.put(failed_call("failed"))
+                    store.put(stored_call("failed", None))
                     store.put_all([stored_call(f"{number}-{n:03}"), stored_call(f"shared-{n % 3}")])
         except Exception as error:
             problems.append(error)
@@ -123,13 +121,13 @@ def test_writers_that_start_at_once_make_one_store_and_lose_nothing(place: str) 
 
 
 def test_rows_come_in_the_order_of_their_keys(store: Store) -> None:
-    rows = [stored_row(key) for key in ("b", "B", "a-b", "a", "ab", "ä", "0")]
+    rows = [stored_call(key) for key in ("b", "B", "a-b", "a", "ab", "ä", "0")]
     assert store.add(rows) == len(rows)
     assert list(store.rows()) == sorted(rows, key=lambda row: row.key.encode())
 
 
 def test_adding_keeps_texts_replaces_failed_calls_and_can_be_repeated(store: Store) -> None:
-    row = stored_row
+    row = stored_call
     store.add([row("a", "kept"), row("b", None, n_attempts=2), row("c", None, error="first")])
     more = [row("a", "not taken"), row("b", "taken", n_attempts=3), row("c", None, error="second")]
     assert [store.add(more), store.add(more)] == [1, 0]
@@ -139,14 +137,14 @@ def test_adding_keeps_texts_replaces_failed_calls_and_can_be_repeated(store: Sto
 
 def test_an_added_row_that_is_wrong_leaves_its_page_out_and_the_store_usable(store: Store) -> None:
     with pytest.raises((OutputError, StoreError), match=r"cannot be used|is not a summary store"):
-        store.add([stored_row("a"), stored_row("b", error="a text and an error")])
+        store.add([stored_call("a"), stored_call("b", error="a text and an error")])
     assert list(store.rows()) == []
-    assert store.add([stored_row("a")]) == 1
+    assert store.add([stored_call("a")]) == 1
 
 
 def test_stats_count_by_model_and_template(store: Store) -> None:
     assert store.stats() == []
-    row = stored_row
+    row = stored_call
     old = row("c", None, model="other@2", created_at=5.0, seconds=1.5)
     store.add([row("a"), row("b", n_attempts=2, created_at=9.0), old, row("d", template_hash="new")])
     first, second, third = store.stats()
@@ -169,7 +167,7 @@ def test_stats_count_by_model_and_template(store: Store) -> None:
     ],
 )
 def test_only_the_selected_rows_are_removed(store: Store, chosen: RowFilter, keys: str) -> None:
-    row = stored_row
+    row = stored_call
     store.add([row("a"), row("b", None), row("c", model="other@2")])
     store.add([row("d", template_hash="new", created_at=9.0), row("e", None, created_at=9.0)])
     assert store.count(chosen) == store.remove(chosen) == len(keys)
@@ -194,8 +192,8 @@ def test_a_second_run_makes_no_call_and_every_kind_of_store_keeps_the_same_rows(
 
 def test_rows_move_through_a_parquet_file_to_another_store_unchanged(store: Store, tmp_path: Path) -> None:
     store.put(stored_call("a", "Likes “lamps”."))
-    store.put(failed_call("b"))
-    store.add(stored_row(f"{n:05}", seconds=n / 3, created_at=n / 7) for n in range(2 * PAGE + 5))
+    store.put(stored_call("b", None))
+    store.add(stored_call(f"{n:05}", seconds=n / 3, created_at=n / 7) for n in range(2 * PAGE + 5))
     rows, file = list(store.rows()), tmp_path / "s.parquet"
     assert write_rows(file, store.rows()) == len(rows)
     assert list(read_rows(file)) == rows
@@ -211,14 +209,14 @@ def test_rows_move_through_a_parquet_file_to_another_store_unchanged(store: Stor
 def test_an_empty_store_is_an_empty_file_with_its_columns(tmp_path: Path) -> None:
     assert write_rows(tmp_path / "s.parquet", []) == 0
     assert pl.read_parquet_schema(tmp_path / "s.parquet") == dict(SCHEMA)
-    assert tuple(SCHEMA) == StoredRow._fields
+    assert tuple(SCHEMA) == COLUMNS
     assert list(read_rows(tmp_path / "s.parquet")) == []
 
 
 def test_an_import_of_something_else_is_one_sentence(tmp_path: Path) -> None:
     pl.DataFrame({"x": [1]}).write_parquet(tmp_path / "x.parquet")
     (tmp_path / "y.parquet").write_text("no parquet")
-    values = stored_row("a")._replace(text=None, item_ids=json.loads('["i"]'))
+    values = stored_call("a", text=None, error=None)[:-1]
     pl.DataFrame([values], schema=SCHEMA, orient="row").write_parquet(tmp_path / "row.parquet")
     for name, message in [
         ("x", r"has the columns x, expected those of an exported store \(key, "),
@@ -231,14 +229,14 @@ def test_an_import_of_something_else_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_an_export_that_fails_is_one_sentence_and_leaves_the_old_file(tmp_path: Path) -> None:
-    def broken() -> Iterator[StoredRow]:
-        yield stored_row("b")
+    def broken() -> Iterator[StoredCall]:
+        yield stored_call("b")
         raise OutputError("gone")
 
-    write_rows(tmp_path / "s.parquet", [stored_row("a")])
+    write_rows(tmp_path / "s.parquet", [stored_call("a")])
     with pytest.raises(OutputError, match="gone"):
         write_rows(tmp_path / "s.parquet", broken())
     with pytest.raises(OutputError, match="cannot be written"):
-        write_rows(tmp_path / "s.parquet" / "t.parquet", [stored_row("a")])
-    assert list(read_rows(tmp_path / "s.parquet")) == [stored_row("a")]
+        write_rows(tmp_path / "s.parquet" / "t.parquet", [stored_call("a")])
+    assert list(read_rows(tmp_path / "s.parquet")) == [stored_call("a")]
     assert len(list(tmp_path.iterdir())) == 1

@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from helpers import full_disk, read_only, stored_call, stored_row, temporary_folder
+from helpers import full_disk, read_only, stored_call, temporary_folder
 
 from trsr import storage
 from trsr.errors import OutputError, StoreError
@@ -47,7 +47,7 @@ def test_a_store_of_the_first_layout_keeps_its_rows(tmp_path: Path) -> None:
     with open_store(tmp_path / "s.sqlite") as store:
         store.put(stored_call("b"))
         first, second = store.rows()
-    assert first == stored_row("a", created_at=1.7e9)
+    assert first == stored_call("a", item_ids=("i1",), created_at=1.7e9)
     assert second.key == "b"
 
 
@@ -177,7 +177,7 @@ def test_a_new_store_on_a_full_disk_is_one_sentence_and_can_be_tried_again(tmp_p
 
 def test_removed_rows_give_their_space_back(tmp_path: Path) -> None:
     with SqliteStore(tmp_path / "s.sqlite") as store:
-        store.add(stored_row(f"{n:05}", "x" * 500) for n in range(2000))
+        store.add(stored_call(f"{n:05}", "x" * 500) for n in range(2000))
         before = store.n_bytes()
         store.remove(RowFilter(model="fake@1"))
         assert store.n_bytes() < before / 10

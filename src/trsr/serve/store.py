@@ -11,7 +11,6 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -264,7 +263,7 @@ class ServeStore(Database):
         if len(known) + len(copies) < len(keys):
             return False
         for call in copies.values():
-            table.put(replace(call, item_ids=()))  # see the schema on `plans`
+            table.put(call._replace(item_ids=()))  # see the schema on `plans`
         return True
 
     def put(self, call: StoredCall) -> None:
@@ -273,7 +272,7 @@ class ServeStore(Database):
             known = "SELECT 1 FROM users WHERE uid = ?"
             uids = [uid for uid in map(int, call.user_ids) if db.execute(known, (uid,)).fetchone()]
             if uids:
-                SummaryTable(db).put(replace(call, item_ids=()))  # see the schema on `plans`
+                SummaryTable(db).put(call._replace(item_ids=()))  # see the schema on `plans`
                 db.executemany(
                     "INSERT INTO drafts (uid, key) VALUES (?, ?) ON CONFLICT DO NOTHING",
                     [(uid, call.key) for uid in uids],

@@ -15,10 +15,10 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from math import inf
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
@@ -56,12 +56,11 @@ MIGRATIONS = (SUMMARIES,)
 POSTGRES_MIGRATIONS = (f"CREATE TABLE trsr_summaries ({_POSTGRES_COLUMNS})",)
 
 
-@dataclass(frozen=True, slots=True)
-class StoredCall:
+class StoredCall(NamedTuple):
     """One finished or failed call: exactly one of `text` and `error` is set.
 
-    `user_ids` are the users whose profiles waited for it when it arrived; only stores that can forget users
-    keep them.
+    `put` sets `n_attempts` and `created_at` (seconds since 1970) itself. `user_ids` are the users whose
+    profiles waited for the call when it arrived; only stores that can forget users keep them.
     """
 
     key: str
@@ -73,23 +72,9 @@ class StoredCall:
     n_prompt_tokens: int
     n_generated_tokens: int
     seconds: float
+    n_attempts: int = 1
+    created_at: float = 0.0
     user_ids: tuple[str, ...] = ()
-
-
-class StoredRow(NamedTuple):
-    """One row of a store: `item_ids` is a JSON list, `created_at` seconds since 1970."""
-
-    key: str
-    text: str | None
-    error: str | None
-    model: str
-    template_hash: str
-    item_ids: str
-    n_prompt_tokens: int
-    n_generated_tokens: int
-    seconds: float
-    n_attempts: int
-    created_at: float
 
 
 class StoreStats(NamedTuple):
@@ -144,16 +129,15 @@ class GroupStore(TextStore, Protocol):
         ...
 
 
+COLUMNS = StoredCall._fields[:-1]
 # Statements are written for SQLite; see `_postgres`.
-_NAMES = ", ".join(StoredRow._fields)
-_NEW = ", ".join(
-    f"{name} = excluded.{name}" for name in StoredRow._fields if name not in {"key", "n_attempts"}
-)
+_NAMES = ", ".join(COLUMNS)
+_NEW = ", ".join(f"{name} = excluded.{name}" for name in COLUMNS if name not in {"key", "n_attempts"})
 _AMONG = "key IN (SELECT value FROM json_each(?))"
 _TEXTS = f"SELECT key, text FROM summaries WHERE text IS NOT NULL AND {_AMONG}"
 _CALLS = f"SELECT {_NAMES} FROM summaries WHERE {_AMONG}"
 _PUT = f"""
-    INSERT INTO summaries ({_NAMES}) VALUES ({", ".join("?" * len(StoredRow._fields))})
+    INSERT INTO summaries ({_NAMES}) VALUES ({", ".join("?" * len(COLUMNS))})
     ON CONFLICT (key) DO UPDATE SET {_NEW}, n_attempts = summaries.n_attempts + excluded.n_attempts
     WHERE summaries.text IS NULL
 """
@@ -188,23 +172,20 @@ class SummaryTable:
     def put(self, call: StoredCall) -> None:
         """Keep one result. A failed call is replaced and its attempts counted; a text never is."""
         with self._connection() as db:
-            db.execute(_PUT, _row(call))
+            db.execute(_PUT, _new_row(call))
 
 
-def _row(call: StoredCall) -> StoredRow:
-    return StoredRow(
-        call.key,
-        call.text,
-        call.error,
-        call.model,
-        call.template_hash,
-        json.dumps(call.item_ids),
-        call.n_prompt_tokens,
-        call.n_generated_tokens,
-        call.seconds,
-        1,
-        time.time(),
-    )
+def _new_row(call: StoredCall) -> tuple[Any, ...]:
+    return _row(call._replace(n_attempts=1, created_at=time.time()))
+
+
+def _row(call: StoredCall) -> tuple[Any, ...]:
+    """Return the values of `COLUMNS`; item ids are a JSON list."""
+    return (*call[:5], json.dumps(call.item_ids), *call[6:-1])
+
+
+def _call(row: Sequence[Any]) -> StoredCall:
+    return StoredCall._make((*row[:5], tuple(json.loads(row[5])), *row[6:], ()))
 
 
 class Store(SummaryTable):
@@ -238,32 +219,31 @@ class Store(SummaryTable):
 
     def put_all(self, calls: Sequence[StoredCall]) -> None:
         """Commit results that arrived together, all of them or none; else as `put`."""
-        self._write(_PUT, map(_row, calls))
+        self._write(_PUT, map(_new_row, calls))
 
-    def _write(self, statement: str, rows: Iterable[StoredRow]) -> int:
+    def _write(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> int:
         """Write rows in one transaction; return how many were taken."""
         with self._transaction() as db:
-            # Sorted, so that two writers never wait for each other's rows.
-            return int(db.executemany(statement, sorted(rows, key=lambda row: row.key)).rowcount)
+            # By key, so that two writers never wait for each other's rows.
+            return int(db.executemany(statement, sorted(rows, key=itemgetter(0))).rowcount)
 
     def calls(self, keys: Sequence[str]) -> dict[str, StoredCall]:
         """Return what is known of the calls among `keys`, failed ones included."""
         with self._connection() as db:
-            rows = map(StoredRow._make, db.execute(_CALLS, (json.dumps(keys),)).fetchall())
-        return {row.key: StoredCall(*row[:5], tuple(json.loads(row.item_ids)), *row[6:9]) for row in rows}
+            return {row[0]: _call(row) for row in db.execute(_CALLS, (json.dumps(keys),))}
 
-    def rows(self) -> Iterator[StoredRow]:
-        """Yield every row in the order of the keys; memory stays flat."""
+    def rows(self) -> Iterator[StoredCall]:
+        """Yield every call in the order of the keys; memory stays flat."""
         last = ""
         while True:
             with self._connection() as db:
                 page = db.execute(_ROWS, (last,)).fetchall()
             if not page:
                 return
-            yield from map(StoredRow._make, page)
+            yield from map(_call, page)
             last = page[-1][0]
 
-    def add(self, rows: Iterable[StoredRow]) -> int:
+    def add(self, rows: Iterable[StoredCall]) -> int:
         """Take over rows as they are, a page per transaction, and return how many were new.
 
         A text is never replaced. A text takes the place of a failed call, and attempts add up; a failed call
@@ -271,7 +251,7 @@ class Store(SummaryTable):
         """
         waiting, added = iter(rows), 0
         while page := list(islice(waiting, PAGE)):
-            added += self._write(_ADD, page)
+            added += self._write(_ADD, map(_row, page))
         return added
 
     def stats(self) -> list[StoreStats]:
