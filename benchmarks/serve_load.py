@@ -14,6 +14,7 @@ import argparse
 import http.client
 import json
 import random
+import re
 import shlex
 import socket
 import subprocess
@@ -23,15 +24,17 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from trsr.data.dataset import Dataset
+from trsr.errors import EngineError
 from trsr.experiment.run_folder import environment
 from trsr.recommend.model_folder import read_adapter_info
 
 SEED = 0
+ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)")
 WORDS = "tent stove mat lamp rope ground sheet blue steel light strong field house "
 LARGE = json.dumps({"query": "Buys tents.", "documents": [WORDS * 12 + str(i) for i in range(200)]}).encode()
 Request = tuple[str, str, dict[str, Any]]
@@ -40,9 +43,8 @@ Request = tuple[str, str, dict[str, Any]]
 class Server:
     """`trsr serve` on a run folder with an empty database."""
 
-    def __init__(self, run: Path, process: subprocess.Popen[str], port: int) -> None:
+    def __init__(self, data: Dataset, process: subprocess.Popen[str], port: int) -> None:
         self.process, self.port = process, port
-        data = Dataset.open(run / "data")
         self.users = [history.user_id for history in data.histories()]
         self.items = list(data.catalogue())
 
@@ -54,6 +56,12 @@ class Server:
         answer = connection.getresponse()
         answer.read()
         return answer.status, float(answer.headers.get("Retry-After", 0))
+
+    def status(self, path: str) -> int:
+        """Return the status of a page."""
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)) as connection:
+            connection.request("GET", path)
+            return connection.getresponse().status
 
     def memory(self) -> int:
         """Return the resident memory in MB."""
@@ -147,26 +155,29 @@ def attacked(server: Server) -> Iterator[None]:
 
 
 @contextmanager
-def served(run: Path) -> Iterator[Server]:
+def served(run: Path, data: Path | None = None) -> Iterator[Server]:
+    """Start `trsr serve` with an empty database, and wait until it is ready."""
+    command = [sys.executable, "-m", "trsr", "serve", str(run), "--port", "0"]
+    if data is not None:
+        command += ["--data", str(data)]
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable,
-            "-m",
-            "trsr",
-            "serve",
-            str(run),
-            "--port",
-            "0",
-            "--db",
-            f"{folder}/s.sqlite",
-        ]
-        command += ["--requests-per-minute", "10000000"]
+        command += ["--db", f"{folder}/s.sqlite", "--requests-per-minute", "10000000"]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
             assert process.stderr is not None
-            line = next(line for line in process.stderr if "http://" in line)
+            port = None
+            said = []
+            for line in process.stderr:
+                said.append(line.strip())
+                if found := ADDRESS.search(line):
+                    port = int(found[1])
+                    break
+            if port is None:
+                raise EngineError(f"The server did not start: {' '.join(said[-3:]) or 'it said nothing'}.")
             threading.Thread(target=process.stderr.read, daemon=True).start()  # a full pipe would stop it
-            server = Server(run, process, int(line.split("127.0.0.1:")[1].split(":")[0]))
+            server = Server(Dataset.open(data or run / "data"), process, port)
             try:
+                while server.status("/readyz") != 200:
+                    time.sleep(0.1)
                 yield server
             finally:
                 process.terminate()

@@ -1,4 +1,4 @@
-"""Write docs/speed.md and docs/speed.svg from the recorded results of `trsr bench`.
+"""Write docs/speed.md and docs/speed.svg from the recorded results of `trsr bench` and of scripts.
 
 python benchmarks/speed_page.py
 """
@@ -149,11 +149,18 @@ def plot(row: dict[str, Any], file: Path) -> None:
     figure.savefig(file, metadata={"Date": None, "Description": drawn(row)})
 
 
+def today(command: str) -> str:
+    """Return what repeats a recorded command: some commands have become scripts."""
+    for old, script in (("serve", "serving.py"), ("hostile", "hostile.py")):
+        command = command.replace(f"trsr bench {old} ", f"python benchmarks/{script} ")
+    return command
+
+
 def section(
     title: str, recorded: dict[str, Any], rows: Iterable[dict[str, Any]], columns: Iterable[tuple[str, str]]
 ) -> str:
     """Return one recorded file as a section."""
-    commands = "\n".join(recorded["commands"])
+    commands = "\n".join(map(today, recorded["commands"]))
     note = f"\n\n{recorded['note']}" if recorded["note"] else ""
     return (
         f"## {title}\n\n{table(rows, columns)}\n\n"
@@ -181,7 +188,7 @@ def precision_rows(recorded: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def serve_rows(recorded: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return two rows a run of `trsr bench serve`: one client at a time, then several."""
+    """Return two rows a run of `benchmarks/serving.py`: one client at a time, then several."""
     rows = []
     for result in recorded["results"]:
         one = {"clients": 1, **result["one_client"], "engine_p95_s": result["engine"]["p95_s"]}
@@ -248,7 +255,7 @@ def load_facts(recorded: dict[str, Any]) -> str:
 
 
 def hostile_rows(recorded: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return one row a run and kind of text of `trsr bench hostile`, first all: moves of the score."""
+    """Return one row a run and kind of text of `benchmarks/hostile.py`, first all: moves of the score."""
     return [
         {"served": result["served"], "kind": kind, **move["score"]}
         for result in recorded["results"]

@@ -13,19 +13,19 @@ from conftest import Answer
 from trsr.bench import summarizing
 from trsr.bench.summarizing import (
     BLOCK_SIZE,
-    Cost,
-    Workload,
-    faster_engine,
     installed_engines,
     local_engine,
     measure_engine,
-    news_workload,
+    news_readers,
 )
 from trsr.llm.base import Generation, GenerationParams, Prompt
 from trsr.llm.engines import LlamaCppEngine
 from trsr.llm.fake import FakeGenerator
+from trsr.summarize.user_plan import Summariser
+from trsr.types import History
 
 USERS, CALLS = 5, 3
+Workload = tuple[Summariser, list[History]]
 
 
 class SlowEngine(FakeGenerator):
@@ -52,21 +52,22 @@ class SlowEngine(FakeGenerator):
 
 @pytest.fixture(scope="module")
 def workload(tmp_path_factory: pytest.TempPathFactory) -> Workload:
-    return news_workload(tmp_path_factory.mktemp("bench") / "news", USERS, CALLS)
+    return news_readers(tmp_path_factory.mktemp("bench") / "news", USERS, CALLS)
 
 
 def test_every_user_has_as_many_full_blocks_as_calls_are_asked(workload: Workload) -> None:
-    assert len(workload.histories) == USERS
-    for history in workload.histories:
-        blocks = workload.summariser.blocks(history.item_ids)
+    summariser, histories = workload
+    assert len(histories) == USERS
+    for history in histories:
+        blocks = summariser.blocks(history.item_ids)
         assert [len(block.item_ids) for block in blocks] == [BLOCK_SIZE] * CALLS
 
 
 def test_rates_follow_from_counts_and_seconds(workload: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = SlowEngine()
     monkeypatch.setattr("time.perf_counter", lambda: engine.now)
-    found = measure_engine(engine, workload, single_users=2)
-    new = workload.summariser.config.max_new_tokens
+    found = measure_engine(engine, *workload, single_users=2)
+    new = workload[0].config.max_new_tokens
     together = CALLS * (0.01 + 0.001 * USERS + 0.001 * new)
     one = 0.01 + 0.001 + 0.001 * new
     assert found["calls"] == USERS * CALLS
@@ -88,18 +89,10 @@ def test_rates_follow_from_counts_and_seconds(workload: Workload, monkeypatch: p
 
 def test_users_are_in_flight_together_and_one_by_one(workload: Workload) -> None:
     engine = SlowEngine()
-    measure_engine(engine, workload, single_users=2)
-    new = workload.summariser.config.max_new_tokens
+    measure_engine(engine, *workload, single_users=2)
+    new = workload[0].config.max_new_tokens
     warm, together = [(1, new)] * CALLS + [(1, 1)], [(USERS, new)] * CALLS + [(USERS, 1)]
     assert engine.waves == warm + together + [(1, new)] * 2 * CALLS + [(1, 1)]
-
-
-def test_the_faster_engine_makes_more_calls_a_second() -> None:
-    assert faster_engine({"a": {"calls_per_s": 1.5}, "b": {"calls_per_s": 2.5}}) == "b"
-
-
-def test_writing_that_took_no_time_is_no_error() -> None:
-    assert Cost(1.0, 1.0, 1, 10, 5).rates()["writing_tokens_per_s"] > 0
 
 
 def test_only_installed_engines_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +152,7 @@ def test_an_engine_that_times_its_reading_is_believed(
 
     engine = Timing()
     monkeypatch.setattr("time.perf_counter", lambda: engine.now)
-    found = measure_engine(engine, workload, single_users=1)
+    found = measure_engine(engine, *workload, single_users=1)
     assert found["reading_was_timed"]
     assert found["reading_seconds"] == pytest.approx(found["seconds"] / 4, abs=1e-3)
-    assert all(new == workload.summariser.config.max_new_tokens for _, new in engine.waves)
+    assert all(new == workload[0].config.max_new_tokens for _, new in engine.waves)

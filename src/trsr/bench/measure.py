@@ -85,7 +85,12 @@ def forward_flops(model: Any, groups: Sequence[ScoringGroup]) -> float:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // n_heads
     attention: int = 4 * config.num_hidden_layers * n_heads * head_dim
     body = 2 * body_parameters(model)
-    return sum(body * _n_tokens(group) + attention * _n_pairs(group) for group in groups)
+    total = 0.0
+    for group in groups:
+        n, lengths = len(group.prefix), [len(suffix) for suffix in group.suffixes]
+        pairs = n * (n + 1) / 2 + sum(length * n + length * (length + 1) / 2 for length in lengths)
+        total += body * (n + sum(lengths)) + attention * pairs
+    return total
 
 
 def body_parameters(model: Any) -> int:
@@ -94,22 +99,13 @@ def body_parameters(model: Any) -> int:
     return sum(p.numel() for name, p in model.named_parameters() if id(p) not in ends and "lora_" not in name)
 
 
-def _n_tokens(group: ScoringGroup) -> int:
-    return len(group.prefix) + sum(map(len, group.suffixes))
-
-
-def _n_pairs(group: ScoringGroup) -> float:
-    n = len(group.prefix)
-    return n * (n + 1) / 2 + sum(len(s) * n + len(s) * (len(s) + 1) / 2 for s in group.suffixes)
-
-
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def machine(model: Any) -> dict[str, Any]:
-    """Return what the numbers were measured on and with."""
+    """Return device, threads, precision and version that numbers were measured with."""
     device = model.device
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",

@@ -1,11 +1,4 @@
-"""Times ranking three ways: as LLM-TRSR's released code does, candidate by candidate, and with one reading.
-
-    padded pointwise    each candidate padded to 2,048 tokens, batch 1, logits at every position
-    pointwise           each candidate by itself, no padding, two rows of the head
-    shared prefix       `SharedPrefixScorer`
-
-The slow ways are timed on a few candidates and multiplied; the result says on how many. They can be left out.
-"""
+"""Training steps and ranking timed on one model, with shared prefixes and without."""
 
 from __future__ import annotations
 
@@ -52,15 +45,8 @@ def bench_train(
 ) -> dict[str, Any]:
     """Measure forward and backward of `users` users a step, by LoRA with the default configuration.
 
-    Args:
-        model_name: As `load_causal_lm` takes it.
-        users: Users of one forward pass; times are per user.
-        prefix_tokens: Of each user.
-        candidate_tokens: Of each candidate.
-        candidates: Of each user, the first one chosen.
-        repeats: Timed steps; medians are reported.
-        device: As `load_causal_lm` takes it.
-        dtype: As `load_causal_lm` takes it.
+    `users` are those of one forward pass; times are per user, medians of `repeats` steps. The first of a
+    user's `candidates` is the chosen one. Model, device and dtype are as `load_causal_lm` takes them.
     """
     shared, plain = (_model(model_name, share=share, device=device, dtype=dtype) for share in (True, False))
     where, labels = shared.device, any_labels(shared)
@@ -68,17 +54,13 @@ def bench_train(
         TrainingGroup(group, (1, *[0] * (candidates - 1)))
         for group in random_groups(shared, users, prefix_tokens, candidate_tokens, candidates)
     ]
-    one_by_one = [
-        [
-            TrainingGroup(ScoringGroup(g.group.prefix, (suffix,)), (label,))
-            for suffix, label in zip(g.group.suffixes, g.labels, strict=True)
-        ]
+    alone = [
+        [TrainingGroup(ScoringGroup(g.group.prefix, (suffix,)), (label,))]
         for g in groups
+        for suffix, label in zip(g.group.suffixes, g.labels, strict=True)
     ]
-    packed_step = _step(shared, labels, [groups])
-    separate_step = _step(plain, labels, [[single] for user in one_by_one for single in user])
-    packed = median_seconds(packed_step, where, repeats) / users
-    separate = median_seconds(separate_step, where, max(1, repeats // 2)) / users
+    packed = median_seconds(_step(shared, labels, [groups]), where, repeats) / users
+    separate = median_seconds(_step(plain, labels, alone), where, max(1, repeats // 2)) / users
     gemm = gemm_gflops(where, shared.dtype)
     # Backward: gradients of activations through frozen weights (as much as forward), and twice attention's.
     reading = forward_flops(shared, [g.group for g in groups])
@@ -158,20 +140,17 @@ def bench_score(
     dtype: str = "auto",
     sharing: Sharing = "auto",
 ) -> dict[str, Any]:
-    """Measure one model.
+    """Measure ranking three ways.
 
-    Args:
-        model_name: As `load_causal_lm` takes it.
-        users: Groups scored in one call; times are per user.
-        prefix_tokens: Of each group.
-        candidate_tokens: Of each suffix.
-        candidates: Of a group; the slow ways are timed with the first count, the growth with all.
-        max_batch_tokens: Of the shared way.
-        repeats: Timed runs; medians are reported. A single one is not preceded by a run that warms up.
-        slow_candidates: How many candidates the slow ways read; 0 leaves these ways out.
-        device: As `load_causal_lm` takes it.
-        dtype: As `load_causal_lm` takes it.
-        sharing: As `shared_attention.enable` takes it.
+        padded pointwise    as LLM-TRSR's released code: each candidate padded to 2,048 tokens, batch 1,
+                            logits at every position
+        pointwise           each candidate by itself, no padding, two rows of the head
+        shared prefix       `SharedPrefixScorer`
+
+    `users` groups are scored in one call; times are per user, medians of `repeats` runs, and a single run is
+    not preceded by one that warms up. The slow ways are timed on `slow_candidates` of the first count of
+    `candidates` and multiplied, 0 leaves them out; the growth is timed with all counts. Model, device and
+    dtype are as `load_causal_lm` takes them, sharing as `prefix_attention.enable`.
     """
     model = load_causal_lm(model_name, device=device, dtype=dtype)
     labels, where = any_labels(model), model.device
@@ -215,23 +194,24 @@ def bench_score(
 def _compared(
     slow: dict[str, Any] | None, shared: float, n: int, margins: npt.NDArray[np.float32]
 ) -> dict[str, Any]:
-    """Return what `n` candidates take the slow ways, and how the shared one compares; None if not timed."""
-    times = {
-        way: slow[way] * n if slow and slow[way] is not None else None for way in ("padded", "pointwise")
-    }
-    difference = float(np.abs(margins[: len(slow["margins"])] - slow["margins"]).max()) if slow else None
+    """Return the seconds of `n` candidates the slow ways, over those of the shared one; None if not timed."""
+    if slow is None:
+        slow = {"padded": None, "pointwise": None, "margins": margins[:0]}
+    n_timed, found = len(slow["margins"]), {}
+    for way, name in (("padded", "padded_pointwise_s"), ("pointwise", "pointwise_s")):
+        time = None if slow[way] is None else slow[way] * n
+        found[name] = None if time is None else round(time, 3)
+        found[f"speedup_vs_{way}"] = None if time is None else round(time / shared, 2)
+    difference = np.abs(margins[:n_timed] - slow["margins"]).max(initial=0)
     return {
-        "slow_ways_timed_on_candidates": len(slow["margins"]) if slow else 0,
-        "padded_pointwise_s": None if times["padded"] is None else round(times["padded"], 3),
-        "pointwise_s": None if times["pointwise"] is None else round(times["pointwise"], 3),
-        "speedup_vs_padded": None if times["padded"] is None else round(times["padded"] / shared, 2),
-        "speedup_vs_pointwise": None if times["pointwise"] is None else round(times["pointwise"] / shared, 2),
-        "max_abs_margin_difference": None if difference is None else float(f"{difference:.2g}"),
+        "slow_ways_timed_on_candidates": n_timed,
+        **found,
+        "max_abs_margin_difference": float(f"{difference:.2g}") if n_timed else None,
     }
 
 
 def _slow_ways(model: Any, group: ScoringGroup, labels: LabelTokens, n: int) -> dict[str, Any]:
-    """Return seconds a candidate of both slow ways, and the margins of the pointwise one.
+    """Return the seconds per candidate of both slow ways, and the margins of the pointwise one.
 
     The padded way has no time where a prompt is longer than what it pads to: the released code cuts it.
     """

@@ -1,8 +1,8 @@
-"""Times how fast engines write summaries: many users in flight, against one prompt at a time.
+"""How fast engines write summaries: many users in flight, against one prompt at a time.
 
-The prompts are real ones: recurrent summaries of synthetic news readers, by the product's own templates and
-defaults, written by `summarize` itself into an empty store. The naive way is timed in the same process on the
-same engine: some of the users one after the other, so that one prompt is in flight.
+The prompts are real ones: recurrent summaries of synthetic news readers, with the product's own templates and
+defaults, written by `summarize` into an empty store. The naive way is timed in the same process on the same
+engine: some of the users one after the other, so that one prompt is in flight.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,6 @@ LOCAL_ENGINES = ("transformers", "llamacpp")
 BLOCK_SIZE = 5
 
 
-@dataclass(frozen=True)
-class Workload:
-    """Histories of equal length, so that every user is in flight to the end."""
-
-    summariser: Summariser
-    histories: list[History]
-
-
 def bench_summarize(
     folder: Path,
     engines: Sequence[str] | None,
@@ -63,7 +55,7 @@ def bench_summarize(
         engines: `transformers`, `llamacpp`; None for those that are installed.
         model: Model of all of them.
         users: Users to summarise, all handed over at once.
-        blocks: Calls of a user, one after the other.
+        blocks: Calls per user, one after the other.
         single_users: How many of the users are timed the naive way.
         in_flight: Most calls that an engine works on at the same time; None for its default.
 
@@ -76,12 +68,12 @@ def bench_summarize(
     if not kinds:
         raise InputError("No local engine is installed: run `pip install 'trsr[hf]'`, or `trsr[llamacpp]`.")
     configs = {kind: local_engine(kind, model, in_flight) for kind in kinds}
-    workload = news_workload(folder, users, blocks)
+    summariser, histories = news_readers(folder, users, blocks)
     measured = {}
     for kind, config in configs.items():
         engine = open_generator(config)
         try:
-            measured[kind] = measure_engine(engine, workload, min(single_users, users))
+            measured[kind] = measure_engine(engine, summariser, histories, min(single_users, users))
         finally:
             engine.close()
     return {
@@ -92,7 +84,7 @@ def bench_summarize(
         "block_size": BLOCK_SIZE,
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "engines": measured,
-        "faster_engine": faster_engine(measured),
+        "faster_engine": max(measured, key=lambda name: float(measured[name]["calls_per_s"])),
     }
 
 
@@ -124,8 +116,8 @@ def local_engine(kind: str, model: str, in_flight: int | None = None) -> EngineC
     return config
 
 
-def news_workload(folder: Path, users: int, blocks: int) -> Workload:
-    """Make synthetic news readers, each with `blocks` full blocks of `BLOCK_SIZE` items."""
+def news_readers(folder: Path, users: int, blocks: int) -> tuple[Summariser, list[History]]:
+    """Make synthetic news readers with `blocks` full blocks each: every user is in flight to the end."""
     n_items = blocks * BLOCK_SIZE
     config = SyntheticConfig(
         domain="news",
@@ -136,136 +128,86 @@ def news_workload(folder: Path, users: int, blocks: int) -> Workload:
         max_history=n_items,
     )
     data = generate(config, folder)
-    return Workload(make_summariser(data, SummaryConfig()), list(data.histories()))
+    return make_summariser(data, SummaryConfig()), list(data.histories())
 
 
-def measure_engine(engine: TextGenerator, workload: Workload, single_users: int) -> dict[str, Any]:
-    """Return an engine's rates on a workload, and how much faster that is than one prompt at a time.
-
-    Args:
-        engine: What to measure; its model is loaded before the clock starts.
-        workload: All its users are in flight at once.
-        single_users: How many of its users are timed the naive way.
-    """
-    histories = workload.histories
-    _write(engine, workload.summariser, [histories[:1]])  # loads the model
-    together = _write(engine, workload.summariser, [histories])
-    single = _write(engine, workload.summariser, [[history] for history in histories[:single_users]])
-    single_seconds = single.seconds / single.calls * together.calls
+def measure_engine(
+    engine: TextGenerator, summariser: Summariser, histories: Sequence[History], single_users: int
+) -> dict[str, Any]:
+    """Return an engine's rates on users in flight at once, and against `single_users` of them one by one."""
+    _write(engine, summariser, [histories[:1]])  # loads the model
+    together = _write(engine, summariser, [histories])
+    single = _write(engine, summariser, [[history] for history in histories[:single_users]])
+    single_seconds = single["seconds"] / single["calls"] * together["calls"]
     return {
         "model": engine.model_id,
-        **together.rates(),
+        **{name: round(value, 3) for name, value in together.items()},
+        "reading_was_timed": getattr(engine, "reading_seconds", None) is not None,
         "single": {
-            "calls": single.calls,
-            "seconds": round(single.seconds, 3),
-            "calls_per_s": round(single.calls / single.seconds, 3),
+            "calls": single["calls"],
+            "seconds": round(single["seconds"], 3),
+            "calls_per_s": round(single["calls_per_s"], 3),
             "estimated_seconds_for_all_calls": round(single_seconds, 3),
         },
-        "speedup_vs_single": round(single_seconds / together.seconds, 2),
+        "speedup_vs_single": round(single_seconds / together["seconds"], 2),
     }
 
 
-def faster_engine(measured: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the name of the engine with the most calls a second; all have made the same calls."""
-    return max(measured, key=lambda name: float(measured[name]["calls_per_s"]))
+class _Recorder:
+    """An engine that hands everything on, and keeps what it was given and what it answered."""
 
-
-@dataclass
-class Recorder:
-    """An engine that hands everything on, and remembers what it was asked and what it answered."""
-
-    engine: TextGenerator
-    prompts: list[Prompt] = field(default_factory=list)
-    results: list[Generation] = field(default_factory=list)
-    params: GenerationParams = field(default_factory=GenerationParams)
-
-    @property
-    def model_id(self) -> str:
-        """The engine's."""
-        return self.engine.model_id
+    def __init__(self, engine: TextGenerator) -> None:
+        self.engine, self.model_id = engine, engine.model_id
+        self.params = GenerationParams()
+        self.prompts: list[Prompt] = []
+        self.results: list[Generation] = []
 
     def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
-        """Yield the engine's results."""
         self.params = params
         for result in self.engine.generate(prompts, params):
             self.results.append(result)
-            self.prompts.append(prompts[result.index])  # now: the caller may let it go after its result
+            self.prompts.append(prompts[result.index])  # now: the caller may drop it after its result
             yield result
 
-    @property
-    def reading_seconds(self) -> float | None:
-        """The engine's time of reading so far; None where it does not say."""
-        seconds: float | None = getattr(self.engine, "reading_seconds", None)
-        return seconds
-
     def close(self) -> None:
-        """Close the engine."""
         self.engine.close()
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What some calls cost; `reading_seconds` is the part in which prompts are read, timed or estimated."""
+def _write(
+    engine: TextGenerator, summariser: Summariser, groups: Sequence[Sequence[History]]
+) -> dict[str, float]:
+    """Summarise groups of users from nothing, one group after the other, and return counts and rates.
 
-    seconds: float
-    reading_seconds: float
-    calls: int
-    n_prompt_tokens: int
-    n_generated_tokens: int
-    reading_was_timed: bool = False
-
-    def rates(self) -> dict[str, int | float]:
-        """Return counts and rates; the two last ones are of reading alone and of writing alone."""
-        writing = max(self.seconds - self.reading_seconds, 1e-9)
-        return {
-            "calls": self.calls,
-            "seconds": round(self.seconds, 3),
-            "prompt_tokens": self.n_prompt_tokens,
-            "generated_tokens": self.n_generated_tokens,
-            "calls_per_s": round(self.calls / self.seconds, 3),
-            "prompt_tokens_per_s": round(self.n_prompt_tokens / self.seconds, 1),
-            "generated_tokens_per_s": round(self.n_generated_tokens / self.seconds, 1),
-            "reading_seconds": round(self.reading_seconds, 3),
-            "reading_was_timed": self.reading_was_timed,
-            "reading_tokens_per_s": round(self.n_prompt_tokens / self.reading_seconds, 1),
-            "writing_tokens_per_s": round(self.n_generated_tokens / writing, 1),
-        }
-
-
-def _write(engine: TextGenerator, summariser: Summariser, groups: Sequence[Sequence[History]]) -> Cost:
-    """Summarise groups of users from nothing, one group after the other, and return what it cost.
-
-    An engine that times its own reading is believed. For others as many of the prompts are asked again as
-    there were users, for one token each; what that says of all their tokens is taken from the whole, and the
-    rest is writing.
+    Reading and writing are told apart by the engine's own clock. Where it has none, as many of the prompts
+    are read again as there were users, for one token each: their seconds per token are taken for all.
     """
-    recorder = Recorder(engine)
-    read_before = recorder.reading_seconds
+    recorder = _Recorder(engine)
+    read_before: float | None = getattr(engine, "reading_seconds", None)
     started = time.perf_counter()
     for histories in groups:
         with SqliteStore(":memory:") as store:
             summarize(histories, summariser, recorder, store)
     seconds = time.perf_counter() - started
     n_prompt_tokens = sum(result.n_prompt_tokens for result in recorder.results)
-    read_after = recorder.reading_seconds
-    was_timed = read_before is not None and read_after is not None
-    if read_before is not None and read_after is not None:
-        reading_seconds = read_after - read_before
+    n_generated_tokens = sum(result.n_generated_tokens for result in recorder.results)
+    if read_before is not None:
+        reading = float(getattr(engine, "reading_seconds")) - read_before  # noqa: B009
     else:
-        reading_seconds = _seconds_a_token_read(recorder, len(groups[0])) * n_prompt_tokens
-    return Cost(
-        seconds=seconds,
-        reading_seconds=reading_seconds,
-        calls=len(recorder.results),
-        n_prompt_tokens=n_prompt_tokens,
-        n_generated_tokens=sum(result.n_generated_tokens for result in recorder.results),
-        reading_was_timed=was_timed,
-    )
-
-
-def _seconds_a_token_read(recorder: Recorder, n_prompts: int) -> float:
-    """Ask the first prompts again, for one token each."""
-    one_token = replace(recorder.params, max_new_tokens=1)
-    started = time.perf_counter()
-    read_again = list(recorder.engine.generate(recorder.prompts[:n_prompts], one_token))
-    return (time.perf_counter() - started) / sum(result.n_prompt_tokens for result in read_again)
+        started = time.perf_counter()
+        one_token = replace(recorder.params, max_new_tokens=1)
+        again = list(engine.generate(recorder.prompts[: len(groups[0])], one_token))
+        spent = time.perf_counter() - started
+        reading = spent / sum(result.n_prompt_tokens for result in again) * n_prompt_tokens
+    calls = len(recorder.results)
+    return {
+        "calls": calls,
+        "seconds": seconds,
+        "prompt_tokens": n_prompt_tokens,
+        "generated_tokens": n_generated_tokens,
+        "calls_per_s": calls / seconds,
+        "prompt_tokens_per_s": n_prompt_tokens / seconds,
+        "generated_tokens_per_s": n_generated_tokens / seconds,
+        "reading_seconds": reading,
+        "reading_tokens_per_s": n_prompt_tokens / reading,
+        "writing_tokens_per_s": n_generated_tokens / max(seconds - reading, 1e-9),
+    }

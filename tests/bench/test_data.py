@@ -1,13 +1,15 @@
+"""`trsr bench import` reads files like MIND's in two ways that find the same events."""
+
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import typer
-from typer.testing import CliRunner
+from conftest import Answer
 
-from trsr.cli.bench import app, write_mind_files
+from trsr.bench.data import write_mind_files
 from trsr.data.mind import MindImport
 
 
@@ -24,12 +26,10 @@ def test_the_files_it_writes_are_those_of_mind(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_bench_import_prints_one_json_object() -> None:
-    command = typer.Typer()
-    command.add_typer(app)
-    result = CliRunner().invoke(command, ["bench", "import", "--rows", "2000"])
-    assert result.exit_code == 0, result.exception
-    report = json.loads(result.stdout)
+def test_importing_is_measured_against_a_script(trsr: Callable[..., Answer]) -> None:
+    answer = trsr("bench", "import", "--rows", "2000")
+    assert answer.code == 0, answer.err
+    report = json.loads(answer.out)
     assert report["rows"] >= 2000
     assert report["events"] == report["naive"]["events"]
     for measured in (report, report["naive"]):
