@@ -7,7 +7,7 @@ is not understood is named here, and `prefix_attention` and `generation` then re
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from trsr.errors import first_line
 
 _FIXED_ROPE = frozenset({None, "default", "linear", "llama3", "yarn", "proportional", "mrope"})
 # Rotary positions that change with the longest sequence of a pass.
@@ -31,12 +33,37 @@ _UNDERSTOOD = re.compile(
     r"_?(prefix_dense_)?sliding_window(_pattern|_size)?|use_sliding_window|max_window_layers|chunk_size_feed_forward"
     r"|(mamba_)?chunk_size|attention_chunk_size|local_attention|decoder_sparse_step|num_local_experts|index_topk_freq"
 )
-TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.1}
-"""Largest `distance` that is rounding; wrong positions or a wrong mask change logits by far more."""
-PROBE_ERRORS = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError)
-"""What a model raises that cannot be read in the way that is tried."""
+# Largest distance that is rounding; wrong positions or a wrong mask change logits by far more.
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.1}
+# What a model raises that cannot be read in the way that is tried.
+_PROBE_ERRORS = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError)
 _WATCH = "trsr_watch"
 _MOST_POSITIONS = 1 << 20
+
+
+def difference(
+    model: Any, read: Callable[[], Iterable[torch.Tensor]], plain: Callable[[], torch.Tensor]
+) -> str:
+    """Return why what a model answers in other ways is not its plain answer; empty where it is.
+
+    Args:
+        model: A causal language model.
+        read: Yields logits, read in some ways.
+        plain: Returns the logits of one text at a time, shape (n_texts, V).
+    """
+    try:
+        with torch.inference_mode():
+            expected = plain().float()
+            spread = (expected - expected.mean(dim=0)).norm()
+            for found in read():
+                if found.shape != expected.shape:
+                    return "it gives the logits of other tokens than those requested"
+                error = float((found - expected).norm() / spread)
+                if not error <= _TOLERANCE[model.dtype]:  # also where it is no number
+                    return f"its answers differ by {error:.1g}"
+    except _PROBE_ERRORS as problem:
+        return first_line(problem)
+    return ""
 
 
 def length_limit(config: Any) -> int | None:
@@ -107,6 +134,8 @@ def hidden_masks(model: Any, tokens: torch.Tensor) -> str:
         model.set_attn_implementation(_WATCH)
         with torch.inference_mode():
             model(input_ids=tokens, use_cache=False)
+    except _PROBE_ERRORS as problem:
+        return first_line(problem)
     finally:
         model.set_attn_implementation(before)
     return watch.reason
@@ -170,17 +199,6 @@ class _Watch:
             if not bool((seen == expected).all()):
                 return False
         return True
-
-
-def distance(found: torch.Tensor, plain: torch.Tensor) -> float:
-    """Return how far logits are from the plain ones, as a share of what the logits vary by.
-
-    Raises:
-        ValueError: they are not as many.
-    """
-    if found.shape != plain.shape:
-        raise ValueError("it gives the logits of other tokens than those asked for")
-    return float((found - plain).norm() / (plain - plain.mean(dim=0)).norm())
 
 
 def _context(config: Any) -> int:

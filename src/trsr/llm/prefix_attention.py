@@ -20,16 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from trsr.errors import first_line
-from trsr.llm.architecture import (
-    PROBE_ERRORS,
-    TOLERANCE,
-    distance,
-    hidden_masks,
-    length_limit,
-    refuse_unknown_terms,
-    unknown_terms,
-)
+from trsr.llm.architecture import difference, hidden_masks, length_limit, refuse_unknown_terms, unknown_terms
 from trsr.llm.base import ScoringGroup, Sharing
 from trsr.llm.prefix_packing import Layout, Packed, Part, PrefixKV, Segment, near_mask, pack
 
@@ -284,13 +275,26 @@ def enable(model: Any, sharing: Sharing = "auto") -> bool:
     Returns:
         Whether it does now; else it is as it was.
     """
-    _note_rows(model)
+    parts = _probe(model.config)
+    sequences = [[*part.prefix, *suffix] for part in parts for suffix in part.suffixes]
+
+    def plain() -> torch.Tensor:
+        inputs = [torch.tensor([sequence], device=model.device) for sequence in sequences]
+        return torch.stack([model(input_ids=tokens, use_cache=False).logits[0, -1] for tokens in inputs])
+
+    # Whether several texts of one pass, filled up on the right, are read as each alone.
+    model.reads_rows = not difference(model, lambda: [run_rows(model, sequences)], plain)
     if sharing == "separate":
         return False
     if sharing == "auto":
         sharing = "padded" if model.device.type == "cuda" else "rows"
-    before = model.config._attn_implementation
-    reason = _obstacle(model, NAMES[sharing])
+    before, name = model.config._attn_implementation, NAMES[sharing]
+
+    def packed() -> Iterator[torch.Tensor]:
+        model.set_attn_implementation(name)
+        yield from _read_packed(model, parts)
+
+    reason = _obstacle(model) or difference(model, packed, plain)
     if not reason:
         return True
     if model.config._attn_implementation != before:
@@ -303,36 +307,13 @@ def enable(model: Any, sharing: Sharing = "auto") -> bool:
     return False
 
 
-def _obstacle(model: Any, name: str) -> str:
-    """Set the attention and return why the model's answers are not what they were; empty when they are."""
+def _obstacle(model: Any) -> str:
+    """Say what is known to stand against sharing; empty for nothing."""
     if not model._can_set_attn_implementation():
         return "its attention cannot be replaced"
     if unknown := unknown_terms(model.config):
         return f"what {unknown} does to attention is not known here"
-    parts = _probe(model.config)
-    try:
-        plain = _read_plainly(model, parts)
-        if reason := hidden_masks(model, torch.tensor([parts[0].prefix], device=model.device)):
-            return reason
-        model.set_attn_implementation(name)
-        with torch.inference_mode():
-            errors = [distance(packed, plain) for packed in _read_packed(model, parts)]
-    except PROBE_ERRORS as problem:
-        return first_line(problem)
-    error = max(errors)
-    return "" if error <= TOLERANCE[model.dtype] else f"its answers differ by {error:.1g}"
-
-
-def _note_rows(model: Any) -> None:
-    """Note whether several texts of one pass, filled up on the right, are read as each alone."""
-    parts = _probe(model.config)
-    sequences = [[*part.prefix, *suffix] for part in parts for suffix in part.suffixes]
-    try:
-        with torch.inference_mode():
-            error = distance(run_rows(model, sequences), _read_plainly(model, parts))
-    except PROBE_ERRORS:
-        error = float("inf")
-    model.reads_rows = error <= TOLERANCE[model.dtype]
+    return hidden_masks(model, torch.tensor([_probe(model.config)[0].prefix], device=model.device))
 
 
 def together(model: Any, lengths: Sequence[int], max_tokens: int) -> int:
@@ -381,16 +362,6 @@ def _probe(config: Any) -> list[Part]:
         Part(tuple(prefix), ((19, 4), (8,), (6, 23, 9, 12), (4, 19))),
         Part((14, 7, 3), ((8, 5, 21, 2), (19, 4))),
     ]
-
-
-def _read_plainly(model: Any, parts: Sequence[Part]) -> torch.Tensor:
-    """Return the logits after each sequence of some parts, read one by one; shape (n, vocabulary)."""
-    found = []
-    for prefix, suffix in [(part.prefix, suffix) for part in parts for suffix in part.suffixes]:
-        tokens = torch.tensor([[*prefix, *suffix]], device=model.device)
-        with torch.inference_mode():
-            found.append(model(input_ids=tokens, use_cache=False).logits[0, -1].float())
-    return torch.stack(found)
 
 
 def _read_packed(model: Any, parts: Sequence[Part]) -> Iterator[torch.Tensor]:
