@@ -15,7 +15,6 @@ from pydantic import ValidationError
 
 from trsr.data.dataset import Dataset
 from trsr.data.synthetic import SyntheticConfig, generate
-from trsr.errors import DataError
 from trsr.splitting.examples import build_examples
 from trsr.splitting.impressions import ImpressionsProtocol
 from trsr.splitting.sampled import SampledProtocol
@@ -96,9 +95,8 @@ def test_more_users_or_items_do_not_change_those_before_them(tmp_path: Path) -> 
     few = generate(SMALL, tmp_path / "few")
     many = generate(SMALL.model_copy(update={"n_users": 2100}), tmp_path / "many")
     assert many.info.counts["users"] == many.info.counts["impressions"] == 2100
-    kept = pl.col("user_id").is_in(
-        few.events().select(pl.col("user_id").unique()).collect()["user_id"].to_list()
-    )
+    users = few.events().select(pl.col("user_id").unique()).collect()["user_id"]
+    kept = pl.col("user_id").is_in(users.to_list())
     assert few.events().collect().equals(many.events().filter(kept).collect())
     wide = generate(SMALL.model_copy(update={"n_items": 2500}), tmp_path / "wide")
     assert few.items().collect().equals(wide.items().head(600).collect())
@@ -129,9 +127,8 @@ def test_each_impression_shows_the_final_item_among_new_ones(small: Dataset) -> 
         assert (row["user_id"], row["timestamp"]) == (history.user_id, history.timestamps[-1])
         assert tuple(row["history"]) == history.item_ids[:-1]
         assert len(row["candidates"]) == len(set(row["candidates"])) == 20
-        assert [i for i, c in zip(row["candidates"], row["clicked"], strict=True) if c] == [
-            history.item_ids[-1]
-        ]
+        clicked = [i for i, c in zip(row["candidates"], row["clicked"], strict=True) if c]
+        assert clicked == [history.item_ids[-1]]
         assert set(row["candidates"]) & set(history.item_ids) == {history.item_ids[-1]}
         places.append(row["clicked"].index(True))
     assert len(set(places)) == 20
@@ -157,12 +154,6 @@ def test_some_items_are_more_popular_than_others(small: Dataset) -> None:
 def test_a_dataset_without_impressions_has_no_impressions_file(tmp_path: Path) -> None:
     data = generate(SMALL.model_copy(update={"n_impression_candidates": 0}), tmp_path / "d")
     assert data.impressions() is None
-
-
-def test_an_existing_dataset_is_kept(small: Dataset) -> None:
-    with pytest.raises(DataError, match="overwrite"):
-        generate(SMALL, small.path)
-    assert Dataset.open(small.path).info == small.info
 
 
 def test_a_config_that_makes_no_sense_is_refused() -> None:

@@ -39,17 +39,13 @@ def problems(folder: Path) -> list[str]:
     return [line for line in found if "sha256" not in line and "rows, dataset.json" not in line]
 
 
-def change(file: Path, frame: pl.DataFrame) -> None:
-    frame.write_parquet(file)
-
-
 def test_a_whole_dataset_has_no_problem(folder: Path) -> None:
     assert list(validate_dataset(folder)) == []
 
 
 def test_a_changed_file_is_noticed(folder: Path) -> None:
     file = folder / "events.parquet"
-    change(file, pl.read_parquet(file).head(2))
+    pl.read_parquet(file).head(2).write_parquet(file)
     assert [str(problem) for problem in validate_dataset(folder)] == [
         "events.parquet: dataset.json has another sha256 for it: it was changed after the import",
         "events.parquet: it has 2 rows, dataset.json says 3",
@@ -61,17 +57,9 @@ def test_each_wrong_event_is_named_with_its_row(
     folder: Path, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(validate, "_ROWS", rows_at_once)
-    rows = [
-        ("u", "a", 0, DAY[1]),
-        ("u", "z", 1, DAY[0]),
-        ("u", "b", 3, DAY[2]),
-        ("w", "a", 0, DAY[2]),
-        ("w", "a", 1, None),
-        ("w", "a", 2, DAY[0]),
-        ("v", None, 0, None),
-        ("", "a", 0, None),
-    ]
-    change(folder / "events.parquet", pl.DataFrame(rows, schema=EVENTS, orient="row"))
+    rows = [("u", "a", 0, DAY[1]), ("u", "z", 1, DAY[0]), ("u", "b", 3, DAY[2]), ("w", "a", 0, DAY[2])]
+    rows += [("w", "a", 1, None), ("w", "a", 2, DAY[0]), ("v", None, 0, None), ("", "a", 0, None)]
+    pl.DataFrame(rows, schema=EVENTS, orient="row").write_parquet(folder / "events.parquet")
     assert sorted(problems(folder)) == [
         "events.parquet, row 2: the item is not in items.parquet",
         "events.parquet, row 2: the time lies before that of the event before",
@@ -85,7 +73,7 @@ def test_each_wrong_event_is_named_with_its_row(
 
 def test_wrong_items_and_impressions_are_named_with_their_row(folder: Path) -> None:
     items = pl.DataFrame({"item_id": ["a", "b", "a", ""], "title": ["x"] * 4})
-    change(folder / "items.parquet", items)
+    items.write_parquet(folder / "items.parquet")
     shown: list[tuple[object, ...]] = [
         ("1", "u", None, [], ["a"], [True, False]),
         ("1", "", None, [], [], []),
@@ -93,7 +81,8 @@ def test_wrong_items_and_impressions_are_named_with_their_row(folder: Path) -> N
         ("4", "u", None, [], ["a", None], [True, False]),
         ("5", "u", None, [], ["a"], [None]),
     ]
-    change(folder / "impressions.parquet", pl.DataFrame(shown, schema=IMPRESSIONS, orient="row"))
+    table = pl.DataFrame(shown, schema=IMPRESSIONS, orient="row")
+    table.write_parquet(folder / "impressions.parquet")
     assert problems(folder) == [
         "items.parquet, row 4: the item id is empty",
         "items.parquet, row 3: the item id was seen before",
@@ -108,7 +97,7 @@ def test_wrong_items_and_impressions_are_named_with_their_row(folder: Path) -> N
 
 
 def test_files_that_cannot_be_used_are_named(folder: Path) -> None:
-    change(folder / "items.parquet", pl.DataFrame({"item_id": [1]}))
+    pl.DataFrame({"item_id": [1]}).write_parquet(folder / "items.parquet")
     (folder / "events.parquet").write_bytes(b"no parquet")
     (folder / "impressions.parquet").unlink()
     found = problems(folder)
