@@ -76,22 +76,6 @@ def test_an_empty_compressed_file_is_one_sentence(trsr: Trsr, tmp_path: Path) ->
     assert_one_sentence(trsr("import", "table", *files, "--out", tmp_path / "d"), "i.csv.gz is empty")
 
 
-def test_an_event_of_an_unknown_item_is_a_rejected_row(load: Callable[..., Answer], tmp_path: Path) -> None:
-    answer = load(events="user_id,item_id\nu,a\nu,zz\nu,b\n")
-    assert answer.code == 0
-    assert "events.csv: unknown item: 1" in answer.out
-    assert rejected(tmp_path) == [("events.csv", 3, "unknown item")]
-    assert histories(tmp_path) == {"u": ("a", "b")}
-
-
-def test_a_second_text_of_an_item_is_a_rejected_row(load: Callable[..., Answer], tmp_path: Path) -> None:
-    assert load(items="item_id,title\na,Lamp\na,Rug\na,Lamp\nb,Box\nc,Pot\n").code == 0
-    assert rejected(tmp_path) == [("items.csv", 3, "item id seen before with another text")]
-    data = Dataset.open(tmp_path / "data")
-    assert data.catalogue()["a"].fields["title"] == "Lamp"
-    assert data.info.counts["repeated_items"] == 1
-
-
 def test_bytes_that_are_not_utf8_are_a_rejected_row_and_in_the_header_a_sentence(
     load: Callable[..., Answer], tmp_path: Path
 ) -> None:
@@ -143,62 +127,6 @@ def test_a_user_with_one_event_has_a_profile_and_too_many_of_them_is_one_sentenc
         "Error: Only 0 users can be used, but 8 for training, 3 for validation and 12 for the test are "
         "requested; lower these numbers or the limits on history."
     )
-
-
-def test_unsorted_times_are_put_in_order_and_equal_ones_stay_as_they_stand(
-    load: Callable[..., Answer], tmp_path: Path
-) -> None:
-    events = "user_id,item_id,timestamp\nu,a,300\nu,c,100\nu,b,100\nu,c,200\nu,a,noon\n"
-    assert load(ITEMS, events, "--max-rejects", "0.3").code == 0
-    assert histories(tmp_path) == {"u": ("c", "b", "c", "a")}
-    assert rejected(tmp_path) == [("events.csv", 6, "time cannot be read")]
-
-
-def test_nan_and_empty_cells_are_missing_texts_and_rejected_ids(
-    load: Callable[..., Answer], tmp_path: Path
-) -> None:
-    items = "item_id,title\na,NaN\nb,\nc,Box\n,Pot\nNaN,Jar\n"
-    events = "user_id,item_id,timestamp\nu,c,NaN\nNaN,c,1\n,c,1\nu,,1\nu,c,\n"
-    assert load(items, events, "--max-rejects", "1").code == 0
-    assert {i: dict(item.fields) for i, item in Dataset.open(tmp_path / "data").catalogue().items()} == {
-        "a": {},
-        "b": {},
-        "c": {"title": "Box"},
-    }
-    assert rejected(tmp_path) == [
-        ("events.csv", 3, "no user id"),
-        ("events.csv", 4, "no user id"),
-        ("events.csv", 5, "no item id"),
-        ("items.csv", 5, "no item id"),
-        ("items.csv", 6, "no item id"),
-    ]
-    assert histories(tmp_path) == {"u": ("c", "c")}
-
-
-def test_a_broken_quote_is_one_rejected_row_and_in_the_header_a_sentence(
-    load: Callable[..., Answer], tmp_path: Path
-) -> None:
-    assert load('item_id,title\na,Lamp\nb,"Rug\nc,Box\n', EVENTS, "--max-rejects", "0.4").code == 0
-    assert rejected(tmp_path) == [("events.csv", 3, "unknown item"), ("items.csv", 3, "broken quote")]
-    assert sorted(Dataset.open(tmp_path / "data").catalogue()) == ["a", "c"]
-    answer = load('item_id,"title\na,Lamp\n', EVENTS, "--overwrite")
-    assert_one_sentence(answer, "items.csv has a broken quote in its header line")
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (("--text-fields", ""), "no text field was named"),
-        (("--text-fields", "title,title"), "named twice"),
-        (("--text-fields", "body"), "--text-fields"),
-        (("--category-fields", "kind"), "--category-fields"),
-        (("--item-id", "sku"), "looked for 'sku'"),
-    ],
-)
-def test_a_wrong_name_of_a_column_is_one_sentence(
-    load: Callable[..., Answer], options: tuple[str, str], words: str
-) -> None:
-    assert_one_sentence(load(ITEMS, EVENTS, *options), words)
 
 
 @pytest.mark.parametrize("file", ["items.parquet", "events.parquet"])

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
@@ -108,16 +107,6 @@ def test_equal_times_are_read_from_the_end_of_a_file_that_runs_newest_first(
     assert (data.info.times.in_file_order, data.info.times.newest_first) == (5, False)
 
 
-def test_events_without_a_time_are_refused_where_others_have_one(tmp_path: Path) -> None:
-    events: Rows = [("u", "d", day(4)), ("u", "c", day(3)), ("u", "b", day(2)), ("u", "a", None)]
-    data = collect(tmp_path, ABCD, events)
-    assert histories(data) == ["bcd"]
-    assert data.rejects().collect().select("row", "reason").rows() == [(4, "no time")]
-    times = data.info.times
-    assert times is not None
-    assert (times.missing, times.n, times.first) == (1, 4, datetime(2025, 1, 2, tzinfo=UTC))
-
-
 def test_kept_events_without_a_time_leave_their_user_in_the_order_of_the_file(tmp_path: Path) -> None:
     events: Rows = [("u", "b", day(9)), ("u", "a", None), ("u", "b", day(1))]
     events += [("v", "b", day(2)), ("v", "a", day(1))]
@@ -126,12 +115,6 @@ def test_kept_events_without_a_time_leave_their_user_in_the_order_of_the_file(tm
     assert [h.timestamps is None for h in data.histories()] == [True, False]
     counts = data.info.counts
     assert (counts["events_without_time"], counts["users_in_file_order"], counts["rejects"]) == (1, 1, 0)
-
-
-def test_events_without_any_time_are_in_the_order_of_the_file(tmp_path: Path) -> None:
-    data = collect(tmp_path, ABCD, [("u", i, None) for i in "bab"])
-    assert [(h.item_ids, h.timestamps) for h in data.histories()] == [(("b", "a", "b"), None)]
-    assert data.info.counts["rejects"] == 0
 
 
 @settings(deadline=None, max_examples=30)

@@ -36,12 +36,6 @@ def test_films_and_ratings_are_read_in_the_order_of_time(tmp_path: Path, source:
     assert data.rejects().collect().rows() == [("ratings.csv", 4, "unknown item", "7,9,5.0,964982300")]
 
 
-def test_lower_ratings_are_left_out_and_counted(tmp_path: Path, source: Path) -> None:
-    data = import_movielens(source, tmp_path / "out", min_rating=4)
-    assert [h.item_ids for h in data.histories()] == [("2",)]
-    assert data.info.counts["ratings_below_threshold"] == 1
-
-
 def test_tags_are_joined_the_most_frequent_first(tmp_path: Path, source: Path) -> None:
     data = import_movielens(source, tmp_path / "out", tags=True)
     assert data.catalogue()["1"].fields["tags"] == "slow, dark"
