@@ -19,12 +19,8 @@ from trsr.evaluate.evaluation import evaluate, summarise
 from trsr.evaluate.per_example import measure, metric_list
 from trsr.evaluate.profile_quality import ProfileQuality, ProfileRow, summarise_profiles
 from trsr.evaluate.report import (
-    ExampleBlock,
-    ExampleCandidate,
     ExampleUser,
     ReportContext,
-    StageCost,
-    TrainingRow,
     sweeps,
     write_report,
 )
@@ -87,17 +83,23 @@ def make_context(text: str = "Title: gel pens, 12 pack") -> ReportContext:
         command="trsr run config.yaml --out RUN",
         config_yaml="seed: 0\ntrain:\n  lr: 5.0e-4\n",
         environment={"python": "3.11"},
-        stages=[StageCost("summarize", 3725.0, 1200, 250_000), StageCost("evaluate", 1.25)],
+        stages={
+            "summarize": {"seconds": 3725.0, "calls_made": 1200, "generated_tokens": 250_000},
+            "evaluate": {"seconds": 1.25},
+        },
         summaries={"calls": 1200},
-        training=[TrainingRow(10, 0.9, None), TrainingRow(20, 0.5, 1.2), TrainingRow(30, 0.4, 1.4)],
-        training_metric="recall sum",
+        training=[
+            {"step": 10, "loss": 0.9},
+            {"step": 20, "loss": 0.5, "eval_recall_sum": 1.2},
+            {"step": 30, "loss": 0.4, "eval_recall_sum": 1.4},
+        ],
         users=[
             ExampleUser(
                 user_id=text,
-                blocks=(ExampleBlock((text, text), text),),
+                blocks=(((text, text), text),),
                 profile=text,
                 recent_items=(text,),
-                candidates=(ExampleCandidate(text, 0.9, 0), ExampleCandidate("the chosen one", 0.4, 1)),
+                candidates=((text, 0.9, 0), ("the chosen one", 0.4, 1)),
             )
         ],
         notes=["The test users are few."],
@@ -127,7 +129,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
         "the chosen one",
         "2 items in 1 block",
         "--share: 0.900",
-        "recall sum",
+        "validation recall@3",
         "1 h 02 min",
         "250,000",
         "The test users are few.",

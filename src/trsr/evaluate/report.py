@@ -33,6 +33,7 @@ SLICE_TITLES = {
     "target": "Cold and warm targets",
     "interest": "Long-term and recent-shift users",
 }
+TRAINING_METRIC = "validation recall@3 + @5 + @10"
 PROBABILITY_COLUMNS = ("logloss", "brier", "ece")
 PROFILE_MEASURES = {
     "grounding": "share of a profile's content words that are in the user's items",
@@ -50,50 +51,22 @@ PROFILE_MEASURES = {
 
 
 @dataclass(frozen=True, slots=True)
-class StageCost:
-    """The cost of a stage: wall-clock seconds, and calls of a language model and tokens if there are any."""
-
-    name: str
-    seconds: float
-    calls: int | None = None
-    tokens: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingRow:
-    """One row of the training log; `metric` is the validation metric where it was computed."""
-
-    step: int
-    loss: float | None = None
-    metric: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ExampleBlock:
-    """A block of a history: the texts of its items, and the summary written after it (may be empty)."""
-
-    items: tuple[str, ...]
-    summary: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ExampleCandidate:
-    """A ranked candidate: text, score in [0, 1], label 1 if it was chosen."""
-
-    text: str
-    score: float
-    label: int
-
-
-@dataclass(frozen=True, slots=True)
 class ExampleUser:
-    """A user shown in full: history in blocks, profile, recent items, candidates best first."""
+    """A user shown in full.
+
+    Attributes:
+        user_id: Names the user.
+        blocks: For each block of the history the texts of its items, and the summary written after it.
+        profile: The text that rankers read.
+        recent_items: The texts that follow it.
+        candidates: Text, score in [0, 1] and label (1 for chosen), best first.
+    """
 
     user_id: str
-    blocks: tuple[ExampleBlock, ...] = ()
+    blocks: Sequence[tuple[Sequence[str], str]] = ()
     profile: str = ""
-    recent_items: tuple[str, ...] = ()
-    candidates: tuple[ExampleCandidate, ...] = ()
+    recent_items: Sequence[str] = ()
+    candidates: Sequence[tuple[str, float, int]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +78,9 @@ class ReportContext:
         command: The exact commands that made this run, one per line.
         config_yaml: The resolved configuration.
         environment: Versions, machine, commit, seed.
-        stages: In order of execution.
+        stages: By name in order of execution: `seconds`, and `calls_made` and `generated_tokens` if any.
         summaries: Statistics of the summaries: method, users, calls, tokens, failures.
-        training: The training log, by step.
-        training_metric: Name of `TrainingRow.metric`.
+        training: The training log: rows with `step`, and `loss` or `eval_recall_sum`.
         users: A few users in full.
         notes: Warnings and limits of this run, one sentence each.
     """
@@ -117,10 +89,9 @@ class ReportContext:
     command: str
     config_yaml: str
     environment: Mapping[str, Any] = field(default_factory=dict)
-    stages: Sequence[StageCost] = ()
+    stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     summaries: Mapping[str, Any] = field(default_factory=dict)
-    training: Sequence[TrainingRow] = ()
-    training_metric: str = "validation metric"
+    training: Sequence[Mapping[str, Any]] = ()
     users: Sequence[ExampleUser] = ()
     notes: Sequence[str] = ()
 
@@ -174,7 +145,7 @@ def _view(metrics: Mapping[str, Any], context: ReportContext) -> dict[str, Any]:
     plots: dict[str, Any] = {"bars": [], "sweeps": [], "slices": {}, "calibration": [], "training": []}
     no_plots, swept = "", sweeps(metrics)
     try:
-        plots = draw_metrics(metrics, ordered, best, swept) | {"training": _training_plots(context)}
+        plots = draw_metrics(metrics, ordered, best, swept) | {"training": _training_plots(context.training)}
     except MissingExtraError as error:
         no_plots = f"Without plots. {error}"
     return {
@@ -198,6 +169,7 @@ def _view(metrics: Mapping[str, Any], context: ReportContext) -> dict[str, Any]:
         "legend": ordered[:N_SERIES_COLORS],
         "profiles": metrics.get("profiles"),
         "profile_measures": PROFILE_MEASURES,
+        "training_metric": TRAINING_METRIC,
         "chance": chance,
         "reliability": _reliability(metrics),
         "plots": plots,
@@ -217,12 +189,12 @@ def _value(values: Mapping[str, Any], metric: str) -> float:
     return float("-inf") if value is None else float(value)
 
 
-def _training_plots(context: ReportContext) -> list[Markup]:
-    losses = [(row.step, row.loss) for row in context.training if row.loss is not None]
-    values = [(row.step, row.metric) for row in context.training if row.metric is not None]
-    plots = [line_plot("loss", losses, x_label="step")] if len(losses) > 1 else []
-    if len(values) > 1:
-        plots.append(line_plot(context.training_metric, values, x_label="step", mark_max=True))
+def _training_plots(log: Sequence[Mapping[str, Any]]) -> list[Markup]:
+    plots = []
+    for title, key in [("loss", "loss"), (TRAINING_METRIC, "eval_recall_sum")]:
+        points = [(row["step"], row[key]) for row in log if row.get(key) is not None]
+        if len(points) > 1:
+            plots.append(line_plot(title, points, x_label="step", mark_max=title == TRAINING_METRIC))
     return plots
 
 

@@ -24,12 +24,8 @@ from trsr.evaluate.profile_quality import (
     without_prefill,
 )
 from trsr.evaluate.report import (
-    ExampleBlock,
-    ExampleCandidate,
     ExampleUser,
     ReportContext,
-    StageCost,
-    TrainingRow,
     write_report,
 )
 from trsr.evaluate.slices import Traits, interest_shift
@@ -208,13 +204,9 @@ def report_context(bench: Workbench) -> ReportContext:
         command="\n".join(dict.fromkeys(session["command"] for session in sessions)),
         config_yaml=(folder.path / "config.yaml").read_text(encoding="utf-8"),
         environment={k: v for k, v in sessions[0].items() if k not in ("command", "process")},
-        stages=[
-            StageCost(name, facts["seconds"], facts.get("calls_made"), facts.get("generated_tokens"))
-            for name, facts in stages.items()
-        ],
+        stages=stages,
         summaries={k: v for k, v in summaries.items() if k not in ("seconds", "sha256")},
-        training=[TrainingRow(int(r["step"]), r.get("loss"), r.get("eval_recall_sum")) for r in log],
-        training_metric="validation recall@3 + @5 + @10",
+        training=log,
         users=[_example_user(bench, e, scores) for e in bench.splits.test[:N_EXAMPLE_USERS]],
         notes=_notes(bench),
     )
@@ -268,12 +260,10 @@ def _example_user(bench: Workbench, example: RankingExample, scores: pl.DataFram
     return ExampleUser(
         user_id=example.user_id,
         blocks=tuple(
-            ExampleBlock(tuple(map(text, block.item_ids)), written[block.index] if written else "")
+            (tuple(map(text, block.item_ids)), written[block.index] if written else "")
             for block in bench.summariser.blocks(example.history)
         ),
         profile=bench.profiles.get(example.example_id, ""),
         recent_items=tuple(map(text, example.history[-prompt.n_recent :])) if prompt.n_recent else (),
-        candidates=tuple(
-            ExampleCandidate(text(item.item_id), item.score, labels[item.item_id]) for item in order
-        ),
+        candidates=tuple((text(item.item_id), item.score, labels[item.item_id]) for item in order),
     )

@@ -18,7 +18,7 @@ from typing import Any
 
 from trsr.errors import RunMismatchError
 from trsr.evaluate.evaluation import add_spread, main_metrics, pool, summarise
-from trsr.evaluate.report import ReportContext, StageCost, write_report
+from trsr.evaluate.report import ReportContext, write_report
 from trsr.evaluate.slices import Traits
 from trsr.experiment.evaluating import (
     example_traits,
@@ -135,20 +135,16 @@ def _context(benches: Mapping[int, Workbench]) -> ReportContext:
     """Add up the costs of all seeds, and name the reports that hold the rest."""
     runs = [report_context(bench) for bench in benches.values()]
     costs: dict[str, list[dict[str, Any]]] = {}
-    for cost in (cost for run in runs for cost in run.stages):
-        facts = {"seconds": cost.seconds, "calls": cost.calls, "tokens": cost.tokens}
-        costs.setdefault(cost.name, []).append(facts)
-    totals = {name: _sums(each) for name, each in costs.items()}
+    for name, facts in (stage for run in runs for stage in run.stages.items()):
+        shown = {key: facts.get(key) for key in ("seconds", "calls_made", "generated_tokens")}
+        costs.setdefault(name, []).append(shown)
     folders = ", ".join(f"seed{seed}" for seed in benches)
     note = f"Example users and training curves of each seed are in its own report (folders {folders})."
     return replace(
         runs[0],
         title=f"{runs[0].title}, seeds {', '.join(map(str, benches))}",
         command="\n".join(dict.fromkeys(line for run in runs for line in run.command.splitlines())),
-        stages=[
-            StageCost(name, total["seconds"], total.get("calls"), total.get("tokens"))
-            for name, total in totals.items()
-        ],
+        stages={name: _sums(each) for name, each in costs.items()},
         summaries={},
         training=(),
         users=(),
