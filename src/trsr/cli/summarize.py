@@ -76,9 +76,7 @@ def export_store(
 
 @store_app.command("import")
 def import_store(
-    source: Annotated[
-        str, typer.Argument(help="A Parquet file made by `export`, or another store.", show_default=False)
-    ],
+    source: Annotated[str, typer.Argument(help="A Parquet file of `export`, or another store.")],
     place: Place,
     as_json: AsJson = False,
 ) -> None:
@@ -105,12 +103,8 @@ def collect_garbage(
     failed: Annotated[bool, typer.Option("--failed", help="Failed calls only.")] = False,
     model: Annotated[str | None, typer.Option(help="Rows of this model id (see `stats`) only.")] = None,
     template: Annotated[str, typer.Option(help="Rows of this template hash only.", show_default=False)] = "",
-    older_than: Annotated[
-        float | None, typer.Option(min=0, help="Rows older than so many days only.")
-    ] = None,
-    delete: Annotated[
-        bool, typer.Option("--delete", help="Remove them; without it they are counted.")
-    ] = False,
+    older_than: Annotated[float | None, typer.Option(min=0, help="Rows of before N days only.")] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove them, not only count.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Count, or with --delete remove, the rows that all the given options name; they can be paid for again.
@@ -156,45 +150,30 @@ def _say(facts: dict[str, Any], as_json: bool) -> None:
     typer.echo(", ".join(map("{}: {}".format, facts, shown)))
 
 
+ENGINES = (
+    "transformers (the faster local one, on GPUs and in batches on CPUs: see `trsr bench summarize`), "
+    "llamacpp, openai or fake."
+)
+GROUNDED = "Summaries of phrases of the items only; for small models."
+GRAMMAR = "What the openai engine's server is: llama.cpp, vllm or sglang; for --grounded."
+IN_FLIGHT = "Most prompts in work at once. With 1, llamacpp's texts do not depend on other prompts."
+DRY_RUN = "Count calls and tokens without a model (see `trsr plan`)."
+
+
 def summarize(
     data: Annotated[Path, typer.Argument(help="Dataset folder (see `trsr import`).", show_default=False)],
     method: Annotated[str, typer.Option(help="none, counted, hierarchical or recurrent.")] = "recurrent",
-    engine: Annotated[
-        str,
-        typer.Option(
-            help="transformers (the faster local one, on GPUs and in batches on CPUs: see "
-            "`trsr bench summarize`), llamacpp, openai or fake."
-        ),
-    ] = "transformers",
-    model: Annotated[
-        str | None, typer.Option(help="Model of the engine; the embedded one by default.")
-    ] = None,
+    engine: Annotated[str, typer.Option(help=ENGINES)] = "transformers",
+    model: Annotated[str | None, typer.Option(help="Its model; the embedded one by default.")] = None,
     base_url: Annotated[str | None, typer.Option(help="Server of the openai engine.")] = None,
     block_size: Annotated[int, typer.Option(help="Items in a block.")] = 5,
-    grounded: Annotated[
-        bool, typer.Option("--grounded", help="Summaries of phrases of the items only; for small models.")
-    ] = False,
-    grammar: Annotated[
-        str | None,
-        typer.Option(help="What the openai engine's server is: llama.cpp, vllm or sglang; for --grounded."),
-    ] = None,
-    in_flight: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Most prompts that an engine works on at the same time. With 1, llamacpp's texts do not "
-            "depend on other prompts.",
-        ),
-    ] = None,
-    store: Annotated[
-        str | None,
-        typer.Option(help=f"Summary store; DATA/summaries.sqlite by default. {PLACE}", show_default=False),
-    ] = None,
+    grounded: Annotated[bool, typer.Option("--grounded", help=GROUNDED)] = False,
+    grammar: Annotated[str | None, typer.Option(help=GRAMMAR)] = None,
+    in_flight: Annotated[int | None, typer.Option(min=1, help=IN_FLIGHT)] = None,
+    store: Annotated[str | None, typer.Option(help=f"DATA/summaries.sqlite by default. {PLACE}")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many users.")] = None,
     show: Annotated[str | None, typer.Option(help="Only this user, with every block and summary.")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Count calls and tokens; ask no model (see `trsr plan`).")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help=DRY_RUN)] = False,
     runner: Runner = "local",
     concurrency: Concurrency = None,
     gpus_per_worker: GpusPerWorker = None,
