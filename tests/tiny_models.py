@@ -16,27 +16,19 @@ _SIZE = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+_SLIDING = ["sliding_attention", "full_attention"]
 _OWN: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 8},
     "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},
     "mistral": {"sliding_window": 16},
     "gemma2": {"head_dim": 8, "sliding_window": 16},
-    "gemma3_text": {
-        "head_dim": 8,
-        "sliding_window": 16,
-        "layer_types": ["sliding_attention", "full_attention"],
-    },
+    "gemma3_text": {"head_dim": 8, "sliding_window": 16, "layer_types": _SLIDING},
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0},
     "bloom": {"n_head": 4, "n_layer": 2},
     "doge": {"num_key_value_heads": 4},
     "llama4_text": {
-        "head_dim": 8,
-        "attention_chunk_size": 128,
-        "intermediate_size_mlp": 64,
-        "num_local_experts": 2,
-        "no_rope_layers": [1, 0],
-        "moe_layers": [],
-        "attn_temperature_tuning": False,
+        **{"head_dim": 8, "attention_chunk_size": 128, "intermediate_size_mlp": 64, "num_local_experts": 2},
+        **{"no_rope_layers": [1, 0], "moe_layers": [], "attn_temperature_tuning": False},
     },
     "phimoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "falcon_mamba": {"state_size": 8},
@@ -44,9 +36,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "recurrent_gemma": {
-        "lru_width": 32,
-        "attention_window_size": 16,
-        "head_dim": 8,
+        **{"lru_width": 32, "attention_window_size": 16, "head_dim": 8},
         "block_types": ["recurrent", "attention"],
     },
     "lfm2": {"layer_types": ["conv", "full_attention"]},
@@ -54,12 +44,7 @@ _OWN: dict[str, dict[str, Any]] = {
 
 
 def random_model(model_type: str, **changes: Any) -> Any:
-    """Return a random float32 model of an architecture, equal each time; ids 0 to 63 are its tokens.
-
-    Args:
-        model_type: In transformers' words: `llama`, `qwen3`, ...
-        changes: Of its configuration.
-    """
+    """Return a random float32 model of an architecture , equal each time; its tokens are 0 to 63."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
