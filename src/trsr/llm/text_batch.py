@@ -354,22 +354,20 @@ class TextBatch:
             only[:, token] = 0
             return only
 
+        def has_ended(tokens: torch.Tensor, _logits: torch.Tensor) -> torch.Tensor:
+            return tokens.new_tensor([not goes_on]).bool()
+
         model, prompt = self._model, torch.tensor([text.prompt], device=self._model.device)
-        own, model.generation_config = (
-            model.generation_config,
-            GenerationConfig(),
-        )  # nothing but what `pick` says
+        own = model.generation_config
+        model.generation_config = GenerationConfig()  # `generate` would take its penalties from there
         try:
             model.generate(
                 prompt,
                 attention_mask=torch.ones_like(prompt),
-                generation_config=GenerationConfig(
-                    max_new_tokens=self._params.max_new_tokens, do_sample=False
-                ),
+                max_new_tokens=self._params.max_new_tokens,
+                do_sample=False,
                 logits_processor=LogitsProcessorList([pick]),
-                stopping_criteria=StoppingCriteriaList(
-                    [lambda tokens, _: tokens.new_tensor([not goes_on]).bool()]
-                ),
+                stopping_criteria=StoppingCriteriaList([has_ended]),
             )
         finally:
             model.generation_config = own
@@ -384,15 +382,16 @@ def choose(logits: torch.Tensor, texts: Sequence[Text], params: GenerationParams
         params: Greedy unless its temperature is above 0.
     """
     if params.frequency_penalty:
-        rows, tokens = _places((row, text.written) for row, text in enumerate(texts))
         penalty = logits.new_tensor(-params.frequency_penalty)
-        logits.index_put_((rows, tokens), penalty, accumulate=True)
-    constrained = [(row, t.constraint.allowed()) for row, t in enumerate(texts) if t.constraint is not None]
-    if constrained:
-        rows, tokens = _places(constrained)
-        kept = logits[rows, tokens]
-        logits[rows] = -torch.inf
-        logits[rows, tokens] = kept
+        logits.index_put_(
+            _places(enumerate(text.written for text in texts), logits.device), penalty, accumulate=True
+        )
+    allowed = {row: t.constraint.allowed() for row, t in enumerate(texts) if t.constraint is not None}
+    if allowed:
+        places = _places(allowed.items(), logits.device)
+        kept = logits[places]
+        logits[list(allowed)] = -torch.inf
+        logits[places] = kept
     if params.temperature <= 0:
         return logits.argmax(dim=-1)
     chances = torch.softmax(logits / params.temperature, dim=-1)
@@ -400,8 +399,14 @@ def choose(logits: torch.Tensor, texts: Sequence[Text], params: GenerationParams
     return torch.cat(drawn)
 
 
-def _places(tokens_by_row: Iterable[tuple[int, Sequence[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the rows and the tokens of a table, one place after another."""
-    pairs = [(row, token) for row, tokens in tokens_by_row for token in tokens]
-    rows, tokens = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).unbind(dim=1)
-    return rows, tokens
+def _places(
+    tokens_by_row: Iterable[tuple[int, Sequence[int]]], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the rows and the tokens, as indices of logits."""
+    rows: list[int] = []
+    tokens: list[int] = []
+    for row, some in tokens_by_row:
+        rows += [row] * len(some)
+        tokens += some
+    rows_and_tokens = torch.tensor([rows, tokens], dtype=torch.long, device=device)
+    return rows_and_tokens[0], rows_and_tokens[1]
