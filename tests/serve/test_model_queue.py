@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -215,7 +216,7 @@ def test_one_wrong_question_is_answered_with_its_error_and_the_others_are_read()
                     raise CandidateTooLongError(index, 1, 900, 512)
             yield from FakeScorer().score(groups, labels)
 
-    with ModelQueue(fake_recommender(OneTooLong())) as queue:
+    with closing(ModelQueue(fake_recommender(OneTooLong()))) as queue:
         wrong = queue.submit(prompts(ASK, Ask((), "", ("i1", "i2"))), LONG)
         right = queue.submit(prompts(ASK), LONG)
         with pytest.raises(CandidateTooLongError, match="Candidate 1 of group 1 has 900 tokens"):
@@ -237,7 +238,9 @@ def test_a_mistake_of_the_recommender_reaches_the_callers_and_the_thread_lives_o
                 raise KeyError("a mistake")
 
     fake = fake_recommender()
-    with ModelQueue(Broken(fake.scorer, fake.builder, fake.labels, fake.catalogue, name="broken")) as queue:
+    with closing(
+        ModelQueue(Broken(fake.scorer, fake.builder, fake.labels, fake.catalogue, name="broken"))
+    ) as queue:
         with pytest.raises((KeyError, RuntimeError), match=r"mistake|without an answer"):
             queue.submit(prompts(ASK), LONG).result(30)
         assert len(queue.submit(prompts(ASK), LONG).result(30)) == 1
@@ -262,7 +265,7 @@ def test_closing_answers_what_is_read_and_refuses_the_rest() -> None:
 
 
 def test_what_was_done_is_counted() -> None:
-    with ModelQueue(fake_recommender()) as queue:
+    with closing(ModelQueue(fake_recommender())) as queue:
         (answer,) = queue.submit(prompts(ASK), LONG).result(30)
         queue.submit(prompts(TextAsk("tea", ["lamp"])), LONG).result(30)
     facts = queue.facts()
@@ -300,7 +303,7 @@ def test_from_many_threads_everyone_gets_the_answers_to_their_own(
         return queue.submit([recommender.prompt(one) for one in questions], LONG).result(30)
 
     with (
-        ModelQueue(fake_recommender(), pass_tokens=pass_tokens, max_waiting=1000) as queue,
+        closing(ModelQueue(fake_recommender(), pass_tokens=pass_tokens, max_waiting=1000)) as queue,
         ThreadPoolExecutor(8) as pool,
     ):
         answers = list(pool.map(ask, submissions))

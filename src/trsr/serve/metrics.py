@@ -1,4 +1,4 @@
-"""Numbers about the server for Prometheus: counted requests, and facts that others count, read when asked."""
+"""Metrics for Prometheus: requests counted here, and counts of the other parts, read on request."""
 
 from __future__ import annotations
 

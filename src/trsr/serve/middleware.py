@@ -101,7 +101,7 @@ class PageAuth:
 
 
 def _as_html(scope: Scope, start: Message, problem: dict[str, Any], had_session: bool) -> HTMLResponse:
-    """Return a refusal as a page, or as a notice where htmx asked for a part of one."""
+    """Return a refusal as a page, or as a notice where htmx requested a part of one."""
     given = MutableHeaders(raw=list(start["headers"]))
     headers = {name: value for name, value in given.items() if name not in _REPLACED}
     is_part = Headers(scope=scope).get("hx-request") == "true"
@@ -208,7 +208,7 @@ async def _while_present(
         wanted.set()
         return {"type": "http.disconnect"} if watching.done() and messages.empty() else await messages.get()
 
-    # A scope of anyio's: threads are waited for, so that there are never more of them than allowed.
+    # A scope of anyio's waits for threads: there are never more of them than allowed.
     with anyio.CancelScope() as present:
         watching = asyncio.ensure_future(watch())
         try:

@@ -1,8 +1,8 @@
-"""One thread owns the model and reads what all requests ask for, in small passes.
+"""One thread owns the model and reads the prompts of all requests, in small passes.
 
-Before each pass it is decided anew whose candidates are read next, so a large request holds up nobody:
-callers take turns by what was read for them, and a caller's requests by their age and size. What nobody waits
-for any more is dropped.
+Before each pass it is decided again whose candidates are read next, so a large request holds up nobody:
+callers take turns by what was read for them, and a caller's requests by their age and size. Requests that
+nobody waits for any more are dropped.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -30,25 +28,16 @@ CALLER: ContextVar[str] = ContextVar("caller", default="")
 """Who asks: a key or an address."""
 MIN_RETRY_SECONDS = 1.0
 _SMOOTHING = 0.2
-_FACTS = (
-    "passes",
-    "questions",
-    "candidates",
-    "prompt_tokens",
-    "read_tokens",
-    "cache_hits",
-    "cache_misses",
-    "refused",
-    "dropped_expired",
-    "dropped_gone",
-    "failed",
-    "busy_seconds",
+_COUNTED = (
+    "passes questions candidates prompt_tokens read_tokens cache_hits cache_misses refused dropped_expired "
+    "dropped_gone failed busy_seconds"
 )
+_STOPPING = "The service is stopping; ask again later."
 
 
 @dataclass(eq=False)
 class _Reading:
-    """A question's prompt and what has been read of it."""
+    """A prompt and what has been read of it."""
 
     prompt: RankingPrompt
     n_begun: int = 0  # candidates that were handed to the model
@@ -71,7 +60,7 @@ class _Reading:
 
 @dataclass(eq=False)
 class _Submission:
-    """Questions of one caller, and what is known of their answers; times are monotonic seconds."""
+    """Prompts of one caller; times are monotonic seconds."""
 
     readings: list[_Reading]
     caller: str
@@ -86,9 +75,15 @@ class _Submission:
         """The first reading with candidates left."""
         return next((one for one in self.readings if one.n_begun < len(one.prompt.group.suffixes)), None)
 
+    def refuse(self, message: str, retry_after: float) -> None:
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_exception(OverloadedError(message, retry_after))
+
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
+    """Candidates of a reading, from the `first` one, for one pass."""
+
     submission: _Submission
     reading: _Reading
     first: int
@@ -101,11 +96,11 @@ class _Piece:
         return prefix + sum(map(len, self.group.suffixes))
 
     def placed(self, error: Exception) -> Exception:
-        """Return an error that names question and candidate by their places in the submission."""
+        """Return an error that names prompt and candidate by their places in the submission."""
         if not isinstance(error, CandidateTooLongError):
             return error
-        question = self.submission.readings.index(self.reading)
-        return CandidateTooLongError(question, self.first + error.suffix, error.n_tokens, error.max_tokens)
+        place = self.submission.readings.index(self.reading)
+        return CandidateTooLongError(place, self.first + error.suffix, error.n_tokens, error.max_tokens)
 
 
 class ModelQueue:
@@ -113,10 +108,10 @@ class ModelQueue:
 
     Args:
         recommender: Reads; its thread starts at once.
-        max_waiting: Most requests that wait, or are being read. When all places are taken, each caller has
-            an equal share of them: who has less takes the place of the newest request of who has most.
+        max_waiting: Most requests that wait or are being read. When all places are taken, each caller has
+            an equal share: one who has less takes the place of the newest request of the one who has most.
         pass_tokens: Tokens of a pass, beyond which it takes no further candidate.
-        rate: Tokens that the model reads in a second; only where it starts from, it is measured on the way.
+        rate: Tokens that the model reads in a second; a first guess, it is measured from then on.
     """
 
     def __init__(
@@ -128,14 +123,14 @@ class ModelQueue:
         self.rate = rate
         self._waiting: list[_Submission] = []
         self._used: dict[str, float] = {}  # tokens read for each caller that waits
-        self._counts = dict.fromkeys(_FACTS, 0.0)
+        self._counts = dict.fromkeys(_COUNTED.split(), 0.0)
         self._closed = False
         self._changed = threading.Condition()  # guards all of the above
         self._thread = threading.Thread(target=self._run, name="trsr-model", daemon=True)
         self._thread.start()
 
     def submit(self, prompts: Sequence[RankingPrompt], deadline: float) -> Future[list[Scored]]:
-        """Queue prompts; the future gets their answers in their order, or the first error among them.
+        """Queue prompts, one at least; the future gets their answers in order, or the first error.
 
         A future that is cancelled, or whose `deadline` (seconds from now) is over, is read no further; the
         latter gets `OverloadedError`.
@@ -160,10 +155,10 @@ class ModelQueue:
     def facts(self) -> dict[str, float]:
         """Return what waits now, and what was counted since the start, for metrics.
 
-        `waiting` (requests), `waiting_tokens`, `oldest_waiting_seconds`; `passes`, `questions` (answered),
-        their `candidates`, `prompt_tokens` (as if each candidate had been read by itself), `read_tokens`,
-        `cache_hits` and `cache_misses` (questions); requests that were `refused` (no room),
-        `dropped_expired` (too late), `dropped_gone` (nobody waited any more) or `failed` (an error); and
+        `waiting` (requests), `waiting_tokens`, `oldest_waiting_seconds`; `passes`, `questions` (prompts
+        answered), their `candidates`, `prompt_tokens` (as if each candidate had been read by itself),
+        `read_tokens`, `cache_hits` and `cache_misses`; requests that were `refused` (no room),
+        `dropped_expired` (too late), `dropped_gone` (the client left) or `failed` (an error); and
         `busy_seconds` of the model's thread.
         """
         with self._changed:
@@ -182,24 +177,16 @@ class ModelQueue:
             self._changed.notify_all()
         self._thread.join()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def check_room(self) -> None:
         """Refuse a request when all places are taken, unless its caller has fewer than an equal share.
 
         Raises:
-            OverloadedError: as `submit`; ask before a prompt is built in vain.
+            OverloadedError: as `submit`; call it before a prompt is built in vain.
         """
         caller = CALLER.get()
         with self._changed:
             if self._closed:
-                raise OverloadedError("The service is stopping; ask again later.", MIN_RETRY_SECONDS)
+                raise OverloadedError(_STOPPING, MIN_RETRY_SECONDS)
             if len(self._waiting) < self.max_waiting:
                 return
             n_own = sum(one.caller == caller for one in self._waiting)
@@ -212,11 +199,11 @@ class ModelQueue:
                 )
 
     def _make_room(self) -> None:
-        """Refuse the newest request of the caller who has most of them, in favour of one who has few."""
+        """Refuse the newest request of the caller who has most of them."""
         n_of = Counter(one.caller for one in self._waiting)
         newest = max(self._waiting, key=lambda one: (n_of[one.caller], one.came))
         self._counts["refused"] += 1
-        _refuse(newest, "Others, who ask less, come first; ask again later.", self._retry_after())
+        newest.refuse("Others, who ask less, come first; ask again later.", self._retry_after())
         self._remove(newest)
 
     def _retry_after(self) -> float:
@@ -234,16 +221,17 @@ class ModelQueue:
             if pieces:
                 self._read(pieces)
         for submission in self._waiting:  # nothing is added to a closed queue
-            _refuse(submission, "The service is stopping; ask again later.", MIN_RETRY_SECONDS)
+            submission.refuse(_STOPPING, MIN_RETRY_SECONDS)
 
     def _drop(self) -> None:
-        """Let go of what nobody waits for any more."""
+        """Drop what nobody waits for any more."""
         now = time.monotonic()
         for submission in list(self._waiting):
-            if submission.until < now:  # first: who waits gives up at the same moment
+            if submission.until < now:  # first: the client gives up at the same moment
                 self._counts["dropped_expired"] += 1
-                message = "The model was too busy to answer in time; ask again later."
-                _refuse(submission, message, self._retry_after())
+                submission.refuse(
+                    "The model was too busy to answer in time; ask again later.", self._retry_after()
+                )
             elif submission.future.cancelled():
                 self._counts["dropped_gone"] += 1
             else:
@@ -304,9 +292,8 @@ class ModelQueue:
             self._counts["busy_seconds"] += seconds
             self.rate += _SMOOTHING * (sum(piece.n_tokens for piece in pieces) / seconds - self.rate)
             for submission in dict.fromkeys(piece.submission for piece in pieces):
-                if submission not in self._waiting:  # it had to make room
-                    continue
-                if submission in failures or submission.next is None:
+                # One that had to make room is not waiting any more.
+                if submission in self._waiting and (submission in failures or submission.next is None):
                     self._remove(submission)
                     self._settle(submission, failures.get(submission))
 
@@ -336,8 +323,3 @@ class ModelQueue:
 def n_read_at_most(prompt: RankingPrompt) -> int:
     """Return the tokens that a prompt takes if its prefix has not been read before."""
     return len(prompt.group.prefix) + sum(map(len, prompt.group.suffixes))
-
-
-def _refuse(submission: _Submission, message: str, retry_after: float) -> None:
-    if submission.future.set_running_or_notify_cancel():
-        submission.future.set_exception(OverloadedError(message, retry_after))

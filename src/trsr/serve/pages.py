@@ -1,7 +1,7 @@
 """The page's addresses: the whole page, the parts of it that htmx asks for, and its forms.
 
-What needs the model is asked for after the page is there. Without JavaScript the same parts come inside the
-page, by its links: `rank`, `edit`, `explain`, `compare` and `find` in the query of `/`.
+Parts that need the model are requested after the page has loaded. Without JavaScript the same parts come
+inside the page, by its links: `rank`, `edit`, `explain`, `compare` and `find` in the query of `/`.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _add_parts(router: APIRouter, service: Service) -> None:
     def profile(user: str, seen: Text = "") -> Response:
         view = views.user_view(service, user).profile
         if seen == view.seen:
-            return Response(status_code=204)  # asked again and again while an update waits
+            return Response(status_code=204)  # the page polls while an update waits
         headers = {"HX-Trigger": "profile-changed"} if seen else {}
         return render("part_profile.html", {"profile": view, "user_id": user}, headers=headers)
 
@@ -238,7 +238,7 @@ def required(form: dict[str, str], name: str) -> str:
 
 def _answer(request: Request, user_id: str, done: str, message: str | None = None) -> Response:
     if request.headers.get("hx-request") == "true":
-        # The field that was typed in is gone: whoever uses the keyboard continues from the note.
+        # The field that was typed in is gone: keyboard users continue from the note.
         values = {"message": message or DONE[done], "focus": done in ("saved", "removed")}
         return render("part_note.html", values, headers={"HX-Trigger": "user-changed"})
     return RedirectResponse(link("/", user=user_id, rank=True, done=done), 303, headers=PAGE_HEADERS)

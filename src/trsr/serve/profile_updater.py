@@ -2,7 +2,7 @@
 
 The queue is durable, an update leaves it in the transaction that adds its profile, and every text is kept
 when it is written: a killed process leaves nothing half done, and the next one asks only for what is missing.
-Work goes in rounds of few calls, which the users who are due share, so that a long history holds up nobody.
+Work goes in rounds of few calls, which the users who are due share, so a long history holds up no other user.
 One updater per database is enough; a second one would repeat the same work and do no harm.
 """
 
@@ -97,7 +97,7 @@ class ProfileUpdater:
     def step(self, limit: int = 32) -> int:
         """Do one round for up to `limit` pending users; return how many profiles were added.
 
-        Those that failed before are done one by one, so that one that fails again holds up nobody. A user who
+        Those that failed before are done one by one, so one that fails again holds up no other. A user who
         needs more calls than their share goes to the end of the queue.
 
         Raises:
@@ -170,7 +170,7 @@ class ProfileUpdater:
                 raise StoppedError
 
         try:
-            if folds:  # so that the thread which ranks is as quick afterwards as before
+            if folds:  # in a thread that ends, else the thread that ranks would be slower afterwards
                 apart(lambda: complete(folds, self.summariser, self.engine, self.store, note, most=most))
         finally:
             if time.monotonic() - self._gave_back > GIVE_BACK_SECONDS:

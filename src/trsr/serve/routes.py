@@ -290,11 +290,11 @@ def users_router(service: Service) -> APIRouter:
     router = APIRouter(tags=["users"])
 
     @router.get("/v1/users", responses=refusals())
-    def list_users(request: Request, asked: Annotated[schemas.UsersAsked, Query()]) -> schemas.UsersOut:
+    def list_users(request: Request, query: Annotated[schemas.UsersQuery, Query()]) -> schemas.UsersOut:
         """Return the users that the key reaches, sorted by id."""
         prefix = request.state.key.user_prefix
-        found = service.store.users(asked.query, asked.limit + 1, prefix, asked.after)
-        page = found[: asked.limit]
+        found = service.store.users(query.query, query.limit + 1, prefix, query.after)
+        page = found[: query.limit]
         return schemas.UsersOut(user_ids=page, after=page[-1] if len(found) > len(page) else None)
 
     @router.post(_USER + "/events", status_code=202, responses=refusals(problems.UNKNOWN_ITEMS))

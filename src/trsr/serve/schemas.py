@@ -1,4 +1,4 @@
-"""What goes over the wire: requests with their limits, and answers, each with an example for OpenAPI."""
+"""Requests with their limits, and answers, as they go over the wire; their docstrings are in OpenAPI."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ class UserOut(BaseModel):
     pending: bool = Field(description="Whether the profile has yet to follow the newest events.")
 
 
-class UsersAsked(BaseModel):
+class UsersQuery(BaseModel):
     """Which users to list."""
 
     query: str = Field("", description="A part of their ids; letter case counts.")

@@ -1,4 +1,4 @@
-"""What a server can be told, by flags of `trsr serve` or variables `TRSR_...`; its API keys and sessions."""
+"""Settings of a server, by flags of `trsr serve` or variables `TRSR_...`; its API keys and sessions."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class ServeStore(Database):
         """Append events in the order given, making the user as needed; return for each whether it was new.
 
         An event whose id the user already has is ignored, even if it names another item. A late event goes to
-        the end whatever its timestamp, so that blocks already summarised stay as they are. Events and the
+        the end whatever its timestamp, so blocks already summarised stay as they are. Events and the
         pending update are committed together.
         """
         rows = ((event.event_id, event.item_id, event.timestamp) for event in events)
@@ -98,7 +98,7 @@ class ServeStore(Database):
     def import_histories(self, histories: Iterable[History], source: str) -> int:
         """Append the histories of a data set, all or none; return how many events were new.
 
-        The same `source` is imported once: later calls read nothing, so that a deleted user does not come
+        The same `source` is imported once: later calls read nothing, so a deleted user does not come
         back when the service starts again. Profiles are made when the next event of a user comes.
 
         Raises:
