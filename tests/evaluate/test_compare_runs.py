@@ -1,4 +1,4 @@
-"""Aligning runs: unique names, questions that differ, files of other programs, broken files."""
+"""Comparing runs: unique names, questions that differ, files of other programs, broken files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from score_rows import make_scores
 
 from trsr.errors import DataError
-from trsr.evaluate.compare_runs import align_runs
+from trsr.evaluate.compare_runs import align_runs, compare_runs
 from trsr.evaluate.metrics import Metric
 from trsr.evaluate.per_example import measure
 
@@ -137,6 +137,14 @@ def test_missing_and_unreadable_files_are_named(tmp_path: Path) -> None:
         (SCORES.with_columns(margin=pl.lit("high")), "column of another type"),
         (SCORES.with_columns(margin=pl.lit(float("nan"))), "72 rows without margin"),
         (SCORES.with_columns(label=pl.lit(None)), "72 rows without label"),
+        *(
+            (
+                SCORES.with_columns(label=pl.when(pl.col("label") == 1).then(grade).otherwise(0.0)),
+                f"18 labels that are neither 0 nor 1 (the first is {grade})",
+            )
+            for grade in (0.7, 1.9, 2.0, -1.0, float("nan"))
+        ),
+        (SCORES.drop("item_id", "ranker", "margin"), "lacks the column 'item_id' and 'ranker' and 'margin'"),
         (SCORES.vstack(SCORES.head(1)), "lists the item 'i0' twice for the ranker 'good'"),
         (make_scores(6, 4, 2).drop("example_id"), "needs an example_id"),
     ],
@@ -146,3 +154,40 @@ def test_unusable_rows_are_refused_in_one_line(tmp_path: Path, broken: pl.DataFr
         align_runs([save(tmp_path / "r", broken)])
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [pl.Float64, pl.Boolean, pl.Int8, pl.String])
+def test_labels_of_another_type_that_say_0_or_1_are_read(
+    run: Path, tmp_path: Path, dtype: type[pl.DataType]
+) -> None:
+    other = save(tmp_path / "two", SCORES.with_columns(pl.col("label").cast(dtype)))
+    assert align_runs([run, other]).n_left_out == 0
+
+
+def test_compare_runs_gives_values_and_pairs_on_the_named_metrics(run: Path, tmp_path: Path) -> None:
+    other = save(tmp_path / "two", SCORES.with_columns(score=pl.lit(None, pl.Float64)))
+    found = compare_runs([run, other], metrics=["auc", "logloss"], rankers=["good", "noise"])
+    assert found["protocol"]["runs"] == [run.as_posix(), other.as_posix()]
+    pairs = [{pair["a"], pair["b"]} for pair in found["comparisons"] if pair["metric"] == "logloss"]
+    assert pairs == [{"one/good", "one/noise"}], "only rankers with scores have a logloss"
+    assert len(found["comparisons"]) == 6 + 1
+
+
+@pytest.mark.parametrize(
+    ("scores", "metric", "words"),
+    [
+        (
+            SCORES.with_columns(score=pl.lit(None, pl.Float64)),
+            "logloss",
+            "Fewer than two rankers have logloss",
+        ),
+        (SCORES, "ece", "cannot be compared on ece"),
+        (SCORES.with_columns(score=pl.lit(float("nan"))), "logloss", "NaN or missing; logloss expects"),
+        (SCORES.with_columns(label=pl.lit(0)), "auc", "No example has a value of auc, so nothing can be"),
+    ],
+)
+def test_compare_runs_refuses_metrics_without_values(
+    tmp_path: Path, scores: pl.DataFrame, metric: str, words: str
+) -> None:
+    with pytest.raises(DataError, match=words):
+        compare_runs([save(tmp_path / "r", scores)], metrics=[metric])

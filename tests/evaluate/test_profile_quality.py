@@ -86,12 +86,6 @@ def test_words_of_any_text_are_nested_sets(text: str) -> None:
     assert set(runs(text)) >= folded(text)
 
 
-@given(st.lists(st.from_regex(r"[a-z]{2,12}", fullmatch=True)))
-def test_letter_case_does_not_matter(words: list[str]) -> None:
-    text = " ".join(words)
-    assert folded(text) == folded(text.upper()) == folded(text.title())
-
-
 # --- measures of one profile ------------------------------------------------------------------------------
 
 FRAME = ProfileFrame(

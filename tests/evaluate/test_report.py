@@ -34,47 +34,32 @@ HOSTILE = (
 PLAIN = ReportContext(title="t", command="c", config_yaml="")
 
 
-def entry(value: float, half: float) -> dict[str, Any]:
-    return {"value": value, "ci95": [round(value - half, 6), round(value + half, 6)]}
-
-
 def make_metrics() -> dict[str, Any]:
-    """Return metrics of three rankers: `llm` is significantly best on recall@3 only."""
-    rankers = {
-        "random": {"recall@3": entry(0.14, 0.03), "mrr@10": entry(0.15, 0.05), "auc": entry(0.5, 0.02)},
-        "llm": {
-            "recall@3": entry(0.61, 0.05),
-            "mrr@10": entry(0.41, 0.1),
-            "auc": entry(0.8, 0.02),
-            "logloss": entry(0.3, 0.01),
-        },
-        "bm25": {"recall@3": entry(0.35, 0.05), "mrr@10": entry(0.33, 0.1), "auc": entry(0.79, 0.02)},
-    }
-    part = {"examples": 75, "users": 75, "rankers": rankers}
-    return {
-        "protocol": {
+    """Return metrics with calibrated scores, slices, a sweep and profiles; `good` is significantly best."""
+    scores = make_scores()
+    better = pl.Series(Calibration("platt", 2.0, -5.0).apply(scores["margin"].to_numpy()))
+    score = pl.when(pl.col("ranker") == "good").then(better).otherwise(pl.col("score"))
+    metrics = summarise(
+        measure(scores.with_columns(score=score), metric_list((3,)), probabilistic=["good", "noise"]),
+        protocol={
             "protocol": "sampled",
-            "negatives": "uniform",
             "config": {"kind": "sampled", "negatives": {"n_test": 20}},
             "warnings": ["Users are split and not time."],
-            "chance": {"recall@3": 0.142857, "mrr@10": 0.1395, "auc": 0.5, "logloss": 0.19},
         },
-        "rankers": rankers,
-        "comparisons": [],
-        "counts": {
-            "users": 150,
-            "examples": 150,
-            "candidates": 3150,
-            "cut_prompts": 12,
-            "tie_rate": 0.01,
-            "tie_rates": {"llm": 0.0},
-            "examples_without_truth": 0,
-        },
-        "slices": {
-            "history_length": [{"name": "10–12 items", **part}, {"name": "13 items", **part}],
-            "target": [{"name": "warm", **part}],
-        },
-    }
+        compared=["recall@3", "auc"],
+        traits={f"e{i}": Traits(10, i % 20, i / 60 if i >= 10 else None) for i in range(60)},
+        slice_pair=("good", "noise"),
+    )
+    metrics |= {"sweep": {"prompt.n_recent": {"0": "noise", "3": "good"}}, "own_ranker": "good"}
+    metrics["counts"]["targets_in_history"] = 3
+    quality = ProfileQuality(0.1, 0.2, 0.0, 0.5, 9.0, 0.0, 0.3, ("word0",))
+    prediction = {name: np.asarray([0.5, 0.7]) for name in ("auc", "mrr", "auc_gain")}
+    rows = [ProfileRow(f"e{i}", f"u{i}", "text", quality) for i in range(2)]
+    metrics["profiles"] = summarise_profiles(rows, prediction, method="recurrent")
+    return metrics
+
+
+METRICS = make_metrics()
 
 
 def make_context(text: str = "Title: gel pens, 12 pack") -> ReportContext:
@@ -106,8 +91,8 @@ def make_context(text: str = "Title: gel pens, 12 pack") -> ReportContext:
     )
 
 
-def write(folder: Path, metrics: dict[str, Any] | None = None, context: ReportContext | None = None) -> str:
-    path = write_report(folder, metrics=metrics or make_metrics(), context=context or make_context())
+def write(folder: Path, metrics: dict[str, Any] = METRICS, context: ReportContext | None = None) -> str:
+    path = write_report(folder, metrics=metrics, context=context or make_context())
     assert path == folder / "report.html"
     return path.read_text(encoding="utf-8")
 
@@ -119,50 +104,107 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize(
-    "part",
+    ("section", "parts"),
     [
-        "0.610",
-        "0.560 to 0.660",
-        "0.143",
-        "10–12",
-        "gel pens",
-        "the chosen one",
-        "2 items in 1 block",
-        "--share: 0.900",
-        "validation recall@3",
-        "1 h 02 min",
-        "250,000",
-        "The test users are few.",
-        "12 of 3,150 prompts",
-        "Krichene",
-        "Users are split and not time.",
-        "n_test: 20",
-        "trsr run config.yaml --out RUN",
-        "lr: 5.0e-4",
+        (
+            "results",
+            [
+                "Value and 95 % interval over users",
+                "<dt>protocol</dt><dd>sampled</dd>",
+                '<tr class="chance"><th scope="row">chance</th><td>0.143</td>',
+            ],
+        ),
+        (
+            "beats",
+            [
+                "good beats every other ranker on recall@3 (corrected p < 0.05).",
+                "good is ahead by",
+                "No significant difference does not mean equal",
+            ],
+        ),
+        (
+            "sweeps",
+            ["Significantly different from 3, this run's own: 0 on recall@3 (-0.", "3 (own)", "p < 0.001"],
+        ),
+        (
+            "slices",
+            [
+                "Cold and warm targets",
+                "fewer than 10, warm 10 or more; of several targets the rarest counts.</p>",
+                "recent-shift",
+                "10 examples are in neither.",
+                '<tr class="chance"><th scope="row">examples</th><td>30</td><td>30</td>',
+                "good - noise",
+            ],
+        ),
+        (
+            "profiles",
+            ["auc_gain", "chance 0.500", "Of 2 profiles: 2 with grounding below 0.5, 2 with name_", "word0"],
+        ),
+        (
+            "reliability",
+            [
+                "good, not calibrated",
+                "changes good's ece from 0.",
+                "on the diagonal",
+                "calibrated scores.",
+            ],
+        ),
+        ("users", ["gel pens", "the chosen one", "2 items in 1 block", "--share: 0.900"]),
+        ("training", ["validation recall@3", "1.2000", "0.4000"]),
+        ("cost", ["1 h 02 min", "250,000"]),
+        (
+            "limits",
+            [
+                "The test users are few.",
+                "63 of 1,260 prompts",
+                "Krichene",
+                "Users are split and not time.",
+                "In 3 of 60 examples a target is in the history",
+            ],
+        ),
+        ("again", ["trsr run config.yaml --out RUN", "lr: 5.0e-4", "n_test: 20"]),
     ],
 )
-def test_report_holds_results_users_training_cost_limits_and_command(report: str, part: str) -> None:
-    assert part in report
+def test_report_has_a_section_for_each_part(report: str, section: str, parts: list[str]) -> None:
+    (text,) = re.findall(f'<section id="{section}".*?</section>', html.unescape(report), flags=re.S)
+    for part in parts:
+        assert part in text
+    assert ("<svg" in text) == (section in ("results", "sweeps", "slices", "reliability", "training"))
 
 
-def test_rankers_are_in_order_of_the_first_metric_and_chance_comes_last(report: str) -> None:
+def test_empty_parts_are_left_out(tmp_path: Path) -> None:
+    metrics = {key: METRICS[key] for key in ("protocol", "rankers", "counts")} | {"comparisons": []}
+    headings = re.findall(r"<h2>(.*?)</h2>", write(tmp_path, metrics, PLAIN))
+    assert headings == ["Results", "What this does not show", "Run it again"]
+
+
+def test_rankers_are_in_order_of_the_first_metric_with_the_best_marked(report: str) -> None:
     rows = re.findall(r'<th scope="row">([^<]+)</th>', report)
-    assert rows[:4] == ["llm", "bm25", "random", "chance"]
+    assert rows[:4] == ["good", "constant", "noise", "chance"]
+    (best,) = re.findall(r'<th scope="row">good</th>(.*?)</tr>', report)[:1]
+    value = METRICS["rankers"]["good"]["recall@3"]["value"]
+    assert best.startswith(f'<td class="best"><b>{value:.3f}</b>')
 
 
-def test_a_value_is_marked_only_where_its_interval_lies_beyond_the_others(
-    tmp_path: Path, report: str
+@pytest.mark.parametrize(
+    ("ends", "words"),
+    [
+        ([0.5, 0.6], "Its interval lies beyond those of all other rankers."),
+        ([0.2, 0.6], "Its interval overlaps with that of noise: this run alone does not order them."),
+        ([0.12, 0.13], "overlaps with no other, but it does not lie beyond chance"),
+        ([None, None], "where chance is 0.143.</p>"),
+    ],
+)
+def test_finding_without_comparisons_follows_from_the_intervals(
+    tmp_path: Path, ends: list[float | None], words: str
 ) -> None:
-    assert re.findall(r'class="best"><b>(0\.\d+)', report) == ["0.610"]
-    assert "lies beyond those of all other rankers" in report
-    metrics = make_metrics()
-    metrics["rankers"]["bm25"]["recall@3"] = entry(0.58, 0.05)
-    overlapping = write(tmp_path, metrics)
-    assert 'class="best"' not in overlapping
-    assert "overlaps with that of bm25" in overlapping
-    for name, value in (("llm", 0.15), ("bm25", 0.09), ("random", 0.08)):
-        metrics["rankers"][name]["recall@3"] = entry(value, 0.01)
-    assert "overlaps with no other, but it does not lie beyond chance" in write(tmp_path, metrics)
+    others = {name: {"recall@3": {"value": 0.1, "ci95": [0.05, 0.11]}} for name in ("noise", "constant")}
+    if ends[0] == 0.2:
+        others["noise"]["recall@3"]["ci95"] = [0.1, 0.3]
+    rankers = others | {"good": {"recall@3": {"value": 0.5, "ci95": ends}}}
+    metrics = {key: METRICS[key] for key in ("protocol", "counts")} | {"rankers": rankers, "comparisons": []}
+    assert words in write(tmp_path, metrics, PLAIN)
 
 
 class Tags(html.parser.HTMLParser):
@@ -200,7 +242,7 @@ def test_the_page_loads_and_runs_nothing_whatever_the_texts_say(tmp_path: Path) 
 def test_ids_are_unique_and_plots_take_their_colours_from_the_page(report: str) -> None:
     ids = re.findall(r'\sid="([^"]+)"', re.sub(r"<defs>.*?</defs>", "", report, flags=re.S))
     assert len(ids) == len(set(ids))
-    assert report.count("<svg") == 3 + 2 + 2
+    assert report.count("<svg") == 4 + 2 + 4 + 2 + 2
     assert "#0102" not in report
     assert "#0103" not in report
     used, defined = set(re.findall(r"var\((--\w+)\)", report)), set(re.findall(r"(--\w+):", report))
@@ -211,25 +253,6 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path, report: str) -> Non
     assert write(tmp_path) == report
 
 
-def test_empty_parts_are_left_out(tmp_path: Path) -> None:
-    metrics = make_metrics()
-    del metrics["slices"]
-    headings = re.findall(r"<h2>(.*?)</h2>", write(tmp_path, metrics, PLAIN))
-    assert headings == ["Results", "What this does not show", "Run it again"]
-
-
-def test_unknown_intervals_and_values_are_shown_as_dashes(tmp_path: Path) -> None:
-    metrics = make_metrics()
-    for values in metrics["rankers"].values():
-        for cell in values.values():
-            cell["ci95"] = [None, None]
-    metrics["rankers"]["random"]["auc"]["value"] = None
-    page = write(tmp_path, metrics)
-    cells = "".join(f"<td>{cell}</td>" for cell in ("0.140", "0.150", "–", "–"))
-    assert f'<th scope="row">random</th>{cells}' in page
-    assert "overlap" not in page
-
-
 def test_without_matplotlib_the_tables_remain_and_the_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,7 +260,7 @@ def test_without_matplotlib_the_tables_remain_and_the_extra_is_named(
     page = write(tmp_path)
     assert page.count("trsr[report]") == 1
     assert "<svg" not in page
-    assert "0.610" in page
+    assert "Who beats whom" in page
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
@@ -246,88 +269,12 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> N
         write(tmp_path / "file")
 
 
-# --- sections that follow from the metrics ----------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def measured_page(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The report of a run with calibrated scores, slices, a sweep and profiles."""
-    scores = make_scores()
-    better = pl.Series(Calibration("platt", 2.0, -5.0).apply(scores["margin"].to_numpy()))
-    score = pl.when(pl.col("ranker") == "good").then(better).otherwise(pl.col("score"))
-    metrics = summarise(
-        measure(scores.with_columns(score=score), metric_list((3,)), probabilistic=["good", "noise"]),
-        protocol={},
-        compared=["recall@3", "auc"],
-        traits={f"e{i}": Traits(10, i % 20, i / 60 if i >= 10 else None) for i in range(60)},
-        slice_pair=("good", "noise"),
-    )
-    metrics |= {"sweep": {"prompt.n_recent": {"0": "noise", "3": "good"}}, "own_ranker": "good"}
-    metrics["counts"]["targets_in_history"] = 3
-    quality = ProfileQuality(0.1, 0.2, 0.0, 0.5, 9.0, 0.0, 0.3, ("word0",))
-    prediction = {name: np.asarray([0.5, 0.7]) for name in ("auc", "mrr", "auc_gain")}
-    rows = [ProfileRow(f"e{i}", f"u{i}", "text", quality) for i in range(2)]
-    metrics["profiles"] = summarise_profiles(rows, prediction, method="recurrent")
-    return html.unescape(write(tmp_path_factory.mktemp("report"), metrics, PLAIN))
-
-
-@pytest.mark.parametrize(
-    ("section", "parts"),
-    [
-        (
-            "beats",
-            [
-                "good beats every other ranker on recall@3 (corrected p < 0.05).",
-                "good is ahead by",
-                "No significant difference does not mean equal",
-            ],
-        ),
-        (
-            "sweeps",
-            ["Significantly different from 3, this run's own: 0 on recall@3 (-0.", "3 (own)", "p < 0.001"],
-        ),
-        (
-            "slices",
-            [
-                "Cold and warm targets",
-                "fewer than 10, warm 10 or more; of several targets the rarest counts.</p>",
-                "recent-shift",
-                "10 examples are in neither.",
-                '<tr class="chance"><th scope="row">examples</th><td>30</td><td>30</td>',
-                "good - noise",
-            ],
-        ),
-        (
-            "profiles",
-            ["auc_gain", "chance 0.500", "Of 2 profiles: 2 with grounding below 0.5, 2 with name_", "word0"],
-        ),
-        (
-            "reliability",
-            [
-                "good, not calibrated",
-                "changes good's ece from 0.",
-                "on the diagonal",
-                "the calibrated scores",
-            ],
-        ),
-        ("limits", ["In 3 of 60 examples a target is in the history"]),
-    ],
-)
-def test_report_has_a_section_for_each_part_of_the_metrics(
-    measured_page: str, section: str, parts: list[str]
-) -> None:
-    (text,) = re.findall(f'<section id="{section}".*?</section>', measured_page, flags=re.S)
-    for part in parts:
-        assert part in text
-    assert ("<svg" in text) == (section in ("sweeps", "slices", "reliability"))
-
-
 def test_only_as_many_rankers_are_drawn_as_there_are_colours(tmp_path: Path) -> None:
-    metrics = make_metrics()
-    many = {f"r{i:02d}": metrics["rankers"]["llm"] for i in range(12)}
-    parts = [part | {"rankers": many} for part in metrics["slices"]["history_length"]]
-    page = write(tmp_path, metrics | {"rankers": many, "slices": {"history_length": parts}})
-    plots = re.findall(r'<svg[^>]*by items in the history".*?</svg>', page, flags=re.S)
+    many = {f"r{i:02d}": METRICS["rankers"]["noise"] for i in range(12)}
+    parts = [part | {"rankers": many, "comparisons": []} for part in METRICS["slices"]["target"]]
+    metrics = {key: METRICS[key] for key in ("protocol", "counts")} | {"rankers": many, "comparisons": []}
+    page = write(tmp_path, metrics | {"slices": {"target": parts}})
+    plots = re.findall(r'<svg[^>]*by target".*?</svg>', page, flags=re.S)
     assert len(plots) == 2
     assert all(plot.count(f"var(--s{i})") == plot.count("var(--s0)") > 0 for plot in plots for i in range(8))
 

@@ -91,6 +91,8 @@ def draw_metrics(
             swept.append(slice_plot(metric, list(by_value), series, x_label=setting))
     slices: dict[str, list[Markup]] = {}
     for way, parts in metrics.get("slices", {}).items():
+        if len(parts) < 2:
+            continue
         labels = [part["name"].removesuffix(" items") for part in parts]
         slices[way] = []
         for metric in headline[:2]:
