@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
@@ -97,20 +97,8 @@ def test_writers_that_start_at_once_apply_each_migration_once(
 ) -> None:
     # Slow, so that all find the old version, and not to be done twice.
     add_migrations(monkeypatch, "SELECT pg_sleep(0.3)", NOTE)
-    problems: list[Exception] = []
-
-    def start() -> None:
-        try:
-            open_store(postgres_url).close()
-        except Exception as error:
-            problems.append(error)
-
-    threads = [threading.Thread(target=start) for _ in range(5)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert problems == []
+    with ThreadPoolExecutor(5) as pool:
+        list(pool.map(lambda _: open_store(postgres_url).close(), range(5)))
     assert query("SELECT version FROM trsr_schema") == [(3,)]
 
 

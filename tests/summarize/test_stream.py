@@ -12,9 +12,8 @@ from helpers import fold_all, item_ids, make_summariser, word
 from trsr.errors import EngineError
 from trsr.llm.base import Generation, GenerationParams, Prompt, prompt_key
 from trsr.llm.fake import FakeGenerator
-from trsr.summarize.executor import SummaryProgress, complete, summarize, summarize_each
+from trsr.summarize.executor import SummaryProgress, summarize, summarize_each
 from trsr.summarize.store import SqliteStore, StoredCall, open_store
-from trsr.summarize.user_plan import start_fold
 from trsr.types import History
 
 HISTORIES = [item_ids(start, start + 11) for start in (60, 0, 30, 90, 15, 45, 120)]
@@ -114,7 +113,7 @@ def test_what_is_being_written_for_one_user_is_not_requested_again_for_another()
 
 
 def test_progress_counts_calls_tokens_and_users_when_their_profile_is_there() -> None:
-    users = [*USERS, History("empty", ())]
+    users = [*USERS, History("empty", ()), History("again", HISTORIES[0])]
     seen: list[tuple[int, int, int]] = []
 
     def note(progress: SummaryProgress) -> None:
@@ -125,9 +124,9 @@ def test_progress_counts_calls_tokens_and_users_when_their_profile_is_there() ->
         summarize(users[:2], make_summariser(), FakeGenerator(), store)
         summarize(users, make_summariser(), FakeGenerator(), store, note)
         n_tokens = store.stats()[0].n_generated_tokens
-    assert seen[0][0] == 1 + 2, "the one without history, and those the store knows"
+    assert seen[0][0] == 1 + 3, "the one without history, and those the store knows"
     assert seen == sorted(seen)
-    assert seen[-1][:2] == (len(users), N_CALLS)
+    assert seen[-1][:2] == (len(users), N_CALLS + 4)
     assert 0 < seen[-1][2] < n_tokens
 
 
@@ -164,10 +163,6 @@ def test_users_of_a_failed_call_are_unfinished_and_the_others_done() -> None:
         with pytest.raises(EngineError, match="1 summary calls failed"):
             lost.extend(fold.history.item_ids for fold in folds if not fold.done)
     assert lost == [items for items in HISTORIES if "i30" in items[:3]]
-    several = [start_fold(user, summariser) for user in USERS[1:4]]
-    with open_store(":memory:") as store, pytest.raises(EngineError, match="1 of 3 profiles"):
-        complete(several, summariser, engine, store)
-    assert [fold.done for fold in several] == [True, False, True]
 
 
 def test_results_that_arrive_together_are_kept_together() -> None:

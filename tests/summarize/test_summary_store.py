@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import polars as pl
@@ -95,25 +96,17 @@ def test_a_failed_call_is_replaced_and_a_text_never_is(
 
 def test_writers_that_start_at_once_make_one_store_and_lose_nothing(place: str) -> None:
     together = threading.Barrier(6)
-    problems: list[Exception] = []
 
     def write(number: int) -> None:
-        try:
-            together.wait(30)
-            with open_store(place) as store:
-                for n in range(20):
-                    store.put(stored_call(f"{n:03}", f"of {number}"))  # by all
-                    store.put(stored_call("failed", None))
-                    store.put_all([stored_call(f"{number}-{n:03}"), stored_call(f"shared-{n % 3}")])
-        except Exception as error:
-            problems.append(error)
+        together.wait(30)
+        with open_store(place) as store:
+            for n in range(20):
+                store.put(stored_call(f"{n:03}", f"of {number}"))  # by all
+                store.put(stored_call("failed", None))
+                store.put_all([stored_call(f"{number}-{n:03}"), stored_call(f"shared-{n % 3}")])
 
-    writers = [threading.Thread(target=write, args=(number,)) for number in range(6)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
-    assert problems == []
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(write, range(6)))
     with open_store(place) as store:
         rows = {found.key: found for found in store.rows()}
     assert len(rows) == 20 + 1 + 6 * 20 + 3
