@@ -186,6 +186,10 @@ class FakeTokenizer(Tokenizer):
             ids.extend([256 + _SPECIAL.index(part)] if part in _SPECIAL else part.encode())
         return ids
 
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text; no blank is added before it."""
+        return self.token_ids(text, adds_special=False)
+
     def encode_prompt(self, text: str) -> list[int]:
         """Return the ids of a prompt; there is no BOS."""
         return self.encode(text)
