@@ -66,8 +66,10 @@ def unmet_of_the_circle(user: int) -> RankingExample:
     return RankingExample(f"{user}", f"u{user:03d}", (), (target, *others), (1,) + (0,) * 9)
 
 
-EXAMPLES = {name: [next_of_a_walk(n) for n in range(20)] for name in NAMES}
-EXAMPLES["ncf"] = [unmet_of_the_circle(user) for user in range(60)]
+EXAMPLES: dict[str, list[RankingExample]] = {
+    **{name: [next_of_a_walk(n) for n in range(20)] for name in NAMES},
+    "ncf": [unmet_of_the_circle(user) for user in range(60)],
+}
 
 
 def fit(name: str, log: pl.DataFrame | None = None, seed: int = 0, **changes: Any) -> Any:

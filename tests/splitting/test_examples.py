@@ -48,7 +48,9 @@ def make(
     reverse: bool = False,
 ) -> Dataset:
     """Write a dataset; `reverse` turns the order of all rows around, which must not matter."""
-    titles = {f"i{i}": (f"Thing number {i}", f"shelf {i % 3}") for i in range(n_items)}
+    titles: dict[str, tuple[str | None, str | None]] = {
+        f"i{i}": (f"Thing number {i}", f"shelf {i % 3}") for i in range(n_items)
+    }
     titles |= dict.fromkeys(textless, (None, None))
     items = pl.DataFrame(
         [(item, *texts) for item, texts in titles.items()],
@@ -243,7 +245,7 @@ def test_examples_depend_on_seed_and_epoch_and_not_on_the_order_of_rows(tmp_path
         make(tmp_path / f"{reverse}", users, impressions=rows, reverse=reverse) for reverse in (False, True)
     )
     negatives = {"kind": kind, "n_test": 1}
-    protocol = IMPRESSIONS_PROTOCOL
+    protocol: SampledProtocol | ImpressionsProtocol = IMPRESSIONS_PROTOCOL
     if kind != "impressions":
         protocol = SampledProtocol.model_validate({**SAMPLED.model_dump(), "negatives": negatives})
     splits = build_examples(one, protocol, seed=0)
@@ -430,7 +432,7 @@ def test_chance_recall_counts_small_candidate_lists_as_certain() -> None:
 
 
 def test_splits_are_read_as_they_were_written(tmp_path: Path) -> None:
-    times = {"valid_from": "2026-02-01T00:00:00+00:00"}
+    times: dict[str, object] = {"valid_from": "2026-02-01T00:00:00+00:00"}
     splits = Splits(EXAMPLES, [], EXAMPLES[1:], {"n": 2, "rate": 0.5}, times, ("Mind.",))
     write_splits(tmp_path / "new", splits)
     assert read_splits(tmp_path / "new") == splits

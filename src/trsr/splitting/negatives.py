@@ -36,10 +36,8 @@ class NegativesConfig(BaseModel):
     how many users of the same split have the item as a target, so that an item's popularity says nearly
     nothing about whether it is the chosen one (the in-batch negatives of two-tower training; Yi et al.,
     "Sampling-bias-corrected neural modeling", RecSys 2019)."""
-
     n_train: int = Field(default=4, ge=1)
     """Negatives of a training example."""
-
     n_test: int = Field(default=20, ge=1)
     """Negatives of a validation or test example."""
 

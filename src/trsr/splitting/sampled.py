@@ -32,33 +32,24 @@ class SampledProtocol(BaseModel):
 
     kind: Literal["sampled"] = "sampled"
     """Always `sampled`."""
-
     min_history: int = Field(default=10, ge=1)
     """Fewest items before the target; users with fewer are left out."""
-
     max_history: int = Field(default=25, ge=1)
     """Most items before the target; users with more are left out, unless `truncate`."""
-
     truncate: bool = False
     """Keep users with longer histories, with their newest `max_history` items."""
-
     n_train: int | None = Field(default=None, ge=1)
     """Training users; None for all that validation and test leave."""
-
     train_targets: int = Field(default=1, ge=1)
     """Targets of a training user: so many last items, all chosen, and the history ends before the first of
     them. More of them teach more from one reading of the user (as PinnerFormer's training on a stretch of
     actions, KDD 2022); validation and test have one. An item that was met twice is one target."""
-
     n_valid: int = Field(default=100, ge=0)
     """Validation users."""
-
     n_test: int = Field(default=200, ge=1)
     """Test users."""
-
     negatives: NegativesConfig = NegativesConfig()
     """How the other candidates are drawn."""
-
     paper_exact: bool = False
     """The draw of the paper's released code, for comparison only: the target is always candidate 0, no
     shuffle, 1 negative in training and 20 at test, which may equal the target or history items."""

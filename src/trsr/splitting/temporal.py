@@ -34,28 +34,20 @@ class TemporalProtocol(BaseModel):
 
     kind: Literal["temporal"]
     """Always `temporal`."""
-
     valid_quantile: float = Field(default=0.8, gt=0, lt=1)
     """Where validation starts: the time by which this share of all events has happened."""
-
     test_quantile: float = Field(default=0.9, gt=0, lt=1)
     """Where the test starts."""
-
     min_history: int = Field(default=1, ge=0)
     """Fewest items before the target; examples with fewer are left out."""
-
     max_history: int | None = Field(default=None, ge=1)
     """Keep the newest so many history items; None keeps all."""
-
     n_train: int | None = Field(default=None, ge=1)
     """Training users, chosen by seed; None for all."""
-
     n_valid: int | None = Field(default=None, ge=0)
     """Validation users, chosen by seed; None for all."""
-
     n_test: int | None = Field(default=None, ge=1)
     """Test users, chosen by seed; None for all."""
-
     negatives: NegativesConfig = NegativesConfig()
     """How the other candidates are drawn, from the items known by the time of the example."""
 
