@@ -30,9 +30,10 @@ from trsr.recommend.questions import Ask
 from trsr.recommend.ranker import sigmoid
 from trsr.seeding import derive_rng
 from trsr.serve.loading import open_service
+from trsr.serve.rendering import render
 from trsr.serve.service import Service
 from trsr.serve.settings import Settings
-from trsr.serve.views import item_view, render
+from trsr.serve.views import item_view
 from trsr.types import Item
 
 N_OTHERS = 4

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from trsr.serve.loading import open_service
+from trsr.serve.rendering import render
 from trsr.serve.service import Service
 from trsr.serve.settings import Settings
-from trsr.serve.views import item_view, render
+from trsr.serve.views import item_view
 from trsr.types import Item
 
 HOSTILE = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "hostile.py"))

@@ -23,10 +23,10 @@ from trsr.serve import middleware, routes
 from trsr.serve.database import read_keys
 from trsr.serve.metrics import Metrics
 from trsr.serve.pages import page_router
-from trsr.serve.problems import SCHEMA, answer_with_problems
+from trsr.serve.problems import KEY_PATH, SCHEMA, answer_with_problems
+from trsr.serve.rendering import ASSETS
 from trsr.serve.service import Service
 from trsr.serve.settings import Keys, Settings
-from trsr.serve.views import ASSETS
 
 _DESCRIPTION = """
 Recommendations from profiles that follow their users. Every refusal is problem JSON (RFC 9457) with a stable
@@ -70,10 +70,9 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
     answer_with_problems(app)
     # From the innermost outwards. The first counts what is read; an announced length is checked before.
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
-    open_paths = frozenset({middleware.KEY_PATH, *(asset.path for asset in ASSETS.values())})
+    open_paths = frozenset({KEY_PATH, *(asset.path for asset in ASSETS.values())})
     app.add_middleware(middleware.AccessControl, settings=settings, keys=keys, open_paths=open_paths)
     app.add_middleware(middleware.RequestContext, metrics=metrics, log_texts=settings.log_texts)
-    app.add_middleware(middleware.PageAuth)
     describe = app.openapi
 
     def describe_with_problems() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""ASGI middleware around every request, from the outside: the page's session, ids and logs, access control.
+"""ASGI middleware around every request: its id, headers and log line, and access control.
 
 Access is decided before a body is read or a route is chosen. Where there are keys every address needs one,
 and an address that `_needed_scopes` does not name needs the scope `admin`, so no route can be forgotten.
@@ -17,7 +17,6 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
-from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import anyio
@@ -25,20 +24,17 @@ from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import cookie_parser
-from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trsr.serve import problems
 from trsr.serve.metrics import Metrics
 from trsr.serve.model_queue import CALLER
-from trsr.serve.problems import Problem, problem_response
+from trsr.serve.problems import Problem, is_page, problem_response
 from trsr.serve.settings import ADMIN, EVENTS, NO_KEY, RANK, Key, Keys, Settings
-from trsr.serve.views import PAGE_HEADERS, render
 
 logger = logging.getLogger("trsr.serve")
 
 COOKIE = "trsr_session"
-KEY_PATH = "/page/key"
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 PAGE_SCOPES = (EVENTS, RANK)
 """The scopes that the page needs."""
@@ -56,69 +52,11 @@ SECURITY_HEADERS = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
     "Cache-Control": "no-store",
 }
-_REPLACED = {"content-type", "content-length", "www-authenticate", *map(str.lower, PAGE_HEADERS)}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CLIENT_LEFT = 499
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _MAX_CALLERS = 10_000
 _BURST_SECONDS = 10.0
-
-
-def _is_page(path: str) -> bool:
-    return path == "/" or path.startswith("/page/")
-
-
-class PageAuth:
-    """Gives the page's addresses their session, and their refusals as HTML; all others pass unchanged."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on with its session, and its refusal back as HTML."""
-        if scope["type"] != "http" or not _is_page(scope["path"]):
-            await self.app(scope, receive, send)
-            return
-        headers = Headers(scope=scope)
-        session = cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
-        if session and "authorization" not in headers:
-            scope = {**scope, "state": {**scope.get("state", {}), "session": session}}
-        start: Message | None = None
-
-        async def send_html(message: Message) -> None:
-            nonlocal start
-            if message["type"] == "http.response.start":
-                if Headers(raw=message["headers"]).get("content-type", "").startswith(problems.MEDIA_TYPE):
-                    start = message  # held back until its body, one message, is there
-                    return
-            elif start is not None and message["type"] == "http.response.body":
-                answer = _as_html(scope, start, json.loads(message["body"]), bool(session))
-                await answer(scope, receive, send)
-                return
-            await send(message)
-
-        await self.app(scope, receive, send_html)
-
-
-def _as_html(scope: Scope, start: Message, problem: dict[str, Any], had_session: bool) -> HTMLResponse:
-    """Return a refusal as a page, or as a notice where htmx requested a part of one."""
-    given = MutableHeaders(raw=list(start["headers"]))
-    headers = {name: value for name, value in given.items() if name not in _REPLACED}
-    is_part = Headers(scope=scope).get("hx-request") == "true"
-    if is_part and scope["method"] != "GET":  # what was typed stays; the notice has a place of its own
-        headers |= {"HX-Retarget": "#notices", "HX-Reswap": "innerHTML"}
-    values = {
-        "problem": problem,
-        "retry_after": given.get("retry-after"),
-        "may_retry": scope["method"] == "GET",
-        "wrong_key": scope["path"] == KEY_PATH,
-        "ended": had_session,
-        "has_keys": False,
-        "model": None,
-        "query": "",
-    }
-    page = "key.html" if problem["type"] == problems.UNAUTHORIZED.type else "problem.html"
-    return render("part_problem.html" if is_part else page, values, start["status"], headers)
 
 
 def name_request(record: logging.LogRecord) -> bool:
@@ -278,8 +216,13 @@ class AccessControl:
             raise Problem(
                 problems.WRONG_HOST, "Without keys the server answers only as localhost or 127.0.0.1."
             )
-        session = scope["state"].get("session")
-        key = self._keys.session(session) if session else self._keys.bearer(headers.get("authorization", ""))
+        authorization = headers.get("authorization")
+        session = cookie_parser(headers.get("cookie", "")).get(COOKIE) if is_page(scope["path"]) else None
+        if session and authorization is None:
+            scope["state"]["session"] = session
+            key = self._keys.session(session)
+        else:
+            key = self._keys.bearer(authorization or "")
         address = scope["client"][0] if scope.get("client") else "unknown"
         caller = key.name if key else address
         if wait := self._rate.seconds_to_wait(caller):
@@ -355,7 +298,7 @@ def _needed_scopes(path: str) -> tuple[str, ...]:
         return (RANK,)
     if path == "/v1/users" or path.startswith("/v1/users/"):
         return (EVENTS,)
-    if _is_page(path):
+    if is_page(path):
         return PAGE_SCOPES
     return () if path == "/openapi.json" else (ADMIN,)
 

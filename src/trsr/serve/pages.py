@@ -18,12 +18,13 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from trsr.data.values import id_fault
 from trsr.errors import OverloadedError
 from trsr.serve import views
-from trsr.serve.middleware import COOKIE, KEY_PATH, PAGE_SCOPES, check_key, check_user
-from trsr.serve.problems import BAD_REQUEST, INVALID, WRONG_ORIGIN, Problem
+from trsr.serve.middleware import COOKIE, PAGE_SCOPES, check_key, check_user
+from trsr.serve.problems import BAD_REQUEST, INVALID, KEY_PATH, WRONG_ORIGIN, Problem
+from trsr.serve.rendering import ASSETS, PAGE_HEADERS, Asset, link, render
 from trsr.serve.schemas import MAX_NOTES, EventIn
 from trsr.serve.service import Service, unknown_user
 from trsr.serve.settings import SESSION_SECONDS, Keys
-from trsr.serve.views import ASSETS, PAGE_HEADERS, Asset, ItemView, link, render
+from trsr.serve.views import ItemView
 
 N_USERS = 50
 N_FOUND = 8

@@ -1,4 +1,4 @@
-"""Refusals over HTTP: problem details (RFC 9457), each kind with a `type` that never changes.
+"""Refusals: problem details (RFC 9457), each kind with a `type` that never changes, and HTML for the page.
 
 A problem says what was found and what to do. It repeats ids that the caller sent, never texts.
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -26,10 +27,12 @@ from trsr.errors import (
     StoreError,
     TrsrError,
 )
+from trsr.serve.rendering import render
 
 logger = logging.getLogger("trsr.serve")
 
 MEDIA_TYPE = "application/problem+json"
+KEY_PATH = "/page/key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,11 @@ class Problem(Exception):
         self.kind, self.detail, self.retry_after, self.more = kind, detail, retry_after, more
 
 
+def is_page(path: str) -> bool:
+    """Return whether an address is of the page, whose refusals are HTML, or of the API."""
+    return path == "/" or path.startswith("/page/")
+
+
 def problem_response(
     problem: Problem, scope: Mapping[str, Any], headers: Mapping[str, str] | None = None
 ) -> Response:
@@ -95,11 +103,32 @@ def problem_response(
     sent = dict(headers or {})
     if problem.retry_after is not None:
         sent["Retry-After"] = str(max(1, math.ceil(problem.retry_after)))
+    if is_page(scope["path"]):
+        return _html_response(content, scope, sent)
     if kind is UNAUTHORIZED:
         sent["WWW-Authenticate"] = "Bearer"
     # ASCII only: what the caller sent may hold halves of surrogate pairs, which UTF-8 does not have.
     body = json.dumps({**content, **problem.more})
     return Response(body, status_code=kind.status, media_type=MEDIA_TYPE, headers=sent)
+
+
+def _html_response(problem: dict[str, Any], scope: Mapping[str, Any], headers: dict[str, str]) -> Response:
+    """Return a refusal as a page, or as a notice where htmx requested a part of one."""
+    is_part = Headers(raw=scope["headers"]).get("hx-request") == "true"
+    if is_part and scope["method"] != "GET":  # what was typed stays; the notice has a place of its own
+        headers |= {"HX-Retarget": "#notices", "HX-Reswap": "innerHTML"}
+    values = {
+        "problem": problem,
+        "retry_after": headers.get("Retry-After"),
+        "may_retry": scope["method"] == "GET",
+        "wrong_key": scope["path"] == KEY_PATH,
+        "ended": "session" in scope["state"],
+        "has_keys": False,
+        "model": None,
+        "query": "",
+    }
+    page = "key.html" if problem["type"] == UNAUTHORIZED.type else "problem.html"
+    return render("part_problem.html" if is_part else page, values, problem["status"], headers)
 
 
 def from_error(error: TrsrError) -> Problem:
