@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 import polars as pl
 import pytest
 
-from trsr.data.times import TimeReader, find_time_column, time_like_columns
+from trsr.data.columns import find_time_column, time_like_columns
+from trsr.data.times import TimeReader
 from trsr.errors import DataError
 
 NOON = datetime(2019, 11, 12, 12, 0, 1, tzinfo=UTC)

@@ -57,7 +57,8 @@ def test_each_wrong_event_is_named_with_its_row(
     folder: Path, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(validate, "_ROWS", rows_at_once)
-    rows = [("u", "a", 0, DAY[1]), ("u", "z", 1, DAY[0]), ("u", "b", 3, DAY[2]), ("w", "a", 0, DAY[2])]
+    rows: list[tuple[object, ...]] = [("u", "a", 0, DAY[1])]
+    rows += [("u", "z", 1, DAY[0]), ("u", "b", 3, DAY[2]), ("w", "a", 0, DAY[2])]
     rows += [("w", "a", 1, None), ("w", "a", 2, DAY[0]), ("v", None, 0, None), ("", "a", 0, None)]
     pl.DataFrame(rows, schema=EVENTS, orient="row").write_parquet(folder / "events.parquet")
     assert sorted(problems(folder)) == [

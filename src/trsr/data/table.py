@@ -14,13 +14,20 @@ import polars as pl
 from pydantic import Field
 
 from trsr.data import columns as names
-from trsr.data.columns import Sought, find_column, require_columns
+from trsr.data.columns import (
+    MIDNIGHT,
+    Sought,
+    find_column,
+    find_time_column,
+    refuse_separate_clock,
+    require_columns,
+    time_like_columns,
+)
 from trsr.data.dataset import Dataset
 from trsr.data.ingest import EventCollector, ItemCollector
 from trsr.data.raw_file import Names, RawFile, TimedOptions
 from trsr.data.readers import JSON_SUFFIXES
 from trsr.data.text_lines import RAW, ROW
-from trsr.data.times import MIDNIGHT, find_time_column, refuse_separate_clock, time_like_columns
 from trsr.data.values import read_lists, separator_of
 from trsr.data.writer import DatasetWriter
 from trsr.errors import DataError

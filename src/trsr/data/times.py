@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import polars as pl
@@ -19,7 +19,8 @@ from trsr.errors import DataError
 
 UNREADABLE = "time cannot be read"
 DAY_FIRST, MONTH_FIRST, YEAR_FIRST = "day-first", "month-first", "year-first"
-_ORDERS = (DAY_FIRST, MONTH_FIRST, YEAR_FIRST)
+# Order -> which part of `_OPEN` is year, month and day.
+_ORDERS = {DAY_FIRST: ("c", "b", "a"), MONTH_FIRST: ("c", "a", "b"), YEAR_FIRST: ("a", "b", "c")}
 _DAY = 86_400_000_000
 _YEARS_1_TO_9999 = (-62_135_596_800_000_000, 253_402_300_799_999_999)  # in microseconds: what Python can tell
 
@@ -98,11 +99,7 @@ _TIDY = (
 
 
 class TimeReader:
-    """Reads the times of one column, batch by batch.
-
-    Attributes:
-        forms: Number of texts by the form they were read in.
-    """
+    """Reads the times of one column, batch by batch; `forms` counts the texts by the form they had."""
 
     def __init__(self, file: str, column: str, time_format: str | None = None) -> None:
         """Read `column` of `file`; `time_format` is a name, or a pattern such as `%d.%m.%Y %H:%M`.
@@ -225,10 +222,10 @@ class TimeReader:
             order = self._order if self._order in _orders(width) else evidence.order
             at = mine.arg_true()
             if order is not None:
-                read = self._count(order, _from_parts(mine_parts, *_places(order)))
+                read = self._count(order, _from_parts(mine_parts, *_ORDERS[order]))
                 times = times.scatter(at, read)
             elif not final:
-                readings = {order: _from_parts(mine_parts, *_places(order)) for order in _orders(width)}
+                readings = {order: _from_parts(mine_parts, *_ORDERS[order]) for order in _orders(width)}
                 some = evidence.add(texts.filter(mine), readings)
                 open_ = open_.scatter(at, some)
         return times, open_
@@ -315,12 +312,7 @@ def _whole(date: str) -> str:
 
 
 def _orders(width: int) -> Sequence[str]:
-    return _ORDERS[:2] if width == 4 else _ORDERS
-
-
-def _places(order: str) -> tuple[str, str, str]:
-    """Return which part is year, month and day."""
-    return {DAY_FIRST: ("c", "b", "a"), MONTH_FIRST: ("c", "a", "b"), YEAR_FIRST: ("a", "b", "c")}[order]
+    return (DAY_FIRST, MONTH_FIRST) if width == 4 else tuple(_ORDERS)
 
 
 def _from_parts(parts: pl.DataFrame, year: str, month: str, day: str) -> pl.Series:
@@ -385,102 +377,3 @@ def _tidy(texts: pl.Series) -> pl.Series:
     for pattern, plain in _TIDY:
         texts = texts.str.replace_all(pattern, plain)
     return texts.str.strip_chars()
-
-
-# Names of a time column, in lower case, letters and digits only; the first group that a file has decides.
-_ACT = (
-    "event|order|purchase|purchased|transaction|trans|txn|sale|sales|invoice|click|clicked|view|viewed|visit|"
-    "session|"
-    "interaction|action|activity|rating|rated|review|reviewed|unixreview|watch|watched|play|played|read|listen|"
-    "listened|request|server|log|logged|hit|impression|checkin|comment|post|posted|submit|submitted|submission|"
-    "ordered|placed|bought|sold|occurred|happened|received|booking|booked|payment|paid|basket|cart|unix|utc|local"
-)
-_CLOCKS = (
-    "timestamp|timestamps|time|times|datetime|datetimes|dt|date|dates|day|at|on|ts|tstamp|epoch|timeutc|tsutc"
-)
-_TIME_NAMES = tuple(
-    re.compile(f"^(?:{names})$")
-    for names in (
-        "timestamps?",
-        "unixreviewtime",
-        f"(?:{_ACT}){{1,2}}(?:{_CLOCKS})(?:ms|us|ns|s|utc|local|gmt)?",
-        "datetimes?|dateandtime|dateheure|timestampms|timestamputc|tsms|tss|ts|tstamp|epoch|epochms|unixtimestamps?|unixtime|utctime|timeutc|tdat",
-        "times?|dates?|datum|zeitpunkt|fecha",
-        f"(?:creat|insert|add|record|ingest|captur|sent|collect)(?:e|ed|ion)?(?:{_CLOCKS})|created(?:utc)?|date(?:created|added)|(?:start|begin)(?:{_CLOCKS})|sessionstart",
-        f"(?:publish|publication|pub|release|updat|modif|modifi|chang|last[a-z]+)(?:e|ed|ion)?(?:{_CLOCKS})|updated|modified|published",
-    )
-)
-_LOOKS_NAMED = re.compile(
-    r"time|date(?!d?base)|datum|fecha|zeit|heure|stamp|epoch|(?:_|^)(?:ts|at|dt)(?:_|$)|[a-z]At$|Ts$|(?:_|^)(?:year|month|day)"
-    r"(?:_|$)",
-    re.IGNORECASE,
-)
-
-_TIME_OF_DAY = r"^\s*(?:[01]?\d|2[0-3]):[0-5]\d(?::\d{2}(?:[.,]\d+)?)?\s*(?:[AaPp]\.?[Mm]\.?)?\s*$"
-_DURATION = re.compile("durat|dauer|dur[ée]e|elapsed|dwell|length|spent|runtime|laufzeit", re.IGNORECASE)
-MIDNIGHT = r"[T ]00:00(?::00(?:\.0+)?)?$"  # what a date has after it where its column holds times too
-
-
-def find_time_column(file: str, columns: Sequence[str], option: str = "--timestamp") -> str | None:
-    """Return the column that by its name holds the time of an event, or None.
-
-    Raises:
-        DataError: two names are equally good.
-    """
-    plain = {c: re.sub(r"[\W_]+", "", c).lower() for c in columns if c.isprintable()}
-    for pattern in _TIME_NAMES:
-        found = [c for c, name in plain.items() if pattern.match(name)]
-        if len(found) > 1:
-            date = next((c for c in found if plain[c].endswith("date")), None)
-            clock = next(
-                (c for c in found if date and plain[c] == plain[date].removesuffix("date") + "time"), None
-            )
-            join = f", or {option} {date},{clock} to join the two" if clock else ""
-            raise DataError(
-                f"{file} has several columns that can be the time ({', '.join(found)}); name one with "
-                f"{option}{join}."
-            )
-        if found:
-            return found[0]
-    return None
-
-
-def refuse_separate_clock(file: str, frame: pl.DataFrame, date: str, option: str = "--timestamp") -> None:
-    """Refuse a column of mere dates where another column holds times of day, which would be lost unsaid.
-
-    Raises:
-        DataError: there is such a column.
-    """
-    texts = {c: frame[c].drop_nulls().head(50) for c in frame.columns if frame.schema[c] == pl.String}
-    if date not in texts or texts[date].str.replace(MIDNIGHT, "").str.contains(r"\d:\d|\dT\d").any():
-        return
-    for column, cells in texts.items():
-        if not column.isprintable() or _DURATION.search(column):
-            continue
-        if len(cells) and cells.str.contains(_TIME_OF_DAY).all():
-            raise DataError(
-                f"{file} has dates in {date} and times of day in {column}; name {option} {date},{column} to "
-                f"join the two, or {option} {date} for the date alone."
-            )
-
-
-def time_like_columns(frame: pl.DataFrame, without: Iterable[str | None] = ()) -> list[str]:
-    """Return the columns of a frame that by their name or their first values look like times."""
-    skip = set(without)
-    found = []
-    for column, dtype in frame.schema.items():
-        if column in skip or not column.isprintable() or dtype != pl.String:
-            continue
-        texts = frame[column].drop_nulls().head(50)
-        if len(texts) and (_LOOKS_NAMED.search(column) or _mostly_times(texts)):
-            found.append(column)
-    return found
-
-
-def _mostly_times(texts: pl.Series) -> bool:
-    digits = texts.filter(texts.str.contains(r"[0-9]{8}|[0-9].*[-/.: ].*[0-9]"))  # else it is none for sure
-    if len(digits) <= len(texts) * 0.9:
-        return False
-    times, later = TimeReader("", "").read(digits)
-    dates = times.is_not_null() | (later & digits.cast(pl.Float64, strict=False).is_null())
-    return int(dates.sum()) > len(texts) * 0.9
