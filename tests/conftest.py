@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from programs import need_program
 if TYPE_CHECKING:
     from shop import Shop
 
+    from trsr.experiment.experiment import Workbench
     from trsr.serve.store import ServeStore
 
 # Before any model library is imported; tests that start processes pass these on.
@@ -191,6 +193,51 @@ def finished_run(config_file: Path, make_once: MakeOnce) -> Path:
         run_stages(Workbench(opened))
 
     return make_once("finished", run) / "out"
+
+
+def open_bench(config: Path, out: Path, *changes: str) -> Workbench:
+    """Open a run folder with a configuration and changes `a.b=value`."""
+    from trsr.experiment.config import load_config
+    from trsr.experiment.experiment import Workbench
+    from trsr.experiment.run_folder import RunFolder
+
+    return Workbench(RunFolder(out, load_config(config, changes), "trsr run"))
+
+
+def bench_of(content: dict[str, Any], out: Path) -> Workbench:
+    """Open a run folder with a configuration as `tiny_run` returns it."""
+    file = out.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return open_bench(file, out)
+
+
+@pytest.fixture
+def run_copy(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, which a test may change."""
+    return Path(shutil.copytree(finished_run, tmp_path / "copy"))
+
+
+@pytest.fixture
+def bench(run_copy: Path, config_file: Path) -> Workbench:
+    """The workbench of that copy."""
+    return open_bench(config_file, run_copy)
+
+
+@pytest.fixture
+def small_run(tiny_model: Path, tmp_path: Path) -> Callable[..., Workbench]:
+    """Makes runs without a language model that ranks, with parts of the configuration changed."""
+
+    def make(name: str, **changes: Any) -> Workbench:
+        small = {"train": None, "rankers": ["random", "bm25"], "summary": {"method": "counted"}}
+        return bench_of(tiny_run(tiny_model, **(small | changes)), tmp_path / name)
+
+    return make
+
+
+def forget(run: Path, *stages: str) -> None:
+    """Take stages back from a run's list of finished ones."""
+    facts = json.loads((run / "stages.json").read_text())
+    (run / "stages.json").write_text(json.dumps({k: v for k, v in facts.items() if k not in stages}))
 
 
 @dataclass(frozen=True)

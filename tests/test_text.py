@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trsr import text as text_module
+from trsr.llm.fake import FakeTokenizer
 from trsr.templating import plain_line
-from trsr.text import NO_TEXT, verbalize_item, without_demands
+from trsr.text import NO_TEXT, FieldCut, field_cuts, verbalize_item, without_demands
 from trsr.types import Item
 
 MARKERS = [
@@ -200,3 +201,20 @@ def test_no_real_item_demands_anything(file: str) -> None:
     folded = [plain_line(text) for text in texts]
     assert len(folded) > 5_000
     assert [text for text in folded if without_demands(text) != text] == []
+
+
+def test_field_cuts_count_words_or_tokens_beyond_the_cap() -> None:
+    item = Item("i", {"title": "Clay pot", "desc": "one two three four five, six seven", "none": ""})
+    assert field_cuts(item, fields=None, max_field_tokens=5, tokenizer=None) == {
+        "title": FieldCut(2, 0),
+        "desc": FieldCut(8, 3),
+    }
+    n = len(FakeTokenizer().encode(item.fields["desc"]))
+    found = field_cuts(item, fields=("desc",), max_field_tokens=10, tokenizer=FakeTokenizer())
+    assert found == {"desc": FieldCut(n, n - 10)}
+    # Of a text of a megabyte only the first page is counted.
+    long = field_cuts(
+        Item("i", {"desc": "word " * 200_000}), fields=None, max_field_tokens=64, tokenizer=None
+    )
+    assert long["desc"].n_tokens == pytest.approx(200_000, rel=0.01)
+    assert long["desc"].n_cut == long["desc"].n_tokens - 64

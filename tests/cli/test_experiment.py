@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,15 +10,13 @@ import polars as pl
 import pytest
 import yaml
 from conftest import Answer, tiny_run
-from helpers import full_disk, read_only, temporary_folder
 
 Trsr = Callable[..., Answer]
 
 
 @pytest.fixture
-def run(finished_run: Path, tmp_path: Path) -> Path:
-    """A copy of a finished run."""
-    return Path(shutil.copytree(finished_run, tmp_path / "run"))
+def run(run_copy: Path) -> Path:
+    return run_copy
 
 
 def assert_one_sentence(answer: Answer, *words: str) -> None:
@@ -157,33 +154,8 @@ def test_a_file_of_a_run_that_was_changed_is_named(trsr: Trsr, config_file: Path
         assert_one_sentence(trsr(*command), "scores.parquet", "'rank'", "sha256")
 
 
-@pytest.mark.parametrize("name", ["scores.parquet", "metrics.json", "profiles.parquet"])
-def test_a_run_that_noted_no_hashes_names_a_damaged_file_too(
-    trsr: Trsr, config_file: Path, run: Path, name: str
-) -> None:
-    stages = json.loads((run / "stages.json").read_text())
-    noted = {stage: {k: v for k, v in facts.items() if k != "sha256"} for stage, facts in stages.items()}
-    (run / "stages.json").write_text(json.dumps(noted))
-    (run / name).write_bytes((run / name).read_bytes()[:-9])
-    command = ("run", config_file, "--out", run) if name == "metrics.json" else ("evaluate", run)
-    assert_one_sentence(trsr(*command), name, "is damaged")
-
-
 def test_evaluate_without_scores_says_what_to_do(trsr: Trsr, tmp_path: Path) -> None:
     assert_one_sentence(trsr("evaluate", tmp_path), "scores.parquet", "trsr run")
-
-
-def test_another_configuration_is_refused_with_the_difference(
-    trsr: Trsr, config_file: Path, run: Path
-) -> None:
-    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    answer = trsr("run", config_file, "--out", run, "--set", "prompt.n_recent=3", "--set", "seed=8")
-    assert_one_sentence(answer, "prompt.n_recent: 2 -> 3", "seed: 7 -> 8", "--out")
-    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
-
-
-def test_a_configuration_that_is_not_there_is_one_sentence(trsr: Trsr, tmp_path: Path) -> None:
-    assert_one_sentence(trsr("run", tmp_path / "no.yaml", "--out", tmp_path / "r"), "no.yaml")
 
 
 def test_every_mistake_of_a_configuration_is_reported(trsr: Trsr, config_file: Path, tmp_path: Path) -> None:
@@ -236,55 +208,6 @@ def test_an_unknown_device_or_precision_is_one_sentence(
     assert answer.err.splitlines()[-1].startswith("Error: ")
 
 
-def test_a_model_whose_answers_are_several_tokens_is_one_sentence(
-    trsr: Trsr, config_file: Path, tmp_path: Path, two_token_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("trsr.experiment.stages.write_profiles", lambda *_: pytest.fail("paid"))
-    change = f"recommender.model={two_token_model}"
-    for command in (("rank", "--dry-run"), ("run",)):
-        answer = trsr(*command, config_file, "--out", tmp_path / "r", "--set", change)
-        assert answer.code == 2
-        assert "The answer 'yes' is 3 tokens for this model, one is needed" in answer.err.splitlines()[-1]
-
-
-def test_a_changed_template_is_refused(trsr: Trsr, tiny_model: Path, run: Path, config_file: Path) -> None:
-    note = run / "model" / "trsr.json"
-    note.write_text(json.dumps(json.loads(note.read_text()) | {"template_hash": "0" * 64}))
-    stages = json.loads((run / "stages.json").read_text())
-    (run / "stages.json").write_text(
-        json.dumps({k: v for k, v in stages.items() if k not in {"rank", "evaluate"}})
-    )
-    (run / "scores.parquet").unlink()
-    answer = trsr("rank", config_file, "--out", run)
-    assert answer.code == 2
-    assert answer.err.splitlines()[-1].startswith("Error: The model in ")
-    assert "template" in answer.err.splitlines()[-1]
-
-
-def test_a_full_disk_and_a_read_only_folder_are_one_sentence(trsr: Trsr, config_file: Path) -> None:
-    with temporary_folder() as folder:
-        config = Path(shutil.copy(config_file, folder / "c.yaml"))
-        with full_disk():
-            assert_one_sentence(trsr("run", config, "--out", folder / "full"), "cannot be written", "space")
-        with read_only(folder):
-            no_model = ("--set", "train=null", "--set", "rankers=[bm25]", "--set", "summary.method=none")
-            answer = trsr("run", config, "--out", folder / "locked", *no_model)
-            assert_one_sentence(answer, "cannot be written")
-
-
-def test_a_file_in_the_place_of_the_run_folder_is_one_sentence(
-    trsr: Trsr, config_file: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "file").write_text("")
-    assert_one_sentence(trsr("run", config_file, "--out", tmp_path / "file"), "file")
-
-
-def test_a_folder_with_other_things_is_refused(trsr: Trsr, config_file: Path, tmp_path: Path) -> None:
-    (tmp_path / "holiday.jpg").write_text("")
-    assert_one_sentence(trsr("run", config_file, "--out", tmp_path), "not empty")
-    assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
-
-
 @pytest.fixture
 def tiny_demo(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo with the experiment that takes seconds."""
@@ -301,18 +224,7 @@ def test_the_demo_shows_both_summarisers_the_metrics_and_what_to_try_next(trsr: 
         assert text in answer.out
     commands = [line.split()[1] for line in answer.out.splitlines() if line.startswith("  trsr ")]
     assert commands == ["rank", "summarize", "run", "serve"]
-
-
-@pytest.mark.usefixtures("tiny_demo")
-def test_the_demo_prints_one_json_object(trsr: Trsr, run: Path) -> None:
     assert json.loads(trsr("demo", "--out", run, "--json").out)["counts"]["users"] == 12
-
-
-def test_the_config_of_the_demo_is_valid() -> None:
-    from trsr.experiment.config import load_config
-    from trsr.experiment.dataset_profiles import CONFIG_FILE
-
-    assert load_config(CONFIG_FILE).recommender.model == "smollm2-135m"
 
 
 def test_several_seeds_are_run_and_pooled(trsr: Trsr, config_file: Path, tmp_path: Path) -> None:

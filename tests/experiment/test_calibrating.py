@@ -3,42 +3,27 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from conftest import forget
 from polars.testing import assert_frame_equal
 
 from trsr.errors import RunMismatchError
 from trsr.experiment import ranking
 from trsr.experiment import stages as calibrating
-from trsr.experiment.config import load_config
 from trsr.experiment.evaluating import evaluate_scores
 from trsr.experiment.experiment import Workbench
 from trsr.experiment.ranking import rank_candidates
-from trsr.experiment.run_folder import RunFolder
 from trsr.experiment.stages import calibrate, run_stages
 from trsr.recommend.calibration import Calibration, CalibrationFit
 from trsr.recommend.model_folder import read_adapter_info
 from trsr.recommend.ranker import SCORES, score_table, sigmoid
 
 PLATT = Calibration("platt", 0.5, -1.5)
-
-
-@pytest.fixture
-def bench(finished_run: Path, config_file: Path, tmp_path: Path) -> Workbench:
-    """A copy of a finished run, to be calibrated again."""
-    shutil.copytree(finished_run, tmp_path / "copy")
-    return Workbench(RunFolder(tmp_path / "copy", load_config(config_file), "trsr run"))
-
-
-def forget(bench: Workbench, *stages: str) -> None:
-    file = bench.folder.path / "stages.json"
-    facts = json.loads(file.read_text())
-    file.write_text(json.dumps({k: v for k, v in facts.items() if k not in stages}))
 
 
 def llm_rows(bench: Workbench) -> pl.DataFrame:
@@ -125,7 +110,7 @@ def test_parts_of_an_older_killed_run_are_calibrated_like_the_others(bench: Work
     parts.mkdir()
     first = llm_rows(bench).head(60)
     first.write_parquet(parts / "llm-000000.parquet")
-    forget(bench, "calibrate", "rank", "evaluate")
+    forget(bench.folder.path, "calibrate", "rank", "evaluate")
     run_stages(bench, "rank")
     llm = llm_rows(bench)
     np.testing.assert_allclose(llm["score"], PLATT.apply(llm["margin"].to_numpy()))

@@ -1,4 +1,4 @@
-"""A configuration is checked as a whole: every mistake in it is said at once, each in one sentence."""
+"""A configuration is checked as a whole: every mistake in it is reported at once, each in one sentence."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 
 import trsr.experiment
 from trsr.errors import ConfigError
-from trsr.experiment.config import RunConfig, differences, load_config
+from trsr.experiment.config import RunConfig, differences, line_of, load_config, nearest_setting
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(ROOT.glob("configs/*.yaml"))
@@ -35,60 +35,99 @@ def good(**settings: Any) -> dict[str, Any]:
     return {"name": "test", "data": {"kind": "synthetic"}, **settings}
 
 
-def test_two_mistakes_are_both_reported(tmp_path: Path) -> None:
-    first, second = problems(tmp_path, good(prompt={"n_recent": -1}, summary={"method": "magic"}))
-    assert first.startswith("summary.method: found 'magic', input should be 'none', 'counted'")
-    assert second == "prompt.n_recent: found -1, input should be greater than or equal to 0."
-
-
 def test_mistakes_of_every_origin_are_reported_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NO_SUCH_VARIABLE", raising=False)
-    found = problems(
-        tmp_path,
-        good(prompt={"n_recent": -1, "n_recents": 3}, engine={"kind": "fake", "model": "$NO_SUCH_VARIABLE"}),
-        "seed",
-        "seed.deep=1",
+    settings = good(
+        prompt={"n_recent": -1, "n_recents": 3},
+        summary={"method": "magic"},
+        engine={"kind": "fake", "model": "$NO_SUCH_VARIABLE"},
     )
-    text = "\n".join(found)
+    found = problems(tmp_path, settings, "seed", "seed.deep=1")
     assert "--set seed: expected the form a.b=value." in found
     assert "prompt.n_recents (line 9): there is no such setting; the nearest is n_recent." in found
-    assert "prompt.n_recent: found -1" in text
+    assert "prompt.n_recent: found -1, input should be greater than or equal to 0." in found
+    text = "\n".join(found)
+    assert "summary.method: found 'magic', input should be 'none', 'counted'" in text
     assert "NO_SUCH_VARIABLE, which is not set; set it." in text
 
 
-def test_a_missing_setting_is_named(tmp_path: Path) -> None:
-    assert problems(tmp_path, {"name": "x"}) == ["data: is missing; give it a value."]
-    assert problems(tmp_path, good(data={})) == ["data.kind: is missing; give it a value."]
-
-
-def test_an_unknown_kind_is_named_with_the_known_ones(tmp_path: Path) -> None:
-    (problem,) = problems(tmp_path, good(data={"kind": "minds"}))
-    assert problem.startswith("data.kind: found 'minds', expected one of 'folder'")
-    assert "'mind'" in problem
-    assert "'synthetic'" in problem
-
-
-def test_a_check_of_two_settings_together_is_one_sentence(tmp_path: Path) -> None:
-    (problem,) = problems(tmp_path, good(protocol={"kind": "sampled", "min_history": 9, "max_history": 3}))
-    assert problem.startswith("protocol.sampled: found")
-    assert problem.endswith("min_history 9 exceeds max_history 3.")
-
-
-def test_a_fine_tuned_ranker_needs_training(tmp_path: Path) -> None:
-    (problem,) = problems(tmp_path, good(train=None))
-    assert "use `llm_zero_shot`" in problem
-    assert load(tmp_path, good(train=None, rankers=["llm_zero_shot"])).train is None
-
-
-def test_an_empty_list_of_rankers_is_refused(tmp_path: Path) -> None:
-    assert problems(tmp_path, good(rankers=[])) == ["rankers: the list is empty; name at least one."]
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "x"}, "data: is missing; give it a value."),
+        (good(data={}), "data.kind: is missing; give it a value."),
+        (good(data={"kind": "minds"}), "data.kind: found 'minds', expected one of 'folder'"),
+        (good(protocol={"kind": "sampled", "min_history": 9, "max_history": 3}), "min_history 9 exceeds"),
+        (good(train=None), "use `llm_zero_shot`"),
+        (good(rankers=[]), "rankers: the list is empty; name at least one."),
+        (good(rankers=["fusion", "bm25"]), "`fusion` joins `llm` with other rankers; name `llm` too."),
+        (good(rankers=["fusion_no_llm", "llm"]), "joins the run's baselines; name one, such as bm25."),
+        ("name: x\ndata: [1, 2\nseed: 3\n", "config.yaml is not YAML, line 3: "),
+        ("", "holds no settings"),
+        ("just words", "holds no settings"),
+        ("- a\n- list\n", "holds no settings"),
+        (
+            "name: a\ndata:\n  kind: folder\n  path: d\n  path: e\n",
+            "path: is given twice in the same group (lines 4 and 5); keep one.",
+        ),
+    ],
+)
+def test_a_mistake_is_one_sentence(tmp_path: Path, settings: Any, message: str) -> None:
+    (problem,) = problems(tmp_path, settings)
+    assert message in problem
 
 
 def test_a_long_wrong_value_is_shortened(tmp_path: Path) -> None:
     (problem,) = problems(tmp_path, good(seed="x" * 5_000))
     assert len(problem) < 200
+
+
+def test_aliases_are_no_repeated_keys(tmp_path: Path) -> None:
+    text = "name: a\ndata: {kind: synthetic}\nvariants:\n  a: &x {train.epochs: 1}\n  b: {<<: *x}\n  c: *x\n"
+    assert load(tmp_path, text).variants["b"] == {"train.epochs": 1}
+
+
+TEXT = """name: a
+data: {kind: folder, path: d}
+summary:
+  method: none
+  # a comment
+  max_new_token: 3
+rankers:
+  - random
+sumary: {}
+"""
+
+
+def test_an_unknown_key_has_its_line_and_the_nearest_known_one(tmp_path: Path) -> None:
+    assert problems(tmp_path, TEXT, "train.epoch=1") == [
+        "summary.max_new_token (line 6): there is no such setting; the nearest is max_new_tokens.",
+        "train.epoch: there is no such setting; the nearest is epochs.",
+        "sumary (line 9): there is no such setting; the nearest is summary.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("place", "line"),
+    [
+        (("sumary",), 9),
+        (("summary", "max_new_token"), 6),
+        (("data", "folder", "path"), 2),
+        (("rankers", 0), 8),
+        (("set", "by", "override"), None),
+    ],
+)
+def test_line_of_a_key(place: Any, line: int | None) -> None:
+    assert line_of(TEXT, place) == line
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("learning_rat", "learning_rate"), ("user_ids", "user_id"), ("qqqqqq", None)]
+)
+def test_nearest_setting(name: str, near: str | None) -> None:
+    assert nearest_setting(name) == near
 
 
 def test_set_replaces_one_value_and_reads_it_as_yaml(tmp_path: Path) -> None:
@@ -139,17 +178,6 @@ def test_environment_variables_stand_for_their_values(
         "'$SOME_FOLDER/mind' names the environment variable SOME_FOLDER, which is not set; set it."
     ]
     assert any("SOME_FOLDER" in problem for problem in problems(tmp_path, good(data=data)))
-
-
-def test_what_is_not_yaml_says_the_line(tmp_path: Path) -> None:
-    (problem,) = problems(tmp_path, "name: x\ndata: [1, 2\nseed: 3\n")
-    assert re.search(r"config\.yaml is not YAML, line 3: ", problem)
-
-
-@pytest.mark.parametrize("text", ["", "just words", "- a\n- list\n"])
-def test_yaml_without_settings_is_refused(tmp_path: Path, text: str) -> None:
-    (problem,) = problems(tmp_path, text)
-    assert "holds no settings" in problem
 
 
 def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:

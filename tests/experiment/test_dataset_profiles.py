@@ -66,11 +66,6 @@ def test_a_second_run_makes_no_call_and_says_so(data: Path, tmp_path: Path) -> N
     assert not (data / "profiles.parquet").exists()
 
 
-def test_a_limit_takes_the_first_users(data: Path) -> None:
-    made = summarize_dataset(data, FAKE, None, 1, None)
-    assert [p.user_id for p in made.written.profiles] == ["ann"]
-
-
 def test_one_user_does_not_replace_the_profiles_of_all(data: Path) -> None:
     summarize_dataset(data, FAKE, None, None, None)
     made = summarize_dataset(data, FAKE, None, None, "bob")
@@ -132,11 +127,6 @@ def test_all_wrong_options_are_said_at_once() -> None:
     assert "summary.method: found 'magic'" in text
     assert "block_size: found 0" in text
     assert "engine.fake.model: there is no such setting" in text
-
-
-def test_an_engine_with_an_address_is_told_it() -> None:
-    made = settings("recurrent", "openai", "m", "http://127.0.0.1:1/v1", 5)
-    assert made.engine.model_dump()["base_url"] == "http://127.0.0.1:1/v1"
 
 
 def test_a_full_disk_keeps_the_texts_and_the_older_profiles(data: Path) -> None:

@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Answer, save_tiny_model
+from conftest import Answer, open_bench
 from scipy.stats import kendalltau  # type: ignore[import-untyped]
 
 from trsr.errors import ConfigError, DataError, MissingLabelsError
-from trsr.experiment.config import load_config
 from trsr.experiment.engine_check import compare_engines, kendall_tau, parse_engine
 from trsr.experiment.experiment import Workbench
-from trsr.experiment.run_folder import RunFolder
 from trsr.llm import models
 from trsr.llm.engines import LlamaCppEngine, OpenAIEngine, TransformersEngine
 
@@ -25,7 +23,7 @@ from trsr.llm.engines import LlamaCppEngine, OpenAIEngine, TransformersEngine
 @pytest.fixture
 def bench(finished_run: Path) -> Workbench:
     """A finished run, only read."""
-    return Workbench(RunFolder(finished_run, load_config(finished_run / "config.yaml"), "trsr models check"))
+    return open_bench(finished_run / "config.yaml", finished_run)
 
 
 @pytest.fixture(scope="module")
@@ -74,23 +72,6 @@ def test_a_wrong_chat_template_is_found(
     assert found["agrees"] is False
     assert found["same_tokens"] == 0.0
     assert found["max_difference"] > 0.1
-
-
-def test_other_weights_of_the_same_tokenizer_are_found(bench: Workbench, tmp_path: Path) -> None:
-    other = TransformersEngine(
-        model=str(save_tiny_model(tmp_path / "other", seed=5)), dtype="float32", device="cpu"
-    )
-    found = compare_engines(bench, "llm_zero_shot", other, n_prompts=10, tolerance=0.1)
-    assert found.same_tokens == 1.0
-    assert not found.agrees
-
-
-@pytest.mark.model
-@pytest.mark.slow
-def test_a_server_whose_tokenizer_is_another_is_found(bench: Workbench, llama_url: str) -> None:
-    served = OpenAIEngine(base_url=llama_url, model="smollm2-135m", top_logprobs=49152, concurrency=2)
-    found = compare_engines(bench, "llm_zero_shot", served, n_prompts=4, tolerance=0.5)
-    assert not found.agrees
 
 
 @pytest.mark.model

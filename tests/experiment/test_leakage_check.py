@@ -3,39 +3,25 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
-import yaml
-from conftest import tiny_run
+from conftest import open_bench
 
 from trsr.errors import LeakageError
 from trsr.experiment import stages
-from trsr.experiment.config import load_config
 from trsr.experiment.evaluating import evaluate_scores
 from trsr.experiment.experiment import Workbench
 from trsr.experiment.leakage import check_run
-from trsr.experiment.run_folder import RunFolder
 from trsr.experiment.stages import run_stages
 from trsr.splitting.examples import build_examples
 from trsr.summarize.summarizer import write_profiles
 from trsr.types import History
 
 N_EXAMPLES = 8 + 3 + 12
-
-
-def bench_of(run: Path) -> Workbench:
-    return Workbench(RunFolder(run, load_config(run / "config.yaml"), "trsr"))
-
-
-@pytest.fixture
-def copy(finished_run: Path, tmp_path: Path) -> Path:
-    """A finished run that a test may damage."""
-    return Path(shutil.copytree(finished_run, tmp_path / "copy"))
 
 
 def plant(file: Path, edit: Callable[[list[dict[str, Any]]], object]) -> None:
@@ -60,8 +46,8 @@ def test_leakage_entry_counts_what_was_checked(finished_run: Path) -> None:
     assert "leakage check" in (finished_run / "report.html").read_text().lower()
 
 
-def test_profiles_are_functions_of_their_histories(copy: Path) -> None:
-    bench = bench_of(copy)
+def test_profiles_are_functions_of_their_histories(run_copy: Path) -> None:
+    bench = open_bench(run_copy / "config.yaml", run_copy)
     histories = [History(e.user_id, e.history) for e in bench.summarised_examples()]
     again = write_profiles(histories, bench.summariser, bench.config.engine, bench.store_place)
     assert again.progress.n_calls_made == 0
@@ -81,54 +67,44 @@ def swap(rows: list[dict[str, Any]]) -> None:
     ],
 )
 def test_profile_of_other_items_is_found(
-    copy: Path, edit: Callable[[list[dict[str, Any]]], object], message: str
+    run_copy: Path, edit: Callable[[list[dict[str, Any]]], object], message: str
 ) -> None:
-    plant(copy / "profiles.parquet", edit)
+    plant(run_copy / "profiles.parquet", edit)
     with pytest.raises(LeakageError, match=f"1 leaks were found, the first: the profile .*{message}"):
-        check_run(bench_of(copy))
+        check_run(open_bench(run_copy / "config.yaml", run_copy))
 
 
-def test_check_without_the_store_makes_none(copy: Path) -> None:
-    (copy / "summaries.sqlite").unlink()
-    assert check_run(bench_of(copy))["found"] == 0
-    assert not (copy / "summaries.sqlite").exists()
+def test_check_without_the_store_makes_none(run_copy: Path) -> None:
+    (run_copy / "summaries.sqlite").unlink()
+    assert check_run(open_bench(run_copy / "config.yaml", run_copy))["found"] == 0
+    assert not (run_copy / "summaries.sqlite").exists()
 
 
-def test_test_scores_that_calibration_learns_from_are_found(copy: Path) -> None:
-    test = pl.read_parquet(copy / "scores.parquet").filter(ranker="llm").head(6)
-    file = copy / "valid_scores.parquet"
+def test_test_scores_that_calibration_learns_from_are_found(run_copy: Path) -> None:
+    test = pl.read_parquet(run_copy / "scores.parquet").filter(ranker="llm").head(6)
+    file = run_copy / "valid_scores.parquet"
     pl.concat([pl.read_parquet(file), test]).write_parquet(file)
     with pytest.raises(LeakageError, match=r"valid_scores\.parquet holds the example"):
-        check_run(bench_of(copy))
+        check_run(open_bench(run_copy / "config.yaml", run_copy))
 
 
-def test_leak_ends_the_evaluation_before_any_metric(copy: Path) -> None:
+def test_leak_ends_the_evaluation_before_any_metric(run_copy: Path) -> None:
     def see_the_target(rows: list[dict[str, Any]]) -> None:
         target = rows[0]["candidates"][rows[0]["labels"].index(1)]
         rows[0]["history"] = [*rows[0]["history"][1:], target]
 
-    plant(copy / "examples" / "test.parquet", see_the_target)
-    (copy / "metrics.json").unlink()
+    plant(run_copy / "examples" / "test.parquet", see_the_target)
+    (run_copy / "metrics.json").unlink()
     with pytest.raises(LeakageError, match=r"leaks? .*found, the first: the history of the example"):
-        evaluate_scores(bench_of(copy))
-    assert not (copy / "metrics.json").exists()
-
-
-def small(model: Path, run: Path, **changes: Any) -> Workbench:
-    """Return a run without a language model."""
-    content = tiny_run(
-        model, **{"train": None, "rankers": ["random"], "summary": {"method": "counted"}, **changes}
-    )
-    file = run.parent / f"{run.name}.yaml"
-    file.write_text(yaml.safe_dump(content))
-    return Workbench(RunFolder(run, load_config(file), "trsr"))
+        evaluate_scores(open_bench(run_copy / "config.yaml", run_copy))
+    assert not (run_copy / "metrics.json").exists()
 
 
 @pytest.mark.parametrize("summary", [{"method": "counted"}, {"method": "recurrent", "counts": True}])
 def test_profile_with_other_counts_is_found(
-    tiny_model: Path, tmp_path: Path, summary: dict[str, Any]
+    small_run: Callable[..., Workbench], tmp_path: Path, summary: dict[str, Any]
 ) -> None:
-    bench = small(tiny_model, tmp_path / "run", summary=summary)
+    bench = small_run("run", summary=summary)
     run_stages(bench, "summarize")
     assert check_run(bench)["found"] == 0
     plant(tmp_path / "run" / "profiles.parquet", lambda rows: rows[0].update(text=rows[0]["text"] + " (9)"))
@@ -137,7 +113,7 @@ def test_profile_with_other_counts_is_found(
 
 
 def test_examples_that_leak_end_the_stage_that_makes_them(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_run: Callable[..., Workbench], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def leaky(*arguments: Any) -> Any:
         splits = build_examples(*arguments)
@@ -145,16 +121,18 @@ def test_examples_that_leak_end_the_stage_that_makes_them(
         return splits
 
     monkeypatch.setattr(stages, "build_examples", leaky)
-    bench = small(tiny_model, tmp_path / "run")
+    bench = small_run("run")
     with pytest.raises(LeakageError, match="the training example"):
         run_stages(bench, "examples")
     assert "examples" not in bench.folder.stages()
 
 
-def test_each_point_of_a_users_history_has_its_own_profile(tiny_model: Path, tmp_path: Path) -> None:
+def test_each_point_of_a_users_history_has_its_own_profile(
+    small_run: Callable[..., Workbench], tmp_path: Path
+) -> None:
     protocol = {"kind": "temporal", "min_history": 3, "valid_quantile": 0.5, "test_quantile": 0.7}
     negatives = {"kind": "uniform", "n_train": 2, "n_test": 5}
-    bench = small(tiny_model, tmp_path / "run", protocol={**protocol, "negatives": negatives})
+    bench = small_run("run", protocol={**protocol, "negatives": negatives})
     run_stages(bench)
     in_two = {e.user_id for e in bench.splits.valid} & {e.user_id for e in bench.splits.test}
     assert in_two, "users are asked in several stretches"

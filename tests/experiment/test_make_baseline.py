@@ -22,7 +22,6 @@ from trsr.experiment.baselines import BaselineName, check_baselines, make_baseli
 from trsr.experiment.config import FUSIONS, BuiltInRanker, load_config
 from trsr.experiment.experiment import Workbench
 from trsr.experiment.ranking import make_ranker
-from trsr.experiment.run_folder import RunFolder
 from trsr.recommend.ranker import Ranker
 from trsr.types import RankingExample
 
@@ -37,12 +36,10 @@ SMALL = [
 
 
 @pytest.fixture
-def bench(finished_run: Path, config_file: Path, tiny_model: Path, tmp_path: Path) -> Workbench:
+def bench(bench: Workbench, config_file: Path, tiny_model: Path) -> Workbench:
     """A copy of a finished run, with small settings for the baselines."""
-    shutil.copytree(finished_run, tmp_path / "copy")
-    made = Workbench(RunFolder(tmp_path / "copy", load_config(config_file), "trsr rank"))
-    made.config = load_config(config_file, [*SMALL, f"baselines.embedding.model={tiny_model}"])
-    return made
+    bench.config = load_config(config_file, [*SMALL, f"baselines.embedding.model={tiny_model}"])
+    return bench
 
 
 def table(bench: Workbench, ranker: Ranker) -> npt.NDArray[np.float32]:

@@ -13,19 +13,7 @@ from real_tokenizers import save_model_for, save_real_tokenizer
 
 pytestmark = pytest.mark.slow
 RECIPE = ROOT / "configs/paper_mind.yaml"
-_WORDS = (
-    "market",
-    "team",
-    "season",
-    "storm",
-    "recipe",
-    "phone",
-    "travel",
-    "film",
-    "court",
-    "garden",
-    "price",
-)
+_WORDS = ["market", "team", "season", "storm", "recipe", "phone", "travel", "film", "court", "garden", "price"]
 _SMALL = (
     "protocol.n_train=6",
     "protocol.n_valid=3",
@@ -97,5 +85,5 @@ def test_paper_recipe_runs_on_mind(
     checked = json.loads(trsr("models", "check", out / "model", "--json").out)
     facts = {check["check"]: check for check in checked["checks"]}
     assert [check for check in checked["checks"] if not check["ok"]] == []
-    assert len(facts["labels paper"]["facts"]["texts"]) == 2
-    assert facts["BOS"]["facts"]["leading"] == (1 if name == "Llama-2" else 0)
+    assert facts["labels paper"]["message"].endswith("one token each.")
+    assert ("once" in facts["BOS"]["message"]) == (name == "Llama-2")

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
-from pathlib import Path
 from unittest.mock import Mock
 
 import polars as pl
 import pytest
 
-from trsr.errors import ConfigError, DataError
+from trsr.errors import DataError
 from trsr.experiment import ranking
 from trsr.experiment.baselines import make_baseline
-from trsr.experiment.config import RankerName, load_config
+from trsr.experiment.config import RankerName
 from trsr.experiment.experiment import Workbench
 from trsr.experiment.ranking import make_fusion, rank_candidates
-from trsr.experiment.run_folder import RunFolder
 
 
 @pytest.fixture
-def bench(finished_run: Path, config_file: Path, tmp_path: Path) -> Workbench:
+def bench(bench: Workbench) -> Workbench:
     """A copy of a finished run whose `llm` parts are still there, with fusion named first."""
-    run = tmp_path / "copy"
-    shutil.copytree(finished_run, run)
-    bench = Workbench(RunFolder(run, load_config(config_file), "trsr rank"))
+    run = bench.folder.path
     bench.config = bench.config.model_copy(update={"rankers": ("fusion", "bm25", "llm")})
     (run / "scores.parts").mkdir()
     rows = pl.read_parquet(run / "scores.parquet").filter(ranker="llm")
@@ -93,21 +88,13 @@ def test_the_labels_of_the_test_change_nothing(bench: Workbench, name: RankerNam
     assert (bench.folder.path / f"{name}.json").read_bytes() == weights
 
 
-def test_without_the_model_it_says_what_is_missing(bench: Workbench, config_file: Path) -> None:
+def test_without_the_model_it_says_what_is_missing(bench: Workbench) -> None:
     (bench.folder.path / "valid_scores.parquet").unlink()
     with pytest.raises(DataError, match="is missing, from which fusion learns"):
         make_fusion(bench)
-    with pytest.raises(ConfigError, match="name `llm` too"):
-        load_config(config_file, ["rankers=[fusion, bm25]"])
-    with pytest.raises(ConfigError, match="`fusion_all` joins `llm` with other rankers; name `llm` too"):
-        load_config(config_file, ["rankers=[fusion_all, bm25]"])
 
 
-def test_without_baselines_or_validation_examples_there_is_nothing_to_join(
-    bench: Workbench, config_file: Path
-) -> None:
-    with pytest.raises(ConfigError, match="`fusion_no_llm` joins the baselines that stand beside it"):
-        load_config(config_file, ["rankers=[fusion_no_llm, random, llm, fusion]"])
+def test_without_validation_examples_there_is_nothing_to_join(bench: Workbench) -> None:
     bench.splits = replace(bench.splits, valid=[])
     with pytest.raises(DataError, match="no validation examples, from which fusion_no_llm learns"):
         make_fusion(bench, "fusion_no_llm")

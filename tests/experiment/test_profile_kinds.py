@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-import yaml
-from conftest import tiny_run
+from conftest import bench_of, tiny_run
 
 from trsr.errors import ConfigError
 from trsr.experiment import ranking, stages
-from trsr.experiment.config import OWN_MODEL, load_config
+from trsr.experiment.config import OWN_MODEL
 from trsr.experiment.experiment import Workbench, summarised
-from trsr.experiment.run_folder import RunFolder
 from trsr.experiment.stages import run_stages
 from trsr.experiment.variants import profile_pair
 from trsr.recommend.calibration import Calibration
@@ -35,9 +33,8 @@ TRAIN = {
 @pytest.fixture(scope="module")
 def asked(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Workbench:
     folder = tmp_path_factory.mktemp("kinds")
-    config = tiny_run(tiny_model, train=TRAIN, rankers=["random", *OWN_MODEL])
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
-    bench = Workbench(RunFolder(folder / "run", load_config(folder / "tiny.yaml"), "trsr run tiny.yaml"))
+    content = tiny_run(tiny_model, train=TRAIN, rankers=["random", *OWN_MODEL])
+    bench = bench_of(content, folder / "run")
     run_stages(bench)
     return bench
 
@@ -108,8 +105,5 @@ def test_without_fine_tuning_training_users_get_no_profile(asked: Workbench) -> 
 
 def test_a_model_is_not_asked_in_a_way_it_never_learned(tiny_model: Path, tmp_path: Path) -> None:
     train = TRAIN | {"profiles": {"none": 0.4}}
-    (tmp_path / "tiny.yaml").write_text(
-        yaml.safe_dump(tiny_run(tiny_model, train=train, rankers=list(OWN_MODEL)))
-    )
     with pytest.raises(ConfigError, match=r"`llm_counted` .* train\.profiles\.counted a share"):
-        load_config(tmp_path / "tiny.yaml")
+        bench_of(tiny_run(tiny_model, train=train, rankers=list(OWN_MODEL)), tmp_path / "run")

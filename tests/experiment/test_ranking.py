@@ -16,18 +16,16 @@ from trsr.experiment import ranking
 from trsr.experiment.config import load_config
 from trsr.experiment.experiment import Workbench
 from trsr.experiment.ranking import make_ranker, rank_candidates
-from trsr.experiment.run_folder import RunFolder
 from trsr.recommend.prompt import load_ranking_template
 from trsr.recommend.ranker import SCORES, score_table
 from trsr.templating import Template
 
 
 @pytest.fixture
-def bench(finished_run: Path, config_file: Path, tmp_path: Path) -> Workbench:
+def bench(bench: Workbench) -> Workbench:
     """A copy of a finished run, ready to be ranked again."""
-    shutil.copytree(finished_run, tmp_path / "copy")
-    (tmp_path / "copy" / "scores.parquet").unlink()  # else its scores are kept
-    return Workbench(RunFolder(tmp_path / "copy", load_config(config_file), "trsr rank"))
+    (bench.folder.path / "scores.parquet").unlink()  # else its scores are kept
+    return bench
 
 
 def test_ranking_again_gives_the_same_scores(bench: Workbench, finished_run: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -11,35 +10,18 @@ from typing import Any
 
 import polars as pl
 import pytest
-import yaml
-from conftest import tiny_run
+from conftest import forget, open_bench
 
 from trsr.data.synthetic import SyntheticConfig, generate
 from trsr.errors import RunMismatchError
 from trsr.experiment import stages
-from trsr.experiment.config import load_config
+from trsr.experiment.evaluating import cut_sentences
 from trsr.experiment.experiment import Workbench
-from trsr.experiment.run_folder import RunFolder
 from trsr.experiment.stages import FILES, STAGES, run_stages
 from trsr.recommend.model_folder import read_adapter_info
 
+Bench = Callable[..., Workbench]
 RANKERS = ("random", "popularity", "recency", "bm25", "llm_zero_shot", "llm")
-
-
-def open_bench(config: Path, out: Path, *changes: str) -> Workbench:
-    return Workbench(RunFolder(out, load_config(config, changes), "trsr run"))
-
-
-@pytest.fixture
-def copy(finished_run: Path, tmp_path: Path) -> Path:
-    """A finished run that a test may damage."""
-    return Path(shutil.copytree(finished_run, tmp_path / "copy"))
-
-
-def forget(run: Path, *names: str) -> None:
-    """Take stages back from a run's list of finished ones."""
-    facts = json.loads((run / "stages.json").read_text())
-    (run / "stages.json").write_text(json.dumps({k: v for k, v in facts.items() if k not in names}))
 
 
 def test_a_run_leaves_every_file_of_the_design_and_nothing_half_done(finished_run: Path) -> None:
@@ -104,7 +86,7 @@ def test_scores_hold_every_candidate_of_every_ranker(finished_run: Path) -> None
     assert zero_shot != tuned, "the adapter is in use"
 
 
-def test_metrics_name_every_ranker_with_values_and_intervals(finished_run: Path) -> None:
+def test_metrics_name_every_ranker_with_values_and_intervals(finished_run: Path, tiny_model: Path) -> None:
     metrics = json.loads((finished_run / "metrics.json").read_text())
     assert set(metrics["rankers"]) == set(RANKERS)
     assert metrics["counts"]["users"] == 12
@@ -114,13 +96,29 @@ def test_metrics_name_every_ranker_with_values_and_intervals(finished_run: Path)
         assert 0 <= low <= values["recall@3"]["value"] <= high <= 1
     assert "logloss" in metrics["rankers"]["llm"]
     assert "logloss" not in metrics["rankers"]["bm25"]
-
-
-def test_the_model_folder_belongs_to_the_run(finished_run: Path, tiny_model: Path) -> None:
     info = read_adapter_info(finished_run / "model")
-    assert info.base_model == str(tiny_model)
-    assert info.training["batch_size"] == 2
-    assert info.prompt["n_recent"] == 2
+    assert (info.base_model, info.prompt["n_recent"]) == (str(tiny_model), 2)
+
+
+def test_field_cuts_are_in_scores_metrics_and_report(finished_run: Path) -> None:
+    kept = json.loads((finished_run / "field_cuts.json").read_text(encoding="utf-8"))
+    assert set(kept) == {"prompt", "summary"}
+    metrics = json.loads((finished_run / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["field_cuts"] == kept
+    scores = pl.read_parquet(finished_run / "scores.parquet").filter(pl.col("ranker") == "llm")
+    n_cut = scores.filter(pl.col("n_cut_tokens") > 0).height
+    assert metrics["counts"]["cut_prompts"] == n_cut > 0
+    (sentence,) = cut_sentences({"prompt": kept["prompt"]})
+    assert sentence.startswith("prompt.max_field_tokens (6) cut ")
+    assert sentence in (finished_run / "report.html").read_text(encoding="utf-8")
+
+
+def test_cut_sentences_name_the_fields_that_were_cut() -> None:
+    desc = {"texts": 300, "cut_texts": 288, "tokens": 1000, "cut_tokens": 700}
+    title = {"texts": 300, "cut_texts": 0, "tokens": 900, "cut_tokens": 0}
+    assert cut_sentences({"prompt": {"cap": 64, "fields": {"title": title, "desc": desc}}}) == [
+        "prompt.max_field_tokens (64) cut desc: 288 of 300 texts cut, 70% of their tokens."
+    ]
 
 
 def test_profiles_are_written_once_for_each_example(finished_run: Path) -> None:
@@ -147,14 +145,14 @@ def test_a_second_run_with_the_same_seed_gives_the_same_metrics_to_the_byte(
 
 
 def test_finished_stages_are_not_repeated(
-    config_file: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+    config_file: Path, run_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(_: Workbench) -> dict[str, Any]:
         raise AssertionError("repeated")
 
     monkeypatch.setattr(stages, "STAGES", dict.fromkeys(STAGES, never))
     said: list[str] = []
-    run_stages(open_bench(config_file, copy), say=said.append)
+    run_stages(open_bench(config_file, run_copy), say=said.append)
     assert said == []
 
 
@@ -169,25 +167,25 @@ def test_a_run_can_be_made_stage_by_stage(config_file: Path, tmp_path: Path) -> 
     assert len(open_bench(config_file, tmp_path / "r").folder.sessions()) == 2, "the last one found no work"
 
 
-def test_known_summaries_are_not_asked_for_again(config_file: Path, copy: Path) -> None:
-    forget(copy, "summarize")
-    before = (copy / "profiles.parquet").read_bytes()
-    run_stages(open_bench(config_file, copy), "summarize")
-    facts = json.loads((copy / "stages.json").read_text())["summarize"]
+def test_known_summaries_are_not_asked_for_again(config_file: Path, run_copy: Path) -> None:
+    forget(run_copy, "summarize")
+    before = (run_copy / "profiles.parquet").read_bytes()
+    run_stages(open_bench(config_file, run_copy), "summarize")
+    facts = json.loads((run_copy / "stages.json").read_text())["summarize"]
     assert (facts["calls_made"], facts["calls_from_store"]) == (0, facts["calls"])
-    assert (copy / "profiles.parquet").read_bytes() == before
+    assert (run_copy / "profiles.parquet").read_bytes() == before
 
 
 def test_a_kill_while_checkpoints_are_removed_does_not_train_again(
-    config_file: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+    config_file: Path, run_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forget(copy, "train", "calibrate", "rank", "evaluate")
-    (copy / "checkpoints" / "checkpoint-8").mkdir(parents=True)
-    (copy / "checkpoints" / "checkpoint-8" / "trainer_state.json").write_text('{"global_step": 8}')
+    forget(run_copy, "train", "calibrate", "rank", "evaluate")
+    (run_copy / "checkpoints" / "checkpoint-8").mkdir(parents=True)
+    (run_copy / "checkpoints" / "checkpoint-8" / "trainer_state.json").write_text('{"global_step": 8}')
     monkeypatch.setattr(stages, "_train", lambda *_: pytest.fail("trained again"))
-    run_stages(open_bench(config_file, copy), "train")
-    assert not (copy / "checkpoints").exists()
-    assert json.loads((copy / "stages.json").read_text())["train"]["steps"] == 8
+    run_stages(open_bench(config_file, run_copy), "train")
+    assert not (run_copy / "checkpoints").exists()
+    assert json.loads((run_copy / "stages.json").read_text())["train"]["steps"] == 8
 
 
 def test_the_report_shows_users_costs_and_the_training(finished_run: Path) -> None:
@@ -198,70 +196,41 @@ def test_the_report_shows_users_costs_and_the_training(finished_run: Path) -> No
     assert "http://" not in report.replace("http://www.w3.org", "").replace("http://purl.org", "")
 
 
-Bench = Callable[..., Workbench]
-
-
-@pytest.fixture
-def small(tiny_model: Path, tmp_path: Path) -> Bench:
-    """Makes runs without a language model, with parts of the configuration changed."""
-
-    def make(name: str, **changes: Any) -> Workbench:
-        content = tiny_run(
-            tiny_model,
-            **{"train": None, "rankers": ["random", "bm25"], "summary": {"method": "counted"}, **changes},
-        )
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
-        return open_bench(tmp_path / f"{name}.yaml", tmp_path / name)
-
-    return make
-
-
-def test_a_run_without_training_has_no_model_folder(small: Bench, tmp_path: Path) -> None:
-    run_stages(small("plain"))
-    assert not (tmp_path / "plain" / "model").exists()
-    assert set(json.loads((tmp_path / "plain" / "metrics.json").read_text())["rankers"]) == {"random", "bm25"}
-
-
 @pytest.mark.parametrize("method", ["none", "counted", "hierarchical"])
-def test_every_method_of_summaries_serves(small: Bench, tmp_path: Path, method: str) -> None:
-    run_stages(small(method, summary={"method": method}))
-    texts = pl.read_parquet(tmp_path / method / "profiles.parquet")["text"].to_list()
+def test_every_method_of_summaries_serves(small_run: Bench, method: str) -> None:
+    made = small_run(method, summary={"method": method})
+    run_stages(made)
+    assert not (made.folder.path / "model").exists()
+    texts = pl.read_parquet(made.folder.path / "profiles.parquet")["text"].to_list()
     assert all(texts) if method != "none" else not any(texts)
 
 
-def test_the_impressions_protocol_serves(small: Bench, tmp_path: Path) -> None:
-    run_stages(small("shown", protocol={"kind": "impressions", "n_valid": 4, "n_test": 8}))
-    assert (tmp_path / "shown" / "metrics.json").exists()
+def test_the_impressions_protocol_serves(small_run: Bench, tmp_path: Path) -> None:
+    run_stages(small_run("shown", protocol={"kind": "impressions", "n_valid": 4, "n_test": 8}))
+    assert set(json.loads((tmp_path / "shown" / "metrics.json").read_text())["rankers"]) == {"random", "bm25"}
 
 
-def test_a_dataset_folder_is_taken_as_it_is(small: Bench, tmp_path: Path) -> None:
-    run_stages(small("first"), "data")
+def test_a_dataset_folder_is_taken_as_it_is(small_run: Bench, tmp_path: Path) -> None:
+    run_stages(small_run("first"), "data")
     before = sorted((p.name, p.stat().st_mtime_ns) for p in (tmp_path / "first" / "data").iterdir())
-    run_stages(small("second", data={"kind": "folder", "path": str(tmp_path / "first" / "data")}))
+    run_stages(small_run("second", data={"kind": "folder", "path": str(tmp_path / "first" / "data")}))
     assert not (tmp_path / "second" / "data").exists()
     assert sorted((p.name, p.stat().st_mtime_ns) for p in (tmp_path / "first" / "data").iterdir()) == before
-    run_stages(small("first"))
+    run_stages(small_run("first"))
     assert (tmp_path / "second" / "scores.parquet").read_bytes() == (
         tmp_path / "first" / "scores.parquet"
     ).read_bytes()
 
 
-def test_a_run_whose_dataset_was_changed_meanwhile_is_refused(small: Bench, tmp_path: Path) -> None:
+def test_a_run_whose_dataset_was_changed_meanwhile_is_refused(small_run: Bench, tmp_path: Path) -> None:
     data = tmp_path / "made" / "data"
-    run_stages(small("made"), "data")
-    run_stages(small("run", data={"kind": "folder", "path": str(data)}), "examples")
+    run_stages(small_run("made"), "data")
+    run_stages(small_run("run", data={"kind": "folder", "path": str(data)}), "examples")
     before = (tmp_path / "run" / "stages.json").read_bytes()
     generate(SyntheticConfig(n_users=50, n_items=250), data, overwrite=True)
-    bench = small("run", data={"kind": "folder", "path": str(data)})
+    bench = small_run("run", data={"kind": "folder", "path": str(data)})
     with pytest.raises(
         RunMismatchError, match=r"The dataset in .* was changed after .*run had begun with it"
     ):
         run_stages(bench)
     assert (tmp_path / "run" / "stages.json").read_bytes() == before
-
-
-def test_a_folder_of_another_configuration_is_refused_with_the_difference(
-    config_file: Path, copy: Path
-) -> None:
-    with pytest.raises(RunMismatchError, match=r"prompt\.n_recent: 2 -> 3"):
-        open_bench(config_file, copy, "prompt.n_recent=3")

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import tiny_run
-from helpers import full_disk, read_only, temporary_folder
+from conftest import open_bench, tiny_run
+from helpers import full_disk
 
 from trsr.errors import OutputError
 from trsr.experiment.config import load_config
@@ -77,7 +77,7 @@ def config(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def unbroken(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("unbroken") / "run"
-    run_stages(Workbench(RunFolder(out, load_config(config), "trsr run")))
+    run_stages(open_bench(config, out))
     return out
 
 
@@ -146,18 +146,11 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_from_there(
     run, reached = tmp_path / "run", []
     for space in (0, 300, 2_000, 6_000, 15_000, 30_000):
         with full_disk(space), pytest.raises(OutputError) as caught:
-            run_stages(Workbench(RunFolder(run, load_config(config_file), "trsr run")))
+            run_stages(open_bench(config_file, run))
         assert "\n" not in str(caught.value)
         assert "None" not in str(caught.value)
         reached.append(len(all_facts(run)) if (run / "stages.json").exists() else 0)
     assert reached == sorted(reached)
     assert reached[-1] >= 2
-    run_stages(Workbench(RunFolder(run, load_config(config_file), "trsr run")))
+    run_stages(open_bench(config_file, run))
     assert (run / "metrics.json").read_bytes() == (finished_run / "metrics.json").read_bytes()
-
-
-def test_a_read_only_folder_is_one_sentence(config_file: Path) -> None:
-    with temporary_folder() as folder:
-        config = load_config(config_file)
-        with read_only(folder), pytest.raises(OutputError, match="cannot be written"):
-            RunFolder(folder / "run", config, "trsr run")

@@ -10,13 +10,12 @@ from typing import Any
 import polars as pl
 import pytest
 import yaml
-from conftest import tiny_run
+from conftest import bench_of, tiny_run
 
 from trsr.errors import ConfigError, RunMismatchError
 from trsr.experiment import ranking, stages
-from trsr.experiment.config import RunConfig, load_config
+from trsr.experiment.config import RunConfig
 from trsr.experiment.experiment import Workbench
-from trsr.experiment.run_folder import RunFolder
 from trsr.experiment.stages import run_stages
 from trsr.experiment.variants import profile_pair
 
@@ -31,9 +30,7 @@ RANKERS = ["random", "llm"]
 
 
 def open_run(model: Path, out: Path, **changes: Any) -> Workbench:
-    file = out.parent / f"{out.name}.yaml"
-    file.write_text(yaml.safe_dump(tiny_run(model, **({"train": TRAIN, "rankers": RANKERS} | changes))))
-    return Workbench(RunFolder(out, load_config(file), "trsr run tiny.yaml"))
+    return bench_of(tiny_run(model, **({"train": TRAIN, "rankers": RANKERS} | changes)), out)
 
 
 VARIANTS: dict[str, Any] = {

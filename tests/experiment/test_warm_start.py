@@ -8,12 +8,12 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from conftest import open_bench
 from safetensors.torch import load_file
 
 from trsr.errors import ConfigError, LeakageError, RunMismatchError
 from trsr.experiment.config import load_config
 from trsr.experiment.experiment import Workbench
-from trsr.experiment.run_folder import RunFolder
 from trsr.experiment.stages import run_stages
 from trsr.recommend.model_folder import read_adapter_info
 
@@ -21,7 +21,7 @@ from trsr.recommend.model_folder import read_adapter_info
 def start(config: Path, out: Path, model: Path, *changes: str) -> Workbench:
     """Open a run that begins with a model and asks for other negatives."""
     wanted = [f"train.warm_start={model}", "protocol.negatives.kind=popularity", *changes]
-    return Workbench(RunFolder(out, load_config(config, wanted), "trsr run"))
+    return open_bench(config, out, *wanted)
 
 
 def weights(model: Path) -> bytes:

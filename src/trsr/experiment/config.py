@@ -7,7 +7,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -27,44 +27,26 @@ from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.store_url import checked, redacted
 from trsr.train.config import ProfileKind, TrainConfig
 
-Place = Sequence[str | int]
-"""Keys and list positions from the top, as in a pydantic error's `loc`."""
 
-
-def nearest_setting(model: type[BaseModel], place: Place) -> str | None:
-    """Return the known setting that is most like the last part of a place, None if none is like it."""
-    schema = model.model_json_schema()
-    levels = [schema]
-    for part in place[:-1]:
-        levels = [inner for level in levels for inner in _inside(level, part, schema)]
-    known = {name for level in levels for name in level.get("properties", ())}
-    found = difflib.get_close_matches(str(place[-1]), sorted(known), n=1, cutoff=0.6)
+def nearest_setting(name: str) -> str | None:
+    """Return the known setting that is most like a name, None if none is like it."""
+    schema = RunConfig.model_json_schema()
+    groups = [schema, *schema["$defs"].values()]
+    known = {setting for group in groups for setting in group.get("properties", ())}
+    found = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
     return found[0] if found else None
 
 
-def _inside(level: Mapping[str, Any], part: str | int, schema: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the schemas that a part of a place leads to; a union's tag leads to that member."""
-    if part in (properties := level.get("properties", {})):
-        yield from _members(properties[part], schema)
-    elif part == level.get("properties", {}).get("kind", {}).get("const"):
-        yield dict(level)
-    elif isinstance(level.get("additionalProperties"), dict):
-        yield from _members(level["additionalProperties"], schema)
+def _hint(name: str) -> str:
+    near = nearest_setting(name)
+    return f"the nearest is {near}." if near else "check the spelling."
 
 
-def _members(level: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield a schema with its references followed, each member of a union by itself."""
-    if "$ref" in level:
-        yield from _members(schema["$defs"][level["$ref"].rpartition("/")[2]], schema)
-    elif unions := level.get("anyOf") or level.get("oneOf"):
-        for member in unions:
-            yield from _members(member, schema)
-    else:
-        yield dict(level)
+def line_of(text: str, place: Sequence[str | int]) -> int | None:
+    """Return the line (from 1) of a key in a YAML text; parts that are no key there (tags) are skipped.
 
-
-def line_of(text: str, place: Place) -> int | None:
-    """Return the line (from 1) of a key in a YAML text; parts that are no key there (tags) are skipped."""
+    `place` is as the `loc` of a pydantic error.
+    """
     node, line = yaml.compose(text, Loader=yaml.SafeLoader), None
     for part in place:
         if isinstance(node, yaml.MappingNode):
@@ -81,25 +63,23 @@ def line_of(text: str, place: Place) -> int | None:
     return line
 
 
-def repeated_keys(text: str) -> Iterator[tuple[str, int, int]]:
-    """Yield each key that stands twice in one group of a YAML text, with both lines; YAML takes the last."""
-    nodes = [yaml.compose(text, Loader=yaml.SafeLoader)]
-    seen: set[int] = set()  # an alias is the node that it names
-    while nodes:
-        node = nodes.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
-            nodes += node.value
-        elif isinstance(node, yaml.MappingNode):
-            first: dict[str, int] = {}
-            for key, value in node.value:
-                line = key.start_mark.line + 1
-                if isinstance(key, yaml.ScalarNode) and key.value in first:
-                    yield key.value, first[key.value], line
-                first.setdefault(str(key.value), line)
-                nodes.append(value)
+class _Loader(yaml.SafeLoader):
+    """Finds keys that a group has twice; YAML would take the last."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.problems: list[str] = []
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and lines.setdefault(key.value, line) != line:
+                self.problems.append(
+                    f"{key.value}: is given twice in the same group (lines {lines[key.value]} and {line}); "
+                    "keep one."
+                )
+        return super().construct_mapping(node, deep)
 
 
 BuiltInRanker = Literal[
@@ -215,7 +195,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     except UnicodeDecodeError as error:
         raise ConfigError(f"The configuration {path} is not UTF-8 text; save it as UTF-8.") from error
     try:
-        content = yaml.safe_load(text)
+        loader = _Loader(text)
+        content = loader.get_single_data()
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""
@@ -224,15 +205,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         ) from error
     if not isinstance(content, dict):
         raise ConfigError(f"The configuration {path} holds no settings; expected `name:`, `data:` and so on.")
-    problems: list[str] = []
+    problems = list(dict.fromkeys(loader.problems))
     for override in overrides:
         _override(content, override, problems)
     content = _expand(content, problems)
-    problems += [
-        f"{key}: stands twice in the same group (lines {first} and {second}); keep one."
-        for key, first, second in repeated_keys(text)
-    ]
-    return _validate(content, problems, text)
+    try:
+        config = RunConfig.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError([*problems, *validation_sentences(error, text)]) from error
+    problems = problems or _mistakes_together(config)
+    if problems:
+        raise ConfigError(problems)
+    return config
 
 
 def _override(content: dict[str, Any], override: str, problems: list[str]) -> None:
@@ -245,10 +229,6 @@ def _override(content: dict[str, Any], override: str, problems: list[str]) -> No
     place: Any = content
     for parent in parents:
         place = place.setdefault(parent, {}) if isinstance(place, dict) else None
-        if place is None:
-            content_at = ".".join(parents)
-            problems.append(f"--set {override}: {content_at} is not a group of settings.")
-            return
     if not isinstance(place, dict):
         problems.append(f"--set {override}: {'.'.join(parents)} is not a group of settings.")
         return
@@ -274,18 +254,6 @@ def _expand(value: Any, problems: list[str]) -> Any:
     return value
 
 
-def _validate(content: dict[str, Any], problems: list[str], text: str) -> RunConfig:
-    try:
-        config = RunConfig.model_validate(content)
-    except ValidationError as error:
-        problems.extend(validation_sentences(error, text))
-    else:
-        if not problems:
-            _check_together(config)
-            return config
-    raise ConfigError(problems)
-
-
 def validation_sentences(error: ValidationError, text: str | None = None) -> Iterable[str]:
     """Say each validation error in one sentence: where, what was found, what was expected.
 
@@ -296,12 +264,9 @@ def validation_sentences(error: ValidationError, text: str | None = None) -> Ite
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             line = None if text is None else line_of(text, problem["loc"])
-            near = None if text is None else nearest_setting(RunConfig, problem["loc"])
             at = f" (line {line})" if line else ""
-            yield (
-                f"{where}{at}: there is no such setting; "
-                + (f"the nearest is {near}." if near else "check the spelling.")
-            )
+            hint = "check the spelling." if text is None else _hint(str(problem["loc"][-1]))
+            yield f"{where}{at}: there is no such setting; {hint}"
         elif problem["type"] == "union_tag_invalid":
             found, known = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
             yield f"{where}.kind: found {_short(found)}, expected one of {known}."
@@ -318,11 +283,27 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _check_together(config: RunConfig) -> None:
-    """Check what single fields cannot know."""
-    problems = [*_own_model_mistakes(config), *grammar_mistakes(config.summary, config.engine)]
-    problems += _fusion_mistakes(config.rankers)
-    if not config.rankers:
+def _mistakes_together(config: RunConfig) -> list[str]:
+    """Say what single fields cannot know."""
+    rankers, problems = config.rankers, list[str]()
+    for name in (name for name in OWN_MODEL if name in rankers):
+        kind = OWN_MODEL[name]
+        if config.train is None:
+            problems.append(
+                f"rankers: `{name}` is the fine-tuned model, but `train` is null; use `llm_zero_shot`."
+            )
+        elif kind not in {"own", config.summary.method} and not getattr(config.train.profiles, kind):
+            problems.append(
+                f"rankers: `{name}` asks the model in a way that it was not trained on; give "
+                f"train.profiles.{kind} a share of the training users, such as 0.25."
+            )
+    problems += grammar_mistakes(config.summary, config.engine)
+    for name in FUSIONS:
+        if name in rankers and name != "fusion_no_llm" and "llm" not in rankers:
+            problems.append(f"rankers: `{name}` joins `llm` with other rankers; name `llm` too.")
+        if name in rankers and name != "fusion" and not joinable(rankers):
+            problems.append(f"rankers: `{name}` joins the run's baselines; name one, such as bm25.")
+    if not rankers:
         problems.append("rankers: the list is empty; name at least one.")
     variants, of_variants = _resolve_variants(config)
     problems += of_variants
@@ -330,36 +311,12 @@ def _check_together(config: RunConfig) -> None:
         if (variant.summary, variant.engine) != (config.summary, config.engine):
             mistakes = grammar_mistakes(variant.summary, variant.engine)
             problems += [f"variants.{name}: {mistake}" for mistake in mistakes]
-    if problems:
-        raise ConfigError(problems)
-
-
-def _fusion_mistakes(rankers: Sequence[RankerName]) -> Iterable[str]:
-    """Say which fusions lack what they join."""
-    for name in ("fusion", "fusion_all"):
-        if name in rankers and "llm" not in rankers:
-            yield f"rankers: `{name}` joins `llm` with other rankers; name `llm` too."
-    for name in ("fusion_all", "fusion_no_llm"):
-        if name in rankers and not joinable(rankers):
-            yield f"rankers: `{name}` joins the baselines that stand beside it; name one, such as bm25."
+    return problems
 
 
 def joinable(rankers: Sequence[RankerName]) -> list[RankerName]:
     """Return the baselines among some rankers that a fusion can learn from: all but `random`."""
     return [n for n in rankers if n not in {"random", "llm_zero_shot", *OWN_MODEL, *FUSIONS}]
-
-
-def _own_model_mistakes(config: RunConfig) -> Iterable[str]:
-    """Say which rankers ask for a model that the run does not train."""
-    for name in (name for name in OWN_MODEL if name in config.rankers):
-        kind = OWN_MODEL[name]
-        if config.train is None:
-            yield f"rankers: `{name}` is the fine-tuned model, but `train` is null; use `llm_zero_shot`."
-        elif kind not in {"own", config.summary.method} and not getattr(config.train.profiles, kind):
-            yield (
-                f"rankers: `{name}` asks the model in a way that it was not trained on; give "
-                f"train.profiles.{kind} a share of the training users, such as 0.25."
-            )
 
 
 def grammar_mistakes(summary: SummaryConfig, engine: EngineConfig) -> Iterable[str]:
@@ -430,10 +387,7 @@ def _variant_mistakes(settings: Mapping[str, Any], name: str, changes: Mapping[s
         if setting.split(".")[0] not in VARIABLE_PARTS:
             yield f"{setting} cannot vary within a run; expected a setting of {', '.join(VARIABLE_PARTS)}."
         elif _look_up(settings, setting) is _NOTHING:
-            near = nearest_setting(RunConfig, setting.split("."))
-            yield f"{setting} is no setting of this run; " + (
-                f"the nearest is {near}." if near else "check the spelling."
-            )
+            yield f"{setting} is no setting of this run; {_hint(setting.rpartition('.')[2])}"
 
 
 def _changed(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

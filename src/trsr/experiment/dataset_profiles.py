@@ -30,7 +30,7 @@ GROUNDED_TOKENS = 96
 
 
 class ProfileSettings(BaseModel):
-    """What `trsr summarize` can be told."""
+    """The settings of `trsr summarize`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -50,24 +50,19 @@ def settings(
 ) -> ProfileSettings:
     """Return checked settings from the command's options.
 
-    `in_flight` bounds the prompts that the engine works on at the same time; None is the engine's own number.
+    `in_flight` is the most prompts that the engine works on at the same time; None is the engine's own number.
 
     Raises:
         ConfigError: with every mistake.
     """
-    named: dict[str, Any] = {"kind": engine}
-    if model is not None:
-        named["model"] = model
-    if base_url is not None:
-        named["base_url"] = base_url
-    if grammar is not None:
-        named["grammar"] = grammar
-    if in_flight is not None and engine in IN_FLIGHT:
-        named[IN_FLIGHT[engine]] = in_flight
-    segmentation = {"kind": "count", "block_size": block_size}
-    summary = {"method": method, "segmentation": segmentation, "grounded": grounded}
+    given = {"kind": engine, "model": model, "base_url": base_url, "grammar": grammar}
+    if engine in IN_FLIGHT:
+        given[IN_FLIGHT[engine]] = in_flight
+    summary: dict[str, Any] = {"method": method, "grounded": grounded}
+    summary["segmentation"] = {"kind": "count", "block_size": block_size}
     if grounded:
         summary["max_new_tokens"] = GROUNDED_TOKENS
+    named = {name: value for name, value in given.items() if value is not None}
     try:
         chosen = ProfileSettings.model_validate({"summary": summary, "engine": named})
     except ValidationError as error:

@@ -1,7 +1,8 @@
-"""What a run says of its profiles: in `metrics.json`, in both reports, and for runs made before it could."""
+"""What a run records of its profiles and of its examples' traits."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,37 +10,44 @@ from typing import Any
 
 import polars as pl
 import pytest
-import yaml
-from conftest import tiny_run
+from conftest import open_bench
 
 from trsr.errors import MissingExtraError
 from trsr.evaluate.profile_quality import fold
+from trsr.evaluate.slices import interest_shift
 from trsr.experiment import evaluating
-from trsr.experiment.config import load_config
-from trsr.experiment.evaluating import evaluate_scores, profile_facts, profile_frame
+from trsr.experiment.evaluating import (
+    evaluate_scores,
+    example_traits,
+    profile_facts,
+    profile_frame,
+    targets_in_history,
+)
 from trsr.experiment.experiment import Workbench
-from trsr.experiment.run_folder import RunFolder
 from trsr.experiment.stages import run_stages
+from trsr.splitting.leakage import fit_events
+from trsr.summarize.counted import field_values, title_words
 
 TITLE = "What the profiles are worth"
 Bench = Callable[..., Workbench]
 
 
 @pytest.fixture
-def bench(tiny_model: Path, tmp_path: Path) -> Bench:
+def bench(small_run: Bench) -> Bench:
     """Makes or opens the run of a method, ranked without a language model."""
 
-    def make(method: str, run: bool = True, **summary: Any) -> Workbench:
-        settings = {"method": method, "max_field_tokens": 6, "max_new_tokens": 8, **summary}
-        content = tiny_run(tiny_model, train=None, rankers=["random", "bm25"], summary=settings)
-        (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
-        out = tmp_path / f"out-{method}"
-        made = Workbench(RunFolder(out, load_config(tmp_path / "config.yaml"), "trsr run"))
+    def make(method: str, run: bool = True) -> Workbench:
+        made = small_run(method, summary={"method": method, "max_field_tokens": 6, "max_new_tokens": 8})
         if run:
             run_stages(made)
         return made
 
     return make
+
+
+@pytest.fixture
+def finished(finished_run: Path) -> Workbench:
+    return open_bench(finished_run / "config.yaml", finished_run)
 
 
 def read(bench: Workbench) -> tuple[dict[str, Any], str]:
@@ -93,15 +101,6 @@ def test_a_counted_profile_is_wholly_grounded_and_has_no_summaries_of_blocks(ben
     assert found["worst"] == []
 
 
-def test_a_run_from_before_is_evaluated_again_with_the_same_result(bench: Bench) -> None:
-    made = bench("hierarchical")
-    metrics = read(made)[0]
-    old = {key: value for key, value in metrics.items() if key != "profiles"}
-    made.folder.write_json("metrics.json", old)
-    evaluate_scores(bench("hierarchical", run=False))
-    assert read(made)[0] == metrics
-
-
 def test_only_the_summaries_of_blocks_are_compared_with_one_another(bench: Bench) -> None:
     made = bench("hierarchical")
     source_of = evaluating._source_maker(made)
@@ -129,3 +128,36 @@ def test_without_bm25s_the_rest_is_still_measured(bench: Bench, monkeypatch: pyt
     assert found is not None
     assert "grounding" in found["measures"]
     assert "auc" not in found["measures"]
+
+
+def test_every_test_example_has_its_traits(finished: Workbench) -> None:
+    traits = example_traits(finished)
+    met = fit_events(finished.dataset, finished.splits)["item_id"].to_list()
+    catalogue, fields = finished.dataset.catalogue(), finished.dataset.info.category_fields
+    assert len(traits) == 12
+    for example in finished.splits.test:
+        one = traits[example.example_id]
+        target = example.candidates[example.labels.index(1)]
+        assert one.history_length == len(example.history)
+        assert one.target_count == met.count(target)
+        assert one.shift == interest_shift([field_values(catalogue[i], fields) for i in example.history])
+    assert len({one.shift for one in traits.values()}) > 3
+    assert len({one.target_count for one in traits.values()}) > 1
+
+
+def test_without_categories_words_of_titles_stand_for_interests(finished: Workbench) -> None:
+    finished.summariser = dataclasses.replace(finished.summariser, category_fields=())
+    traits, catalogue = example_traits(finished), finished.dataset.catalogue()
+    for example in finished.splits.test:
+        words = [title_words(catalogue[i], finished.summariser.title_field) for i in example.history]
+        assert any(words)
+        assert traits[example.example_id].shift == interest_shift(words)
+
+
+def test_targets_in_their_own_history_are_counted_once_an_example(finished: Workbench) -> None:
+    assert targets_in_history([finished]) == 0
+    first, *rest = finished.splits.test
+    target = first.candidates[first.labels.index(1)]
+    leaky = dataclasses.replace(first, history=(*first.history, target))
+    finished.splits = dataclasses.replace(finished.splits, test=[leaky, *rest])
+    assert targets_in_history([finished, finished]) == 1
