@@ -30,7 +30,7 @@ _SMALLEST_PROBABILITY = float(np.finfo(np.float64).eps)
 
 
 class EmptyTruthWarning(UserWarning):
-    """A metric was asked for examples without a positive (for auc: or without a negative); they get NaN."""
+    """Examples without a positive (for auc: or without a negative) have no value; they get NaN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ def tie_groups(margins: npt.ArrayLike, labels: npt.ArrayLike, offsets: npt.Array
 
 
 def recall_at_k(groups: TieGroups, k: int) -> Floats:
-    """Return the expected share of an example's positives that stand among the first k.
+    """Return the expected share of an example's positives that are among the first k.
 
     Formula: sum over groups of `p * clip(k - b, 0, s) / s`, divided by the number of positives, for a group
     of s candidates with p positives after b better ones (McSherry and Najork 2008, precision and recall).
@@ -163,9 +163,9 @@ def mrr(groups: TieGroups) -> Floats:
 
 
 def mrr_at_k(groups: TieGroups, k: int) -> Floats:
-    """Return the expected 1 / rank of the **first** positive, 0 if it stands after place k.
+    """Return the expected 1 / rank of the **first** positive, 0 if it is after place k.
 
-    Only the first group that holds a positive matters. Its first positive stands at place j of the group with
+    Only the first group that holds a positive matters. Its first positive is at place j of the group with
     probability `C(s - j, p - 1) / C(s, p)` (McSherry and Najork 2008, reciprocal rank), computed by the
     recursion `P(1) = p / s`, `P(j + 1) = P(j) * (s - j - p + 1) / (s - j)`.
     """

@@ -151,15 +151,7 @@ def _view(metrics: Mapping[str, Any], context: ReportContext) -> dict[str, Any]:
     return {
         "context": context,
         "finding": _finding(metrics, ordered, names[0], best[names[0]], boards),
-        "facts": {
-            "users": _count(counts["users"]),
-            "examples": _count(counts["examples"]),
-            "candidates per example": f"{counts['candidates'] / max(counts['examples'], 1):.1f}".removesuffix(
-                ".0"
-            ),
-            "prompts cut": _count(counts["cut_prompts"]),
-            "tied pairs": NOTHING if counts["tie_rate"] is None else f"{100 * counts['tie_rate']:.1f} %",
-        },
+        "counts": counts,
         "results": _table("ranker", names, rows, chance=chance),
         "protocol": _protocol(metrics),
         "boards": boards,
