@@ -12,7 +12,7 @@ import pytest
 from score_rows import make_scores
 
 from trsr.errors import DataError
-from trsr.evaluate.evaluation import add_spread, evaluate, main_metrics, pool, summarise
+from trsr.evaluate.evaluation import add_spread, evaluate_scores, main_metrics, pool, summarise
 from trsr.evaluate.metrics import PROBABILITY_METRICS
 from trsr.evaluate.per_example import PerExampleMetrics, measure, metric_list
 from trsr.evaluate.slices import Traits
@@ -22,7 +22,7 @@ SCORES = make_scores()
 
 
 def run(scores: pl.DataFrame = SCORES, **options: Any) -> dict[str, Any]:
-    return evaluate(scores, protocol={"protocol": "sampled"}, **options)
+    return evaluate_scores(scores, protocol={"protocol": "sampled"}, **options)
 
 
 def test_metrics_have_the_documented_shape() -> None:

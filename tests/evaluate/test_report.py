@@ -15,7 +15,7 @@ import pytest
 from score_rows import make_scores
 
 from trsr.errors import OutputError
-from trsr.evaluate.evaluation import evaluate, summarise
+from trsr.evaluate.evaluation import evaluate_scores, summarise
 from trsr.evaluate.per_example import measure, metric_list
 from trsr.evaluate.profile_quality import ProfileQuality, ProfileRow, summarise_profiles
 from trsr.evaluate.report import (
@@ -281,14 +281,14 @@ def test_only_as_many_rankers_are_drawn_as_there_are_colours(tmp_path: Path) -> 
 
 def test_a_report_without_a_truth_names_no_winner(tmp_path: Path) -> None:
     scores = make_scores().with_columns(pl.lit(0).cast(pl.Int64).alias("label"))
-    page = write(tmp_path, evaluate(scores, protocol={}), PLAIN)
+    page = write(tmp_path, evaluate_scores(scores, protocol={}), PLAIN)
     assert "nothing can be said of the rankers" in page
     assert "Who beats whom" not in page
 
 
 def test_sweeps_compare_each_value_with_the_runs_own() -> None:
     named = pl.col("ranker").replace({"good": "llm", "noise": "n_recent=0", "constant": "n_recent=5"})
-    metrics = evaluate(make_scores().with_columns(named), protocol={})
+    metrics = evaluate_scores(make_scores().with_columns(named), protocol={})
     assert sweeps(metrics) == []
     metrics |= {"sweep": {"prompt.n_recent": {"0": "n_recent=0", "3": "llm"}}, "own_ranker": "llm"}
     (sweep,) = sweeps(metrics)

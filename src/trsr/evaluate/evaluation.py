@@ -37,7 +37,7 @@ from trsr.seeding import derive_rng
 DECIMALS = 6
 
 
-def evaluate(
+def evaluate_scores(
     scores: pl.DataFrame,
     *,
     protocol: Mapping[str, Any],
