@@ -31,10 +31,6 @@ class _Call:
     start: int
     group: ScoringGroup
 
-    @property
-    def n_tokens(self) -> int:
-        return sum(len(self.group.prefix) + len(suffix) for suffix in self.group.suffixes)
-
 
 class RemoteScorer:
     """A `LabelScorer` over HTTP.
@@ -110,9 +106,9 @@ class RemoteScorer:
 
     async def _vllm_chances(self, client: AsyncOpenAI, call: _Call, first: int, second: int) -> list[float]:
         """Return the probability of the first of two labels, one per suffix."""
-        body = self._scoring_body(call) | {"label_token_ids": [first, second], "apply_softmax": True}
         url = self._config.base_url.rstrip("/").removesuffix("/v1")  # it is not under /v1
-        answer = await self._post(client, f"{url}/generative_scoring", body, call.n_tokens)
+        labels = {"label_token_ids": [first, second], "apply_softmax": True}
+        answer = await self._post(client, f"{url}/generative_scoring", call, labels | _items(call))
         try:
             by_index = {int(one["index"]): float(one["score"]) for one in answer["data"]}
             return [by_index[place] for place in range(len(call.group.suffixes))]
@@ -121,9 +117,8 @@ class RemoteScorer:
 
     async def _ask_sglang(self, client: AsyncOpenAI, call: _Call, labels: LabelTokens) -> list[float | None]:
         """Return the difference of the logs of both labels' probabilities."""
-        ids = [labels.positive, labels.negative]
-        body = self._scoring_body(call) | {"label_token_ids": ids, "apply_softmax": False}
-        answer = await self._post(client, "/score", body, call.n_tokens)
+        body = {"label_token_ids": [labels.positive, labels.negative], "apply_softmax": False}
+        answer = await self._post(client, "/score", call, body | _items(call))
         try:
             pairs = [(float(positive), float(negative)) for positive, negative in answer["scores"]]
         except (KeyError, TypeError, ValueError) as error:
@@ -138,14 +133,13 @@ class RemoteScorer:
         """Return the difference of both labels' logprobs; None where one is missing."""
         (suffix,) = call.group.suffixes
         body = {
-            "model": self._config.model,
             "prompt": [*call.group.prefix, *suffix],
             "max_tokens": 1,
             "temperature": 0,
             "logprobs": self._config.top_logprobs,
             "return_tokens_as_token_ids": True,  # vLLM; llama.cpp gives the ids anyway
         }
-        by_id = self._logprobs_by_id(await self._post(client, "/completions", body, call.n_tokens))
+        by_id = self._logprobs_by_id(await self._post(client, "/completions", call, body))
         positive, negative = by_id.get(labels.positive), by_id.get(labels.negative)
         return [None if positive is None or negative is None else positive - negative]
 
@@ -171,16 +165,11 @@ class RemoteScorer:
                 "distinguished from tokens of the same text: score with vLLM, SGLang or llama.cpp."
             ) from error
 
-    def _scoring_body(self, call: _Call) -> dict[str, Any]:
-        items = [list(suffix) for suffix in call.group.suffixes]
-        query = list(call.group.prefix)
-        return {"model": self._config.model, "query": query, "items": items, "item_first": False}
-
-    async def _post(self, client: AsyncOpenAI, path: str, body: dict[str, Any], n_sent: int) -> Any:
-        """Send a request, and compare the tokens that the server has read with those sent."""
+    async def _post(self, client: AsyncOpenAI, path: str, call: _Call, body: dict[str, Any]) -> Any:
+        """Send the request of a call, and compare the tokens that the server has read with those sent."""
         server = self._config
         try:
-            answer = await ask_json(server, client, path, body)
+            answer = await ask_json(server, client, path, {"model": server.model, **body})
         except EngineError as error:
             if isinstance(error.__cause__, NotFoundError) and self._scoring != "top_logprobs":
                 raise EngineError(
@@ -190,12 +179,18 @@ class RemoteScorer:
             raise
         usage = answer.get("usage")
         n_read = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+        n_sent = sum(len(call.group.prefix) + len(suffix) for suffix in call.group.suffixes)
         if n_read is not None and n_read != n_sent:
             raise EngineError(
                 f"The server {server.base_url} read {n_read} prompt tokens where {n_sent} were sent, "
                 "so it adds or cuts some: raise its context length, and let it add no special tokens."
             )
         return answer
+
+
+def _items(call: _Call) -> dict[str, Any]:
+    items = [list(suffix) for suffix in call.group.suffixes]
+    return {"query": list(call.group.prefix), "items": items, "item_first": False}
 
 
 def _log(chance: float) -> float:
