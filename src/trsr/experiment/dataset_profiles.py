@@ -50,7 +50,7 @@ def settings(
 ) -> ProfileSettings:
     """Return checked settings from the command's options.
 
-    `in_flight` is the most prompts that the engine works on at the same time; None is the engine's own number.
+    `in_flight` is the most prompts in the engine at the same time; None is the engine's own number.
 
     Raises:
         ConfigError: with every mistake.
