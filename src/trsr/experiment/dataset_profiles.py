@@ -55,7 +55,7 @@ def settings(
     Raises:
         ConfigError: with every mistake.
     """
-    given = {"kind": engine, "model": model, "base_url": base_url, "grammar": grammar}
+    given: dict[str, Any] = {"kind": engine, "model": model, "base_url": base_url, "grammar": grammar}
     if engine in IN_FLIGHT:
         given[IN_FLIGHT[engine]] = in_flight
     summary: dict[str, Any] = {"method": method, "grounded": grounded}
