@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -252,6 +253,10 @@ class Database:
         with self._read_lock, self._sentences():
             yield self._reader
 
+    def _select(self, query: str, *parameters: object) -> list[Any]:
+        with self._reading() as db:
+            return db.execute(query, parameters).fetchall()
+
     @contextmanager
     def _writing(self, *, durable: bool = True, seconds: float = PATIENCE) -> Iterator[sqlite3.Connection]:
         """Commit at the end, on disk if `durable`, or leave everything as it was.
@@ -326,8 +331,7 @@ class Database:
 
     def _clean(self) -> bool:
         with self._clean_lock:  # of several calls at once, one works for all
-            with self._reading() as db:
-                uids = [uid for (uid,) in db.execute("SELECT uid FROM deleted")]
+            uids = [uid for (uid,) in self._select("SELECT uid FROM deleted")]
             for uid in uids:
                 n_left = 1
                 while n_left:  # in parts, so that others write in between and the `-wal` stays small
@@ -369,8 +373,7 @@ class Database:
             raise OutputError(f"The disk of the {WHAT} has {free // 1024} KiB free; free space.")
         with self._writing(durable=False, seconds=CHECK_SECONDS) as db:
             db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")  # its value, written once more
-        with self._reading() as db:
-            db.execute("PRAGMA user_version").fetchone()
+        self._select("PRAGMA user_version")
 
     def close(self) -> None:
         """Close the file; safe to call twice."""

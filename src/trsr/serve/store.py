@@ -123,21 +123,18 @@ class ServeStore(Database):
 
     def history(self, user_id: str) -> tuple[str, ...]:
         """Return a user's item ids, oldest first; empty for an unknown user."""
-        with self._reading() as db:
-            rows = db.execute(
-                "SELECT item_id FROM events JOIN users USING (uid) WHERE user_id = ? ORDER BY position",
-                (user_id,),
-            )
-            return tuple(item_id for (item_id,) in rows)
+        rows = self._select(
+            "SELECT item_id FROM events JOIN users USING (uid) WHERE user_id = ? ORDER BY position", user_id
+        )
+        return tuple(item_id for (item_id,) in rows)
 
     def events(self, user_id: str) -> list[HistoryEntry]:
         """Return a user's events, oldest first; empty for an unknown user."""
-        with self._reading() as db:
-            rows = db.execute(
-                "SELECT position, event_id, item_id, timestamp FROM events JOIN users USING (uid) "
-                "WHERE user_id = ? ORDER BY position",
-                (user_id,),
-            ).fetchall()
+        rows = self._select(
+            "SELECT position, event_id, item_id, timestamp FROM events JOIN users USING (uid) "
+            "WHERE user_id = ? ORDER BY position",
+            user_id,
+        )
         return [
             HistoryEntry(
                 position=position,
@@ -150,23 +147,21 @@ class ServeStore(Database):
 
     def users(self, query: str = "", limit: int = 50, prefix: str = "", after: str = "") -> list[str]:
         """Return the first `limit` ids after `after` that contain `query` and begin with `prefix`."""
-        with self._reading() as db:
-            rows = db.execute(
-                "SELECT user_id FROM users WHERE instr(user_id, ?) > 0 AND substr(user_id, 1, ?) = ? "
-                "AND user_id > ? ORDER BY user_id LIMIT ?",
-                (query, len(prefix), prefix, after, limit),
-            )
-            return [user_id for (user_id,) in rows]
+        rows = self._select(
+            "SELECT user_id FROM users WHERE instr(user_id, ?) > 0 AND substr(user_id, 1, ?) = ? "
+            "AND user_id > ? ORDER BY user_id LIMIT ?",
+            *(query, len(prefix), prefix, after, limit),
+        )
+        return [user_id for (user_id,) in rows]
 
     # Notes and profiles
 
     def notes(self, user_id: str) -> NotesOut | None:
         """Return what a user wrote about themselves; None where they wrote nothing."""
-        with self._reading() as db:
-            row = db.execute(
-                "SELECT text, updated_at FROM notes JOIN users USING (uid) WHERE user_id = ?", (user_id,)
-            ).fetchone()
-        return None if row is None else NotesOut(text=row[0], updated_at=datetime.fromtimestamp(row[1], UTC))
+        rows = self._select(
+            "SELECT text, updated_at FROM notes JOIN users USING (uid) WHERE user_id = ?", user_id
+        )
+        return _notes(*rows[0]) if rows else None
 
     def put_notes(self, user_id: str, text: str) -> NotesOut | None:
         """Replace a user's notes, or remove them by an empty text; return None for an unknown user."""
@@ -177,18 +172,16 @@ class ServeStore(Database):
             db.execute("DELETE FROM notes WHERE uid = ?", user[:1])
             if text:
                 db.execute("INSERT INTO notes (uid, text, updated_at) VALUES (?, ?, ?)", (user[0], text, now))
-        return NotesOut(text=text, updated_at=datetime.fromtimestamp(now, UTC))
+        return _notes(text, now)
 
     def profiles(self, user_id: str) -> list[StoredProfile]:
         """Return all versions of a user's profile, oldest first."""
-        with self._reading() as db:
-            return [_profile(row) for row in db.execute(_PROFILES, (user_id,))]
+        return [_profile(*row) for row in self._select(_PROFILES, user_id)]
 
     def latest_profile(self, user_id: str) -> StoredProfile | None:
         """Return the newest version; None if there is none."""
-        with self._reading() as db:
-            row = db.execute(f"{_PROFILES} DESC LIMIT 1", (user_id,)).fetchone()
-        return None if row is None else _profile(row)
+        rows = self._select(f"{_PROFILES} DESC LIMIT 1", user_id)
+        return _profile(*rows[0]) if rows else None
 
     def add_profile(
         self,
@@ -236,13 +229,12 @@ class ServeStore(Database):
 
     def user_summaries(self, user_id: str) -> list[UserSummary]:
         """Return the summaries behind the newest profile in the order of its plan."""
-        with self._reading() as db:
-            rows = db.execute(
-                "SELECT plans.key, summaries.text, plans.item_ids FROM users JOIN plans USING (uid) "
-                "JOIN summaries USING (key) WHERE user_id = ? AND text IS NOT NULL ORDER BY place",
-                (user_id,),
-            )
-            return [UserSummary(key, text, tuple(json.loads(item_ids))) for key, text, item_ids in rows]
+        rows = self._select(
+            "SELECT plans.key, summaries.text, plans.item_ids FROM users JOIN plans USING (uid) "
+            "JOIN summaries USING (key) WHERE user_id = ? AND text IS NOT NULL ORDER BY place",
+            user_id,
+        )
+        return [UserSummary(key, text, tuple(json.loads(item_ids))) for key, text, item_ids in rows]
 
     def texts(self, keys: Sequence[str]) -> dict[str, str]:
         """Return the known summaries among `keys`, here or written elsewhere; failed calls are not known."""
@@ -291,9 +283,8 @@ class ServeStore(Database):
 
     def update_of(self, user_id: str) -> PendingUpdate | None:
         """Return a user's update in the queue, due or not; None if there is none."""
-        with self._reading() as db:
-            row = db.execute(f"{_UPDATES} WHERE user_id = ?", (user_id,)).fetchone()
-        return PendingUpdate(*row) if row else None
+        rows = self._select(f"{_UPDATES} WHERE user_id = ?", user_id)
+        return PendingUpdate(*rows[0]) if rows else None
 
     def pending(self, limit: int) -> list[PendingUpdate]:
         """Return up to `limit` updates that are due, those due longest first.
@@ -301,13 +292,12 @@ class ServeStore(Database):
         They stay in the queue until `add_profile` or `finish`, so a killed process leaves them to the next.
         """
         now = time.time()
-        with self._reading() as db:
-            rows = db.execute(
-                # One that is due later than a back-off can last: the clock was set back.
-                f"{_UPDATES} WHERE due <= ? OR due > ? ORDER BY due, uid LIMIT ?",
-                (now, now + MAX_BACK_OFF, limit),
-            )
-            return [PendingUpdate(*row) for row in rows]
+        rows = self._select(
+            # One that is due later than a back-off can last: the clock was set back.
+            f"{_UPDATES} WHERE due <= ? OR due > ? ORDER BY due, uid LIMIT ?",
+            *(now, now + MAX_BACK_OFF, limit),
+        )
+        return [PendingUpdate(*row) for row in rows]
 
     def finish(self, update: PendingUpdate) -> None:
         """End an update that has nothing to add, unless newer events came or the user was deleted."""
@@ -349,8 +339,7 @@ class ServeStore(Database):
 
     def changed_items(self) -> tuple[list[Item], list[str]]:
         """Return the items that were put, and the ids of those deleted and not put again."""
-        with self._reading() as db:
-            found = db.execute("SELECT item_id, fields FROM items ORDER BY item_id").fetchall()
+        found = self._select("SELECT item_id, fields FROM items ORDER BY item_id")
         rows = [(name, json.loads(fields)) for name, fields in found]
         put = [Item(name, fields) for name, fields in rows if fields is not None]
         return put, [name for name, fields in rows if fields is None]
@@ -395,8 +384,11 @@ class ServeStore(Database):
         }
 
 
-def _profile(row: tuple[int, str, int, str | None, float]) -> StoredProfile:
-    version, text, n_items, key, created_at = row
+def _notes(text: str, updated_at: float) -> NotesOut:
+    return NotesOut(text=text, updated_at=datetime.fromtimestamp(updated_at, UTC))
+
+
+def _profile(version: int, text: str, n_items: int, key: str | None, created_at: float) -> StoredProfile:
     moment = datetime.fromtimestamp(created_at, UTC)
     return StoredProfile(version=version, text=text, n_items=n_items, key=key, created_at=moment)
 
