@@ -1,4 +1,4 @@
-"""Lays out users and their candidates as one sequence in which every shared prefix is read once.
+"""Lay out users and their candidates as one sequence in which every shared prefix is read once.
 
     prefix A  suffix A0  suffix A1  prefix B  suffix B0 ...
     0 .. p    p ..       p ..       0 .. q    q ..          positions start again at each suffix
@@ -20,6 +20,7 @@ import torch
 ROW_TOKENS = 128
 
 _T = TypeVar("_T")
+_Value = TypeVar("_Value", "Segment", "Packed")
 
 
 @dataclass
@@ -86,11 +87,6 @@ class Segment:
         """Tokens of the prefix that stand in the sequence."""
         return 0 if self.known else self.n_prefix
 
-    def to(self, device: torch.device) -> Segment:
-        """Return the same on another device."""
-        names = ("rows", "steps", "owners", "order")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
-
     def mask(self, window: int | None) -> torch.Tensor:
         """Return what suffix tokens may see, bool, shape (R, W, P + W): the prefix, then their own row.
 
@@ -111,10 +107,7 @@ class Segment:
 def near_mask(n: int, window: int | None, device: torch.device) -> torch.Tensor | None:
     """Return which of n positions see which, bool, shape (n, n); None where they see all before them.
 
-    Args:
-        n: How many.
-        window: Of sliding-window layers: a token sees the last `window` positions, its own included.
-        device: Where.
+    `window` as for `Segment.mask`.
     """
     if window is None or window >= n:
         return None
@@ -129,10 +122,6 @@ class Layout:
 
     segments: tuple[Segment, ...]
     _derived: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
-
-    def to(self, device: torch.device) -> Layout:
-        """Return the same on another device."""
-        return Layout(tuple(segment.to(device) for segment in self.segments))
 
     def remembered(self, name: Hashable, make: Callable[[], _T]) -> _T:
         """Return what `make` returned for this name before: layers ask for the same masks."""
@@ -162,13 +151,16 @@ class Packed:
 
     def to(self, device: torch.device) -> Packed:
         """Return the same on another device."""
-        return replace(
-            self,
-            tokens=self.tokens.to(device),
-            positions=self.positions.to(device),
-            answers=self.answers.to(device),
-            layout=self.layout.to(device),
-        )
+        segments = tuple(_moved(segment, device) for segment in self.layout.segments)
+        return replace(_moved(self, device), layout=Layout(segments))
+
+
+def _moved(value: _Value, device: torch.device) -> _Value:
+    """Return a dataclass with its tensors on another device."""
+    tensors: dict[str, Any] = {
+        name: x.to(device) for name, x in vars(value).items() if isinstance(x, torch.Tensor)
+    }
+    return replace(value, **tensors)
 
 
 def pack(parts: Sequence[Part], row_tokens: int = ROW_TOKENS) -> Packed:
