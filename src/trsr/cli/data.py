@@ -6,6 +6,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -129,10 +130,14 @@ def validate(
 
     Example: trsr validate data/mind
     """
+    from trsr.data.dataset import DatasetInfo, read_info
     from trsr.data.importers import import_warnings, refused_lines
-    from trsr.data.validate import imported_info, validate_dataset
+    from trsr.data.validate import validate_dataset
+    from trsr.errors import DataError
 
-    info = imported_info(path)
+    info: DatasetInfo | None = None
+    with suppress(DataError):  # it is a problem like others
+        info = read_info(path)
     warnings = [] if info is None else import_warnings(info)
     if as_json:
         problems = [

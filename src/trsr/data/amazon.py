@@ -15,7 +15,7 @@ from pydantic import Field
 from trsr.data.columns import Sought, find_column, require_columns
 from trsr.data.dataset import Dataset
 from trsr.data.ingest import EventCollector, ItemCollector, single
-from trsr.data.raw_file import MIN_RATING, ImportOptions, MinRating, RawFile, TimedOptions
+from trsr.data.raw_file import ImportOptions, RatedOptions, RawFile, option
 from trsr.data.text_lines import RAW, ROW
 from trsr.data.values import clean_cell, read_lists, separator_of
 from trsr.data.writer import DatasetWriter
@@ -37,10 +37,10 @@ class AmazonM2Import(ImportOptions):
 
     kind: Literal["amazon-m2"] = "amazon-m2"
     source: Path = Field(description="Folder that holds the raw files.")
-    locale: str = Field(default="UK", description="UK, DE, JP, ES, FR or IT; other rows are left out.")
-    name: str = Field(default="amazon-m2", description="Name in reports.")
-    products: str = Field(default="products_train.csv", description="Products file in SOURCE.")
-    sessions: str = Field(default="sessions_train.csv", description="Sessions file in SOURCE.")
+    locale: str = option("UK, DE, JP, ES, FR or IT; other rows are left out.", "UK")
+    name: str = option("Name in reports.", "amazon-m2")
+    products: str = option("Products file in SOURCE.", "products_train.csv")
+    sessions: str = option("Sessions file in SOURCE.", "sessions_train.csv")
 
     def read(self, writer: DatasetWriter) -> Dataset:
         """Read the products and the sessions of the locale."""
@@ -125,7 +125,7 @@ _JSON = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 _OTHER = (".parquet", ".csv", ".csv.gz")  # forms of 2023 on the Hugging Face hub
 
 
-class AmazonReviewsImport(TimedOptions):
+class AmazonReviewsImport(RatedOptions):
     """Import Amazon reviews of 2018 or 2023: reviews and metadata as JSON Lines, plain or gz.
 
     Example: trsr import amazon-reviews Office_Products --min-rating 4 --out data/office
@@ -133,14 +133,9 @@ class AmazonReviewsImport(TimedOptions):
 
     kind: Literal["amazon-reviews"] = "amazon-reviews"
     source: Path = Field(description="Folder that holds the raw files.")
-    name: str = Field(default="amazon-reviews", description="Name in reports.")
-    reviews: str | None = Field(
-        default=None, description="Review file in SOURCE; found by itself if it is the only one."
-    )
-    metadata: str | None = Field(
-        default=None, description="Metadata file in SOURCE; found by its name, meta* or *_meta_*."
-    )
-    min_rating: MinRating = Field(default=None, description=MIN_RATING)
+    name: str = option("Name in reports.", "amazon-reviews")
+    reviews: str | None = option("Review file in SOURCE; found by itself if it is the only one.")
+    metadata: str | None = option("Metadata file in SOURCE; found by its name, meta* or *_meta_*.")
 
     def read(self, writer: DatasetWriter) -> Dataset:
         """Read the metadata and the reviews."""
@@ -159,7 +154,7 @@ class AmazonReviewsImport(TimedOptions):
         events = EventCollector(reviews, items.ids)
         sought = (_USER, _ITEM, _TIME, _RATING)
         for frame in reviews.frames(keep={key.lower() for one in sought for key in one.usual}):
-            events.add_rated(frame, sought, self.min_rating, _first_keys(frame))
+            events.add_rated(frame, sought, _first_keys(frame))
         events.finish()
         return writer.finish(
             name=self.name,

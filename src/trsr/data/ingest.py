@@ -13,7 +13,7 @@ import polars as pl
 from trsr.data.columns import Sought, require_columns
 from trsr.data.dataset import TIME
 from trsr.data.import_info import TimesInfo
-from trsr.data.raw_file import RawFile, TimedOptions
+from trsr.data.raw_file import RatedOptions, RawFile, TimedOptions
 from trsr.data.text_lines import RAW, ROW
 from trsr.data.times import UNREADABLE, TimeReader
 from trsr.data.values import (
@@ -153,13 +153,14 @@ class EventCollector:
         self,
         frame: pl.DataFrame,
         columns: tuple[Sought, Sought, Sought, Sought],
-        min_rating: float | None,
         unread: Sequence[str] = (),
     ) -> None:
         """Take a batch of ratings: the columns are those of user, item, time and rating.
 
         With a threshold, lower and missing ratings are counted, those that are no number are rejected.
         """
+        options = self._file.options
+        min_rating = options.min_rating if isinstance(options, RatedOptions) else None
         sought = columns[:3] if min_rating is None else columns
         user, item, time, *rated = require_columns(self._file.name, frame.columns, *sought, unread=unread)
         self.times.column = time

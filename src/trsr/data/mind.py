@@ -16,7 +16,7 @@ from pydantic import Field
 from trsr.data.dataset import IMPRESSIONS, TIME, Dataset
 from trsr.data.import_info import TimesInfo
 from trsr.data.ingest import ItemCollector, by_user_ranges
-from trsr.data.raw_file import ImportOptions, Names, RawFile
+from trsr.data.raw_file import ImportOptions, Names, RawFile, option
 from trsr.data.text_lines import RAW, ROW
 from trsr.data.times import MONTH_FIRST, UNREADABLE, TimeReader
 from trsr.data.values import ID_RULE, MARKERS, is_id
@@ -44,13 +44,11 @@ class MindImport(ImportOptions):
 
     kind: Literal["mind"] = "mind"
     source: Path = Field(description="Folder that holds the raw files.")
-    name: str = Field(default="mind", description="Name in reports.")
-    news: str = Field(default="news.tsv", description="News file in SOURCE.")
-    behaviors: str = Field(default="behaviors.tsv", description="Impressions file in SOURCE.")
-    text_fields: Names = Field(default=TEXT_FIELDS, description="Columns of the news kept as text: a,b.")
-    time_format: str | None = Field(
-        default=None, description="How times are written; MIND's own month-first form by default."
-    )
+    name: str = option("Name in reports.", "mind")
+    news: str = option("News file in SOURCE.", "news.tsv")
+    behaviors: str = option("Impressions file in SOURCE.", "behaviors.tsv")
+    text_fields: Names = option("Columns of the news kept as text: a,b.", TEXT_FIELDS)
+    time_format: str | None = option("How times are written; MIND's own month-first form by default.")
 
     def read(self, writer: DatasetWriter) -> Dataset:
         """Read the news, the impressions, and the histories in them."""

@@ -16,7 +16,7 @@ from pydantic import Field
 from trsr.data.columns import ITEM_ID, Sought, find_column, require_columns
 from trsr.data.dataset import Dataset
 from trsr.data.ingest import EventCollector, ItemCollector, single
-from trsr.data.raw_file import MIN_RATING, MinRating, RawFile, TimedOptions
+from trsr.data.raw_file import RatedOptions, RawFile, option
 from trsr.data.text_lines import RAW, ROW
 from trsr.data.values import clean_cell, clean_ids, clean_texts
 from trsr.data.writer import DatasetWriter
@@ -45,7 +45,7 @@ _RATINGS = (
 _TITLE, _FILM_GENRES = Sought("film's title", ("title",)), Sought("film's genres", ("genres",))
 
 
-class MovieLensImport(TimedOptions):
+class MovieLensImport(RatedOptions):
     """Import MovieLens: movies.csv and ratings.csv, with overviews joined from a file of yours.
 
     Example: trsr import movielens ml-latest-small --overviews overviews.csv --out data/movies
@@ -53,16 +53,9 @@ class MovieLensImport(TimedOptions):
 
     kind: Literal["movielens"] = "movielens"
     source: Path = Field(description="Folder that holds the raw files.")
-    name: str = Field(default="movielens", description="Name in reports.")
-    min_rating: MinRating = Field(default=None, description=MIN_RATING)
-    tags: bool = Field(
-        default=False,
-        description="Add the films' tags as a text field; they may tell of the future.",
-    )
-    overviews: Path | None = Field(
-        default=None,
-        description="File with overviews by movieId, item_id, or tmdb_id (looked up in links.csv).",
-    )
+    name: str = option("Name in reports.", "movielens")
+    tags: bool = option("Add the films' tags as a text field; they may tell of the future.", False)
+    overviews: Path | None = option("File with overviews by movieId, item_id or tmdb_id (see links.csv).")
 
     def read(self, writer: DatasetWriter) -> Dataset:
         """Read the side files, the films and the ratings."""
@@ -93,7 +86,7 @@ class MovieLensImport(TimedOptions):
             file.refuse(orphans, f"{what} of an unknown film")
         events = EventCollector(ratings, items.ids)
         for frame in _frames(ratings):
-            events.add_rated(frame, _RATINGS, self.min_rating)
+            events.add_rated(frame, _RATINGS)
         events.finish()
         return writer.finish(
             name=self.name,

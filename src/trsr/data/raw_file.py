@@ -19,6 +19,12 @@ from trsr.data.values import clean_ids
 from trsr.data.writer import DatasetWriter
 from trsr.errors import DataError
 
+
+def option(description: str, default: Any = None) -> Any:
+    """Return a field of a model; the description is the help of its option on the command line."""
+    return Field(default=default, description=description)
+
+
 _OWN = ("share", "finite")  # errors of our own, whose messages are sentences
 
 
@@ -48,10 +54,8 @@ def _names(value: Any) -> Any:
     return tuple(name.strip() for name in value.split(",") if name.strip())
 
 
-MinRating = Annotated[float | None, AfterValidator(_finite)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 """Names of columns; a text is divided at its commas."""
-MIN_RATING = "Leave out lower ratings; they are counted."
 
 
 class ImportOptions(BaseModel):
@@ -59,14 +63,10 @@ class ImportOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    delimiter: str | None = Field(
-        default=None, description="Between fields: ';', '|', tab ...; found by default."
-    )
-    encoding: str | None = Field(
-        default=None, description="Of text files: utf-8, utf-16, cp1252 ...; found by default."
-    )
-    max_rejects: Annotated[float, AfterValidator(_share)] = Field(
-        default=MAX_REJECTS, description="Largest share of a file's rows that may be unreadable."
+    delimiter: str | None = option("Between fields: ';', '|', tab ...; found by default.")
+    encoding: str | None = option("Of text files: utf-8, utf-16, cp1252 ...; found by default.")
+    max_rejects: Annotated[float, AfterValidator(_share)] = option(
+        "Largest share of a file's rows that may be unreadable.", MAX_REJECTS
     )
 
     @classmethod
@@ -104,13 +104,18 @@ class ImportOptions(BaseModel):
 class TimedOptions(ImportOptions):
     """Options of importers whose events have times."""
 
-    time_format: str | None = Field(
-        default=None,
-        description="How times are written: day-first, month-first, year-first, epoch-s (-ms, -us, -ns, "
-        "-days), excel, or a pattern such as '%d.%m.%Y %H:%M'; found by default where only one form fits.",
+    time_format: str | None = option(
+        "How times are written: day-first, month-first, year-first, epoch-s (-ms, -us, -ns, "
+        "-days), excel, or a pattern such as '%d.%m.%Y %H:%M'; found by default where only one form fits."
     )
-    keep_untimed: bool = Field(
-        default=False, description="Keep events without a time; their users stay in the file's order."
+    keep_untimed: bool = option("Keep events without a time; their users stay in the file's order.", False)
+
+
+class RatedOptions(TimedOptions):
+    """Options of importers whose events have ratings."""
+
+    min_rating: Annotated[float | None, AfterValidator(_finite)] = option(
+        "Leave out lower ratings; they are counted."
     )
 
 

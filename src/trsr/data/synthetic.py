@@ -17,7 +17,6 @@ there are. The words are in `synthetic_products.yaml` and `synthetic_news.yaml`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +30,7 @@ from trsr.data.dataset import EVENTS, IMPRESSIONS, Dataset
 from trsr.data.writer import DatasetWriter
 from trsr.seeding import derive_rng, derive_seed
 
-START = datetime(2026, 1, 1, tzinfo=UTC)
+START = 1_767_225_600_000_000  # 2026-01-01, in microseconds since 1970
 TASTE_WEIGHTS = (0.5, 0.3, 0.2)
 _CHUNK = 2048
 _DRAWS = 20
@@ -195,7 +194,7 @@ def _write_users(
             "user_id": users.gather(row),
             "item_id": item_ids.gather(flat),
             "position": lengths[row] - 1 - backward[column],
-            "timestamp": _timestamps(times[:n_users, ::-1][row, column]),
+            "timestamp": START + times[:n_users, ::-1][row, column],
         },
         schema=EVENTS,
     )
@@ -307,8 +306,3 @@ def _impressions(
         .with_columns(impression_id="m" + pl.col("user_id").str.slice(1))
         .select(IMPRESSIONS.names())
     )
-
-
-def _timestamps(microseconds: _Ints) -> pl.Series:
-    start = int((START - datetime(1970, 1, 1, tzinfo=UTC)) / timedelta(microseconds=1))
-    return pl.Series("timestamp", microseconds + start).cast(EVENTS["timestamp"])

@@ -25,7 +25,7 @@ from trsr.data.columns import (
 )
 from trsr.data.dataset import Dataset
 from trsr.data.ingest import EventCollector, ItemCollector
-from trsr.data.raw_file import Names, RawFile, TimedOptions
+from trsr.data.raw_file import Names, RawFile, TimedOptions, option
 from trsr.data.readers import JSON_SUFFIXES
 from trsr.data.text_lines import RAW, ROW
 from trsr.data.values import read_lists, separator_of
@@ -42,25 +42,18 @@ class TableImport(TimedOptions):
     kind: Literal["table"] = "table"
     items: Path = Field(description="Items: CSV, TSV, JSONL, Parquet or Excel.")
     events: Path = Field(description="Events, one a row or one list a user.")
-    name: str | None = Field(default=None, description="Name in reports; that of the folder by default.")
-    domain: str = Field(default="general", description="news, products, movies, or another word.")
-    text_fields: Names | None = Field(
-        default=None, description="Text columns of the items, in rendering order: a,b,c."
-    )
-    category_fields: Names | None = Field(default=None, description="Those that hold categories: a,b.")
-    items_columns: Names | None = Field(default=None, description="Column names of a headerless items file.")
-    events_columns: Names | None = Field(
-        default=None, description="Column names of a headerless events file."
-    )
-    item_id: str | None = Field(default=None, description="Item id column of the items.")
-    event_item_id: str | None = Field(default=None, description="Item id column of the events.")
-    user_id: str | None = Field(default=None, description="User id column.")
-    timestamp: str | None = Field(
-        default=None,
-        description="Column of the time or of the list of times; DATE,TIME joins two columns.",
-    )
-    item_list: str | None = Field(default=None, description="Column of the list of items.")
-    quotes: bool | None = Field(default=None, description="Fields may be quoted; found by default.")
+    name: str | None = option("Name in reports; that of the folder by default.")
+    domain: str = option("news, products, movies, or another word.", "general")
+    text_fields: Names | None = option("Text columns of the items, in rendering order: a,b,c.")
+    category_fields: Names | None = option("Those that hold categories: a,b.")
+    items_columns: Names | None = option("Column names of a headerless items file.")
+    events_columns: Names | None = option("Column names of a headerless events file.")
+    item_id: str | None = option("Item id column of the items.")
+    event_item_id: str | None = option("Item id column of the events.")
+    user_id: str | None = option("User id column.")
+    timestamp: str | None = option("Column of the time or of the list of times; DATE,TIME joins two columns.")
+    item_list: str | None = option("Column of the list of items.")
+    quotes: bool | None = option("Fields may be quoted; found by default.")
 
     def read(self, writer: DatasetWriter) -> Dataset:
         """Read the items and the events."""

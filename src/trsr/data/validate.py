@@ -41,14 +41,6 @@ class Problem:
         return f"{self.file}{'' if self.row is None else f', row {self.row}'}: {self.message}"
 
 
-def imported_info(path: Path) -> DatasetInfo | None:
-    """Return what the import of a folder noted, or None where `dataset.json` cannot be read."""
-    try:
-        return read_info(path)
-    except DataError:
-        return None
-
-
 def validate_dataset(path: str | Path) -> Iterator[Problem]:
     """Yield every problem of a dataset folder.
 
