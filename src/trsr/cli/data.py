@@ -60,7 +60,8 @@ def _command(model: type[ImportOptions]) -> Callable[..., None]:
     def command(out: Path, overwrite: bool, as_json: bool, **options: Any) -> None:
         _import(model, options, out, overwrite, as_json)
 
-    names = sorted(model.model_fields.keys() - {"kind"}, key=lambda name: _place(model, name))
+    names = [name for name in model.model_fields if name != "kind"]
+    names.sort(key=lambda name: name not in model.__annotations__)
     parameters = [
         _parameter("out", Out, inspect.Parameter.empty),
         *(_parameter(name, *_option(name, model.model_fields[name])) for name in names),
@@ -70,10 +71,6 @@ def _command(model: type[ImportOptions]) -> Callable[..., None]:
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__doc__ = model.__doc__
     return command
-
-
-def _place(model: type[ImportOptions], name: str) -> tuple[bool, int]:
-    return name not in model.__annotations__, list(model.model_fields).index(name)
 
 
 def _parameter(name: str, kind: Any, default: Any) -> inspect.Parameter:
