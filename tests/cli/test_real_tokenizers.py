@@ -41,8 +41,6 @@ def test_models_check_passes_real_tokenizers(
     assert [(check, entry["message"]) for check, entry in found.items() if not entry["ok"]] == []
     assert answer.code == 0
     assert {"labels generic", "labels movies", "labels news", "labels paper", "labels products"} <= set(found)
-    bos = found["BOS"]["facts"]
-    assert bos["leading"] == (1 if tokenizer in {"llama2", "llama3", "gemma3"} else 0)
-    assert found["chat template"]["facts"]["present"] is chat
-    assert found["chat template"]["facts"]["trims"] is (name in {"Llama-3-Instruct", "Gemma-3-it"})
-    assert found["sharing"]["facts"]["shared"]
+    assert ("once" in found["BOS"]["message"]) is (tokenizer in {"llama2", "llama3", "gemma3"})
+    assert found["chat template"]["message"].startswith("applied" if chat else "none")
+    assert found["sharing"]["message"].startswith("shared;")
