@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,32 +30,27 @@ def config(**settings: Any) -> RunConfig:
     return RunConfig.model_validate({"name": "test", "data": {"kind": "synthetic"}, **settings})
 
 
+SERVED = {"kind": "openai", "base_url": "http://127.0.0.1:1/v1"}
+
+
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "refused"),
     [
-        {"recommender": NOWHERE},
-        {"recommender": NOWHERE, "train": None, "rankers": ["llm_zero_shot"]},
-        {"engine": {"kind": "transformers", **NOWHERE}},
-        {"engine": {"kind": "llamacpp", **NOWHERE}, **WITHOUT_LLM},
+        ({"recommender": NOWHERE}, True),
+        ({"recommender": NOWHERE, "train": None, "rankers": ["llm_zero_shot"]}, True),
+        ({"engine": {"kind": "transformers", **NOWHERE}}, True),
+        ({"engine": {"kind": "llamacpp", **NOWHERE}, **WITHOUT_LLM}, True),
+        ({}, False),
+        ({"recommender": NOWHERE, **WITHOUT_LLM}, False),
+        ({"engine": {"kind": "transformers", **NOWHERE}, "summary": {"method": "counted"}}, False),
+        ({"engine": SERVED | NOWHERE}, False),
+        ({"engine": {"kind": "fake"}, "recommender": {"model": "OWNER/NAME"}}, False),
     ],
 )
-def test_an_unknown_model_that_would_be_loaded_is_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(ModelError, match=r"There is no model '\./no/such/model'"):
+def test_unknown_models_are_refused_where_they_are_loaded(settings: dict[str, Any], refused: bool) -> None:
+    expected = pytest.raises(ModelError, match=r"There is no model '\./no/such/model'")
+    with expected if refused else nullcontext():
         check_models(config(**settings))
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"recommender": NOWHERE, **WITHOUT_LLM},
-        {"engine": {"kind": "transformers", **NOWHERE}, "summary": {"method": "counted"}},
-        {"engine": {"kind": "openai", "base_url": "http://127.0.0.1:1/v1", **NOWHERE}},
-        {"engine": {"kind": "fake"}, "recommender": {"model": "OWNER/NAME"}},
-    ],
-)
-def test_a_model_that_is_known_or_not_used_here_is_let_through(settings: dict[str, Any]) -> None:
-    check_models(config(**settings))
 
 
 def test_a_model_that_may_not_be_looked_into_is_one_sentence() -> None:
@@ -125,20 +121,11 @@ def test_a_plan_is_refused_as_the_run_would_be(tiny_model: Path) -> None:
         plan_experiment(tiny(tiny_model, prompt={"max_tokens": 9000}), rates=rates)
     with pytest.raises(ModelError, match="There is no model"):
         plan_experiment(tiny(tiny_model, recommender=NOWHERE), rates=rates)
-    notes = plan_experiment(tiny(Path("OWNER/NAME")), rates=rates)["notes"]
-    assert any("'OWNER/NAME' is not on this machine" in note for note in notes)
-
-
-def test_a_plan_takes_no_stored_text_for_one_of_a_model_whose_keys_are_unknown(
-    tiny_model: Path, tmp_path: Path
-) -> None:
-    engine = {"kind": "transformers", "model": "OWNER/NAME"}
-    chosen = tiny(tiny_model, engine=engine)
-    told = plan_experiment(chosen, rates=Rates(None, None, 24.0), store=tmp_path / "none.sqlite")
-    assert told["calls_known"] == 0
+    unknown = tiny(Path("OWNER/NAME"), engine={"kind": "transformers", "model": "OWNER/NAME"})
+    notes = plan_experiment(unknown, rates=rates)["notes"]
+    assert any(note.startswith("The model 'OWNER/NAME' is not on this machine") for note in notes)
     assert any(
-        note.startswith("The store is not looked into: The tokenizer of 'OWNER/NAME' is not on this machine")
-        for note in told["notes"]
+        note.startswith("The store is not looked into: The tokenizer of 'OWNER/NAME'") for note in notes
     )
 
 
