@@ -18,7 +18,7 @@ class Metrics:
     """The metrics of one server.
 
     Args:
-        facts: Returns what the queue, the store and the follower count; names in `_total` only ever grow.
+        facts: Returns what the queue, the store and the updater count; names in `_total` only ever grow.
     """
 
     def __init__(self, facts: Callable[[], Facts]) -> None:

@@ -29,6 +29,8 @@ N_WRITERS = 8
 class Service:
     """What a running server can do. Its plain methods block: call them from threads.
 
+    Unknown users, items and fields are refused with a `Problem` that names them, and nothing is kept.
+
     Args:
         store: Keeps users, profiles and items that were put.
         updater: Updates profiles, in a thread of its own from `start` to `close`.
@@ -114,20 +116,12 @@ class Service:
     # Users
 
     def add_events(self, user_id: str, events: Sequence[EventIn]) -> list[bool]:
-        """Keep events, from which the profile is updated; return which were new.
-
-        Raises:
-            Problem: unknown items, by name; then no event is kept.
-        """
+        """Keep events, from which the profile is updated; return which were new."""
         self.ranker.check_items([event.item_id for event in events])
         return self.store.add_events(user_id, events)
 
     def user(self, user_id: str) -> UserOut:
-        """Return everything that is known of a user.
-
-        Raises:
-            Problem: there is no such user.
-        """
+        """Return everything that is known of a user."""
         events = self.store.events(user_id)
         if not events:
             raise unknown_user(user_id)
@@ -159,33 +153,21 @@ class Service:
         )
 
     def put_notes(self, user_id: str, text: str) -> NotesOut:
-        """Replace what a user wrote about themselves; a blank text removes it.
-
-        Raises:
-            Problem: there is no such user.
-        """
+        """Replace what a user wrote about themselves; a blank text removes it."""
         notes = self.store.put_notes(user_id, text if plain_line(text) else "")
         if notes is None:
             raise unknown_user(user_id)
         return notes
 
     def delete_user(self, user_id: str) -> None:
-        """Forget a user; no byte of them is left when this returns.
-
-        Raises:
-            Problem: there is no such user.
-        """
+        """Forget a user; no byte of them is left when this returns."""
         if not self.store.delete_user(user_id):
             raise unknown_user(user_id)
 
     # Items
 
     def put_items(self, items: Sequence[Item]) -> int:
-        """Add or change items; return how many were new.
-
-        Raises:
-            Problem: an item has a field that the catalogue does not have; then no item is kept.
-        """
+        """Add or change items; return how many were new."""
         known = self.catalogue.fields
         if unknown := list(dict.fromkeys(f for item in items for f in item.fields if f not in known)):
             raise Problem(
@@ -199,21 +181,13 @@ class Service:
         return n_added
 
     def item(self, item_id: str) -> Item:
-        """Return an item.
-
-        Raises:
-            Problem: there is no such item.
-        """
+        """Return an item."""
         if item_id not in self.catalogue:
             raise Problem(UNKNOWN_ITEM, f"There is no item {item_id!r}; put it there first.")
         return self.catalogue.item(item_id)
 
     def delete_item(self, item_id: str) -> None:
-        """Delete an item: it is not found or ranked any more; histories keep its id, without a text.
-
-        Raises:
-            Problem: there is no such item.
-        """
+        """Delete an item: it is not found or ranked any more; histories keep its id, without a text."""
         with self._items_lock:
             self.item(item_id)
             self.store.delete_item(item_id)
@@ -224,11 +198,7 @@ class Service:
     async def recommend(
         self, whom: str | tuple[str, ...], wish: Wish
     ) -> tuple[Reader, list[RankedItem], Tokens]:
-        """Rank items for a user, or for a history (item ids, oldest first); see `Ranker.recommend`.
-
-        Raises:
-            Problem: there is no such user, and what `Ranker.recommend` raises.
-        """
+        """Rank items for a user, or for a history (item ids, oldest first); see `Ranker.recommend`."""
         reader = await run_in_threadpool(self.reader, whom)
         return reader, *await self.ranker.recommend(reader, wish)
 
@@ -237,9 +207,6 @@ class Service:
 
         Args:
             whom: A user, or a history of no particular user (item ids, oldest first).
-
-        Raises:
-            Problem: there is no such user, or an item of the history is unknown.
         """
         if not isinstance(whom, str):
             self.ranker.check_items(whom)

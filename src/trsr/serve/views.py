@@ -1,4 +1,7 @@
-"""What the page shows: values read from the service, cut to lengths that can be read."""
+"""What the page shows: values read from the service, cut to lengths that can be read.
+
+Unknown users and items raise `Problem`; a model without time for a ranking raises `OverloadedError`.
+"""
 
 from __future__ import annotations
 
@@ -137,11 +140,7 @@ def item_view(service: Service, item_id: str) -> ItemView:
 
 
 def user_view(service: Service, user_id: str) -> UserView:
-    """Read everything the page shows of a user but rankings.
-
-    Raises:
-        Problem: there is no such user.
-    """
+    """Read everything the page shows of a user but rankings."""
     user = service.user(user_id)
     blocks, before = [], None
     for block in user.blocks:
@@ -172,12 +171,7 @@ def _profile_view(service: Service, user: UserOut) -> ProfileView:
 async def ranking_view(
     service: Service, user_id: str, before: Sequence[str] = (), explain: str | None = None
 ) -> RankingView:
-    """Rank for a user; `before` are the items of the ranking that is on the page, best first.
-
-    Raises:
-        Problem: there is no such user, or the item to explain is unknown.
-        OverloadedError: there is no time for it.
-    """
+    """Rank for a user; `before` are the items of the ranking that is on the page, best first."""
     reader, results, _ = await service.recommend(user_id, Wish(top_n=N_SHOWN))
     why = await why_view(service, user_id, explain) if explain else None
     rows = [
@@ -194,22 +188,13 @@ async def ranking_view(
 
 
 def retrieved_view(service: Service, user_id: str) -> list[ItemView]:
-    """Return the items that the model would rank for a user, in the order in which they were found.
-
-    Raises:
-        Problem: there is no such user.
-    """
+    """Return the items that the model would rank for a user, in the order in which they were found."""
     found = service.ranker.retrieved(service.reader(user_id), Wish(top_n=N_SHOWN))
     return [item_view(service, item_id) for item_id in found[:N_SHOWN]]
 
 
 async def why_view(service: Service, user_id: str, item_id: str) -> Why:
-    """Explain one candidate's score.
-
-    Raises:
-        Problem: there is no such user or item.
-        OverloadedError: there is no time for it.
-    """
+    """Explain one candidate's score."""
     wish = Wish(candidates=(item_id,), top_n=1, explain=True)
     _, (one,), _ = await service.recommend(user_id, wish)
     assert one.explanation is not None
@@ -232,10 +217,6 @@ async def comparison_view(service: Service, user_id: str) -> Comparison:
     """Rank a user's candidates with the profile that serves and with the one that is only counted.
 
     The notes are read with both.
-
-    Raises:
-        Problem: there is no such user.
-        OverloadedError: there is no time for it.
     """
     wish = Wish(top_n=max(N_SHOWN, service.ranker.n_ranked))
     reader, results, _ = await service.recommend(user_id, wish)
