@@ -1,6 +1,6 @@
 """Amazon-M2 (sessions of one locale), and Amazon reviews of 2018 and 2023 (reviews and metadata).
 
-What a review says is left out: it is written after the purchase, about the item, by one user.
+Review texts are left out: they are written after the purchase, about the item, by one user.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def find_column(columns: Sequence[str], usual: Sequence[str], named: str | None 
     """Return the column that was named, else the first usual name, else the first in another case, else None.
 
     Raises:
-        DataError: several columns are such a name in other cases, so that none can be chosen.
+        DataError: several columns are such a name in other cases, and none can be chosen.
     """
     if named is not None:
         return named if named in columns else None
@@ -80,12 +80,16 @@ def require_columns(
         return [column for column in found if column is not None]
     there = ", ".join(c for c in dict.fromkeys([*columns, *unread]) if c.isprintable()) or "none"
     names = [repr(one.named) if one.named is not None else ", ".join(one.usual) for one in missing]
-    said = [f"for the {one.meaning} (looked for {name}" for one, name in zip(missing, names, strict=True)]
+    missed = [f"for the {one.meaning} (looked for {name}" for one, name in zip(missing, names, strict=True)]
     options = [one.option for one in missing if one.option]
     advice = f"name {'one' if len(missing) == 1 else 'them'} with {' and '.join(options)}"
     raise DataError(
         f"{file} has no column "
-        + (f"{said[0]}; found {there})" if len(said) == 1 else f"{') and none '.join(said)}); found {there}")
+        + (
+            f"{missed[0]}; found {there})"
+            if len(missed) == 1
+            else f"{') and none '.join(missed)}); found {there}"
+        )
         + f"; {advice if options else 'check that it is the right file'}."
     )
 
@@ -111,7 +115,7 @@ def guess_text_fields(columns: Iterable[str], item_id: str) -> list[str]:
 
 
 def guess_category_fields(text_fields: Iterable[str]) -> list[str]:
-    """Return those text fields whose name says that they hold categories, brands or the like."""
+    """Return the text fields whose names are those of categories, brands or the like."""
     return [field for field in text_fields if field.lower() in CATEGORIES]
 
 
@@ -174,7 +178,7 @@ def find_time_column(file: str, columns: Sequence[str], option: str = "--timesta
 
 
 def refuse_separate_clock(file: str, frame: pl.DataFrame, date: str, option: str = "--timestamp") -> None:
-    """Refuse a column of mere dates where another column holds times of day, which would be lost unsaid.
+    """Refuse a column of dates where another column holds times of day, which would be lost silently.
 
     Raises:
         DataError: there is such a column.

@@ -1,4 +1,4 @@
-"""What an import found of its raw files, and how many rows it may refuse; `dataset.json` keeps it."""
+"""Facts about the raw files of an import, kept in `dataset.json`, and how many rows it may refuse."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import datetime
 from pydantic import BaseModel, ConfigDict
 
 MAX_REJECTS = 0.05
-# Reasons that say nothing against the reading of a row; references are counted apart.
+# Rejects for these reasons do not count as unreadable rows; references are counted apart.
 REFERENCES = (
     "unknown item",
     "history entry without a news row",
@@ -33,7 +33,7 @@ _ADVICE = {
 
 
 class TimesInfo(BaseModel):
-    """What an import found of times."""
+    """Facts about the times in the raw files."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -56,7 +56,7 @@ class TimesInfo(BaseModel):
 
 
 class FileInfo(BaseModel):
-    """What an import found of a raw file."""
+    """Facts about a raw file, filled in while it is read."""
 
     model_config = ConfigDict(extra="forbid")
 

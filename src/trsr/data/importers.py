@@ -1,4 +1,4 @@
-"""The kinds of data that can be imported, and what an import says about itself when it is done."""
+"""The kinds of data that can be imported, and the report of an import."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ IMPORTERS = (MindImport, AmazonM2Import, AmazonReviewsImport, MovieLensImport, T
 
 
 def import_warnings(info: DatasetInfo) -> list[str]:
-    """Return what a user should know before they use the dataset, a sentence each."""
+    """Return the warnings about a dataset, one sentence each."""
     warnings = [] if info.times is None else _time_warnings(info.times, info.counts)
     for name, file in info.files.items():
         if file.references:

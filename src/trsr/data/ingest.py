@@ -1,4 +1,4 @@
-"""What every importer does with its items and events: keep each item once, put events in order.
+"""Steps that all importers share: keep each item once, put events in order.
 
 Memory stays flat: only item ids (and a hash each) are held in it, never the interactions.
 """
@@ -129,7 +129,7 @@ class EventCollector:
     left in the order of the file.
 
     Attributes:
-        times: What is found of times; an importer names the column in it.
+        times: Facts about the times; an importer names the column in it.
     """
 
     def __init__(self, file: RawFile, item_ids: pl.DataFrame, *, fixed_columns: bool = False) -> None:
@@ -287,7 +287,7 @@ class EventCollector:
     def _fold_repeats(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Return each event once: the same user, item and time again is the same event sent twice.
 
-        Without a time nothing says that it is not a second one, so it stays.
+        Without a time it may be a second one, and stays.
         """
         if rows["timestamp"].null_count() == len(rows):
             return rows

@@ -29,7 +29,7 @@ NEWS = (
 )
 BEHAVIORS = ("impression_id", "user_id", "time", "history", "candidates")
 TEXT_FIELDS = ("category", "subcategory", "title", "abstract")
-NOBODY = "U_UNKNOWN"  # a user id that stands for "not known": each of its rows is a user of its own
+UNKNOWN_USER = "U_UNKNOWN"  # each of its rows is a user of its own
 _HASH = "__history_hash__"
 _SPOOLED = pl.Schema([*IMPRESSIONS.items(), (ROW, pl.Int64()), (_HASH, pl.UInt64())])
 _HISTORY_ROWS = 1_000_000  # history positions ordered at once
@@ -78,7 +78,7 @@ class MindImport(ImportOptions):
 
 
 def _impressions(file: RawFile, frame: pl.DataFrame, times: TimeReader) -> pl.DataFrame:
-    """Return the logged impressions of a batch, with what `_write_histories` needs besides."""
+    """Return the logged impressions of a batch, with the columns that `_write_histories` needs."""
     frame = frame.with_columns(pl.col(BEHAVIORS).str.strip_chars())
     cells = pl.col("impression_id", "user_id", "time", "history")
     frame = frame.with_columns(pl.when(cells.is_in(MARKERS)).then(pl.lit("")).otherwise(cells).name.keep())
@@ -93,12 +93,13 @@ def _impressions(file: RawFile, frame: pl.DataFrame, times: TimeReader) -> pl.Da
     ):
         frame = file.keep(frame, good, reason)
     candidates = _words("candidates")
-    nobody = pl.col("user_id").is_in(["", NOBODY])
+    unknown = pl.col("user_id").is_in(["", UNKNOWN_USER])
+    alone = UNKNOWN_USER + ":" + pl.col("impression_id")
     return frame.select(
         ROW,
         pl.col("history").hash().alias(_HASH),
         "impression_id",
-        pl.when(nobody).then(NOBODY + ":" + pl.col("impression_id")).otherwise("user_id").alias("user_id"),
+        pl.when(unknown).then(alone).otherwise("user_id").alias("user_id"),
         pl.col("timestamp").cast(TIME),
         _words("history"),
         candidates.list.eval(pl.element().str.head(-2)),
@@ -152,7 +153,7 @@ def _write_histories(writer: DatasetWriter, file: RawFile, item_ids: pl.DataFram
     longest = sizes.unique("user_id", keep="first", maintain_order=True)
     writer.counts["history_positions"] = int(sizes["n"].sum())
     writer.counts["repeated_histories"] = len(sizes) - len(longest)
-    # Shorter ones that say something else; they are in impressions.parquet all the same.
+    # Other histories of the same users; they stay in impressions.parquet.
     writer.counts["other_histories"] = len(sizes.unique(["user_id", _HASH])) - len(longest)
     kept = longest.lazy().select(ROW)
     share = _HISTORY_ROWS * writer.impressions.rows // max(1, int(longest["n"].sum()))

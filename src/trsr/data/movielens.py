@@ -140,7 +140,7 @@ def _read_tags(file: RawFile) -> pl.DataFrame:
 
 
 def _with_film_and_text(file: RawFile, rows: pl.DataFrame, text: str) -> pl.DataFrame:
-    """Return the rows of a side file that name a film and say something about it."""
+    """Return the rows of a side file that have a film id and a text."""
     rows = file.clean_ids(single(rows, "item_id"), "item_id")
     rows = file.keep(rows, pl.col("item_id").is_not_null(), "no film id")
     file.info.entries += len(rows)

@@ -130,7 +130,7 @@ class RawFile:
 
     @property
     def info(self) -> FileInfo:
-        """What the import found of the file; it is listed from the first look on."""
+        """Facts about the file; asking for them lists the file in `dataset.json`."""
         return self.writer.file(self.name)
 
     def frames(

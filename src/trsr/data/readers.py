@@ -25,7 +25,7 @@ from trsr.errors import DataError, MissingExtraError
 _FIELDS = "\x1ffields"
 _PARQUET_ROWS = 50_000
 _SNIFFED_LINES = 1000
-_LINES_SEEN = 20  # of a file without a header, to tell whether it is the right one
+_LINES_SEEN = 20  # to check that a file without a header is the right one
 _DELIMITED = {
     **{".csv": ",", ".tsv": "\t", ".tab": "\t", ".txt": "\t", ".psv": "|", ".dat": ","},
     **{".item": "|", ".data": "\t"},  # MovieLens 100k
@@ -34,7 +34,7 @@ JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 # How MongoDB writes a value with its type in JSON: `{"$oid": "65a0"}` is the id 65a0.
 _TYPED = {"$oid", "$date", "$numberInt", "$numberLong", "$numberDouble", "$numberDecimal", "$uuid"}
 _EXCEL = (".xlsx", ".xlsm", ".xlsb", ".xls")
-_EXCEL_DAY_0 = "^1899-12-3[01][T ]"  # stands before a time of day
+_EXCEL_DAY_0 = "^1899-12-3[01][T ]"  # before a time of day
 _NAMED_DELIMITERS = {"tab": "\t", "\\t": "\t"}
 
 
@@ -89,7 +89,7 @@ def _read_delimited(
 ) -> Iterator[pl.DataFrame]:
     header = None if columns is None else _distinct(file, plain_names(columns))
     header_line: str | None = None
-    pending: list[str] = []  # lines of a quoted field that goes on in the next batch
+    pending: list[str] = []  # lines of a quoted field that continues in the next batch
     separator, quoted = usual, False
     for number, lines, last in read_lines(file, reject, info):
         first, texts = number - len(pending), pending + lines
@@ -295,7 +295,7 @@ def _column(values: list[str | list[str] | None]) -> pl.Series:
 
 
 def _lists(cells: list[list[str] | None]) -> pl.Series:
-    """Return `pl.Series(cells)` in a seventh of its time: that makes a series of every list first."""
+    """Return `pl.Series(cells)` in a third of its time: that makes a series of every list first."""
     rows = pl.Series([row for row, cell in enumerate(cells) for _ in cell or ()], dtype=pl.Int64)
     parts = pl.Series([part for cell in cells for part in cell or ()], dtype=pl.String)
     found = pl.DataFrame({"row": rows, "cell": parts}).group_by("row").agg("cell")
@@ -356,8 +356,8 @@ def _read_excel(file: Path, info: FileInfo) -> Iterator[pl.DataFrame]:
 
 
 def _unreadable(file: Path, kind: str, error: Exception) -> DataError:
-    said = str(error).splitlines()[0].rstrip(".")
-    return DataError(f"{file} cannot be read as {kind} ({said}); check that it is the right file.")
+    reason = str(error).splitlines()[0].rstrip(".")
+    return DataError(f"{file} cannot be read as {kind} ({reason}); check that it is the right file.")
 
 
 def _as_text(table: pl.DataFrame, first: int, *changes: pl.Expr) -> pl.DataFrame:

@@ -209,7 +209,7 @@ def _draw_events(rng: np.random.Generator, config: SyntheticConfig, shelves: _Sh
     Column 0 is the final event, column 1 the one before it, and so on.
     """
     n_tastes = len(TASTE_WEIGHTS)
-    # Four different topics a user: three for the lasting taste, the fourth for the shift.
+    # Four different topics per user: three for the lasting taste, the fourth for the shift.
     topics = rng.random((_CHUNK, shelves.n_topics)).argsort(axis=1)[:, : n_tastes + 1]
     interests = topics * shelves.per_topic + rng.integers(shelves.per_topic, size=topics.shape)
     favourites = rng.integers(shelves.n_makers, size=interests.shape)
@@ -241,7 +241,7 @@ def _draw_events(rng: np.random.Generator, config: SyntheticConfig, shelves: _Sh
 
 
 def _repeated(items: _Ints) -> npt.NDArray[np.bool_]:
-    """Mark what stood further left in its row already."""
+    """Mark the items that are in their row further left already."""
     order = np.argsort(items, axis=1, kind="stable")
     ordered = np.take_along_axis(items, order, axis=1)
     marks = np.zeros(items.shape, dtype=bool)

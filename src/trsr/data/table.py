@@ -41,7 +41,7 @@ class TableImport(TimedOptions):
 
     kind: Literal["table"] = "table"
     items: Path = Field(description="Items: CSV, TSV, JSONL, Parquet or Excel.")
-    events: Path = Field(description="Events, one a row or one list a user.")
+    events: Path = Field(description="Events: one per row, or one list per user.")
     name: str | None = option("Name in reports; that of the folder by default.")
     domain: str = option("news, products, movies, or another word.", "general")
     text_fields: Names | None = option("Text columns of the items, in rendering order: a,b,c.")
@@ -140,7 +140,7 @@ class TableImport(TimedOptions):
     def _item_list(self, file: str, columns: Sequence[str]) -> str | None:
         """Return the column of lists of items, or None where events are one per row.
 
-        Such a file may have a column called "history" too; "id" alone says nothing about items.
+        Such a file may have a column called "history" too; a column "id" alone need not be that of items.
         """
         if self.event_item_id or (self.item_list is None and find_column(columns, names.ITEM_ID[:-1])):
             return None
@@ -150,7 +150,7 @@ class TableImport(TimedOptions):
         return found
 
     def _usual_item_ids(self, file: str, columns: Sequence[str]) -> tuple[str, ...]:
-        """Return the names that an item id may have; beside other columns, "id" numbers the events."""
+        """Return the names that an item id may have; with other columns, "id" numbers the events."""
         user_id = find_column(columns, names.USER_ID, self.user_id)
         others = (c for c in columns if c.isprintable() and c not in {user_id, self.timestamp})
         numbered = any(c.lower() != "id" and find_time_column(file, [c]) is None for c in others)
@@ -161,7 +161,7 @@ class TableImport(TimedOptions):
         info, columns, named = histories.times, frame.columns, self.timestamp
         if named is None:
             named = find_time_column(info.file, [column for column in columns if column != user_id])
-            if named is not None and info.n == 0:  # the first frame tells enough
+            if named is not None and info.n == 0:  # the first frame is enough
                 refuse_separate_clock(info.file, frame, named)
         if named is None:
             if info.n == 0:

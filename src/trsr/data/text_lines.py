@@ -100,7 +100,7 @@ def _open(file: Path) -> BinaryIO:
     stream = file.open("rb")
     if file.suffix == ".gz" or stream.peek(2)[:2] == b"\x1f\x8b":  # gzip under any name
         stream.close()
-        # GzipFile is a BinaryIO in all that is used here; the type stubs do not say so.
+        # GzipFile is a BinaryIO in all that is used here; the type stubs do not know.
         return gzip.open(file, "rb")  # type: ignore[return-value]
     return stream
 
@@ -146,14 +146,14 @@ def _find_encoding(sample: bytes) -> str:
         if sample.startswith(mark):
             return encoding
     start = sample[:1000]
-    if (zeros := start.count(0)) > len(start) / 4:  # most letters of UTF-16 have a zero beside them
+    if (zeros := start.count(0)) > len(start) / 4:  # most letters of UTF-16 have a zero next to them
         return "utf-16-le" if start[1::2].count(0) * 2 > zeros else "utf-16-be"
     lines = sample.split(b"\n")[: None if len(sample) < _SAMPLE_BYTES else -1]
     lines = [line for line in lines if not line.isascii()]
     if any(_is_utf8(line) for line in lines):
         return "utf-8"
     high = [run for line in lines for run in _HIGH.findall(line)]
-    # In western words a letter outside ASCII stands alone; other scripts have long runs of such bytes.
+    # In western words a letter outside ASCII is alone; other scripts have long runs of such bytes.
     long_runs = sum(len(run) for run in high if len(run) > 2)
     looks_western = high and long_runs * 10 <= sum(map(len, high)) and not any(map(_NOT_CP1252.search, lines))
     return "cp1252" if looks_western else "utf-8"

@@ -1,8 +1,8 @@
 """Times as other systems write them: each text is read in the one way it can be meant, or not at all.
 
 Self-contained forms (ISO 8601, month names, compact dates, epochs of today's size) are read text by text.
-What one text leaves open (`05/01/2025`, a two-digit year, an Excel day number) is decided by the whole
-column: it is read only where one reading fits every text; otherwise the column is refused.
+A text with several readings (`05/01/2025`, a two-digit year, an Excel day number) is decided by the
+whole column: it is read only where one reading fits every text; otherwise the column is refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DAY_FIRST, MONTH_FIRST, YEAR_FIRST = "day-first", "month-first", "year-first"
 # Order -> which part of `_OPEN` is year, month and day.
 _ORDERS = {DAY_FIRST: ("c", "b", "a"), MONTH_FIRST: ("c", "a", "b"), YEAR_FIRST: ("a", "b", "c")}
 _DAY = 86_400_000_000
-_YEARS_1_TO_9999 = (-62_135_596_800_000_000, 253_402_300_799_999_999)  # in microseconds: what Python can tell
+_YEARS_1_TO_9999 = (-62_135_596_800_000_000, 253_402_300_799_999_999)  # in microseconds: Python's range
 
 
 def _micros(*date: int) -> float:
@@ -41,7 +41,7 @@ NUMBERS = {
     "dotnet-ticks": (0.1, _micros(1, 1, 1)),
     "filetime": (0.1, _micros(1601, 1, 1)),
 }
-# What a number without a name can be: 1990 to 2100 in the epochs (larger ones of ten digits are a date and an
+# Readings of a number without a name: 1990 to 2100 in the epochs (larger ones of ten digits are a date and an
 # hour, and 18 digits can be .NET ticks), 2000 to 2050 in Excel's days. None of these ranges meet.
 _RANGES = {
     "epoch-s": (631_152_000.0, 1_990_000_000.0),
@@ -82,7 +82,7 @@ _WRITTEN = {
 _OPEN = "day and month"
 _WRITTEN[_OPEN] = rf"(?P<a>\d{{1,2}}){_SEPARATOR}(?P<b>\d{{1,2}}){_SEPARATOR}(?P<c>\d{{4}}|\d{{2}})"
 _COMPACT = r"^(?:19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:\d{4}|\d{6})?(?:\.0*)?$"
-# What stands around a time, or in another order, and says nothing more.
+# Text around a time that adds nothing, and other orders of its parts.
 _TIDY = (
     (r"^\$date: (?:\$numberLong: )?|^/Date\(|\)/$|^ISODate\(|^['\"]+|['\"]?\)?['\"]*$", ""),
     (r" ?\([A-Z][A-Za-z ]*\)?$", ""),
@@ -201,7 +201,7 @@ class TimeReader:
         return times
 
     def _open_numbers(self, numbers: pl.Series, times: pl.Series) -> pl.Series:
-        """Return which numbers are small, and note what they cannot be: Excel's days, or a mere order."""
+        """Return which numbers are small, and note what they cannot be: Excel's days, or an order."""
         rest = (times.is_null() & numbers.is_not_null()).fill_null(False)
         days = numbers.is_between(*_RANGES["excel"], closed="left") | numbers.is_in([0.0, -1.0])
         small = rest & numbers.is_between(*_ORDER_RANGE, closed="left").fill_null(False)
@@ -250,7 +250,7 @@ class TimeReader:
 
 
 class _Evidence:
-    """What a column says about the order of day, month and year."""
+    """Evidence of a column for the order of day, month and year."""
 
     def __init__(self) -> None:
         self.order: str | None = None
@@ -367,9 +367,9 @@ def _in_format(texts: pl.Series, form: str) -> pl.Series:
     try:
         return _strptime(texts, pattern)
     except pl.exceptions.PolarsError as error:
-        said = str(error).splitlines()[0].rstrip(".")
+        reason = str(error).splitlines()[0].rstrip(".")
         raise DataError(
-            f"The time format {form!r} cannot be used ({said}); name another --time-format."
+            f"The time format {form!r} cannot be used ({reason}); name another --time-format."
         ) from error
 
 

@@ -31,7 +31,7 @@ _ITEMS, _EVENTS, _IMPRESSIONS = "items.parquet", "events.parquet", "impressions.
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong, and where: `row` counts from 1 and is None where the whole file is meant."""
+    """A problem and its place: `row` counts from 1 and is None where the whole file is meant."""
 
     file: str
     row: int | None

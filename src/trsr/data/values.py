@@ -1,6 +1,6 @@
 r"""The meaning of a cell: missing or not, an id, a text, a rating, a list; one rule for every importer.
 
-A cell that holds nothing but a marker of `MISSING`, white space apart, is missing wherever it stands. The
+A cell that holds nothing but a marker of `MISSING`, white space apart, is missing everywhere. The
 markers are those that `pandas.read_csv` takes for missing, with `\N` of SQL and `NaT`; another spelling
 ("Null", "none") is a value. A user who is really called "NA" is refused as a row without a user.
 """
@@ -26,7 +26,7 @@ MISSING = ("", *MARKERS)
 # White space, and the two invisible characters that joined files and web pages leave around an id.
 _AROUND_ID = "".join(c for c in map(chr, range(0x3001)) if c.isspace()) + "\u200b\ufeff"
 MAX_ID = 256  # characters
-# Control characters, line separators, marks that turn the direction of text, and what stands for lost bytes.
+# Control characters, line separators, marks that turn the direction of text, and the sign for lost bytes.
 _NOT_IN_ID = "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufffd]"
 ID_RULE = (
     f"characters that ids may not have (control or direction marks, U+FFFD, more than {MAX_ID}, '.' or '..')"
@@ -149,7 +149,7 @@ def read_lists(cells: pl.Series, separator: str | None = None, *, times: bool = 
 
     Args:
         cells: Texts, or lists already.
-        separator: Divides lists that stand without brackets; None for white space.
+        separator: Divides lists without brackets; None for white space.
         times: Parts without quotes may hold blanks.
 
     Returns:
