@@ -34,20 +34,23 @@ class SlowEngine(FakeGenerator):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.waves: list[tuple[int, int]] = []
-        self.n_read: list[int] = []
+        self.waves: list[int] = []
 
     def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
         n_seen = 0
         while n_seen < len(prompts):
             wave = prompts[n_seen:]
-            self.waves.append((len(wave), params.max_new_tokens))
+            self.waves.append(len(wave))
             self.now += 0.01 + 0.001 * len(wave) + 0.001 * params.max_new_tokens
-            self.n_read.append(0)
             for result in super().generate(wave, params):
-                self.n_read[-1] += result.n_prompt_tokens
                 yield replace(result, index=n_seen + result.index)
             n_seen += len(wave)
+
+
+class TimedEngine(SlowEngine):
+    @property
+    def reading_seconds(self) -> float:
+        return self.now / 4
 
 
 @pytest.fixture(scope="module")
@@ -72,27 +75,27 @@ def test_rates_follow_from_counts_and_seconds(workload: Workload, monkeypatch: p
     one = 0.01 + 0.001 + 0.001 * new
     assert found["calls"] == USERS * CALLS
     assert found["seconds"] == pytest.approx(together, abs=1e-3)
-    waves = engine.n_read[CALLS + 1 :]  # behind those that warm it up
-    n_read, n_read_again = sum(waves[:CALLS]), waves[CALLS]
-    reading = (0.01 + 0.001 * USERS + 0.001) * n_read / n_read_again
-    assert found["prompt_tokens"] == n_read > n_read_again
-    assert found["reading_seconds"] == pytest.approx(reading, abs=1e-3)
     assert found["calls_per_s"] == pytest.approx(USERS * CALLS / together, rel=1e-3)
-    assert found["generated_tokens_per_s"] == pytest.approx(found["generated_tokens"] / together, rel=1e-2)
-    writing = together - reading
-    assert found["writing_tokens_per_s"] == pytest.approx(found["generated_tokens"] / writing, rel=1e-2)
+    for kind in ("prompt", "generated"):
+        assert found[f"{kind}_tokens_per_s"] == pytest.approx(found[f"{kind}_tokens"] / together, rel=1e-2)
     assert found["single"]["calls"] == 2 * CALLS
     assert found["single"]["seconds"] == pytest.approx(2 * CALLS * one, abs=1e-3)
     assert found["single"]["estimated_seconds_for_all_calls"] == pytest.approx(USERS * CALLS * one, abs=1e-3)
     assert found["speedup_vs_single"] == pytest.approx(USERS * CALLS * one / together, abs=0.01)
+    assert "reading_seconds" not in found
+    # One user to load the model, all of them together, two one by one.
+    assert engine.waves == [1] * CALLS + [USERS] * CALLS + [1] * 2 * CALLS
 
 
-def test_users_are_in_flight_together_and_one_by_one(workload: Workload) -> None:
-    engine = SlowEngine()
-    measure_engine(engine, *workload, single_users=2)
-    new = workload[0].config.max_new_tokens
-    warm, together = [(1, new)] * CALLS + [(1, 1)], [(USERS, new)] * CALLS + [(USERS, 1)]
-    assert engine.waves == warm + together + [(1, new)] * 2 * CALLS + [(1, 1)]
+def test_an_engine_that_times_its_reading_has_rates_of_both(
+    workload: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = TimedEngine()
+    monkeypatch.setattr("time.perf_counter", lambda: engine.now)
+    found = measure_engine(engine, *workload, single_users=1)
+    assert found["reading_seconds"] == pytest.approx(found["seconds"] / 4, abs=1e-3)
+    writing = found["seconds"] - found["reading_seconds"]
+    assert found["writing_tokens_per_s"] == pytest.approx(found["generated_tokens"] / writing, rel=1e-2)
 
 
 def test_only_installed_engines_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,19 +143,3 @@ def test_so_many_calls_are_in_flight_on_each_engine_as_asked(monkeypatch: pytest
     assert local_engine("transformers", "m", 5).model_dump()["max_rows"] == 5
     assert local_engine("llamacpp", "m", 5).model_dump()["n_parallel"] == 5
     assert local_engine("llamacpp", "m") == LlamaCppEngine(model="m")
-
-
-def test_an_engine_that_times_its_reading_is_believed(
-    workload: Workload, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Timing(SlowEngine):
-        @property
-        def reading_seconds(self) -> float:
-            return self.now / 4
-
-    engine = Timing()
-    monkeypatch.setattr("time.perf_counter", lambda: engine.now)
-    found = measure_engine(engine, *workload, single_users=1)
-    assert found["reading_was_timed"]
-    assert found["reading_seconds"] == pytest.approx(found["seconds"] / 4, abs=1e-3)
-    assert all(new == workload[0].config.max_new_tokens for _, new in engine.waves)

@@ -10,14 +10,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from trsr.data.synthetic import SyntheticConfig, generate
 from trsr.errors import InputError
-from trsr.llm.base import Generation, GenerationParams, Prompt, TextGenerator
+from trsr.llm.base import TextGenerator
 from trsr.llm.engines import (
     IN_FLIGHT,
     REQUIRED_PACKAGES,
@@ -28,7 +27,7 @@ from trsr.llm.engines import (
     require_package,
 )
 from trsr.llm.opening import open_generator
-from trsr.summarize.executor import summarize
+from trsr.summarize.executor import SummaryProgress, summarize
 from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.store import SqliteStore
 from trsr.summarize.user_plan import Summariser, make_summariser
@@ -142,7 +141,6 @@ def measure_engine(
     return {
         "model": engine.model_id,
         **{name: round(value, 3) for name, value in together.items()},
-        "reading_was_timed": getattr(engine, "reading_seconds", None) is not None,
         "single": {
             "calls": single["calls"],
             "seconds": round(single["seconds"], 3),
@@ -153,53 +151,26 @@ def measure_engine(
     }
 
 
-class _Recorder:
-    """An engine that hands everything on, and keeps what it was given and what it answered."""
-
-    def __init__(self, engine: TextGenerator) -> None:
-        self.engine, self.model_id = engine, engine.model_id
-        self.params = GenerationParams()
-        self.prompts: list[Prompt] = []
-        self.results: list[Generation] = []
-
-    def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
-        self.params = params
-        for result in self.engine.generate(prompts, params):
-            self.results.append(result)
-            self.prompts.append(prompts[result.index])  # now: the caller may drop it after its result
-            yield result
-
-    def close(self) -> None:
-        self.engine.close()
-
-
 def _write(
     engine: TextGenerator, summariser: Summariser, groups: Sequence[Sequence[History]]
 ) -> dict[str, float]:
     """Summarise groups of users from nothing, one group after the other, and return counts and rates.
 
-    Reading and writing are told apart by the engine's own clock. Where it has none, as many of the prompts
-    are read again as there were users, for one token each: their seconds per token are taken for all.
+    Reading and writing have rates of their own where the engine times its reading.
     """
-    recorder = _Recorder(engine)
+    done = []
     read_before: float | None = getattr(engine, "reading_seconds", None)
     started = time.perf_counter()
     for histories in groups:
+        last: list[SummaryProgress] = []
         with SqliteStore(":memory:") as store:
-            summarize(histories, summariser, recorder, store)
+            summarize(histories, summariser, engine, store, last.append)
+        done.append(last[-1])
     seconds = time.perf_counter() - started
-    n_prompt_tokens = sum(result.n_prompt_tokens for result in recorder.results)
-    n_generated_tokens = sum(result.n_generated_tokens for result in recorder.results)
-    if read_before is not None:
-        reading = float(getattr(engine, "reading_seconds")) - read_before  # noqa: B009
-    else:
-        started = time.perf_counter()
-        one_token = replace(recorder.params, max_new_tokens=1)
-        again = list(engine.generate(recorder.prompts[: len(groups[0])], one_token))
-        spent = time.perf_counter() - started
-        reading = spent / sum(result.n_prompt_tokens for result in again) * n_prompt_tokens
-    calls = len(recorder.results)
-    return {
+    calls = sum(progress.n_calls_made for progress in done)
+    n_prompt_tokens = sum(progress.n_prompt_tokens for progress in done)
+    n_generated_tokens = sum(progress.n_generated_tokens for progress in done)
+    facts = {
         "calls": calls,
         "seconds": seconds,
         "prompt_tokens": n_prompt_tokens,
@@ -207,7 +178,10 @@ def _write(
         "calls_per_s": calls / seconds,
         "prompt_tokens_per_s": n_prompt_tokens / seconds,
         "generated_tokens_per_s": n_generated_tokens / seconds,
-        "reading_seconds": reading,
-        "reading_tokens_per_s": n_prompt_tokens / reading,
-        "writing_tokens_per_s": n_generated_tokens / max(seconds - reading, 1e-9),
     }
+    if read_before is not None:
+        reading = float(engine.reading_seconds) - read_before  # type: ignore[attr-defined]
+        facts["reading_seconds"] = reading
+        facts["reading_tokens_per_s"] = n_prompt_tokens / reading
+        facts["writing_tokens_per_s"] = n_generated_tokens / max(seconds - reading, 1e-9)
+    return facts
