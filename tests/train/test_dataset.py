@@ -45,7 +45,7 @@ def test_profile_kinds_are_drawn_by_their_shares_each_epoch(none: float, counted
 
 
 def test_profile_shares_above_the_whole_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"1\.1 together, more than 1"):
+    with pytest.raises(ValueError, match=r"1\.1 in all, more than 1"):
         ProfileMix(none=0.6, counted=0.5)
 
 

@@ -51,12 +51,12 @@ def _own_randomness(seed: int) -> Iterator[None]:
 class _CornacRanker(ExampleRanker):
     """Ranks by the scores of a model.
 
-    An item that it has not met is below all others, which are equal where it knows nothing of the example.
+    An item that it does not know is below all others, which are equal where it knows nothing of the example.
     """
 
     def __init__(self, model: Any, dataset: Any, seed: int) -> None:
         self._model = model
-        self._number: dict[str, int] = dict(dataset.iid_map)  # where each item stands in the scores
+        self._number: dict[str, int] = dict(dataset.iid_map)  # the place of each item in the scores
         with _own_randomness(seed):
             model.fit(dataset)
 
@@ -72,7 +72,7 @@ class _CornacRanker(ExampleRanker):
         return [scores[self._number[i]] if i in self._number else unknown for i in example.candidates]
 
     def facts(self, examples: Sequence[RankingExample]) -> dict[str, int]:
-        """Count the candidates, and the chosen ones among them, that the model has never met."""
+        """Count the candidates, and the chosen ones among them, that the model does not know."""
         ranked = [(i, label) for e in examples for i, label in zip(e.candidates, e.labels, strict=True)]
         return {
             "candidates": len(ranked),
@@ -82,7 +82,7 @@ class _CornacRanker(ExampleRanker):
 
 
 class NcfRanker(_CornacRanker):
-    """Scores candidates for a user by NeuMF's probability that the two meet.
+    """Scores candidates for a user by NeuMF's probability of an interaction.
 
     A user is known by the events that may be learned from, so by the history before the target.
 
@@ -104,7 +104,7 @@ class NcfRanker(_CornacRanker):
         from cornac.models import NeuMF
 
         pairs = fit_events.select("user_id", "item_id").unique().sort("user_id", "item_id")
-        # Users who met everything have no negatives.
+        # Users of every item have no negatives.
         pairs = pairs.filter(pl.len().over("user_id") < pairs["item_id"].n_unique())
         if pairs.is_empty():
             raise DataError("There is no event that ncf may learn from; take it out of `rankers`.")

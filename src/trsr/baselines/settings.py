@@ -17,7 +17,7 @@ def _listed(value: object) -> object:
     return value if isinstance(value, list | tuple) else (value,)
 
 
-_Listed = BeforeValidator(_listed)  # `n_epochs: 5` stands for `n_epochs: [5]`
+_Listed = BeforeValidator(_listed)  # `n_epochs: 5` means `n_epochs: [5]`
 _Tried = Field(min_length=1)
 Count = Annotated[int, Field(ge=1)]
 Counts = Annotated[tuple[Count, ...], _Tried, _Listed]
@@ -134,7 +134,7 @@ class NcfConfig(_Settings):
 
 
 class BaselinesConfig(BaseModel):
-    """Settings of the baselines; each counts only where the baseline stands among `rankers`."""
+    """Settings of the baselines; each counts only where the baseline is among `rankers`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -68,7 +68,7 @@ class RandomRanker(ExampleRanker):
 
 
 class PopularityRanker(ExampleRanker):
-    """Scores a candidate by log(1 + number of users who met it) in the events that may be learned from.
+    """Scores a candidate by log(1 + users who interacted with it), in the events that may be learned from.
 
     Args:
         fit_events: Columns `user_id` and `item_id` (others are ignored): the events of the training users, or
@@ -109,8 +109,8 @@ class DecayedPopularityRanker(ExampleRanker):
         timed = fit_events.drop_nulls("timestamp").sort("timestamp")
         if timed.is_empty():
             raise ConfigError(
-                "The ranker popularity_decayed needs to know when items were met, and no event that it may "
-                "learn from has a time; take it out of `rankers`, or use `popularity`."
+                "The ranker popularity_decayed needs times, and no event that it may learn from has one; "
+                "take it out of `rankers`, or use `popularity`."
             )
         self._half_life = half_life_days
         self._n_without_time = len(fit_events) - len(timed)
@@ -120,7 +120,7 @@ class DecayedPopularityRanker(ExampleRanker):
         self._days = {item: np.asarray(when) for item, when in by_item.iter_rows()}
 
     def facts(self, examples: Sequence[RankingExample]) -> dict[str, int]:
-        """Count the events that were left out, and the candidates that nobody had met."""
+        """Count the events that were left out, and the candidates without an earlier event."""
         unmet = sum(not len(self._before(item, e)) for e in examples for item in e.candidates)
         return {"events_without_time": self._n_without_time, "unmet_candidates": unmet}
 
@@ -129,7 +129,7 @@ class DecayedPopularityRanker(ExampleRanker):
         return [self._margin(self._before(item, example), now) for item in example.candidates]
 
     def _before(self, item: str, example: RankingExample) -> npt.NDArray[np.float64]:
-        """Return when an item was met before the example, in days, oldest first."""
+        """Return the days of an item's events before the example, oldest first."""
         when = self._days.get(item, np.zeros(0))
         if example.timestamp is None:
             return when
@@ -148,7 +148,7 @@ def _in_days(time: datetime) -> float:
 
 
 class RecencyRanker(ExampleRanker):
-    """Scores a candidate by how much, and how lately, its categories were met in the user's history.
+    """Scores a candidate by how much, and how lately, its categories occur in the user's history.
 
     Margin = sum over history items h of `overlap(h, candidate) * 0.5 ** (age(h) / half_life)`, where age 0 is
     the newest item and overlap is the share of the candidate's categories that h has. A candidate without
@@ -156,7 +156,7 @@ class RecencyRanker(ExampleRanker):
 
     Args:
         item_categories: The category values of each item; a missing item has none.
-        half_life: Items after which a meeting counts half, above 0.
+        half_life: Items after which an occurrence counts half, above 0.
 
     Raises:
         ConfigError: `half_life` is not above 0.

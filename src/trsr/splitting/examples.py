@@ -93,8 +93,8 @@ def make_resampler(
 ) -> Callable[[RankingExample, int], RankingExample]:
     """Return a function (training example, epoch) -> the same example with fresh negatives and order.
 
-    The draw depends on seed, example and epoch alone. What the user has met is never drawn, even where it was
-    cut from the example's history.
+    The draw depends on seed, example and epoch alone. Items the user has interacted with are never drawn,
+    even those cut from the example's history.
     """
     plan = _plan(dataset, protocol, seed)
     specs = {spec.example_id: spec for spec in plan.specs["train"]}

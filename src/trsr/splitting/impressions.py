@@ -36,7 +36,7 @@ class ImpressionsProtocol(BaseModel):
     min_history: int = Field(default=1, ge=0)
     """Fewest history items with text; impressions with fewer are left out."""
     max_history: int | None = Field(default=None, ge=1)
-    """Keep the newest so many history items; None keeps all."""
+    """Newest history items that are kept; None keeps all."""
     n_train: int | None = Field(default=None, ge=1)
     """Training impressions; None for all that validation and test leave."""
     n_valid: int = Field(default=200, ge=0)
@@ -44,7 +44,7 @@ class ImpressionsProtocol(BaseModel):
     n_test: int = Field(default=500, ge=1)
     """Test impressions."""
     n_train_negatives: int | None = Field(default=4, ge=1)
-    """Unclicked candidates kept in a training example, drawn anew each epoch; None keeps all. Validation and
+    """Unclicked candidates kept in a training example, drawn again each epoch; None keeps all. Validation and
     test always keep all."""
 
     @model_validator(mode="after")

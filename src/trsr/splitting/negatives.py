@@ -1,8 +1,8 @@
 """Sampling of negatives: items that a user did not choose, ranked against the one they did.
 
-A negative is never the target, never an item the user is known to have met, never drawn twice for one
-example. No draw touches the whole catalogue, save where nearly all of it is excluded; `targets` touches all
-of the split's.
+A negative is never the target, never an item the user is known to have interacted with, never drawn twice
+for one example. No draw touches the whole catalogue, save where nearly all of it is excluded; `targets`
+touches all targets of the split.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class NegativeSampler:
         if limit - len(banned) < n:
             raise DataError(
                 f"Only {limit - len(banned)} items are left to draw {n} negatives from (catalogue of {limit},"
-                f" {len(banned)} of them the target or met by the user); ask for fewer negatives."
+                f" {len(banned)} of them the target or in the user's history); ask for fewer negatives."
             )
         if self.kind == "popularity":
             return self._named(_draw_weighted(rng, self._cumulative[:limit], banned, n)), 0
@@ -159,7 +159,7 @@ class NegativeSampler:
         """
         if len(self._ids) < n:
             raise DataError(
-                f"The catalogue has {len(self._ids)} items, {n} negatives are asked; ask for fewer."
+                f"The catalogue has {len(self._ids)} items, {n} negatives are requested; ask for fewer."
             )
         return self._named(_draw_uniform(rng, len(self._ids), set(), n))
 

@@ -31,7 +31,7 @@ class ExampleSpec:
         history: Item ids, oldest first, strictly before the target; what the ranker will see.
         positives: What was chosen: one item, or the clicks of an impression.
         shown: The unclicked candidates of an impression; None where negatives come from the catalogue.
-        also_met: Items the user is known to have met beyond `history` (cut from it, or at the same time).
+        also_seen: Items the user also interacted with by then (cut from `history`, or at the same time).
         timestamp: When the choice was made (UTC), where known.
         n_known: How many items of the sampler's catalogue were known by then; None for all.
     """
@@ -41,7 +41,7 @@ class ExampleSpec:
     history: tuple[str, ...]
     positives: tuple[str, ...]
     shown: tuple[str, ...] | None = None
-    also_met: tuple[str, ...] = ()
+    also_seen: tuple[str, ...] = ()
     timestamp: datetime | None = None
     n_known: int | None = None
 
@@ -104,7 +104,7 @@ def _draw_negatives(
     assert n is not None
     if plan.paper_exact:
         return plan.samplers[split].draw_unchecked(rng, n), 0
-    met = (*spec.history, *spec.also_met, *spec.positives)
+    met = (*spec.history, *spec.also_seen, *spec.positives)
     try:
         return plan.samplers[split].draw(rng, spec.positives[0], met, n, n_known=spec.n_known)
     except DataError as error:

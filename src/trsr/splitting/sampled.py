@@ -41,9 +41,9 @@ class SampledProtocol(BaseModel):
     n_train: int | None = Field(default=None, ge=1)
     """Training users; None for all that validation and test leave."""
     train_targets: int = Field(default=1, ge=1)
-    """Targets of a training user: so many last items, all chosen, and the history ends before the first of
+    """Targets of a training user: the last N items, all chosen, and the history ends before the first of
     them. More of them teach more from one reading of the user (as PinnerFormer's training on a stretch of
-    actions, KDD 2022); validation and test have one. An item that was met twice is one target."""
+    actions, KDD 2022); validation and test have one. An item that occurs twice is one target."""
     n_valid: int = Field(default=100, ge=0)
     """Validation users."""
     n_test: int = Field(default=200, ge=1)
@@ -118,7 +118,7 @@ def plan_sampled(dataset: Dataset, protocol: SampledProtocol, seed: int) -> Plan
             "users_eligible": len(eligible),
             "users_too_short": n_users - len(long_enough),
             "users_too_long": len(long_enough) - len(eligible),
-            "users_truncated": sum(bool(spec.also_met) for spec in found.values()),
+            "users_truncated": sum(bool(spec.also_seen) for spec in found.values()),
             "users_not_drawn": len(eligible) - len(found),
         },
         description={"split": "users by seed", "target": f"each user's last item{last}"},
@@ -146,7 +146,7 @@ def _specs(
         history, cut = newest(met[:-n], max_history)
         targets = tuple(dict.fromkeys(met[-n:]))
         specs[user_id] = ExampleSpec(
-            user_id, user_id, history, targets, also_met=cut, timestamp=timestamps[-n]
+            user_id, user_id, history, targets, also_seen=cut, timestamp=timestamps[-n]
         )
     return specs
 

@@ -41,7 +41,7 @@ class TemporalProtocol(BaseModel):
     min_history: int = Field(default=1, ge=0)
     """Fewest items before the target; examples with fewer are left out."""
     max_history: int | None = Field(default=None, ge=1)
-    """Keep the newest so many history items; None keeps all."""
+    """Newest history items that are kept; None keeps all."""
     n_train: int | None = Field(default=None, ge=1)
     """Training users, chosen by seed; None for all."""
     n_valid: int | None = Field(default=None, ge=0)
@@ -170,10 +170,10 @@ def _specs(
                 n_early += 1
                 continue
             history, cut = newest(ids[:n_before], protocol.max_history)
-            also_met = (*cut, *ids[n_before:last])
+            also_seen = (*cut, *ids[n_before:last])
             # A user can be in several splits, and each point of their history has a profile of its own.
             name = f"{user_id}/{split}"
             found[split][user_id] = ExampleSpec(
-                name, user_id, history, (ids[last],), None, also_met, now, n_known
+                name, user_id, history, (ids[last],), None, also_seen, now, n_known
             )
     return found, n_short, n_early

@@ -48,7 +48,7 @@ class ProfileMix(BaseModel):
     @model_validator(mode="after")
     def _shares(self) -> Self:
         if self.none + self.counted > 1:
-            raise ValueError(f"none and counted are {self.none + self.counted:g} together, more than 1")
+            raise ValueError(f"none and counted are {self.none + self.counted:g} in all, more than 1")
         return self
 
 

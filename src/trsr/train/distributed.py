@@ -84,8 +84,7 @@ def gather(value: T) -> list[T]:
         distributed.all_gather_object(found, value, group=_group())
     except RuntimeError as error:
         raise ProcessEndedError(
-            "Another of the processes that train together ended; "
-            "see its error, then run the same command again."
+            "Another process of this training ended; see its error, then run the same command again."
         ) from error
     return cast("list[T]", found)
 

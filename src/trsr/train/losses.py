@@ -63,8 +63,8 @@ def full_loss(
         answers: The answer tokens.
 
     Returns:
-        The sum, and over how many tokens; the group's loss is their quotient. The prefix is laid out once but
-        stands in each of the n sequences, so its tokens count n times.
+        The sum and the number of tokens; the group's loss is their quotient. The prefix is laid out once but
+        is part of each of the n sequences, so its tokens count n times.
     """
     n, n_prefix = len(group.suffixes), len(group.prefix)
     log_p = torch.log_softmax(logits.float(), dim=-1)

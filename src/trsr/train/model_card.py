@@ -93,8 +93,8 @@ prompt template it was trained on.
 
 Made by `{command}` with {versions}.
 
-Scores are not calibrated unless `trsr.json` says how. Trained on the behaviour of the
-users of one data set: it repeats their biases, and says nothing about people outside it.
+Scores are calibrated only if `trsr.json` holds a calibration. Trained on the behaviour of the
+users of one data set: it repeats their biases, and does not describe people outside it.
 """
 
 

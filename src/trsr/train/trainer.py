@@ -380,7 +380,7 @@ def _best(folder: Path) -> tuple[float, int]:
 def _save_best(model: Any, folder: Path, value: float, step: int) -> None:
     """Replace the best adapter in one move, so that a kill leaves the old or the new one."""
     weights = {}
-    if distributed.is_sharded():  # put together from all processes' shards; all of them must ask
+    if distributed.is_sharded():  # gathered from the shards of all processes
         trained = {name: part for name, part in model.named_parameters() if part.requires_grad}
         weights["state_dict"] = {name: part.full_tensor().cpu() for name, part in trained.items()}
     if distributed.is_main():
