@@ -7,11 +7,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from helpers import ITEMS, item_ids
+from helpers import ITEMS, item_ids, make_summariser
 from starlette.testclient import TestClient
 
 from trsr.llm.base import LabelScorer
@@ -27,9 +27,6 @@ from trsr.serve.ranking import Ranker
 from trsr.serve.service import Service
 from trsr.serve.settings import Settings, key_hash
 from trsr.serve.store import ServeStore
-from trsr.summarize.plan import SummaryConfig
-from trsr.summarize.prompts import load_summary_template
-from trsr.summarize.user_plan import Summariser
 
 KEY = "trsr_a-key-for-tests"
 FIELDS = ("category", "title")
@@ -83,16 +80,8 @@ def make_service(
     template = load_ranking_template("products", "products")
     builder = PromptBuilder(template, config, tokenizer, catalogue.texts(None, 64, tokenizer))
     recommender = Recommender(scorer or FakeScorer(), builder, builder.labels(), catalogue, name="tiny-trsr")
-    summariser = Summariser(
-        config=SummaryConfig.model_validate(
-            {"method": "recurrent", "segmentation": {"kind": "count", "block_size": 3}}
-        ),
-        template=load_summary_template("generic", "any"),
-        items=catalogue.items,
-        item_text=catalogue.texts(None, 24, None),
-        category_fields=("category",),
-        title_field="title",
-    )
+    texts = catalogue.texts(None, 24, None)
+    summariser = replace(make_summariser("recurrent"), items=catalogue.items, item_text=texts)
     store = ServeStore(file)
     ranker = Ranker(
         recommender,
@@ -135,3 +124,12 @@ def running(service: Service, settings: Settings) -> Iterator[str]:
             server.should_exit = True
             thread.join(60)
             assert not thread.is_alive()
+
+
+@contextmanager
+def live(file: Path, **changes: Any) -> Iterator[tuple[str, Service]]:
+    """Serve a new service on any free port; give the address and the service."""
+    settings = make_settings(port=0, **changes)
+    service = make_service(file, settings)
+    with running(service, settings) as address:
+        yield address, service

@@ -18,7 +18,7 @@ from trsr.errors import CandidateTooLongError, OverloadedError
 from trsr.llm.base import LabelTokens, ScoringGroup
 from trsr.llm.fake import FakeScorer
 from trsr.recommend.prompt import RankingPrompt
-from trsr.recommend.questions import Ask, Question, Scored, TextAsk
+from trsr.recommend.questions import Ask, Question, Scored
 from trsr.recommend.recommender import Margins, Recommender
 from trsr.serve.model_queue import CALLER, ModelQueue
 
@@ -79,18 +79,6 @@ class Stopped:
     def __exit__(self, *_: object) -> None:
         self.go()
         self.queue.close()
-
-
-def test_what_waits_is_read_in_one_pass() -> None:
-    with Stopped(pass_tokens=10**6) as stopped:
-        later = [stopped.submit(ASK, TextAsk("tea", [str(n)])) for n in range(5)]
-        assert stopped.queue.facts()["waiting"] == 6
-        stopped.go()
-        for number, future in enumerate(later):
-            mine = fake_recommender().score([ASK, TextAsk("tea", [str(number)])])
-            for got, expected in zip(future.result(30), mine, strict=True):
-                np.testing.assert_array_equal(got.margins, expected.margins)
-    assert stopped.scorer.calls == [[6], [6, 1] * 5]
 
 
 @pytest.mark.parametrize("rate", [100.0, 1e9])
@@ -253,18 +241,6 @@ def test_closing_answers_what_is_read_and_refuses_the_rest() -> None:
             waiting.result(30)
         assert not stopped.queue._thread.is_alive()
         stopped.queue.close()
-
-
-def test_what_was_done_is_counted() -> None:
-    with closing(ModelQueue(fake_recommender())) as queue:
-        (answer,) = queue.submit(prompts(ASK), LONG).result(30)
-        queue.submit(prompts(TextAsk("tea", ["lamp"])), LONG).result(30)
-    facts = queue.facts()
-    assert facts["waiting"] == 0
-    assert (facts["passes"], facts["questions"], facts["candidates"]) == (2, 2, len(CANDIDATES) + 1)
-    assert facts["prompt_tokens"] > facts["read_tokens"] > answer.n_read_tokens
-    assert (facts["cache_hits"], facts["cache_misses"]) == (0, 2)
-    assert facts["busy_seconds"] > 0
 
 
 QUESTIONS = st.lists(

@@ -15,6 +15,7 @@ import pytest
 from playwright.sync_api import expect
 from programs import need_program
 from shop import KEY, make_service, make_settings, running
+from shop import live as serving
 from stores import event
 
 from trsr.llm.base import Generation, GenerationParams, Prompt
@@ -209,8 +210,7 @@ def test_the_stories_work_without_javascript(live: Live, browser: Any) -> None:
 
 
 def test_the_key_is_asked_for_once(tmp_path: Path, tab: Any) -> None:
-    settings = make_settings(port=0)
-    with running(make_service(tmp_path / "s.sqlite", settings), settings) as address:
+    with serving(tmp_path / "s.sqlite") as (address, _):
         tab.goto(address)
         tab.get_by_label("Key").fill("trsr_wrong")
         tab.get_by_role("button", name="Open").click()

@@ -14,7 +14,7 @@ import cohere
 import httpx2
 import pytest
 from cohere.core.api_error import ApiError
-from shop import KEY, make_service, make_settings, running
+from shop import KEY, live, make_service, make_settings, running
 
 from trsr.errors import OutputError
 from trsr.serve import database
@@ -22,11 +22,9 @@ from trsr.serve.app import listen
 
 
 def test_the_clients_of_cohere_work_unchanged_with_every_option(tmp_path: Path) -> None:
-    settings = make_settings(port=0)
     texts: list[Any] = ["Clay pot", "Graphics card", "Garden hose " * 200]
-    service = make_service(tmp_path / "serve.sqlite", settings)
     with (
-        running(service, settings) as address,
+        live(tmp_path / "serve.sqlite") as (address, service),
         cohere.ClientV2(base_url=address, api_key=KEY) as second,
         cohere.Client(base_url=address, api_key=KEY) as first,
         cohere.ClientV2(base_url=address, api_key="wrong") as stranger,
@@ -100,8 +98,7 @@ def test_an_open_request_is_answered_before_the_end(tmp_path: Path, monkeypatch:
 def test_a_cookie_over_https_is_secure_where_a_known_proxy_says_so(
     tmp_path: Path, proxies: str, secure: bool
 ) -> None:
-    settings = make_settings(port=0, forwarded_allow_ips=proxies)
-    with running(make_service(tmp_path / "serve.sqlite", settings), settings) as address:
+    with live(tmp_path / "serve.sqlite", forwarded_allow_ips=proxies) as (address, _):
         headers = {"Host": "shop.example", "Origin": "https://shop.example", "X-Forwarded-Proto": "https"}
         for proto, expected in (("https", secure), ("http", False)):
             headers["X-Forwarded-Proto"] = proto
@@ -151,30 +148,26 @@ def until_the_end(address: str, *sent: bytes) -> bytes:
 def test_headers_and_bodies_that_never_end_are_given_up(
     tmp_path: Path, sent: tuple[bytes, ...], status: bytes
 ) -> None:
-    settings = make_settings(port=0, api_keys=(), request_seconds=0.3, max_body_bytes=10**8)
-    with running(make_service(tmp_path / "serve.sqlite", settings), settings) as address:
+    limits = {"request_seconds": 0.3, "max_body_bytes": 10**8}
+    with live(tmp_path / "serve.sqlite", api_keys=(), **limits) as (address, _):
         answer = until_the_end(address, *sent)
     assert answer[: len(status) or None] == status
     assert (b"urn:trsr:problem:request-timeout" in answer) == (b"408" in status)
 
 
 def test_a_slow_answer_is_no_slow_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = make_settings(port=0, api_keys=(), request_seconds=0.1)
-    service = make_service(tmp_path / "serve.sqlite", settings)
-    monkeypatch.setattr(service, "delete_user", lambda _: time.sleep(0.5))
-    with running(service, settings) as address, httpx2.Client(timeout=60) as client:
-        assert client.delete(f"{address}/v1/users/ann").status_code == 204
+    with live(tmp_path / "serve.sqlite", api_keys=(), request_seconds=0.1) as (address, service):
+        monkeypatch.setattr(service, "delete_user", lambda _: time.sleep(0.5))
+        assert httpx2.delete(f"{address}/v1/users/ann", timeout=60).status_code == 204
 
 
 def test_writes_that_wait_hold_up_neither_rankings_nor_readings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "CHECK_SECONDS", 0.1)
-    settings = make_settings(port=0, api_keys=())
-    service = make_service(tmp_path / "serve.sqlite", settings)
     events = {"events": [{"event_id": "e1", "item_id": "i1"}]}
     with (
-        running(service, settings) as address,
+        live(tmp_path / "serve.sqlite", api_keys=()) as (address, service),
         httpx2.Client(timeout=10, base_url=address) as client,
         ThreadPoolExecutor(60) as pool,
     ):
@@ -195,9 +188,8 @@ def test_writes_that_wait_hold_up_neither_rankings_nor_readings(
 
 
 def test_open_connections_are_bounded_and_the_server_is_not_named(tmp_path: Path) -> None:
-    settings = make_settings(port=0, max_connections=2)
     with (
-        running(make_service(tmp_path / "serve.sqlite", settings), settings) as address,
+        live(tmp_path / "serve.sqlite", max_connections=2) as (address, _),
         httpx2.Client(timeout=60) as first,
         httpx2.Client(timeout=60) as second,
     ):
