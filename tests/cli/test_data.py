@@ -95,4 +95,4 @@ def test_validate_says_nothing_is_wrong_or_exits_with_2(tmp_path: Path, shop: li
 def test_a_threshold_that_is_no_number_is_refused(tmp_path: Path, kind: str, rating: str) -> None:
     result = trsr("import", kind, tmp_path, "--out", tmp_path / "d", "--min-rating", rating)
     assert isinstance(result.exception, DataError)
-    assert f"Found the least rating {rating}; expected a finite number" in str(result.exception)
+    assert f"Found min_rating = {rating}; input should be a finite number." in str(result.exception)

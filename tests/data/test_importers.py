@@ -46,12 +46,12 @@ def test_a_wrong_configuration_is_refused(config: dict[str, object]) -> None:
 
 def test_options_that_cannot_be_used_are_one_sentence(tmp_path: Path) -> None:
     for options, words in (
-        ({"max_rejects": 2}, "largest share of rejects is 2.0; expected 0 to 1"),
-        ({"usre_id": "who"}, "The option 'usre_id' cannot be used"),
+        ({"max_rejects": 2}, "Found max_rejects = 2; input should be less than or equal to 1"),
+        ({"usre_id": "who"}, "Found usre_id = 'who'; extra inputs are not permitted"),
     ):
         with pytest.raises(DataError, match=words):
             shop(tmp_path, HEAD, **options)
-    with pytest.raises(DataError, match="Found the least rating nan; expected a finite number"):
+    with pytest.raises(DataError, match="Found min_rating = nan; input should be a finite number"):
         import_movielens(tmp_path, tmp_path / "out", min_rating=float("nan"))
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import polars as pl
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from trsr.data.dataset import Dataset
 from trsr.data.import_info import MAX_REJECTS, FileInfo
@@ -20,32 +18,9 @@ from trsr.data.writer import DatasetWriter
 from trsr.errors import DataError
 
 
-def option(description: str, default: Any = None) -> Any:
+def option(description: str, default: Any = None, **limits: Any) -> Any:
     """Return a field of a model; the description is the help of its option on the command line."""
-    return Field(default=default, description=description)
-
-
-_OWN = ("share", "finite")  # errors of our own, whose messages are sentences
-
-
-def _share(value: float) -> float:
-    if not 0 <= value <= 1:
-        raise PydanticCustomError(
-            "share",
-            "The largest share of rejects is {value}; expected 0 to 1 (--max-rejects).",
-            {"value": value},
-        )
-    return value
-
-
-def _finite(value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):
-        raise PydanticCustomError(
-            "finite",
-            "Found the least rating {value}; expected a finite number, such as 4.",
-            {"value": str(value)},
-        )
-    return value
+    return Field(default=default, description=description, **limits)
 
 
 def _names(value: Any) -> Any:
@@ -65,8 +40,8 @@ class ImportOptions(BaseModel):
 
     delimiter: str | None = option("Between fields: ';', '|', tab ...; found by default.")
     encoding: str | None = option("Of text files: utf-8, utf-16, cp1252 ...; found by default.")
-    max_rejects: Annotated[float, AfterValidator(_share)] = option(
-        "Largest share of a file's rows that may be unreadable.", MAX_REJECTS
+    max_rejects: float = option(
+        "Largest share of a file's rows that may be unreadable, 0 to 1.", MAX_REJECTS, ge=0, le=1
     )
 
     @classmethod
@@ -80,10 +55,8 @@ class ImportOptions(BaseModel):
             return cls.model_validate(options)
         except ValidationError as error:
             first = error.errors()[0]
-            if first["type"] in _OWN:
-                raise DataError(first["msg"]) from error
-            where = ".".join(map(str, first["loc"]))
-            raise DataError(f"The option {where!r} cannot be used ({first['msg']}); correct it.") from error
+            where, message = ".".join(map(str, first["loc"])), first["msg"][:1].lower() + first["msg"][1:]
+            raise DataError(f"Found {where} = {first['input']!r}; {message}.") from error
 
     def run(self, out: str | Path, *, overwrite: bool = False) -> Dataset:
         """Make a dataset folder at `out`.
@@ -114,9 +87,7 @@ class TimedOptions(ImportOptions):
 class RatedOptions(TimedOptions):
     """Options of importers whose events have ratings."""
 
-    min_rating: Annotated[float | None, AfterValidator(_finite)] = option(
-        "Leave out lower ratings; they are counted."
-    )
+    min_rating: float | None = option("Leave out lower ratings; they are counted.", allow_inf_nan=False)
 
 
 class RawFile:
