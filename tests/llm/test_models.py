@@ -160,7 +160,7 @@ def test_failed_conversion_leaves_nothing_behind(tmp_path: Path, monkeypatch: py
 
 
 def _convert(folder: Path, log: Path) -> None:
-    def load(_gguf: Path) -> tuple[_Saved, _Saved]:
+    def load(gguf: Path) -> tuple[_Saved, _Saved]:
         with log.open("a") as stream:
             stream.write("converted\n")
         time.sleep(0.5)

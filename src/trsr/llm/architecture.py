@@ -120,7 +120,7 @@ def _forget_length(module: Any, _args: Any) -> None:
 def hidden_masks(model: Any, tokens: torch.Tensor) -> str:
     """Say what a model's masks hide beyond the sliding windows that its layers name; empty for nothing.
 
-    The masks are asked about positions of the model's whole context, of which `tokens` need show nothing.
+    The masks are evaluated all over the model's context, however short `tokens` are.
 
     Args:
         model: A causal language model whose attention can be replaced.
@@ -207,7 +207,7 @@ def _context(config: Any) -> int:
 
 
 def _ropes(config: Any) -> list[dict[str, Any]]:
-    """Return the settings of rotary positions: one, or one a kind of layer."""
+    """Return the settings of rotary positions: one, or one per kind of layer."""
     found = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
     nested = [rope for rope in found.values() if isinstance(rope, dict) and "rope_type" in rope]
     return nested or [found]

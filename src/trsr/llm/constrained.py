@@ -1,4 +1,4 @@
-"""Constrained decoding: an answer made of given phrases only, so that a small model cannot invent anything.
+"""Constrained decoding: an answer made of given phrases only, which keeps a small model from inventing.
 
 A text has one or more parts, each with phrases of its own. Which of them are written, and in which order, is
 the model's choice. `PhraseConstraint` works token by token; `grammar` is the same rule for engines that take
@@ -78,7 +78,7 @@ def _phrases_by_part(text: str, parts: Sequence[PhrasePart]) -> list[list[str]]:
 
 
 class PhraseConstraint:
-    """Which tokens may come next in one text; `advance` is told each token that was written.
+    """Which tokens may come next in one text; `advance` follows each token that was written.
 
     Args:
         parts: At least one; each with at least one phrase.

@@ -87,8 +87,8 @@ class TransformersGenerator:
         limit = length_limit(self._model.config)
         batches = self._batches and (limit is None or self.max_prompt_tokens + params.max_new_tokens <= limit)
         max_rows = self.max_rows if batches else 1
-        goes_on = partial(self._goes_on, params.stop)
-        batch = TextBatch(self._model, params, self._eos, goes_on, one_by_one=not batches)
+        continues = partial(self._continues, params.stop)
+        batch = TextBatch(self._model, params, self._eos, continues, one_by_one=not batches)
         waiting: list[Text] = []
         n_seen, n_first = 0, max(1, len(prompts))
         while True:
@@ -127,7 +127,7 @@ class TransformersGenerator:
             words, error = answer_or_error(written, params.stop, text.prefill, whole=whole)
         return Generation(text.index, words, len(text.prompt), len(text.written), text.seconds, error)
 
-    def _goes_on(self, stop: tuple[str, ...], written: list[int]) -> bool:
+    def _continues(self, stop: tuple[str, ...], written: list[int]) -> bool:
         """Return whether an answer holds no stop text; it had none before its last token."""
         token = written[-1]
         if token not in self._token_texts:
@@ -138,7 +138,7 @@ class TransformersGenerator:
         return True  # decoding the whole text is only worth it where its last token may end a stop text
 
     def _decode(self, tokens: list[int]) -> str:
-        """Return a text without its special tokens, but for those that stand around thoughts."""
+        """Return a text without its special tokens, except those around thoughts."""
         decode, pieces, start = self.tokenizer.hf.decode, [], 0
         for place, token in enumerate(tokens):
             if token in self._marks:
@@ -158,7 +158,7 @@ def how_many_join(
     """Return how many of the waiting texts, from the first on, should join those present now.
 
     As many as fit the budget, rows counted at the length of the longest, and `max_rows`; but a third of those
-    present at least, since a pass over few prompts costs more than a few rows that stand empty.
+    present at least, since a pass over few prompts costs more than a few empty rows.
     """
     longest = max((len(text.prompt) for text in present), default=0)
     n_joining = 0

@@ -27,7 +27,7 @@ from trsr.llm.prefix_packing import Layout, Packed, Part, PrefixKV, Segment, nea
 
 @dataclass(frozen=True)
 class _Places:
-    """Where the tokens of B prefixes and R rows of suffixes stand in a sequence of T tokens.
+    """Where the tokens of B prefixes and R rows of suffixes are in a sequence of T tokens.
 
     Attributes:
         prefixes: Shape (B, P), filled up with any place.
@@ -45,7 +45,7 @@ class _Places:
 
 
 def _at(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Return what stands at some places: (1, H, T, D) and (B, P) to (B, H, P, D)."""
+    """Return the values at some places: (1, H, T, D) and (B, P) to (B, H, P, D)."""
     taken: torch.Tensor = x[0].index_select(1, places.flatten()).unflatten(1, places.shape)
     return taken.transpose(0, 1)
 
@@ -94,7 +94,7 @@ def _padded_attention(
     window: int | None,
     options: dict[str, Any],
 ) -> torch.Tensor:
-    """Return the outputs of a packed sequence whose prefixes all stand in it, shape (1, T, H, D)."""
+    """Return the outputs of a packed sequence that holds all its prefixes, shape (1, T, H, D)."""
     places = layout.remembered(("padded", window), partial(_find_places, layout.segments, window))
     prefix = _at(key, places.prefixes), _at(value, places.prefixes)
     first = _attend_prefixes(_at(query, places.prefixes), *prefix, window, options)
@@ -242,7 +242,7 @@ def is_enabled(model: Any) -> bool:
 def fits(model: Any, group: ScoringGroup) -> bool:
     """Whether a group is short enough that a model which reads packed sequences shares its prefix exactly.
 
-    One log line a model says that there are longer ones, which are read by themselves.
+    One log line per model says that there are longer ones, which are read by themselves.
     """
     limit = length_limit(model.config)
     if limit is None or len(group.prefix) + max(map(len, group.suffixes), default=0) <= limit:
@@ -308,7 +308,7 @@ def enable(model: Any, sharing: Sharing = "auto") -> bool:
 
 
 def _obstacle(model: Any) -> str:
-    """Say what is known to stand against sharing; empty for nothing."""
+    """Return a known reason against sharing; empty for none."""
     if not model._can_set_attn_implementation():
         return "its attention cannot be replaced"
     if unknown := unknown_terms(model.config):
@@ -377,7 +377,7 @@ def _read_packed(model: Any, parts: Sequence[Part]) -> Iterator[torch.Tensor]:
 def run_packed(model: Any, packed: Packed, *, every_position: bool = False) -> Any:
     """Run a model on a packed sequence.
 
-    Its logits have one row an answer, shape (1, n_suffixes, ...), or one a token, shape (1, T, ...).
+    Its logits have one row per answer, shape (1, n_suffixes, ...), or one per token, shape (1, T, ...).
     """
     return model(
         input_ids=packed.tokens,

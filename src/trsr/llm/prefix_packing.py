@@ -59,7 +59,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Segment:
-    """Where a part stands in a packed sequence, for attention.
+    """Where a part is in a packed sequence, for attention.
 
     Attributes:
         start: The part's first place in the sequence.
@@ -84,7 +84,7 @@ class Segment:
 
     @property
     def n_read(self) -> int:
-        """Tokens of the prefix that stand in the sequence."""
+        """Tokens of the prefix in the sequence."""
         return 0 if self.known else self.n_prefix
 
     def mask(self, window: int | None) -> torch.Tensor:

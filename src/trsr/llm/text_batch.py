@@ -1,8 +1,8 @@
 """Write many texts at once with a causal language model: one batch, which texts join and leave.
 
-What prompts of one kind begin with is read once; the rest is read in groups of similar length, each prompt at
-its own first positions, so that padding stands behind it, where nothing sees it. All texts then end in the
-same column of one cache, and waiting prompts join as others end.
+What prompts of one kind begin with is read once; the rest is read in groups of similar length, padded
+on the right, where nothing sees it. All texts then end in the same column of one cache, and waiting prompts
+join as others end.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Text:
         prefill: The words at the end of the prompt that the answer continues.
         written: Token ids, without the one that ends a text.
         seconds: Its share of the time spent.
-        generator: Its own, so that what is drawn does not depend on other texts; None for greedy.
+        generator: Its own: samples do not depend on other texts; None for greedy.
     """
 
     index: int
@@ -112,7 +112,7 @@ class _RowLayer(DynamicLayer):
 def _joined(parts: Sequence[tuple[Cache, Sequence[tuple[int, int]]]], n_new: int) -> Cache:
     """Return a cache of all rows of some caches, with room for `n_new` more columns.
 
-    The parts are used up: their memory is freed layer by layer, so that nothing is held twice.
+    The parts are used up: their memory is freed layer by layer, and nothing is held twice.
 
     Args:
         parts: Caches, and the columns of the text in each row: the first, and one behind the last.
@@ -247,7 +247,7 @@ class TextBatch:
         model: A causal language model of transformers.
         params: How to write.
         ends: Tokens that end a text and are no part of it.
-        goes_on: Whether a text goes on after the tokens written; called after each new one.
+        continues: Whether a text continues after the tokens written; called after each new one.
         one_by_one: Whether each text is written alone, by the model's own `generate`.
     """
 
@@ -256,12 +256,12 @@ class TextBatch:
         model: Any,
         params: GenerationParams,
         ends: set[int],
-        goes_on: Callable[[list[int]], bool] = lambda _: True,
+        continues: Callable[[list[int]], bool] = lambda _: True,
         *,
         one_by_one: bool = False,
     ) -> None:
         self.texts: list[Text] = []
-        self._model, self._params, self._ends, self._goes_on = model, params, ends, goes_on
+        self._model, self._params, self._ends, self._continues = model, params, ends, continues
         self._one_by_one = one_by_one
         self._reader = PromptReader(model)
         self._cache: Any = None
@@ -299,13 +299,13 @@ class TextBatch:
             text.seconds += time.perf_counter() - started
             return [text]
         chosen = choose(self.next_logits(), self.texts, self._params).tolist()
-        going_on = [self._take(text, token) for text, token in zip(self.texts, chosen, strict=True)]
+        continuing = [self._take(text, token) for text, token in zip(self.texts, chosen, strict=True)]
         seconds = (time.perf_counter() - started) / len(self.texts)
         for text in self.texts:
             text.seconds += seconds
-        finished = [text for text, goes_on in zip(self.texts, going_on, strict=True) if not goes_on]
+        finished = [text for text, continues in zip(self.texts, continuing, strict=True) if not continues]
         if finished:
-            self._keep([slot for slot, goes_on in enumerate(going_on) if goes_on])
+            self._keep([slot for slot, continues in enumerate(continuing) if continues])
         return finished
 
     def next_logits(self) -> torch.Tensor:
@@ -317,16 +317,16 @@ class TextBatch:
         return _read(self._model, self._cache, tokens, mask, positions).float()
 
     def _take(self, text: Text, token: int) -> bool:
-        """Add a token to a text; return whether it goes on."""
+        """Add a token to a text; return whether it continues."""
         if token in self._ends:
             return False
         text.written.append(token)
         if text.constraint is not None:
             text.constraint.advance(token)
-        return len(text.written) < self._params.max_new_tokens and self._goes_on(text.written)
+        return len(text.written) < self._params.max_new_tokens and self._continues(text.written)
 
     def _keep(self, slots: list[int]) -> None:
-        """Keep the texts in some slots; as many as possible stay at their place, so that few are copied."""
+        """Keep the texts in some slots; as many as possible stay in place, and few are copied."""
         if not slots:
             self.texts, self._cache = [], None
             return
@@ -344,18 +344,18 @@ class TextBatch:
             layer.keep(n, targets, sources)
 
     def _write_alone(self, text: Text) -> None:
-        goes_on = True
+        continues = True
 
         def pick(_tokens: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-            nonlocal goes_on
+            nonlocal continues
             token = int(choose(logits.float(), [text], self._params))
-            goes_on = self._take(text, token)
+            continues = self._take(text, token)
             only = torch.full_like(logits, -torch.inf)
             only[:, token] = 0
             return only
 
         def has_ended(tokens: torch.Tensor, _logits: torch.Tensor) -> torch.Tensor:
-            return tokens.new_tensor([not goes_on]).bool()
+            return tokens.new_tensor([not continues]).bool()
 
         model, prompt = self._model, torch.tensor([text.prompt], device=self._model.device)
         own = model.generation_config
