@@ -114,7 +114,8 @@ def test_plan_of_fewer_steps_trains_fewer_users(tiny_model: Path) -> None:
 
 def test_plan_with_known_texts_counts_ranking_tokens_exactly(config: RunConfig, finished_run: Path) -> None:
     new = plan_experiment(config, rates=RATES)
-    known = plan_experiment(config, rates=RATES, store=finished_run / "summaries.sqlite")
+    stored = config.model_copy(update={"store": str(finished_run / "summaries.sqlite")})
+    known = plan_experiment(stored, rates=RATES)
     assert (known["calls"], known["calls_to_make"]) == (new["calls"], 0)
     bench = Workbench(RunFolder(finished_run, config, "test"))
     prompts = [
@@ -213,13 +214,6 @@ def test_plan_of_ten_million_users(trsr: Trsr, config_file: Path, tiny_model: Pa
     assert any(f"the tokenizer of {tiny_model}" in note for note in facts["notes"])
 
 
-def test_plan_takes_another_dataset_and_store(trsr: Trsr, config_file: Path, finished_run: Path) -> None:
-    options = ("plan", config_file, "--data", finished_run / "data", "--json")
-    known = json.loads(trsr(*options, "--store", finished_run / "summaries.sqlite").out)
-    assert known["calls"] > known["calls_to_make"] == 0
-    assert known["stages"][0]["hours"] is None
-
-
 def test_dry_run_writes_nothing(trsr: Trsr, data: Path) -> None:
     before = sorted(path.name for path in data.iterdir())
     answer = trsr("summarize", data, "--engine", "fake", "--dry-run", *OPTIONS)
@@ -233,7 +227,7 @@ def test_dry_run_writes_nothing(trsr: Trsr, data: Path) -> None:
     [
         (["--set", "engine={kind: steam}"], "steam"),
         (["--tokenizer", "./nowhere"], "The tokenizer of './nowhere' is not on this machine"),
-        (["--data", "./nowhere"], "There is no dataset folder nowhere"),
+        (["--set", "data={kind: folder, path: ./nowhere}"], "There is no dataset folder nowhere"),
     ],
 )
 def test_plan_reports_a_mistake_in_one_sentence(

@@ -97,17 +97,11 @@ def _number(value: float | None, decimals: int = 3) -> str:
 def plan(
     config: ConfigFile,
     changes: Set = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Dataset folder, in place of the configured data.", show_default=False)
-    ] = None,
     users: Annotated[
         int | None, typer.Option(min=1, help="A shop of that many users, in place of the experiment's.")
     ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="Count with this model's tokenizer; by default the engine's model.")
-    ] = None,
-    store: Annotated[
-        str | None, typer.Option(help="Texts in this store cost nothing; by default the setting `store`.")
     ] = None,
     daily_events: Annotated[
         float | None, typer.Option(min=0, help="New events of a user per day, with --users.")
@@ -119,21 +113,18 @@ def plan(
 ) -> None:
     """Count the calls and tokens of every stage, and what they take: hours, machines, money, disk.
 
+    Texts in the configured `store` cost nothing.
+
     Example: trsr plan configs/demo.yaml --users 10_000_000 --daily-events 0.5 --tokens-per-second 20000
     --price-per-million 0.05
     """
     from trsr.experiment.config import load_config
     from trsr.experiment.cost_plan import Rates, plan_experiment, render
-    from trsr.summarize.store_url import resolved
 
-    if data is not None:
-        changes = [*(changes or ()), f"data={json.dumps({'kind': 'folder', 'path': str(data)})}"]
-    chosen = load_config(config, changes or ())
     facts = plan_experiment(
-        chosen,
+        load_config(config, changes or ()),
         rates=Rates(tokens_per_second, price_per_million, within),
         tokenizer=tokenizer,
-        store=resolved(store) if store is not None else chosen.store,
         n_users=users,
         events_per_day=daily_events,
     )

@@ -36,23 +36,24 @@ def list_models(as_json: AsJson = False) -> None:
 
     folder = models.cache_dir() / "models"
     cached = sorted(path for path in folder.glob("[!.]*") if path.is_dir()) if folder.is_dir() else []
-    engines = {
+    sizes = {path: sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) for path in cached}
+    ready = {
         kind: needs is None or importlib.util.find_spec(needs[0]) is not None
         for kind, needs in REQUIRED_PACKAGES.items()
     }
-    source = models.locate(models.EMBEDDED_MODEL)
+    kind = models.locate(models.EMBEDDED_MODEL).kind
     if as_json:
-        listed = [{"path": str(path), "bytes": _size(path)} for path in cached]
-        embedded = {models.EMBEDDED_MODEL: source.kind}
-        typer.echo(json.dumps({"embedded": embedded, "cached": listed, "engines": engines}))
+        listed = [{"path": str(path), "bytes": size} for path, size in sizes.items()]
+        found = {"embedded": {models.EMBEDDED_MODEL: kind}, "cached": listed, "engines": ready}
+        typer.echo(json.dumps(found))
         return
-    where = "installed" if source.kind == "gguf" else "on the Hugging Face hub"
+    where = "installed" if kind == "gguf" else "on the Hugging Face hub"
     typer.echo(f"embedded  {models.EMBEDDED_MODEL}  ({where})")
-    for path in cached:
-        typer.echo(f"cached    {path}  ({_size(path) / 2**20:.0f} MiB)")
-    for kind, needs in REQUIRED_PACKAGES.items():
-        note = "ready" if engines[kind] or needs is None else f"pip install 'trsr[{needs[1]}]'"
-        typer.echo(f"engine    {kind:12}  {note}")
+    for path, size in sizes.items():
+        typer.echo(f"cached    {path}  ({size / 2**20:.0f} MiB)")
+    for name, needs in REQUIRED_PACKAGES.items():
+        note = "ready" if ready[name] or needs is None else f"pip install 'trsr[{needs[1]}]'"
+        typer.echo(f"engine    {name:12}  {note}")
 
 
 @models_app.command("resolve")
@@ -135,14 +136,12 @@ def check(
         raise ConfigError("--run compares two engines; name the second, or leave --run out to check a model.")
     from trsr.experiment.model_check import CheckedModel, check_model
 
-    checked = CheckedModel(
-        first, templates=tuple(template or ()), max_tokens=max_tokens, dtype=dtype, device=device
-    )
+    templates = tuple(template or ())
+    checked = CheckedModel(first, templates=templates, max_tokens=max_tokens, dtype=dtype, device=device)
     found = list(check_model(checked))
     if as_json:
-        typer.echo(
-            json.dumps({"model": first, "ok": all(f.ok for f in found), "checks": list(map(asdict, found))})
-        )
+        ok = all(finding.ok for finding in found)
+        typer.echo(json.dumps({"model": first, "ok": ok, "checks": list(map(asdict, found))}))
     else:
         width = max(len(finding.check) for finding in found)
         for finding in found:
@@ -168,18 +167,15 @@ def _check_engines(first: str, second: str, run: Path, prompts: int, tolerance: 
         typer.echo(json.dumps({"first": first, "second": second, **asdict(found), "tolerance": tolerance}))
     else:
         tau = "undefined" if found.kendall_tau is None else f"{found.kendall_tau:.3f}"
-        _show(
-            {
-                "prompts": f"{found.n_prompts} of {found.n_users} users, "
-                f"{found.same_tokens:.0%} with the same tokens",
-                "difference": f"max {found.max_difference:.4f}, mean {found.mean_difference:.4f} logits",
-                "shift": f"{found.mean_shift:+.4f} (margins within a user spread by {found.spread:.4f})",
-                "ranks": f"Kendall's tau {tau}, same best candidate for {found.same_top:.0%} of users",
-                "verdict": f"{'agree' if found.agrees else 'DISAGREE'}: no margin may differ by more than "
-                f"{tolerance:g}",
-            },
-            as_json=False,
-        )
+        verdict = "agree" if found.agrees else "DISAGREE"
+        lines = {
+            "prompts": f"{found.n_prompts} of {found.n_users} users, {found.same_tokens:.0%} same tokens",
+            "difference": f"max {found.max_difference:.4f}, mean {found.mean_difference:.4f} logits",
+            "shift": f"{found.mean_shift:+.4f} (margins within a user spread by {found.spread:.4f})",
+            "ranks": f"Kendall's tau {tau}, same best candidate for {found.same_top:.0%} of users",
+            "verdict": f"{verdict}: no margin may differ by more than {tolerance:g}",
+        }
+        _show(lines, as_json=False)
     if not found.agrees:
         raise typer.Exit(1)
 
@@ -193,7 +189,3 @@ def _show(facts: dict[str, Any], as_json: bool) -> None:
         lines = value if isinstance(value, list) else [value]
         for line in lines or ["none here"]:
             typer.echo(f"{key:{width}}  {line}")
-
-
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -1,7 +1,7 @@
 """Fits the baselines that learn or have settings, and chooses their settings on the validation examples.
 
-What was tried stands in `baselines/NAME.json` of the run folder, written after every trial, so that a killed
-run repeats at most one; item embeddings stand in `baselines/embeddings`.
+`baselines/NAME.json` of the run folder lists the trials and is written after each: a killed run repeats at
+most one. Item embeddings are in `baselines/embeddings`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from trsr.experiment.experiment import NO_CAP, Workbench
 from trsr.llm import models
 from trsr.recommend.ranker import Ranker
 from trsr.splitting.leakage import fit_events
-from trsr.storage import read_json
 from trsr.train.dataset import recall_sum
 from trsr.types import RankingExample
 
@@ -32,7 +31,7 @@ Made = Callable[[Point], "FittedRanker"]
 
 
 class FittedRanker(Ranker, Protocol):
-    """A ranker that can say what it does not know."""
+    """A ranker that can count what is unknown to it."""
 
     def facts(self, examples: Sequence[RankingExample]) -> dict[str, int]:
         """Count what of the examples is unknown to it."""
@@ -68,30 +67,30 @@ def make_baseline(bench: Workbench, name: BaselineName) -> FittedRanker:
         DataError: no setting gave finite scores.
     """
     grid: list[Point] = getattr(bench.config.baselines, name).grid()
-    make = _maker(bench, name)
-    trials = _trials(bench, name)
-    kept: tuple[Point, FittedRanker] | None = None
+    plain = [dict(json.loads(json.dumps(point))) for point in grid]  # as the file gives them back
+    make, file = _maker(bench, name), f"baselines/{name}.json"
+    trials: list[Point] = bench.folder.read_json(file, {"trials": []})["trials"]
+    kept: dict[int, FittedRanker] = {}
+    chosen: int | None = 0
     if len(grid) > 1 and bench.splits.valid:
-        for point in grid:
-            if any(trial["settings"] == _plain(point) for trial in trials):
+        for number, settings in enumerate(plain):
+            if any(trial["settings"] == settings for trial in trials):
                 continue
             started = time.perf_counter()
-            ranker = make(point)
-            seconds = time.perf_counter() - started
+            ranker = make(grid[number])
+            seconds = round(time.perf_counter() - started, 2)
             value = _judge(ranker, bench.splits.valid)
-            trials.append({"settings": _plain(point), "recall_sum": value, "fit_seconds": round(seconds, 2)})
-            _save(bench, name, trials)
-            if _best(grid, trials) == point:
-                kept = point, ranker
-        chosen = _best(grid, trials)
-    else:
-        chosen = grid[0]
+            trials.append({"settings": settings, "recall_sum": value, "fit_seconds": seconds})
+            bench.folder.write_json(file, {"trials": trials})
+            if _best(plain, trials) == number:
+                kept = {number: ranker}
+        chosen = _best(plain, trials)
     if chosen is None:
         raise DataError(f"No setting of {name} gave finite scores; lower its learning_rate in `baselines`.")
-    ranker = kept[1] if kept is not None and kept[0] == chosen else make(chosen)
-    facts = ranker.facts(bench.splits.test)
-    tuned = described(chosen, grid)
-    _save(bench, name, trials, {"chosen": _plain(chosen), "tuned": tuned, "test": facts})
+    ranker = kept.get(chosen) or make(grid[chosen])
+    facts, tuned = ranker.facts(bench.splits.test), described(grid[chosen], grid)
+    result = {"chosen": plain[chosen], "tuned": tuned, "test": facts}
+    bench.folder.write_json(file, {**result, "trials": trials})
     return ranker
 
 
@@ -148,28 +147,11 @@ def _judge(ranker: Ranker, examples: Sequence[RankingExample]) -> float | None:
     return float(np.mean(values))
 
 
-def _best(grid: Sequence[Point], trials: Sequence[dict[str, Any]]) -> Point | None:
-    """Return the point of the grid with the largest value among those tried."""
-    known = {json.dumps(t["settings"], sort_keys=True): t["recall_sum"] for t in trials}
-    values = [(known.get(json.dumps(_plain(point), sort_keys=True)), point) for point in grid]
-    finite = [(value, point) for value, point in values if value is not None]
-    return max(finite, key=lambda pair: pair[0])[1] if finite else None
-
-
-def _plain(point: Point) -> Point:
-    """Return settings as JSON gives them back."""
-    return dict(json.loads(json.dumps(point)))
-
-
-def _trials(bench: Workbench, name: BaselineName) -> list[dict[str, Any]]:
-    file = bench.folder.path / "baselines" / f"{name}.json"
-    return list(read_json(file)["trials"]) if file.exists() else []
-
-
-def _save(
-    bench: Workbench,
-    name: BaselineName,
-    trials: Sequence[dict[str, Any]],
-    result: dict[str, Any] | None = None,
-) -> None:
-    bench.folder.write_json(f"baselines/{name}.json", {**(result or {}), "trials": list(trials)})
+def _best(plain: Sequence[Point], trials: Sequence[Point]) -> int | None:
+    """Return the number of the settings with the largest value, the first of equal ones; None without any."""
+    known = [
+        (trial["recall_sum"], -plain.index(trial["settings"]))
+        for trial in trials
+        if trial["recall_sum"] is not None and trial["settings"] in plain
+    ]
+    return -max(known)[1] if known else None

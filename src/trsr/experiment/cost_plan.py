@@ -312,17 +312,15 @@ def plan_experiment(
     *,
     rates: Rates,
     tokenizer: str | None = None,
-    store: str | Path | None = None,
     n_users: int | None = None,
     events_per_day: float | None = None,
 ) -> dict[str, Any]:
     """Plan a run of an experiment, or with `n_users` a shop of that many users, each ranked one list.
 
     Args:
-        config: The experiment.
+        config: The experiment; texts in its `store` cost nothing.
         rates: What a machine does and costs.
         tokenizer: The model whose tokenizer counts; by default the engine's own.
-        store: Texts that are there already.
         n_users: Users of the shop; training does not grow with them.
         events_per_day: New events of a user per day, whose cost is then a row of its own.
 
@@ -331,7 +329,7 @@ def plan_experiment(
     """
     planner = _Planner(config.engine, tokenizer, config.summary)
     check_models(config)
-    with tempfile.TemporaryDirectory(prefix="trsr-plan-") as folder, planner.reading(store):
+    with tempfile.TemporaryDirectory(prefix="trsr-plan-") as folder, planner.reading(config.store):
         bench = Workbench(RunFolder(Path(folder) / "run", config, "trsr plan"))
         prepare_data(bench)
         planner.notes += _check(bench)
