@@ -28,7 +28,7 @@ def only(*names: str) -> pl.DataFrame:
 
 
 def rankers(*paths: Path, **options: list[str]) -> list[str]:
-    return sorted(align_runs(paths, **options).scores["ranker"].unique().to_list())  # type: ignore[arg-type]
+    return sorted(align_runs(paths, **options)[0]["ranker"].unique().to_list())  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -39,9 +39,9 @@ def run(tmp_path: Path) -> Path:
 def test_clashing_names_get_the_name_of_their_run(run: Path, tmp_path: Path) -> None:
     other = save(tmp_path / "two", only("good").vstack(only("noise").with_columns(ranker=pl.lit("mine"))))
     assert rankers(run, other) == ["constant", "mine", "noise", "one/good", "two/good"]
-    found = align_runs([run, other])
-    assert (found.n_examples, found.n_left_out) == (6, 0)
-    measure(found.scores, [Metric("auc")])
+    scores, n_left_out = align_runs([run, other])
+    assert (scores["example_id"].n_unique(), n_left_out) == (6, 0)
+    measure(scores, [Metric("auc")])
     same = [save(tmp_path / name / "run", only("good")) for name in "ab"]
     assert rankers(*same) == [f"{path.as_posix()}/good" for path in same]
     only("good").write_parquet(tmp_path / "other.parquet")
@@ -72,16 +72,15 @@ def test_columns_that_only_trsr_writes_are_optional(run: Path, tmp_path: Path) -
     )
     mine = run / "scores.parquet"
     pl.read_parquet(mine).with_columns(example_id=pl.col("user_id")).write_parquet(mine)
-    found = align_runs([run, save(tmp_path / "two", foreign)], rankers=["good", "theirs"])
-    values = measure(found.scores, [Metric("auc")]).values
+    scores, _ = align_runs([run, save(tmp_path / "two", foreign)], rankers=["good", "theirs"])
+    values = measure(scores, [Metric("auc")]).values
     assert (values["theirs"]["auc"] == values["good"]["auc"]).all()
 
 
 def test_the_order_of_rows_and_runs_does_not_matter(run: Path, tmp_path: Path) -> None:
     other = save(tmp_path / "two", SCORES.sample(fraction=1, shuffle=True, seed=1))
     forth, back = (
-        align_runs(paths).scores.sort("ranker", "example_id", "item_id")
-        for paths in ([run, other], [other, run])
+        align_runs(paths)[0].sort("ranker", "example_id", "item_id") for paths in ([run, other], [other, run])
     )
     assert forth.equals(back)
 
@@ -104,9 +103,8 @@ def test_differing_questions_are_refused_or_left_out(
         align_runs([run, other])
     assert words in str(error.value)
     assert "--common to compare on the 5 shared ones" in str(error.value)
-    found = align_runs([run, other], common=True)
-    assert (found.n_examples, found.n_left_out) == (5, 1)
-    assert found.scores["example_id"].n_unique() == 5
+    scores, n_left_out = align_runs([run, other], common=True)
+    assert (scores["example_id"].n_unique(), n_left_out) == (5, 1)
 
 
 @pytest.mark.parametrize("column", [pl.lit("x").alias("user_id"), (1 - pl.col("label")).alias("label")])
@@ -161,7 +159,7 @@ def test_labels_of_another_type_that_say_0_or_1_are_read(
     run: Path, tmp_path: Path, dtype: type[pl.DataType]
 ) -> None:
     other = save(tmp_path / "two", SCORES.with_columns(pl.col("label").cast(dtype)))
-    assert align_runs([run, other]).n_left_out == 0
+    assert align_runs([run, other])[1] == 0
 
 
 def test_compare_runs_gives_values_and_pairs_on_the_named_metrics(run: Path, tmp_path: Path) -> None:

@@ -98,9 +98,9 @@ def test_opposite_errors_of_two_runs_do_not_cancel_out() -> None:
     both = stack_runs([high, low], [np.arange(20)] * 2, 20)
     users = [f"u{i}" for i in range(20)]
     assert calibration_error(both, users, rng=0).value == pytest.approx(0.2)
-    (point,) = reliability_curve(both, users, rng=0)
-    assert (point.n_candidates, point.rate) == (80, 0.5)
-    assert point.score == pytest.approx(0.5)
+    ((n, score, rate),) = reliability_curve(both, users, rng=0)
+    assert (n, rate.value) == (80, 0.5)
+    assert score == pytest.approx(0.5)
 
 
 def test_the_curve_of_calibrated_scores_is_the_diagonal() -> None:
@@ -108,9 +108,9 @@ def test_the_curve_of_calibrated_scores_is_the_diagonal() -> None:
     bins = bin_scores(scores, labels, np.arange(401) * N_CANDIDATES)
     points = reliability_curve(bins, [f"u{i}" for i in range(400)], rng=0)
     assert len(points) == 10
-    assert sum(point.low <= point.score <= point.high for point in points) >= 8
-    assert [p.score for p in points] == sorted(p.score for p in points)
-    assert sum(p.n_candidates for p in points) == len(scores)
+    assert sum(rate.low <= score <= rate.high for _, score, rate in points) >= 8
+    assert [score for _, score, _ in points] == sorted(score for _, score, _ in points)
+    assert sum(n for n, _, _ in points) == len(scores)
 
 
 def test_brier_is_the_mean_squared_error_of_each_example() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +56,11 @@ def compare_runs(
         DataError: see `align_runs`; or fewer than two rankers have a metric, or no example has a value.
     """
     wanted = [parse_metric(name) for name in metrics]
-    found = align_runs(paths, rankers=rankers, common=common)
-    with_score = found.scores.group_by("ranker").agg(pl.col("score").is_not_null().all()).filter("score")
-    measured = measure(found.scores, wanted, probabilistic=with_score["ranker"].to_list())
+    scores, n_left_out = align_runs(paths, rankers=rankers, common=common)
+    with_score = scores.group_by("ranker").agg(pl.col("score").is_not_null().all()).filter("score")
+    measured = measure(scores, wanted, probabilistic=with_score["ranker"].to_list())
     _check_values(measured, metrics)
-    protocol = {"runs": [path.as_posix() for path in paths], "examples_left_out": found.n_left_out}
+    protocol = {"runs": [path.as_posix() for path in paths], "examples_left_out": n_left_out}
     return summarise(measured, protocol=protocol, compared=metrics, seed=seed)
 
 
@@ -79,22 +78,9 @@ def _check_values(measured: PerExampleMetrics, metrics: Sequence[str]) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class AlignedRuns:
-    """The scores of all rankers of all runs, on the same questions.
-
-    Attributes:
-        scores: Rows as `measure` takes them.
-        n_examples: Examples in it.
-        n_left_out: Examples that not all runs share; 0 unless only the common ones were requested.
-    """
-
-    scores: pl.DataFrame
-    n_examples: int
-    n_left_out: int
-
-
-def align_runs(paths: Sequence[Path], *, rankers: Collection[str] = (), common: bool = False) -> AlignedRuns:
+def align_runs(
+    paths: Sequence[Path], *, rankers: Collection[str] = (), common: bool = False
+) -> tuple[pl.DataFrame, int]:
     """Read the scores of several runs and give every ranker a unique name.
 
     A ranker's name that occurs in more than one run becomes `RUN/RANKER`, where RUN is the folder's name (the
@@ -104,6 +90,9 @@ def align_runs(paths: Sequence[Path], *, rankers: Collection[str] = (), common: 
         paths: Run folders with `scores.parquet`, or such files from any program.
         rankers: Only these, by their own or their full name; empty for all.
         common: Keep the examples that all rankers share, instead of refusing runs that differ.
+
+    Returns:
+        Rows as `measure` takes them, and how many examples were left out because not all runs share them.
 
     Raises:
         DataError: a file cannot be used, fewer than two rankers remain, or the questions differ.
@@ -125,7 +114,7 @@ def align_runs(paths: Sequence[Path], *, rankers: Collection[str] = (), common: 
         if not common or not shared:
             raise DataError(_difference(questions, every, shared))
         scores = scores.filter(pl.col("example_id").is_in(list(shared)))
-    return AlignedRuns(scores.select(SCORE_COLUMNS), len(shared), n_left_out)
+    return scores.select(SCORE_COLUMNS), n_left_out
 
 
 def _run_names(paths: Sequence[Path]) -> list[str]:

@@ -158,12 +158,12 @@ def _calibration_entry(found: Probabilities, users: npt.NDArray[np.str_], seed: 
         "ece": entry_of(calibration_error(found.bins, users, rng=rng())),
         "curve": [
             {
-                "candidates": point.n_candidates,
-                "score": rounded(point.score),
-                "rate": rounded(point.rate),
-                "ci95": [rounded(point.low), rounded(point.high)],
+                "candidates": n,
+                "score": rounded(score),
+                "rate": rounded(rate.value),
+                "ci95": [rounded(rate.low), rounded(rate.high)],
             }
-            for point in reliability_curve(found.bins, users, rng=rng())
+            for n, score, rate in reliability_curve(found.bins, users, rng=rng())
         ],
     }
 

@@ -56,20 +56,6 @@ class Probabilities:
     bins: Bins
 
 
-@dataclass(frozen=True, slots=True)
-class CurvePoint:
-    """One bin of the reliability curve: candidates, their mean score, the share chosen and its 95 % interval.
-
-    `low` and `high` are NaN with fewer than two users.
-    """
-
-    n_candidates: int
-    score: float
-    rate: float
-    low: float
-    high: float
-
-
 def bin_scores(scores: npt.ArrayLike, labels: npt.ArrayLike, offsets: npt.ArrayLike) -> Bins:
     """Put candidates into `N_BINS` bins of about equally many, by score.
 
@@ -147,8 +133,10 @@ def calibration_error(
     return Interval(value, max(0.0, value - reach), min(1.0, value + reach), n_examples, n_users)
 
 
-def reliability_curve(bins: Bins, user_ids: UserIds, *, rng: np.random.Generator | int) -> list[CurvePoint]:
-    """Return mean score and share chosen of each bin that has candidates, with percentile intervals.
+def reliability_curve(
+    bins: Bins, user_ids: UserIds, *, rng: np.random.Generator | int
+) -> list[tuple[int, float, Interval]]:
+    """Return for each bin with candidates their number, mean score, and share chosen with its interval.
 
     The bins of several runs are added up by their place.
     """
@@ -163,7 +151,7 @@ def reliability_curve(bins: Bins, user_ids: UserIds, *, rng: np.random.Generator
         low, high = math.nan, math.nan
         if n_users > 1:
             low, high = np.nanpercentile(rates[:, place], TAILS).tolist()
-        points.append(CurvePoint(int(n), score / n, rate / n, low, high))
+        points.append((int(n), score / n, Interval(rate / n, low, high, len(bins.rows), n_users)))
     return points
 
 
