@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trsr.evaluate.statistics import (
-    Comparison,
     Leaderboard,
     bootstrap_ci,
     bootstrap_columns,
@@ -89,9 +89,10 @@ def test_bootstrap_columns_are_independent_of_one_another() -> None:
 # --- comparisons ------------------------------------------------------------------------------------------
 
 
-def compare(values: Values, names: list[str] | None = None, **options: Any) -> list[Comparison]:
+def compare(values: Values, names: list[str] | None = None, **options: Any) -> list[SimpleNamespace]:
     chosen: dict[str, Any] = {"metric": "auc", "seed": 0, "n_resamples": 2000} | options
-    return compare_rankers(values, names or users(len(next(iter(values.values())))), **chosen)
+    pairs = compare_rankers(values, names or users(len(next(iter(values.values())))), **chosen)
+    return [SimpleNamespace(**pair, low=pair["ci95"][0], high=pair["ci95"][1]) for pair in pairs]
 
 
 def random_values(n: int, *names: str) -> Values:

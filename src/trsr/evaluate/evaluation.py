@@ -26,7 +26,6 @@ from trsr.evaluate.statistics import (
     LEVEL,
     N_COMPARISON_RESAMPLES,
     N_RESAMPLES,
-    Comparison,
     Interval,
     bootstrap_ci,
     bootstrap_columns,
@@ -180,24 +179,16 @@ def rounded(value: float) -> float | None:
 
 def _comparisons(measured: PerExampleMetrics, compared: Sequence[str], seed: int) -> list[dict[str, Any]]:
     """Return every pair of rankers for each metric that both have."""
-    found: list[Comparison] = []
+    found = []
     for metric in compared:
         values = {name: table[metric] for name, table in measured.values.items() if metric in table}
         found += compare_rankers(values, measured.user_ids, metric=metric, seed=seed)
-    return [_pair_entry(pair) for pair in found]
+    return [_rounded_pair(pair) for pair in found]
 
 
-def _pair_entry(pair: Comparison) -> dict[str, Any]:
-    return {
-        "metric": pair.metric,
-        "a": pair.a,
-        "b": pair.b,
-        "difference": rounded(pair.difference),
-        "ci95": [rounded(pair.low), rounded(pair.high)],
-        "p": rounded(pair.p),
-        "p_holm": rounded(pair.p_holm),
-        "effect_size": rounded(pair.effect_size),
-    }
+def _rounded_pair(pair: Mapping[str, Any]) -> dict[str, Any]:
+    numbers = {name: rounded(pair[name]) for name in ("difference", "p", "p_holm", "effect_size")}
+    return {**pair, **numbers, "ci95": [rounded(end) for end in pair["ci95"]]}
 
 
 def _chance(measured: PerExampleMetrics, chosen: npt.NDArray[np.bool_]) -> dict[str, float | None]:
@@ -248,7 +239,7 @@ def _slices(
     for metric in compared:
         for way, found in compare_on_slices(measured, slices, pair, metric=metric, seed=seed).items():
             for part, one in zip(result[way], found, strict=True):
-                part["comparisons"].append(_pair_entry(one))
+                part["comparisons"].append(_rounded_pair(one))
     return result
 
 

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from trsr.errors import DataError
 from trsr.evaluate.metrics import Floats, divide
 from trsr.evaluate.per_example import PerExampleMetrics
-from trsr.evaluate.statistics import Comparison, compare_rankers, holm
+from trsr.evaluate.statistics import compare_rankers, flipped, holm
 
 N_SLICES = 4
 MIN_SLICE_EXAMPLES = 20
@@ -113,20 +114,20 @@ def compare_on_slices(
     *,
     metric: str,
     seed: int,
-) -> dict[str, list[Comparison]]:
+) -> dict[str, list[dict[str, Any]]]:
     """Compare two rankers on every slice; `a` is the first of the pair, whichever is better.
 
     `p_holm` is corrected for all slices of all ways to cut.
     """
-    found: dict[str, list[Comparison]] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     for way, parts in slices.items():
         found[way] = []
         for part in parts:
             values = {name: measured.values[name][metric][part.chosen] for name in pair}
             (one,) = compare_rankers(values, measured.user_ids[part.chosen], metric=metric, seed=seed)
-            found[way].append(one if one.a == pair[0] else one.flipped())
-    corrected = iter(holm([one.p for parts in found.values() for one in parts]).tolist())
-    return {way: [replace(one, p_holm=next(corrected)) for one in parts] for way, parts in found.items()}
+            found[way].append(one if one["a"] == pair[0] else flipped(one))
+    corrected = iter(holm([one["p"] for parts in found.values() for one in parts]).tolist())
+    return {way: [one | {"p_holm": next(corrected)} for one in parts] for way, parts in found.items()}
 
 
 def _column(values: Sequence[float | None]) -> Floats:

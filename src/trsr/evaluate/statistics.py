@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -141,48 +141,6 @@ def _resampled_means(sums: Floats, counts: Floats, rng: np.random.Generator, n_r
     return divide(totals[:, :n_columns], totals[:, n_columns:][:, kind.ravel()])
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """Two rankers on one metric; `a` is the one with the better mean (at a tie: first by name).
-
-    Unknown numbers are NaN: interval and p with fewer than two users, the effect size where every user has
-    the same difference other than 0.
-
-    Attributes:
-        metric: Name of the metric.
-        a: The better ranker.
-        b: The other one.
-        difference: Mean of `a` minus mean of `b` over the examples.
-        low: Lower end of the difference's 95 % interval.
-        high: Upper end.
-        p: Two-sided p-value of this pair alone, in (0, 1].
-        p_holm: The same, corrected for all pairs of this metric.
-        effect_size: Mean over users of the user's difference, in standard deviations between users.
-    """
-
-    metric: str
-    a: str
-    b: str
-    difference: float
-    low: float
-    high: float
-    p: float
-    p_holm: float
-    effect_size: float
-
-    def flipped(self) -> Comparison:
-        """Return the same comparison with `a` and `b` exchanged."""
-        return replace(
-            self,
-            a=self.b,
-            b=self.a,
-            difference=-self.difference,
-            low=-self.high,
-            high=-self.low,
-            effect_size=-self.effect_size,
-        )
-
-
 def compare_rankers(
     values: Mapping[str, npt.ArrayLike],
     user_ids: UserIds,
@@ -190,8 +148,8 @@ def compare_rankers(
     metric: str,
     seed: int,
     n_resamples: int = N_COMPARISON_RESAMPLES,
-) -> list[Comparison]:
-    """Compare every pair of rankers on one metric, sorted by the names of the better and the other ranker.
+) -> list[dict[str, Any]]:
+    """Compare every pair of rankers on one metric.
 
     The interval is the percentile interval of the difference over resampled users. The p-value is that of a
     paired randomisation test: the signs of whole users' differences are flipped at random, and p is
@@ -210,6 +168,11 @@ def compare_rankers(
         metric: Name of the metric, which says whether higher is better.
         seed: The run's seed.
         n_resamples: Resamples of the interval, and of the test.
+
+    Returns:
+        Pairs as in `metrics.json`, sorted by name, with NaN for unknown numbers: `metric`, `a` (the ranker
+        with the better mean; at a tie the first by name), `b`, `difference` (mean of `a` minus mean of `b`),
+        its `ci95`, the two-sided `p` of this pair alone, `p_holm` corrected for all pairs, `effect_size`.
     """
     names = sorted(values)
     if len(names) < 2:
@@ -231,12 +194,29 @@ def compare_rankers(
     mean = total / counts.sum() if len(users) else np.full(len(first), np.nan)
     effect = effect_sizes(differences / counts[:, np.newaxis])
     sign = 1 if parse_metric(metric).higher_is_better else -1
-    found = []
-    rows = np.column_stack([mean, low, high, p, holm(p), effect]).tolist()
-    for i, j, row in zip(first, second, rows, strict=True):
-        pair = Comparison(metric, names[i], names[j], *row)
-        found.append(pair.flipped() if sign * pair.difference < 0 else pair)
-    return sorted(found, key=lambda pair: (pair.a, pair.b))
+    found: list[dict[str, Any]] = []
+    numbers = np.column_stack([mean, low, high, p, holm(p), effect]).tolist()
+    for i, j, (difference, lower, upper, *tests) in zip(first, second, numbers, strict=True):
+        pair = {"metric": metric, "a": names[i], "b": names[j], "difference": difference}
+        pair |= {"ci95": [lower, upper], **dict(zip(("p", "p_holm", "effect_size"), tests, strict=True))}
+        found.append(flipped(pair) if sign * difference < 0 else pair)
+    return sorted(found, key=lambda pair: (pair["a"], pair["b"]))
+
+
+def flipped(pair: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a comparison with `a` and `b` exchanged."""
+    return {
+        **pair,
+        "a": pair["b"],
+        "b": pair["a"],
+        "difference": _times(-1, pair["difference"]),
+        "ci95": [_times(-1, end) for end in reversed(pair["ci95"])],
+        "effect_size": _times(-1, pair["effect_size"]),
+    }
+
+
+def _times(sign: int, value: float | None) -> float | None:
+    return None if value is None else sign * value + 0.0  # never -0.0
 
 
 def _difference_intervals(
@@ -393,18 +373,6 @@ def pairs_on(metrics: Mapping[str, Any], metric: str) -> dict[tuple[str, str], d
     return found
 
 
-def flipped(pair: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a comparison with `a` and `b` exchanged."""
-    return {
-        **pair,
-        "a": pair["b"],
-        "b": pair["a"],
-        "difference": _times(-1, pair["difference"]),
-        "ci95": [_times(-1, end) for end in reversed(pair["ci95"])],
-        "effect_size": _times(-1, pair["effect_size"]),
-    }
-
-
 def significantly_best(rankers: Mapping[str, Any], metric: str, chance: float | None) -> str | None:
     """Return the ranker whose interval lies beyond those of all others and beyond chance, or None.
 
@@ -434,10 +402,6 @@ def format_interval(ends: Sequence[float | None], digits: int = 3) -> str:
 def format_p(p: float | None) -> str:
     """Write a p-value with three decimals; none is written as 0."""
     return "< 0.001" if p is not None and p < 0.001 else format_number(p)
-
-
-def _times(sign: int, value: float | None) -> float | None:
-    return None if value is None else sign * value + 0.0  # never -0.0
 
 
 def _missing(metric: str) -> str:
