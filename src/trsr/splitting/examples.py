@@ -15,7 +15,7 @@ from pydantic import Field
 from trsr.data.dataset import TIME, Dataset
 from trsr.errors import DataError, first_line
 from trsr.splitting.impressions import ImpressionsProtocol, plan_impressions
-from trsr.splitting.negatives import SPLITS, Split
+from trsr.splitting.negatives import SPLITS, SplitName
 from trsr.splitting.questions import Plan, draw_candidates
 from trsr.splitting.sampled import SampledProtocol, plan_sampled
 from trsr.splitting.temporal import TemporalProtocol, plan_temporal
@@ -53,7 +53,7 @@ class Splits:
         text = self.description.get("valid_from")
         return datetime.fromisoformat(text) if isinstance(text, str) else None
 
-    def of(self, split: Split) -> list[RankingExample]:
+    def of(self, split: SplitName) -> list[RankingExample]:
         """Return the examples of one split by its name."""
         return {"train": self.train, "valid": self.valid, "test": self.test}[split]
 
@@ -67,7 +67,7 @@ def build_examples(dataset: Dataset, protocol: ProtocolConfig, seed: int) -> Spl
         DataError: the dataset cannot serve the protocol, or is too small for it.
     """
     plan = _plan(dataset, protocol, seed)
-    examples: dict[Split, list[RankingExample]] = {}
+    examples: dict[SplitName, list[RankingExample]] = {}
     n_widened = 0
     for split in SPLITS:
         drawn = [draw_candidates(plan, spec, split, seed) for spec in plan.specs[split]]

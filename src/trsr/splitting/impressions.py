@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trsr.data.dataset import Dataset
 from trsr.errors import DataError
-from trsr.splitting.negatives import Split
+from trsr.splitting.negatives import SplitName
 from trsr.splitting.questions import (
     ExampleSpec,
     Plan,
@@ -150,13 +150,13 @@ def _usable(
 
 def _divide_by_time(
     usable: pl.DataFrame, protocol: ImpressionsProtocol, seed: int
-) -> tuple[dict[Split, list[str]], datetime, datetime]:
+) -> tuple[dict[SplitName, list[str]], datetime, datetime]:
     """Test on the newest, validate on those before, train on the rest; equal times are never divided."""
     rest = usable.sort("timestamp", "impression_id")
     n_train = 1 if protocol.n_train is None else protocol.n_train
-    parts: dict[Split, list[str]] = {}
+    parts: dict[SplitName, list[str]] = {}
     starts: list[datetime] = []
-    held: tuple[tuple[Split, int], ...] = (("test", protocol.n_test), ("valid", protocol.n_valid))
+    held: tuple[tuple[SplitName, int], ...] = (("test", protocol.n_test), ("valid", protocol.n_valid))
     for split, n in held:
         if len(rest) < n + 1:
             break
@@ -174,14 +174,16 @@ def _divide_by_time(
     return parts, starts[1], starts[0]
 
 
-def _divide_by_user(usable: pl.DataFrame, protocol: ImpressionsProtocol, seed: int) -> dict[Split, list[str]]:
+def _divide_by_user(
+    usable: pl.DataFrame, protocol: ImpressionsProtocol, seed: int
+) -> dict[SplitName, list[str]]:
     """Give whole users to the test, then to validation, then to training, until each has enough."""
     by_user: dict[str, list[str]] = {}
     for impression_id, user_id in usable.sort("impression_id").select("impression_id", "user_id").iter_rows():
         by_user.setdefault(user_id, []).append(impression_id)
     users = iter(by_seed(by_user, seed))
-    parts: dict[Split, list[str]] = {}
-    sizes: dict[Split, int | None] = {
+    parts: dict[SplitName, list[str]] = {}
+    sizes: dict[SplitName, int | None] = {
         "test": protocol.n_test,
         "valid": protocol.n_valid,
         "train": protocol.n_train,

@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from trsr.errors import DataError
 
 NegativesKind = Literal["uniform", "popularity", "same-category", "targets"]
-Split = Literal["train", "valid", "test"]
-SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+SplitName = Literal["train", "valid", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
 _MAX_ROUNDS = 20
 
 
@@ -41,7 +41,7 @@ class NegativesConfig(BaseModel):
     n_test: int = Field(default=20, ge=1)
     """Negatives of a validation or test example."""
 
-    def by_split(self) -> dict[Split, int]:
+    def by_split(self) -> dict[SplitName, int]:
         """Return the negatives of an example of each split."""
         return {"train": self.n_train, "valid": self.n_test, "test": self.n_test}
 

@@ -17,7 +17,7 @@ import polars as pl
 from trsr.data.dataset import Dataset
 from trsr.errors import DataError
 from trsr.seeding import derive_rng, derive_seed
-from trsr.splitting.negatives import SPLITS, NegativeSampler, NegativesConfig, Split
+from trsr.splitting.negatives import SPLITS, NegativeSampler, NegativesConfig, SplitName
 from trsr.types import RankingExample
 
 
@@ -60,9 +60,9 @@ class Plan:
         warnings: Sentences that belong to every metric.
     """
 
-    specs: dict[Split, list[ExampleSpec]]
-    n_negatives: Mapping[Split, int | None]
-    samplers: Mapping[Split, NegativeSampler] = field(default_factory=dict)
+    specs: dict[SplitName, list[ExampleSpec]]
+    n_negatives: Mapping[SplitName, int | None]
+    samplers: Mapping[SplitName, NegativeSampler] = field(default_factory=dict)
     paper_exact: bool = False
     counts: dict[str, int | float] = field(default_factory=dict)
     description: dict[str, object] = field(default_factory=dict)
@@ -70,7 +70,7 @@ class Plan:
 
 
 def draw_candidates(
-    plan: Plan, spec: ExampleSpec, split: Split, seed: int, epoch: int | None = None
+    plan: Plan, spec: ExampleSpec, split: SplitName, seed: int, epoch: int | None = None
 ) -> tuple[RankingExample, int]:
     """Draw negatives and shuffle the candidates, both by the example's own seed.
 
@@ -93,7 +93,7 @@ def draw_candidates(
 
 
 def _draw_negatives(
-    plan: Plan, spec: ExampleSpec, split: Split, rng: np.random.Generator
+    plan: Plan, spec: ExampleSpec, split: SplitName, rng: np.random.Generator
 ) -> tuple[tuple[str, ...], int]:
     n = plan.n_negatives[split]
     if spec.shown is not None:
@@ -155,8 +155,8 @@ def make_samplers(
     items: pl.DataFrame,
     config: NegativesConfig,
     popularity: pl.DataFrame | None,
-    specs: Mapping[Split, Sequence[ExampleSpec]],
-) -> dict[Split, NegativeSampler]:
+    specs: Mapping[SplitName, Sequence[ExampleSpec]],
+) -> dict[SplitName, NegativeSampler]:
     """Build the sampler of each split over `items` in their given order; only `targets` has several.
 
     Args:
@@ -205,7 +205,7 @@ def require(n_found: int, n_train: int | None, n_valid: int, n_test: int, what: 
 
 
 def newest(history: Sequence[str], n: int | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Split a history into its newest `n` items and the older ones that are cut off."""
+    """Cut a history into its newest `n` items and the older ones that are cut off."""
     if n is None or len(history) <= n:
         return tuple(history), ()
     return tuple(history[-n:]), tuple(history[:-n])

@@ -9,7 +9,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trsr.data.dataset import Dataset
-from trsr.splitting.negatives import NegativesConfig, Split
+from trsr.splitting.negatives import NegativesConfig, SplitName
 from trsr.splitting.questions import (
     ExampleSpec,
     Plan,
@@ -93,7 +93,7 @@ def plan_sampled(dataset: Dataset, protocol: SampledProtocol, seed: int) -> Plan
     require(len(eligible), protocol.n_train, protocol.n_valid, protocol.n_test, "users")
     users = by_seed(eligible["user_id"].to_list(), seed)
     held = protocol.n_test + protocol.n_valid
-    parts: dict[Split, list[str]] = {  # a larger `n_train` never changes what is held out
+    parts: dict[SplitName, list[str]] = {  # a larger `n_train` never changes what is held out
         "train": users[held:][: protocol.n_train],
         "valid": users[protocol.n_test : held],
         "test": users[: protocol.n_test],

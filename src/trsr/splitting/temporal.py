@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trsr.data.dataset import Dataset
 from trsr.errors import DataError
-from trsr.splitting.negatives import SPLITS, NegativesConfig, Split
+from trsr.splitting.negatives import SPLITS, NegativesConfig, SplitName
 from trsr.splitting.questions import (
     ExampleSpec,
     Plan,
@@ -80,7 +80,7 @@ def plan_temporal(dataset: Dataset, protocol: TemporalProtocol, seed: int) -> Pl
 
     found, n_short, n_early = _specs(events, items, protocol, valid_from, test_from)
     requested = {"train": protocol.n_train, "valid": protocol.n_valid, "test": protocol.n_test}
-    specs: dict[Split, list[ExampleSpec]] = {}
+    specs: dict[SplitName, list[ExampleSpec]] = {}
     for split in SPLITS:
         n = requested[split]
         if len(found[split]) < (1 if n is None and split != "valid" else n or 0):
@@ -136,7 +136,7 @@ def _specs(
     protocol: TemporalProtocol,
     valid_from: datetime,
     test_from: datetime,
-) -> tuple[dict[Split, dict[str, ExampleSpec]], int, int]:
+) -> tuple[dict[SplitName, dict[str, ExampleSpec]], int, int]:
     """Return the examples by split and user, and how many came too early.
 
     Too early for a user: the history is too short. Too early for the dataset: too few other items were known
@@ -145,7 +145,7 @@ def _specs(
     known = {item_id: item_id for item_id in items["item_id"].to_list()}
     known_from = items["known_from"].to_list()
     n_negatives = protocol.negatives.by_split()
-    found: dict[Split, dict[str, ExampleSpec]] = {split: {} for split in SPLITS}
+    found: dict[SplitName, dict[str, ExampleSpec]] = {split: {} for split in SPLITS}
     n_short = n_early = 0
     timelines = (
         events.sort("user_id", "timestamp", "position")
