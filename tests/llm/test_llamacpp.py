@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 
 from trsr.errors import ModelError
-from trsr.llm import models
 from trsr.llm.base import Generation, GenerationParams, Prompt, TextGenerator
 from trsr.llm.engines import LlamaCppEngine
-from trsr.llm.llamacpp import LlamaCppGenerator, LlamaCppTokenizer, default_threads, open_server
+from trsr.llm.llamacpp import LlamaCppGenerator, default_threads
 from trsr.testing.contracts import TextGeneratorContract, ask
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
@@ -63,12 +62,6 @@ def test_a_larger_cap_than_before_starts_larger_slots() -> None:
     assert long.n_generated_tokens > 192  # the first server's slots ended there
 
 
-def test_the_chat_format_ends_with_the_prefill() -> None:
-    server = open_server(models.gguf_file(models.EMBEDDED_MODEL), n_parallel=1, slot_tokens=256, threads=1)
-    text = LlamaCppTokenizer(server, "x").render_chat(ask("Name a colour.", prefill="The colour is"))
-    assert text.endswith("Name a colour.<|im_end|>\n<|im_start|>assistant\nThe colour is")
-
-
 @pytest.mark.parametrize(("named", "threads"), [("3", 3), ("0", None), ("many", None), (None, None)])
 def test_a_share_of_the_machine_is_kept_to(
     named: str | None, threads: int | None, monkeypatch: pytest.MonkeyPatch
@@ -101,6 +94,10 @@ def test_a_broken_file_and_an_unknown_model_are_one_sentence(tmp_path: Path) -> 
     ],
 )
 def test_a_process_with_an_open_server_still_ends(code: str) -> None:
-    imports = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from test_llamacpp import *; "
+    imports = (
+        "from trsr.llm import models; from trsr.llm.base import GenerationParams; "
+        "from trsr.llm.engines import LlamaCppEngine; from trsr.testing.contracts import ask; "
+        "from trsr.llm.llamacpp import LlamaCppGenerator, open_server; "
+    )
     done = subprocess.run([sys.executable, "-c", imports + code], timeout=500, check=False)
     assert done.returncode == 0
