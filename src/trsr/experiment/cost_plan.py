@@ -209,6 +209,8 @@ class _Planner:
 
     def __init__(self, engine: EngineConfig, tokenizer: str | None, summary: SummaryConfig) -> None:
         self.counter = token_counter(engine, tokenizer)
+        estimate = "" if self.counter.exact else ", an estimate"
+        self.counting = f"Tokens read are counted by {self.counter.how}{estimate}"
         self.n_thoughts = n_thought_tokens(engine)
         self.asked: set[str] = set()
         self.store: TextStore | None = None
@@ -393,7 +395,8 @@ def _shop(
         "each_day": daily,
         "store_bytes_at_most": round(whole.store_bytes * factor),
         "notes": [
-            f"summarize: from {len(sample):,} of {len(histories):,} users, scaled to {n_users:,}.",
+            f"summarize: from {len(sample):,} of {len(histories):,} users, scaled to {n_users:,}. "
+            f"{planner.counting}.",
             "rank: one list per user, as long as those of the test.",
             "each day: new events are summarised as they come; a nightly batch makes fewer calls.",
             *planner.notes,
@@ -424,13 +427,12 @@ def plan_dataset(
 
 
 def _facts(found: Forecast, stages: Sequence[StagePlan], rates: Rates, planner: _Planner) -> dict[str, Any]:
-    counter = planner.counter
     note = "summarize: no model is asked."
     if found.n_calls:
         note = (
             f"summarize: {found.n_calls:,} calls in the plans; the store or an equal call answers "
-            f"{found.n_calls - found.n_to_make:,}. Tokens read are counted by {counter.how}"
-            f"{'' if counter.exact else ', an estimate'}; texts not yet written, and tokens written, count "
+            f"{found.n_calls - found.n_to_make:,}. {planner.counting}; "
+            "texts not yet written, and tokens written, count "
             f"as the cap of {found.max_new_tokens} per call."
         )
     return {
