@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import random_model
 from transformers import AutoModelForCausalLM
 
-from trsr.errors import MissingExtraError, ModelError, RunMismatchError
+from trsr.errors import MissingExtraError, ModelError
 from trsr.experiment.preflight import label_tokens
 from trsr.llm import models
 from trsr.llm import transformers as loading
@@ -28,7 +28,7 @@ from trsr.llm.engines import TransformersEngine
 from trsr.llm.generation import TransformersGenerator
 from trsr.llm.opening import engine_model_id, open_generator, token_counter
 from trsr.llm.transformers import HfTokenizer, load_causal_lm, resolve_device, resolve_dtype
-from trsr.recommend.model_folder import AdapterInfo, check_adapter, quiet_peft
+from trsr.recommend.model_folder import quiet_peft
 from trsr.recommend.prompt import PromptBuilder, PromptConfig, load_ranking_template
 from trsr.testing.contracts import ask
 from trsr.train.config import LoraConfig
@@ -131,16 +131,12 @@ def test_half_precision_is_only_chosen_where_the_device_computes_in_it() -> None
     assert resolve_device("auto").type in {"cpu", "cuda"}
 
 
-@pytest.mark.parametrize("dtype", ["float99", "nn", "int8"])
-def test_unknown_precision_is_one_sentence(dtype: str) -> None:
-    with pytest.raises(ModelError, match=rf"\A.*{dtype}.*float32.*\Z"):
-        resolve_dtype(dtype, torch.device("cpu"))
-
-
-@pytest.mark.parametrize("device", ["tpu9", "", "cuda:99"])
-def test_device_that_is_not_there_is_one_sentence(device: str) -> None:
-    with pytest.raises(ModelError, match=r"\A.*device.*\Z"):
-        resolve_device(device)
+@pytest.mark.parametrize("name", ["tpu9", "", "cuda:99", "int8"])
+def test_device_or_precision_that_is_not_there_is_one_sentence(name: str) -> None:
+    with pytest.raises(ModelError, match=rf"\A.*device '{name}'.*\Z"):
+        resolve_device(name)
+    with pytest.raises(ModelError, match=rf"\A.*dtype '{name}'.*float32.*\Z"):
+        resolve_dtype(name, torch.device("cpu"))
 
 
 def lose_the_head(folder: Path, rows: int = 0) -> None:
@@ -267,24 +263,3 @@ def test_four_bits_are_nf4_on_the_gpu(tiny_model: Path, monkeypatch: pytest.Monk
     rounding = options["quantization_config"]
     assert (rounding.load_in_4bit, rounding.bnb_4bit_quant_type) == (True, "nf4")
     assert rounding.bnb_4bit_compute_dtype is torch.bfloat16
-
-
-def test_adapter_is_read_over_the_weights_it_was_trained_on(tmp_path: Path) -> None:
-    info = AdapterInfo(
-        base_model="m",
-        base_model_id="m@1",
-        template="t",
-        template_hash="a",
-        positive_token=1,
-        negative_token=2,
-        prompt={},
-        training={},
-        metrics={},
-        versions={},
-        quantization="4bit",
-    )
-    same = AdapterInfo.model_validate_json(info.model_dump_json())
-    now = {"template_hash": "a", "prompt_version": same.prompt_version, "base_model_id": "m@1"}
-    check_adapter(same, tmp_path, **now, quantization="4bit")  # type: ignore[arg-type]
-    with pytest.raises(RunMismatchError, match=r"trained with recommender\.quantization 4bit"):
-        check_adapter(same, tmp_path, **now)  # type: ignore[arg-type]

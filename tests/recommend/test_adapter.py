@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,18 +67,28 @@ def test_an_unknown_setting_of_a_newer_version_is_refused(tmp_path: Path) -> Non
         read_adapter_info(tmp_path)
 
 
-def test_a_matching_adapter_is_accepted(tmp_path: Path) -> None:
-    check_adapter(INFO, tmp_path, template_hash="a" * 64, prompt_version=1, base_model_id="tiny@123")
+USED: dict[str, Any] = {"template_hash": "a" * 64, "prompt_version": 1, "base_model_id": "tiny@123"}
 
 
-def test_another_template_is_refused_by_name_and_hash(tmp_path: Path) -> None:
-    with pytest.raises(RunMismatchError, match=r"a{12} of the template 'products', but .* b{12},"):
-        check_adapter(INFO, tmp_path, template_hash="b" * 64, prompt_version=1, base_model_id="tiny@123")
+def test_matching_adapter_is_accepted(tmp_path: Path) -> None:
+    check_adapter(INFO, tmp_path, **USED)
+    rounded = INFO.model_copy(update={"quantization": "4bit"})
+    check_adapter(rounded, tmp_path, **USED, quantization="4bit")
 
 
-def test_another_base_model_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(RunMismatchError, match="trained on tiny@123, not on tiny@456"):
-        check_adapter(INFO, tmp_path, template_hash="a" * 64, prompt_version=1, base_model_id="tiny@456")
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"template_hash": "b" * 64}, r"a{12} of the template 'products', but .* b{12},"),
+        ({"base_model_id": "tiny@456"}, "trained on tiny@123, not on tiny@456"),
+        ({"quantization": "4bit"}, r"trained with recommender\.quantization null, but it is now 4bit"),
+    ],
+)
+def test_adapter_that_was_trained_otherwise_is_refused(
+    change: dict[str, Any], problem: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RunMismatchError, match=problem):
+        check_adapter(INFO, tmp_path, **USED | change)
 
 
 def test_a_model_trained_on_other_prompts_is_refused_and_older_ones_have_the_first_version(
