@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from conftest import forget
 from polars.testing import assert_frame_equal
 
 from trsr.errors import RunMismatchError
@@ -18,7 +17,7 @@ from trsr.experiment import stages as calibrating
 from trsr.experiment.evaluating import evaluate_scores
 from trsr.experiment.experiment import Workbench
 from trsr.experiment.ranking import rank_candidates
-from trsr.experiment.stages import calibrate, run_stages
+from trsr.experiment.stages import calibrate
 from trsr.recommend.calibration import Calibration, CalibrationFit
 from trsr.recommend.model_folder import read_adapter_info
 from trsr.recommend.ranker import SCORES, score_table, sigmoid
@@ -103,17 +102,6 @@ def test_killed_between_parts_it_scores_only_what_is_missing(
     assert_frame_equal(again, before, rel_tol=0, abs_tol=1e-5)
     calibrate(bench)
     assert len(asked) == 3, "scores that are there are read"
-
-
-def test_parts_of_an_older_killed_run_are_calibrated_like_the_others(bench: Workbench, fitted: None) -> None:
-    parts = bench.folder.path / "scores.parts"
-    parts.mkdir()
-    first = llm_rows(bench).head(60)
-    first.write_parquet(parts / "llm-000000.parquet")
-    forget(bench.folder.path, "calibrate", "rank", "evaluate")
-    run_stages(bench, "rank")
-    llm = llm_rows(bench)
-    np.testing.assert_allclose(llm["score"], PLATT.apply(llm["margin"].to_numpy()))
 
 
 def test_without_training_or_validation_examples_nothing_is_scored(

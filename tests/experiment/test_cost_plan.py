@@ -17,7 +17,6 @@ from trsr.experiment.cost_plan import Rates, StagePlan, plan_dataset, plan_exper
 from trsr.experiment.dataset_profiles import ProfileSettings, summarize_dataset
 from trsr.experiment.experiment import Workbench
 from trsr.experiment.run_folder import RunFolder
-from trsr.experiment.stages import run_stages
 from trsr.llm.engines import FakeEngine, TransformersEngine
 from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.store import open_store
@@ -145,18 +144,6 @@ def test_variants_pay_for_no_summary_twice(tiny_model: Path) -> None:
     alone = plan_experiment(RunConfig.model_validate(settings), rates=RATES)
     assert 0 < stages["tree: summarize"]["calls"] < alone["calls_to_make"]  # the first blocks are the same
     assert stages["few: rank llm_zero_shot"]["calls"] == stages["rank llm_zero_shot"]["calls"]
-
-
-def test_plan_of_the_configured_engine_is_its_run(tiny_model: Path, tmp_path: Path) -> None:
-    settings = tiny_run(tiny_model, train=None, rankers=["random"])
-    settings["engine"] = {"kind": "transformers", "model": str(tiny_model), "device": "cpu"}
-    settings["summary"]["method"] = "hierarchical"
-    config = RunConfig.model_validate(settings)
-    plan = plan_experiment(config, rates=RATES)
-    run_stages(Workbench(RunFolder(tmp_path / "run", config, "test")), "summarize")
-    done = json.loads((tmp_path / "run" / "stages.json").read_text())["summarize"]
-    assert (plan["calls"], plan["calls_to_make"]) == (done["calls"], done["calls_made"])
-    assert done["prompt_tokens"] <= plan["prompt_tokens_at_most"]
 
 
 @pytest.mark.parametrize("method", ["recurrent", "hierarchical"])

@@ -79,11 +79,6 @@ def test_a_user_without_text_is_refused(data: Path, user: str) -> None:
         summarize_dataset(data, FAKE, None, None, user)
 
 
-def test_a_folder_that_is_no_dataset_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError):
-        summarize_dataset(tmp_path, FAKE, None, None, None)
-
-
 @pytest.mark.parametrize("method", ["none", "counted"])
 def test_methods_without_a_model_make_no_call(data: Path, method: str) -> None:
     made = summarize_dataset(data, settings(method, "fake", None, None, 2), None, None, None).written
@@ -92,11 +87,6 @@ def test_methods_without_a_model_make_no_call(data: Path, method: str) -> None:
     table = pl.read_parquet(data / "profiles.parquet")
     assert table["key"].to_list() == [None, None]
     assert table["texts"].to_list() == [[], []]
-
-
-def test_the_counted_profile_counts_the_datasets_own_fields(data: Path) -> None:
-    made = summarize_dataset(data, settings("counted", "fake", None, None, 2), None, None, "ann")
-    assert made.written.profiles[0].text == "Most often: table (2), lamp (2), carpet (1). Words: table, lamp."
 
 
 def test_a_fold_is_described_with_its_blocks_and_what_each_summary_changed(data: Path) -> None:

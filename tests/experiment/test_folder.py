@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers import full_disk, read_only, temporary_folder
+from helpers import full_disk
 
 from trsr.errors import OutputError, RunInUseError, RunMismatchError
 from trsr.experiment.config import RunConfig
@@ -136,15 +136,6 @@ def test_a_file_in_the_folders_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("x")
     with pytest.raises(OutputError, match=r"cannot be used as a folder \(Not a directory\)"):
         open_run(tmp_path / "run")
-
-
-def test_a_read_only_place_is_one_sentence() -> None:
-    with (
-        temporary_folder() as folder,
-        read_only(folder),
-        pytest.raises(OutputError, match=r"config\.yaml cannot be written \(Permission denied\)"),
-    ):
-        open_run(folder / "run")
 
 
 def test_a_full_disk_leaves_the_finished_stages_as_they_were(tmp_path: Path) -> None:

@@ -92,15 +92,6 @@ def test_forecast_reads_known_texts_from_the_store(method: str) -> None:
     assert None not in after.profiles
 
 
-def test_forecast_of_a_call_with_known_inputs_has_exact_tokens() -> None:
-    summariser, history = make_summariser("recurrent"), History("u", item_ids(0, 12))
-    with open_store(":memory:") as store:
-        run([History("u", item_ids(0, 9))], summariser, store)
-        found = planned([history], summariser, store)
-        done = run([history], summariser, store)
-    assert (found.n_to_make, found.prompt_tokens) == (1, done.n_prompt_tokens)
-
-
 @pytest.mark.parametrize("method", ["none", "counted", "recurrent"])
 def test_forecast_returns_the_profiles_that_are_known(method: str) -> None:
     summariser = make_summariser(method)

@@ -1,9 +1,10 @@
-"""Ranking in parts: what is there stays, what does not fit the run is refused."""
+"""Ranking in parts: what is there stays, a model that does not fit is refused; `--dry-run` shows the prompt."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from trsr.errors import ModelError, RunMismatchError
 from trsr.experiment import ranking
 from trsr.experiment.config import load_config
 from trsr.experiment.experiment import Workbench
-from trsr.experiment.ranking import make_ranker, rank_candidates
+from trsr.experiment.ranking import describe_prompt, make_ranker, rank_candidates
+from trsr.experiment.stages import run_stages
+from trsr.llm.fake import FakeTokenizer
 from trsr.recommend.prompt import load_ranking_template
 from trsr.recommend.ranker import SCORES, score_table
 from trsr.templating import Template
@@ -114,3 +117,31 @@ def test_a_model_whose_answers_are_several_tokens_is_refused(
     bench.config = config
     with pytest.raises(ModelError, match="'yes' is 3 tokens for this model, one is needed"):
         _ = bench.labels
+
+
+def made(small_run: Callable[..., Workbench], max_tokens: int) -> Workbench:
+    bench = small_run("run", prompt={"max_tokens": max_tokens})
+    run_stages(bench, "summarize")
+    bench.tokenizer = FakeTokenizer()
+    return bench
+
+
+def test_the_prompt_shown_is_the_prompt_built(small_run: Callable[..., Workbench]) -> None:
+    bench = made(small_run, 4096)
+    shown, example = describe_prompt(bench), bench.splits.test[0]
+    profile = bench.profiles[example.example_id]
+    group = bench.builder.build(example.history, profile, example.candidates).group
+    assert shown["prompt"] == FakeTokenizer().decode(group.prefix + group.suffixes[0])
+    assert profile in shown["prompt"]
+    assert (shown["profile"], shown["user"]) == ("written", example.user_id)
+    n_tokens = len(FakeTokenizer().encode(shown["prompt"]))
+    assert shown["prefix_tokens"] + shown["candidate_tokens"] == n_tokens <= shown["max_tokens"]
+    assert (shown["recent_items_cut"], shown["tokens_cut"]) == (0, 0)
+    assert shown["candidates"] == len(example.candidates)
+    assert shown["answers"] == "'yes' (258), 'no' (259)"
+
+
+def test_what_the_budget_cut_is_shown(small_run: Callable[..., Workbench]) -> None:
+    shown = describe_prompt(made(small_run, 900))
+    assert shown["tokens_cut"] > 0
+    assert shown["prefix_tokens"] + shown["candidate_tokens"] <= 900

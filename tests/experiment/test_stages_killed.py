@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -19,9 +18,6 @@ from conftest import open_bench, tiny_run
 from helpers import full_disk
 
 from trsr.errors import OutputError
-from trsr.experiment.config import load_config
-from trsr.experiment.experiment import Workbench
-from trsr.experiment.run_folder import RunFolder
 from trsr.experiment.stages import run_stages
 
 pytestmark = pytest.mark.slow
@@ -121,23 +117,6 @@ def test_a_kill_at_a_moment_of_chance_changes_nothing(config: Path, unbroken: Pa
     print(f"killed {moment:.2f} s after the first stage began, when {done} were finished")
     complete(config, run)
     assert (run / "metrics.json").read_bytes() == (unbroken / "metrics.json").read_bytes()
-
-
-@pytest.mark.parametrize("tokens", [400, 16384])
-def test_how_many_calls_run_side_by_side_changes_no_profile(
-    tiny_model: Path, unbroken: Path, tmp_path: Path, tokens: int
-) -> None:
-    settings = {"kind": "transformers", "model": str(tiny_model), "device": "cpu", "max_batch_tokens": tokens}
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(tiny_run(tiny_model, engine=settings)))
-    run = tmp_path / "run"
-    for name in ("examples", "data"):
-        shutil.copytree(unbroken / name, run / name)
-    done = json.loads((unbroken / "stages.json").read_text())
-    (run / "stages.json").write_text(json.dumps({k: done[k] for k in ("data", "examples")}))
-    resolved = load_config(tmp_path / "c.yaml")
-    (run / "config.yaml").write_text(yaml.safe_dump(json.loads(resolved.model_dump_json())))
-    run_stages(Workbench(RunFolder(run, resolved, "trsr run")), "summarize")
-    assert (run / "profiles.parquet").read_bytes() == (unbroken / "profiles.parquet").read_bytes()
 
 
 def test_a_full_disk_is_one_sentence_and_the_run_goes_on_from_there(
