@@ -196,10 +196,18 @@ def compare_rankers(
     sign = 1 if parse_metric(metric).higher_is_better else -1
     found: list[dict[str, Any]] = []
     numbers = np.column_stack([mean, low, high, p, holm(p), effect]).tolist()
-    for i, j, (difference, lower, upper, *tests) in zip(first, second, numbers, strict=True):
-        pair = {"metric": metric, "a": names[i], "b": names[j], "difference": difference}
-        pair |= {"ci95": [lower, upper], **dict(zip(("p", "p_holm", "effect_size"), tests, strict=True))}
-        found.append(flipped(pair) if sign * difference < 0 else pair)
+    for i, j, row in zip(first, second, numbers, strict=True):
+        pair = {
+            "metric": metric,
+            "a": names[i],
+            "b": names[j],
+            "difference": row[0],
+            "ci95": row[1:3],
+            "p": row[3],
+            "p_holm": row[4],
+            "effect_size": row[5],
+        }
+        found.append(flipped(pair) if sign * row[0] < 0 else pair)
     return sorted(found, key=lambda pair: (pair["a"], pair["b"]))
 
 
