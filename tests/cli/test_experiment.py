@@ -142,7 +142,7 @@ def test_a_damaged_file_of_a_run_is_named_and_made_anew_once_it_is_removed(
     answer = trsr("run", config_file, "--out", run)
     assert answer.code == 0
     if name not in ("stages.json", "env.json"):
-        assert f"{name} is gone, so that this stage and those after it run again" in answer.err
+        assert f"{name} is gone: this stage and those after it run again" in answer.err
     if name not in ("stages.json", "env.json", "training.json", "model/adapter_model.safetensors"):
         assert file.read_bytes() == whole
 

@@ -167,7 +167,7 @@ def _open_folder(chosen: RunConfig, out: Path) -> RunFolder:
     from trsr.summarize.store_url import redacted
 
     if not (out / "config.yaml").exists():
-        check_models(chosen)  # a name that nobody knows must not cost a run folder
+        check_models(chosen)  # an unknown name must not leave a run folder
         check_store(chosen)
     return RunFolder(out, chosen, "trsr " + shlex.join(map(redacted, sys.argv[1:])))
 

@@ -320,7 +320,7 @@ def joinable(rankers: Sequence[RankerName]) -> list[RankerName]:
 
 
 def grammar_mistakes(summary: SummaryConfig, engine: EngineConfig) -> Iterable[str]:
-    """Say that a server must hold its answers to phrases, and nothing says how it is told them."""
+    """Say that grounded summaries of a server lack the kind of its grammar."""
     held = summary.grounded and summary.needs_calls
     if held and engine.kind == "openai" and engine.grammar is None:
         yield (
@@ -330,7 +330,7 @@ def grammar_mistakes(summary: SummaryConfig, engine: EngineConfig) -> Iterable[s
 
 
 def swept(config: RunConfig) -> dict[str, dict[str, str]]:
-    """Return, for every swept setting, the name of the ranker that stands for each value, by value as text.
+    """Return, for every swept setting, the name of the ranker of each value, by value as text.
 
     The run's own value comes where it was named, else first, and is the run's own model.
     """

@@ -360,7 +360,7 @@ def _check(bench: Workbench) -> list[str]:
     except MissingExtraError as error:
         return [f"The models are not looked into: {error}"]
     return [
-        f"The model {name!r} is not on this machine, so that its answers, context and layers are not checked."
+        f"The model {name!r} is not on this machine: its answers, context and layers are not checked."
         for name in sorted(missing)
     ]
 

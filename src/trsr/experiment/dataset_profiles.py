@@ -85,8 +85,8 @@ def summarize_dataset(
 ) -> DatasetProfiles:
     """Write profiles for all users of a dataset folder, the first `limit`, or one.
 
-    Unless it is one user only, the profiles stand in `profiles.parquet` beside the store (beside the data if
-    that is a database), in place of those of an earlier call; the texts of all calls stay in the store.
+    Except for one user, the profiles replace `profiles.parquet` next to the store (next to the data
+    if that is a database); the texts of all calls stay in the store.
 
     Raises:
         DataError: the folder is no dataset, has no such user, or no user with an item that has text.
@@ -111,7 +111,7 @@ def summarize_dataset_on_ray(
         DataError: the folder is no dataset, or has no user with an item that has text.
     """
     dataset = Dataset.open(data)
-    make_summariser(dataset, chosen.summary)  # so that a wrong template is said at once
+    make_summariser(dataset, chosen.summary)  # a wrong template is reported at once
     place = store or data / "summaries.sqlite"
     n_users = min(dataset.info.counts["users"], limit or dataset.info.counts["users"])
     slices, n_users = dataset_slices(dataset, runner.users_per_piece(n_users), limit)
@@ -167,7 +167,7 @@ def user_histories(dataset: Dataset, limit: int | None, user_id: str | None) -> 
     """
     histories = list(itertools.islice(histories_with_text(dataset, user_id), limit))
     if not histories:
-        whom, advice = (f"user {user_id!r}", "check the id") if user_id else ("user", "import it anew")
+        whom, advice = (f"user {user_id!r}", "check the id") if user_id else ("user", "import it again")
         raise DataError(f"{dataset.path} has no {whom} with items that have text; {advice}.")
     return histories
 

@@ -173,10 +173,10 @@ def warm_start_leaks(bench: Workbench) -> list[str]:
 
 def _already_seen(examples: Iterable[RankingExample], earlier: Sequence[RankingExample]) -> Iterator[str]:
     chosen = {pair for example in earlier for pair in _targets(example)}
-    met = {(example.user_id, item) for example in earlier for item in example.history}
+    read = {(example.user_id, item) for example in earlier for item in example.history}
     for example in examples:
         shown = {(example.user_id, item) for item in example.history}
-        if _targets(example) & chosen or (_targets(example) - shown) & met:
+        if _targets(example) & chosen or (_targets(example) - shown) & read:
             yield example.example_id
 
 
@@ -194,7 +194,7 @@ def _earlier_splits(bench: Workbench) -> Iterator[Splits]:
             yield read_splits(run / "examples")
         except DataError as error:
             raise LeakageError(
-                f"{run} holds no examples, so nobody can tell what the model in {model} has seen; "
+                f"{run} holds no examples, so what the model in {model} has seen is unknown; "
                 "leave it in the run folder that made it, or leave out train.warm_start."
             ) from error
         model = read_adapter_info(Path(model)).training.get("warm_start")

@@ -235,7 +235,7 @@ def _longest_prompt(
 
 
 def placeholder_text(summariser: Summariser) -> str:
-    """Return a summary that stands for one not yet written; a real one may have `max_new_tokens` more."""
+    """Return the shortest summary there can be; a real one may have `max_new_tokens` more."""
     return summary_text(summariser.template, "x")
 
 

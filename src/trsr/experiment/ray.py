@@ -1,6 +1,6 @@
 """Runs pieces of work on the actors of a Ray cluster, by Ray Data, and writes profiles with them.
 
-A piece is a small picklable value; the worker that does it reads what it stands for. Ray starts a worker that
+A piece is a small picklable value; the worker that does it reads its data. Ray starts a worker that
 dies again and repeats its piece, so doing a piece twice must be harmless: every finished call is in the store
 of summaries, which answers it at no cost, and a file appears in one move.
 """
@@ -122,7 +122,7 @@ def start_cluster(runner: RayRunner) -> int:
 class _Worker:
     """Does pieces in a process of its own; opens what it needs when the first piece comes.
 
-    `folder` is where the command was given, so that relative names mean the same here.
+    `folder` is the working directory of the command: relative names mean the same here.
     """
 
     def __init__(self, open_work: Callable[[], Work], folder: str) -> None:
@@ -217,7 +217,7 @@ class ProfileWorker:
         self._engine = open_generator(engine) if self._source.summariser.config.needs_calls else None
 
     def __call__(self, piece: Slice) -> tuple[pl.DataFrame | None, SummaryProgress, str | None]:
-        """Return the table of a piece and its progress; failed calls are reported so that others go on."""
+        """Return the table of a piece and its progress; failed calls are reported, not raised."""
         summariser = self._source.summariser
         named = self._source.histories(*piece)
         folds = [start_fold(history, summariser) for _, history in named]

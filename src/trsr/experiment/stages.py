@@ -269,7 +269,7 @@ def run_stages(
     bench.say = say
     bench.folder.check_files()
     if gone := _gone(bench):
-        say(f"{gone[0]}: {gone[1]} is gone, so that this stage and those after it run again.")
+        say(f"{gone[0]}: {gone[1]} is gone: this stage and those after it run again.")
     if _unfinished(bench, until):
         with bench.folder.working():
             for name in _unfinished(bench, until):  # another process may have finished some

@@ -1,7 +1,7 @@
 """Variants of a run: models that differ in some settings and answer the same questions.
 
-Each is a run folder `RUN/variants/NAME` that takes dataset and store of summaries from its run, so that what
-two of them share is done once, and a killed run goes on where it was.
+Each is a run folder `RUN/variants/NAME` that shares dataset and store of its run: common work is done once,
+and a killed run resumes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def variant_benches(bench: Workbench) -> dict[str, Workbench]:
 
 
 def check_questions(name: str, variant: Workbench) -> None:
-    """See that a variant, whose examples are drawn, will be asked what its run is asked.
+    """Check that a variant, whose examples are drawn, has the test examples of its run.
 
     Raises:
         ConfigError: it is not.
@@ -51,9 +51,9 @@ def variant_scores(bench: Workbench) -> list[pl.DataFrame]:
 
 
 def profile_pair(config: RunConfig) -> tuple[str, str] | None:
-    """Return the run's own model and how it is called without a profile, if it is asked so.
+    """Return the run's own model and the name of its ranker without a profile, None where there is none.
 
-    That is the same model asked without, or a variant that differs only in having none.
+    That is the same model without one, or a variant that differs only in having none.
     """
     if config.summary.method == "none":
         return None

@@ -203,9 +203,9 @@ def _asked(examples: Sequence[RankingExample]) -> pl.LazyFrame:
 
 
 def _places(dataset: Dataset, asked: pl.LazyFrame) -> pl.LazyFrame:
-    """Return number, user_id, asked_at and `cut`: where the target stands last, or null.
+    """Return number, user_id, asked_at and `cut`: the last position of the target, or null.
 
-    Of several targets the one that stands first, so that a history which reaches among them is found.
+    Of several targets the first: a history which reaches among them is found.
     """
     targets = asked.select("number", "user_id", "asked_at", item_id="targets").explode("item_id")
     places = dataset.events().select("user_id", "item_id", "position")
