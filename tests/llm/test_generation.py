@@ -9,10 +9,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import torch
 
 from trsr.errors import EngineError
 from trsr.llm.base import Generation, GenerationParams, Message, Prompt, TextGenerator
-from trsr.llm.generation import TransformersGenerator, how_many_join
+from trsr.llm.generation import (
+    SmallBatchLinear,
+    TransformersGenerator,
+    how_many_join,
+    use_small_batch_linear,
+)
 from trsr.llm.text_batch import PromptReader, Text, TextBatch
 from trsr.testing.contracts import TextGeneratorContract, ask
 
@@ -169,6 +175,19 @@ def test_prompts_of_two_kinds_are_written_in_one_batch_as_apart(
     assert [len(joined) for joined in counter.joined] == [10]
     assert len(beginnings) == 2
     assert min(map(len, beginnings)) > 10
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(5,), (1, 5), (4, 5), (5, 5), (16, 1, 5), (17, 5), (4, 3, 5), (0, 5)])
+def test_small_batch_linear_gives_what_the_layer_gives(shape: tuple[int, ...], bias: bool) -> None:
+    layer, x = torch.nn.Linear(5, 7, bias=bias), torch.randn(shape)
+    expected = layer(x)
+    use_small_batch_linear(layer)
+    assert type(layer) is SmallBatchLinear
+    torch.testing.assert_close(layer(x), expected)
+    half = torch.nn.Linear(5, 7).to(torch.bfloat16)
+    use_small_batch_linear(half)
+    assert type(half) is torch.nn.Linear
 
 
 def test_time_is_shared_out_among_the_texts_and_reading_is_a_part_of_it(tiny_model: Path) -> None:

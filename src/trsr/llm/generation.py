@@ -9,6 +9,9 @@ from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
+import torch
+from torch import nn
+
 from trsr.errors import EngineError
 from trsr.llm import models
 from trsr.llm.answers import THOUGHT_MARK, Thinking, answer_or_error, before_stop, has_stopped
@@ -21,6 +24,29 @@ from trsr.llm.text_batch import Text, TextBatch, batch_obstacle
 from trsr.llm.transformers import HfTokenizer, load_causal_lm
 
 _log = logging.getLogger(__name__)
+
+
+class SmallBatchLinear(nn.Linear):
+    """A linear layer that takes its product the other way round for 5 to 16 rows, which is faster on a CPU.
+
+    Results are equal except for the last bits.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the layer's output, (..., in) to (..., out)."""
+        n_rows = x.numel() // self.in_features
+        if not 4 < n_rows <= 16:
+            return super().forward(x)
+        rows = nn.functional.pad(x.reshape(n_rows, -1), (0, 0, 0, -n_rows % 8))
+        out = torch.mm(self.weight, rows.t()).t()[:n_rows].contiguous().view(*x.shape[:-1], -1)
+        return out if self.bias is None else out + self.bias
+
+
+def use_small_batch_linear(model: nn.Module) -> None:
+    """Change the linear layers of a model that only writes, where they compute on a CPU in float32."""
+    for layer in model.modules():
+        if type(layer) is nn.Linear and layer.weight.dtype is torch.float32 and layer.weight.is_cpu:
+            layer.__class__ = SmallBatchLinear
 
 
 class TransformersGenerator:
@@ -47,6 +73,7 @@ class TransformersGenerator:
             name = type(self._model).__name__
             _log.warning("%s writes one text at a time (%s), which is slower.", name, obstacle)
         self._batches = not obstacle
+        use_small_batch_linear(self._model)
         self._thinks = thinking == "strip"
         self._thinking_tokens = thinking_tokens
         self.tokenizer = HfTokenizer(models.hf_folder(model))
