@@ -110,13 +110,20 @@ def _read_delimited(
             )
             header_line = _unexpected_header(texts, header, separator, quoted)
         frame, pending = _split(texts, first, separator, quoted, header, last=last)
-        reject(frame.filter(pl.col(_FIELDS).is_null()), "broken quote")
-        frame = _fit(frame.filter(pl.col(_FIELDS).is_not_null()), header, reject)
+        frame = _refuse(frame, frame[_FIELDS].is_null(), "broken quote", reject)
+        frame = _fit(frame, header, reject)
         if header_line is not None:  # files that were joined have header lines between their rows
             again = frame[RAW].str.strip_chars_start("\ufeff") == header_line
-            reject(frame.filter(again), "the header line again")
-            frame = frame.filter(~again)
+            frame = _refuse(frame, again, "the header line again", reject)
         yield frame
+
+
+def _refuse(frame: pl.DataFrame, wrong: pl.Series, reason: str, reject: Reject) -> pl.DataFrame:
+    """Return the rows that are not wrong; the others are refused."""
+    if not wrong.any():
+        return frame
+    reject(frame.filter(wrong), reason)
+    return frame.filter(~wrong)
 
 
 def _delimiter(texts: list[str], info: FileInfo, usual: str, quotes: bool, header: list[str] | None) -> str:
@@ -179,8 +186,8 @@ def _is_fit(header: Sequence[str]) -> pl.Expr:
 
 def _fit(frame: pl.DataFrame, header: list[str], reject: Reject) -> pl.DataFrame:
     if not frame.select((pl.col(_FIELDS).list.len() == len(header)).all()).item():
-        reject(frame.filter(~_is_fit(header)), "another number of columns than the header")
-        frame = frame.filter(_is_fit(header))
+        wrong = frame.select(~_is_fit(header)).to_series()
+        frame = _refuse(frame, wrong, "another number of columns than the header", reject)
     cells = [pl.col(_FIELDS).list.get(i, null_on_oob=True).alias(name) for i, name in enumerate(header)]
     return frame.select(ROW, RAW, *cells)
 
@@ -243,7 +250,8 @@ def _json_frame(
                 column.extend([None] * (len(rows) - len(column)))
                 column.append(_plain(value, halves))
         rows.append((row, text))
-    reject(raw_rows(broken), "not a JSON object")
+    if broken:
+        reject(raw_rows(broken), "not a JSON object")
     names = _distinct(file, plain_names(columns))
     series = {
         name: _column(values + [None] * (len(rows) - len(values)))
@@ -327,8 +335,7 @@ def _read_parquet(file: Path, reject: Reject) -> Iterator[pl.DataFrame]:
         broken = pl.repeat(False, len(part), eager=True)
         for name in in_bytes:
             broken |= part[name].map_elements(_is_broken, return_dtype=pl.Boolean).fill_null(False)
-        reject(frame.filter(broken), "not UTF-8")
-        yield frame.filter(~broken)
+        yield _refuse(frame, broken, "not UTF-8", reject)
 
 
 def _read_excel(file: Path, info: FileInfo) -> Iterator[pl.DataFrame]:

@@ -162,27 +162,15 @@ def read_lists(cells: pl.Series, separator: str | None = None, *, times: bool = 
     quoted = text.str.extract_all(_QUOTED).list.eval(pl.element().str.strip_chars("'\""))
     plain = text.str.extract_all(r"\S+") if separator is None else text.str.split(separator)
     plain = plain.list.eval(pl.element().str.strip_chars()).list.eval(pl.element().filter(pl.element() != ""))
-    table = (
-        cells.alias("cell")
-        .to_frame()
-        .select(
-            pl.when(missing)
-            .then(pl.lit([], pl.List(pl.String)))
-            .when(text.str.contains(_QUOTED_LIST))
-            .then(quoted)
-            .when(~text.str.contains(_OPENS_LIST))
-            .then(plain)
-            .alias("parts"),
-            "cell",
-        )
-    )
-    left = table["parts"].is_null()
+    whole = pl.when(missing).then(pl.lit([], pl.List(pl.String))).when(text.str.contains(_QUOTED_LIST))
+    read = whole.then(quoted).when(~text.str.contains(_OPENS_LIST)).then(plain)
+    parts = cells.to_frame("cell").select(read).to_series()
+    left = parts.is_null()
     if not left.any():
-        return table["parts"]
-    parsed = [
-        parse_list(cell, times=times) if open_ else None for cell, open_ in zip(cells, left, strict=True)
-    ]
-    return pl.Series(parsed, dtype=pl.List(pl.String)).zip_with(left, table["parts"])
+        return parts
+    pairs = zip(cells, left, strict=True)
+    parsed = [parse_list(cell, times=times) if opens else None for cell, opens in pairs]
+    return pl.Series(parsed, dtype=pl.List(pl.String)).zip_with(left, parts)
 
 
 def parse_list(cell: str, *, times: bool = False) -> list[str] | None:
