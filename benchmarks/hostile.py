@@ -26,7 +26,7 @@ import numpy.typing as npt
 from trsr.errors import InputError
 from trsr.evaluate.statistics import bootstrap_ci
 from trsr.llm.base import ScoringGroup
-from trsr.recommend.questions import Ask
+from trsr.recommend.ranker import Ask
 from trsr.recommend.ranker import sigmoid
 from trsr.seeding import derive_rng
 from trsr.serve.loading import open_service
@@ -103,7 +103,7 @@ def _one(service: Service, user: str, number: int, kind: str, text: str) -> Move
     item, shown = service.catalogue.item(own), recommender.builder.config.fields or service.catalogue.fields
     words = _words(service, number, len(text))
     plain = f"{own}:plain"
-    recommender.put_items(
+    recommender.catalogue.put(
         Item(name, _in_front(front, item, shown).fields) for name, front in ((evil, text), (plain, words))
     )
 

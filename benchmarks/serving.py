@@ -26,7 +26,7 @@ from serve_load import Server, served
 
 from trsr.errors import InputError
 from trsr.recommend.catalogue import Catalogue
-from trsr.recommend.questions import Ask
+from trsr.recommend.ranker import Ask
 from trsr.recommend.retrieval import Retriever
 from trsr.seeding import derive_rng
 from trsr.serve.loading import Serving, open_for_serving

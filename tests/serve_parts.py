@@ -83,7 +83,7 @@ def tiny_recommender(
     assert prefix_attention.enable(model)
     scorer = SharedPrefixScorer(model, cache=PrefixCache(cache_bytes))
     builder = make_builder(items, HfTokenizer(folder), **prompt)
-    return Recommender(scorer, builder, builder.labels(), items, name="tiny", knows=scorer.knows)
+    return Recommender(scorer, builder, builder.labels(), items, name="tiny")
 
 
 class Recording:

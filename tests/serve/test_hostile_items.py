@@ -21,7 +21,7 @@ from serve_parts import (
 
 from trsr.llm.base import ScoringGroup
 from trsr.llm.transformers import HfTokenizer
-from trsr.recommend.questions import Ask
+from trsr.recommend.ranker import Ask
 from trsr.recommend.recommender import Recommender
 from trsr.types import Item
 
@@ -52,7 +52,7 @@ def tiny(tiny_model: Path) -> Recommender:
 def test_the_model_gives_the_others_the_same_margins(kind: str, tiny: Recommender) -> None:
     """To the last bit beside a harmless text of the same length, which is all that a pass is laid out by."""
     builder, group = tiny.builder, Ask(HISTORY, PROFILE, CANDIDATES)
-    tiny.put_items([hostile(kind)])
+    tiny.catalogue.put([hostile(kind)])
     evil = builder.suffix("evil")
     harmless = builder.suffix("i20")[:-10]
     harmless = (*(harmless * len(evil))[: len(evil) - 10], *builder.suffix("i20")[-10:])

@@ -25,7 +25,7 @@ from trsr.experiment.run_folder import RunFolder
 from trsr.llm.engines import DEFAULT_ENGINE, FakeEngine
 from trsr.llm.models import model_id
 from trsr.recommend.model_folder import read_adapter_info, write_adapter_info
-from trsr.recommend.questions import Ask
+from trsr.recommend.ranker import Ask
 from trsr.serve.app import create_app
 from trsr.serve.loading import MAX_RANKED, MIN_RANKED, Speed, measure, open_for_serving, open_service
 from trsr.serve.service import Service
@@ -72,7 +72,7 @@ def test_prompts_are_the_runs_own_token_for_token_with_notes_and_without(
         question = example.history, "Buys garden tools.", example.candidates
         served = recommender.prompt(Ask(*question, notes))
         assert served == run.builder.build(*question, notes=notes, room=recommender._item_room)
-        assert (served.fitted.n_tokens_cut > 0) == (len(notes) > 100)
+        assert (served.n_tokens_cut > 0) == (len(notes) > 100)
 
 
 def test_a_model_folder_serves_a_dataset_that_is_named(finished_run: Path, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_an_item_put_later_is_known_to_every_part(finished_run: Path) -> None:
     title = str(serving.summariser.title_field)
     serving.retriever.put_items([Item("new", {title: "xylophone"})])
     assert serving.retriever.top("xylophone", (), 1) == ["new"]
-    assert ": xyl" in serving.recommender.text_of("new")  # few tokens of a field are kept
+    assert ": xyl" in serving.recommender.builder.item_text("new")  # few tokens of a field are kept
     assert len(serving.recommender.score([Ask(("new",), "", ("new",))])) == 1
     assert "xylophone" in serving.summariser.item_text("new")
     (block,) = serving.summariser.blocks(["new"])

@@ -18,7 +18,7 @@ from trsr.errors import CandidateTooLongError, OverloadedError
 from trsr.llm.base import LabelTokens, ScoringGroup
 from trsr.llm.fake import FakeScorer
 from trsr.recommend.prompt import RankingPrompt
-from trsr.recommend.questions import Ask, Question, Scored
+from trsr.recommend.ranker import Ask, Question, Scored
 from trsr.recommend.recommender import Margins, Recommender
 from trsr.serve.model_queue import CALLER, ModelQueue
 

@@ -46,9 +46,9 @@ def test_a_changed_item_is_read_again_and_the_last_change_counts(shop: Shop) -> 
     after = margins()
     assert before["i5"] != after["i5"]
     assert before["i6"] == after["i6"]
-    assert "Something else" in shop.service.ranker.recommender.text_of("i5")
+    assert "Something else" in shop.service.ranker.recommender.builder.item_text("i5")
     assert put(shop, item("N", "First words"), item("N", "Last words")) == (1, 0)
-    assert "Last words" in shop.service.ranker.recommender.text_of("N")
+    assert "Last words" in shop.service.ranker.recommender.builder.item_text("N")
     stored = {item.item_id: item.fields["title"] for item in shop.service.store.changed_items()[0]}
     assert stored == {"i5": "Something else", "N": "Last words"}
 
@@ -78,7 +78,7 @@ def test_a_history_keeps_a_deleted_item_without_its_text(shop: Shop) -> None:
     shop.client.delete("/v1/items/L1")
     history = shop.client.get("/v1/users/ann").json()["history"]
     assert [entry["item_id"] for entry in history] == ["L1", "i2"]
-    assert shop.service.ranker.recommender.text_of("L1") == shop.service.summariser.item_text("L1") == NO_TEXT
+    assert shop.service.ranker.recommender.builder.item_text("L1") == shop.service.summariser.item_text("L1") == NO_TEXT
     found = shop.client.post("/v1/recommend", json={"user_id": "ann", "top_n": 40}).json()["results"]
     assert "L1" not in {result["item_id"] for result in found}
     answer = shop.client.post("/v1/recommend", json={"history": ["L1"]})

@@ -19,7 +19,7 @@ from trsr.errors import EngineError
 from trsr.llm.base import LabelTokens, ScoringGroup
 from trsr.llm.fake import FakeScorer
 from trsr.recommend.calibration import Calibration
-from trsr.recommend.questions import Ask, TextAsk
+from trsr.recommend.ranker import Ask, TextAsk
 
 DOCUMENTS = ["Clay pot", "Graphics card", "Garden hose", "Saw"]
 JSON = {"Content-Type": "application/json"}

@@ -26,11 +26,10 @@ from trsr.experiment.experiment import Workbench
 from trsr.experiment.preflight import check_context
 from trsr.experiment.ray import run_pieces
 from trsr.experiment.variants import variant_scores
-from trsr.llm.base import LabelScorer
 from trsr.progress import Bar, bar
 from trsr.recommend.calibration import Calibration
 from trsr.recommend.catalogue import Catalogue
-from trsr.recommend.loading import open_scorer, open_server_scorer
+from trsr.recommend.loading import open_scorer
 from trsr.recommend.model_folder import read_adapter_info
 from trsr.recommend.ranker import ExampleScores, Ranker, score_table, sigmoid, without_llm
 from trsr.splitting.leakage import fit_events
@@ -95,8 +94,7 @@ def model_calibration(bench: Workbench) -> Calibration | None:
     Raises:
         RunMismatchError: the model folder cannot be read.
     """
-    found = read_adapter_info(bench.folder.path / "model").calibration
-    return None if found is None else Calibration.from_json(found)
+    return read_adapter_info(bench.folder.path / "model").calibration
 
 
 def score_in_parts(
@@ -272,12 +270,8 @@ def _llm_ranker(bench: Workbench, name: RankerName, *, served: bool) -> Ranker:
     recommender, template = bench.config.recommender, bench.ranking_template.hash
     version = bench.tokenizer.prompt_version
     server = recommender.servers.get("llm" if adapter else "llm_zero_shot") if served else None
-    scorer: LabelScorer
     check_context(recommender.model, bench.config.prompt)
-    if server is not None:
-        scorer, info = open_server_scorer(server, recommender, adapter, template, version)
-    else:
-        scorer, info = open_scorer(recommender, adapter, template, version)
+    scorer, info = open_scorer(recommender, adapter, template, version, server=server)
     profiles = bench.profiles_as(OWN_MODEL.get(name, "own"))
     return Recommender(
         scorer,
@@ -418,7 +412,7 @@ def describe_prompt(bench: Workbench) -> dict[str, Any]:
         "candidate_tokens": len(suffix),
         "candidates": len(example.candidates),
         "max_tokens": bench.config.prompt.max_tokens,
-        "recent_items_cut": prompt.fitted.n_recent_cut,
-        "tokens_cut": prompt.fitted.n_tokens_cut,
+        "recent_items_cut": prompt.n_recent_cut,
+        "tokens_cut": prompt.n_tokens_cut,
         "answers": ", ".join(answers),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from dataclasses import asdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -200,13 +201,12 @@ def calibrate(bench: Workbench) -> Facts:
         seed=bench.config.seed,
     )
     chosen = fit.calibration
-    saved = None if chosen is None else chosen.to_json()
     model = bench.folder.path / "model"
-    write_adapter_info(model, read_adapter_info(model).model_copy(update={"calibration": saved}))
+    write_adapter_info(model, read_adapter_info(model).model_copy(update={"calibration": chosen}))
     bench.folder.write_json(
         "calibration.json",
         {
-            "calibration": saved,
+            "calibration": None if chosen is None else asdict(chosen),
             "reason": fit.reason,
             "cross_validated_log_loss": fit.log_loss,
             "users": fit.n_users,

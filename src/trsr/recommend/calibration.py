@@ -1,22 +1,16 @@
-"""Turns margins into probabilities that can be believed, without ever changing an order.
-
-A fine-tuned model's sigmoid(margin) orders candidates, but it need not say how often such a candidate is
-chosen: training sees other numbers of negatives than ranking, and language models are too sure of themselves.
-A calibration is fitted on validation examples and saved with the model; where it is saved, and who scores the
-examples, belongs to the pipeline.
-"""
+"""Turns margins into probabilities by a fit on validation examples, without ever changing an order."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
+import pydantic
+from pydantic import Field, FiniteFloat
 
-from trsr.errors import RunMismatchError
 from trsr.recommend.ranker import sigmoid
 from trsr.seeding import derive_rng
 
@@ -26,67 +20,37 @@ Floats = npt.NDArray[np.float64]
 MIN_POSITIVES = 10
 """Chosen candidates, and users who have any, below which nothing is fitted."""
 N_FOLDS = 10
-_STEPS = 100
-_TOLERANCE = 1e-10
-_PARAMETERS: dict[Kind, int] = {"temperature": 1, "platt": 2}
+KINDS: tuple[Kind, ...] = ("temperature", "platt")
 
 
-@dataclass(frozen=True, slots=True)
+@pydantic.dataclasses.dataclass(frozen=True, slots=True)
 class Calibration:
-    """score = sigmoid(a * margin + b), with a > 0, so that a higher margin is always a higher score.
+    """score = sigmoid(a * margin + b), with a > 0: a higher margin is always a higher score.
 
     `platt` has two parameters (Platt, "Probabilistic Outputs for Support Vector Machines and Comparisons to
     Regularized Likelihood Methods", 1999; his A is -a, his B is -b); `temperature` has one, a = 1 / T with
     b = 0 (Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural Networks", ICML 2017). No
     calibration at all is None.
-
-    Raises:
-        ValueError: a is not above 0, a number is not finite, or a temperature has b other than 0.
     """
 
     kind: Kind
-    a: float
-    b: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.a) and self.a > 0 and math.isfinite(self.b)):
-            raise ValueError(f"found a = {self.a}, b = {self.b}; expected finite numbers with a above 0")
-        if self.kind not in _PARAMETERS or (self.kind == "temperature" and self.b):
-            raise ValueError(f"found the kind {self.kind!r} with b = {self.b}; expected platt, or b = 0")
+    a: Annotated[FiniteFloat, Field(gt=0)]
+    b: FiniteFloat = 0.0
 
     def apply(self, margins: npt.ArrayLike) -> Floats:
-        """Return one score a margin, the same shape, never quite 0 or 1."""
+        """Return one score per margin, the same shape, never quite 0 or 1."""
         scores = sigmoid(self.a * np.asarray(margins, dtype=np.float64) + self.b)
         return np.clip(scores, np.finfo(np.float64).tiny, 1.0 - np.finfo(np.float64).epsneg)
-
-    def to_json(self) -> dict[str, str | float]:
-        """Return what `from_json` reads."""
-        return {"kind": self.kind, "a": self.a, "b": self.b}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Calibration:
-        """Read what `to_json` wrote.
-
-        Raises:
-            RunMismatchError: it is no calibration of this version.
-        """
-        try:
-            return cls(content["kind"], float(content["a"]), float(content["b"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise RunMismatchError(
-                f"Found the calibration {dict(content)!r}; expected kind (temperature or platt), a above 0"
-                " and b: calibrate the model again."
-            ) from error
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationFit:
-    """What was fitted, and why this.
+    """The result of `fit_calibration`.
 
     Attributes:
         calibration: The one chosen; None leaves sigmoid(margin) as it is.
-        reason: One clause in words: why this one.
-        log_loss: Cross-validated log loss by kind, in nats a candidate, `raw` for sigmoid(margin); empty
+        reason: Why this one, one clause.
+        log_loss: Cross-validated log loss by kind, in nats per candidate, `raw` for sigmoid(margin); empty
             where nothing could be fitted.
         n_positives: Chosen candidates it was fitted on.
         n_users: Users it was fitted on.
@@ -108,13 +72,12 @@ def fit_calibration(
 ) -> CalibrationFit:
     """Fit temperature and Platt scaling, and choose between them and the raw sigmoid.
 
-    The rule: the log loss of each is cross-validated over users (10 folds, drawn by seed; no user is in two),
-    and the smallest wins; of equal ones the one with fewer parameters does (raw, temperature, Platt). The
-    winner is fitted again on everybody.
+    The log loss of each is cross-validated over users (10 folds, drawn by seed; no user is in two), and the
+    smallest wins; of equal ones the one with fewer parameters (raw, temperature, Platt). The winner is fitted
+    again on all users.
 
-    Nothing is fitted, and the answer is None, with fewer than 10 chosen candidates or 10 users who have any,
-    without a negative, when all margins are equal, or when higher margins do not mean more choices (a would
-    not be above 0).
+    Nothing is fitted with fewer than 10 chosen candidates or 10 users who have any, without a negative, when
+    all margins are equal, or when higher margins do not mean more choices (a would not be above 0).
 
     Args:
         margins: Shape (n,), finite.
@@ -129,41 +92,40 @@ def fit_calibration(
     names, user = np.unique(np.asarray(groups, dtype=np.str_), return_inverse=True)
     if not (x.shape == y.shape == user.shape and x.ndim == 1 and np.isfinite(x).all()):
         raise ValueError("expected as many finite margins as labels and groups")
-    n_positives, n_users = int(y.sum()), len(names)
+    calibration: Calibration | None = None
+    losses: dict[str, float] = {}
+    if not (reason := _obstacle(x, y, user)):
+        fitted = {kind: _fit(kind, x, y) for kind in KINDS}
+        # Both, not one: where Platt finds the margins turned around, a temperature says nothing either.
+        if None in fitted.values():
+            reason = "higher margins do not go with more choices"
+        else:
+            losses = _cross_validated(x, y, user, seed)
+            best = min(losses, key=lambda name: losses[name])  # the first of equal ones
+            calibration = next((fitted[kind] for kind in KINDS if kind == best), None)
+            winner = "the raw sigmoid" if calibration is None else best
+            reason = f"{winner} has the smallest cross-validated log loss"
+    return CalibrationFit(calibration, reason, losses, int(y.sum()), len(names))
 
-    def none(reason: str, losses: Mapping[str, float] | None = None) -> CalibrationFit:
-        return CalibrationFit(None, reason, losses or {}, n_positives, n_users)
 
-    n_with = len(np.unique(user[y == 1]))
+def _obstacle(x: Floats, y: Floats, user: npt.NDArray[np.intp]) -> str:
+    """Return why nothing can be fitted, or an empty text."""
+    n_positives, n_with = int(y.sum()), len(np.unique(user[y == 1]))
     if n_positives < MIN_POSITIVES or n_with < MIN_POSITIVES:
-        return none(f"{n_positives} chosen candidates of {n_with} users are too few ({MIN_POSITIVES} needed)")
+        return f"{n_positives} chosen candidates of {n_with} users are too few ({MIN_POSITIVES} needed)"
     if n_positives == len(y):
-        return none("there is no candidate that was not chosen")
-    if np.ptp(x) == 0:
-        return none("all margins are equal")
-    fitted = {kind: _fit(kind, x, y) for kind in _PARAMETERS}
-    # Both, not one: where Platt finds the margins turned around, a temperature says nothing either.
-    if any(found is None for found in fitted.values()):
-        return none("higher margins do not go with more choices")
-    losses = _cross_validated(x, y, user, seed)
-    best = min(losses, key=lambda name: losses[name])  # the first of equal ones, in order of parameters
-    if best == "raw":
-        return none("the raw sigmoid has the smallest cross-validated log loss", losses)
-    chosen = next(found for kind, found in fitted.items() if kind == best)
-    return CalibrationFit(
-        chosen, f"{best} has the smallest cross-validated log loss", losses, n_positives, n_users
-    )
+        return "there is no candidate that was not chosen"
+    return "all margins are equal" if np.ptp(x) == 0 else ""
 
 
 def _cross_validated(x: Floats, y: Floats, user: npt.NDArray[np.intp], seed: int) -> dict[str, float]:
-    """Return the log loss of each way on users it was not fitted on; a fold without a fit uses sigmoid."""
+    """Return each kind's log loss on users it was not fitted on; a fold without a fit uses the sigmoid."""
     n_users = int(user.max()) + 1
-    fold_of_user = derive_rng(seed, "calibration folds").permutation(n_users) % N_FOLDS
-    fold = fold_of_user[user]
+    fold = (derive_rng(seed, "calibration folds").permutation(n_users) % N_FOLDS)[user]
     totals: dict[str, float] = {"raw": float(_losses(x, y).sum()), "temperature": 0.0, "platt": 0.0}
     for held in range(min(N_FOLDS, n_users)):
         inside, outside = fold != held, fold == held
-        for kind in _PARAMETERS:
+        for kind in KINDS:
             found = _fit(kind, x[inside], y[inside])
             logits = x[outside] if found is None else found.a * x[outside] + found.b
             totals[kind] += float(_losses(logits, y[outside]).sum())
@@ -178,19 +140,17 @@ def _losses(logits: Floats, targets: Floats) -> Floats:
 def _fit(kind: Kind, x: Floats, y: Floats) -> Calibration | None:
     """Maximise the likelihood of Platt's smoothed targets; None if a would not be above 0.
 
-    The targets are (N+ + 1) / (N+ + 2) for chosen candidates and 1 / (N- + 2) for others: what a uniform
-    prior makes of the labels (Platt 1999, section 2.2). With targets strictly between 0 and 1 the maximum is
-    finite, even where the margins divide the labels perfectly.
+    The targets are (N+ + 1) / (N+ + 2) for chosen candidates and 1 / (N- + 2) for others (Platt 1999, section
+    2.2): strictly between 0 and 1, so the maximum is finite even where margins divide the labels perfectly.
     """
     n_positive = y.sum()
     targets = np.where(y == 1, (n_positive + 1) / (n_positive + 2), 1 / (len(y) - n_positive + 2))
     scale = float(np.abs(x).max())
     if scale == 0:
         return None
-    columns = [x / scale, np.ones_like(x)][: _PARAMETERS[kind]]
-    weights = _newton(np.column_stack(columns), targets)
-    a, b = weights[0] / scale, weights[1] if kind == "platt" else 0.0
-    return Calibration(kind, float(a), float(b)) if a > 0 else None
+    columns = [x / scale, np.ones_like(x)] if kind == "platt" else [x / scale]
+    a, *b = (float(weight) for weight in _newton(np.column_stack(columns), targets))
+    return Calibration(kind, a / scale, *b) if a > 0 else None
 
 
 def _newton(design: Floats, targets: Floats) -> Floats:
@@ -200,10 +160,10 @@ def _newton(design: Floats, targets: Floats) -> Floats:
     """
     weights = np.zeros(design.shape[1])
     loss = _losses(design @ weights, targets).sum()
-    for _ in range(_STEPS):
+    for _ in range(100):
         p = sigmoid(design @ weights)
         gradient = design.T @ (p - targets)
-        if np.abs(gradient).max() <= _TOLERANCE * len(targets):
+        if np.abs(gradient).max() <= 1e-10 * len(targets):
             break
         curvature = (design * (p * (1 - p))[:, np.newaxis]).T @ design + 1e-12 * np.eye(len(weights))
         step = np.linalg.solve(curvature, gradient)

@@ -1,7 +1,4 @@
-"""The items that a running service knows: those of the dataset, and those put later.
-
-Texts are made from the items as they are now, so a changed item is read anew by whoever asks for its text.
-"""
+"""The items that a running service knows: those of the dataset, and those put later."""
 
 from __future__ import annotations
 
@@ -22,8 +19,8 @@ class Catalogue:
         fields: The text fields an item may have, in rendering order. They bound the length of every text.
 
     Attributes:
-        items: The items by id, as they are now; those that were deleted are there without fields, for the
-            histories that name them.
+        items: The items by id, as they are now; deleted ones stay without fields, for the histories that name
+            them.
         deleted: The ids of these.
     """
 
@@ -50,15 +47,14 @@ class Catalogue:
         return found
 
     def put(self, items: Iterable[Item]) -> None:
-        """Add items, or change those that are there; all of them or, when one is wrong, none.
+        """Add or change items; all of them or, when one is wrong, none.
 
         Empty fields are left out and the fields brought into rendering order, as a dataset has them.
 
         Raises:
             DataError: an item has a field that the catalogue does not know, or an empty id; names both.
         """
-        checked = [self._checked(item) for item in items]
-        for item in checked:
+        for item in [self._checked(item) for item in items]:
             self.items[item.item_id] = item
             self.deleted.discard(item.item_id)
 
@@ -81,11 +77,11 @@ class Catalogue:
     def texts(
         self, fields: Sequence[str] | None, max_field_tokens: int | None, tokenizer: Tokenizer | None
     ) -> Callable[[str], str]:
-        """Return a function from item id to item text (see `verbalize_item`) that remembers what it made.
+        """Return a function from item id to the text of the item as it is now (see `verbalize_item`).
 
-        The function raises DataError for an item that is not there.
+        It remembers the texts it made, and raises DataError for an item that is not there.
         """
-        chosen = self.fields if fields is None else tuple(fields)
+        shown = self.fields if fields is None else tuple(fields)
         made: dict[str, tuple[Item, str]] = {}
 
         def text(item_id: str) -> str:
@@ -93,9 +89,7 @@ class Catalogue:
             known = made.get(item_id)
             if known is not None and known[0] is item:
                 return known[1]
-            words = verbalize_item(
-                item, fields=chosen, max_field_tokens=max_field_tokens, tokenizer=tokenizer
-            )
+            words = verbalize_item(item, fields=shown, max_field_tokens=max_field_tokens, tokenizer=tokenizer)
             if len(made) >= _MAX_TEXTS:
                 made.clear()
             made[item_id] = item, words

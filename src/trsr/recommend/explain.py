@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from trsr.errors import DataError
-from trsr.recommend.questions import Ask, Scored
+from trsr.recommend.ranker import Ask, Scored
 from trsr.templating import plain_line
 from trsr.types import Explanation
 
@@ -23,7 +22,7 @@ _CLAUSE_END = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class LeaveOneOut:
-    """The questions to ask for an explanation: the whole one, one for each item, one for each sentence."""
+    """The requests behind an explanation: the whole one, then one without each item, note and sentence."""
 
     asks: tuple[Ask, ...]
     items: tuple[str, ...]
@@ -40,37 +39,24 @@ class LeaveOneOut:
         return Explanation(whole, items, notes, sentences)
 
 
-def leave_one_out(ask: Ask, candidate: str, shown: Sequence[str]) -> LeaveOneOut:
-    """Return the questions that explain a candidate.
+def leave_one_out(ask: Ask, candidate: str, n_shown: int) -> LeaveOneOut:
+    """Return the requests that explain a candidate.
 
     No older item takes the place of the one left out. Where a profile had to be cut to fit, more of it may be
-    shown with an item left out, as it would be to the user who never met that item.
+    shown with an item left out, as it would be to the user without that item.
 
     Args:
-        ask: The question; its candidates are not looked at.
+        ask: The request; its candidates are not looked at.
         candidate: An item id.
-        shown: The recent items that the prompt shows, oldest first: the end of the ask's history.
-
-    Raises:
-        DataError: `shown` is not the end of the history.
+        n_shown: Newest items of the history that the prompt shows.
     """
-    history = tuple(ask.user_history)
-    if history[len(history) - len(shown) :] != tuple(shown):
-        raise DataError(f"Found {len(shown)} recent items that do not end the history; expected its newest.")
-    notes, profile = plain_line(ask.notes), plain_line(ask.profile)
-    whole = Ask(tuple(shown), profile, (candidate,), notes)
-    noted, said = sentences(notes), sentences(profile)
-    without_item = [
-        replace(whole, user_history=(*shown[:place], *shown[place + 1 :])) for place in range(len(shown))
-    ]
-    without_note = [replace(whole, notes=_without(noted, place)) for place in range(len(noted))]
-    without_sentence = [replace(whole, profile=_without(said, place)) for place in range(len(said))]
-    return LeaveOneOut(
-        (whole, *without_item, *without_note, *without_sentence),
-        tuple(shown),
-        tuple(part.strip() for part in noted),
-        tuple(part.strip() for part in said),
-    )
+    shown = tuple(ask.user_history[len(ask.user_history) - n_shown :])
+    whole = Ask(shown, plain_line(ask.profile), (candidate,), plain_line(ask.notes))
+    notes, said = sentences(whole.notes), sentences(whole.profile)
+    without = [replace(whole, user_history=(*shown[:i], *shown[i + 1 :])) for i in range(n_shown)]
+    without += [replace(whole, notes=_without(notes, i)) for i in range(len(notes))]
+    without += [replace(whole, profile=_without(said, i)) for i in range(len(said))]
+    return LeaveOneOut((whole, *without), shown, tuple(map(str.strip, notes)), tuple(map(str.strip, said)))
 
 
 def _without(parts: Sequence[str], place: int) -> str:
@@ -89,7 +75,7 @@ def sentences(line: str) -> list[str]:
     parts = _cut(line, _SENTENCE_END)
     if len(parts) == 1:
         parts = _cut(line, _CLAUSE_END)
-    while len(parts) > MAX_SENTENCES:  # the shortest two neighbours first, so that no part dwarfs the others
+    while len(parts) > MAX_SENTENCES:  # the shortest two neighbours first, so no part dwarfs the others
         place = min(range(len(parts) - 1), key=lambda i: len(parts[i]) + len(parts[i + 1]))
         parts[place : place + 2] = ["".join(parts[place : place + 2])]
     return parts

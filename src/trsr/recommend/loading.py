@@ -14,7 +14,7 @@ from trsr.llm.opening import open_remote_scorer
 from trsr.recommend.model_folder import AdapterInfo, check_adapter, load_adapter, read_adapter_info
 
 if TYPE_CHECKING:
-    from trsr.recommend.scorer import PrefixCache, SharedPrefixScorer
+    from trsr.recommend.scorer import PrefixCache
 
 
 class RecommenderConfig(BaseModel):
@@ -46,8 +46,9 @@ def open_scorer(
     template_hash: str,
     prompt_version: int,
     *,
+    server: OpenAIEngine | None = None,
     cache: PrefixCache | None = None,
-) -> tuple[SharedPrefixScorer, AdapterInfo | None]:
+) -> tuple[LabelScorer, AdapterInfo | None]:
     """Load the model, and what its adapter says about itself.
 
     Args:
@@ -55,17 +56,32 @@ def open_scorer(
         adapter: A model folder; None for the base model as it is.
         template_hash: Of the prompt template that will be rendered.
         prompt_version: Of the tokenizer that will read it.
+        server: Holds the model and scores in place of this process, which then loads no weights.
         cache: Where prefixes are kept between calls; None to forget them.
 
     Raises:
         ModelError: the base model cannot be had.
         RunMismatchError: the model folder is damaged, or was trained on another template or base model.
+        MissingExtraError: a package is not installed.
     """
+    info = None
+    if adapter is not None:
+        info = read_adapter_info(adapter)
+        check_adapter(
+            info,
+            adapter,
+            template_hash=template_hash,
+            prompt_version=prompt_version,
+            base_model_id=models.model_id(recommender.model),
+            quantization=recommender.quantization,
+        )
+    if server is not None:
+        return open_remote_scorer(server), info
+
     from trsr.llm import prefix_attention
     from trsr.llm.transformers import load_causal_lm
     from trsr.recommend.scorer import SharedPrefixScorer
 
-    info = _checked_info(recommender, adapter, template_hash, prompt_version)
     model = load_causal_lm(
         recommender.model,
         dtype=recommender.dtype,
@@ -75,49 +91,7 @@ def open_scorer(
     prefix_attention.enable(model, recommender.sharing)
     if adapter is not None:
         adapted = load_adapter(model, adapter)
-        # Merged into 4 bits, the adapter would be rounded too: there it stays beside the weights.
+        # Merged into 4 bits, the adapter would be rounded too: there it stays apart from the weights.
         model = adapted.base_model.model if recommender.quantization else adapted.merge_and_unload()
         model = model.eval()
-    scorer = SharedPrefixScorer(model, max_batch_tokens=recommender.max_batch_tokens, cache=cache)
-    return scorer, info
-
-
-def open_server_scorer(
-    server: OpenAIEngine,
-    recommender: RecommenderConfig,
-    adapter: Path | None,
-    template_hash: str,
-    prompt_version: int,
-) -> tuple[LabelScorer, AdapterInfo | None]:
-    """Return a scorer over a server that holds the model, and what its adapter says about itself.
-
-    Args:
-        server: Where the model is.
-        recommender: As for `open_scorer`; no model is loaded.
-        adapter: The model folder of what is served; None for the base model as it is.
-        template_hash: Of the prompt template that will be rendered.
-        prompt_version: Of the tokenizer that will read it.
-
-    Raises:
-        RunMismatchError: as for `open_scorer`.
-        MissingExtraError: the client's package is not installed.
-    """
-    return open_remote_scorer(server), _checked_info(recommender, adapter, template_hash, prompt_version)
-
-
-def _checked_info(
-    recommender: RecommenderConfig, adapter: Path | None, template_hash: str, prompt_version: int
-) -> AdapterInfo | None:
-    if adapter is None:
-        return None
-    info = read_adapter_info(adapter)
-    base = models.model_id(recommender.model)
-    check_adapter(
-        info,
-        adapter,
-        template_hash=template_hash,
-        prompt_version=prompt_version,
-        base_model_id=base,
-        quantization=recommender.quantization,
-    )
-    return info
+    return SharedPrefixScorer(model, max_batch_tokens=recommender.max_batch_tokens, cache=cache), info

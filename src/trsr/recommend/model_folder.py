@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,22 +14,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trsr.errors import RunMismatchError
 from trsr.llm.base import LabelTokens
+from trsr.recommend.calibration import Calibration
 from trsr.storage import file_sha256, write_whole
-
-
-def installed(names: Iterable[str]) -> dict[str, str]:
-    """Return the versions of those packages that are installed, in the order given.
-
-    A package that runs from its source tree without being installed has no version, trsr itself included.
-    """
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
 
 FILE_NAME = "trsr.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -68,8 +54,8 @@ class AdapterInfo(BaseModel):
     """The resolved training configuration."""
     metrics: dict[str, float]
     """Validation results."""
-    calibration: dict[str, str | float] | None = None
-    """How margins become scores (`trsr.recommend.calibration`); None for sigmoid(margin)."""
+    calibration: Calibration | None = None
+    """How margins become scores; None for sigmoid(margin)."""
     quantization: str | None = None
     """How the base model was rounded under the adapter (`recommender.quantization`); None if it was not."""
     origin: Origin | None = None
@@ -157,9 +143,13 @@ def read_adapter_info(folder: Path) -> AdapterInfo:
     """
     try:
         return AdapterInfo.model_validate(json.loads((folder / FILE_NAME).read_text(encoding="utf-8")))
-    except (OSError, ValueError, ValidationError) as error:
+    except (OSError, ValueError) as error:
+        said = ""
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            said = f" ({'.'.join(map(str, first['loc']))}: {first['msg']})"
         raise RunMismatchError(
-            f"{folder} holds no readable {FILE_NAME}, so it is no model folder of trsr; "
+            f"{folder} holds no readable {FILE_NAME}{said}, so it is no model folder of trsr; "
             "train one with `trsr train`."
         ) from error
 
@@ -200,3 +190,15 @@ def check_adapter(
             f"The model in {folder} was trained with recommender.quantization {info.quantization or 'null'}, "
             f"but it is now {quantization or 'null'}, so that its scores would be others; set it as it was."
         )
+
+
+def installed(names: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed, in the order given.
+
+    A package that runs from its source tree without being installed has no version, trsr itself included.
+    """
+    found = {}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

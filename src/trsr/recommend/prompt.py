@@ -1,7 +1,7 @@
-"""Renders a ranking question into token ids: shared prefix + one suffix a candidate.
+"""Renders a ranking request into token ids: a shared prefix, and one suffix per candidate.
 
 Prefix and suffix are tokenised apart and joined, so training, local scoring and remote scoring see the same
-token sequence. What is cut to fit the budget is decided in `budget`.
+token sequence.
 """
 
 from __future__ import annotations
@@ -19,81 +19,7 @@ from trsr.llm.base import LabelTokens, Message, Prompt, ScoringGroup
 from trsr.llm.chat_format import Tokenizer
 from trsr.templating import Template, load_template, plain_line
 
-
-@dataclass(frozen=True, slots=True)
-class Fitted:
-    """A prefix within its budget.
-
-    Attributes:
-        prefix: Token ids.
-        n_recent_cut: Recent items left out, the oldest ones.
-        n_tokens_cut: Tokens of notes, recent items and profile that were left out.
-    """
-
-    prefix: tuple[int, ...]
-    n_recent_cut: int = 0
-    n_tokens_cut: int = 0
-
-
-def fit(
-    recent: Sequence[str],
-    profile: str,
-    notes: str = "",
-    *,
-    budget: int,
-    tokenizer: Tokenizer,
-    prefix_tokens: Callable[[Sequence[str], str, str], tuple[int, ...]],
-) -> Fitted:
-    """Choose how much of the notes, how many recent items and how much of the profile fit.
-
-    Args:
-        recent: Texts of the recent items, oldest first.
-        profile: The profile; may be empty.
-        notes: The user's notes; may be empty.
-        budget: Tokens for the whole prefix.
-        tokenizer: Counts and cuts notes and profile.
-        prefix_tokens: Renders and tokenises a prefix.
-
-    Raises:
-        BudgetError: not even the empty frame fits.
-    """
-    whole = prefix_tokens(recent, profile, notes)
-    if len(whole) <= budget:
-        return Fitted(whole)
-    frame = prefix_tokens((), "", "")
-    if len(frame) > budget:
-        raise BudgetError(
-            f"The prompt's frame needs {len(frame)} tokens, {max(0, budget)} are left beside the longest "
-            "candidate; raise prompt.max_tokens or lower prompt.max_field_tokens."
-        )
-    kept = list(recent)
-    while kept and len(prefix_tokens(kept, "", notes)) > budget:
-        kept.pop(0)
-    prefix = prefix_tokens(kept, "", notes)
-    if len(prefix) > budget:
-        prefix = _longest(notes, budget, tokenizer, lambda part: prefix_tokens((), "", part)) or frame
-    else:
-        prefix = _longest(profile, budget, tokenizer, lambda part: prefix_tokens(kept, part, notes)) or prefix
-    return Fitted(prefix, len(recent) - len(kept), len(whole) - len(prefix))
-
-
-def _longest(
-    text: str, budget: int, tokenizer: Tokenizer, prefix_of: Callable[[str], tuple[int, ...]]
-) -> tuple[int, ...] | None:
-    """Return the prefix with as much of the text's beginning as fits; None if nothing of it does."""
-    ids = tokenizer.encode(text)
-    best = None
-    low, high = 1, len(ids)  # the longest beginning that fits, by bisection
-    while low <= high:
-        middle = (low + high) // 2
-        prefix = prefix_of(tokenizer.decode(ids[:middle]).rstrip("�"))
-        if len(prefix) <= budget:
-            best, low = prefix, middle + 1
-        else:
-            high = middle - 1
-    return best
-
-
+Tokens = tuple[int, ...]
 TEMPLATES = Path(__file__).parent / "templates"
 SECTIONS = ("system", "prefix", "candidate", "answer", "positive", "negative")
 VARIABLES = ("notes", "profile", "recent", "candidate", "system", "user")
@@ -129,10 +55,18 @@ class PromptConfig(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class RankingPrompt:
-    """One example's prompt as token ids, what had to be cut from it, and which candidates were cut."""
+    """One user's prompt as token ids, and what had to be cut from it.
+
+    Attributes:
+        group: Prefix and suffixes.
+        n_recent_cut: Recent items left out, the oldest ones.
+        n_tokens_cut: Tokens of notes, recent items and profile that were left out.
+        cut: Places of the candidates that were cut.
+    """
 
     group: ScoringGroup
-    fitted: Fitted
+    n_recent_cut: int = 0
+    n_tokens_cut: int = 0
     cut: frozenset[int] = frozenset()
 
     def n_tokens(self) -> list[int]:
@@ -165,7 +99,13 @@ class PromptBuilder:
         self.item_text = item_text
         # By text, not by item: a changed item is never answered with what it was.
         self._suffix = lru_cache(_MAX_SUFFIXES)(self.text_suffix)
-        self._check_split()
+        # A chat template may write the text around the mark otherwise than without it.
+        example = (['Tom & Ann\'s "lamp", <3', "A rope of many words. " * 20], "Likes é.", "A Second Lamp.")
+        if "".join(self._split(*example)) != self._render(*example, ""):
+            raise ModelError(
+                "The model's chat template changes the user's text, so it cannot be divided where the "
+                "candidate begins; use another model or correct its template."
+            )
 
     def build(
         self,
@@ -176,7 +116,7 @@ class PromptBuilder:
         notes: str = "",
         room: int = 0,
     ) -> RankingPrompt:
-        """Build the prompt of one example.
+        """Build the prompt of one user.
 
         Args:
             history: Item ids, oldest first.
@@ -188,43 +128,73 @@ class PromptBuilder:
         Raises:
             BudgetError: frame, answer cue and the longest candidate alone exceed `max_tokens`.
         """
-        suffixes = [self.suffix(candidate) for candidate in candidates]
         n_recent = self.config.n_recent
-        newest = history[-n_recent:] if n_recent else []
+        recent = [self.item_text(item) for item in (history[-n_recent:] if n_recent else ())]
         shown = profile if self.config.use_profile else ""
-        return self.join([self.item_text(item) for item in newest], shown, suffixes, notes=notes, room=room)
+        return self.join(recent, shown, [self.suffix(one) for one in candidates], notes=notes, room=room)
 
     def join(
         self,
         recent: Sequence[str],
         profile: str,
-        suffixes: Sequence[tuple[int, ...]],
+        suffixes: Sequence[Tokens],
         *,
         notes: str = "",
         room: int = 0,
     ) -> RankingPrompt:
-        """Fit a prefix beside suffixes that are made already.
+        """Fit a prefix to suffixes that are made already.
+
+        Of what does not fit, notes stay first, then the newest items, then the profile's beginning.
 
         Args:
             recent: Texts of the recent items, oldest first.
             profile: The preference summary, shown whatever `use_profile` says; may be empty.
             suffixes: Of the candidates, at least one.
             notes: As for `build`.
-            room: Tokens kept for a candidate at least. With a fixed one the prefix does not depend on which
-                candidates are asked about together, as long as none is longer.
+            room: Tokens kept for a candidate at least. With a fixed one the prefix does not depend on the
+                candidates, as long as none is longer.
 
         Raises:
             BudgetError: as `build`.
         """
-        fitted = fit(
-            [self._line(text) for text in recent],
-            self._line(profile),
-            self._line(notes),
-            budget=self.config.max_tokens - max([room, *map(len, suffixes)]),
-            tokenizer=self.tokenizer,
-            prefix_tokens=self.prefix,
-        )
-        return RankingPrompt(ScoringGroup(fitted.prefix, tuple(suffixes)), fitted)
+        recent, profile, notes = [*map(self._line, recent)], self._line(profile), self._line(notes)
+        budget = self.config.max_tokens - max([room, *map(len, suffixes)])
+        prefix = whole = self.prefix(recent, profile, notes)
+        n_recent_cut = 0
+        if len(whole) > budget:
+            n_recent_cut, prefix = self._fit(recent, profile, notes, budget)
+        group = ScoringGroup(prefix, tuple(suffixes))
+        return RankingPrompt(group, n_recent_cut, len(whole) - len(prefix))
+
+    def _fit(self, recent: list[str], profile: str, notes: str, budget: int) -> tuple[int, Tokens]:
+        """Return how many recent items are left out, and the longest prefix that fits."""
+        frame = self.prefix((), "")
+        if len(frame) > budget:
+            raise BudgetError(
+                f"The prompt's frame needs {len(frame)} tokens, {max(0, budget)} are left beside the longest "
+                "candidate; raise prompt.max_tokens or lower prompt.max_field_tokens."
+            )
+        fitting = (n for n in range(len(recent) + 1) if len(self.prefix(recent[n:], "", notes)) <= budget)
+        n_cut = next(fitting, None)
+        if n_cut is None:
+            return len(recent), self._longest(notes, budget, lambda text: self.prefix((), "", text)) or frame
+        kept = recent[n_cut:]
+        longest = self._longest(profile, budget, lambda text: self.prefix(kept, text, notes))
+        return n_cut, longest or self.prefix(kept, "", notes)
+
+    def _longest(self, text: str, budget: int, prefix_of: Callable[[str], Tokens]) -> Tokens | None:
+        """Return the prefix with as much of the text's beginning as fits; None if nothing of it does."""
+        ids = self.tokenizer.encode(text)
+        best = None
+        low, high = 1, len(ids)
+        while low <= high:
+            middle = (low + high) // 2
+            prefix = prefix_of(self.tokenizer.decode(ids[:middle]).rstrip("\ufffd"))
+            if len(prefix) <= budget:
+                best, low = prefix, middle + 1
+            else:
+                high = middle - 1
+        return best
 
     def _line(self, text: str) -> str:
         """Return a plain line in which no special token of this very tokenizer is written (`[MASK]`, ...)."""
@@ -234,16 +204,16 @@ class PromptBuilder:
                 line = line.replace(special, f"{special[0]} {special[1:]}")
         return line
 
-    def prefix(self, recent: Sequence[str], profile: str, notes: str = "") -> tuple[int, ...]:
+    def prefix(self, recent: Sequence[str], profile: str, notes: str = "") -> Tokens:
         """Return the shared prefix: everything before the candidate, BOS included."""
         text, _ = self._split(recent, profile, "", notes)
         return tuple(self.tokenizer.encode_prompt(text))
 
-    def suffix(self, candidate: str) -> tuple[int, ...]:
+    def suffix(self, candidate: str) -> Tokens:
         """Return a candidate's suffix: its text and the answer cue. Known texts are looked up."""
         return self._suffix(self.item_text(candidate))
 
-    def text_suffix(self, text: str) -> tuple[int, ...]:
+    def text_suffix(self, text: str) -> Tokens:
         """Return the suffix of a candidate that is given by its text."""
         return tuple(self.tokenizer.encode(self.suffix_text(self._line(text))))
 
@@ -264,15 +234,6 @@ class PromptBuilder:
                 "find where the candidate begins; use another model or correct its template."
             )
         return parts[0], parts[1]
-
-    def _check_split(self) -> None:
-        """Refuse a chat template that writes the text before or behind the mark otherwise than without it."""
-        example = (['Tom & Ann\'s "lamp", <3', "A rope of many words. " * 20], "Likes é.", "A Second Lamp.")
-        if "".join(self._split(*example)) != self._render(*example, ""):
-            raise ModelError(
-                "The model's chat template changes the user's text, so it cannot be divided where the "
-                "candidate begins; use another model or correct its template."
-            )
 
     def _render(self, recent: Sequence[str], profile: str, candidate: str, mark: str, notes: str = "") -> str:
         """Render the whole prompt with a mark where the candidate begins.

@@ -1,7 +1,4 @@
-"""The seam for rankers: anything that gives each candidate of an example a number.
-
-A baseline and the fine-tuned LLM are asked through the same protocol, on the same examples and candidates.
-"""
+"""What rankers take and give: the `Ranker` protocol over examples, and single requests with their answers."""
 
 from __future__ import annotations
 
@@ -55,8 +52,65 @@ class Ranker(Protocol):
         ...
 
     def rank(self, examples: Sequence[RankingExample]) -> Iterator[ExampleScores]:
-        """Yield one `ExampleScores` an example, in any order."""
+        """Yield one `ExampleScores` per example, in any order."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A request to rank items for a user.
+
+    Attributes:
+        user_history: Item ids, oldest first; only the newest `prompt.n_recent` are shown.
+        profile: The user's profile; may be empty.
+        candidates: Item ids, at least one.
+        notes: What the user wrote about themselves; may be empty.
+    """
+
+    user_history: Sequence[str]
+    profile: str
+    candidates: Sequence[str]
+    notes: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TextAsk:
+    """A request to rank texts, which need not be in the catalogue.
+
+    Attributes:
+        query: Shown where a profile is shown; no recent items are.
+        documents: At least one; each becomes one line without markup, cut to `MAX_DOCUMENT_TOKENS` (see
+            `recommender`).
+        max_tokens: Cut them to so many tokens where that is less.
+    """
+
+    query: str
+    documents: Sequence[str]
+    max_tokens: int | None = None
+
+
+Question = Ask | TextAsk
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The answer to one request, its candidates in the order given.
+
+    Attributes:
+        margins: Shape (n,), float32, logits.
+        scores: Shape (n,), float64, in [0, 1], calibrated where the model folder says how.
+        n_prompt_tokens: Shape (n,), int32, tokens of each candidate's whole prompt.
+        n_cut_tokens: Tokens of notes, recent items and profile that did not fit the budget.
+        n_read_tokens: Tokens the model really read: the prefix once, unless it was cached, and all suffixes.
+        cached: Whether the prefix had been read for an earlier request.
+    """
+
+    margins: npt.NDArray[np.float32]
+    scores: npt.NDArray[np.float64]
+    n_prompt_tokens: npt.NDArray[np.int32]
+    n_cut_tokens: int
+    n_read_tokens: int
+    cached: bool
 
 
 def without_llm(example: RankingExample, margins: npt.ArrayLike) -> ExampleScores:
@@ -106,39 +160,33 @@ SCORES = {
 
 
 def score_table(ranker: Ranker, examples: Sequence[RankingExample], name: str | None = None) -> pl.DataFrame:
-    """Return the scores of some examples, in the order of examples and candidates; columns as in `SCORES`.
+    """Return the scores of one or more examples, in the order of examples and candidates.
 
-    `score` is sigmoid(margin) for a probabilistic ranker, else null. `name` stands for the ranker's own.
+    The columns are `SCORES`; `score` is sigmoid(margin) for a probabilistic ranker, else null. `name` stands
+    for the ranker's own.
 
     Raises:
         DataError: the ranker left an example out, or gave another number of margins than of candidates.
     """
-    answers = {answer.example_id: answer for answer in ranker.rank(examples)}
+    found = {answer.example_id: answer for answer in ranker.rank(examples)}
     for example in examples:
-        n = len(answers[example.example_id].margins) if example.example_id in answers else 0
+        n = len(found[example.example_id].margins) if example.example_id in found else 0
         if n != len(example.candidates):
             raise DataError(
                 f"{name or ranker.name} gave {n} margins for the example {example.example_id!r}, expected "
                 f"{len(example.candidates)}: yield one ExampleScores per example, one margin per candidate."
             )
-    frames = []
-    for example in examples:
-        answer = answers[example.example_id]
-        scores = sigmoid(answer.margins) if ranker.probabilistic else np.full(len(answer.margins), np.nan)
-        frames.append(
-            pl.DataFrame(
-                {
-                    "example_id": [example.example_id] * len(example.candidates),
-                    "user_id": [example.user_id] * len(example.candidates),
-                    "item_id": example.candidates,
-                    "label": example.labels,
-                    "ranker": [name or ranker.name] * len(example.candidates),
-                    "margin": answer.margins,
-                    "score": pl.Series(scores).fill_nan(None),
-                    "n_prompt_tokens": answer.n_prompt_tokens,
-                    "n_cut_tokens": answer.n_cut_tokens,
-                },
-                schema_overrides=SCORES,
-            )
-        )
-    return pl.concat(frames)
+    answers = [found[example.example_id] for example in examples]
+    margins = np.concatenate([answer.margins for answer in answers])
+    columns = {
+        "example_id": [e.example_id for e in examples for _ in e.candidates],
+        "user_id": [e.user_id for e in examples for _ in e.candidates],
+        "item_id": [item for e in examples for item in e.candidates],
+        "label": [label for e in examples for label in e.labels],
+        "ranker": name or ranker.name,
+        "margin": margins,
+        "score": pl.Series(sigmoid(margins)).fill_nan(None) if ranker.probabilistic else None,
+        "n_prompt_tokens": np.concatenate([answer.n_prompt_tokens for answer in answers]),
+        "n_cut_tokens": np.concatenate([answer.n_cut_tokens for answer in answers]),
+    }
+    return pl.DataFrame(columns, schema_overrides=SCORES)

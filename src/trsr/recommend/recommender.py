@@ -6,7 +6,7 @@ The prompt of one request never depends on other requests: the room kept for a c
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import overload
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from trsr.data.dataset import Dataset
 from trsr.errors import BudgetError, CandidateTooLongError, DataError
@@ -24,9 +25,8 @@ from trsr.recommend.catalogue import Catalogue
 from trsr.recommend.explain import LeaveOneOut, leave_one_out
 from trsr.recommend.loading import RecommenderConfig, open_scorer
 from trsr.recommend.model_folder import read_adapter_info
-from trsr.recommend.prompt import Fitted, PromptBuilder, PromptConfig, RankingPrompt, load_ranking_template
-from trsr.recommend.questions import Ask, Question, Scored, TextAsk
-from trsr.recommend.ranker import ExampleScores, best_first, sigmoid
+from trsr.recommend.prompt import PromptBuilder, PromptConfig, RankingPrompt, load_ranking_template
+from trsr.recommend.ranker import Ask, ExampleScores, Question, Scored, TextAsk, best_first, sigmoid
 from trsr.recommend.retrieval import Retriever
 from trsr.summarize.summarizer import Summarizer
 from trsr.text import NO_TEXT, capped_line, verbalize_item, was_cut
@@ -51,11 +51,11 @@ class Recommender:
         catalogue: The items.
         name: Shown in tables and answers.
         calibration: Turns margins into scores; None for sigmoid(margin).
-        knows: Whether the scorer has read a prefix (token ids) before; None: never.
         profiles: Profile texts by example id, for examples; None to have `summarizer` write them.
         n_field_cut: How many tokens the caps of fields cut from an item's text.
         dataset: Holds the histories of its users.
         summarizer: Writes profiles of histories.
+        folder: The model folder; None for a base model as it is.
     """
 
     probabilistic = True
@@ -69,11 +69,11 @@ class Recommender:
         *,
         name: str,
         calibration: Calibration | None = None,
-        knows: Callable[[tuple[int, ...]], bool] | None = None,
         profiles: Mapping[str, str] | None = None,
         n_field_cut: Callable[[str], int] = lambda _: 0,
         dataset: Dataset | None = None,
         summarizer: Summarizer | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.scorer = scorer
         self.builder = builder
@@ -81,19 +81,25 @@ class Recommender:
         self.catalogue = catalogue
         self.name = name
         self.calibration = calibration
-        self.knows = knows or (lambda _: False)
         self.profiles = profiles
         self.n_field_cut = n_field_cut
         self.dataset = dataset
         self.summarizer = summarizer
-        self.folder: Path | None = None
+        self.folder = folder
+        self.knows: Callable[[tuple[int, ...]], bool] = getattr(scorer, "knows", lambda _: False)
+        """Whether the scorer need not read a prefix (token ids) again."""
         self._document_tokens = min(MAX_DOCUMENT_TOKENS, builder.config.max_tokens // 2)
         self._item_room = _room(builder, catalogue)
         self._document_room = len(builder.text_suffix("x")) + self._document_tokens
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, data: Dataset | str | Path | None = None, *, device: str = "auto"
+        cls,
+        folder: str | Path,
+        data: Dataset | str | Path | None = None,
+        *,
+        device: str = "auto",
+        cache_bytes: int = 0,
     ) -> Recommender:
         """Open a model folder, such as `trsr.fine_tune` and `trsr run` write.
 
@@ -101,6 +107,7 @@ class Recommender:
             folder: The model folder.
             data: The dataset, or its folder; by default the one it was trained on.
             device: `auto`, `cpu`, `cuda`, ...
+            cache_bytes: As for `open`.
 
         Raises:
             RunMismatchError: the folder is no model folder, or damaged.
@@ -113,12 +120,17 @@ class Recommender:
         if data is None and origin is None:
             raise DataError(f"{folder} does not say which dataset it was trained on; name one as `data`.")
         dataset = data if isinstance(data, Dataset) else Dataset.open(data or origin.data)  # type: ignore[union-attr]
-        config = RecommenderConfig.model_validate(
-            {"model": info.base_model, "quantization": info.quantization, "device": device}
+        return cls.open(
+            RecommenderConfig.model_validate(
+                {"model": info.base_model, "quantization": info.quantization, "device": device}
+            ),
+            folder,
+            PromptConfig.model_validate(info.prompt),
+            dataset,
+            name=folder.resolve().name,
+            summarizer=Summarizer(**origin.summarizer) if origin and origin.summarizer else None,
+            cache_bytes=cache_bytes,
         )
-        prompt = PromptConfig.model_validate({**info.prompt, "template": info.template})
-        summarizer = Summarizer(**origin.summarizer) if origin and origin.summarizer else None
-        return cls.open(config, folder, prompt, dataset, name=folder.resolve().name, summarizer=summarizer)
 
     @classmethod
     def open(
@@ -136,7 +148,8 @@ class Recommender:
 
         Args:
             config: Names the base model.
-            adapter: A model folder; None for the base model as it is.
+            adapter: A model folder, whose template is used whatever `prompt` and the dataset's domain say;
+                None for the base model as it is.
             prompt: What the prompt shows.
             dataset: The items, and the histories of users.
             name: Shown in tables and answers.
@@ -152,6 +165,8 @@ class Recommender:
         from trsr.recommend.scorer import PrefixCache
 
         dataset.check_fields(prompt.fields)
+        if adapter is not None:
+            prompt = prompt.model_copy(update={"template": read_adapter_info(adapter).template})
         tokenizer = HfTokenizer(models.hf_folder(config.model))
         template = load_ranking_template(prompt.template, dataset.info.domain)
         catalogue = Catalogue(dataset.catalogue(), dataset.info.text_fields)
@@ -160,20 +175,17 @@ class Recommender:
         labels = builder.labels()
         cache = PrefixCache(cache_bytes) if cache_bytes else None
         scorer, info = open_scorer(config, adapter, template.hash, tokenizer.prompt_version, cache=cache)
-        saved = info.calibration if info is not None else None
-        made = cls(
+        return cls(
             scorer,
             builder,
-            labels if info is None else info.labels,
+            info.labels if info else labels,
             catalogue,
             name=name,
-            calibration=Calibration.from_json(saved) if saved is not None else None,
-            knows=scorer.knows,
+            calibration=info.calibration if info else None,
             dataset=dataset,
             summarizer=summarizer,
+            folder=adapter,
         )
-        made.folder = adapter
-        return made
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Copy the model folder.
@@ -234,37 +246,28 @@ class Recommender:
 
     def _score_examples(self, examples: Sequence[RankingExample]) -> Iterator[ExampleScores]:
         profiles = self.profiles
-        if profiles is None:
-            profiles = self._written_profiles(examples)
+        if profiles is None and self.summarizer is not None and self.dataset is not None:
+            profiles = self.summarizer.before(self.dataset, examples)
+        profiles = profiles or {}
         prompts = [
             self.builder.build(e.history, profiles.get(e.example_id, ""), e.candidates) for e in examples
         ]
         try:
             for index, margins in self.scorer.score([p.group for p in prompts], self.labels):
-                prompt = prompts[index]
-                yield ExampleScores(
-                    examples[index].example_id,
-                    margins,
-                    np.asarray(prompt.n_tokens(), dtype=np.int32),
-                    self._n_cut(examples[index], prompt.fitted),
-                )
+                example, prompt = examples[index], prompts[index]
+                n_tokens = np.asarray(prompt.n_tokens(), dtype=np.int32)
+                yield ExampleScores(example.example_id, margins, n_tokens, self._n_cut(example, prompt))
         except CandidateTooLongError as error:
             example = examples[error.group]
-            name = f"The item {example.candidates[error.suffix]!r} for the user {example.user_id!r}"
-            raise CandidateTooLongError(
-                error.group, error.suffix, error.n_tokens, error.max_tokens, name
+            raise _renamed(
+                error, f"The item {example.candidates[error.suffix]!r} for the user {example.user_id!r}"
             ) from error
 
-    def _written_profiles(self, examples: Sequence[RankingExample]) -> Mapping[str, str]:
-        if self.summarizer is None or self.dataset is None:
-            return {}
-        return self.summarizer.before(self.dataset, examples)
-
-    def _n_cut(self, example: RankingExample, fitted: Fitted) -> npt.NDArray[np.int32]:
+    def _n_cut(self, example: RankingExample, prompt: RankingPrompt) -> npt.NDArray[np.int32]:
         """Return the tokens that each candidate's prompt lacks."""
         n_recent = self.builder.config.n_recent
-        shown = (example.history[-n_recent:] if n_recent else ())[fitted.n_recent_cut :]
-        n_prefix = fitted.n_tokens_cut + sum(map(self.n_field_cut, shown))
+        shown = (example.history[-n_recent:] if n_recent else ())[prompt.n_recent_cut :]
+        n_prefix = prompt.n_tokens_cut + sum(map(self.n_field_cut, shown))
         return np.asarray([n_prefix + self.n_field_cut(c) for c in example.candidates], dtype=np.int32)
 
     @cached_property
@@ -274,7 +277,10 @@ class Recommender:
         Raises:
             MissingExtraError: bm25s is not installed.
         """
-        return Retriever.of(self.catalogue, self.dataset)
+        if self.dataset is None:
+            return Retriever(self.catalogue)
+        users = self.dataset.events().group_by("item_id").agg(pl.col("user_id").n_unique()).collect()
+        return Retriever(self.catalogue, self.dataset.info.category_fields, dict(users.iter_rows()))
 
     def recommend(
         self,
@@ -308,10 +314,10 @@ class Recommender:
         return self.rank(history=history.item_ids, profile=profile, candidates=found)[:top_n]
 
     def score(self, questions: Sequence[Question]) -> list[Scored]:
-        """Answer questions in one stream of passes; the result is in their order.
+        """Answer requests in one stream of passes; the result is in their order.
 
         Raises:
-            DataError: a question has no candidates, or names an item that is not in the catalogue.
+            DataError: a request has no candidates, or names an item that is not in the catalogue.
             BudgetError: a prompt cannot fit; names the item.
         """
         prompts = [self.prompt(question) for question in questions]
@@ -327,7 +333,7 @@ class Recommender:
         return answers
 
     def read(self, groups: Sequence[ScoringGroup]) -> Iterator[tuple[int, Margins | Exception]]:
-        """Yield (place in `groups`, margins) as each is finished; what is wrong with one harms no other.
+        """Yield (place in `groups`, margins) as each is finished; a failure of one harms no other.
 
         An exception stands for margins where there can be none; it is never raised here.
         """
@@ -342,11 +348,11 @@ class Recommender:
             except CandidateTooLongError as error:  # found before anything is read
                 del waiting[places[error.group]]
                 yield places[error.group], error
-            except Exception as error:  # one of them, nobody says which
+            except Exception as error:
                 if len(waiting) == 1:
-                    yield next(iter(waiting)), error
+                    yield waiting.popitem()[0], error
                     return
-                for place, group in waiting.items():
+                for place, group in waiting.items():  # one of them fails: each is read by itself
                     yield from ((place, found) for _, found in self.read([group]))
                 return
 
@@ -356,13 +362,13 @@ class Recommender:
             margins=margins,
             scores=sigmoid(margins) if self.calibration is None else self.calibration.apply(margins),
             n_prompt_tokens=np.asarray(prompt.n_tokens(), dtype=np.int32),
-            n_cut_tokens=prompt.fitted.n_tokens_cut,
+            n_cut_tokens=prompt.n_tokens_cut,
             n_read_tokens=n_read_tokens,
             cached=cached,
         )
 
     def rerank(self, query: str, documents: Sequence[str]) -> Scored:
-        """Score free texts against a query that stands where the profile stands (see `TextAsk`)."""
+        """Score free texts against a query that is shown where the profile is shown (see `TextAsk`)."""
         return self.score([TextAsk(query, documents)])[0]
 
     def explain(self, ask: Ask, candidate: str) -> Explanation:
@@ -371,20 +377,11 @@ class Recommender:
         return parts.explanation(self.score(parts.asks))
 
     def leave_one_out(self, ask: Ask, candidate: str) -> LeaveOneOut:
-        """Return the questions behind `explain`, for callers that put them into a queue."""
+        """Return the requests behind `explain`, for callers that put them into a queue."""
         prompt = self.prompt(replace(ask, candidates=(candidate,)))
-        n_shown = min(len(ask.user_history), self.builder.config.n_recent) - prompt.fitted.n_recent_cut
-        shown = tuple(ask.user_history[len(ask.user_history) - n_shown :])
+        n_shown = min(len(ask.user_history), self.builder.config.n_recent) - prompt.n_recent_cut
         profile = ask.profile if self.builder.config.use_profile else ""
-        return leave_one_out(replace(ask, profile=profile), candidate, shown)
-
-    def text_of(self, item_id: str) -> str:
-        """Return an item's text as prompts show it.
-
-        Raises:
-            DataError: it is not in the catalogue.
-        """
-        return self.builder.item_text(item_id)
+        return leave_one_out(replace(ask, profile=profile), candidate, n_shown)
 
     def title_of(self, item_id: str) -> str:
         """Return an item's title: its field `title` or `name`, else its first field without categories."""
@@ -393,12 +390,8 @@ class Recommender:
         names = ["title", "name", *(field for field in fields if field not in categories), *fields]
         return next((fields[name] for name in names if name in fields), "")
 
-    def put_items(self, items: Iterable[Item]) -> None:
-        """Add or change items; questions asked later see them (see `Catalogue.put`)."""
-        self.catalogue.put(items)
-
     def prompt(self, question: Question) -> RankingPrompt:
-        """Build a question's prompt; see `score` for what is raised. Safe to call from several threads."""
+        """Build a request's prompt; see `score` for what is raised. Safe to call from several threads."""
         match question:
             case Ask(user_history=history, profile=profile, candidates=names, notes=notes):
                 if not names:
@@ -421,7 +414,7 @@ class Recommender:
 def _room(builder: PromptBuilder, catalogue: Catalogue) -> int:
     """Return how many tokens the suffix of any item may have: every field is there and as long as it may be.
 
-    At most half a prompt: an item with more fields than that takes room from the profile it stands beside.
+    At most half a prompt: an item with more fields than that takes room from the profile.
     """
     config = builder.config
     fields = catalogue.fields if config.fields is None else config.fields
@@ -435,9 +428,10 @@ def named(error: Exception, question: Question) -> Exception:
     """Return an error about a candidate with its name in place of its number."""
     if not isinstance(error, CandidateTooLongError):
         return error
-    match question:
-        case Ask(candidates=names):
-            name = f"The item {names[error.suffix]!r}"
-        case TextAsk():
-            name = f"Document {error.suffix}"
+    if isinstance(question, Ask):
+        return _renamed(error, f"The item {question.candidates[error.suffix]!r}")
+    return _renamed(error, f"Document {error.suffix}")
+
+
+def _renamed(error: CandidateTooLongError, name: str) -> CandidateTooLongError:
     return CandidateTooLongError(error.group, error.suffix, error.n_tokens, error.max_tokens, name)

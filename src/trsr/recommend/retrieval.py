@@ -8,13 +8,12 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
-from trsr.data.dataset import Dataset
 from trsr.errors import DataError, MissingExtraError
 from trsr.recommend.catalogue import Catalogue
 from trsr.summarize.counted import field_values
@@ -26,16 +25,14 @@ _K1, _B = 1.5, 0.75
 _MAX_CHANGED = 1000
 """Items changed since the index was made, above which it is made anew."""
 
-Floats = npt.NDArray[np.float32]
-
 
 class Retriever:
     """Finds unseen items by the words of a profile and of recent items.
 
     The formula is Lucene's BM25 with k1 = 1.5, b = 0.75, as in `baselines.simple.Bm25Ranker`; a word said
     twice counts twice. Among items of equal score, such as those that no word finds, the popular come first.
-    Items that change after the index was made are scored beside it, with its word statistics, until a new one
-    is made in the background.
+    Items that change after the index was made are scored with its word statistics, until a new one is made in
+    the background.
 
     Args:
         catalogue: The items.
@@ -65,20 +62,10 @@ class Retriever:
         self._bm25s: Any = bm25s
         self._popularity = popularity or {}
         self._text = catalogue.texts(None, _MAX_FIELD_WORDS, None)
-        self._documents: dict[str, _Document] = {}
         self._changing = threading.Lock()
         self._remaking = threading.Lock()
-        self._changed: frozenset[str] = frozenset()
-        self._index: _Index
+        self._snapshot = _Snapshot(self._index([]), {}, frozenset())
         self._remake()
-
-    @classmethod
-    def of(cls, catalogue: Catalogue, dataset: Dataset | None) -> Retriever:
-        """Return a retriever that takes categories and popularity from a dataset."""
-        if dataset is None:
-            return cls(catalogue)
-        users = dataset.events().group_by("item_id").agg(pl.col("user_id").n_unique()).collect()
-        return cls(catalogue, dataset.info.category_fields, dict(users.iter_rows()))
 
     def top(
         self, profile: str, history: Sequence[str], n: int, filters: Mapping[str, str] | None = None
@@ -94,24 +81,26 @@ class Retriever:
         Raises:
             DataError: a filter names a field that is no category field, or a newest item is unknown.
         """
-        main, delta, changed = self._index  # the same throughout, whatever is put meanwhile
+        index, later, changed = self._snapshot  # the same throughout, whatever is put meanwhile
         for field in filters or {}:
             if field not in self.category_fields:
                 known = ", ".join(self.category_fields) or "none, the data has no category fields"
                 raise DataError(f"Found a filter on {field!r}; expected {known}.")
+        wanted = {(field, _folded(value)) for field, value in (filters or {}).items()}
         recent = history[-self.n_recent :] if self.n_recent else []
-        recent = [item_id for item_id in recent if item_id not in self.catalogue.deleted]  # without words
-        words = self._split(" ".join([profile, *map(self._text, recent)]))
-        wanted = [(field, _folded(value)) for field, value in (filters or {}).items()]
-        scores = np.concatenate([main.scores(words), delta.scores(words)])
-        popularity = np.concatenate([main.popularity, delta.popularity])
-        allowed = [main.allowed(wanted, {*history, *changed}), delta.allowed(wanted, history)]
-        left = np.flatnonzero(np.concatenate(allowed))
+        texts = [self._text(name) for name in recent if name not in self.catalogue.deleted]
+        query = " ".join([profile, *texts])
+        words = self._split([query])[0] if query.strip() else []
+        seen, added = set(history), list(later.values())
+        scores = np.concatenate([index.scores(words), index.scores_of(added, words)])
+        popularity = np.array([one.popularity for one in added], dtype=np.int64)
+        popularity = np.concatenate([index.popularity, popularity])
+        allowed = [one.item.item_id not in seen and wanted <= set(one.values) for one in added]
+        left = np.flatnonzero(np.concatenate([index.allowed(wanted, seen | changed), allowed]))
         best = left[np.lexsort((left, -popularity[left], -scores[left]))[:n]].tolist()
-        n_main = len(main.item_ids)
-        return [
-            main.item_ids[row] if row < n_main else delta.documents[row - n_main].item.item_id for row in best
-        ]
+        n_index = len(index.documents)
+        found = [index.documents[row] if row < n_index else added[row - n_index] for row in best]
+        return [document.item.item_id for document in found]
 
     def put_items(self, items: Iterable[Item]) -> None:
         """Add or change items; they are found by every call that begins after this one ends.
@@ -131,10 +120,12 @@ class Retriever:
             self._change(item_ids)
 
     def _change(self, item_ids: Sequence[str]) -> None:
-        """Let the index follow items that changed in the catalogue."""
-        self._changed = self._changed.union(item_ids)
-        self._index = self._beside(self._index.main)
-        if len(self._changed) > _MAX_CHANGED and self._remaking.acquire(blocking=False):
+        index, later, changed = self._snapshot
+        later = {name: one for name, one in later.items() if name not in item_ids}
+        now = [self.catalogue.items[name] for name in dict.fromkeys(item_ids) if name in self.catalogue]
+        later |= {one.item.item_id: one for one in self._documents(now)}
+        self._snapshot = _Snapshot(index, later, changed.union(item_ids))
+        if len(self._snapshot.changed) > _MAX_CHANGED and self._remaking.acquire(blocking=False):
             threading.Thread(target=self._remake_once, name="trsr-index", daemon=True).start()
 
     def _remake_once(self) -> None:
@@ -144,18 +135,22 @@ class Retriever:
             self._remaking.release()
 
     def _remake(self) -> None:
-        """Make the index anew; what changes meanwhile stays beside it."""
+        """Make the index anew; items that change meanwhile stay apart from it."""
         with self._changing:
             items, deleted = dict(self.catalogue.items), set(self.catalogue.deleted)
+            index, later, _ = self._snapshot
+        made = {id(one.item): one for one in (*index.documents, *later.values())}
         left = [item for name, item in items.items() if name not in deleted]
-        main = self._main(self._documents_of(left))
+        made |= {id(one.item): one for one in self._documents([i for i in left if id(i) not in made])}
+        index = self._index([made[id(item)] for item in left])
         with self._changing:
             now = self.catalogue.items
-            self._changed = frozenset(name for name in self._changed if now[name] is not items.get(name))
-            self._index = self._beside(main)
+            changed = frozenset(name for name in self._snapshot.changed if now[name] is not items.get(name))
+            later = {name: one for name, one in self._snapshot.later.items() if name in changed}
+            self._snapshot = _Snapshot(index, later, changed)
         gc.freeze()  # else the collector stops all threads again and again to look through the catalogue
 
-    def _main(self, documents: Sequence[_Document]) -> _Main:
+    def _index(self, documents: list[_Document]) -> _Index:
         words = [document.words for document in documents]
         bm25 = None
         if any(words):
@@ -165,36 +160,21 @@ class Retriever:
         for row, document in enumerate(documents):
             for value in document.values:
                 by_value.setdefault(value, []).append(row)
-        return _Main(
-            item_ids=[document.item.item_id for document in documents],
+        return _Index(
+            documents=documents,
             rows={document.item.item_id: row for row, document in enumerate(documents)},
             bm25=bm25,
             mean_length=sum(map(len, words)) / max(1, len(words)) or 1.0,
             by_value=by_value,
-            popularity=self._popularities(documents),
+            popularity=np.array([document.popularity for document in documents], dtype=np.int64),
         )
 
-    def _beside(self, main: _Main) -> _Index:
-        """Return an index with the changed items as they are now, if they are still there."""
-        items = [self.catalogue.items[name] for name in self._changed if name in self.catalogue]
-        documents = self._documents_of(items)
-        return _Index(main, _Delta(main, documents, self._popularities(documents)), self._changed)
-
-    def _popularities(self, documents: Sequence[_Document]) -> npt.NDArray[np.int64]:
-        return np.array([self._popularity.get(one.item.item_id, 0) for one in documents], dtype=np.int64)
-
-    def _documents_of(self, items: Iterable[Item]) -> list[_Document]:
-        """Return these items as they are searched; what is known is not split again."""
-        items = list(items)
-        known = [self._documents.get(item.item_id) for item in items]
-        new = [item for item, one in zip(items, known, strict=True) if one is None or one.item is not item]
-        texts = self._split_all([self._text(item.item_id) for item in new])
-        made = {
-            item.item_id: _Document(item, words, self._values(item))
-            for item, words in zip(new, texts, strict=True)
-        }
-        self._documents.update(made)
-        return [made.get(item.item_id) or self._documents[item.item_id] for item in items]
+    def _documents(self, items: Sequence[Item]) -> list[_Document]:
+        words = self._split([self._text(item.item_id) for item in items])
+        return [
+            _Document(item, said, self._values(item), self._popularity.get(item.item_id, 0))
+            for item, said in zip(items, words, strict=True)
+        ]
 
     def _values(self, item: Item) -> list[tuple[str, str]]:
         """Return the values that a filter may name, each with its field."""
@@ -206,62 +186,72 @@ class Retriever:
         }
         return list(found)
 
-    def _split_all(self, texts: list[str]) -> list[list[str]]:
-        if not texts:
-            return []
-        found: list[list[str]] = self._bm25s.tokenize(texts, return_ids=False, show_progress=False)
-        return found
-
-    def _split(self, text: str) -> list[str]:
-        return self._split_all([text])[0] if text.strip() else []
+    def _split(self, texts: list[str]) -> list[list[str]]:
+        words: list[list[str]] = []
+        if texts:
+            words = self._bm25s.tokenize(texts, return_ids=False, show_progress=False)
+        return words
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True)
 class _Document:
     """An item as it is searched."""
 
     item: Item
     words: list[str]
     values: list[tuple[str, str]]
-    _counts: Counter[str] | None = None
+    popularity: int
 
+    @cached_property
     def counts(self) -> Counter[str]:
-        """Return how often each word is in it."""
-        if self._counts is None:
-            self._counts = Counter(self.words)
-        return self._counts
+        """How often each word is in it."""
+        return Counter(self.words)
 
 
 @dataclass(frozen=True)
-class _Main:
-    """The items that the index was made of; rows are places in `item_ids`."""
+class _Index:
+    """Documents with their word statistics; rows are places in `documents`."""
 
-    item_ids: list[str]
+    documents: list[_Document]
     rows: dict[str, int]
     bm25: Any
     mean_length: float
     by_value: dict[tuple[str, str], list[int]]
     popularity: npt.NDArray[np.int64]
 
-    def scores(self, words: list[str]) -> Floats:
+    def scores(self, words: list[str]) -> npt.NDArray[np.float32]:
         """Return the BM25 score of each row, 0 where no word is found."""
         known = self.bm25.get_tokens_ids(words) if self.bm25 is not None else []
         if not known:
-            return np.zeros(len(self.item_ids), dtype=np.float32)
+            return np.zeros(len(self.documents), dtype=np.float32)
         return np.asarray(self.bm25.get_scores_from_ids(known), dtype=np.float32)
 
-    def idf(self, word: str) -> float:
-        """Return the weight of a word."""
-        place = None if self.bm25 is None else self.bm25.vocab_dict.get(word)
+    def scores_of(self, others: Sequence[_Document], words: list[str]) -> npt.NDArray[np.float32]:
+        """Return the score that each of these documents would have in the index.
+
+        The same numbers are added in the same order as by bm25s, so equal items stay equal.
+        """
+        idf = {word: float(np.float32(self._idf(word))) for word in words} if others else {}
+        found = np.zeros(len(others), dtype=np.float32)
+        for place, document in enumerate(others):
+            counts, score = document.counts, np.float32(0)
+            room = _K1 * (1 - _B + _B * len(document.words) / self.mean_length)
+            for word in filter(counts.__contains__, words):
+                score += np.float32(idf[word] * (counts[word] / (room + counts[word])))
+            found[place] = score
+        return found
+
+    def _idf(self, word: str) -> float:
+        column = None if self.bm25 is None else self.bm25.vocab_dict.get(word)
         n = 0
-        if place is not None:
-            start, end = self.bm25.scores["indptr"][place : place + 2]
+        if column is not None:
+            start, end = self.bm25.scores["indptr"][column : column + 2]
             n = int(end - start)
-        return math.log(1 + (len(self.item_ids) - n + 0.5) / (n + 0.5))
+        return math.log(1 + (len(self.documents) - n + 0.5) / (n + 0.5))
 
     def allowed(self, values: Iterable[tuple[str, str]], without: Iterable[str]) -> npt.NDArray[np.bool_]:
         """Return for each row whether it has all these values and is none of some items."""
-        allowed = np.ones(len(self.item_ids), dtype=bool)
+        allowed = np.ones(len(self.documents), dtype=bool)
         for value in values:
             has = np.zeros_like(allowed)
             has[self.by_value.get(value, [])] = True
@@ -270,48 +260,11 @@ class _Main:
         return allowed
 
 
-@dataclass(frozen=True)
-class _Delta:
-    """Items that are not in the index, scored as if they were: with its statistics."""
+class _Snapshot(NamedTuple):
+    """The catalogue at one moment: an index, items put later, and all that changed since it was made."""
 
-    main: _Main
-    documents: list[_Document]
-    popularity: npt.NDArray[np.int64]
-
-    def scores(self, words: list[str]) -> Floats:
-        """Return the BM25 score of each document."""
-        places: dict[str, list[int]] = {}
-        for place, word in enumerate(words):
-            places.setdefault(word, []).append(place)
-        idf = {word: np.float32(self.main.idf(word)) for word in places}
-        return np.array([self._score(one, places, idf) for one in self.documents], dtype=np.float32)
-
-    def _score(
-        self, document: _Document, places: Mapping[str, Sequence[int]], idf: Mapping[str, np.float32]
-    ) -> np.float32:
-        """Add the same numbers in the same order as bm25s does, so that equal items stay equal."""
-        counts = document.counts()
-        room = _K1 * (1 - _B + _B * len(document.words) / self.main.mean_length)
-        found = sorted((place, word) for word in places.keys() & counts for place in places[word])
-        score = np.float32(0)
-        for _, word in found:
-            score += np.float32(float(idf[word]) * (counts[word] / (room + counts[word])))
-        return score
-
-    def allowed(self, values: Sequence[tuple[str, str]], without: Sequence[str]) -> npt.NDArray[np.bool_]:
-        """Return for each document what `_Main.allowed` does."""
-        gone = set(without)
-        return np.array(
-            [one.item.item_id not in gone and set(values) <= set(one.values) for one in self.documents],
-            dtype=bool,
-        )
-
-
-class _Index(NamedTuple):
-    """The catalogue at one moment: what the index was made of, and what changed since."""
-
-    main: _Main
-    delta: _Delta
+    indexed: _Index
+    later: dict[str, _Document]
     changed: frozenset[str]
 
 

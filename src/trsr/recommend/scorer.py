@@ -21,9 +21,12 @@ from trsr.llm.margins import finite, label_head, packed_margins, separate_margin
 from trsr.llm.prefix_attention import fits, is_enabled
 from trsr.llm.prefix_packing import Part, PrefixKV, pack
 
+Tokens = tuple[int, ...]
+Margins = npt.NDArray[np.float32]
+
 
 class PrefixCache:
-    """Keys and values by prefix tokens and adapter; the least recently used leave when memory is short.
+    """Keys and values by prefix tokens; the least recently used leave when memory is short.
 
     Args:
         max_bytes: Most memory held; a prefix larger than this is not kept.
@@ -32,43 +35,32 @@ class PrefixCache:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.n_bytes = 0
-        self.n_hits = 0
-        self.n_misses = 0
-        self._kept: OrderedDict[tuple[str, tuple[int, ...]], PrefixKV] = OrderedDict()
+        self._kept: OrderedDict[Tokens, PrefixKV] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def holds(self, adapter: str, prefix: Sequence[int]) -> bool:
-        """Say whether a prefix is known, without counting that as a use."""
-        return (adapter, tuple(prefix)) in self._kept
+    def __contains__(self, prefix: Tokens) -> bool:
+        """Whether a prefix is kept; asking is no use of it."""
+        return prefix in self._kept
 
-    def get(self, adapter: str, prefix: Sequence[int]) -> PrefixKV | None:
-        """Return what is known of a prefix, and note that it was used."""
-        key = (adapter, tuple(prefix))
-        known = self._kept.get(key)
-        if known is None:
-            self.n_misses += 1
-            return None
-        self.n_hits += 1
-        self._kept.move_to_end(key)
-        return known
+    def get(self, prefix: Tokens) -> PrefixKV | None:
+        """Return what is kept of a prefix, and note that it was used."""
+        if prefix in self._kept:
+            self._kept.move_to_end(prefix)
+        return self._kept.get(prefix)
 
-    def put(self, adapter: str, prefix: Sequence[int], known: PrefixKV) -> None:
-        """Keep a prefix, and let older ones go until all fit."""
-        key = (adapter, tuple(prefix))
-        old = self._kept.pop(key, None)
+    def put(self, prefix: Tokens, kept: PrefixKV) -> None:
+        """Keep a prefix, and drop older ones until all fit."""
+        old = self._kept.pop(prefix, None)
         self.n_bytes -= old.n_bytes if old else 0
-        if known.n_bytes > self.max_bytes:
+        if kept.n_bytes > self.max_bytes:
             return
-        self._kept[key] = known
-        self.n_bytes += known.n_bytes
+        self._kept[prefix] = kept
+        self.n_bytes += kept.n_bytes
         while self.n_bytes > self.max_bytes:
-            _, gone = self._kept.popitem(last=False)
-            self.n_bytes -= gone.n_bytes
-
-
-MAX_BATCH_TOKENS = 4096
+            _, dropped = self._kept.popitem(last=False)
+            self.n_bytes -= dropped.n_bytes
 
 
 class SharedPrefixScorer:
@@ -79,30 +71,19 @@ class SharedPrefixScorer:
             read by itself.
         max_batch_tokens: Most tokens of a forward pass; bounds the memory.
         cache: Where prefixes are kept between calls; None to forget them.
-        adapter: Names the weights in `cache`.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        *,
-        max_batch_tokens: int = MAX_BATCH_TOKENS,
-        cache: PrefixCache | None = None,
-        adapter: str = "",
-    ) -> None:
+    def __init__(self, model: Any, *, max_batch_tokens: int = 4096, cache: PrefixCache | None = None) -> None:
         self.model = model
         self.max_batch_tokens = max_batch_tokens
         self.cache = cache
-        self.adapter = adapter
         self.shares_prefixes = is_enabled(model)
 
-    def knows(self, prefix: tuple[int, ...]) -> bool:
+    def knows(self, prefix: Tokens) -> bool:
         """Say whether a prefix would not be read again."""
-        return self.shares_prefixes and self.cache is not None and self.cache.holds(self.adapter, prefix)
+        return self.shares_prefixes and self.cache is not None and prefix in self.cache
 
-    def score(
-        self, groups: Sequence[ScoringGroup], labels: LabelTokens
-    ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+    def score(self, groups: Sequence[ScoringGroup], labels: LabelTokens) -> Iterator[tuple[int, Margins]]:
         """Yield (group index, margins (n_suffixes,)) as groups are finished.
 
         Raises:
@@ -110,28 +91,22 @@ class SharedPrefixScorer:
             EngineError: a margin is no number.
         """
         for index, group in enumerate(groups):
-            self._check(index, group)
-        shared = {i for i, group in enumerate(groups) if self.shares_prefixes and fits(self.model, group)}
-        places = sorted(shared)
-        for place, margins in self._together([groups[index] for index in places], labels):
-            yield places[place], finite(margins, self.model)
+            for number, suffix in enumerate(group.suffixes):
+                n_tokens = len(group.prefix) + len(suffix)
+                if n_tokens > self.max_batch_tokens:
+                    raise CandidateTooLongError(index, number, n_tokens, self.max_batch_tokens)
+        shared = {i: g for i, g in enumerate(groups) if self.shares_prefixes and fits(self.model, g)}
+        for index, margins in self._packed(shared, labels):
+            yield index, finite(margins, self.model)
         for index, group in enumerate(groups):
             if index in shared:
                 continue
             with torch.inference_mode(), label_head(self.model, labels) as columns:
-                alone = separate_margins(self.model, group, columns, self.max_batch_tokens)
-            yield index, finite(alone.cpu().numpy(), self.model)
+                found = separate_margins(self.model, group, columns, self.max_batch_tokens)
+            yield index, finite(found.cpu().numpy(), self.model)
 
-    def _check(self, index: int, group: ScoringGroup) -> None:
-        for number, suffix in enumerate(group.suffixes):
-            needed = len(group.prefix) + len(suffix)
-            if needed > self.max_batch_tokens:
-                raise CandidateTooLongError(index, number, needed, self.max_batch_tokens)
-
-    def _together(
-        self, groups: Sequence[ScoringGroup], labels: LabelTokens
-    ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-        found: dict[int, list[npt.NDArray[np.float32]]] = {}
+    def _packed(self, groups: dict[int, ScoringGroup], labels: LabelTokens) -> Iterator[tuple[int, Margins]]:
+        found: dict[int, list[Margins]] = {}
         for batch in self._passes(groups):
             packed = pack([piece.part for piece in batch]).to(self.model.device)
             with torch.inference_mode(), label_head(self.model, labels) as columns:
@@ -139,18 +114,22 @@ class SharedPrefixScorer:
             for piece, some in zip(batch, margins.cpu().split(packed.counts), strict=True):
                 found.setdefault(piece.index, []).append(some.numpy())
                 if self.cache is not None and piece.part.keep is not None:
-                    self.cache.put(self.adapter, piece.part.prefix, piece.part.keep)
+                    self.cache.put(piece.part.prefix, piece.part.keep)
                 if piece.is_last:
                     yield piece.index, np.concatenate(found.pop(piece.index))
 
-    def _passes(self, groups: Sequence[ScoringGroup]) -> Iterator[list[_Piece]]:
+    def _passes(self, groups: dict[int, ScoringGroup]) -> Iterator[list[_Piece]]:
         """Yield what each pass reads: whole groups while they fit, and large ones in pieces."""
         batch: list[_Piece] = []
         free = self.max_batch_tokens
-        for index, group in enumerate(groups):
-            known = self.cache.get(self.adapter, group.prefix) if self.cache is not None else None
-            whole = _whole(group, known, keep=self.cache is not None)
-            for piece in _pieces(index, whole, self.max_batch_tokens):
+        for index, group in groups.items():
+            known = keep = None
+            if self.cache is not None:
+                known = self.cache.get(group.prefix)
+                keep = None if known else PrefixKV()
+            for piece in _pieces(
+                index, Part(group.prefix, group.suffixes, known, keep), self.max_batch_tokens
+            ):
                 if piece.part.n_tokens > free:
                     yield batch
                     batch, free = [], self.max_batch_tokens
@@ -167,10 +146,6 @@ class _Piece:
     index: int
     part: Part
     is_last: bool
-
-
-def _whole(group: ScoringGroup, known: PrefixKV | None, *, keep: bool = False) -> Part:
-    return Part(group.prefix, group.suffixes, known, PrefixKV() if keep and known is None else None)
 
 
 def _pieces(index: int, whole: Part, max_tokens: int) -> list[_Piece]:

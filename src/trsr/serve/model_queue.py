@@ -21,7 +21,7 @@ import numpy.typing as npt
 from trsr.errors import CandidateTooLongError, OverloadedError
 from trsr.llm.base import ScoringGroup
 from trsr.recommend.prompt import RankingPrompt
-from trsr.recommend.questions import Scored
+from trsr.recommend.ranker import Scored
 from trsr.recommend.recommender import Recommender
 
 CALLER: ContextVar[str] = ContextVar("caller", default="")

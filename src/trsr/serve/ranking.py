@@ -16,8 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from trsr.errors import CandidateTooLongError, DataError, OverloadedError
 from trsr.recommend.explain import LeaveOneOut
 from trsr.recommend.prompt import RankingPrompt
-from trsr.recommend.questions import Ask, Question, Scored, TextAsk
-from trsr.recommend.ranker import best_first
+from trsr.recommend.ranker import Ask, Question, Scored, TextAsk, best_first
 from trsr.recommend.recommender import Recommender, named
 from trsr.recommend.retrieval import Retriever
 from trsr.serve.model_queue import ModelQueue, n_read_at_most

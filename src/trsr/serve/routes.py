@@ -16,7 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from trsr.errors import TrsrError
-from trsr.recommend.questions import TextAsk
+from trsr.recommend.ranker import TextAsk
 from trsr.serve import problems, schemas
 from trsr.serve.metrics import Metrics
 from trsr.serve.middleware import check_user

@@ -164,7 +164,6 @@ def _calibrated(
         seed=seed,
     )
     recommender.calibration = fit.calibration
-    saved = None if fit.calibration is None else fit.calibration.to_json()
     info = read_adapter_info(recommender.folder)
-    write_adapter_info(recommender.folder, info.model_copy(update={"calibration": saved}))
+    write_adapter_info(recommender.folder, info.model_copy(update={"calibration": fit.calibration}))
     return recommender
