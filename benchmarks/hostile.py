@@ -26,8 +26,7 @@ import numpy.typing as npt
 from trsr.errors import InputError
 from trsr.evaluate.statistics import bootstrap_ci
 from trsr.llm.base import ScoringGroup
-from trsr.recommend.ranker import Ask
-from trsr.recommend.ranker import sigmoid
+from trsr.recommend.ranker import Ask, sigmoid
 from trsr.seeding import derive_rng
 from trsr.serve.loading import open_service
 from trsr.serve.rendering import render

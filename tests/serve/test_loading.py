@@ -94,8 +94,9 @@ def test_a_model_folder_serves_a_dataset_that_is_named(finished_run: Path, tmp_p
 def test_an_item_put_later_is_known_to_every_part(finished_run: Path) -> None:
     serving = open_for_serving(finished_run)
     title = str(serving.summariser.title_field)
-    serving.retriever.put_items([Item("new", {title: "xylophone"})])
-    assert serving.retriever.top("xylophone", (), 1) == ["new"]
+    retriever = serving.recommender.retriever
+    retriever.put_items([Item("new", {title: "xylophone"})])
+    assert retriever.top("xylophone", (), 1) == ["new"]
     assert ": xyl" in serving.recommender.builder.item_text("new")  # few tokens of a field are kept
     assert len(serving.recommender.score([Ask(("new",), "", ("new",))])) == 1
     assert "xylophone" in serving.summariser.item_text("new")

@@ -78,7 +78,11 @@ def test_a_history_keeps_a_deleted_item_without_its_text(shop: Shop) -> None:
     shop.client.delete("/v1/items/L1")
     history = shop.client.get("/v1/users/ann").json()["history"]
     assert [entry["item_id"] for entry in history] == ["L1", "i2"]
-    assert shop.service.ranker.recommender.builder.item_text("L1") == shop.service.summariser.item_text("L1") == NO_TEXT
+    assert (
+        shop.service.ranker.recommender.builder.item_text("L1")
+        == shop.service.summariser.item_text("L1")
+        == NO_TEXT
+    )
     found = shop.client.post("/v1/recommend", json={"user_id": "ann", "top_n": 40}).json()["results"]
     assert "L1" not in {result["item_id"] for result in found}
     answer = shop.client.post("/v1/recommend", json={"history": ["L1"]})

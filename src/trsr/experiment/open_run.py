@@ -13,7 +13,6 @@ from trsr.data.dataset import Dataset
 from trsr.errors import RunMismatchError
 from trsr.experiment.config import FolderData, RunConfig, load_config
 from trsr.experiment.preflight import check_context
-from trsr.recommend.model_folder import read_adapter_info
 from trsr.recommend.recommender import Recommender
 from trsr.storage import read_json, read_table
 from trsr.summarize.summarizer import Summarizer
@@ -66,15 +65,12 @@ class Run:
 
     def open_recommender(self, dataset: Dataset, *, cache_bytes: int = 0) -> Recommender:
         """Open the run's model over the items of a dataset; raises what `Recommender.open` raises."""
-        config, prompt = self.config.recommender, self.config.prompt
-        adapter = self.path / "model" if self.config.train is not None else None
-        if adapter is not None:  # the template it was trained on, whatever the domain of the data
-            prompt = prompt.model_copy(update={"template": read_adapter_info(adapter).template})
-        check_context(config.model, prompt)
+        config = self.config
+        check_context(config.recommender.model, config.prompt)
         return Recommender.open(
-            config,
-            adapter,
-            prompt,
+            config.recommender,
+            self.path / "model" if config.train is not None else None,
+            config.prompt,
             dataset,
             name=self.path.resolve().name,
             summarizer=self.summarizer,

@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import polars as pl
-
 from trsr.data.dataset import Dataset
 from trsr.errors import DataError, RunMismatchError, TrsrError
-from trsr.experiment.config import FolderData, load_config
+from trsr.experiment.open_run import open_run
 from trsr.experiment.preflight import check_context
-from trsr.llm import models
 from trsr.llm.cpu import apart
 from trsr.llm.engines import DEFAULT_ENGINE, EngineConfig
 from trsr.llm.opening import open_generator
-from trsr.recommend.calibration import Calibration
-from trsr.recommend.catalogue import Catalogue
-from trsr.recommend.loading import RecommenderConfig, open_scorer
 from trsr.recommend.model_folder import FILE_NAME, read_adapter_info
-from trsr.recommend.prompt import PromptBuilder, PromptConfig, load_ranking_template
-from trsr.recommend.questions import Ask
+from trsr.recommend.prompt import PromptConfig
+from trsr.recommend.ranker import Ask
 from trsr.recommend.recommender import Recommender
-from trsr.recommend.retrieval import Retriever
 from trsr.serve.model_queue import ModelQueue, n_read_at_most
 from trsr.serve.profile_updater import ProfileUpdater
 from trsr.serve.ranking import Ranker
@@ -34,6 +27,8 @@ from trsr.serve.settings import Settings
 from trsr.serve.store import ServeStore, StoredSummaries
 from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.store import StoredCall, open_store
+from trsr.summarize.store_url import is_database
+from trsr.summarize.summarizer import Summarizer
 from trsr.summarize.user_plan import Summariser, make_summariser
 
 ANSWER_SECONDS = 2.0
@@ -96,41 +91,27 @@ def measure(recommender: Recommender, clock: Callable[[], float] = time.perf_cou
     return best
 
 
-@dataclass(frozen=True)
-class Serving:
+class Serving(NamedTuple):
     """The parts of a service, over one catalogue: an item put into it is known to all of them.
 
-    `engine` writes the profiles and is not started; `summaries` is where the run keeps those it wrote: a
-    file, the URL of a database, or None.
+    `engine` writes the profiles and is not started; `store` is where those written before are kept: a file or
+    the URL of a database.
     """
 
     recommender: Recommender
-    retriever: Retriever
+    dataset: Dataset
     summariser: Summariser
     engine: EngineConfig
-    dataset: Dataset
-    summaries: str | Path | None
-
-
-class _Source(NamedTuple):
-    """What a run folder or a model folder says."""
-
-    recommender: RecommenderConfig
-    adapter: Path | None
-    prompt: PromptConfig
-    summary: SummaryConfig
-    engine: EngineConfig
-    data: Path | None
-    summaries: str | Path | None
+    store: str | Path
 
 
 def open_for_serving(model_or_run: Path, data: Path | None = None) -> Serving:
     """Load the model, its prompt and its dataset.
 
     Args:
-        model_or_run: A run folder, or a model folder: then profiles are made with the default summary
-            settings and engine, since a model folder does not say how they were made.
-        data: The dataset folder; needed with a model folder, else the run's own is the default.
+        model_or_run: A run folder, or a model folder. Profiles are made as those it was trained on, or with
+            the default settings where it does not say how.
+        data: The dataset folder; by default the one it was trained on, where it says which.
 
     Raises:
         RunMismatchError: the folder is neither, is not finished, or was made by something else.
@@ -139,84 +120,37 @@ def open_for_serving(model_or_run: Path, data: Path | None = None) -> Serving:
         EngineError: it gives margins that are no numbers.
         MissingExtraError: a package is missing.
     """
-    from trsr.llm.transformers import HfTokenizer
-    from trsr.recommend.scorer import PrefixCache
-
-    source = _source(model_or_run)
-    folder = data or source.data
-    if folder is None:
-        raise DataError(f"{model_or_run} is a model folder, which holds no data; name a dataset with --data.")
-    dataset = Dataset.open(folder)
-    prompt = source.prompt
-    check_context(source.recommender.model, prompt)
-    dataset.check_fields(prompt.fields)
-    tokenizer = HfTokenizer(models.hf_folder(source.recommender.model))
-    template = load_ranking_template(prompt.template, dataset.info.domain)
-    catalogue = Catalogue(dataset.catalogue(), dataset.info.text_fields)
-    texts = catalogue.texts(prompt.fields, prompt.max_field_tokens, tokenizer)
-    builder = PromptBuilder(template, prompt, tokenizer, texts)
-    labels = builder.labels()
-    cache = PrefixCache(CACHE_BYTES)
-    scorer, info = open_scorer(
-        source.recommender, source.adapter, template.hash, tokenizer.prompt_version, cache=cache
-    )
-    saved = None if info is None else info.calibration
-    recommender = Recommender(
-        scorer,
-        builder,
-        labels if info is None else info.labels,
-        catalogue,
-        name=model_or_run.resolve().name,
-        calibration=None if saved is None else Calibration.from_json(saved),
-        knows=scorer.knows,
-    )
+    if (model_or_run / "config.yaml").is_file():
+        run = open_run(model_or_run)
+        dataset = run.dataset if data is None else Dataset.open(data)
+        recommender = run.open_recommender(dataset, cache_bytes=CACHE_BYTES)
+    elif (model_or_run / FILE_NAME).is_file():
+        info = read_adapter_info(model_or_run)
+        if data is None and info.origin is None:
+            raise DataError(
+                f"{model_or_run} does not say which dataset it was trained on; name one with --data."
+            )
+        check_context(info.base_model, PromptConfig.model_validate(info.prompt))
+        dataset = Dataset.open(data or info.origin.data)  # type: ignore[union-attr]
+        recommender = Recommender.from_pretrained(model_or_run, dataset, cache_bytes=CACHE_BYTES)
+    else:
+        raise RunMismatchError(
+            f"{model_or_run} is neither a run folder nor a model folder; make one with `trsr run` or "
+            "`trsr demo`."
+        )
     recommender.rerank("probe", ["probe"])
-    n_users = dataset.events().group_by("item_id").agg(pl.col("user_id").n_unique())
-    return Serving(
-        recommender=recommender,
-        retriever=Retriever(catalogue, dataset.info.category_fields, dict(n_users.collect().iter_rows())),
-        summariser=_live(make_summariser(dataset, source.summary), catalogue),
-        engine=source.engine,
-        dataset=dataset,
-        summaries=source.summaries,
-    )
-
-
-def _source(folder: Path) -> _Source:
-    if (folder / "config.yaml").is_file():
-        config = load_config(folder / "config.yaml")
-        adapter = folder / "model" if config.train is not None else None
-        own = config.data.path if isinstance(config.data, FolderData) else folder / "data"
-        prompt = _trained_prompt(adapter, config.prompt)
-        file = folder / "summaries.sqlite"
-        summaries = config.store or (file if file.is_file() else None)
-        return _Source(config.recommender, adapter, prompt, config.summary, config.engine, own, summaries)
-    if (folder / FILE_NAME).is_file():
-        info = read_adapter_info(folder)
-        prompt = _trained_prompt(folder, PromptConfig.model_validate(info.prompt))
-        base = RecommenderConfig.model_validate({"model": info.base_model, "quantization": info.quantization})
-        return _Source(base, folder, prompt, SummaryConfig(), DEFAULT_ENGINE, None, None)
-    raise RunMismatchError(
-        f"{folder} is neither a run folder nor a model folder; make one with `trsr run` or `trsr demo`."
-    )
-
-
-def _trained_prompt(adapter: Path | None, prompt: PromptConfig) -> PromptConfig:
-    """Name the template that the adapter was trained on, whatever the domain of the data it now serves."""
-    if adapter is None:
-        return prompt
-    return prompt.model_copy(update={"template": read_adapter_info(adapter).template})
-
-
-def _live(summariser: Summariser, catalogue: Catalogue) -> Summariser:
-    """Let a summariser read items as the catalogue has them now."""
-    text = catalogue.texts(summariser.config.fields, summariser.config.max_field_tokens, None)
-    return replace(
-        summariser,
-        items=catalogue.items,
+    writer = recommender.summarizer or Summarizer.of(SummaryConfig(), DEFAULT_ENGINE, None)
+    # It reads items as the catalogue has them now.
+    items, config = recommender.catalogue, writer.config
+    text = items.texts(config.fields, config.max_field_tokens, None)
+    summariser = replace(
+        make_summariser(dataset, config),
+        items=items.items,
         item_text=text,
         n_tokens=lambda item_id: len(text(item_id).split()),
     )
+    store = writer.store or dataset.path / "summaries.sqlite"
+    return Serving(recommender, dataset, summariser, writer.engine, store)
 
 
 def open_service(
@@ -240,7 +174,7 @@ def open_service(
         RunMismatchError: the database holds the histories of another dataset.
     """
     serving = apart(lambda: open_for_serving(model_or_run, data))  # only the queue's thread computes later
-    store = ServeStore(database, _written(serving.summaries, log))
+    store = ServeStore(database, _written(serving.store, log))
     try:
         log(f"Users are kept in {database}.")
         info = serving.dataset.info
@@ -259,7 +193,7 @@ def open_service(
         ranker = Ranker(
             recommender,
             queue,
-            serving.retriever,
+            recommender.retriever,
             n_ranked=n_ranked,
             max_candidates=settings.max_candidates,
             max_tokens=settings.max_tokens or max(MIN_TOKENS, int(settings.request_seconds * speed.rate)),
@@ -271,16 +205,16 @@ def open_service(
         raise
 
 
-def _written(summaries: str | Path | None, log: Callable[[str], None]) -> StoredSummaries:
-    """Return a function that looks calls up in a run's own store.
+def _written(place: str | Path, log: Callable[[str], None]) -> StoredSummaries:
+    """Return a function that looks calls up in the store of summaries that were written before.
 
     The store is opened for each look-up: SQLite's connections belong to a thread, and few updates ask.
     """
 
     def look_up(keys: Sequence[str]) -> dict[str, StoredCall]:
-        if summaries is None or (isinstance(summaries, Path) and not summaries.is_file()):
+        if not (is_database(place) or Path(place).is_file()):
             return {}
-        with open_store(summaries) as store:
+        with open_store(place) as store:
             return store.calls(keys)
 
     try:
