@@ -10,13 +10,16 @@ from trsr.text import verbalize_item
 from trsr.types import Item
 
 
-def test_a_text_is_the_one_that_a_run_makes_of_the_item() -> None:
-    text = catalogue().texts(None, 3, None)
+def test_texts_are_those_that_a_run_makes() -> None:
+    text, titles = catalogue().texts(None, 3, None), catalogue().texts(("title",), None, None)
     for item_id, item in ITEMS.items():
         assert text(item_id) == text(item_id) == verbalize_item(item, max_field_tokens=3)
+        assert titles(item_id) == f"Title: {item.fields['title']}"
+    with pytest.raises(DataError, match="'nowhere' is not in the catalogue"):
+        text("nowhere")
 
 
-def test_a_changed_item_has_its_new_text_and_the_fields_in_their_order() -> None:
+def test_texts_follow_changed_items_whose_fields_are_in_order() -> None:
     items = catalogue()
     text = items.texts(None, None, None)
     assert text("i1").startswith("Category: paper")
@@ -30,11 +33,6 @@ def test_a_changed_item_has_its_new_text_and_the_fields_in_their_order() -> None
     assert len(items) == len(ITEMS) + 1
 
 
-def test_an_unknown_item_is_named() -> None:
-    with pytest.raises(DataError, match="'nowhere' is not in the catalogue"):
-        catalogue().texts(None, None, None)("nowhere")
-
-
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
@@ -42,12 +40,8 @@ def test_an_unknown_item_is_named() -> None:
         (Item("", {}), "empty"),
     ],
 )
-def test_one_wrong_item_keeps_the_others_out_too(wrong: Item, said: str) -> None:
+def test_put_refuses_all_items_for_one_wrong_one(wrong: Item, said: str) -> None:
     items = catalogue()
     with pytest.raises(DataError, match=said):
         items.put([Item("good", {"title": "hat"}), wrong])
     assert "good" not in items
-
-
-def test_only_the_fields_asked_for_are_read() -> None:
-    assert catalogue().texts(("title",), None, None)("i1") == f"Title: {ITEMS['i1'].fields['title']}"

@@ -18,7 +18,7 @@ from trsr.types import Item, RankingExample
 CATEGORY = ("category",)
 
 
-def test_the_best_are_those_of_the_bm25_ranker() -> None:
+def test_top_is_that_of_the_bm25_ranker() -> None:
     items = catalogue()
     profile, history = "likes a lamp, rope and seed", ("i3", "i7")
     found = Retriever(items, CATEGORY).top(profile, history, 10)
@@ -32,7 +32,7 @@ def test_the_best_are_those_of_the_bm25_ranker() -> None:
     assert [by_name[name] for name in found] == pytest.approx([by_name[name] for name in best])
 
 
-def test_seen_items_are_left_out() -> None:
+def test_top_leaves_seen_items_out() -> None:
     retriever = Retriever(catalogue())
     best = retriever.top("lamp", (), 3)
     again = retriever.top("lamp", best, 40)
@@ -40,21 +40,21 @@ def test_seen_items_are_left_out() -> None:
     assert len(again) == len(ITEMS) - 3
 
 
-def test_the_newest_items_are_searched_for_too() -> None:
+def test_top_searches_for_the_newest_items_too() -> None:
     retriever = Retriever(catalogue(Item("twin", {"title": "zebra"}), Item("seen", {"title": "zebra"})))
     assert retriever.top("", ("seen",), 1) == ["twin"]
     assert retriever.top("", ("seen", "i1", "i2", "i3", "i4", "i5"), 1) != ["twin"]
     assert Retriever(retriever.catalogue, n_recent=0).top("", ("seen",), 1) == ["i0"]
 
 
-def test_without_any_word_the_popular_come_first() -> None:
+def test_top_begins_with_the_popular_where_no_word_is_found() -> None:
     retriever = Retriever(catalogue(), popularity={"i9": 5, "i30": 7})
     assert retriever.top("", (), 3) == ["i30", "i9", "i0"]
     assert retriever.top("wordsthatnobodyuses", (), 2) == ["i30", "i9"]
 
 
 @pytest.mark.parametrize("value", ["paper", "OFFICE", "paper, office", " Paper,  office"])
-def test_a_filter_keeps_the_items_that_have_the_value_in_any_case(value: str) -> None:
+def test_filter_keeps_items_that_have_the_value_in_any_case(value: str) -> None:
     found = Retriever(catalogue(), CATEGORY).top("lamp", ("i1",), 100, {"category": value})
     assert set(found) == {name for name in ITEMS if int(name[1:]) % 3 == 1} - {"i1"}
 
@@ -66,7 +66,7 @@ def test_filters_hold_together_and_may_leave_nothing() -> None:
     assert retriever.top("", (), 9, {"category": "no such"}) == []
 
 
-def test_a_filter_on_another_field_and_an_unknown_history_are_refused_by_name() -> None:
+def test_filter_on_another_field_and_unknown_history_are_refused_by_name() -> None:
     retriever = Retriever(catalogue(), CATEGORY)
     with pytest.raises(DataError, match="filter on 'title'; expected category"):
         retriever.top("", (), 5, {"title": "lamp"})
@@ -89,35 +89,28 @@ def test_items_put_later_are_found_and_changed_ones_by_their_new_words_only() ->
     assert old_words.index("i5") > 5
 
 
-def test_an_item_beside_the_index_has_the_score_of_one_in_it() -> None:
-    """The same words are in the catalogue twice: in the index, and put later."""
+def test_later_items_score_as_those_in_the_index() -> None:
     twins = [Item(f"twin-{name}", ITEMS[name].fields) for name in ITEMS]
     retriever = Retriever(catalogue(), CATEGORY)
     retriever.put_items(twins)
-    said = [word for item in ITEMS.values() for word in item.fields["title"].lower().split()]
-    index, words = retriever._index, ["lamp", "rope", "lamp", "unheard", "seed", "garden", *said]
-    assert index.delta.scores(words).max() > 0
-    here = dict(zip(index.main.item_ids, index.main.scores(words).tolist(), strict=True))
-    beside = {
-        one.item.item_id: score
-        for one, score in zip(index.delta.documents, index.delta.scores(words).tolist(), strict=True)
-    }
-    assert beside == {f"twin-{name}": score for name, score in here.items()}
+    titles = [word for item in ITEMS.values() for word in item.fields["title"].lower().split()]
+    index, later, _ = retriever._snapshot
+    words = ["lamp", "rope", "lamp", "unheard", "seed", "garden", *titles]
+    assert index.scores(words).max() > 0
+    np.testing.assert_array_equal(index.scores_of(list(later.values()), words), index.scores(words))
 
 
-def test_the_index_is_made_anew_in_the_background_and_nothing_is_lost_meanwhile(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_index_is_made_anew_in_the_background_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trsr.recommend.retrieval._MAX_CHANGED", 3)
     retriever = Retriever(catalogue(), CATEGORY)
-    started, begin, real = threading.Event(), threading.Event(), retriever._main
+    started, begin, real = threading.Event(), threading.Event(), retriever._index
 
-    def main(documents: Any) -> Any:
+    def index(documents: Any) -> Any:
         started.set()
         assert begin.wait(60)
         return real(documents)
 
-    monkeypatch.setattr(retriever, "_main", main)
+    monkeypatch.setattr(retriever, "_index", index)
     retriever.put_items([Item(f"n{n}", {"title": f"xylophone {n}"}) for n in range(4)])
     assert started.wait(60)
     retriever.put_items([Item("n0", {"title": "trombone"}), Item("late", {"title": "xylophone"})])
@@ -131,17 +124,17 @@ def test_the_index_is_made_anew_in_the_background_and_nothing_is_lost_meanwhile(
             begin.set()
             with retriever._remaking:
                 pass
-    assert retriever._index.changed == {"n0", "late", "n1", "i5"}
-    assert "n2" in retriever._index.main.rows
+    assert retriever._snapshot.changed == {"n0", "late", "n1", "i5"}
+    assert "n2" in retriever._snapshot.indexed.rows
 
 
-def test_deleted_items_leave_what_stands_beside_the_index_and_their_words_are_not_searched_for() -> None:
+def test_deleted_items_are_not_found_and_their_words_are_not_searched_for() -> None:
     items = {"a": Item("a", {"title": "lamp oil"}), "b": Item("b", {"title": "product description sheet"})}
     retriever = Retriever(Catalogue({**items, "d": Item("d", {"title": "rope"})}, ("title",)), (), {"a": 9})
     retriever.delete_items(["d"])
     assert retriever.top("", ["d"], 5) == ["a", "b"]  # prompts say of "d" that it has no description
     retriever._remake()
-    assert not retriever._changed
+    assert not retriever._snapshot.changed
     assert retriever.top("", ["d"], 5) == ["a", "b"]
 
 

@@ -15,25 +15,18 @@ from trsr.types import RankingExample
 EXAMPLE = RankingExample("e", "u", (), ("a", "b", "c"), (0, 1, 0))
 
 
-def test_candidates_are_ranked_best_first_with_places_from_one() -> None:
+def test_best_first_ranks_from_one_and_keeps_the_order_of_equal_margins() -> None:
     items = best_first(EXAMPLE.candidates, [0.0, 2.0, 1.0])
-    assert [(item.item_id, item.rank, item.margin) for item in items] == [
-        ("b", 1, 2.0),
-        ("c", 2, 1.0),
-        ("a", 3, 0.0),
-    ]
+    found = [(item.item_id, item.rank, item.margin) for item in items]
+    assert found == [("b", 1, 2.0), ("c", 2, 1.0), ("a", 3, 0.0)]
     assert items[0].score == pytest.approx(1 / (1 + math.exp(-2)))
-
-
-def test_equal_margins_keep_the_given_order() -> None:
     assert [item.item_id for item in best_first(EXAMPLE.candidates, [1.0, 1.0, 1.0])] == ["a", "b", "c"]
 
 
-def test_a_ranker_without_prompts_reports_no_tokens() -> None:
+def test_without_llm_reports_no_tokens() -> None:
     answer = without_llm(EXAMPLE, [1, 2, 3])
     assert answer.margins.dtype == np.float32
-    assert answer.n_prompt_tokens.tolist() == [0, 0, 0]
-    assert answer.n_cut_tokens.tolist() == [0, 0, 0]
+    assert answer.n_prompt_tokens.tolist() == answer.n_cut_tokens.tolist() == [0, 0, 0]
 
 
 @given(st.floats(-1e4, 1e4))
