@@ -253,7 +253,7 @@ class Database:
         with self._read_lock, self._sentences():
             yield self._reader
 
-    def _select(self, query: str, *parameters: object) -> list[Any]:
+    def _select(self, query: str, parameters: Sequence[object] = ()) -> list[Any]:
         with self._reading() as db:
             return db.execute(query, parameters).fetchall()
 

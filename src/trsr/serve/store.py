@@ -124,7 +124,8 @@ class ServeStore(Database):
     def history(self, user_id: str) -> tuple[str, ...]:
         """Return a user's item ids, oldest first; empty for an unknown user."""
         rows = self._select(
-            "SELECT item_id FROM events JOIN users USING (uid) WHERE user_id = ? ORDER BY position", user_id
+            "SELECT item_id FROM events JOIN users USING (uid) WHERE user_id = ? ORDER BY position",
+            (user_id,),
         )
         return tuple(item_id for (item_id,) in rows)
 
@@ -133,7 +134,7 @@ class ServeStore(Database):
         rows = self._select(
             "SELECT position, event_id, item_id, timestamp FROM events JOIN users USING (uid) "
             "WHERE user_id = ? ORDER BY position",
-            user_id,
+            (user_id,),
         )
         return [
             HistoryEntry(
@@ -150,7 +151,7 @@ class ServeStore(Database):
         rows = self._select(
             "SELECT user_id FROM users WHERE instr(user_id, ?) > 0 AND substr(user_id, 1, ?) = ? "
             "AND user_id > ? ORDER BY user_id LIMIT ?",
-            *(query, len(prefix), prefix, after, limit),
+            (query, len(prefix), prefix, after, limit),
         )
         return [user_id for (user_id,) in rows]
 
@@ -159,7 +160,7 @@ class ServeStore(Database):
     def notes(self, user_id: str) -> NotesOut | None:
         """Return what a user wrote about themselves; None where they wrote nothing."""
         rows = self._select(
-            "SELECT text, updated_at FROM notes JOIN users USING (uid) WHERE user_id = ?", user_id
+            "SELECT text, updated_at FROM notes JOIN users USING (uid) WHERE user_id = ?", (user_id,)
         )
         return _notes(*rows[0]) if rows else None
 
@@ -176,11 +177,11 @@ class ServeStore(Database):
 
     def profiles(self, user_id: str) -> list[StoredProfile]:
         """Return all versions of a user's profile, oldest first."""
-        return [_profile(*row) for row in self._select(_PROFILES, user_id)]
+        return [_profile(*row) for row in self._select(_PROFILES, (user_id,))]
 
     def latest_profile(self, user_id: str) -> StoredProfile | None:
         """Return the newest version; None if there is none."""
-        rows = self._select(f"{_PROFILES} DESC LIMIT 1", user_id)
+        rows = self._select(f"{_PROFILES} DESC LIMIT 1", (user_id,))
         return _profile(*rows[0]) if rows else None
 
     def add_profile(
@@ -232,7 +233,7 @@ class ServeStore(Database):
         rows = self._select(
             "SELECT plans.key, summaries.text, plans.item_ids FROM users JOIN plans USING (uid) "
             "JOIN summaries USING (key) WHERE user_id = ? AND text IS NOT NULL ORDER BY place",
-            user_id,
+            (user_id,),
         )
         return [UserSummary(key, text, tuple(json.loads(item_ids))) for key, text, item_ids in rows]
 
@@ -283,7 +284,7 @@ class ServeStore(Database):
 
     def update_of(self, user_id: str) -> PendingUpdate | None:
         """Return a user's update in the queue, due or not; None if there is none."""
-        rows = self._select(f"{_UPDATES} WHERE user_id = ?", user_id)
+        rows = self._select(f"{_UPDATES} WHERE user_id = ?", (user_id,))
         return PendingUpdate(*rows[0]) if rows else None
 
     def pending(self, limit: int) -> list[PendingUpdate]:
@@ -295,7 +296,7 @@ class ServeStore(Database):
         rows = self._select(
             # One that is due later than a back-off can last: the clock was set back.
             f"{_UPDATES} WHERE due <= ? OR due > ? ORDER BY due, uid LIMIT ?",
-            *(now, now + MAX_BACK_OFF, limit),
+            (now, now + MAX_BACK_OFF, limit),
         )
         return [PendingUpdate(*row) for row in rows]
 
