@@ -26,7 +26,7 @@ from trsr.baselines.simple import (
     RecencyRanker,
     require,
 )
-from trsr.data.dataset import EVENTS
+from trsr.data.schema import EVENTS
 from trsr.errors import ConfigError, DataError, MissingExtraError
 from trsr.recommend.ranker import Ranker
 from trsr.types import RankingExample

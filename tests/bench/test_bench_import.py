@@ -10,6 +10,7 @@ import pytest
 from conftest import Answer
 
 from trsr.bench.data import write_mind_files
+from trsr.data.dataset import Dataset
 from trsr.data.mind import MindImport
 
 
@@ -17,7 +18,7 @@ def test_the_files_it_writes_are_those_of_mind(tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     rows = write_mind_files(tmp_path / "raw", 5_000)
     assert 5_000 <= rows < 5_063
-    data = MindImport(source=tmp_path / "raw").run(tmp_path / "out")
+    data = Dataset.open(MindImport(source=tmp_path / "raw").run(tmp_path / "out"))
     counts = data.info.counts
     assert counts["history_positions"] == rows
     assert counts["other_histories"] == 0

@@ -14,7 +14,7 @@ from trsr.data.table import TableImport
 
 
 def run(model: type[ImportOptions], out: Path, *, overwrite: bool = False, **options: Any) -> Dataset:
-    return model.checked(**options).run(out, overwrite=overwrite)
+    return Dataset.open(model.checked(**options).run(out, overwrite=overwrite))
 
 
 def import_mind(source: Path, out: Path, **options: Any) -> Dataset:

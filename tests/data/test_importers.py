@@ -59,7 +59,7 @@ def test_a_table_is_imported_from_a_configuration(tmp_path: Path) -> None:
     shop(tmp_path, "user_id,item_id\nu,a\n")
     files = {"items": str(tmp_path / "i.csv"), "events": str(tmp_path / "e.csv")}
     config = CONFIG.validate_python({"kind": "table", "name": "mine", "text_fields": "title", **files})
-    info = config.run(tmp_path / "out").info
+    info = Dataset.open(config.run(tmp_path / "out")).info
     assert (info.name, info.text_fields) == ("mine", ["title"])
 
 

@@ -42,7 +42,8 @@ def collect(
         for batch in clicks.iter_slices(at_once):
             histories.add(batch)
         histories.finish()
-        return writer.finish(name="n", domain="d", text_fields=["title"], category_fields=[], source="a test")
+        names = {"name": "n", "domain": "d", "source": "a test"}
+        return Dataset.open(writer.finish(**names, text_fields=["title"], category_fields=[]))
 
 
 def histories(data: Dataset) -> list[str]:

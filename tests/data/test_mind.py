@@ -10,7 +10,7 @@ import pytest
 from importing import import_mind
 
 from trsr.data import text_lines
-from trsr.data.dataset import IMPRESSIONS
+from trsr.data.schema import IMPRESSIONS
 from trsr.data.validate import validate_dataset
 from trsr.data.values import ID_RULE
 from trsr.errors import DataError

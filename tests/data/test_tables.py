@@ -12,8 +12,9 @@ from unittest.mock import Mock
 import polars as pl
 import pytest
 
-from trsr.data.dataset import EVENTS, IMPRESSIONS, Dataset, user_batches
-from trsr.data.writer import DatasetWriter, write_dataset
+from trsr.data.dataset import Dataset, user_batches, write_dataset
+from trsr.data.schema import EVENTS, IMPRESSIONS
+from trsr.data.writer import DatasetWriter
 from trsr.errors import DataError, OutputError
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)

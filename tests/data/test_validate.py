@@ -8,9 +8,9 @@ import polars as pl
 import pytest
 
 from trsr.data import validate
-from trsr.data.dataset import EVENTS, IMPRESSIONS
+from trsr.data.dataset import write_dataset
+from trsr.data.schema import EVENTS, IMPRESSIONS
 from trsr.data.validate import validate_dataset
-from trsr.data.writer import write_dataset
 from trsr.errors import DataError
 
 DAY = [datetime(2024, 1, day, tzinfo=UTC) for day in (1, 2, 3)]

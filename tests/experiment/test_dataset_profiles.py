@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from helpers import full_disk
 
-from trsr.data.writer import write_dataset
+from trsr.data.dataset import write_dataset
 from trsr.errors import ConfigError, DataError, OutputError
 from trsr.experiment.dataset_profiles import describe_fold, settings, summarize_dataset
 from trsr.llm.engines import OpenAIEngine

@@ -13,8 +13,8 @@ import polars as pl
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from trsr.data.dataset import EVENTS, IMPRESSIONS, Dataset
-from trsr.data.writer import write_dataset
+from trsr.data.dataset import Dataset, write_dataset
+from trsr.data.schema import EVENTS, IMPRESSIONS
 from trsr.errors import DataError, OutputError
 from trsr.seeding import derive_rng
 from trsr.splitting.examples import (

@@ -8,9 +8,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from trsr.data.dataset import Dataset
+from trsr.data.dataset import Dataset, write_dataset
 from trsr.data.mind import MindImport
-from trsr.data.writer import write_dataset
 from trsr.splitting.examples import build_examples, make_resampler
 from trsr.splitting.impressions import ImpressionsProtocol
 from trsr.splitting.leakage import fit_events
@@ -80,7 +79,7 @@ def test_mind_click_histories_have_1418_users_of_the_papers_length(real_data: Pa
 
 
 def test_mind_impressions_leave_out_what_has_no_text(real_data: Path, tmp_path: Path) -> None:
-    data = MindImport(source=real_data / "mind_small").run(tmp_path / "d")
+    data = Dataset.open(MindImport(source=real_data / "mind_small").run(tmp_path / "d"))
     protocol = ImpressionsProtocol(kind="impressions", n_valid=50, n_test=100)
     splits = build_examples(data, protocol, seed=0)
     assert splits.counts["impressions"] == 5000

@@ -29,9 +29,10 @@ except OSError:
 print(json.dumps({{"seconds": seconds, "peak_memory_mb": peak / 1024, "events": result}}))
 """
 _TRSR = """
+from trsr.data.dataset import Dataset
 from trsr.data.mind import MindImport
 def task(source, out):
-    return MindImport(source=source).run(out).info.counts["events"]
+    return Dataset.open(MindImport(source=source).run(out)).info.counts["events"]
 """
 # Every row a Python object, all in memory, written at the end.
 _NAIVE = """

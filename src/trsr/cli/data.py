@@ -95,12 +95,13 @@ def _import(
 ) -> None:
     from rich.console import Console
 
+    from trsr.data.dataset import Dataset
     from trsr.data.importers import import_summary, import_warnings, summary_lines
 
     config = model.checked(**options)
     kind = model.model_fields["kind"].default
     with Console(file=sys.stderr).status(f"Importing {kind} ..."):  # silent unless a terminal
-        dataset = config.run(out, overwrite=overwrite)
+        dataset = Dataset.open(config.run(out, overwrite=overwrite))
     if as_json:
         typer.echo(json.dumps(import_summary(dataset), indent=2))
         return
@@ -127,8 +128,8 @@ def validate(
 
     Example: trsr validate data/mind
     """
-    from trsr.data.dataset import DatasetInfo, read_info
     from trsr.data.importers import import_warnings, refused_lines
+    from trsr.data.schema import DatasetInfo, read_info
     from trsr.data.validate import validate_dataset
     from trsr.errors import DataError
 

@@ -13,7 +13,6 @@ import polars as pl
 from pydantic import Field
 
 from trsr.data.columns import Sought, find_column, require_columns
-from trsr.data.dataset import Dataset
 from trsr.data.ingest import EventCollector, ItemCollector, single
 from trsr.data.raw_file import ImportOptions, RatedOptions, RawFile, option
 from trsr.data.text_lines import RAW, ROW
@@ -42,7 +41,7 @@ class AmazonM2Import(ImportOptions):
     products: str = option("Products file in SOURCE.", "products_train.csv")
     sessions: str = option("Sessions file in SOURCE.", "sessions_train.csv")
 
-    def read(self, writer: DatasetWriter) -> Dataset:
+    def read(self, writer: DatasetWriter) -> Path:
         """Read the products and the sessions of the locale."""
         products = RawFile(writer, self.source / self.products, self)
         sessions = RawFile(writer, self.source / self.sessions, self)
@@ -137,7 +136,7 @@ class AmazonReviewsImport(RatedOptions):
     reviews: str | None = option("Review file in SOURCE; found by itself if it is the only one.")
     metadata: str | None = option("Metadata file in SOURCE; found by its name, meta* or *_meta_*.")
 
-    def read(self, writer: DatasetWriter) -> Dataset:
+    def read(self, writer: DatasetWriter) -> Path:
         """Read the metadata and the reviews."""
         review_file = self._pick(self.reviews, "reviews")
         meta_file = self._pick(self.metadata, "metadata")

@@ -1,125 +1,28 @@
-"""The dataset folder: its layout, and `Dataset`, which reads it.
-
-dataset.json         DatasetInfo
-items.parquet        item_id, then one text column a field (null allowed)
-events.parquet       user_id, item_id, position (0 = oldest), timestamp (UTC or null), in that order
-impressions.parquet  optional: impression_id, user_id, timestamp, history, candidates, clicked
-rejects.parquet      file, row, reason, raw: every input row that was refused
-"""
+"""`Dataset`, which makes, opens and reads a dataset folder (its layout is in `schema`)."""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict, ValidationError
 
-from trsr.data.import_info import FileInfo, TimesInfo
+from trsr.data.schema import EVENTS, IMPRESSIONS, INFO_FILE, DatasetInfo, read_info, table_schemas
+from trsr.data.table import TableImport
+from trsr.data.writer import DatasetWriter
 from trsr.errors import ConfigError, DataError
 from trsr.llm.models import cache_dir
 from trsr.text import FieldCut, Tokenizer, field_cuts, verbalize_item
 from trsr.types import History, Item
 
-SCHEMA_VERSION = 1
-INFO_FILE = "dataset.json"
-TIME = pl.Datetime("us", "UTC")
-EVENTS = pl.Schema(
-    [("user_id", pl.String()), ("item_id", pl.String()), ("position", pl.Int64()), ("timestamp", TIME)]
-)
-IMPRESSIONS = pl.Schema(
-    [
-        ("impression_id", pl.String()),
-        ("user_id", pl.String()),
-        ("timestamp", TIME),
-        ("history", pl.List(pl.String)),
-        ("candidates", pl.List(pl.String)),
-        ("clicked", pl.List(pl.Boolean)),
-    ]
-)
-REJECTS = pl.Schema(
-    [("file", pl.String()), ("row", pl.Int64()), ("reason", pl.String()), ("raw", pl.String())]
-)
 _READ_ROWS = 200_000  # events read at once by `histories`
-
-
-class DatasetInfo(BaseModel):
-    """What `dataset.json` says about the folder.
-
-    Attributes:
-        name: Stands in reports.
-        domain: "news", "products", "movies" or another word; chooses the prompt templates.
-        text_fields: The text columns of items.parquet, in rendering order.
-        category_fields: Those of them that hold categories, brands or genres; a value may be a list,
-            separated by "|" or ", ".
-        counts: Rows by table ("items", "events", "impressions", "rejects"), "users", and what an importer
-            counted besides.
-        sha256: Hex digest of each parquet file.
-        source: Where the data came from, in words.
-        times: What was found of times, where the data was imported.
-        files: What was found of each raw file.
-        schema_version: Version of this layout.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    domain: str
-    text_fields: list[str]
-    category_fields: list[str]
-    counts: dict[str, int]
-    sha256: dict[str, str]
-    source: str
-    times: TimesInfo | None = None
-    files: dict[str, FileInfo] = {}
-    schema_version: int = SCHEMA_VERSION
-
-
-def read_info(path: Path) -> DatasetInfo:
-    """Read `dataset.json`.
-
-    Raises:
-        DataError: there is none, it does not parse, or it was written by a newer version.
-    """
-    file = path / INFO_FILE
-    if not file.is_file():
-        raise DataError(
-            f"{path} has no {INFO_FILE}, so it is not a dataset folder; make one with `trsr import`."
-        )
-    try:
-        raw = json.loads(file.read_bytes())
-        version = raw.get("schema_version", SCHEMA_VERSION) if isinstance(raw, dict) else None
-        if isinstance(version, int) and version > SCHEMA_VERSION:
-            raise DataError(f"{file} has schema version {version}, newer than {SCHEMA_VERSION}; update trsr.")
-        return DatasetInfo.model_validate(raw)
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror}; check who may read it.") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole file"
-        raise DataError(f"{file} is damaged ({where}: {first['msg']}); import again.") from error
-    except ValueError as error:
-        raise DataError(f"{file} is damaged ({error}); import again.") from error
-
-
-def table_schemas(path: Path, info: DatasetInfo) -> dict[str, pl.Schema]:
-    """Return the columns of each parquet file that the folder must have."""
-    schemas = {
-        "items.parquet": pl.Schema([(name, pl.String()) for name in ("item_id", *info.text_fields)]),
-        "events.parquet": EVENTS,
-        "rejects.parquet": REJECTS,
-    }
-    if (path / "impressions.parquet").is_file() or "impressions.parquet" in info.sha256:
-        schemas["impressions.parquet"] = IMPRESSIONS
-    return schemas
 
 
 def _check_schema(file: Path, schema: pl.Schema) -> None:
@@ -186,8 +89,6 @@ class Dataset:
             DataError: a file or a column is missing, or nothing could be read.
             OutputError: the dataset cannot be written.
         """
-        from trsr.data.table import TableImport
-
         home = Path(out) if out is not None else cache_dir() / "datasets"
         work = home.with_name(f".{home.name}.tables-{os.getpid()}-{secrets.token_hex(4)}")
         try:
@@ -200,8 +101,10 @@ class Dataset:
                 "events": files[1],
             } | options
             overwrite = options.pop("overwrite", False)
-            dataset = TableImport.checked(**options).run(out or work / "dataset", overwrite=overwrite)
-            return dataset if out is not None else cls.open(_keep(dataset, home))
+            importer = TableImport.checked(**options)
+            if out is not None:
+                return cls.open(importer.run(out, overwrite=overwrite))
+            return cls.open(_keep(cls.open(importer.run(work / "dataset")), home))
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
@@ -387,3 +290,45 @@ def user_batches(events: pl.LazyFrame, rows: int) -> Iterator[pl.DataFrame]:
         if whole:
             yield table.head(whole)
         rest = [table.slice(whole)]
+
+
+def write_dataset(
+    path: str | Path,
+    *,
+    name: str,
+    domain: str,
+    text_fields: Sequence[str],
+    category_fields: Sequence[str],
+    items: pl.DataFrame | pl.LazyFrame,
+    events: pl.DataFrame | pl.LazyFrame,
+    impressions: pl.DataFrame | pl.LazyFrame | None = None,
+    rejects: pl.DataFrame | pl.LazyFrame | None = None,
+    source: str,
+    overwrite: bool = False,
+) -> Dataset:
+    """Write tables that are already in the shape of a dataset folder (see the module's text).
+
+    Events are put in order of user_id and position. A lazy table is read in one go; an importer that must
+    keep its memory flat uses `DatasetWriter` instead.
+
+    Raises:
+        DataError: the folder exists and is not empty, or there is no item or event.
+        OutputError: the folder cannot be written.
+    """
+    with DatasetWriter(path, overwrite=overwrite) as writer:
+        writer.items.append(items.lazy().select("item_id", *text_fields).collect())
+        ordered = events.lazy().select(EVENTS.names()).cast(EVENTS).sort("user_id", "position")
+        writer.events.append(ordered.collect())
+        if impressions is not None:
+            writer.impressions.append(impressions.lazy().select(IMPRESSIONS.names()).collect())
+        if rejects is not None:
+            for (file,), rows in rejects.lazy().collect().group_by("file", maintain_order=True):
+                writer.reject(str(file), rows)
+        folder = writer.finish(
+            name=name,
+            domain=domain,
+            text_fields=text_fields,
+            category_fields=category_fields,
+            source=source,
+        )
+    return Dataset.open(folder)

@@ -8,10 +8,11 @@ from typing import Annotated
 from pydantic import Field
 
 from trsr.data.amazon import AmazonM2Import, AmazonReviewsImport
-from trsr.data.dataset import Dataset, DatasetInfo
+from trsr.data.dataset import Dataset
 from trsr.data.import_info import TimesInfo
 from trsr.data.mind import MindImport
 from trsr.data.movielens import MovieLensImport
+from trsr.data.schema import DatasetInfo
 from trsr.data.table import TableImport
 from trsr.data.times import ORDER
 

@@ -11,9 +11,9 @@ from datetime import datetime
 import polars as pl
 
 from trsr.data.columns import Sought, require_columns
-from trsr.data.dataset import TIME
 from trsr.data.import_info import TimesInfo
 from trsr.data.raw_file import RatedOptions, RawFile, TimedOptions
+from trsr.data.schema import TIME
 from trsr.data.text_lines import RAW, ROW
 from trsr.data.times import UNREADABLE, TimeReader
 from trsr.data.values import (

@@ -13,10 +13,10 @@ from typing import Literal
 import polars as pl
 from pydantic import Field
 
-from trsr.data.dataset import IMPRESSIONS, TIME, Dataset
 from trsr.data.import_info import TimesInfo
 from trsr.data.ingest import ItemCollector, by_user_ranges
 from trsr.data.raw_file import ImportOptions, Names, RawFile, option
+from trsr.data.schema import IMPRESSIONS, TIME
 from trsr.data.text_lines import RAW, ROW
 from trsr.data.times import MONTH_FIRST, UNREADABLE, TimeReader
 from trsr.data.values import ID_RULE, MARKERS, is_id
@@ -50,7 +50,7 @@ class MindImport(ImportOptions):
     text_fields: Names = option("Columns of the news kept as text: a,b.", TEXT_FIELDS)
     time_format: str | None = option("How times are written; MIND's own month-first form by default.")
 
-    def read(self, writer: DatasetWriter) -> Dataset:
+    def read(self, writer: DatasetWriter) -> Path:
         """Read the news, the impressions, and the histories in them."""
         if wrong := [field for field in self.text_fields if field not in NEWS[1:]]:
             raise DataError(

@@ -14,7 +14,6 @@ import polars as pl
 from pydantic import Field
 
 from trsr.data.columns import ITEM_ID, Sought, find_column, require_columns
-from trsr.data.dataset import Dataset
 from trsr.data.ingest import EventCollector, ItemCollector, single
 from trsr.data.raw_file import RatedOptions, RawFile, option
 from trsr.data.text_lines import RAW, ROW
@@ -57,7 +56,7 @@ class MovieLensImport(RatedOptions):
     tags: bool = option("Add the films' tags as a text field; they may tell of the future.", False)
     overviews: Path | None = option("File with overviews by movieId, item_id or tmdb_id (see links.csv).")
 
-    def read(self, writer: DatasetWriter) -> Dataset:
+    def read(self, writer: DatasetWriter) -> Path:
         """Read the side files, the films and the ratings."""
         fields = [
             "title",

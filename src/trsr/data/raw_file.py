@@ -9,7 +9,6 @@ from typing import Annotated, Any, Self
 import polars as pl
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from trsr.data.dataset import Dataset
 from trsr.data.import_info import MAX_REJECTS, FileInfo
 from trsr.data.readers import read_frames
 from trsr.data.text_lines import RAW, ROW
@@ -58,7 +57,7 @@ class ImportOptions(BaseModel):
             where, message = ".".join(map(str, first["loc"])), first["msg"][:1].lower() + first["msg"][1:]
             raise DataError(f"Found {where} = {first['input']!r}; {message}.") from error
 
-    def run(self, out: str | Path, *, overwrite: bool = False) -> Dataset:
+    def run(self, out: str | Path, *, overwrite: bool = False) -> Path:
         """Make a dataset folder at `out`.
 
         Raises:
@@ -69,7 +68,7 @@ class ImportOptions(BaseModel):
             writer.max_rejects = self.max_rejects
             return self.read(writer)
 
-    def read(self, writer: DatasetWriter) -> Dataset:
+    def read(self, writer: DatasetWriter) -> Path:
         """Read the raw files into the writer, and finish it."""
         raise NotImplementedError
 

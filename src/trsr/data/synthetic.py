@@ -26,7 +26,8 @@ import polars as pl
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from trsr.data.dataset import EVENTS, IMPRESSIONS, Dataset
+from trsr.data.dataset import Dataset
+from trsr.data.schema import EVENTS, IMPRESSIONS
 from trsr.data.writer import DatasetWriter
 from trsr.seeding import derive_rng, derive_seed
 
@@ -95,13 +96,14 @@ def generate(config: SyntheticConfig, out: str | Path, *, overwrite: bool = Fals
         ids = pl.concat(item_ids)
         for first in range(0, config.n_users, _CHUNK):
             _write_users(writer, config, shelves, ids, first)
-        return writer.finish(
+        folder = writer.finish(
             name=f"synthetic-{config.domain}",
             domain=config.domain,
             text_fields=list(shelves.texts),
             category_fields=shelves.category_fields,
             source=f"trsr synthetic generator, seed {config.seed}",
         )
+    return Dataset.open(folder)
 
 
 class _Shelves:

@@ -23,7 +23,6 @@ from trsr.data.columns import (
     require_columns,
     time_like_columns,
 )
-from trsr.data.dataset import Dataset
 from trsr.data.ingest import EventCollector, ItemCollector
 from trsr.data.raw_file import Names, RawFile, TimedOptions, option
 from trsr.data.readers import JSON_SUFFIXES
@@ -55,7 +54,7 @@ class TableImport(TimedOptions):
     item_list: str | None = option("Column of the list of items.")
     quotes: bool | None = option("Fields may be quoted; found by default.")
 
-    def read(self, writer: DatasetWriter) -> Dataset:
+    def read(self, writer: DatasetWriter) -> Path:
         """Read the items and the events."""
         items, events = RawFile(writer, self.items, self), RawFile(writer, self.events, self)
         item_id = Sought("item id", names.ITEM_ID, self.item_id, "--item-id")

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 
 import polars as pl
 
-from trsr.data.dataset import TIME
+from trsr.data.schema import TIME
 from trsr.errors import DataError
 
 UNREADABLE = "time cannot be read"

@@ -11,15 +11,8 @@ from pathlib import Path
 
 import polars as pl
 
-from trsr.data.dataset import (
-    EVENTS,
-    IMPRESSIONS,
-    INFO_FILE,
-    DatasetInfo,
-    read_info,
-    table_schemas,
-    user_batches,
-)
+from trsr.data.dataset import user_batches
+from trsr.data.schema import EVENTS, IMPRESSIONS, INFO_FILE, DatasetInfo, read_info, table_schemas
 from trsr.errors import DataError
 from trsr.storage import file_sha256
 

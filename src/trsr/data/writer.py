@@ -14,8 +14,8 @@ from types import TracebackType
 
 import polars as pl
 
-from trsr.data.dataset import EVENTS, IMPRESSIONS, INFO_FILE, REJECTS, Dataset, DatasetInfo
 from trsr.data.import_info import READABLE, REFERENCES, FileInfo, TimesInfo, advice, too_many
+from trsr.data.schema import EVENTS, IMPRESSIONS, INFO_FILE, REJECTS, DatasetInfo
 from trsr.errors import DataError, OutputError
 from trsr.storage import file_sha256, left_by_the_dead, remove_folder, replace_folder, write_whole
 
@@ -167,7 +167,7 @@ class DatasetWriter:
         text_fields: Sequence[str],
         category_fields: Sequence[str],
         source: str,
-    ) -> Dataset:
+    ) -> Path:
         """Write the tables and `dataset.json`, then move the folder to its place.
 
         Raises:
@@ -200,7 +200,7 @@ class DatasetWriter:
         )
         (self.work / INFO_FILE).write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
         self._move_into_place()
-        return Dataset.open(self.path)
+        return self.path
 
     def _check_content(self) -> None:
         why = [f"{self.counts[what]:,} {what.replace('_', ' ')}" for what in _LEFT_OUT if self.counts[what]]
@@ -236,44 +236,3 @@ def _system_error(error: BaseException | None) -> str | None:
     if isinstance(error, pl.exceptions.PolarsError) and (said := _OS_ERROR.search(str(error))):
         return said[1].strip()
     return None
-
-
-def write_dataset(
-    path: str | Path,
-    *,
-    name: str,
-    domain: str,
-    text_fields: Sequence[str],
-    category_fields: Sequence[str],
-    items: pl.DataFrame | pl.LazyFrame,
-    events: pl.DataFrame | pl.LazyFrame,
-    impressions: pl.DataFrame | pl.LazyFrame | None = None,
-    rejects: pl.DataFrame | pl.LazyFrame | None = None,
-    source: str,
-    overwrite: bool = False,
-) -> Dataset:
-    """Write tables that are already in the shape of a dataset folder (see the module's text).
-
-    Events are put in order of user_id and position. A lazy table is read in one go; an importer that must
-    keep its memory flat uses `DatasetWriter` instead.
-
-    Raises:
-        DataError: the folder exists and is not empty, or there is no item or event.
-        OutputError: the folder cannot be written.
-    """
-    with DatasetWriter(path, overwrite=overwrite) as writer:
-        writer.items.append(items.lazy().select("item_id", *text_fields).collect())
-        ordered = events.lazy().select(EVENTS.names()).cast(EVENTS).sort("user_id", "position")
-        writer.events.append(ordered.collect())
-        if impressions is not None:
-            writer.impressions.append(impressions.lazy().select(IMPRESSIONS.names()).collect())
-        if rejects is not None:
-            for (file,), rows in rejects.lazy().collect().group_by("file", maintain_order=True):
-                writer.reject(str(file), rows)
-        return writer.finish(
-            name=name,
-            domain=domain,
-            text_fields=text_fields,
-            category_fields=category_fields,
-            source=source,
-        )

@@ -12,7 +12,8 @@ from typing import Annotated, assert_never
 import polars as pl
 from pydantic import Field
 
-from trsr.data.dataset import TIME, Dataset
+from trsr.data.dataset import Dataset
+from trsr.data.schema import TIME
 from trsr.errors import DataError, first_line
 from trsr.splitting.impressions import ImpressionsProtocol, plan_impressions
 from trsr.splitting.negatives import SPLITS, SplitName

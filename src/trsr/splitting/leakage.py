@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 
 import polars as pl
 
-from trsr.data.dataset import EVENTS, TIME, Dataset
+from trsr.data.dataset import Dataset
+from trsr.data.schema import EVENTS, TIME
 from trsr.errors import DataError
 from trsr.splitting.examples import Splits
 from trsr.types import RankingExample
