@@ -161,8 +161,8 @@ def test_shares_lie_between_0_and_1_whatever_the_order_of_items(
     text: str, items: list[str], categories: list[list[str]], random: Any
 ) -> None:
     found = profile_quality(ProfileSource(text, items, categories, [*items, text]), FRAME)
-    shuffled = [random.sample(part, len(part)) for part in (items, categories)]
-    assert repr(profile_quality(ProfileSource(text, *shuffled, [*items, text]), FRAME)) == repr(found)
+    texts, kinds = random.sample(items, len(items)), random.sample(categories, len(categories))
+    assert repr(profile_quality(ProfileSource(text, texts, kinds, [*items, text]), FRAME)) == repr(found)
     values = asdict(found)
     assert values.pop("words") >= 0
     values.pop("ungrounded")
