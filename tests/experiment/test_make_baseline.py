@@ -162,29 +162,26 @@ def test_settings_that_diverge_are_passed_over(bench: Workbench, monkeypatch: py
         make_baseline(bench, "gru4rec")
 
 
-def test_data_without_times_is_found_out_early(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench.config = bench.config.model_copy(update={"rankers": ("popularity_decayed",)})
-    check_baselines(bench)
+def test_what_baselines_lack_is_found_out_early(
+    bench: Workbench, config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ranked_by(*names: str) -> Workbench:
+        bench.config = bench.config.model_copy(update={"rankers": names})
+        return bench
+
+    check_baselines(ranked_by("popularity_decayed"))
     timeless = bench.dataset.events().with_columns(timestamp=pl.lit(None, pl.Datetime("us", "UTC")))
     monkeypatch.setattr(Dataset, "events", lambda _: timeless)
-    with pytest.raises(ConfigError, match="no event that it may learn from has a time"):
-        check_baselines(bench)
-    bench.config = bench.config.model_copy(update={"rankers": ("popularity",)})
-    check_baselines(bench)
+    with pytest.raises(ConfigError, match="no event that it may learn from has one"):
+        check_baselines(ranked_by("popularity_decayed"))
 
-
-def test_an_unknown_embedding_model_is_found_out_early(bench: Workbench, config_file: Path) -> None:
-    bench.config = load_config(config_file, ["rankers=[embedding]", "baselines.embedding.model=./nowhere"])
-    with pytest.raises(ModelError, match="nowhere"):
-        check_baselines(bench)
-
-
-def test_a_missing_library_is_found_out_early(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: str) -> None:
         raise MissingExtraError("cornac", "baselines")
 
     monkeypatch.setattr(baselines, "require", missing)
-    check_baselines(bench)
-    bench.config = bench.config.model_copy(update={"rankers": ("random", "ncf")})
+    check_baselines(ranked_by("popularity"))
     with pytest.raises(MissingExtraError):
+        check_baselines(ranked_by("random", "ncf"))
+    bench.config = load_config(config_file, ["rankers=[embedding]", "baselines.embedding.model=./nowhere"])
+    with pytest.raises(ModelError, match="nowhere"):
         check_baselines(bench)
