@@ -159,7 +159,7 @@ def known_users(serving: Serving, users: int, candidates: int) -> list[Known]:
 
 
 def put_seconds(n_items: int) -> list[float]:
-    """Return the seconds of each of so many puts that the search's index is rebuilt in their midst."""
+    """Return the seconds of each of `PUTS` puts into a catalogue of so many items."""
     rng = derive_rng(0, "bench-put")
 
     def item(name: str) -> Item:

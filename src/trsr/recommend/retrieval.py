@@ -5,11 +5,11 @@ from __future__ import annotations
 import gc
 import math
 import threading
-from collections import Counter
+from array import array
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,18 +21,16 @@ from trsr.templating import plain_line
 from trsr.types import Item
 
 _MAX_FIELD_WORDS = 10_000
+_MAX_WORDS = 10_000
 _K1, _B = 1.5, 0.75
-_MAX_CHANGED = 1000
-"""Items changed since the index was made, above which it is made anew."""
+_NO_ROWS = array("q")
 
 
 class Retriever:
-    """Finds unseen items by the words of a profile and of recent items.
+    """Finds unseen items by the words of a profile and of recent items; safe to use from several threads.
 
     The formula is Lucene's BM25 with k1 = 1.5, b = 0.75, as in `baselines.simple.Bm25Ranker`; a word said
     twice counts twice. Among items of equal score, such as those that no word finds, the popular come first.
-    Items that change after the index was made are scored with its word statistics, until a new one is made in
-    the background.
 
     Args:
         catalogue: The items.
@@ -41,7 +39,7 @@ class Retriever:
         n_recent: The newest history items whose words are looked for.
 
     Raises:
-        MissingExtraError: bm25s is not installed.
+        MissingExtraError: bm25s, which divides texts into words, is not installed.
     """
 
     def __init__(
@@ -59,13 +57,12 @@ class Retriever:
         self.catalogue = catalogue
         self.category_fields = tuple(category_fields)
         self.n_recent = n_recent
-        self._bm25s: Any = bm25s
+        self._tokenize: Any = bm25s.tokenize
         self._popularity = popularity or {}
         self._text = catalogue.texts(None, _MAX_FIELD_WORDS, None)
-        self._changing = threading.Lock()
-        self._remaking = threading.Lock()
-        self._snapshot = _Snapshot(self._index([]), {}, frozenset())
-        self._remake()
+        self._lock = threading.Lock()
+        self._index = self._make_index()
+        gc.freeze()  # else the collector stops all threads again and again to look through the catalogue
 
     def top(
         self, profile: str, history: Sequence[str], n: int, filters: Mapping[str, str] | None = None
@@ -81,26 +78,16 @@ class Retriever:
         Raises:
             DataError: a filter names a field that is no category field, or a newest item is unknown.
         """
-        index, later, changed = self._snapshot  # the same throughout, whatever is put meanwhile
         for field in filters or {}:
             if field not in self.category_fields:
                 known = ", ".join(self.category_fields) or "none, the data has no category fields"
                 raise DataError(f"Found a filter on {field!r}; expected {known}.")
-        wanted = {(field, _folded(value)) for field, value in (filters or {}).items()}
         recent = history[-self.n_recent :] if self.n_recent else []
         texts = [self._text(name) for name in recent if name not in self.catalogue.deleted]
-        query = " ".join([profile, *texts])
-        words = self._split([query])[0] if query.strip() else []
-        seen, added = set(history), list(later.values())
-        scores = np.concatenate([index.scores(words), index.scores_of(added, words)])
-        popularity = np.array([one.popularity for one in added], dtype=np.int64)
-        popularity = np.concatenate([index.popularity, popularity])
-        allowed = [one.item.item_id not in seen and wanted <= set(one.values) for one in added]
-        left = np.flatnonzero(np.concatenate([index.allowed(wanted, seen | changed), allowed]))
-        best = left[np.lexsort((left, -popularity[left], -scores[left]))[:n]].tolist()
-        n_index = len(index.documents)
-        found = [index.documents[row] if row < n_index else added[row - n_index] for row in best]
-        return [document.item.item_id for document in found]
+        (words,) = self._words([" ".join([profile, *texts])])
+        wanted = [(field, _folded(value)) for field, value in (filters or {}).items()]
+        with self._lock:
+            return self._index.best(words, wanted, history, n)
 
     def put_items(self, items: Iterable[Item]) -> None:
         """Add or change items; they are found by every call that begins after this one ends.
@@ -109,164 +96,120 @@ class Retriever:
             DataError: as `Catalogue.put`.
         """
         items = list(items)
-        with self._changing:
+        with self._lock:
             self.catalogue.put(items)
-            self._change([item.item_id for item in items])
+            self._add(self._index, list(dict.fromkeys(item.item_id for item in items)))
+            if self._index.is_stale:
+                self._index = self._make_index()
 
     def delete_items(self, item_ids: Sequence[str]) -> None:
         """Delete items; no call that begins after this one ends finds them."""
-        with self._changing:
+        with self._lock:
             self.catalogue.delete(item_ids)
-            self._change(item_ids)
+            for item_id in item_ids:
+                self._index.remove(item_id)
 
-    def _change(self, item_ids: Sequence[str]) -> None:
-        index, later, changed = self._snapshot
-        later = {name: one for name, one in later.items() if name not in item_ids}
-        now = [self.catalogue.items[name] for name in dict.fromkeys(item_ids) if name in self.catalogue]
-        later |= {one.item.item_id: one for one in self._documents(now)}
-        self._snapshot = _Snapshot(index, later, changed.union(item_ids))
-        if len(self._snapshot.changed) > _MAX_CHANGED and self._remaking.acquire(blocking=False):
-            threading.Thread(target=self._remake_once, name="trsr-index", daemon=True).start()
+    def _make_index(self) -> _Index:
+        index = _Index()
+        self._add(index, [name for name in self.catalogue.items if name in self.catalogue])
+        return index
 
-    def _remake_once(self) -> None:
-        try:
-            self._remake()
-        finally:
-            self._remaking.release()
+    def _add(self, index: _Index, item_ids: Sequence[str]) -> None:
+        texts = self._words([self._text(item_id) for item_id in item_ids])
+        for item_id, words in zip(item_ids, texts, strict=True):
+            values = self._values(self.catalogue.items[item_id])
+            index.add(item_id, words, values, self._popularity.get(item_id, 0))
 
-    def _remake(self) -> None:
-        """Make the index anew; items that change meanwhile stay apart from it."""
-        with self._changing:
-            items, deleted = dict(self.catalogue.items), set(self.catalogue.deleted)
-            index, later, _ = self._snapshot
-        made = {id(one.item): one for one in (*index.documents, *later.values())}
-        left = [item for name, item in items.items() if name not in deleted]
-        made |= {id(one.item): one for one in self._documents([i for i in left if id(i) not in made])}
-        index = self._index([made[id(item)] for item in left])
-        with self._changing:
-            now = self.catalogue.items
-            changed = frozenset(name for name in self._snapshot.changed if now[name] is not items.get(name))
-            later = {name: one for name, one in self._snapshot.later.items() if name in changed}
-            self._snapshot = _Snapshot(index, later, changed)
-        gc.freeze()  # else the collector stops all threads again and again to look through the catalogue
-
-    def _index(self, documents: list[_Document]) -> _Index:
-        words = [document.words for document in documents]
-        bm25 = None
-        if any(words):
-            bm25 = self._bm25s.BM25(k1=_K1, b=_B, method="lucene")
-            bm25.index(words, show_progress=False)
-        by_value: dict[tuple[str, str], list[int]] = {}
-        for row, document in enumerate(documents):
-            for value in document.values:
-                by_value.setdefault(value, []).append(row)
-        return _Index(
-            documents=documents,
-            rows={document.item.item_id: row for row, document in enumerate(documents)},
-            bm25=bm25,
-            mean_length=sum(map(len, words)) / max(1, len(words)) or 1.0,
-            by_value=by_value,
-            popularity=np.array([document.popularity for document in documents], dtype=np.int64),
-        )
-
-    def _documents(self, items: Sequence[Item]) -> list[_Document]:
-        words = self._split([self._text(item.item_id) for item in items])
-        return [
-            _Document(item, said, self._values(item), self._popularity.get(item.item_id, 0))
-            for item, said in zip(items, words, strict=True)
-        ]
-
-    def _values(self, item: Item) -> list[tuple[str, str]]:
+    def _values(self, item: Item) -> set[tuple[str, str]]:
         """Return the values that a filter may name, each with its field."""
-        found = {
+        return {
             (field, _folded(text))
             for field in self.category_fields
             for text in (item.fields.get(field, ""), *field_values(item, [field]))
             if text
         }
-        return list(found)
 
-    def _split(self, texts: list[str]) -> list[list[str]]:
-        words: list[list[str]] = []
-        if texts:
-            words = self._bm25s.tokenize(texts, return_ids=False, show_progress=False)
+    def _words(self, texts: list[str]) -> list[list[str]]:
+        words: list[list[str]] = self._tokenize(texts, return_ids=False, show_progress=False)
         return words
-
-
-@dataclass(frozen=True)
-class _Document:
-    """An item as it is searched."""
-
-    item: Item
-    words: list[str]
-    values: list[tuple[str, str]]
-    popularity: int
-
-    @cached_property
-    def counts(self) -> Counter[str]:
-        """How often each word is in it."""
-        return Counter(self.words)
-
-
-@dataclass(frozen=True)
-class _Index:
-    """Documents with their word statistics; rows are places in `documents`."""
-
-    documents: list[_Document]
-    rows: dict[str, int]
-    bm25: Any
-    mean_length: float
-    by_value: dict[tuple[str, str], list[int]]
-    popularity: npt.NDArray[np.int64]
-
-    def scores(self, words: list[str]) -> npt.NDArray[np.float32]:
-        """Return the BM25 score of each row, 0 where no word is found."""
-        known = self.bm25.get_tokens_ids(words) if self.bm25 is not None else []
-        if not known:
-            return np.zeros(len(self.documents), dtype=np.float32)
-        return np.asarray(self.bm25.get_scores_from_ids(known), dtype=np.float32)
-
-    def scores_of(self, others: Sequence[_Document], words: list[str]) -> npt.NDArray[np.float32]:
-        """Return the score that each of these documents would have in the index.
-
-        The same numbers are added in the same order as by bm25s, so equal items stay equal.
-        """
-        idf = {word: float(np.float32(self._idf(word))) for word in words} if others else {}
-        found = np.zeros(len(others), dtype=np.float32)
-        for place, document in enumerate(others):
-            counts, score = document.counts, np.float32(0)
-            room = _K1 * (1 - _B + _B * len(document.words) / self.mean_length)
-            for word in filter(counts.__contains__, words):
-                score += np.float32(idf[word] * (counts[word] / (room + counts[word])))
-            found[place] = score
-        return found
-
-    def _idf(self, word: str) -> float:
-        column = None if self.bm25 is None else self.bm25.vocab_dict.get(word)
-        n = 0
-        if column is not None:
-            start, end = self.bm25.scores["indptr"][column : column + 2]
-            n = int(end - start)
-        return math.log(1 + (len(self.documents) - n + 0.5) / (n + 0.5))
-
-    def allowed(self, values: Iterable[tuple[str, str]], without: Iterable[str]) -> npt.NDArray[np.bool_]:
-        """Return for each row whether it has all these values and is none of some items."""
-        allowed = np.ones(len(self.documents), dtype=bool)
-        for value in values:
-            has = np.zeros_like(allowed)
-            has[self.by_value.get(value, [])] = True
-            allowed &= has
-        allowed[[self.rows[name] for name in without if name in self.rows]] = False
-        return allowed
-
-
-class _Snapshot(NamedTuple):
-    """The catalogue at one moment: an index, items put later, and all that changed since it was made."""
-
-    indexed: _Index
-    later: dict[str, _Document]
-    changed: frozenset[str]
 
 
 def _folded(value: str) -> str:
     return plain_line(value).casefold()
+
+
+class _Index:
+    """Rows of items by word and by value; a changed item gets a new row, and its old one is empty."""
+
+    def __init__(self) -> None:
+        self._item_ids: list[str] = []
+        self._rows: dict[str, int] = {}
+        self._lengths = array("q")  # words of each row; -1 for an empty one
+        self._popularity = array("q")
+        self._by_word: dict[str, tuple[array[int], array[int]]] = defaultdict(
+            lambda: (array("q"), array("q"))
+        )
+        self._by_value: dict[tuple[str, str], array[int]] = defaultdict(lambda: array("q"))
+        self._columns: tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]] | None = None
+        self._parts = lru_cache(_MAX_WORDS)(self._make_parts)
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether most rows are empty."""
+        return len(self._item_ids) > 2 * len(self._rows) + 1000
+
+    def add(
+        self, item_id: str, words: Sequence[str], values: Iterable[tuple[str, str]], popularity: int
+    ) -> None:
+        self.remove(item_id)
+        row = self._rows[item_id] = len(self._item_ids)
+        self._item_ids.append(item_id)
+        self._lengths.append(len(words))
+        self._popularity.append(popularity)
+        for word, count in Counter(words).items():
+            rows, counts = self._by_word[word]
+            rows.append(row)
+            counts.append(count)
+        for value in values:
+            self._by_value[value].append(row)
+
+    def remove(self, item_id: str) -> None:
+        if (row := self._rows.pop(item_id, None)) is not None:
+            self._lengths[row] = -1
+        self._columns = None
+        self._parts.cache_clear()
+
+    def best(
+        self, words: Sequence[str], values: Iterable[tuple[str, str]], without: Iterable[str], n: int
+    ) -> list[str]:
+        """Return up to `n` items that have all these values, best first."""
+        if self._columns is None:
+            lengths = np.array(self._lengths)
+            here = lengths >= 0
+            mean_length = lengths[here].sum() / max(1, len(self._rows)) or 1.0
+            room = _K1 * (1 - _B + _B * lengths / mean_length)
+            self._columns = here, np.array(self._popularity), room
+        here, popularity, _ = self._columns
+        allowed = here.copy()
+        for value in values:
+            has = np.zeros_like(allowed)
+            has[np.array(self._by_value.get(value, _NO_ROWS))] = True
+            allowed &= has
+        allowed[[self._rows[name] for name in without if name in self._rows]] = False
+        scores = np.zeros(len(here), dtype=np.float32)
+        for word in words:
+            rows, parts = self._parts(word)
+            scores[rows] += parts
+        left = np.flatnonzero(allowed)
+        best = left[np.lexsort((left, -popularity[left], -scores[left]))[:n]]
+        return [self._item_ids[row] for row in best.tolist()]
+
+    def _make_parts(self, word: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Return the rows that have a word, and what it adds to their scores, rounded as bm25s does."""
+        assert self._columns is not None
+        here, _, room = self._columns
+        rows, counts = map(np.array, self._by_word.get(word, (_NO_ROWS, _NO_ROWS)))
+        rows, counts = rows[here[rows]], counts[here[rows]]
+        n_without = len(self._rows) - len(rows)
+        idf = np.float32(math.log(1 + (n_without + 0.5) / (len(rows) + 0.5)))
+        return rows, (float(idf) * (counts / (room[rows] + counts))).astype(np.float32)
