@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -268,15 +267,15 @@ def test_popularity_learns_only_what_the_split_allows(data: trsr.Dataset) -> Non
     assert not held_out & learned
 
 
-def test_open_run_recommends_and_reads_everything_of_a_run(finished_run: Path) -> None:
-    run = trsr.open_run(finished_run)
+def test_open_run_recommends_and_reads_everything_of_a_run(run_copy: Path) -> None:
+    run = trsr.open_run(run_copy)
     user = run.scores["user_id"][0]
     best = run.recommend(user, top_n=3)
     assert [item.rank for item in best] == [1, 2, 3]
     assert set(run.metrics["rankers"]) == set(run.config.rankers)
     assert "text" in run.profiles.columns
     with pytest.raises(Exception, match="is no run folder; make one with `trsr run`"):
-        trsr.open_run(finished_run / "model")
+        trsr.open_run(run_copy / "model")
 
 
 def test_a_run_scores_as_its_recommender_does(finished_run: Path) -> None:
@@ -324,9 +323,8 @@ class TestShortest(Baseline):
     make = Shortest
 
 
-def test_a_configuration_names_a_ranker_by_its_import_path(finished_run: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    shutil.copytree(finished_run, folder)
+def test_a_configuration_names_a_ranker_by_its_import_path(run_copy: Path) -> None:
+    folder = run_copy
     config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
     config["rankers"] = ["random", "llm", "test_api.Shortest"]
     opened = RunFolder(folder, RunConfig.model_validate(config), "trsr run")
