@@ -80,7 +80,7 @@ def test_the_size_of_parts_changes_no_score(
 def test_a_model_trained_on_another_template_is_refused(bench: Workbench) -> None:
     template = load_ranking_template("products", "products")
     bench.ranking_template = Template("products", template.source + "\n")
-    with pytest.raises(RunMismatchError, match="template 'products', but is to be asked with"):
+    with pytest.raises(RunMismatchError, match="version of the template 'products', but found"):
         make_ranker(bench, "llm")
     make_ranker(bench, "llm_zero_shot")
 
@@ -89,7 +89,7 @@ def test_a_model_trained_on_another_base_model_is_refused(bench: Workbench) -> N
     file = bench.folder.path / "model" / "trsr.json"
     info = json.loads(file.read_text()) | {"base_model_id": "other@1"}
     file.write_text(json.dumps(info))
-    with pytest.raises(RunMismatchError, match="trained on other@1"):
+    with pytest.raises(RunMismatchError, match="trained with other@1"):
         make_ranker(bench, "llm")
 
 

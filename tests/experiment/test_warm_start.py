@@ -100,7 +100,7 @@ def test_another_lora_or_no_model_is_refused(config_file: Path, finished_run: Pa
 def test_a_model_of_another_template_is_refused_before_summaries_are_paid_for(
     config_file: Path, finished_run: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(RunMismatchError, match="another one or another version"):
+    with pytest.raises(RunMismatchError, match="as version of the template 'products'"):
         run_stages(
             start(config_file, tmp_path / "run", finished_run / "model", "prompt.template=news"), "summarize"
         )

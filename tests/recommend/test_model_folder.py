@@ -80,10 +80,10 @@ def test_info_that_is_unreadable_or_unknown_is_refused(tmp_path: Path, content: 
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        ({"template_hash": "b" * 64}, r"a{12} of the template 'products', but .* b{12},"),
-        ({"base_model_id": "tiny@456"}, "trained on tiny@123, not on tiny@456"),
-        ({"prompt_version": 2}, r"prompts of version 1, those of tiny are now of version 2 \(BOS"),
-        ({"quantization": "4bit"}, "quantization null, but it is now 4bit"),
+        ({"template_hash": "b" * 64}, "a{12} as version of the template 'products', but found b{12};"),
+        ({"base_model_id": "tiny@456"}, "tiny@123 as base model, but found tiny@456;"),
+        ({"prompt_version": 2}, r"1 as prompt version \(BOS.*but found 2;"),
+        ({"quantization": "4bit"}, r"null as recommender\.quantization, but found 4bit;"),
     ],
 )
 def test_check_refuses_another_prompt_or_base_model_by_name(

@@ -204,7 +204,7 @@ def test_open_scorer_opens_the_base_model_as_configured(tiny_model: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("template_hash", "said"), [("0" * 64, "template"), ("1" * 64, "was trained on other@1")]
+    ("template_hash", "said"), [("0" * 64, "template"), ("1" * 64, "trained with other@1 as base model")]
 )
 def test_open_scorer_refuses_an_adapter_before_anything_large_is_loaded(
     template_hash: str, said: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

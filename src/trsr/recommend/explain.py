@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from trsr.recommend.ranker import Ask, Scored
+from trsr.recommend.ranker import Ask
 from trsr.templating import plain_line
 from trsr.types import Explanation
 
@@ -29,9 +29,9 @@ class LeaveOneOut:
     notes: tuple[str, ...]
     sentences: tuple[str, ...]
 
-    def explanation(self, scored: Sequence[Scored]) -> Explanation:
-        """Read the answers to `asks`, in their order."""
-        whole, *others = (float(answer.margins[0]) for answer in scored)
+    def explanation(self, margins: Iterable[float]) -> Explanation:
+        """Return what the margins of the answers to `asks` say, in their order."""
+        whole, *others = map(float, margins)
         moved = iter([whole - other for other in others])
         items, notes, sentences = (
             tuple((part, next(moved)) for part in parts) for parts in (self.items, self.notes, self.sentences)

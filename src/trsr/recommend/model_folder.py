@@ -168,28 +168,18 @@ def check_adapter(
     Raises:
         RunMismatchError: naming what differs.
     """
-    if info.template_hash != template_hash:
-        raise RunMismatchError(
-            f"The model in {folder} was trained with version {info.template_hash[:12]} of the template "
-            f"{info.template!r}, but is to be asked with {template_hash[:12]}, another one or another "
-            "version; use what it was trained with, or train again."
-        )
-    if info.base_model_id != base_model_id:
-        raise RunMismatchError(
-            f"The model in {folder} was trained on {info.base_model_id}, not on {base_model_id}; "
-            "use that base model or train again."
-        )
-    if info.prompt_version != prompt_version:
-        raise RunMismatchError(
-            f"The model in {folder} was trained on prompts of version {info.prompt_version}, those of "
-            f"{info.base_model} are now of version {prompt_version} (BOS, answer cue, system text or think "
-            f"block differ): train again, or rank with trsr {info.versions.get('trsr', 'of its time')}."
-        )
-    if info.quantization != quantization:
-        raise RunMismatchError(
-            f"The model in {folder} was trained with recommender.quantization {info.quantization or 'null'}, "
-            f"but it is now {quantization or 'null'}, so that its scores would be others; set it as it was."
-        )
+    version_of = f"prompt version (BOS, answer cue, think block) of trsr {info.versions.get('trsr', 'then')}"
+    for what, trained, now in (
+        (f"version of the template {info.template!r}", info.template_hash[:12], template_hash[:12]),
+        ("base model", info.base_model_id, base_model_id),
+        (version_of, info.prompt_version, prompt_version),
+        ("recommender.quantization", info.quantization or "null", quantization or "null"),
+    ):
+        if trained != now:
+            raise RunMismatchError(
+                f"The model in {folder} was trained with {trained} as {what}, but found {now}; "
+                "use what it was trained with, or train again."
+            )
 
 
 def installed(names: Iterable[str]) -> dict[str, str]:

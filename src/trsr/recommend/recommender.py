@@ -374,7 +374,7 @@ class Recommender:
     def explain(self, ask: Ask, candidate: str) -> Explanation:
         """Leave out each recent item and sentence of notes and profile in turn; all in one `score` call."""
         parts = self.leave_one_out(ask, candidate)
-        return parts.explanation(self.score(parts.asks))
+        return parts.explanation(answer.margins[0] for answer in self.score(parts.asks))
 
     def leave_one_out(self, ask: Ask, candidate: str) -> LeaveOneOut:
         """Return the requests behind `explain`, for callers that put them into a queue."""

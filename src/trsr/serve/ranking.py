@@ -11,17 +11,17 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import numpy as np
 from starlette.concurrency import run_in_threadpool
 
 from trsr.errors import CandidateTooLongError, DataError, OverloadedError
-from trsr.recommend.explain import LeaveOneOut
 from trsr.recommend.prompt import RankingPrompt
 from trsr.recommend.ranker import Ask, Question, Scored, TextAsk, best_first
 from trsr.recommend.recommender import Recommender, named
 from trsr.recommend.retrieval import Retriever
 from trsr.serve.model_queue import ModelQueue, n_read_at_most
 from trsr.serve.problems import TOO_LARGE, UNKNOWN_FIELDS, UNKNOWN_ITEMS, UNKNOWN_MODEL, Problem
-from trsr.types import Explanation, RankedItem
+from trsr.types import RankedItem
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Ranking:
 
     places: list[RankedItem]
     tokens: Tokens
-    cut: frozenset[int] = frozenset()
+    cut: frozenset[int]
 
 
 class Ranker:
@@ -121,7 +121,8 @@ class Ranker:
         prompt = await run_in_threadpool(self.recommender.prompt, question)
         self._check_tokens(n_read_at_most(prompt))
         (scored,) = await self._ask([question], [prompt], ends)
-        return replace(_ranking(question.documents, scored), cut=prompt.cut)
+        places = best_first(question.documents, scored.margins, scored.scores)
+        return Ranking(places, _tokens([scored]), prompt.cut)
 
     async def recommend(self, reader: Reader, wish: Wish) -> tuple[list[RankedItem], Tokens]:
         """Rank items for a reader; return the best `top_n`, and what was read for their places.
@@ -151,15 +152,19 @@ class Ranker:
             n_tokens += len(parts.asks) * (len(prompt.group.prefix) + sum(longest))
         self._check_tokens(n_tokens)
         answers = await self._ask([ask], [prompt], ends)
-        places = _ranking(candidates, answers[0]).places[: wish.top_n]
-        explanations: Sequence[Explanation | None] = [None] * len(places)
-        if parts is not None:
-            best = tuple(place.item_id for place in places)
-            more = await self._explain(parts, best, ends)
-            explanations = _explanations(parts, more)
+        places = best_first(candidates, answers[0].margins, answers[0].scores)[: wish.top_n]
+        if parts is not None:  # each part is left out for the best items together: it is read once for all
+            best = tuple(item.item_id for item in places)
+            asks = [replace(part, candidates=best) for part in parts.asks]
+            prompts = await run_in_threadpool(lambda: [self.recommender.prompt(one) for one in asks])
+            more = await self._ask(asks, prompts, ends)
+            margins = np.stack([answer.margins for answer in more], axis=1)
+            places = [
+                replace(item, explanation=parts.explanation(row))
+                for item, row in zip(places, margins, strict=True)
+            ]
             answers += more
-        ranked = [replace(item, explanation=why) for item, why in zip(places, explanations, strict=True)]
-        return ranked, _tokens(answers)
+        return places, _tokens(answers)
 
     def check_items(self, item_ids: Sequence[str], known: Container[str] | None = None) -> None:
         """Refuse items that are not known, by name: not in the catalogue, unless said otherwise."""
@@ -180,12 +185,6 @@ class Ranker:
             return self.retriever.top(f"{reader.notes} {reader.profile}", reader.history, n, wish.filters)
         except DataError as error:  # the items are known, so it is the filter
             raise Problem(UNKNOWN_FIELDS, str(error)) from error
-
-    async def _explain(self, parts: LeaveOneOut, best: tuple[str, ...], ends: float) -> list[Scored]:
-        """Ask what is left out in turn of the best items together: it is read once for all of them."""
-        asks = [replace(part, candidates=best) for part in parts.asks]
-        prompts = await run_in_threadpool(lambda: [self.recommender.prompt(ask) for ask in asks])
-        return await self._ask(asks, prompts, ends)
 
     async def _ask(
         self, questions: Sequence[Question], prompts: Sequence[RankingPrompt], ends: float
@@ -213,18 +212,6 @@ class Ranker:
                 f"The model would have to read {n} tokens, at most {self._max_tokens} are read for one "
                 "request; send fewer or shorter texts.",
             )
-
-
-def _explanations(parts: LeaveOneOut, answers: Sequence[Scored]) -> list[Explanation]:
-    """Return an explanation of each candidate that `answers`, those to `parts`, have margins of."""
-    return [
-        parts.explanation([replace(answer, margins=answer.margins[i : i + 1]) for answer in answers])
-        for i in range(len(answers[0].margins))
-    ]
-
-
-def _ranking(candidates: Sequence[str], scored: Scored) -> Ranking:
-    return Ranking(best_first(candidates, scored.margins, scored.scores), _tokens([scored]))
 
 
 def _tokens(answers: Sequence[Scored]) -> Tokens:
