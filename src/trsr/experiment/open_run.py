@@ -12,7 +12,6 @@ import polars as pl
 from trsr.data.dataset import Dataset
 from trsr.errors import RunMismatchError
 from trsr.experiment.config import FolderData, RunConfig, load_config
-from trsr.experiment.preflight import check_context
 from trsr.recommend.recommender import Recommender
 from trsr.storage import read_json, read_table
 from trsr.summarize.summarizer import Summarizer
@@ -66,7 +65,6 @@ class Run:
     def open_recommender(self, dataset: Dataset, *, cache_bytes: int = 0) -> Recommender:
         """Open the run's model over the items of a dataset; raises what `Recommender.open` raises."""
         config = self.config
-        check_context(config.recommender.model, config.prompt)
         return Recommender.open(
             config.recommender,
             self.path / "model" if config.train is not None else None,

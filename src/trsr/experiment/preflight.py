@@ -19,7 +19,7 @@ from trsr.experiment.experiment import Workbench, summarised
 from trsr.experiment.leakage import check_warm_start
 from trsr.llm import models
 from trsr.llm.base import LabelTokens
-from trsr.llm.context import check_vocabulary, context_length, read_config
+from trsr.llm.context import check_vocabulary, read_config
 from trsr.llm.engines import (
     EngineConfig,
     FakeEngine,
@@ -32,7 +32,7 @@ from trsr.llm.engines import (
 from trsr.llm.fake import CHARACTERS_A_TOKEN
 from trsr.llm.opening import engine_context, server_context, token_counter
 from trsr.recommend.loading import RecommenderConfig
-from trsr.recommend.prompt import PromptBuilder, PromptConfig, load_ranking_template
+from trsr.recommend.prompt import PromptBuilder, PromptConfig, check_context, load_ranking_template
 from trsr.summarize.prompts import summary_text
 from trsr.summarize.store import open_store
 from trsr.summarize.store_url import is_database
@@ -156,15 +156,6 @@ def label_tokens(model: str, template: str, domain: str) -> LabelTokens:
     return labels
 
 
-def check_context(model: str, prompt: PromptConfig) -> None:
-    """Refuse ranking prompts that are longer than a model reads; the answer is read at their last token.
-
-    Raises:
-        ConfigError: naming both numbers.
-    """
-    _check_prompt(context_length(model), prompt, model)
-
-
 def check_server(server: OpenAIEngine, prompt: PromptConfig) -> None:
     """Refuse ranking prompts that are longer than a server's model reads, where the server says so.
 
@@ -174,15 +165,7 @@ def check_server(server: OpenAIEngine, prompt: PromptConfig) -> None:
     context = server_context(server)
     if context is not None and server.scoring == "top_logprobs":
         context -= 1
-    _check_prompt(context, prompt, server.model)
-
-
-def _check_prompt(context: int | None, prompt: PromptConfig, model: str) -> None:
-    if context is not None and prompt.max_tokens > context:
-        raise ConfigError(
-            f"prompt.max_tokens: found {prompt.max_tokens}, but the model {model!r} reads at most {context} "
-            f"tokens; set it to {context} or less, or use a model with a longer context."
-        )
+    prompt.check_length(context, server.model)
 
 
 def _check_summaries(bench: Workbench, config: RunConfig) -> None:

@@ -23,7 +23,6 @@ from trsr.errors import ConfigError, DataError
 from trsr.experiment.baselines import check_baselines, make_baseline
 from trsr.experiment.config import FUSIONS, OWN_MODEL, RankerName, RunConfig, joinable, variants_of
 from trsr.experiment.experiment import Workbench
-from trsr.experiment.preflight import check_context
 from trsr.experiment.ray import run_pieces
 from trsr.experiment.variants import variant_scores
 from trsr.progress import Bar, bar
@@ -31,6 +30,7 @@ from trsr.recommend.calibration import Calibration
 from trsr.recommend.catalogue import Catalogue
 from trsr.recommend.loading import open_scorer
 from trsr.recommend.model_folder import read_adapter_info
+from trsr.recommend.prompt import check_context
 from trsr.recommend.ranker import ExampleScores, Ranker, score_table, sigmoid, without_llm
 from trsr.splitting.leakage import fit_events
 from trsr.splitting.split import Split

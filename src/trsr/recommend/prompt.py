@@ -14,9 +14,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from trsr.errors import BudgetError, ModelError
+from trsr.errors import BudgetError, ConfigError, ModelError
 from trsr.llm.base import LabelTokens, Message, Prompt, ScoringGroup
 from trsr.llm.chat_format import Tokenizer
+from trsr.llm.context import context_length
 from trsr.templating import Template, load_template, plain_line
 
 Tokens = tuple[int, ...]
@@ -51,6 +52,23 @@ class PromptConfig(BaseModel):
     """Tokens kept of each field."""
     max_tokens: int = Field(default=1024, ge=32)
     """Tokens of one whole prompt (prefix + one candidate) at most."""
+
+    def check_length(self, context: int | None, model: str) -> None:
+        """Refuse prompts longer than a model's context, in tokens; None where it is unknown.
+
+        Raises:
+            ConfigError: naming both numbers.
+        """
+        if context is not None and self.max_tokens > context:
+            raise ConfigError(
+                f"prompt.max_tokens: found {self.max_tokens}, but the model {model!r} reads at most "
+                f"{context} tokens; set it to {context} or less, or use a model with a longer context."
+            )
+
+
+def check_context(model: str, prompt: PromptConfig) -> None:
+    """Refuse prompts longer than a model reads; raises what `context_length` and `check_length` raise."""
+    prompt.check_length(context_length(model), model)
 
 
 @dataclass(frozen=True, slots=True)

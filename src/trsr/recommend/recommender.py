@@ -25,7 +25,13 @@ from trsr.recommend.catalogue import Catalogue
 from trsr.recommend.explain import LeaveOneOut, leave_one_out
 from trsr.recommend.loading import RecommenderConfig, open_scorer
 from trsr.recommend.model_folder import read_adapter_info
-from trsr.recommend.prompt import PromptBuilder, PromptConfig, RankingPrompt, load_ranking_template
+from trsr.recommend.prompt import (
+    PromptBuilder,
+    PromptConfig,
+    RankingPrompt,
+    check_context,
+    load_ranking_template,
+)
 from trsr.recommend.ranker import Ask, ExampleScores, Question, Scored, TextAsk, best_first, sigmoid
 from trsr.recommend.retrieval import Retriever
 from trsr.summarize.summarizer import Summarizer
@@ -158,13 +164,15 @@ class Recommender:
 
         Raises:
             RunMismatchError: the model folder is damaged, or was trained on another template or base model.
-            ConfigError: the prompt shows a field that the dataset does not have.
+            ConfigError: the prompt shows a field that the dataset does not have, or is longer than the model
+                reads.
             ModelError: the base model cannot be had.
         """
         from trsr.llm.transformers import HfTokenizer
         from trsr.recommend.scorer import PrefixCache
 
         dataset.check_fields(prompt.fields)
+        check_context(config.model, prompt)
         if adapter is not None:
             prompt = prompt.model_copy(update={"template": read_adapter_info(adapter).template})
         tokenizer = HfTokenizer(models.hf_folder(config.model))

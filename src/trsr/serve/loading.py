@@ -11,12 +11,10 @@ from typing import NamedTuple
 from trsr.data.dataset import Dataset
 from trsr.errors import DataError, RunMismatchError, TrsrError
 from trsr.experiment.open_run import open_run
-from trsr.experiment.preflight import check_context
 from trsr.llm.cpu import apart
 from trsr.llm.engines import DEFAULT_ENGINE, EngineConfig
 from trsr.llm.opening import open_generator
 from trsr.recommend.model_folder import FILE_NAME, read_adapter_info
-from trsr.recommend.prompt import PromptConfig
 from trsr.recommend.ranker import Ask
 from trsr.recommend.recommender import Recommender
 from trsr.serve.model_queue import ModelQueue, n_read_at_most
@@ -130,7 +128,6 @@ def open_for_serving(model_or_run: Path, data: Path | None = None) -> Serving:
             raise DataError(
                 f"{model_or_run} does not say which dataset it was trained on; name one with --data."
             )
-        check_context(info.base_model, PromptConfig.model_validate(info.prompt))
         dataset = Dataset.open(data or info.origin.data)  # type: ignore[union-attr]
         recommender = Recommender.from_pretrained(model_or_run, dataset, cache_bytes=CACHE_BYTES)
     else:
