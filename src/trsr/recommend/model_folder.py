@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -56,7 +56,7 @@ class AdapterInfo(BaseModel):
     """Validation results."""
     calibration: Calibration | None = None
     """How margins become scores; None for sigmoid(margin)."""
-    quantization: str | None = None
+    quantization: Literal["4bit"] | None = None
     """How the base model was rounded under the adapter (`recommender.quantization`); None if it was not."""
     origin: Origin | None = None
     """What `trsr.fine_tune` trained it on; None for the model of a run, whose folder says it."""

@@ -122,19 +122,19 @@ class Recommender:
         """
         folder = Path(folder)
         info = read_adapter_info(folder)
-        origin = info.origin
-        if data is None and origin is None:
+        if data is None and info.origin is not None:
+            data = info.origin.data
+        if data is None:
             raise DataError(f"{folder} does not say which dataset it was trained on; name one as `data`.")
-        dataset = data if isinstance(data, Dataset) else Dataset.open(data or origin.data)  # type: ignore[union-attr]
         return cls.open(
-            RecommenderConfig.model_validate(
-                {"model": info.base_model, "quantization": info.quantization, "device": device}
-            ),
+            RecommenderConfig(model=info.base_model, quantization=info.quantization, device=device),
             folder,
             PromptConfig.model_validate(info.prompt),
-            dataset,
+            data if isinstance(data, Dataset) else Dataset.open(data),
             name=folder.resolve().name,
-            summarizer=Summarizer(**origin.summarizer) if origin and origin.summarizer else None,
+            summarizer=Summarizer(**info.origin.summarizer)
+            if info.origin and info.origin.summarizer
+            else None,
             cache_bytes=cache_bytes,
         )
 

@@ -123,12 +123,13 @@ def open_for_serving(model_or_run: Path, data: Path | None = None) -> Serving:
         dataset = run.dataset if data is None else Dataset.open(data)
         recommender = run.open_recommender(dataset, cache_bytes=CACHE_BYTES)
     elif (model_or_run / FILE_NAME).is_file():
-        info = read_adapter_info(model_or_run)
-        if data is None and info.origin is None:
+        origin = read_adapter_info(model_or_run).origin
+        data = data or (Path(origin.data) if origin else None)
+        if data is None:
             raise DataError(
                 f"{model_or_run} does not say which dataset it was trained on; name one with --data."
             )
-        dataset = Dataset.open(data or info.origin.data)  # type: ignore[union-attr]
+        dataset = Dataset.open(data)
         recommender = Recommender.from_pretrained(model_or_run, dataset, cache_bytes=CACHE_BYTES)
     else:
         raise RunMismatchError(

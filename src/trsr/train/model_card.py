@@ -9,7 +9,7 @@ from pathlib import Path
 from trsr.errors import OutputError
 from trsr.llm import models
 from trsr.llm.base import LabelTokens
-from trsr.llm.transformers import HfTokenizer
+from trsr.llm.transformers import HfTokenizer, Quantization
 from trsr.recommend.model_folder import WEIGHTS, AdapterInfo, installed, write_adapter_info
 from trsr.recommend.prompt import PromptConfig
 from trsr.storage import file_sha256
@@ -32,7 +32,7 @@ def save_model_folder(
     config: TrainConfig,
     dataset: str,
     command: str,
-    quantization: str | None = None,
+    quantization: Quantization = None,
 ) -> None:
     """Write a model folder in one move, replacing an older one.
 
