@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from real_tokenizers import save_real_tokenizer
 
-from trsr.errors import ModelError
 from trsr.llm.base import LabelTokens
 from trsr.llm.transformers import HfTokenizer
 from trsr.recommend.prompt import PromptBuilder, PromptConfig, load_ranking_template
@@ -116,9 +115,3 @@ def test_the_qwen3_rerankers_prompt_is_that_of_its_page(opened: Open) -> None:
     assert ids == tokenizer.hf.apply_chat_template(turns_of(builder), **options)["input_ids"]
     vocabulary = tokenizer.hf.get_vocab()
     assert builder.labels() == LabelTokens(vocabulary["yes"], vocabulary["no"])
-
-
-def test_the_qwen3_rerankers_template_is_not_for_other_models(opened: Open) -> None:
-    builder, _ = prompt_of(opened("llama3"), "qwen3_reranker")
-    with pytest.raises(ModelError, match="is for models that know"):
-        builder.labels()

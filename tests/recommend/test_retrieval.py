@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 import pytest
 from serve_parts import ITEMS, KINDS, WORDS, catalogue
@@ -110,20 +108,6 @@ def test_deleted_items_are_not_found_and_their_words_are_not_searched_for() -> N
     retriever = Retriever(Catalogue({**items, "d": Item("d", {"title": "rope"})}, ("title",)), (), {"a": 9})
     retriever.delete_items(["d"])
     assert retriever.top("", ["d"], 5) == ["a", "b"]  # prompts say of "d" that it has no description
-
-
-def test_items_put_by_many_threads_are_all_found() -> None:
-    retriever = Retriever(catalogue())
-    word = "abcdefgh"
-    threads = [
-        threading.Thread(target=retriever.put_items, args=([Item(f"n{n}", {"title": f"unique{word[n]}"})],))
-        for n in range(8)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    assert [retriever.top(f"unique{word[n]}", (), 1) for n in range(8)] == [[f"n{n}"] for n in range(8)]
 
 
 def test_items_without_any_words_do_no_harm() -> None:

@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from tiny_models import random_model
 
-from trsr.errors import CandidateTooLongError, EngineError, RunMismatchError
-from trsr.llm import models, prefix_attention
+from trsr.errors import CandidateTooLongError, EngineError
+from trsr.llm import prefix_attention
 from trsr.llm.architecture import forget_lengths
 from trsr.llm.base import LabelScorer, LabelTokens, ScoringGroup
 from trsr.llm.prefix_packing import Part, PrefixKV
 from trsr.llm.transformers import load_causal_lm
-from trsr.recommend.loading import RecommenderConfig, open_scorer
-from trsr.recommend.model_folder import AdapterInfo, quiet_peft, write_adapter_info
+from trsr.recommend.model_folder import quiet_peft
 from trsr.recommend.scorer import PrefixCache, SharedPrefixScorer, _pieces
 from trsr.testing.contracts import LabelScorerContract
 
@@ -192,40 +191,6 @@ def test_positions_that_follow_from_the_length_are_those_of_each_candidate(way: 
     expected = [[alone((*group.prefix, *suffix)) for suffix in group.suffixes] for group in GROUPS]
     for _ in range(2):  # the second time after longer ones, and with prefixes from the cache
         assert_close(margins(scorer), expected)
-
-
-def test_open_scorer_opens_the_base_model_as_configured(tiny_model: Path) -> None:
-    config = RecommenderConfig(model=str(tiny_model), dtype="float32", device="cpu", max_batch_tokens=99)
-    cache = PrefixCache(10**7)
-    scorer, info = open_scorer(config, None, "any", 1, cache=cache)
-    assert info is None
-    assert isinstance(scorer, SharedPrefixScorer)
-    assert (scorer.max_batch_tokens, scorer.cache) == (99, cache)
-
-
-@pytest.mark.parametrize(
-    ("template_hash", "said"), [("0" * 64, "template"), ("1" * 64, "trained with other@1 as base model")]
-)
-def test_open_scorer_refuses_an_adapter_before_anything_large_is_loaded(
-    template_hash: str, said: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    info = AdapterInfo(
-        base_model=str(tiny_model),
-        base_model_id="other@1",
-        template="products",
-        template_hash="1" * 64,
-        positive_token=1,
-        negative_token=2,
-        prompt={},
-        training={},
-        metrics={},
-        versions={},
-    )
-    write_adapter_info(tmp_path, info)
-    monkeypatch.setattr("trsr.llm.transformers.load_causal_lm", lambda *_, **__: pytest.fail("it was loaded"))
-    assert models.model_id(str(tiny_model)) != "other@1"
-    with pytest.raises(RunMismatchError, match=said):
-        open_scorer(RecommenderConfig(model=str(tiny_model)), tmp_path, template_hash, 1)
 
 
 def kept(n_bytes: int) -> PrefixKV:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -45,16 +44,6 @@ def test_template_shows_every_part_in_its_place(name: str) -> None:
     assert not any(mark in whole for mark in ("{{", "{%", "{#", "[["))
 
 
-@pytest.mark.parametrize("name", HASHES)
-def test_template_explains_its_parts_and_asks_for_its_answers(name: str) -> None:
-    instruction = section(name, "system") + section(name, "prefix", profile="", recent=[])
-    assert "long-term" in instruction
-    assert "short-term" in instruction
-    asked = (section(name, "system") + section(name, "candidate")).partition("nswer")[2]
-    for answer in ("positive", "negative"):
-        assert re.search(rf"\b{section(name, answer)}\b", asked)
-
-
 @pytest.mark.parametrize("name", sorted({*HASHES} - {"qwen3_reranker"}))
 def test_template_shows_notes_before_everything_else(name: str) -> None:
     first, _, rest = section(name, "prefix", notes="no wool").partition("\n")
@@ -67,11 +56,6 @@ def test_template_has_no_trace_of_missing_parts(name: str) -> None:
     assert "Profile" not in section(name, "prefix", profile="")
     assert "Recent" not in section(name, "prefix", recent=[])
     assert section(name, "prefix", profile="", recent=[]) == ""
-
-
-def test_template_of_the_paper_always_has_all_its_parts() -> None:
-    text = section("paper", "prefix", profile="")
-    assert text.index("Preference summary: none") < text.index("Recent items") < text.index("1. old bulb")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -28,7 +28,6 @@ VARIABLES = ("notes", "profile", "recent", "candidate", "system", "user")
 # Stands where the candidate begins while a chat format is applied. It is no white space, which some formats
 # trim, and no plain line can hold it, since `plain_line` folds its hashes.
 _MARK = "##CandidateBegins##"
-_CUE = "Answer:"
 _NOTHING = {"recent": [], "profile": "", "notes": "", "candidate": ""}
 _SPECIAL = re.compile(r"<\|[^<>|\s]+\|>")
 _MAX_SUFFIXES = 200_000
@@ -115,6 +114,11 @@ class PromptBuilder:
         self.config = config
         self.tokenizer = tokenizer
         self.item_text = item_text
+        self._has_notes = "notes" in template.used("prefix")
+        self._has_frame = "frame" in template.sections  # a chat format of the template's own
+        self._cue = template.render("answer", **_NOTHING)
+        if not (self._cue or self._has_frame or tokenizer.has_chat_template):  # nothing says whose turn it is
+            self._cue = "Answer:"
         # By text, not by item: a changed item is never answered with what it was.
         self._suffix = lru_cache(_MAX_SUFFIXES)(self.text_suffix)
         # A chat template may write the text around the mark otherwise than without it.
@@ -265,25 +269,9 @@ class PromptBuilder:
         suffix = self.template.render("candidate", **values)
         system, user = self.template.render("system", **values), f"{prefix}\n{mark}{suffix}"
         if self._has_frame:
-            return self.template.render_whole("frame", system=system, user=user) + self.cue
+            return self.template.render_whole("frame", system=system, user=user) + self._cue
         turns = (Message("system", system), Message("user", user))
-        return self.tokenizer.render_chat(Prompt(turns, self.cue), think=False)
-
-    @cached_property
-    def _has_notes(self) -> bool:
-        """Whether the template has a place for notes."""
-        return "notes" in self.template.used("prefix")
-
-    @property
-    def _has_frame(self) -> bool:
-        """Whether the template brings a chat format of its own."""
-        return "frame" in self.template.sections
-
-    @cached_property
-    def cue(self) -> str:
-        """What stands before the answer; never empty where no chat format says whose turn it is."""
-        cue = self.template.render("answer", **_NOTHING)
-        return cue or ("" if self._has_frame or self.tokenizer.has_chat_template else _CUE)
+        return self.tokenizer.render_chat(Prompt(turns, self._cue), think=False)
 
     def labels(self) -> LabelTokens:
         """Find the two answer tokens in their exact context.
@@ -301,7 +289,7 @@ class PromptBuilder:
         suffix = self.suffix_text("item")
         words = [self.template.render(name, **_NOTHING) for name in ("positive", "negative")]
         # An answer cue such as `Answer:` is followed by a blank, which joins the label's token.
-        before = " " if self.cue else "" if self._has_frame else self.tokenizer.answer_blank
+        before = " " if self._cue else "" if self._has_frame else self.tokenizer.answer_blank
         found = [self._label(suffix, before, word) for word in words]
         if found[0] == found[1]:
             raise ModelError("Both answers are the same token; change [[positive]] or [[negative]].")
@@ -318,7 +306,7 @@ class PromptBuilder:
         melts = extended[: len(ids)] != ids
         if not melts and len(extended) == len(ids) + 1:
             return extended[-1]
-        if before and not self.cue:
+        if before and not self._cue:
             return self._label(suffix, "", word)
         said = "melts into the text before it" if melts else f"is {len(extended) - len(ids)} tokens"
         raise ModelError(
