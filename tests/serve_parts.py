@@ -18,7 +18,21 @@ from trsr.types import Item
 
 FIELDS = ("category", "title", "brand")
 KINDS = ("garden tools", "paper, office", "string lights")
-WORDS = "lamp rope seed clay desk pens glue wire soap fork bowl vase drum".split()
+WORDS = (
+    "lamp",
+    "rope",
+    "seed",
+    "clay",
+    "desk",
+    "pens",
+    "glue",
+    "wire",
+    "soap",
+    "fork",
+    "bowl",
+    "vase",
+    "drum",
+)
 ITEMS = {
     f"i{n}": Item(f"i{n}", {"category": KINDS[n % 3], "title": f"{WORDS[n % 13]} {WORDS[n * 7 % 13]} {n}"})
     for n in range(40)
