@@ -18,13 +18,13 @@ from serve_parts import Recording, fake_recommender
 from starlette.testclient import TestClient
 
 from trsr.data.dataset import Dataset
-from trsr.errors import DataError, EngineError, InputError, RunMismatchError
+from trsr.errors import ConfigError, DataError, EngineError, InputError, RunMismatchError
 from trsr.experiment.config import load_config
 from trsr.experiment.experiment import Workbench
 from trsr.experiment.run_folder import RunFolder
 from trsr.llm.engines import DEFAULT_ENGINE, FakeEngine
 from trsr.llm.models import model_id
-from trsr.recommend.model_folder import read_adapter_info, write_adapter_info
+from trsr.recommend.model_folder import Origin, read_adapter_info, write_adapter_info
 from trsr.recommend.ranker import Ask
 from trsr.serve.app import create_app
 from trsr.serve.loading import MAX_RANKED, MIN_RANKED, Speed, measure, open_for_serving, open_service
@@ -32,6 +32,7 @@ from trsr.serve.service import Service
 from trsr.serve.settings import Settings
 from trsr.serve.store import ServeStore
 from trsr.splitting.examples import read_splits
+from trsr.summarize.summarizer import Summarizer
 from trsr.summarize.user_plan import make_summariser
 from trsr.types import History, Item
 
@@ -88,6 +89,24 @@ def test_a_model_folder_serves_a_dataset_that_is_named(finished_run: Path, tmp_p
     assert serving.engine == DEFAULT_ENGINE
     assert serving.recommender.name == "my-model"
     with pytest.raises(DataError, match="--data"):
+        open_for_serving(model)
+
+
+def test_model_folder_of_fine_tune_serves_its_own_data_and_profiles(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(finished_run / "model", tmp_path / "model"))
+    writer = Summarizer("hierarchical", engine="fake", store=tmp_path / "texts.sqlite", block_size=3)
+    origin = Origin(data=str(finished_run / "data"), summarizer=writer.arguments())
+    info = read_adapter_info(model).model_copy(update={"origin": origin})
+    write_adapter_info(model, info)
+    serving = open_for_serving(model)
+    assert serving.dataset.path == finished_run / "data"
+    assert (serving.summariser.config, serving.engine) == (writer.config, writer.engine)
+    assert serving.store == str(writer.store)
+    long = info.model_copy(update={"prompt": {**info.prompt, "max_tokens": 10**6}})
+    write_adapter_info(model, long)
+    with pytest.raises(ConfigError, match=r"found 1000000, but the model .* reads at most"):
         open_for_serving(model)
 
 

@@ -154,8 +154,7 @@ class Recommender:
 
         Args:
             config: Names the base model.
-            adapter: A model folder, whose template is used whatever `prompt` and the dataset's domain say;
-                None for the base model as it is.
+            adapter: A model folder, whose template is used whatever `prompt` says; None for the base model.
             prompt: What the prompt shows.
             dataset: The items, and the histories of users.
             name: Shown in tables and answers.
@@ -199,7 +198,7 @@ class Recommender:
         """Copy the model folder.
 
         Raises:
-            DataError: this is a base model without an adapter, or `folder` exists.
+            DataError: there is no adapter, or `folder` exists.
         """
         if self.folder is None:
             raise DataError(f"{self.name} is a base model as it is; there is no adapter to save.")
@@ -280,11 +279,7 @@ class Recommender:
 
     @cached_property
     def retriever(self) -> Retriever:
-        """Finds candidates in the whole catalogue.
-
-        Raises:
-            MissingExtraError: bm25s is not installed.
-        """
+        """Finds candidates in the whole catalogue; needs bm25s."""
         if self.dataset is None:
             return Retriever(self.catalogue)
         users = self.dataset.events().group_by("item_id").agg(pl.col("user_id").n_unique()).collect()

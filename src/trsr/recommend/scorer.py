@@ -67,8 +67,7 @@ class SharedPrefixScorer:
     """A `LabelScorer` over a Hugging Face causal language model, with or without an adapter.
 
     Args:
-        model: The model; `shared_attention.enable` decides whether prefixes are shared or every candidate is
-            read by itself.
+        model: The model; prefixes are shared where `prefix_attention.enable` allows it.
         max_batch_tokens: Most tokens of a forward pass; bounds the memory.
         cache: Where prefixes are kept between calls; None to forget them.
     """
