@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from trsr.evaluate.statistics import ALPHA, holm, pairs_on
+from trsr.evaluation.statistics import ALPHA, holm, pairs_on
 
 CLAIMS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("A written profile ranks better than no profile", "llm", ("llm_no_profile",)),

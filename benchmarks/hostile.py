@@ -24,9 +24,9 @@ import numpy as np
 import numpy.typing as npt
 
 from trsr.errors import InputError
-from trsr.evaluate.statistics import bootstrap_ci
+from trsr.evaluation.statistics import bootstrap_ci
 from trsr.llm.base import ScoringGroup
-from trsr.recommend.ranker import Ask, sigmoid
+from trsr.recommend.ranker import RankRequest, sigmoid
 from trsr.seeding import derive_rng
 from trsr.serve.loading import open_service
 from trsr.serve.rendering import render
@@ -107,7 +107,7 @@ def _one(service: Service, user: str, number: int, kind: str, text: str) -> Move
     )
 
     itself, beside, calm = (
-        recommender.prompt(Ask(reader.history, reader.profile, [first, *others])).group
+        recommender.prompt(RankRequest(reader.history, reader.profile, [first, *others])).group
         for first in (own, evil, plain)
     )
     replaced = _replaced(service, beside.suffixes[0], others, words)

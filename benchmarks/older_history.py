@@ -21,10 +21,10 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from trsr.data.dataset import Dataset
-from trsr.evaluate.metrics import Metric, ranking_metric, tie_groups
-from trsr.evaluate.statistics import bootstrap_columns
+from trsr.evaluation.metrics import Metric, ranking_metric, tie_groups
+from trsr.evaluation.statistics import bootstrap_columns
 from trsr.splitting.examples import Splits, build_examples
-from trsr.splitting.leakage import fit_events
+from trsr.splitting.leakage import training_events
 from trsr.splitting.negatives import NegativesConfig
 from trsr.splitting.sampled import SampledProtocol
 from trsr.summarize.counted import field_values
@@ -48,7 +48,7 @@ class ItemViews:
         fields = tuple(dataset.info.category_fields)
         self.categories = [set(field_values(item, fields)) for item in catalogue.values()]
         self.popularity = np.zeros(len(self.place))
-        for item_id in fit_events(dataset, splits)["item_id"]:
+        for item_id in training_events(dataset, splits)["item_id"]:
             self.popularity[self.place[item_id]] += 1
 
     def likeness(self, items: list[int], candidates: list[int]) -> Floats:

@@ -25,7 +25,7 @@ from torch import nn
 
 from trsr.bench.measure import gemm_gflops
 from trsr.experiment.config import RunConfig
-from trsr.experiment.experiment import Workbench
+from trsr.experiment.experiment import Experiment
 from trsr.experiment.ranking import make_ranker
 from trsr.experiment.run_folder import RunFolder
 from trsr.recommend.recommender import Recommender
@@ -88,12 +88,12 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=600, help="Seconds a way may take.")
     given = parser.parse_args()
     config = RunConfig.model_validate(yaml.safe_load((given.run / "config.yaml").read_text("utf-8")))
-    bench = Workbench(RunFolder(given.run, config, "benchmarks/precision.py"))
-    examples = bench.splits.test[: given.users]
+    experiment = Experiment(RunFolder(given.run, config, "benchmarks/precision.py"))
+    examples = experiment.splits.test[: given.users]
     found: dict[str, Any] = {}
     reference: list[np.ndarray] = []
     for name, change in WAYS.items():
-        ranker = make_ranker(bench, "llm")
+        ranker = make_ranker(experiment, "llm")
         assert isinstance(ranker, Recommender)
         assert isinstance(ranker.scorer, SharedPrefixScorer)
         try:

@@ -13,8 +13,8 @@ from typing import Any
 import claims
 from claims import CLAIMS, Verdict, verdicts
 
-from trsr.evaluate.report import sweeps
-from trsr.evaluate.statistics import NOTE, flipped, format_p, leaderboards
+from trsr.evaluation.report import sweeps
+from trsr.evaluation.statistics import NOTE, flipped, format_p, leaderboards
 from trsr.experiment.config import FUSIONS
 
 ROOT = Path(__file__).parents[1]

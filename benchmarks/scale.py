@@ -35,7 +35,7 @@ from trsr.recommend.recommender import Recommender
 from trsr.summarize.executor import SummaryProgress, summarize_each
 from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.store import open_store
-from trsr.summarize.user_plan import make_summariser, profile
+from trsr.summarize.user_plan import bind_summarizer, profile
 from trsr.types import RankingExample
 
 Facts = dict[str, Any]
@@ -129,11 +129,11 @@ def memory_mb() -> float:
 def measure_plan(work: Path, n: int, _: str | None) -> Facts:
     """Count calls and tokens of all users, as `trsr summarize --dry-run` does."""
     data = dataset(work, n)
-    summariser, asked = make_summariser(data, SummaryConfig()), set[str]()
+    summarizer, asked = bind_summarizer(data, SummaryConfig()), set[str]()
     users, clock = histories_with_text(data), Clock()
     calls = to_make = tokens = 0
     while some := list(itertools.islice(users, USERS_AT_ONCE)):
-        total = forecast(some, summariser, model_id="fake@1", n_tokens=n_words, asked=asked)
+        total = forecast(some, summarizer, model_id="fake@1", n_tokens=n_words, asked=asked)
         calls, to_make, tokens = (
             calls + total.n_calls,
             to_make + total.n_to_make,
@@ -142,7 +142,7 @@ def measure_plan(work: Path, n: int, _: str | None) -> Facts:
     return {**clock.facts(calls, "call"), "to_make": to_make, "tokens_at_most": tokens}
 
 
-def summarised(work: Path, n: int, engine: TimedEngine) -> tuple[Facts, SummaryProgress]:
+def summarized(work: Path, n: int, engine: TimedEngine) -> tuple[Facts, SummaryProgress]:
     """Write the profiles of all users, or read them from the store."""
     data, last = dataset(work, n), SummaryProgress()
 
@@ -150,11 +150,11 @@ def summarised(work: Path, n: int, engine: TimedEngine) -> tuple[Facts, SummaryP
         nonlocal last
         last = progress
 
-    summariser, letters = make_summariser(data, SummaryConfig()), 0
+    summarizer, letters = bind_summarizer(data, SummaryConfig()), 0
     with open_store(store_file(work, n)) as store:
         clock = Clock()
-        for fold in summarize_each(histories_with_text(data), summariser, engine, store, note):
-            letters += len(profile(fold, summariser).text)
+        for fold in summarize_each(histories_with_text(data), summarizer, engine, store, note):
+            letters += len(profile(fold, summarizer).text)
     return {**clock.facts(last.n_calls, "call"), "profile_letters": letters}, last
 
 
@@ -163,7 +163,7 @@ def measure_summarize(work: Path, n: int, _: str | None) -> Facts:
     for file in work.glob(f"{store_file(work, n).name}*"):
         file.unlink()
     engine = TimedEngine()
-    facts, progress = summarised(work, n, engine)
+    facts, progress = summarized(work, n, engine)
     made = progress.n_calls_made
     return {
         **facts,
@@ -177,7 +177,7 @@ def measure_summarize(work: Path, n: int, _: str | None) -> Facts:
 
 def measure_known(work: Path, n: int, _: str | None) -> Facts:
     """Do it again: the store knows every text."""
-    facts, progress = summarised(work, n, TimedEngine())
+    facts, progress = summarized(work, n, TimedEngine())
     assert progress.n_calls_made == 0
     return facts
 

@@ -20,8 +20,8 @@ PAGE, PLOT = ROOT / "docs" / "scaling.md", ROOT / "docs" / "scaling.svg"
 LARGE = (10_000_000, 100_000_000)
 STAGES = {
     "plan": ("planning", "cpu_us_a_call", "call"),
-    "summarize": ("summarising, fake engine included", "cpu_us_a_call", "call"),
-    "known": ("summarising what the store knows", "cpu_us_a_call", "call"),
+    "summarize": ("summarizing, fake engine included", "cpu_us_a_call", "call"),
+    "known": ("summarizing what the store knows", "cpu_us_a_call", "call"),
     "rank": ("ranking, without a model", "cpu_us_a_user", "user"),
 }
 AIM_USERS, AIM_US, AIM_MB = 1_000_000, 200, 2000
@@ -76,7 +76,7 @@ def stores(record: Record) -> str:
 
 
 def slope(record: Record) -> float:
-    """Return by which power of the number of users the CPU time of summarising grows; 1 is linear."""
+    """Return by which power of the number of users the CPU time of summarizing grows; 1 is linear."""
     known = [n for n in sizes(record) if "summarize" in record["results"][str(n)]]
     few, many = known[0], known[-1]
     used = [record["results"][str(n)]["summarize"]["cpu_s"] for n in (few, many)]
@@ -172,7 +172,7 @@ def page(record: Record) -> str:
         verdict(record),
         "![Seconds of CPU against users](scaling.svg)",
         measured(record),
-        "*Own* is summarising without the time that the fake engine takes from each question to its\n"
+        "*Own* is summarizing without the time that the fake engine takes from each question to its\n"
         "answer. Making the texts of 20,000 items is part of every size, so small ones cost more a call. MB\n"
         "is the most memory of any stage, up to 64 MB of it SQLite's pages. Ranking is measured on at most\n"
         "20,000 users, 20 candidates each.",

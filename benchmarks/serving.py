@@ -26,7 +26,7 @@ from serve_load import Server, served
 
 from trsr.errors import InputError
 from trsr.recommend.catalogue import Catalogue
-from trsr.recommend.ranker import Ask
+from trsr.recommend.ranker import RankRequest
 from trsr.recommend.retrieval import Retriever
 from trsr.seeding import derive_rng
 from trsr.serve.loading import Serving, open_for_serving
@@ -76,16 +76,16 @@ class Engine:
     def __init__(self, serving: Serving, known: Sequence[Known]) -> None:
         self._recommender = serving.recommender
         histories = {h.user_id: h for h in serving.dataset.histories()}
-        counts = serving.summariser.config.method != "none"
+        counts = serving.summarizer.config.method != "none"
         self._profiles = {
-            user.user_id: serving.summariser.counted(histories[user.user_id]) if counts else ""
+            user.user_id: serving.summarizer.counted(histories[user.user_id]) if counts else ""
             for user in known
         }
 
     def seconds(self, users: Sequence[Known], candidates: int, turn: int) -> float:
         """Return how long one call takes that answers these users together."""
         requests = [
-            Ask(user.history, self._profiles[user.user_id], user.candidates(candidates, turn))
+            RankRequest(user.history, self._profiles[user.user_id], user.candidates(candidates, turn))
             for user in users
         ]
         started = time.perf_counter()

@@ -298,7 +298,7 @@ def page() -> str:
         "candidates and multiplied.",
         "![Seconds to rank one user against the number of candidates](speed.svg)",
         section("Training", train, train["results"], TRAIN),
-        section("Summarising", summarize, engine_rows(summarize), SUMMARIZE),
+        section("Summarizing", summarize, engine_rows(summarize), SUMMARIZE),
         "Recurrent summaries of synthetic news readers with the product's defaults; all users are handed\n"
         "over at once, and a user's calls follow each other.\n"
         "Most of a call is reading, since a prompt is far longer than its answer; *written a second* is\n"

@@ -3,7 +3,7 @@
 #   MACHINE   what stands beside the numbers               (processor and number of cores)
 #   RESULTS   where the record goes                        (benchmarks/results, and the pages are made anew)
 #   PYTHON    the interpreter that has trsr                (python)
-#   MORE=1    also the other way to summarise, and 0, 1 and 5 recent items
+#   MORE=1    also the other way to summarize, and 0, 1 and 5 recent items
 #   FULL=1    all users and three epochs: for a GPU; without it, the twin for 2 CPU cores
 #   SMOKE=1   the same steps on a few synthetic users, in a minute; the numbers mean nothing
 #   MODEL     another language model

@@ -21,7 +21,7 @@ from programs import need_program
 if TYPE_CHECKING:
     from shop import Shop
 
-    from trsr.experiment.experiment import Workbench
+    from trsr.experiment.experiment import Experiment
     from trsr.serve.store import ServeStore
 
 # Before any model library is imported; tests that start processes pass these on.
@@ -184,31 +184,31 @@ def config_file(tiny_model: Path, make_once: MakeOnce) -> Path:
 def finished_run(config_file: Path, make_once: MakeOnce) -> Path:
     """The folder of that experiment, run to its end; tests only read it, or copy it."""
     from trsr.experiment.config import load_config
-    from trsr.experiment.experiment import Workbench
+    from trsr.experiment.experiment import Experiment
     from trsr.experiment.run_folder import RunFolder
     from trsr.experiment.stages import run_stages
 
     def run(folder: Path) -> None:
         opened = RunFolder(folder / "out", load_config(config_file), "trsr run tiny.yaml --out out")
-        run_stages(Workbench(opened))
+        run_stages(Experiment(opened))
 
     return make_once("finished", run) / "out"
 
 
-def open_bench(config: Path, out: Path, *changes: str) -> Workbench:
+def open_experiment(config: Path, out: Path, *changes: str) -> Experiment:
     """Open a run folder with a configuration and changes `a.b=value`."""
     from trsr.experiment.config import load_config
-    from trsr.experiment.experiment import Workbench
+    from trsr.experiment.experiment import Experiment
     from trsr.experiment.run_folder import RunFolder
 
-    return Workbench(RunFolder(out, load_config(config, changes), "trsr run"))
+    return Experiment(RunFolder(out, load_config(config, changes), "trsr run"))
 
 
-def bench_of(content: dict[str, Any], out: Path) -> Workbench:
+def bench_of(content: dict[str, Any], out: Path) -> Experiment:
     """Open a run folder with a configuration as `tiny_run` returns it."""
     file = out.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(content), encoding="utf-8")
-    return open_bench(file, out)
+    return open_experiment(file, out)
 
 
 @pytest.fixture
@@ -218,16 +218,16 @@ def run_copy(finished_run: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def bench(run_copy: Path, config_file: Path) -> Workbench:
-    """The workbench of that copy."""
-    return open_bench(config_file, run_copy)
+def experiment(run_copy: Path, config_file: Path) -> Experiment:
+    """The experiment of that copy."""
+    return open_experiment(config_file, run_copy)
 
 
 @pytest.fixture
-def small_run(tiny_model: Path, tmp_path: Path) -> Callable[..., Workbench]:
+def small_run(tiny_model: Path, tmp_path: Path) -> Callable[..., Experiment]:
     """Makes runs without a language model that ranks, with parts of the configuration changed."""
 
-    def make(name: str, **changes: Any) -> Workbench:
+    def make(name: str, **changes: Any) -> Experiment:
         small = {"train": None, "rankers": ["random", "bm25"], "summary": {"method": "counted"}}
         return bench_of(tiny_run(tiny_model, **(small | changes)), tmp_path / name)
 

@@ -1,4 +1,4 @@
-"""What several tests share: a catalogue, a summariser, places that cannot be written, a launcher."""
+"""What several tests share: a catalogue, a summarizer, places that cannot be written, a launcher."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trsr.summarize.executor import summarize
 from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.prompts import load_summary_template
 from trsr.summarize.store import Store, StoredCall
-from trsr.summarize.user_plan import Fold, Summariser
+from trsr.summarize.user_plan import BoundSummarizer, SummaryPlan
 from trsr.templating import Template
 from trsr.types import History, Item
 
@@ -55,12 +55,12 @@ def item_text(item_id: str) -> str:
     return f"Title: {ITEMS[item_id].fields['title']}"
 
 
-def make_summariser(
+def bind_summarizer(
     method: str = "recurrent", *, template: Template | None = None, block_size: int = 3, **settings: Any
-) -> Summariser:
-    """Return a summariser of two hundred items."""
+) -> BoundSummarizer:
+    """Return a summarizer of two hundred items."""
     segmentation = {"kind": "count", "block_size": block_size}
-    return Summariser(
+    return BoundSummarizer(
         config=SummaryConfig.model_validate({"method": method, "segmentation": segmentation, **settings}),
         template=template or load_summary_template("generic", "any"),
         items=ITEMS,
@@ -70,21 +70,21 @@ def make_summariser(
     )
 
 
-def fold_all(
+def summarize_all(
     histories: Sequence[Sequence[str]],
-    summariser: Summariser,
+    summarizer: BoundSummarizer,
     store: Store,
     engine: TextGenerator | None = None,
-) -> list[Fold]:
-    """Summarise histories of the users `u0`, `u1`, ..."""
+) -> list[SummaryPlan]:
+    """Summarize histories of the users `u0`, `u1`, ..."""
     users = [History(f"u{number}", tuple(items)) for number, items in enumerate(histories)]
-    return summarize(users, summariser, engine or FakeGenerator(), store)
+    return summarize(users, summarizer, engine or FakeGenerator(), store)
 
 
-def n_calls(histories: Sequence[Sequence[str]], summariser: Summariser, store: Store) -> int:
-    """Return how many calls the engine gets when these histories are summarised."""
+def n_calls(histories: Sequence[Sequence[str]], summarizer: BoundSummarizer, store: Store) -> int:
+    """Return how many calls the engine gets when these histories are summarized."""
     engine = FakeGenerator()
-    fold_all(histories, summariser, store, engine)
+    summarize_all(histories, summarizer, store, engine)
     return engine.n_calls
 
 

@@ -19,7 +19,7 @@ import trsr
 from trsr.data.synthetic import SyntheticConfig, generate
 from trsr.errors import ConfigError, DataError, LeakageError
 from trsr.experiment.config import RunConfig
-from trsr.experiment.experiment import Workbench
+from trsr.experiment.experiment import Experiment
 from trsr.experiment.ranking import ranker_class
 from trsr.experiment.run_folder import RunFolder
 from trsr.experiment.stages import run_stages
@@ -72,7 +72,7 @@ def test_the_public_names_are_these_and_each_can_be_imported() -> None:
         "BM25",
         "Dataset",
         "Popularity",
-        "PreferenceSummary",
+        "Profile",
         "RankedItem",
         "RankingExample",
         "Recency",
@@ -181,7 +181,7 @@ def test_fine_tune_takes_profiles_of_the_history_before_the_target(
     data: trsr.Dataset, tiny_model: Path, tmp_path: Path
 ) -> None:
     split = trsr.split(data, n_train=4)
-    profiles = {e.user_id: trsr.PreferenceSummary(e.user_id, "Likes tea.", "counted", 1) for e in split.train}
+    profiles = {e.user_id: trsr.Profile(e.user_id, "Likes tea.", "counted", 1) for e in split.train}
     model = trsr.fine_tune(str(tiny_model), split.train, profiles, out=tmp_path / "model", **SETTINGS)
     assert model.summarizer is None  # nothing says how to write profiles of other users
     assert model.rank(history=split.test[0].history, candidates=split.test[0].candidates)
@@ -328,7 +328,7 @@ def test_a_configuration_names_a_ranker_by_its_import_path(run_copy: Path) -> No
     config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
     config["rankers"] = ["random", "llm", "test_api.Shortest"]
     opened = RunFolder(folder, RunConfig.model_validate(config), "trsr run")
-    run_stages(Workbench(opened))
+    run_stages(Experiment(opened))
     run = trsr.open_run(folder)
     assert set(run.metrics["rankers"]) == {"random", "llm", "test_api.Shortest"}
     rows = run.scores.filter(ranker="test_api.Shortest")

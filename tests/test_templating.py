@@ -1,4 +1,4 @@
-"""Templates are strict and sandboxed, and no text that passes `plain_line` can speak for somebody else."""
+"""Templates are strict and sandboxed, and no text that passes `sanitize_line` can speak for somebody else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trsr.errors import TemplateError
-from trsr.templating import load_template, parse_template, plain_line
+from trsr.templating import load_template, parse_template, sanitize_line
 
 MARKERS = [
     *(
@@ -53,8 +53,8 @@ def rendered(source: str, *variables: str) -> str:
 
 
 @given(TEXTS)
-def test_a_plain_line_is_one_visible_line_without_markers(text: str) -> None:
-    line = plain_line(text)
+def test_a_sanitize_line_is_one_visible_line_without_markers(text: str) -> None:
+    line = sanitize_line(text)
     assert len(line.splitlines()) <= 1
     assert line == line.strip()
     assert "  " not in line
@@ -63,13 +63,13 @@ def test_a_plain_line_is_one_visible_line_without_markers(text: str) -> None:
     assert not re.search(r"\b(assistant|user|system|human)\s*:", line, re.IGNORECASE)
     assert not {unicodedata.category(c) for c in line} & {"Cc", "Cf", "Cs"}
     assert line.encode().decode() == line
-    assert plain_line(line) == line
+    assert sanitize_line(line) == line
 
 
 @given(st.lists(st.text("abcdefgh,.&%é漢字ש", min_size=1), max_size=8))
 def test_ordinary_words_are_not_touched(words: list[str]) -> None:
     text = " ".join(words)
-    assert plain_line(text) == text
+    assert sanitize_line(text) == text
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_ordinary_words_are_not_touched(words: list[str]) -> None:
     ],
 )
 def test_broken_markers_stay_readable(text: str, line: str) -> None:
-    assert plain_line(text) == line
+    assert sanitize_line(text) == line
 
 
 def test_sections_are_rendered_apart() -> None:

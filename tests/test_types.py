@@ -7,13 +7,13 @@ import dataclasses
 import pytest
 
 from trsr import types
-from trsr.types import Block, Explanation, History, Item, PreferenceSummary, RankedItem, RankingExample
+from trsr.types import Block, Explanation, History, Item, Profile, RankedItem, RankingExample
 
 VALUES = [
     Item("i", {"title": "Lamp"}),
     History("u", ("i", "j")),
     Block(0, 0, ("i",), complete=False),
-    PreferenceSummary("u", "Likes lamps.", "counted", 2),
+    Profile("u", "Likes lamps.", "counted", 2),
     RankingExample("e", "u", ("i",), ("j", "k"), (1, 0)),
     Explanation(0.5, (), (), ()),
     RankedItem("i", 1, 0.5, 0.6),

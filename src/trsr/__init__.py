@@ -14,25 +14,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trsr.baselines.rankers import BM25, Popularity, Recency
     from trsr.data.dataset import Dataset
-    from trsr.evaluate.evaluate_rankers import evaluate
+    from trsr.evaluation.evaluate_rankers import evaluate
     from trsr.experiment.open_run import open_run
     from trsr.recommend.recommender import Recommender
     from trsr.splitting.split import split
     from trsr.summarize.summarizer import Summarizer
     from trsr.train.fine_tune import fine_tune
-    from trsr.types import PreferenceSummary, RankedItem, RankingExample
+    from trsr.types import Profile, RankedItem, RankingExample
 
 _WHERE = {
     "BM25": "baselines.rankers",
     "Dataset": "data.dataset",
     "Popularity": "baselines.rankers",
-    "PreferenceSummary": "types",
+    "Profile": "types",
     "RankedItem": "types",
     "RankingExample": "types",
     "Recency": "baselines.rankers",
     "Recommender": "recommend.recommender",
     "Summarizer": "summarize.summarizer",
-    "evaluate": "evaluate.evaluate_rankers",
+    "evaluate": "evaluation.evaluate_rankers",
     "fine_tune": "train.fine_tune",
     "open_run": "experiment.open_run",
     "split": "splitting.split",
@@ -42,7 +42,7 @@ __all__ = [
     "BM25",
     "Dataset",
     "Popularity",
-    "PreferenceSummary",
+    "Profile",
     "RankedItem",
     "RankingExample",
     "Recency",

@@ -20,7 +20,7 @@ import polars as pl
 from trsr.errors import DataError, OutputError, StoreError, first_line
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file next to `path`, then move it there; folders are made as needed.
 
     Raises:
@@ -153,7 +153,7 @@ PATIENCE = 30.0
 
 
 @contextlib.contextmanager
-def as_one_sentence(path: Path, what: str) -> Iterator[None]:
+def translate_errors(path: Path, what: str) -> Iterator[None]:
     """Translate errors of SQLite and the file system into one sentence with advice.
 
     Args:
@@ -204,7 +204,7 @@ def open_sqlite(
         StoreError: the file is something else, or a newer version of `trsr` made it.
         OutputError: it cannot be written, or another process keeps it busy.
     """
-    with as_one_sentence(path, what):
+    with translate_errors(path, what):
         path.parent.mkdir(parents=True, exist_ok=True)
         deadline = time.monotonic() + PATIENCE
         db = sqlite3.connect(path, isolation_level=None, timeout=PATIENCE, check_same_thread=not many_threads)

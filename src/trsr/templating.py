@@ -2,7 +2,7 @@
 
 A template file is divided into sections by lines of the form `[[name]]`; each section is a Jinja template.
 It is divided before rendering, so no rendered text can open or close a section. Texts of items, users and
-models pass through `plain_line` before they are rendered.
+models pass through `sanitize_line` before they are rendered.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _MARKERS = (
 )
 
 
-def plain_line(text: str) -> str:
+def sanitize_line(text: str) -> str:
     """Fold white space and break up the markers of chat formats; the words stay readable. Idempotent.
 
     Control and direction-override characters are removed, every run of white space becomes one blank, and no

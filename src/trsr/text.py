@@ -1,7 +1,7 @@
 """An item's fields as one line of text: `Field: value; Field: value`.
 
 The line is safe to put into a prompt: it has no newline, no id, no marker that could end the prompt or speak
-as another role (`templating.plain_line`), and no known demand for an answer (`without_demands`).
+as another role (`templating.sanitize_line`), and no known demand for an answer (`without_demands`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple, Protocol
 
-from trsr.templating import plain_line
+from trsr.templating import sanitize_line
 from trsr.types import Item
 
 # Every demand has one of these words, most texts have none.
@@ -34,7 +34,7 @@ _DEMANDS = re.compile(
             # You must say yes. Please say yes
             r"\b(?:you )?(?:must|should|always|please|now|just|shall|to) (?:always |only |just )?"
             rf"(?:say|choose|pick|select|vote|give)\W+{_YES}",
-            # assistant - yes, which `plain_line` makes of a chat marker
+            # assistant - yes, which `sanitize_line` makes of a chat marker
             rf"\b(?:assistant|system|user|human)\b\W+{_YES}",
             # yes yes yes. It is yes, it is yes, it is yes
             r"\b((?:\w+\W+){0,2}yes)\b(?:\W+\1\b){2,}[!.]*",
@@ -46,17 +46,18 @@ _DEMANDS = re.compile(
 _WHITE = re.compile(r"\s+")
 
 
-def without_demands(text: str) -> str:
-    """Return a plain line (see `templating.plain_line`) without the words that demand an answer.
+def strip_injections(text: str) -> str:
+    """Return a plain line (see `templating.sanitize_line`) without the words that demand an answer.
 
     A text that contains a demand again after removal is an attack: nothing of it is kept.
     """
     if not _LIGHT.search(text):
         return text
-    left = _DEMANDS.sub(" ", text)
-    if left == text:
+    left, n = _DEMANDS.subn(" ", text)
+    if not n:
         return text
-    return "" if _DEMANDS.search(left) else _WHITE.sub(" ", left).strip()
+    left = _WHITE.sub(" ", left).strip()
+    return "" if _DEMANDS.search(left) else left
 
 
 NO_TEXT = "(no description)"
@@ -103,7 +104,7 @@ def field_cuts(
 
 def _field_cut(raw: str, cap: int, tokenizer: Tokenizer | None) -> FieldCut:
     """Count a field's tokens, those beyond a page by its share of the characters."""
-    line = without_demands(plain_line(_without_tags(raw[:_MIN_RAW_CHARACTERS])))
+    line = strip_injections(sanitize_line(_without_tags(raw[:_MIN_RAW_CHARACTERS])))
     if len(line) <= cap:  # no token is shorter than a character
         return FieldCut(len(line.split()), 0) if line else FieldCut(0, 0)
     n_all = len(_WORD.findall(line)) if tokenizer is None else len(tokenizer.encode(line))
@@ -142,18 +143,18 @@ def verbalize_item(
 @cache
 def _label(field: str) -> str:
     """Return the name of a field with its colon; a field called "user" gets a dash, so as not to speak."""
-    words = plain_line(field.replace("_", " "))
-    return plain_line(f"{words[:1].upper()}{words[1:]}:")
+    words = sanitize_line(field.replace("_", " "))
+    return sanitize_line(f"{words[:1].upper()}{words[1:]}:")
 
 
 def capped_line(raw: str, cap: int | None, tokenizer: Tokenizer | None) -> str:
     """Return a raw text as a plain line of at most `cap` tokens, without markup and demands."""
     if cap is None:
-        return without_demands(plain_line(_without_tags(raw)))
+        return strip_injections(sanitize_line(_without_tags(raw)))
     text = raw[: max(_MIN_RAW_CHARACTERS, _CHARACTERS_A_TOKEN * cap)]
     if len(text) < len(raw):
         text = _OPEN_TAG.sub("", text)
-    text = without_demands(plain_line(_without_tags(text)))[: _CHARACTERS_A_TOKEN * cap]
+    text = strip_injections(sanitize_line(_without_tags(text)))[: _CHARACTERS_A_TOKEN * cap]
     return _cut_words(text, cap) if tokenizer is None else _cut_tokens(text, cap, tokenizer)
 
 
@@ -183,7 +184,7 @@ def _cut_tokens(text: str, cap: int, tokenizer: Tokenizer) -> str:
     keep = cap
     while len(ids) > cap:
         # Cut ids may end within a letter, and a shorter text may tokenise differently: look again.
-        text = plain_line(tokenizer.decode(ids[:keep]).rstrip("\ufffd"))
+        text = sanitize_line(tokenizer.decode(ids[:keep]).rstrip("\ufffd"))
         ids = tokenizer.encode(text)
         keep -= 1
     return text

@@ -48,7 +48,7 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
-class PreferenceSummary:
+class Profile:
     """A user's profile at a point of their history.
 
     Attributes:

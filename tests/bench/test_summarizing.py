@@ -21,11 +21,11 @@ from trsr.bench.summarizing import (
 from trsr.llm.base import Generation, GenerationParams, Prompt
 from trsr.llm.engines import LlamaCppEngine
 from trsr.llm.fake import FakeGenerator
-from trsr.summarize.user_plan import Summariser
+from trsr.summarize.user_plan import BoundSummarizer
 from trsr.types import History
 
 USERS, CALLS = 5, 3
-Workload = tuple[Summariser, list[History]]
+Workload = tuple[BoundSummarizer, list[History]]
 
 
 class SlowEngine(FakeGenerator):
@@ -59,10 +59,10 @@ def workload(tmp_path_factory: pytest.TempPathFactory) -> Workload:
 
 
 def test_every_user_has_as_many_full_blocks_as_calls_are_asked(workload: Workload) -> None:
-    summariser, histories = workload
+    summarizer, histories = workload
     assert len(histories) == USERS
     for history in histories:
-        blocks = summariser.blocks(history.item_ids)
+        blocks = summarizer.blocks(history.item_ids)
         assert [len(block.item_ids) for block in blocks] == [BLOCK_SIZE] * CALLS
 
 

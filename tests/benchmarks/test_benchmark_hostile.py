@@ -54,7 +54,7 @@ def test_harmless_texts_are_as_long_as_what_they_replace(service: Service) -> No
 def test_an_element_that_comes_from_an_item_is_seen(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    title, script = str(service.summariser.title_field), HOSTILE["HOSTILE"]["script"]
+    title, script = str(service.summarizer.title_field), HOSTILE["HOSTILE"]["script"]
     service.put_items([Item("evil", {title: script}), Item("good", {title: "Lamp"})])
     shown_as_text = HOSTILE["shown_as_text"]
     assert shown_as_text(service, "evil", "good")

@@ -48,7 +48,7 @@ def test_p_is_corrected_for_the_claims_that_the_run_answers() -> None:
     assert alone.p == 0.03
 
 
-def test_a_sweep_answers_for_the_way_to_summarise_and_the_number_of_recent_items() -> None:
+def test_a_sweep_answers_for_the_way_to_summarize_and_the_number_of_recent_items() -> None:
     asked = (
         pair("llm", "method=hierarchical", 0.001),
         pair("n_recent=0", "llm", 0.5),

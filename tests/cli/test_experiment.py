@@ -215,7 +215,7 @@ def tiny_demo(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("tiny_demo")
-def test_the_demo_shows_both_summarisers_the_metrics_and_what_to_try_next(trsr: Trsr, run: Path) -> None:
+def test_the_demo_shows_both_summarizers_the_metrics_and_what_to_try_next(trsr: Trsr, run: Path) -> None:
     answer = trsr("demo", "--out", run)
     assert answer.code == 0
     places = [answer.out.index(text) for text in ("Recurrent", "Hierarchical", "recall@3", "report.html")]

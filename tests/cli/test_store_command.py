@@ -109,7 +109,7 @@ def test_summarize_keeps_its_texts_in_the_database(
 
 
 @pytest.fixture
-def summarised(trsr: Trsr, postgres_url: str, tiny_model: Path, tmp_path: Path) -> tuple[Path, Path, Answer]:
+def summarized(trsr: Trsr, postgres_url: str, tiny_model: Path, tmp_path: Path) -> tuple[Path, Path, Answer]:
     """A run without a model, whose summaries are in a database: its configuration, folder and output."""
     config = tmp_path / "c.yaml"
     settings = tiny_run(tiny_model, train=None, rankers=["random", "recency"])
@@ -119,9 +119,9 @@ def summarised(trsr: Trsr, postgres_url: str, tiny_model: Path, tmp_path: Path) 
 
 
 def test_a_run_keeps_its_texts_in_the_database_and_its_password_nowhere(
-    trsr: Trsr, summarised: tuple[Path, Path, Answer], postgres_url: str, tmp_path: Path
+    trsr: Trsr, summarized: tuple[Path, Path, Answer], postgres_url: str, tmp_path: Path
 ) -> None:
-    config, out, answer = summarised
+    config, out, answer = summarized
     assert answer.code == 0, answer.err
     assert not (out / "summaries.sqlite").exists()
     with open_store(postgres_url) as store:

@@ -16,7 +16,7 @@ from trsr.errors import RunMismatchError
 from trsr.experiment import ranking
 from trsr.experiment import stages as calibrating
 from trsr.experiment.evaluating import evaluate_scores
-from trsr.experiment.experiment import Workbench
+from trsr.experiment.experiment import Experiment
 from trsr.experiment.ranking import rank_candidates
 from trsr.experiment.stages import calibrate
 from trsr.recommend.calibration import Calibration, CalibrationFit
@@ -26,8 +26,8 @@ from trsr.recommend.ranker import SCORES, score_table, sigmoid
 PLATT = Calibration("platt", 0.5, -1.5)
 
 
-def llm_rows(bench: Workbench) -> pl.DataFrame:
-    return pl.read_parquet(bench.folder.path / "scores.parquet").filter(ranker="llm")
+def llm_rows(experiment: Experiment) -> pl.DataFrame:
+    return pl.read_parquet(experiment.folder.path / "scores.parquet").filter(ranker="llm")
 
 
 @pytest.fixture
@@ -52,21 +52,23 @@ def test_a_run_scores_its_validation_examples_and_says_why_it_is_not_calibrated(
 
 
 def test_ranking_uses_the_calibration_of_the_model_and_leaves_margins_and_others_alone(
-    bench: Workbench, finished_run: Path, fitted: None
+    experiment: Experiment, finished_run: Path, fitted: None
 ) -> None:
-    facts = calibrate(bench)
+    facts = calibrate(experiment)
     assert (facts["a"], facts["b"]) == (0.5, -1.5)
-    assert read_adapter_info(bench.folder.path / "model").calibration == PLATT
-    assert json.loads((bench.folder.path / "calibration.json").read_text())["calibration"] == asdict(PLATT)
-    rank_candidates(bench)
+    assert read_adapter_info(experiment.folder.path / "model").calibration == PLATT
+    assert json.loads((experiment.folder.path / "calibration.json").read_text())["calibration"] == asdict(
+        PLATT
+    )
+    rank_candidates(experiment)
     before = pl.read_parquet(finished_run / "scores.parquet")
-    after = pl.read_parquet(bench.folder.path / "scores.parquet")
+    after = pl.read_parquet(experiment.folder.path / "scores.parquet")
     assert after.drop("score").equals(before.drop("score"))
     assert after.filter(pl.col("ranker") != "llm").equals(before.filter(pl.col("ranker") != "llm"))
     llm = after.filter(ranker="llm")
     np.testing.assert_allclose(llm["score"], PLATT.apply(llm["margin"].to_numpy()))
-    evaluate_scores(bench)
-    metrics = json.loads((bench.folder.path / "metrics.json").read_text())
+    evaluate_scores(experiment)
+    metrics = json.loads((experiment.folder.path / "metrics.json").read_text())
     assert set(metrics["calibration"]["llm"]) == {"raw", "calibrated"}
     assert set(metrics["calibration"]["llm_zero_shot"]) == {"raw"}
     assert metrics["rankers"]["llm"]["ece"] == metrics["calibration"]["llm"]["calibrated"]["ece"]
@@ -76,9 +78,9 @@ def test_ranking_uses_the_calibration_of_the_model_and_leaves_margins_and_others
 
 
 def test_killed_between_parts_it_scores_only_what_is_missing(
-    bench: Workbench, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+    experiment: Experiment, finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (bench.folder.path / "valid_scores.parquet").unlink()
+    (experiment.folder.path / "valid_scores.parquet").unlink()
     monkeypatch.setattr(ranking, "EXAMPLES_A_PART", 1)
     asked: list[str] = []
     whole, stop_after = score_table, 2
@@ -91,33 +93,33 @@ def test_killed_between_parts_it_scores_only_what_is_missing(
 
     monkeypatch.setattr(ranking, "score_table", counted)
     with pytest.raises(KeyboardInterrupt):
-        calibrate(bench)
-    assert len(list((bench.folder.path / "valid_scores.parts").glob("*.parquet"))) == 2
+        calibrate(experiment)
+    assert len(list((experiment.folder.path / "valid_scores.parts").glob("*.parquet"))) == 2
     stop_after = 99
-    calibrate(bench)
-    assert asked == [example.example_id for example in bench.splits.valid], "each is asked once"
+    calibrate(experiment)
+    assert asked == [example.example_id for example in experiment.splits.valid], "each is asked once"
     again, before = (
-        pl.read_parquet(run / "valid_scores.parquet") for run in (bench.folder.path, finished_run)
+        pl.read_parquet(run / "valid_scores.parquet") for run in (experiment.folder.path, finished_run)
     )
     # Users that are read together may change each other's last digits, on some processors.
     assert_frame_equal(again, before, rel_tol=0, abs_tol=1e-5)
-    calibrate(bench)
+    calibrate(experiment)
     assert len(asked) == 3, "scores that are there are read"
 
 
 def test_without_training_or_validation_examples_nothing_is_scored(
-    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ranking, "make_ranker", lambda *_: pytest.fail("a model was loaded"))
-    (bench.folder.path / "valid_scores.parquet").unlink()
-    bench.splits.valid.clear()
-    assert calibrate(bench) == {"calibration": "none: there are no validation examples"}
-    bench.config = bench.config.model_copy(update={"train": None})
-    assert calibrate(bench) == {}
+    (experiment.folder.path / "valid_scores.parquet").unlink()
+    experiment.splits.valid.clear()
+    assert calibrate(experiment) == {"calibration": "none: there are no validation examples"}
+    experiment.config = experiment.config.model_copy(update={"train": None})
+    assert calibrate(experiment) == {}
 
 
-def test_a_calibration_that_makes_no_sense_is_refused(bench: Workbench) -> None:
-    file = bench.folder.path / "model" / "trsr.json"
+def test_a_calibration_that_makes_no_sense_is_refused(experiment: Experiment) -> None:
+    file = experiment.folder.path / "model" / "trsr.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"calibration": {"a": 1.0, "b": 0.0}}))
     with pytest.raises(RunMismatchError, match=r"calibration\.kind: Field required"):
-        rank_candidates(bench)
+        rank_candidates(experiment)

@@ -15,7 +15,7 @@ from trsr.data.synthetic import SyntheticConfig, generate
 from trsr.experiment.config import RunConfig
 from trsr.experiment.cost_plan import Rates, StagePlan, plan_dataset, plan_experiment, price
 from trsr.experiment.dataset_profiles import ProfileSettings, summarize_dataset
-from trsr.experiment.experiment import Workbench
+from trsr.experiment.experiment import Experiment
 from trsr.experiment.run_folder import RunFolder
 from trsr.llm.engines import FakeEngine, TransformersEngine
 from trsr.summarize.plan import SummaryConfig
@@ -116,10 +116,10 @@ def test_plan_with_known_texts_counts_ranking_tokens_exactly(config: RunConfig, 
     stored = config.model_copy(update={"store": str(finished_run / "summaries.sqlite")})
     known = plan_experiment(stored, rates=RATES)
     assert (known["calls"], known["calls_to_make"]) == (new["calls"], 0)
-    bench = Workbench(RunFolder(finished_run, config, "test"))
+    experiment = Experiment(RunFolder(finished_run, config, "test"))
     prompts = [
-        bench.builder.build(e.history, bench.profiles[e.example_id], e.candidates).group
-        for e in bench.splits.test
+        experiment.builder.build(e.history, experiment.profiles[e.example_id], e.candidates).group
+        for e in experiment.splits.test
     ]
     read = sum(len(group.prefix) + sum(map(len, group.suffixes)) for group in prompts)
     assert by_stage(known)["rank llm"]["read"] == read <= by_stage(new)["rank llm"]["read"]

@@ -10,7 +10,7 @@ from helpers import full_disk
 
 from trsr.data.dataset import write_dataset
 from trsr.errors import ConfigError, DataError, OutputError
-from trsr.experiment.dataset_profiles import describe_fold, settings, summarize_dataset
+from trsr.experiment.dataset_profiles import describe_plan, settings, summarize_dataset
 from trsr.llm.engines import OpenAIEngine
 from trsr.summarize.summarizer import save_profiles
 
@@ -91,8 +91,8 @@ def test_methods_without_a_model_make_no_call(data: Path, method: str) -> None:
 
 def test_a_fold_is_described_with_its_blocks_and_what_each_summary_changed(data: Path) -> None:
     made = summarize_dataset(data, FAKE, None, None, "ann")
-    (fold,), (profile,) = made.written.folds, made.written.profiles
-    lines = describe_fold(fold, made.summariser, profile.text).splitlines()
+    (plan,), (profile,) = made.written.plans, made.written.profiles
+    lines = describe_plan(plan, made.summarizer, profile.text).splitlines()
     assert lines[0] == "User ann: 5 items in 3 blocks"
     assert "Block 3 (open)" in lines
     assert "Block 2" in lines
@@ -105,7 +105,7 @@ def test_a_fold_is_described_with_its_blocks_and_what_each_summary_changed(data:
 
 def test_a_merge_is_described_with_what_it_read(data: Path) -> None:
     made = summarize_dataset(data, settings("hierarchical", "fake", None, None, 2), None, None, "ann")
-    text = describe_fold(made.written.folds[0], made.summariser, made.written.profiles[0].text)
+    text = describe_plan(made.written.plans[0], made.summarizer, made.written.profiles[0].text)
     assert "Summary 4 (merge of 1, 2, 3)" in text
 
 

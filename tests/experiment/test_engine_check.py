@@ -10,20 +10,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Answer, open_bench
+from conftest import Answer, open_experiment
 from scipy.stats import kendalltau  # type: ignore[import-untyped]
 
 from trsr.errors import ConfigError, DataError, MissingLabelsError
 from trsr.experiment.engine_check import compare_engines, kendall_tau, parse_engine
-from trsr.experiment.experiment import Workbench
+from trsr.experiment.experiment import Experiment
 from trsr.llm import models
 from trsr.llm.engines import LlamaCppEngine, OpenAIEngine, TransformersEngine
 
 
 @pytest.fixture
-def bench(finished_run: Path) -> Workbench:
+def experiment(finished_run: Path) -> Experiment:
     """A finished run, only read."""
-    return open_bench(finished_run / "config.yaml", finished_run)
+    return open_experiment(finished_run / "config.yaml", finished_run)
 
 
 @pytest.fixture(scope="module")
@@ -36,17 +36,17 @@ def llama_url() -> Iterator[str]:
     del server
 
 
-def test_an_engine_agrees_with_itself(bench: Workbench, tiny_model: Path) -> None:
+def test_an_engine_agrees_with_itself(experiment: Experiment, tiny_model: Path) -> None:
     same = TransformersEngine(model=str(tiny_model), dtype="float32", device="cpu")
-    found = compare_engines(bench, "llm_zero_shot", same, n_prompts=20, tolerance=1e-4)
+    found = compare_engines(experiment, "llm_zero_shot", same, n_prompts=20, tolerance=1e-4)
     assert found.agrees
     assert (found.n_prompts, found.n_users, found.same_tokens, found.same_top) == (20, 4, 1.0, 1.0)
     assert found.kendall_tau == pytest.approx(1.0)
     assert found.max_difference < 1e-4
 
 
-def test_a_model_without_the_adapter_is_not_the_fine_tuned_one(bench: Workbench) -> None:
-    found = compare_engines(bench, "llm_zero_shot", "llm", n_prompts=10, tolerance=1e-3)
+def test_a_model_without_the_adapter_is_not_the_fine_tuned_one(experiment: Experiment) -> None:
+    found = compare_engines(experiment, "llm_zero_shot", "llm", n_prompts=10, tolerance=1e-3)
     assert not found.agrees
     assert found.max_difference >= abs(found.mean_shift)
 
@@ -76,17 +76,17 @@ def test_a_wrong_chat_template_is_found(
 
 @pytest.mark.model
 @pytest.mark.slow
-def test_labels_that_a_server_does_not_tell_end_the_check(bench: Workbench, llama_url: str) -> None:
+def test_labels_that_a_server_does_not_tell_end_the_check(experiment: Experiment, llama_url: str) -> None:
     served = OpenAIEngine(base_url=llama_url, model="smollm2-135m", top_logprobs=2, concurrency=2)
     with pytest.raises(MissingLabelsError, match="For 2 of 2 candidates"):
-        compare_engines(bench, served, "llm_zero_shot", n_prompts=2, tolerance=0.5)
+        compare_engines(experiment, served, "llm_zero_shot", n_prompts=2, tolerance=0.5)
 
 
 @pytest.mark.model
 @pytest.mark.slow
-def test_transformers_and_llama_cpp_agree_on_the_embedded_model(bench: Workbench) -> None:
+def test_transformers_and_llama_cpp_agree_on_the_embedded_model(experiment: Experiment) -> None:
     cpu = TransformersEngine(dtype="float32", device="cpu")
-    found = compare_engines(bench, cpu, LlamaCppEngine(threads=1), n_prompts=4, tolerance=0.5)
+    found = compare_engines(experiment, cpu, LlamaCppEngine(threads=1), n_prompts=4, tolerance=0.5)
     assert found.same_tokens == 1.0
     assert found.agrees
     assert found.max_difference > 0  # the one computes with 4 bits, the other with what they stand for
@@ -115,9 +115,9 @@ def test_what_is_no_engine_that_scores_is_refused(text: str) -> None:
         parse_engine(text)
 
 
-def test_more_prompts_than_there_are_is_refused(bench: Workbench) -> None:
+def test_more_prompts_than_there_are_is_refused(experiment: Experiment) -> None:
     with pytest.raises(DataError, match="has 60 prompts"):
-        compare_engines(bench, "llm_zero_shot", "llm", n_prompts=61, tolerance=0.5)
+        compare_engines(experiment, "llm_zero_shot", "llm", n_prompts=61, tolerance=0.5)
 
 
 def test_kendalls_tau_is_that_of_scipy() -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers import item_ids, make_summariser
+from helpers import bind_summarizer, item_ids
 
 from trsr.experiment.cost_plan import Forecast, forecast
 from trsr.llm.fake import FakeGenerator, n_words
 from trsr.summarize.executor import SummaryProgress, summarize
 from trsr.summarize.store import TextStore, open_store
-from trsr.summarize.user_plan import Summariser, profile
+from trsr.summarize.user_plan import BoundSummarizer, profile
 from trsr.types import History
 
 # Lengths at, below and above block boundaries; equal beginnings and one equal history.
@@ -22,27 +22,27 @@ METHODS = pytest.mark.parametrize("method", ["recurrent", "hierarchical"])
 
 def planned(
     histories: list[History],
-    summariser: Summariser,
+    summarizer: BoundSummarizer,
     store: TextStore | None = None,
     asked: set[str] | None = None,
     model_id: str = "fake@1",
 ) -> Forecast:
-    return forecast(histories, summariser, model_id=model_id, n_tokens=n_words, store=store, asked=asked)
+    return forecast(histories, summarizer, model_id=model_id, n_tokens=n_words, store=store, asked=asked)
 
 
-def run(histories: list[History], summariser: Summariser, store: TextStore) -> SummaryProgress:
+def run(histories: list[History], summarizer: BoundSummarizer, store: TextStore) -> SummaryProgress:
     seen = [SummaryProgress()]
-    folds = summarize(histories, summariser, FakeGenerator(), store, seen.append)
-    assert all(profile(fold, summariser).text for fold in folds)
+    folds = summarize(histories, summarizer, FakeGenerator(), store, seen.append)
+    assert all(profile(fold, summarizer).text for fold in folds)
     return seen[-1]
 
 
 @METHODS
 def test_forecast_counts_the_calls_of_the_run(method: str) -> None:
-    summariser = make_summariser(method, fan_in=3)
-    found = planned(HISTORIES, summariser)
+    summarizer = bind_summarizer(method, fan_in=3)
+    found = planned(HISTORIES, summarizer)
     with open_store(":memory:") as store:
-        done = run(HISTORIES, summariser, store)
+        done = run(HISTORIES, summarizer, store)
         n_rows = len(list(store.rows()))
     assert found.n_calls == done.n_calls
     assert found.n_to_make == done.n_calls_made == n_rows
@@ -53,10 +53,10 @@ def test_forecast_counts_the_calls_of_the_run(method: str) -> None:
 
 @METHODS
 def test_forecast_of_prompts_that_get_one_text_is_an_upper_bound(method: str) -> None:
-    summariser = make_summariser(method, fan_in=3, grounded=True)  # four words of few: some texts are equal
-    found = planned(HISTORIES, summariser)
+    summarizer = bind_summarizer(method, fan_in=3, grounded=True)  # four words of few: some texts are equal
+    found = planned(HISTORIES, summarizer)
     with open_store(":memory:") as store:
-        done = run(HISTORIES, summariser, store)
+        done = run(HISTORIES, summarizer, store)
     assert found.n_calls == done.n_calls
     assert found.n_to_make - 5 < done.n_calls_made <= found.n_to_make
     assert done.n_prompt_tokens <= found.prompt_tokens
@@ -65,26 +65,26 @@ def test_forecast_of_prompts_that_get_one_text_is_an_upper_bound(method: str) ->
 @METHODS
 def test_forecast_of_first_calls_has_exact_tokens(method: str) -> None:
     single = [History(h.user_id, h.item_ids[:3]) for h in HISTORIES]
-    summariser = make_summariser(method)
-    found = planned(single, summariser)
+    summarizer = bind_summarizer(method)
+    found = planned(single, summarizer)
     with open_store(":memory:") as store:
-        done = run(single, summariser, store)
+        done = run(single, summarizer, store)
     assert (found.n_to_make, found.prompt_tokens) == (done.n_calls_made, done.n_prompt_tokens)
 
 
 @METHODS
 def test_forecast_reads_known_texts_from_the_store(method: str) -> None:
-    summariser = make_summariser(method)
+    summarizer = bind_summarizer(method)
     earlier = [History(h.user_id, h.item_ids[:-2]) for h in HISTORIES[2:]]
     with open_store(":memory:") as store:
-        run(earlier, summariser, store)
+        run(earlier, summarizer, store)
         found, other = (
-            planned(HISTORIES, summariser, store),
-            planned(HISTORIES, summariser, store, None, "m@1"),
+            planned(HISTORIES, summarizer, store),
+            planned(HISTORIES, summarizer, store, None, "m@1"),
         )
-        done = run(HISTORIES, summariser, store)
-        after = planned(HISTORIES, summariser, store)
-    new = planned(HISTORIES, summariser)
+        done = run(HISTORIES, summarizer, store)
+        after = planned(HISTORIES, summarizer, store)
+    new = planned(HISTORIES, summarizer)
     assert (found.n_calls, found.n_to_make) == (done.n_calls, done.n_calls_made)
     assert found.n_to_make < new.n_to_make == other.n_to_make  # another model's texts are of no use
     assert found.prompt_tokens >= done.n_prompt_tokens
@@ -94,18 +94,18 @@ def test_forecast_reads_known_texts_from_the_store(method: str) -> None:
 
 @pytest.mark.parametrize("method", ["none", "counted", "recurrent"])
 def test_forecast_returns_the_profiles_that_are_known(method: str) -> None:
-    summariser = make_summariser(method)
+    summarizer = bind_summarizer(method)
     with open_store(":memory:") as store:
-        folds = summarize(HISTORIES, summariser, FakeGenerator(), store)
-        found = planned(HISTORIES, summariser, store)
-    assert found.profiles == [profile(fold, summariser).text for fold in folds]
+        folds = summarize(HISTORIES, summarizer, FakeGenerator(), store)
+        found = planned(HISTORIES, summarizer, store)
+    assert found.profiles == [profile(fold, summarizer).text for fold in folds]
     if method == "recurrent":
-        assert set(planned(HISTORIES, summariser).profiles) == {None}
+        assert set(planned(HISTORIES, summarizer).profiles) == {None}
 
 
 def test_forecast_counts_calls_asked_before_as_known() -> None:
-    summariser, asked = make_summariser("recurrent"), set[str]()
-    first, again = (planned(HISTORIES, summariser, None, asked) for _ in range(2))
+    summarizer, asked = bind_summarizer("recurrent"), set[str]()
+    first, again = (planned(HISTORIES, summarizer, None, asked) for _ in range(2))
     assert len(asked) == first.n_to_make
     assert (again.n_calls, again.n_to_make) == (first.n_calls, 0)
 
@@ -113,9 +113,9 @@ def test_forecast_counts_calls_asked_before_as_known() -> None:
 @METHODS
 def test_forecast_bounds_the_size_of_the_store(method: str, tmp_path: Path) -> None:
     users = [History(f"u{n}", item_ids(n, n + 30)) for n in range(150)]
-    summariser = make_summariser(method, max_new_tokens=8)
-    found = planned(users, summariser)
+    summarizer = bind_summarizer(method, max_new_tokens=8)
+    found = planned(users, summarizer)
     with open_store(tmp_path / "s.sqlite") as store:
-        done = run(users, summariser, store)
+        done = run(users, summarizer, store)
         bound = found.store_bytes * done.n_calls_made / found.n_to_make
         assert bound / 2 < store.n_bytes() < bound

@@ -9,12 +9,12 @@ from typing import Any
 
 import polars as pl
 import pytest
-from conftest import open_bench
+from conftest import open_experiment
 
 from trsr.errors import LeakageError
 from trsr.experiment import stages
 from trsr.experiment.evaluating import evaluate_scores
-from trsr.experiment.experiment import Workbench
+from trsr.experiment.experiment import Experiment
 from trsr.experiment.leakage import check_run
 from trsr.experiment.stages import run_stages
 from trsr.splitting.examples import build_examples
@@ -47,11 +47,11 @@ def test_leakage_entry_counts_what_was_checked(finished_run: Path) -> None:
 
 
 def test_profiles_are_functions_of_their_histories(run_copy: Path) -> None:
-    bench = open_bench(run_copy / "config.yaml", run_copy)
-    histories = [History(e.user_id, e.history) for e in bench.summarised_examples()]
-    again = write_profiles(histories, bench.summariser, bench.config.engine, bench.store_place)
+    experiment = open_experiment(run_copy / "config.yaml", run_copy)
+    histories = [History(e.user_id, e.history) for e in experiment.summarized_examples()]
+    again = write_profiles(histories, experiment.summarizer, experiment.config.engine, experiment.store_place)
     assert again.progress.n_calls_made == 0
-    assert [one.text for one in again.profiles] == list(bench.profiles.values())
+    assert [one.text for one in again.profiles] == list(experiment.profiles.values())
 
 
 def swap(rows: list[dict[str, Any]]) -> None:
@@ -71,12 +71,12 @@ def test_profile_of_other_items_is_found(
 ) -> None:
     plant(run_copy / "profiles.parquet", edit)
     with pytest.raises(LeakageError, match=f"1 leaks were found, the first: the profile .*{message}"):
-        check_run(open_bench(run_copy / "config.yaml", run_copy))
+        check_run(open_experiment(run_copy / "config.yaml", run_copy))
 
 
 def test_check_without_the_store_makes_none(run_copy: Path) -> None:
     (run_copy / "summaries.sqlite").unlink()
-    assert check_run(open_bench(run_copy / "config.yaml", run_copy))["found"] == 0
+    assert check_run(open_experiment(run_copy / "config.yaml", run_copy))["found"] == 0
     assert not (run_copy / "summaries.sqlite").exists()
 
 
@@ -85,7 +85,7 @@ def test_test_scores_that_calibration_learns_from_are_found(run_copy: Path) -> N
     file = run_copy / "valid_scores.parquet"
     pl.concat([pl.read_parquet(file), test]).write_parquet(file)
     with pytest.raises(LeakageError, match=r"valid_scores\.parquet holds the example"):
-        check_run(open_bench(run_copy / "config.yaml", run_copy))
+        check_run(open_experiment(run_copy / "config.yaml", run_copy))
 
 
 def test_leak_ends_the_evaluation_before_any_metric(run_copy: Path) -> None:
@@ -96,24 +96,24 @@ def test_leak_ends_the_evaluation_before_any_metric(run_copy: Path) -> None:
     plant(run_copy / "examples" / "test.parquet", see_the_target)
     (run_copy / "metrics.json").unlink()
     with pytest.raises(LeakageError, match=r"leaks? .*found, the first: the history of the example"):
-        evaluate_scores(open_bench(run_copy / "config.yaml", run_copy))
+        evaluate_scores(open_experiment(run_copy / "config.yaml", run_copy))
     assert not (run_copy / "metrics.json").exists()
 
 
 @pytest.mark.parametrize("summary", [{"method": "counted"}, {"method": "recurrent", "counts": True}])
 def test_profile_with_other_counts_is_found(
-    small_run: Callable[..., Workbench], tmp_path: Path, summary: dict[str, Any]
+    small_run: Callable[..., Experiment], tmp_path: Path, summary: dict[str, Any]
 ) -> None:
-    bench = small_run("run", summary=summary)
-    run_stages(bench, "summarize")
-    assert check_run(bench)["found"] == 0
+    experiment = small_run("run", summary=summary)
+    run_stages(experiment, "summarize")
+    assert check_run(experiment)["found"] == 0
     plant(tmp_path / "run" / "profiles.parquet", lambda rows: rows[0].update(text=rows[0]["text"] + " (9)"))
     with pytest.raises(LeakageError, match="the profile of the example"):
-        check_run(bench)
+        check_run(experiment)
 
 
 def test_examples_that_leak_end_the_stage_that_makes_them(
-    small_run: Callable[..., Workbench], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_run: Callable[..., Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def leaky(*arguments: Any) -> Any:
         splits = build_examples(*arguments)
@@ -121,22 +121,22 @@ def test_examples_that_leak_end_the_stage_that_makes_them(
         return splits
 
     monkeypatch.setattr(stages, "build_examples", leaky)
-    bench = small_run("run")
+    experiment = small_run("run")
     with pytest.raises(LeakageError, match="the training example"):
-        run_stages(bench, "examples")
-    assert "examples" not in bench.folder.stages()
+        run_stages(experiment, "examples")
+    assert "examples" not in experiment.folder.stages()
 
 
 def test_each_point_of_a_users_history_has_its_own_profile(
-    small_run: Callable[..., Workbench], tmp_path: Path
+    small_run: Callable[..., Experiment], tmp_path: Path
 ) -> None:
     protocol = {"kind": "temporal", "min_history": 3, "valid_quantile": 0.5, "test_quantile": 0.7}
     negatives = {"kind": "uniform", "n_train": 2, "n_test": 5}
-    bench = small_run("run", protocol={**protocol, "negatives": negatives})
-    run_stages(bench)
-    in_two = {e.user_id for e in bench.splits.valid} & {e.user_id for e in bench.splits.test}
+    experiment = small_run("run", protocol={**protocol, "negatives": negatives})
+    run_stages(experiment)
+    in_two = {e.user_id for e in experiment.splits.valid} & {e.user_id for e in experiment.splits.test}
     assert in_two, "users are asked in several stretches"
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["leakage"]["found"] == 0
-    for example in [*bench.splits.valid, *bench.splits.test]:
-        profile = bench.summariser.without_calls(History(example.user_id, example.history)).text
-        assert bench.profiles[example.example_id] == profile
+    for example in [*experiment.splits.valid, *experiment.splits.test]:
+        profile = experiment.summarizer.profile_without_llm(History(example.user_id, example.history)).text
+        assert experiment.profiles[example.example_id] == profile

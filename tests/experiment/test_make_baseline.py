@@ -20,7 +20,7 @@ from trsr.errors import ConfigError, DataError, MissingExtraError, ModelError
 from trsr.experiment import baselines
 from trsr.experiment.baselines import BaselineName, check_baselines, make_baseline
 from trsr.experiment.config import FUSIONS, BuiltInRanker, load_config
-from trsr.experiment.experiment import Workbench
+from trsr.experiment.experiment import Experiment
 from trsr.experiment.ranking import make_ranker
 from trsr.recommend.ranker import Ranker
 from trsr.types import RankingExample
@@ -36,15 +36,15 @@ SMALL = [
 
 
 @pytest.fixture
-def bench(bench: Workbench, config_file: Path, tiny_model: Path) -> Workbench:
+def experiment(experiment: Experiment, config_file: Path, tiny_model: Path) -> Experiment:
     """A copy of a finished run, with small settings for the baselines."""
-    bench.config = load_config(config_file, [*SMALL, f"baselines.embedding.model={tiny_model}"])
-    return bench
+    experiment.config = load_config(config_file, [*SMALL, f"baselines.embedding.model={tiny_model}"])
+    return experiment
 
 
-def table(bench: Workbench, ranker: Ranker) -> npt.NDArray[np.float32]:
-    answers = {answer.example_id: answer.margins for answer in ranker.rank(bench.splits.test)}
-    return np.stack([answers[example.example_id] for example in bench.splits.test])
+def table(experiment: Experiment, ranker: Ranker) -> npt.NDArray[np.float32]:
+    answers = {answer.example_id: answer.margins for answer in ranker.rank(experiment.splits.test)}
+    return np.stack([answers[example.example_id] for example in experiment.splits.test])
 
 
 def _targets(examples: Sequence[RankingExample]) -> pl.DataFrame:
@@ -52,20 +52,20 @@ def _targets(examples: Sequence[RankingExample]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=["user_id", "item_id"], orient="row")
 
 
-def record(bench: Workbench, name: str) -> dict[str, Any]:
-    file = bench.folder.path / "baselines" / f"{name}.json"
+def record(experiment: Experiment, name: str) -> dict[str, Any]:
+    file = experiment.folder.path / "baselines" / f"{name}.json"
     return dict(json.loads(file.read_text(encoding="utf-8")))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_at_or_after_a_target_changes_a_score(
-    bench: Workbench, name: BaselineName, monkeypatch: pytest.MonkeyPatch
+    experiment: Experiment, name: BaselineName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = table(bench, make_baseline(bench, name))
-    events = bench.dataset.events().collect()
-    held_out = [*bench.splits.valid, *bench.splits.test]
+    before = table(experiment, make_baseline(experiment, name))
+    events = experiment.dataset.events().collect()
+    held_out = [*experiment.splits.valid, *experiment.splits.test]
     last = events.join(_targets(held_out), on="user_id", how="semi").group_by("user_id").last()
-    items = sorted(bench.dataset.catalogue())
+    items = sorted(experiment.dataset.catalogue())
     future = pl.concat(
         last.with_columns(
             item_id=pl.Series(items[step : step + len(last)]),
@@ -76,32 +76,34 @@ def test_nothing_at_or_after_a_target_changes_a_score(
     ).join(_targets(held_out), on=["user_id", "item_id"], how="anti")
     assert len(future) > 300
     monkeypatch.setattr(Dataset, "events", lambda _: pl.concat([events, future]).lazy())
-    shutil.rmtree(bench.folder.path / "baselines")
-    np.testing.assert_array_equal(before, table(bench, make_baseline(bench, name)))
+    shutil.rmtree(experiment.folder.path / "baselines")
+    np.testing.assert_array_equal(before, table(experiment, make_baseline(experiment, name)))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_baseline_repeats_itself_and_says_what_was_tried(bench: Workbench, name: BaselineName) -> None:
-    first = table(bench, make_baseline(bench, name))
-    said = record(bench, name)
-    grid = getattr(bench.config.baselines, name).grid()
+def test_a_baseline_repeats_itself_and_says_what_was_tried(
+    experiment: Experiment, name: BaselineName
+) -> None:
+    first = table(experiment, make_baseline(experiment, name))
+    said = record(experiment, name)
+    grid = getattr(experiment.config.baselines, name).grid()
     assert len(said["trials"]) == len(grid) > 1
     best = max(trial["recall_sum"] for trial in said["trials"])
     chosen = next(trial for trial in said["trials"] if trial["recall_sum"] == best)
     assert said["chosen"] == chosen["settings"]
     assert said["test"]
-    np.testing.assert_array_equal(first, table(bench, make_baseline(bench, name)))
-    shutil.rmtree(bench.folder.path / "baselines")
-    np.testing.assert_array_equal(first, table(bench, make_baseline(bench, name)))
+    np.testing.assert_array_equal(first, table(experiment, make_baseline(experiment, name)))
+    shutil.rmtree(experiment.folder.path / "baselines")
+    np.testing.assert_array_equal(first, table(experiment, make_baseline(experiment, name)))
 
 
-def test_every_name_of_the_configuration_makes_a_ranker_of_that_name(bench: Workbench) -> None:
+def test_every_name_of_the_configuration_makes_a_ranker_of_that_name(experiment: Experiment) -> None:
     for name in set(get_args(BuiltInRanker)) - set(FUSIONS):  # which join scores that are there
-        assert make_ranker(bench, name).name == name
+        assert make_ranker(experiment, name).name == name
 
 
 def test_a_killed_search_does_not_repeat_what_was_tried(
-    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fits: list[int] = []
     whole = SequentialRanker.__init__
@@ -114,15 +116,15 @@ def test_a_killed_search_does_not_repeat_what_was_tried(
 
     monkeypatch.setattr(SequentialRanker, "__init__", counting)
     with pytest.raises(KeyboardInterrupt):
-        make_baseline(bench, "gru4rec")
+        make_baseline(experiment, "gru4rec")
     assert fits == [1, 2]
-    make_baseline(bench, "gru4rec")
+    make_baseline(experiment, "gru4rec")
     assert fits[2] == 2
     assert fits[3:] in ([], [1])  # the first is fitted again only if it was the better one
-    assert [trial["settings"]["n_epochs"] for trial in record(bench, "gru4rec")["trials"]] == [1, 2]
+    assert [trial["settings"]["n_epochs"] for trial in record(experiment, "gru4rec")["trials"]] == [1, 2]
 
 
-def test_the_test_labels_play_no_part(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_test_labels_play_no_part(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     whole = NcfRanker.rank
 
@@ -131,19 +133,21 @@ def test_the_test_labels_play_no_part(bench: Workbench, monkeypatch: pytest.Monk
         return whole(self, examples)
 
     monkeypatch.setattr(NcfRanker, "rank", watching)
-    make_baseline(bench, "ncf")
-    assert set(seen) == {example.example_id for example in bench.splits.valid}
+    make_baseline(experiment, "ncf")
+    assert set(seen) == {example.example_id for example in experiment.splits.valid}
 
 
-def test_without_validation_examples_the_first_settings_are_taken(bench: Workbench) -> None:
-    bench.splits.valid.clear()
-    make_baseline(bench, "gru4rec")
-    said = record(bench, "gru4rec")
+def test_without_validation_examples_the_first_settings_are_taken(experiment: Experiment) -> None:
+    experiment.splits.valid.clear()
+    make_baseline(experiment, "gru4rec")
+    said = record(experiment, "gru4rec")
     assert said["trials"] == []
     assert said["chosen"]["n_epochs"] == 1
 
 
-def test_settings_that_diverge_are_passed_over(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_that_diverge_are_passed_over(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = SequentialRanker.rank
     broken = {1}
 
@@ -154,23 +158,23 @@ def test_settings_that_diverge_are_passed_over(bench: Workbench, monkeypatch: py
             yield answer
 
     monkeypatch.setattr(SequentialRanker, "rank", rank)
-    make_baseline(bench, "gru4rec")
-    assert record(bench, "gru4rec")["chosen"]["n_epochs"] == 2
-    shutil.rmtree(bench.folder.path / "baselines")
+    make_baseline(experiment, "gru4rec")
+    assert record(experiment, "gru4rec")["chosen"]["n_epochs"] == 2
+    shutil.rmtree(experiment.folder.path / "baselines")
     broken.add(2)
     with pytest.raises(DataError, match="No setting of gru4rec gave finite scores"):
-        make_baseline(bench, "gru4rec")
+        make_baseline(experiment, "gru4rec")
 
 
 def test_what_baselines_lack_is_found_out_early(
-    bench: Workbench, config_file: Path, monkeypatch: pytest.MonkeyPatch
+    experiment: Experiment, config_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ranked_by(*names: str) -> Workbench:
-        bench.config = bench.config.model_copy(update={"rankers": names})
-        return bench
+    def ranked_by(*names: str) -> Experiment:
+        experiment.config = experiment.config.model_copy(update={"rankers": names})
+        return experiment
 
     check_baselines(ranked_by("popularity_decayed"))
-    timeless = bench.dataset.events().with_columns(timestamp=pl.lit(None, pl.Datetime("us", "UTC")))
+    timeless = experiment.dataset.events().with_columns(timestamp=pl.lit(None, pl.Datetime("us", "UTC")))
     monkeypatch.setattr(Dataset, "events", lambda _: timeless)
     with pytest.raises(ConfigError, match="no event that it may learn from has one"):
         check_baselines(ranked_by("popularity_decayed"))
@@ -182,6 +186,8 @@ def test_what_baselines_lack_is_found_out_early(
     check_baselines(ranked_by("popularity"))
     with pytest.raises(MissingExtraError):
         check_baselines(ranked_by("random", "ncf"))
-    bench.config = load_config(config_file, ["rankers=[embedding]", "baselines.embedding.model=./nowhere"])
+    experiment.config = load_config(
+        config_file, ["rankers=[embedding]", "baselines.embedding.model=./nowhere"]
+    )
     with pytest.raises(ModelError, match="nowhere"):
-        check_baselines(bench)
+        check_baselines(experiment)

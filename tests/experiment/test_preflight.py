@@ -15,7 +15,7 @@ from scripted_server import scripted, send
 from trsr.errors import ConfigError, ModelError
 from trsr.experiment.config import RunConfig
 from trsr.experiment.cost_plan import Rates, plan_experiment
-from trsr.experiment.experiment import Workbench
+from trsr.experiment.experiment import Experiment
 from trsr.experiment.preflight import check_models, check_server
 from trsr.experiment.run_folder import RunFolder
 from trsr.experiment.stages import run_stages
@@ -69,7 +69,7 @@ def tiny(model: Path, **changes: Any) -> RunConfig:
 
 
 def run_until_summaries(chosen: RunConfig, folder: Path) -> None:
-    run_stages(Workbench(RunFolder(folder, chosen, "trsr run")), "summarize")
+    run_stages(Experiment(RunFolder(folder, chosen, "trsr run")), "summarize")
 
 
 def test_all_that_is_wrong_with_a_model_is_said_at_once_before_any_summary(

@@ -14,7 +14,7 @@ from trsr.errors import RunMismatchError
 from trsr.experiment import seeds as pipeline_seeds
 from trsr.experiment import stages
 from trsr.experiment.config import RunConfig
-from trsr.experiment.experiment import Workbench
+from trsr.experiment.experiment import Experiment
 from trsr.experiment.run_folder import RunFolder
 from trsr.experiment.seeds import run_seeds
 
@@ -25,11 +25,11 @@ def run(out: Path, n: int = 2, first: int = 7, **changes: object) -> list[str]:
     """Run seeds without a language model for ranking; return what was said."""
     said: list[str] = []
 
-    def open_bench(seed: int, folder: Path) -> Workbench:
+    def open_experiment(seed: int, folder: Path) -> Experiment:
         config = RunConfig.model_validate(tiny_run(Path("smollm2-135m"), **(RUN | changes)) | {"seed": seed})
-        return Workbench(RunFolder(folder, config, f"trsr run tiny.yaml --out {out.name} --seeds {n}"))
+        return Experiment(RunFolder(folder, config, f"trsr run tiny.yaml --out {out.name} --seeds {n}"))
 
-    run_seeds(out, open_bench, range(first, first + n), said.append)
+    run_seeds(out, open_experiment, range(first, first + n), said.append)
     return said
 
 
@@ -96,7 +96,7 @@ def test_summaries_of_the_seed_before_are_not_asked_for_again(tmp_path: Path) ->
 def test_a_killed_seed_is_taken_up_where_it_was_left(
     tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def kill(_: Workbench) -> dict[str, object]:
+    def kill(_: Experiment) -> dict[str, object]:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:

@@ -19,7 +19,7 @@ from scripted_server import Answer, scripted, send
 
 from trsr.errors import RunMismatchError
 from trsr.experiment.config import RunConfig, load_config, variants_of
-from trsr.experiment.experiment import Workbench
+from trsr.experiment.experiment import Experiment
 from trsr.experiment.ranking import rank_candidates
 from trsr.experiment.run_folder import RunFolder
 from trsr.llm import prefix_attention
@@ -67,7 +67,7 @@ def test_the_merged_model_on_a_server_gives_the_scores_of_the_run(
     with scripted(_in_vllms_form(tmp_path / "merged")) as server:
         served = {"base_url": server.url, "model": "tuned", "scoring": "vllm"}
         config = load_config(config_file, [f"recommender.servers.llm={json.dumps(served)}"])
-        rank_candidates(Workbench(RunFolder(tmp_path / "run", config, "trsr rank")))
+        rank_candidates(Experiment(RunFolder(tmp_path / "run", config, "trsr rank")))
         assert {request["model"] for request in server.requests} == {"tuned"}
     found, local = (pl.read_parquet(run / "scores.parquet") for run in (tmp_path / "run", finished_run))
     assert found.drop("margin", "score").equals(local.drop("margin", "score"))

@@ -10,17 +10,17 @@ from typing import Any
 
 import polars as pl
 import pytest
-from conftest import forget, open_bench
+from conftest import forget, open_experiment
 
 from trsr.data.synthetic import SyntheticConfig, generate
 from trsr.errors import RunMismatchError
 from trsr.experiment import stages
 from trsr.experiment.evaluating import cut_sentences
-from trsr.experiment.experiment import Workbench
+from trsr.experiment.experiment import Experiment
 from trsr.experiment.stages import FILES, STAGES, run_stages
 from trsr.recommend.model_folder import read_adapter_info
 
-Bench = Callable[..., Workbench]
+Bench = Callable[..., Experiment]
 RANKERS = ("random", "popularity", "recency", "bm25", "llm_zero_shot", "llm")
 
 
@@ -136,8 +136,8 @@ def test_profiles_are_written_once_for_each_example(finished_run: Path) -> None:
 def test_a_second_run_with_the_same_seed_gives_the_same_metrics_to_the_byte(
     config_file: Path, finished_run: Path, tmp_path: Path
 ) -> None:
-    bench = open_bench(config_file, tmp_path / "again")
-    run_stages(bench)
+    experiment = open_experiment(config_file, tmp_path / "again")
+    run_stages(experiment)
     for name in ("metrics.json", "training.json"):
         assert (tmp_path / "again" / name).read_bytes() == (finished_run / name).read_bytes()
     ours, theirs = (pl.read_parquet(run / "scores.parquet") for run in (tmp_path / "again", finished_run))
@@ -147,30 +147,32 @@ def test_a_second_run_with_the_same_seed_gives_the_same_metrics_to_the_byte(
 def test_finished_stages_are_not_repeated(
     config_file: Path, run_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def never(_: Workbench) -> dict[str, Any]:
+    def never(_: Experiment) -> dict[str, Any]:
         raise AssertionError("repeated")
 
     monkeypatch.setattr(stages, "STAGES", dict.fromkeys(STAGES, never))
     said: list[str] = []
-    run_stages(open_bench(config_file, run_copy), say=said.append)
+    run_stages(open_experiment(config_file, run_copy), notify=said.append)
     assert said == []
 
 
 def test_a_run_can_be_made_stage_by_stage(config_file: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    run_stages(open_bench(config_file, tmp_path / "r"), "examples", said.append)
+    run_stages(open_experiment(config_file, tmp_path / "r"), "examples", said.append)
     assert [line.split(":")[0] for line in said] == ["data", "examples"]
     assert not (tmp_path / "r" / "summaries.sqlite").exists()
-    run_stages(open_bench(config_file, tmp_path / "r"), "summarize", said.append)
+    run_stages(open_experiment(config_file, tmp_path / "r"), "summarize", said.append)
     assert [line.split(":")[0] for line in said] == ["data", "examples", "summarize"]
-    run_stages(open_bench(config_file, tmp_path / "r"), "summarize", said.append)
-    assert len(open_bench(config_file, tmp_path / "r").folder.sessions()) == 2, "the last one found no work"
+    run_stages(open_experiment(config_file, tmp_path / "r"), "summarize", said.append)
+    assert len(open_experiment(config_file, tmp_path / "r").folder.sessions()) == 2, (
+        "the last one found no work"
+    )
 
 
 def test_known_summaries_are_not_asked_for_again(config_file: Path, run_copy: Path) -> None:
     forget(run_copy, "summarize")
     before = (run_copy / "profiles.parquet").read_bytes()
-    run_stages(open_bench(config_file, run_copy), "summarize")
+    run_stages(open_experiment(config_file, run_copy), "summarize")
     facts = json.loads((run_copy / "stages.json").read_text())["summarize"]
     assert (facts["calls_made"], facts["calls_from_store"]) == (0, facts["calls"])
     assert (run_copy / "profiles.parquet").read_bytes() == before
@@ -183,7 +185,7 @@ def test_a_kill_while_checkpoints_are_removed_does_not_train_again(
     (run_copy / "checkpoints" / "checkpoint-8").mkdir(parents=True)
     (run_copy / "checkpoints" / "checkpoint-8" / "trainer_state.json").write_text('{"global_step": 8}')
     monkeypatch.setattr(stages, "_train", lambda *_: pytest.fail("trained again"))
-    run_stages(open_bench(config_file, run_copy), "train")
+    run_stages(open_experiment(config_file, run_copy), "train")
     assert not (run_copy / "checkpoints").exists()
     assert json.loads((run_copy / "stages.json").read_text())["train"]["steps"] == 8
 
@@ -220,9 +222,7 @@ def test_a_run_whose_dataset_was_changed_meanwhile_is_refused(small_run: Bench, 
     run_stages(small_run("run", data={"kind": "folder", "path": str(data)}), "examples")
     before = (tmp_path / "run" / "stages.json").read_bytes()
     generate(SyntheticConfig(n_users=50, n_items=250), data, overwrite=True)
-    bench = small_run("run", data={"kind": "folder", "path": str(data)})
-    with pytest.raises(
-        RunMismatchError, match=r"The dataset in .* was changed after .*run had begun with it"
-    ):
-        run_stages(bench)
+    experiment = small_run("run", data={"kind": "folder", "path": str(data)})
+    with pytest.raises(RunMismatchError, match=r"The dataset in .* was changed after .*run began with it"):
+        run_stages(experiment)
     assert (tmp_path / "run" / "stages.json").read_bytes() == before

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import open_bench, tiny_run
+from conftest import open_experiment, tiny_run
 from helpers import full_disk
 
 from trsr.errors import OutputError
@@ -49,7 +49,7 @@ def kill(moment: str, value: object, config: Path, run: Path) -> None:
     assert process.returncode == -signal.SIGKILL, said
 
 
-def complete(config: Path, run: Path) -> dict[str, object]:
+def run_calls(config: Path, run: Path) -> dict[str, object]:
     """Run the command to its end and return what it printed."""
     process = start(config, run)
     out, err = process.communicate(timeout=500)
@@ -73,7 +73,7 @@ def config(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def unbroken(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("unbroken") / "run"
-    run_stages(open_bench(config, out))
+    run_stages(open_experiment(config, out))
     return out
 
 
@@ -91,7 +91,7 @@ def test_a_run_killed_in_every_stage_ends_as_an_unbroken_one(
     # The process that finished the stage made just the calls that were missing when it began.
     assert all_facts(run)["summarize"]["calls_made"] == len(after) - len(before)
     kill("file", run / "scores.parts" / "llm_zero_shot-000000.parquet", config, run)
-    metrics = complete(config, run)
+    metrics = run_calls(config, run)
     assert (run / "metrics.json").read_bytes() == (unbroken / "metrics.json").read_bytes()
     assert metrics == json.loads((unbroken / "metrics.json").read_text())
     assert known_calls(run) == after
@@ -115,7 +115,7 @@ def test_a_kill_at_a_moment_of_chance_changes_nothing(config: Path, unbroken: Pa
     process.communicate()
     done = list(all_facts(run)) if (run / "stages.json").exists() else []
     print(f"killed {moment:.2f} s after the first stage began, when {done} were finished")
-    complete(config, run)
+    run_calls(config, run)
     assert (run / "metrics.json").read_bytes() == (unbroken / "metrics.json").read_bytes()
 
 
@@ -125,11 +125,11 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_from_there(
     run, reached = tmp_path / "run", []
     for space in (0, 300, 2_000, 6_000, 15_000, 30_000):
         with full_disk(space), pytest.raises(OutputError) as caught:
-            run_stages(open_bench(config_file, run))
+            run_stages(open_experiment(config_file, run))
         assert "\n" not in str(caught.value)
         assert "None" not in str(caught.value)
         reached.append(len(all_facts(run)) if (run / "stages.json").exists() else 0)
     assert reached == sorted(reached)
     assert reached[-1] >= 2
-    run_stages(open_bench(config_file, run))
+    run_stages(open_experiment(config_file, run))
     assert (run / "metrics.json").read_bytes() == (finished_run / "metrics.json").read_bytes()

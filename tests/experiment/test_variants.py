@@ -16,7 +16,7 @@ from conftest import bench_of, tiny_run
 from trsr.errors import ConfigError, RunMismatchError
 from trsr.experiment import ranking, stages
 from trsr.experiment.config import OWN_MODEL, RunConfig
-from trsr.experiment.experiment import Workbench, summarised
+from trsr.experiment.experiment import Experiment, summarized
 from trsr.experiment.stages import run_stages
 from trsr.experiment.variants import profile_pair
 from trsr.recommend.calibration import Calibration
@@ -32,7 +32,7 @@ TRAIN = {
 RANKERS = ["random", "llm"]
 
 
-def open_run(model: Path, out: Path, **changes: Any) -> Workbench:
+def open_run(model: Path, out: Path, **changes: Any) -> Experiment:
     return bench_of(tiny_run(model, **({"train": TRAIN, "rankers": RANKERS} | changes)), out)
 
 
@@ -44,17 +44,17 @@ NAMES = ["no_profile", "n_recent=0", "n_train=1"]
 
 
 @pytest.fixture(scope="module")
-def with_variants(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Workbench:
-    bench = open_run(tiny_model, tmp_path_factory.mktemp("variants") / "run", **VARIANTS)
-    run_stages(bench)
-    return bench
+def with_variants(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    experiment = open_run(tiny_model, tmp_path_factory.mktemp("variants") / "run", **VARIANTS)
+    run_stages(experiment)
+    return experiment
 
 
 def margins(run: Path, ranker: str) -> list[float]:
     return pl.read_parquet(run / "scores.parquet").filter(ranker=ranker)["margin"].to_list()
 
 
-def test_every_variant_is_a_ranker_of_its_run(with_variants: Workbench) -> None:
+def test_every_variant_is_a_ranker_of_its_run(with_variants: Experiment) -> None:
     run = with_variants.folder.path
     metrics = json.loads((run / "metrics.json").read_text())
     assert list(metrics["rankers"]) == sorted([*RANKERS, *NAMES])
@@ -70,7 +70,7 @@ def test_every_variant_is_a_ranker_of_its_run(with_variants: Workbench) -> None:
     assert "prompt.n_recent" in report
 
 
-def test_what_the_profile_adds_is_compared_on_every_slice(with_variants: Workbench) -> None:
+def test_what_the_profile_adds_is_compared_on_every_slice(with_variants: Experiment) -> None:
     assert profile_pair(with_variants.config) == ("llm", "no_profile")
     metrics = json.loads((with_variants.folder.path / "metrics.json").read_text())
     assert list(metrics["slices"]) == list(metrics["protocol"]["slices"])
@@ -80,7 +80,7 @@ def test_what_the_profile_adds_is_compared_on_every_slice(with_variants: Workben
 
 
 def test_only_a_variant_that_differs_in_nothing_else_stands_for_no_profile(
-    with_variants: Workbench,
+    with_variants: Experiment,
 ) -> None:
     settings = with_variants.config.model_dump(mode="json")
     both = settings | {"variants": {"other": {"summary.method": "none", "prompt.n_recent": 0}}, "sweep": {}}
@@ -91,7 +91,7 @@ def test_only_a_variant_that_differs_in_nothing_else_stands_for_no_profile(
     assert profile_pair(RunConfig.model_validate(none)) is None
 
 
-def test_a_variant_differs_where_it_says_and_nowhere_else(with_variants: Workbench) -> None:
+def test_a_variant_differs_where_it_says_and_nowhere_else(with_variants: Experiment) -> None:
     run = with_variants.folder.path
     for name, part, setting, value in [
         ("no_profile", "summary", "method", "none"),
@@ -110,7 +110,7 @@ def test_a_variant_differs_where_it_says_and_nowhere_else(with_variants: Workben
     ].list.len().unique().to_list() == [2]
 
 
-def test_equal_summaries_are_written_once(with_variants: Workbench) -> None:
+def test_equal_summaries_are_written_once(with_variants: Experiment) -> None:
     run = with_variants.folder.path
     assert not list(run.glob("variants/*/summaries.sqlite"))
     facts = json.loads((run / "variants" / "n_recent=0" / "stages.json").read_text())["summarize"]
@@ -121,17 +121,17 @@ def test_equal_summaries_are_written_once(with_variants: Workbench) -> None:
 
 @pytest.mark.slow
 def test_a_run_broken_off_between_variants_makes_no_model_twice(
-    tiny_model: Path, tmp_path: Path, with_variants: Workbench, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, tmp_path: Path, with_variants: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[str] = []
     real = stages.fine_tune
 
-    def count(bench: Workbench) -> dict[str, Any]:
+    def count(experiment: Experiment) -> dict[str, Any]:
         if len(trained) == 2:
             trained.append("broken off")
             raise KeyboardInterrupt
-        trained.append(bench.folder.path.name)
-        return real(bench)
+        trained.append(experiment.folder.path.name)
+        return real(experiment)
 
     monkeypatch.setitem(stages.STAGES, "train", count)
     with pytest.raises(KeyboardInterrupt):
@@ -152,9 +152,9 @@ def test_a_finished_run_takes_more_rankers_and_variants_and_asks_only_those(
     asked: list[str] = []
     real = ranking.make_ranker
 
-    def note(bench: Workbench, name: Any, **how: Any) -> Any:
-        asked.append(f"{bench.folder.path.name}:{name}")
-        return real(bench, name, **how)
+    def note(experiment: Experiment, name: Any, **how: Any) -> Any:
+        asked.append(f"{experiment.folder.path.name}:{name}")
+        return real(experiment, name, **how)
 
     monkeypatch.setattr(ranking, "make_ranker", note)
     more = {"rankers": ["popularity", *RANKERS], "variants": {"no_profile": {"summary.method": "none"}}}
@@ -180,9 +180,9 @@ def test_other_settings_of_a_baseline_that_was_asked_are_refused(tiny_model: Pat
 
 def test_a_variant_that_would_be_asked_something_else_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     changes = {"variants": {"easier": {"protocol.negatives.n_test": 3}}}
-    bench = open_run(tiny_model, tmp_path / "run", train=None, rankers=["llm_zero_shot"], **changes)
+    experiment = open_run(tiny_model, tmp_path / "run", train=None, rankers=["llm_zero_shot"], **changes)
     with pytest.raises(ConfigError, match=r"variants\.easier: its test examples are not those of the run"):
-        run_stages(bench)
+        run_stages(experiment)
 
 
 @pytest.mark.parametrize(
@@ -212,15 +212,15 @@ MIXED = TRAIN | {
 
 
 @pytest.fixture(scope="module")
-def asked(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Workbench:
+def asked(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     folder = tmp_path_factory.mktemp("kinds")
     content = tiny_run(tiny_model, train=MIXED, rankers=["random", *OWN_MODEL])
-    bench = bench_of(content, folder / "run")
-    run_stages(bench)
-    return bench
+    experiment = bench_of(content, folder / "run")
+    run_stages(experiment)
+    return experiment
 
 
-def test_each_kind_is_read_with_its_own_text(asked: Workbench) -> None:
+def test_each_kind_is_read_with_its_own_text(asked: Experiment) -> None:
     scores = pl.read_parquet(asked.folder.path / "scores.parquet")
     texts = {"own": asked.profiles, "counted": asked.counted_profiles, "none": dict[str, str]()}
     seen = []
@@ -236,7 +236,7 @@ def test_each_kind_is_read_with_its_own_text(asked: Workbench) -> None:
     assert seen[0] != seen[1] != seen[2] != seen[0]
 
 
-def test_all_kinds_have_the_calibration_of_their_one_model(asked: Workbench) -> None:
+def test_all_kinds_have_the_calibration_of_their_one_model(asked: Experiment) -> None:
     scores = pl.read_parquet(asked.folder.path / "scores.parquet")
     calibration = Calibration("platt", a=2.0, b=1.0)
     calibrated = ranking._calibrated(scores, calibration)
@@ -246,13 +246,13 @@ def test_all_kinds_have_the_calibration_of_their_one_model(asked: Workbench) -> 
     assert calibrated.filter(~own).equals(scores.filter(~own), null_equal=True)
 
 
-def test_what_the_profile_adds_is_asked_of_the_same_weights(asked: Workbench) -> None:
+def test_what_the_profile_adds_is_asked_of_the_same_weights(asked: Experiment) -> None:
     assert profile_pair(asked.config) == ("llm", "llm_no_profile")
     metrics = json.loads((asked.folder.path / "metrics.json").read_text())
     assert {"llm", "llm_no_profile"} in [{c["a"], c["b"]} for c in metrics["comparisons"]]
 
 
-def test_training_shows_every_user_the_kind_that_was_drawn(asked: Workbench) -> None:
+def test_training_shows_every_user_the_kind_that_was_drawn(asked: Experiment) -> None:
     assert asked.config.train is not None
     epochs = stages._epochs(asked, asked.config.train)
     mix, train = asked.config.train.profiles, asked.splits.train
@@ -266,7 +266,7 @@ def test_training_shows_every_user_the_kind_that_was_drawn(asked: Workbench) -> 
             assert epochs[place, 1.0][0].group.prefix == prefix
 
 
-def test_profiles_are_written_for_those_examples_only_that_are_shown_with_one(asked: Workbench) -> None:
+def test_profiles_are_written_for_those_examples_only_that_are_shown_with_one(asked: Experiment) -> None:
     assert asked.config.train is not None
     mix, splits = asked.config.train.profiles, asked.splits
     shown = {
@@ -279,9 +279,9 @@ def test_profiles_are_written_for_those_examples_only_that_are_shown_with_one(as
     assert asked.folder.stages()["summarize"]["profiles"] == len(asked.profiles)
 
 
-def test_without_fine_tuning_training_users_get_no_profile(asked: Workbench) -> None:
+def test_without_fine_tuning_training_users_get_no_profile(asked: Experiment) -> None:
     untrained = asked.config.model_copy(update={"train": None})
-    assert summarised(asked.splits, untrained) == [*asked.splits.valid, *asked.splits.test]
+    assert summarized(asked.splits, untrained) == [*asked.splits.valid, *asked.splits.test]
 
 
 def test_a_model_is_not_asked_in_a_way_it_never_learned(tiny_model: Path, tmp_path: Path) -> None:

@@ -8,20 +8,20 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from conftest import open_bench
+from conftest import open_experiment
 from safetensors.torch import load_file
 
 from trsr.errors import ConfigError, LeakageError, RunMismatchError
 from trsr.experiment.config import load_config
-from trsr.experiment.experiment import Workbench
+from trsr.experiment.experiment import Experiment
 from trsr.experiment.stages import run_stages
 from trsr.recommend.model_folder import read_adapter_info
 
 
-def start(config: Path, out: Path, model: Path, *changes: str) -> Workbench:
+def start(config: Path, out: Path, model: Path, *changes: str) -> Experiment:
     """Open a run that begins with a model and asks for other negatives."""
     wanted = [f"train.warm_start={model}", "protocol.negatives.kind=popularity", *changes]
-    return open_bench(config, out, *wanted)
+    return open_experiment(config, out, *wanted)
 
 
 def weights(model: Path) -> bytes:
@@ -31,8 +31,8 @@ def weights(model: Path) -> bytes:
 def test_no_epochs_take_the_model_as_it_is_and_calibrate_it_anew(
     config_file: Path, finished_run: Path, tmp_path: Path
 ) -> None:
-    bench = start(config_file, tmp_path / "run", finished_run / "model", "train.epochs=0")
-    run_stages(bench)
+    experiment = start(config_file, tmp_path / "run", finished_run / "model", "train.epochs=0")
+    run_stages(experiment)
     model = tmp_path / "run" / "model"
     assert weights(model) == weights(finished_run / "model")
     log = json.loads((tmp_path / "run" / "training.json").read_text())["log"]
@@ -63,12 +63,12 @@ def test_training_goes_on_from_the_model_and_cannot_end_worse(
 def test_a_model_that_has_seen_a_target_is_refused(
     config_file: Path, finished_run: Path, tmp_path: Path, seed: int
 ) -> None:
-    bench = start(config_file, tmp_path / "run", finished_run / "model", f"seed={seed}")
+    experiment = start(config_file, tmp_path / "run", finished_run / "model", f"seed={seed}")
     data = finished_run / "data"
     shutil.copytree(data, tmp_path / "run" / "data")  # the same users, divided otherwise
-    bench.folder.write_json("stages.json", {"data": {"seconds": 0.0}})
+    experiment.folder.write_json("stages.json", {"data": {"seconds": 0.0}})
     with pytest.raises(LeakageError, match="has seen the target"):
-        run_stages(bench, "train")
+        run_stages(experiment, "train")
     assert not (tmp_path / "run" / "model").exists()
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trsr.llm.base import PhrasePart
-from trsr.llm.constrained import PhraseConstraint, grammar, strange_phrases, tidy
+from trsr.llm.constrained import PhraseConstraint, grammar, phrases_outside_grammar, trim_incomplete
 from trsr.llm.fake import FakeTokenizer
 
 END = 256
@@ -56,14 +56,14 @@ def test_each_part_holds_as_many_different_phrases_as_it_should(
     for written, allowed, n in zip(text.split("; before that "), (new, old), (n_new, n_old), strict=True):
         assert len(split(written)) == len(set(split(written))) == min(n, len(allowed))
         assert set(split(written)) <= set(allowed)
-    assert strange_phrases(text, parts) == []
-    assert tidy(text, parts).rstrip(".") == text.strip().rstrip(".")
+    assert phrases_outside_grammar(text, parts) == []
+    assert trim_incomplete(text, parts).rstrip(".") == text.strip().rstrip(".")
 
 
 @given(phrases, st.integers(0, 1000), st.integers(1, 60))
 def test_a_text_cut_off_anywhere_is_made_whole(allowed: list[str], seed: int, n_tokens: int) -> None:
     parts = (PhrasePart(tuple(allowed), 3), PhrasePart(("Queen",), 1, lead="before that"))
-    assert strange_phrases(tidy(drawn(parts, seed, n_tokens), parts), parts) == []
+    assert phrases_outside_grammar(trim_incomplete(drawn(parts, seed, n_tokens), parts), parts) == []
 
 
 @given(st.permutations(PHRASES))
@@ -122,12 +122,12 @@ def test_a_token_that_is_not_allowed_is_refused() -> None:
 )
 def test_what_the_cap_cut_off_and_what_came_twice_is_taken_away(text: str, kept: str) -> None:
     parts = (PhrasePart(("King", "Queens"), 2), PhrasePart(("tea",), 1, lead="before that"))
-    assert tidy(text, parts) == kept
+    assert trim_incomplete(text, parts) == kept
 
 
 def test_a_strange_phrase_that_is_not_cut_off_stays_to_be_judged() -> None:
     parts = (PhrasePart(("King", "Queens"), 2),)
-    assert strange_phrases(tidy("Quaggas, King", parts), parts) == ["Quaggas"]
+    assert phrases_outside_grammar(trim_incomplete("Quaggas, King", parts), parts) == ["Quaggas"]
 
 
 def test_the_grammar_has_a_rule_a_part_and_quotes_what_it_must() -> None:

@@ -56,8 +56,8 @@ def test_other_c_libraries_are_left_alone(libc: Libc, monkeypatch: pytest.Monkey
 
 
 def test_apart_returns_what_was_done_in_a_thread_that_has_ended() -> None:
-    thread = cpu.apart(threading.current_thread)
+    thread = cpu.run_in_thread(threading.current_thread)
     assert thread is not threading.current_thread()
     assert not thread.is_alive()
     with pytest.raises(ZeroDivisionError):
-        cpu.apart(lambda: 1 / 0)
+        cpu.run_in_thread(lambda: 1 / 0)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trsr.recommend.explain import MAX_SENTENCES, leave_one_out, sentences
-from trsr.recommend.ranker import Ask
+from trsr.recommend.ranker import RankRequest
 
 
 @pytest.mark.parametrize(
@@ -46,13 +46,15 @@ def test_sentences_beyond_the_limit_are_joined_evenly() -> None:
 
 
 def test_leave_one_out_leaves_each_part_out_once_and_shows_no_older_item() -> None:
-    ask = Ask(("old", "a", "b", "a"), "Likes  tea. Hates paper.", ("x", "y"), "No wool. No\nlamps.")
-    found = leave_one_out(ask, "x", 3)
+    request = RankRequest(
+        ("old", "a", "b", "a"), "Likes  tea. Hates paper.", ("x", "y"), "No wool. No\nlamps."
+    )
+    found = leave_one_out(request, "x", 3)
     assert found.items == ("a", "b", "a")
     assert found.notes == ("No wool.", "No lamps.")
     assert found.sentences == ("Likes tea.", "Hates paper.")
     shown, whole, noted = ("a", "b", "a"), "Likes tea. Hates paper.", "No wool. No lamps."
-    assert [(one.user_history, one.notes, one.profile) for one in found.asks] == [
+    assert [(one.user_history, one.notes, one.profile) for one in found.requests] == [
         (shown, noted, whole),
         (("b", "a"), noted, whole),
         (("a", "a"), noted, whole),
@@ -62,5 +64,5 @@ def test_leave_one_out_leaves_each_part_out_once_and_shows_no_older_item() -> No
         (shown, noted, "Hates paper."),
         (shown, noted, "Likes tea."),
     ]
-    assert {one.candidates for one in found.asks} == {("x",)}
-    assert leave_one_out(Ask(("old",), "", ("x",)), "x", 0).asks == (Ask((), "", ("x",)),)
+    assert {one.candidates for one in found.requests} == {("x",)}
+    assert leave_one_out(RankRequest(("old",), "", ("x",)), "x", 0).requests == (RankRequest((), "", ("x",)),)

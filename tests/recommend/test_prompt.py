@@ -17,7 +17,7 @@ from trsr.llm.base import LabelTokens, Message, Prompt
 from trsr.llm.chat_format import Tokenizer
 from trsr.llm.fake import FakeTokenizer
 from trsr.recommend.prompt import SECTIONS, VARIABLES, PromptBuilder, PromptConfig, load_ranking_template
-from trsr.templating import parse_template, plain_line
+from trsr.templating import parse_template, sanitize_line
 
 TOKENIZER = FakeTokenizer()
 HISTORY = item_ids(0, 8)
@@ -314,7 +314,11 @@ def test_prefix_and_suffix_joined_are_the_prompt_that_is_rendered_without_a_mark
     content: Callable[[str], str], template: str, recent: list[str], profile: str, candidate: str
 ) -> None:
     made = builder(template, Templated(content, bos="<s>"))
-    recent, profile, candidate = [plain_line(t) for t in recent], plain_line(profile), plain_line(candidate)
+    recent, profile, candidate = (
+        [sanitize_line(t) for t in recent],
+        sanitize_line(profile),
+        sanitize_line(candidate),
+    )
     whole = made.tokenizer.render_chat(turns(made, recent, profile, candidate), think=False)
     found = TOKENIZER.decode(made.prefix(recent, profile)) + made.suffix_text(candidate)
     assert found == whole

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from helpers import ITEMS, item_ids, make_summariser
+from helpers import ITEMS, bind_summarizer, item_ids
 from starlette.testclient import TestClient
 
 from trsr.llm.base import LabelScorer
@@ -81,7 +81,7 @@ def make_service(
     builder = PromptBuilder(template, config, tokenizer, catalogue.texts(None, 64, tokenizer))
     recommender = Recommender(scorer or FakeScorer(), builder, builder.labels(), catalogue, name="tiny-trsr")
     texts = catalogue.texts(None, 24, None)
-    summariser = replace(make_summariser("recurrent"), items=catalogue.items, item_text=texts)
+    summarizer = replace(bind_summarizer("recurrent"), items=catalogue.items, item_text=texts)
     store = ServeStore(file)
     ranker = Ranker(
         recommender,
@@ -92,7 +92,7 @@ def make_service(
         max_tokens=settings.max_tokens or 10**6,
         seconds=settings.request_seconds,
     )
-    return Service(store, ProfileUpdater(store, summariser, engine or FakeGenerator()), ranker, summariser)
+    return Service(store, ProfileUpdater(store, summarizer, engine or FakeGenerator()), ranker, summarizer)
 
 
 @contextmanager

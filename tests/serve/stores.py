@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-from helpers import item, make_summariser, word
+from helpers import bind_summarizer, item, word
 
 from trsr.llm.base import Generation, GenerationParams, Prompt
 from trsr.llm.fake import FakeGenerator
 from trsr.serve.profile_updater import ProfileUpdater
 from trsr.serve.schemas import EventIn
 from trsr.serve.store import ServeStore
-from trsr.summarize.user_plan import Summariser
+from trsr.summarize.user_plan import BoundSummarizer
 
 CATALOGUE = {f"i{number}": item(number) for number in range(600)}
 
@@ -36,10 +36,10 @@ def add_profile(store: ServeStore, user_id: str, text: str, n_items: int, calls:
     return store.add_profile(update, text, n_items, None, calls, latest.version if latest else 0)
 
 
-def summariser_of_many(method: str = "recurrent", **settings: Any) -> Summariser:
-    """Return a summariser of 600 items, five a block unless said otherwise."""
+def summarizer_of_many(method: str = "recurrent", **settings: Any) -> BoundSummarizer:
+    """Return a summarizer of 600 items, five a block unless said otherwise."""
     return dataclasses.replace(
-        make_summariser(method, **{"block_size": 5, **settings}),
+        bind_summarizer(method, **{"block_size": 5, **settings}),
         items=CATALOGUE,
         item_text=lambda item_id: f"Title: {CATALOGUE[item_id].fields['title']}",
     )
@@ -71,11 +71,11 @@ class BreakingEngine(FakeGenerator):
         yield from super().generate(prompts, params)
 
 
-def follow(store: ServeStore, summariser: Summariser, engine: FakeGenerator | None = None) -> int:
+def follow(store: ServeStore, summarizer: BoundSummarizer, engine: FakeGenerator | None = None) -> int:
     """Update profiles until no update is due; return how many calls were made."""
     engine = engine or FakeGenerator()
     before = engine.n_calls
-    updater = ProfileUpdater(store, summariser, engine)
+    updater = ProfileUpdater(store, summarizer, engine)
     while updater.step() or [update for update in store.pending(99) if not update.n_attempts]:
         pass
     return engine.n_calls - before

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from stores import add_profile, event, follow, summariser_of_many
+from stores import add_profile, event, follow, summarizer_of_many
 from updater_process import Message, acknowledged, keep, start
 
 from trsr.errors import NotErasedError, OutputError
@@ -63,13 +63,13 @@ def texts_of(store: ServeStore, user: str) -> set[str]:
 @both_methods
 def test_nothing_of_a_deleted_user_is_left_and_what_is_shared_stays(store: ServeStore, method: str) -> None:
     """Two users begin alike, so they share summaries; then their ways part."""
-    summariser, engine = summariser_of_many(method), TellingEngine()
+    summarizer, engine = summarizer_of_many(method), TellingEngine()
     begin = list(range(10))
     written: set[str] = set()
     for step in range(1, 6):  # versions and blocks come and go
         store.add_events("leaver", theirs("leaver", (begin + list(range(100, 300)))[: 40 * step]))
         store.add_events("stayer", theirs("stayer", (begin + list(range(300, 400)))[: 20 * step]))
-        follow(store, summariser, engine)
+        follow(store, summarizer, engine)
         written |= texts_of(store, "leaver")
     store.put_notes("leaver", NOTES)  # they do not fit a page, so they are looked for by their words
     store.put_notes("stayer", "Okapis.")
@@ -86,7 +86,7 @@ def test_nothing_of_a_deleted_user_is_left_and_what_is_shared_stays(store: Serve
     assert texts_of(store, "stayer") == staying
     assert found(store, ["Okapis", *sorted(staying)]) == ["Okapis", *sorted(staying)]
     assert len(store.events("stayer")) == 100
-    assert follow(store, summariser, engine) == 0
+    assert follow(store, summarizer, engine) == 0
 
     assert store.delete_user("stayer")
     assert found(store, ["stayer", "Okapis", *sorted(staying)]) == []
@@ -98,16 +98,16 @@ def test_nothing_of_a_deleted_user_is_left_and_what_is_shared_stays(store: Serve
 @both_methods
 def test_what_was_written_elsewhere_is_used_copied_and_deleted_too(tmp_path: Path, method: str) -> None:
     """A run wrote for the first items; the service asks for what comes after them only."""
-    file, summariser = tmp_path / "run" / "summaries.sqlite", summariser_of_many(method)
+    file, summarizer = tmp_path / "run" / "summaries.sqlite", summarizer_of_many(method)
     with SqliteStore(file) as run:
-        summarize([History("u", tuple(f"i{n}" for n in range(20)))], summariser, TellingEngine(), run)
+        summarize([History("u", tuple(f"i{n}" for n in range(20)))], summarizer, TellingEngine(), run)
 
     def written(keys: Sequence[str]) -> dict[str, StoredCall]:
         with SqliteStore(file) as run:
             return run.calls(keys)
 
     store = ServeStore(tmp_path / "serve.sqlite", written)
-    updater = ProfileUpdater(store, summariser, TellingEngine())
+    updater = ProfileUpdater(store, summarizer, TellingEngine())
     store.add_events("u", theirs("u", range(20)))
     assert updater.step() == 1
     assert updater.totals.n_calls_made == 0
@@ -141,7 +141,7 @@ def test_a_failed_update_leaves_nothing_either(store: ServeStore) -> None:
                 yield dataclasses.replace(result, text="", error="It babbled of quaggas.")
 
     store.add_events("u", theirs("u", range(5)))
-    ProfileUpdater(store, summariser_of_many(), Babbling()).step()
+    ProfileUpdater(store, summarizer_of_many(), Babbling()).step()
     assert found(store, ["quaggas", "event-of-u"]) == ["quaggas", "event-of-u"]
     store.delete_user("u")
     assert found(store, ["quaggas", "event-of-u"]) == []
@@ -281,7 +281,7 @@ def test_a_deletion_that_another_process_holds_up_too_long_is_finished_when_ther
     assert found(store, ["leaver"]) == ["leaver"]
     reader.execute("COMMIT")
     stop = threading.Event()
-    updater = ProfileUpdater(store, summariser_of_many(), FakeGenerator())
+    updater = ProfileUpdater(store, summarizer_of_many(), FakeGenerator())
     thread = threading.Thread(target=updater.run, args=(stop,))
     thread.start()
     ends = time.monotonic() + 60

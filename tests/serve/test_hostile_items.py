@@ -21,7 +21,7 @@ from serve_parts import (
 
 from trsr.llm.base import ScoringGroup
 from trsr.llm.transformers import HfTokenizer
-from trsr.recommend.ranker import Ask
+from trsr.recommend.ranker import RankRequest
 from trsr.recommend.recommender import Recommender
 from trsr.types import Item
 
@@ -37,8 +37,8 @@ def hostile(kind: str) -> Item:
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_read_of_the_others_stays_the_same_to_the_token(kind: str, max_tokens: int) -> None:
     recommender = fake_recommender(items=catalogue(hostile(kind)), max_tokens=max_tokens)
-    (alone,) = recommender.score([Ask(HISTORY, PROFILE, CANDIDATES)])
-    (beside,) = recommender.score([Ask(HISTORY, PROFILE, ("evil", *CANDIDATES))])
+    (alone,) = recommender.score([RankRequest(HISTORY, PROFILE, CANDIDATES)])
+    (beside,) = recommender.score([RankRequest(HISTORY, PROFILE, ("evil", *CANDIDATES))])
     np.testing.assert_array_equal(beside.margins[1:], alone.margins)
     assert (alone.n_cut_tokens > 0) == (max_tokens == 440)
 
@@ -51,7 +51,7 @@ def tiny(tiny_model: Path) -> Recommender:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_model_gives_the_others_the_same_margins(kind: str, tiny: Recommender) -> None:
     """To the last bit beside a harmless text of the same length, which is all that a pass is laid out by."""
-    builder, group = tiny.builder, Ask(HISTORY, PROFILE, CANDIDATES)
+    builder, group = tiny.builder, RankRequest(HISTORY, PROFILE, CANDIDATES)
     tiny.catalogue.put([hostile(kind)])
     evil = builder.suffix("evil")
     harmless = builder.suffix("i20")[:-10]

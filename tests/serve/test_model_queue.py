@@ -18,18 +18,18 @@ from trsr.errors import CandidateTooLongError, OverloadedError
 from trsr.llm.base import LabelTokens, ScoringGroup
 from trsr.llm.fake import FakeScorer
 from trsr.recommend.prompt import RankingPrompt
-from trsr.recommend.ranker import Ask, Question, Scored
+from trsr.recommend.ranker import ModelRequest, RankRequest, ScoredRequest
 from trsr.recommend.recommender import Margins, Recommender
 from trsr.serve.model_queue import CALLER, ModelQueue
 
 LONG = 60.0  # seconds; no test waits for it
-ASK = Ask(HISTORY, PROFILE, CANDIDATES)
+ASK = RankRequest(HISTORY, PROFILE, CANDIDATES)
 
 
 MORE = [f"i{n}" for n in range(10, 40)]
 
 
-def prompts(*questions: Question) -> list[RankingPrompt]:
+def prompts(*questions: ModelRequest) -> list[RankingPrompt]:
     recommender = fake_recommender()
     return [recommender.prompt(question) for question in questions]
 
@@ -58,7 +58,9 @@ class Stopped:
         self.first = self.submit(ASK)
         assert self.scorer.entered.acquire(timeout=30)
 
-    def submit(self, *questions: Question, caller: str = "", seconds: float = LONG) -> Future[list[Scored]]:
+    def submit(
+        self, *questions: ModelRequest, caller: str = "", seconds: float = LONG
+    ) -> Future[list[ScoredRequest]]:
         token = CALLER.set(caller)
         try:
             return self.queue.submit(prompts(*questions), seconds)
@@ -85,7 +87,7 @@ class Stopped:
 def test_a_small_request_goes_before_the_rest_of_a_large_one_but_an_old_one_is_not_put_off(
     rate: float,
 ) -> None:
-    large, small = Ask(HISTORY, PROFILE, MORE), Ask(HISTORY, "Buys clay.", CANDIDATES[:2])
+    large, small = RankRequest(HISTORY, PROFILE, MORE), RankRequest(HISTORY, "Buys clay.", CANDIDATES[:2])
     with Stopped(pass_tokens=700, rate=rate) as stopped:
         slow = stopped.submit(large)
         stopped.step()  # its first pass has begun
@@ -165,7 +167,7 @@ def test_what_is_too_late_or_no_longer_wanted_is_read_no_further() -> None:
         stopped.step()
         stopped.step()
         late = stopped.submit(ASK, seconds=0.0)
-        wanted = stopped.submit(Ask(HISTORY, "", CANDIDATES[:1]))
+        wanted = stopped.submit(RankRequest(HISTORY, "", CANDIDATES[:1]))
         assert unwanted.cancel()
         stopped.go()
         with pytest.raises(OverloadedError, match="too busy") as refused:
@@ -196,7 +198,7 @@ def test_one_wrong_question_is_answered_with_its_error_and_the_others_are_read()
             yield from FakeScorer().score(groups, labels)
 
     with closing(ModelQueue(fake_recommender(OneTooLong()))) as queue:
-        wrong = queue.submit(prompts(ASK, Ask((), "", ("i1", "i2"))), LONG)
+        wrong = queue.submit(prompts(ASK, RankRequest((), "", ("i1", "i2"))), LONG)
         right = queue.submit(prompts(ASK), LONG)
         with pytest.raises(CandidateTooLongError, match="Candidate 1 of group 1 has 900 tokens"):
             wrong.result(30)
@@ -246,7 +248,7 @@ def test_closing_answers_what_is_read_and_refuses_the_rest() -> None:
 QUESTIONS = st.lists(
     st.lists(
         st.builds(
-            Ask,
+            RankRequest,
             st.lists(st.sampled_from(HISTORY), max_size=4).map(tuple),
             st.sampled_from(["", PROFILE, "Buys clay."]),
             st.lists(st.sampled_from(CANDIDATES), min_size=1, max_size=3).map(tuple),
@@ -262,11 +264,11 @@ QUESTIONS = st.lists(
 @settings(max_examples=15, deadline=None)
 @given(QUESTIONS, st.integers(1, 1500))
 def test_from_many_threads_everyone_gets_the_answers_to_their_own(
-    submissions: list[list[Ask]], pass_tokens: int
+    submissions: list[list[RankRequest]], pass_tokens: int
 ) -> None:
     recommender = fake_recommender()
 
-    def ask(questions: list[Ask]) -> list[Scored]:
+    def ask(questions: list[RankRequest]) -> list[ScoredRequest]:
         return queue.submit([recommender.prompt(one) for one in questions], LONG).result(30)
 
     with (

@@ -66,7 +66,7 @@ class Live:
 
 @pytest.fixture
 def live(tmp_path: Path) -> Iterator[Live]:
-    """A server without keys in which ann has two summarised blocks."""
+    """A server without keys in which ann has two summarized blocks."""
     settings = make_settings(api_keys=(), port=0, requests_per_minute=1_000_000)
     writes = threading.Event()
     writes.set()

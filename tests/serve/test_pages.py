@@ -78,7 +78,7 @@ def ranking(shop: Shop, *before: str) -> str:
 
 @pytest.fixture
 def ann(shop: Shop) -> Shop:
-    """A shop in which ann has two blocks, both summarised."""
+    """A shop in which ann has two blocks, both summarized."""
     for items in (("i1", "i2", "i3"), ("i4",)):
         shop.buy("ann", *items)
         shop.follow()
@@ -163,14 +163,14 @@ def test_without_javascript_the_parts_come_inside_the_page(ann: Shop) -> None:
 )
 def test_every_method_has_its_page(shop: Shop, method: str, text: str) -> None:
     service = shop.service
-    config = service.summariser.config.model_copy(update={"method": method})
-    service.summariser = service.updater.summariser = replace(service.summariser, config=config)
+    config = service.summarizer.config.model_copy(update={"method": method})
+    service.summarizer = service.updater.summarizer = replace(service.summarizer, config=config)
     shop.buy("ann", "i1", "i2", "i3", "i4")
     shop.follow()
     html = page(shop, "/?user=ann&rank=1&compare=1&explain=i9")
     assert text in html
     assert len(ranked(html)) == 10
-    assert ("blocks are not summarised" in html) == (method != "hierarchical")
+    assert ("blocks are not summarized" in html) == (method != "hierarchical")
     assert "every 1s" not in html
     assert "Write it now" not in html
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from helpers import word
-from stores import BreakingEngine, MeddlingEngine, events, follow, seen, summariser_of_many
+from stores import BreakingEngine, MeddlingEngine, events, follow, seen, summarizer_of_many
 
 from trsr.errors import EngineError
 from trsr.llm.base import Generation, GenerationParams, Prompt
@@ -41,22 +41,22 @@ def waiting(store: ServeStore) -> list[PendingUpdate]:
 def test_new_events_on_a_long_history_cost_one_path_of_calls(
     store: ServeStore, method: str, calls: Sequence[int], more: Sequence[int]
 ) -> None:
-    summariser = summariser_of_many(method, fan_in=4)
+    summarizer = summarizer_of_many(method, fan_in=4)
     store.add_events("u", events(0, 500))
-    assert follow(store, summariser) in calls
+    assert follow(store, summarizer) in calls
     store.add_events("u", events(500, 505))
-    assert follow(store, summariser) in more  # of a tree of 101 leaves, one path
+    assert follow(store, summarizer) in more  # of a tree of 101 leaves, one path
     assert seen(store) == [500, 505]
 
 
 @both_methods
 def test_the_profile_does_not_depend_on_when_it_followed(store: ServeStore, method: str) -> None:
-    summariser = summariser_of_many(method, fan_in=2)
+    summarizer = summarizer_of_many(method, fan_in=2)
     store.add_events("at once", events(0, 23))
-    follow(store, summariser)
+    follow(store, summarizer)
     for stop in (3, 4, 11, 23):
         store.add_events("bit by bit", events(0, stop))
-        follow(store, summariser)
+        follow(store, summarizer)
     assert text(store, "at once") == text(store, "bit by bit")
     assert store.user_summaries("at once") == store.user_summaries("bit by bit")
     assert seen(store, "bit by bit") == [3, 4, 11, 23]
@@ -72,7 +72,7 @@ def test_many_users_are_updated_in_one_stream(store: ServeStore) -> None:
 
     for number in range(5):
         store.add_events(f"u{number}", events(10 * number, 10 * number + 5))
-    updater = ProfileUpdater(store, summariser_of_many(), Counting())
+    updater = ProfileUpdater(store, summarizer_of_many(), Counting())
     assert [updater.step(limit=4) for _ in range(3)] == [4, 1, 0]
     assert sizes == [4, 1]
     assert (updater.n_updates, updater.totals.n_calls_made, updater.totals.n_calls_failed) == (5, 5, 0)
@@ -88,7 +88,7 @@ def test_no_update_changes_the_notes_or_reads_them(store: ServeStore, method: st
     for stop in (5, 12, 17):
         for user in ("u", "without notes"):
             store.add_events(user, events(0, stop))
-        follow(store, summariser_of_many(method), engine)
+        follow(store, summarizer_of_many(method), engine)
         assert store.notes("u") == notes
     assert seen(store) == [5, 12, 17]
     assert not [heard for heard in engine.heard if "accordions" in heard]
@@ -97,21 +97,21 @@ def test_no_update_changes_the_notes_or_reads_them(store: ServeStore, method: st
 
 def test_an_update_adds_only_what_is_new_and_drops_what_no_plan_reads(store: ServeStore) -> None:
     store.add_events("u", events(0, 7))
-    follow(store, summariser_of_many())
+    follow(store, summarizer_of_many())
     store.request_update("u")
-    assert follow(store, summariser_of_many()) == 0
+    assert follow(store, summarizer_of_many()) == 0
     assert (seen(store), store.pending(9)) == ([7], [])
     before = store.user_summaries("u")
     assert [len(summary.item_ids) for summary in before] == [5, 2]
     store.add_events("u", events(7, 9))
-    follow(store, summariser_of_many())
+    follow(store, summarizer_of_many())
     assert [len(summary.item_ids) for summary in store.user_summaries("u")] == [5, 4]
     assert store.texts([before[1].key]) == {}, "the text of the shorter block is of no use any more"
 
 
 @pytest.mark.parametrize(("method", "versions"), [("counted", [6, 9]), ("none", [])])
 def test_methods_without_a_model_need_no_engine(store: ServeStore, method: str, versions: list[int]) -> None:
-    updater = ProfileUpdater(store, summariser_of_many(method), None)
+    updater = ProfileUpdater(store, summarizer_of_many(method), None)
     for stop in (6, 9):
         store.add_events("u", events(0, stop))
         assert updater.step() == bool(versions)
@@ -120,16 +120,16 @@ def test_methods_without_a_model_need_no_engine(store: ServeStore, method: str, 
 
 
 def test_a_second_updater_of_a_database_adds_no_version_twice(store: ServeStore) -> None:
-    other = ProfileUpdater(store, summariser_of_many(), FakeGenerator())
+    other = ProfileUpdater(store, summarizer_of_many(), FakeGenerator())
     store.add_events("u", events(0, 5))
-    assert ProfileUpdater(store, summariser_of_many(), MeddlingEngine(other.step)).step() == 0
+    assert ProfileUpdater(store, summarizer_of_many(), MeddlingEngine(other.step)).step() == 0
     assert (other.n_updates, seen(store)) == (1, [5])
 
 
 def test_events_that_come_while_a_profile_is_written_are_next(store: ServeStore) -> None:
     store.add_events("u", events(0, 5))
     engine = MeddlingEngine(lambda: store.add_events("u", events(5, 8)))
-    updater = ProfileUpdater(store, summariser_of_many(), engine)
+    updater = ProfileUpdater(store, summarizer_of_many(), engine)
     assert [updater.step(), updater.step(), updater.step()] == [1, 1, 0]
     assert (seen(store), engine.n_calls) == ([5, 8], 2)
 
@@ -138,14 +138,14 @@ def test_events_that_come_while_a_profile_is_written_are_next(store: ServeStore)
 def test_a_long_history_holds_up_nobody_who_comes_later(store: ServeStore, method: str) -> None:
     store.add_events("long", events(0, 500))
     engine = MeddlingEngine(lambda: store.add_events("short", events(550, 555)))
-    updater = ProfileUpdater(store, summariser_of_many(method), engine)
+    updater = ProfileUpdater(store, summarizer_of_many(method), engine)
     assert [updater.step(), updater.step()] == [0, 1]
     assert seen(store, "short") == [5]
     assert engine.n_calls <= 2 * CALLS_A_ROUND
-    n_calls = engine.n_calls + follow(store, summariser_of_many(method), engine)
+    n_calls = engine.n_calls + follow(store, summarizer_of_many(method), engine)
     assert seen(store, "long") == [500]
     store.add_events("another", events(0, 500))
-    assert follow(store, summariser_of_many(method)) == 0, "rounds change no call"
+    assert follow(store, summarizer_of_many(method)) == 0, "rounds change no call"
     assert n_calls == len(store.user_summaries("long")) + 1
 
 
@@ -159,7 +159,7 @@ def test_a_profile_is_added_as_soon_as_its_calls_are_done(store: ServeStore) -> 
     there: list[bool] = []
     store.add_events("long", events(0, 40))
     store.add_events("short", events(550, 555))
-    assert ProfileUpdater(store, summariser_of_many(), Looking()).step() == 2
+    assert ProfileUpdater(store, summarizer_of_many(), Looking()).step() == 2
     assert len(there) == 9
     assert there[:2] + there[3:] == [False] * 2 + [True] * 6
 
@@ -168,7 +168,7 @@ def test_a_user_whose_calls_fail_holds_up_nobody(store: ServeStore) -> None:
     bad = FakeGenerator(fail_on=lambda prompt: word(50) in prompt.messages[-1].content)
     store.add_events("bad", events(50, 55))
     store.add_events("good", events(0, 5))
-    updater = ProfileUpdater(store, summariser_of_many(), bad)
+    updater = ProfileUpdater(store, summarizer_of_many(), bad)
     assert [updater.step(), updater.step()] == [1, 0], "it is tried again later"
     assert seen(store, "good") == [5]
     assert updater.totals.n_calls_failed == store.facts()["failing"] == 1
@@ -177,14 +177,14 @@ def test_a_user_whose_calls_fail_holds_up_nobody(store: ServeStore) -> None:
     waiting(store)
     assert updater.step() == 0
     waiting(store)
-    assert follow(store, summariser_of_many()) == 1
+    assert follow(store, summarizer_of_many()) == 1
     assert (seen(store, "bad"), store.pending(9)) == ([5], [])
 
 
 def test_a_user_who_breaks_the_engine_holds_others_up_once(store: ServeStore) -> None:
     store.add_events("bad", events(50, 55))
     store.add_events("good", events(0, 5))
-    updater = ProfileUpdater(store, summariser_of_many(), BreakingEngine())
+    updater = ProfileUpdater(store, summarizer_of_many(), BreakingEngine())
     assert updater.step() == 0
     waiting(store)
     assert updater.step() == 1
@@ -192,16 +192,16 @@ def test_a_user_who_breaks_the_engine_holds_others_up_once(store: ServeStore) ->
 
 
 def test_histories_that_cannot_be_planned_or_written_are_tried_later(store: ServeStore) -> None:
-    summariser = summariser_of_many()
-    config = summariser.config.model_validate({"segmentation": {"kind": "tokens"}})
-    broken = dataclasses.replace(summariser, config=config, n_tokens=lambda item_id: {"i0": 1}[item_id])
+    summarizer = summarizer_of_many()
+    config = summarizer.config.model_validate({"segmentation": {"kind": "tokens"}})
+    broken = dataclasses.replace(summarizer, config=config, n_tokens=lambda item_id: {"i0": 1}[item_id])
     store.add_events("bad", events(0, 2))
     store.add_events("good", events(0, 1))
     assert ProfileUpdater(store, broken, FakeGenerator()).step() == 1
     assert [update.user_id for update in waiting(store)] == ["bad"]
     store.delete_user("bad")
     store.add_events("long", events(50, 550))
-    ProfileUpdater(store, summariser_of_many("hierarchical"), BreakingEngine()).step()
+    ProfileUpdater(store, summarizer_of_many("hierarchical"), BreakingEngine()).step()
     assert store.pending(9) == []
     assert [update.n_attempts for update in waiting(store)] == [1]
 
@@ -209,7 +209,7 @@ def test_histories_that_cannot_be_planned_or_written_are_tried_later(store: Serv
 def test_a_user_deleted_while_their_profile_is_written_stays_deleted(store: ServeStore) -> None:
     store.add_events("u", events(0, 10))
     engine = MeddlingEngine(lambda: store.delete_user("u"))
-    assert ProfileUpdater(store, summariser_of_many(), engine).step() == 0
+    assert ProfileUpdater(store, summarizer_of_many(), engine).step() == 0
     assert engine.n_calls == 2
     for table in ("users", "events", "profiles", "pending", "plans", "drafts", "summaries"):
         assert store._db.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,), table
@@ -221,7 +221,7 @@ def test_a_user_who_comes_back_meanwhile_gets_nothing_of_the_old_profile(store: 
         store.add_events("u", events(20, 30))
 
     store.add_events("u", events(0, 10))
-    updater = ProfileUpdater(store, summariser_of_many(), MeddlingEngine(leave_and_come_back))
+    updater = ProfileUpdater(store, summarizer_of_many(), MeddlingEngine(leave_and_come_back))
     assert updater.step() == 0
     assert store.profiles("u") == []
     assert updater.step() == 1
@@ -241,7 +241,7 @@ def test_a_text_that_two_share_names_each_ones_own_items(store: ServeStore) -> N
 
     for user, start in (("a", 0), ("b", 100)):
         store.add_events(user, events(start, start + 10))
-        ProfileUpdater(store, summariser_of_many("hierarchical"), Laconic()).step()
+        ProfileUpdater(store, summarizer_of_many("hierarchical"), Laconic()).step()
     one, other = store.user_summaries("a")[-1], store.user_summaries("b")[-1]
     assert one.key == other.key
     assert one.item_ids == tuple(f"i{n}" for n in range(10))
@@ -250,12 +250,12 @@ def test_a_text_that_two_share_names_each_ones_own_items(store: ServeStore) -> N
 
 def test_a_shared_text_that_goes_meanwhile_is_written_again(store: ServeStore) -> None:
     """One user has read it, the other is deleted before the profile of the first is done."""
-    summariser = summariser_of_many()
+    summarizer = summarizer_of_many()
     store.add_events("leaver", events(0, 5))
-    follow(store, summariser)
+    follow(store, summarizer)
     store.add_events("stayer", events(0, 10))
     engine = MeddlingEngine(lambda: store.delete_user("leaver"))
-    updater = ProfileUpdater(store, summariser, engine)
+    updater = ProfileUpdater(store, summarizer, engine)
     assert updater.step() == 0
     assert store.profiles("stayer") == []
     assert updater.step() == 1
@@ -266,7 +266,7 @@ def test_a_shared_text_that_goes_meanwhile_is_written_again(store: ServeStore) -
 def test_memory_is_given_back_now_and_then(store: ServeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[None] = []
     monkeypatch.setattr("trsr.serve.profile_updater.give_back", lambda: given.append(None))
-    updater = ProfileUpdater(store, summariser_of_many(), FakeGenerator())
+    updater = ProfileUpdater(store, summarizer_of_many(), FakeGenerator())
     for stop in (3, 6, 9, 12):
         if stop == 12:
             assert len(given) == 1
@@ -294,7 +294,7 @@ def wait_until(condition: Callable[[], Any]) -> None:
 
 def test_the_loop_follows_and_stops(store: ServeStore) -> None:
     stop = threading.Event()
-    thread = run_in_background(ProfileUpdater(store, summariser_of_many(), FakeGenerator()), stop)
+    thread = run_in_background(ProfileUpdater(store, summarizer_of_many(), FakeGenerator()), stop)
     for n in (5, 6):
         store.add_events("u", events(0, n))
         wait_until(lambda: n in seen(store))  # noqa: B023
@@ -308,11 +308,11 @@ def test_stopping_does_not_wait_for_a_long_history(store: ServeStore) -> None:
     stop = threading.Event()
     engine = MeddlingEngine(stop.set)
     store.add_events("u", events(0, 100))
-    thread = run_in_background(ProfileUpdater(store, summariser_of_many(), engine), stop)
+    thread = run_in_background(ProfileUpdater(store, summarizer_of_many(), engine), stop)
     thread.join(timeout=60)
     assert not thread.is_alive()
     assert engine.n_calls == 1
-    assert follow(store, summariser_of_many()) == 19, "the text that was written is not paid for again"
+    assert follow(store, summarizer_of_many()) == 19, "the text that was written is not paid for again"
 
 
 def test_nothing_ends_the_loop_and_no_text_of_a_user_is_logged(
@@ -327,7 +327,7 @@ def test_nothing_ends_the_loop_and_no_text_of_a_user_is_logged(
 
     monkeypatch.setattr(store, "pending", pending)
     stop = threading.Event()
-    thread = run_in_background(ProfileUpdater(store, summariser_of_many(), BreakingEngine()), stop)
+    thread = run_in_background(ProfileUpdater(store, summarizer_of_many(), BreakingEngine()), stop)
     store.add_events("u", events(0, 5))
     store.add_events("bad", events(50, 55))
     wait_until(lambda: store.facts()["failing"] and seen(store))
@@ -363,7 +363,7 @@ def test_the_log_says_why_an_engine_failed_but_not_what_it_said(
             raise EngineError(message)
 
     store.add_events("u", events(0, 5))
-    updater = ProfileUpdater(store, summariser_of_many(), Down())
+    updater = ProfileUpdater(store, summarizer_of_many(), Down())
     updater.step()
     assert updater.last_failure == logged
     assert logged in caplog.text

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from stores import follow, summariser_of_many
+from stores import follow, summarizer_of_many
 from updater_process import Message, acknowledged, keep, start
 
 from trsr.seeding import derive_seed
@@ -84,7 +84,7 @@ def test_kills_lose_nothing_and_change_no_profile(tmp_path: Path, method: str, n
     undisturbed = ServeStore(tmp_path / "undisturbed.sqlite")
     for message in sent:
         keep(undisturbed, message)
-    follow(undisturbed, summariser_of_many(method, block_size=3, fan_in=2))
+    follow(undisturbed, summarizer_of_many(method, block_size=3, fan_in=2))
 
     file = tmp_path / "killed.sqlite"
     rng = random.Random(derive_seed(7, "kills", method))

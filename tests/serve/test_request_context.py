@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trsr.serve.metrics import Metrics
 from trsr.serve.middleware import RequestContext, name_request
-from trsr.storage import as_one_sentence
+from trsr.storage import translate_errors
 
 SECRET = "a most private sentence"
 
@@ -83,7 +83,7 @@ def failing(shop: Shop, monkeypatch: pytest.MonkeyPatch, error: Exception) -> No
 
     def fail(user_id: str) -> None:
         logging.getLogger("trsr.recommend").warning("in a thread")
-        with as_one_sentence(Path("/srv/users.sqlite"), "database"):
+        with translate_errors(Path("/srv/users.sqlite"), "database"):
             raise error
 
     monkeypatch.setattr(shop.service, "user", fail)

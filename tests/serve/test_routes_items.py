@@ -32,7 +32,7 @@ def test_new_items_are_found_by_their_words_and_filters_and_can_be_bought(shop: 
     shop.buy("ann", "L1")
     shop.follow()
     assert [summary.item_ids for summary in shop.service.store.user_summaries("ann")] == [("L1",)]
-    assert "Zebra lantern" in shop.service.summariser.item_text("L1")
+    assert "Zebra lantern" in shop.service.summarizer.item_text("L1")
 
 
 def test_a_changed_item_is_read_again_and_the_last_change_counts(shop: Shop) -> None:
@@ -80,7 +80,7 @@ def test_a_history_keeps_a_deleted_item_without_its_text(shop: Shop) -> None:
     assert [entry["item_id"] for entry in history] == ["L1", "i2"]
     assert (
         shop.service.ranker.recommender.builder.item_text("L1")
-        == shop.service.summariser.item_text("L1")
+        == shop.service.summarizer.item_text("L1")
         == NO_TEXT
     )
     found = shop.client.post("/v1/recommend", json={"user_id": "ann", "top_n": 40}).json()["results"]

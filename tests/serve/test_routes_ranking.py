@@ -19,7 +19,7 @@ from trsr.errors import EngineError
 from trsr.llm.base import LabelTokens, ScoringGroup
 from trsr.llm.fake import FakeScorer
 from trsr.recommend.calibration import Calibration
-from trsr.recommend.ranker import Ask, TextAsk
+from trsr.recommend.ranker import RankRequest, RerankRequest
 
 DOCUMENTS = ["Clay pot", "Graphics card", "Garden hose", "Saw"]
 JSON = {"Content-Type": "application/json"}
@@ -59,7 +59,7 @@ def recommend(shop: Shop, **body: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank"])
 def test_documents_come_back_best_first_with_the_models_scores(shop: Shop, path: str) -> None:
     found = ask(shop, path, model="tiny-trsr", query="Likes gardens.", documents=DOCUMENTS)
-    (scored,) = shop.service.ranker.recommender.score([TextAsk("Likes gardens.", DOCUMENTS)])
+    (scored,) = shop.service.ranker.recommender.score([RerankRequest("Likes gardens.", DOCUMENTS)])
     order = np.argsort(-scored.margins).tolist()
     assert [result["index"] for result in found["results"]] == order
     assert [result["relevance_score"] for result in found["results"]] == scored.scores[order].tolist()
@@ -187,7 +187,7 @@ def test_given_candidates_are_ranked_by_notes_profile_and_history(shop: Shop) ->
     candidates = ["i10", "i11", "i12", "i4"]
     found = recommend(shop, user_id="ann", candidates=candidates, top_n=3)
     text = shop.service.store.profiles("ann")[0].text
-    question = Ask(("i1", "i2", "i3", "i4"), text, candidates, "Only presents.")
+    question = RankRequest(("i1", "i2", "i3", "i4"), text, candidates, "Only presents.")
     (scored,) = shop.service.ranker.recommender.score([question])
     order = np.argsort(-scored.margins)[:3].tolist()
     assert [result["item_id"] for result in found["results"]] == [candidates[i] for i in order]
@@ -209,7 +209,7 @@ def test_the_old_profile_serves_with_the_new_items_until_it_has_followed(shop: S
     stale = recommend(shop, user_id="ann", candidates=["i10", "i11"])
     assert stale["profile"]["n_items"] == 3
     text = shop.service.store.profiles("ann")[0].text
-    (scored,) = shop.service.ranker.recommender.score([Ask(("i2", "i3", "i4"), text, ["i10", "i11"])])
+    (scored,) = shop.service.ranker.recommender.score([RankRequest(("i2", "i3", "i4"), text, ["i10", "i11"])])
     margins = {result["item_id"]: result["margin"] for result in stale["results"]}
     assert margins == dict(zip(["i10", "i11"], scored.margins.tolist(), strict=True))
 
@@ -258,7 +258,7 @@ def test_an_explanation_leaves_out_each_recent_item_and_sentence(shop: Shop) -> 
     (profile,) = shop.service.store.profiles("ann")
     found = recommend(shop, user_id="ann", candidates=["i10", "i11", "i12"], top_n=2, explain=True)
     assert len(found["results"]) == 2
-    question = Ask(("i1", "i2", "i3", "i4"), profile.text, (), "Likes pots. Hates noise.")
+    question = RankRequest(("i1", "i2", "i3", "i4"), profile.text, (), "Likes pots. Hates noise.")
     for result in found["results"]:
         wanted = shop.service.ranker.recommender.explain(question, result["item_id"])
         moved = {

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from helpers import full_disk
-from stores import add_profile, event, events, follow, seen, summariser_of_many
+from stores import add_profile, event, events, follow, seen, summarizer_of_many
 
 from trsr.errors import OutputError, RunMismatchError, StoreError
 from trsr.llm.fake import FakeGenerator
@@ -74,7 +74,7 @@ def test_threads_that_write_and_update_lose_nothing(store: ServeStore) -> None:
     n = 40
     stop = threading.Event()
     errors: list[BaseException] = []
-    updater = ProfileUpdater(store, summariser_of_many(), FakeGenerator())
+    updater = ProfileUpdater(store, summarizer_of_many(), FakeGenerator())
 
     def add(name: str) -> None:
         try:
@@ -101,7 +101,7 @@ def test_threads_that_write_and_update_lose_nothing(store: ServeStore) -> None:
         ids = [f"{name}{number}" for number in range(n)]
         assert [entry.event_id for entry in shared if entry.event_id.startswith(name)] == ids
         assert [entry.event_id for entry in store.events(name)] == ids
-    follow(store, summariser_of_many())
+    follow(store, summarizer_of_many())
     assert [seen(store, user)[-1] for user in ("a", "b", "both")] == [n, n, 2 * n]
 
 
@@ -237,7 +237,7 @@ def test_edits_of_an_older_database_become_notes(tmp_path: Path) -> None:
         assert store.profiles("cat") == []
         assert set(due(store)) == {"ann", "cat"}
         assert [summary.key for summary in store.user_summaries("ann")] == calls[:1]
-        assert follow(store, summariser_of_many()) == 2
+        assert follow(store, summarizer_of_many()) == 2
         assert [seen(store, user) for user in ("ann", "cat")] == [[6, 6, 6], [6]]
         assert store.texts(calls) == {}, "what the edit led to goes with the next version"
         assert store.notes("ann") is not None

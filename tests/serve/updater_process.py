@@ -11,7 +11,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from stores import event, summariser_of_many
+from stores import event, summarizer_of_many
 
 from trsr.llm.base import Generation, GenerationParams, Prompt
 from trsr.llm.fake import FakeGenerator
@@ -67,8 +67,8 @@ def serve(file: str, method: str, n_texts: int | None, pipe: Connection) -> None
     """Acknowledge messages after they are kept, until the pipe is closed; write no more than `n_texts`."""
     store = ServeStore(file)
     stop = threading.Event()
-    summariser = summariser_of_many(method, block_size=3, fan_in=2)
-    updater = ProfileUpdater(store, summariser, StoppingGenerator(n_texts))
+    summarizer = summarizer_of_many(method, block_size=3, fan_in=2)
+    updater = ProfileUpdater(store, summarizer, StoppingGenerator(n_texts))
     thread = threading.Thread(target=updater.run, args=(stop,), daemon=True)
     thread.start()
     try:

@@ -13,14 +13,14 @@ from test_examples import IMPRESSIONS_PROTOCOL, SAMPLED, Rows, logged, make, pos
 
 from trsr.errors import DataError
 from trsr.splitting.examples import build_examples
-from trsr.splitting.leakage import fit_events
+from trsr.splitting.leakage import training_events
 from trsr.splitting.sampled import SampledProtocol
 from trsr.splitting.temporal import TemporalProtocol
 
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), times=st.booleans(), kind=st.sampled_from(["sampled", "temporal"]))
-def test_fit_events_hold_no_target_and_nothing_after_it(seed: int, times: bool, kind: str) -> None:
+def test_training_events_hold_no_target_and_nothing_after_it(seed: int, times: bool, kind: str) -> None:
     users = random_users(seed, 50, 40, times=times or kind == "temporal", longest=9)
     protocol: SampledProtocol | TemporalProtocol = TemporalProtocol(kind="temporal")
     if kind == "sampled":
@@ -28,7 +28,7 @@ def test_fit_events_hold_no_target_and_nothing_after_it(seed: int, times: bool, 
     with tempfile.TemporaryDirectory() as folder:
         data = make(Path(folder) / "d", users, textless=("i0",))
         splits = build_examples(data, protocol, seed)
-        fitted = fit_events(data, splits)
+        fitted = training_events(data, splits)
     kept = {(user, position): (item, time) for user, item, position, time in fitted.iter_rows()}
     if kind == "temporal":
         assert splits.valid_from is not None
@@ -49,13 +49,13 @@ def test_fit_events_hold_no_target_and_nothing_after_it(seed: int, times: bool, 
 
 
 @pytest.mark.parametrize("times", [True, False])
-def test_fit_events_of_impressions_hold_training_clicks_and_no_held_out_click(
+def test_training_events_of_impressions_hold_training_clicks_and_no_held_out_click(
     tmp_path: Path, times: bool
 ) -> None:
     users: Rows = [(f"u{u}", [f"i{j}" for j in range(20)], None) for u in range(30)]
     data = make(tmp_path / "d", users, impressions=logged(100, times))
     splits = build_examples(data, IMPRESSIONS_PROTOCOL, seed=0)
-    fitted = fit_events(data, splits)
+    fitted = training_events(data, splits)
     pairs = set(fitted.select("user_id", "item_id").iter_rows())
     held = {(e.user_id, item) for e in [*splits.valid, *splits.test] for item in positives(e)}
     trained = {(e.user_id, item) for e in splits.train for item in positives(e)}
@@ -68,8 +68,8 @@ def test_fit_events_of_impressions_hold_training_clicks_and_no_held_out_click(
     assert not fitted.select(pl.struct("user_id", "position").is_duplicated().any()).item()
 
 
-def test_fit_events_refuse_examples_of_another_dataset(tmp_path: Path) -> None:
+def test_training_events_refuse_examples_of_another_dataset(tmp_path: Path) -> None:
     splits = build_examples(make(tmp_path / "a", random_users(0, 60, 60, times=False)), SAMPLED, seed=0)
     other = make(tmp_path / "b", random_users(1, 5, 60, times=False))
     with pytest.raises(DataError, match="another dataset"):
-        fit_events(other, splits)
+        training_events(other, splits)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trsr.errors import ConfigError
-from trsr.summarize.store_url import checked, is_database, redacted, resolved
+from trsr.summarize.store_url import check_store_url, hide_password, is_database_url, resolve_store_url
 
 
 @pytest.mark.parametrize(
@@ -27,21 +27,21 @@ from trsr.summarize.store_url import checked, is_database, redacted, resolved
     ],
 )
 def test_redacted_removes_the_password_and_keeps_the_rest(url: str, shown: str) -> None:
-    assert redacted(url) == shown
-    assert redacted(shown) == shown
+    assert hide_password(url) == shown
+    assert hide_password(shown) == shown
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="@"), min_size=1).map("§{}§".format))
 def test_redacted_shows_no_password_however_it_is_written(password: str) -> None:
-    assert password not in redacted(f"postgresql://me:{password}@host/db")
+    assert password not in hide_password(f"postgresql://me:{password}@host/db")
 
 
 @pytest.mark.parametrize(
     "place", ["a.sqlite", "/x/y z.db", "postgres://me@h/d", "postgresql+psycopg:///d?host=/s"]
 )
 def test_checked_accepts_files_and_databases_unchanged(place: str) -> None:
-    assert checked(place) == place
-    assert is_database(place) == ("://" in place)
+    assert check_store_url(place) == place
+    assert is_database_url(place) == ("://" in place)
 
 
 @pytest.mark.parametrize(
@@ -58,16 +58,16 @@ def test_checked_accepts_files_and_databases_unchanged(place: str) -> None:
 )
 def test_a_wrong_url_is_refused_without_its_password(place: str) -> None:
     with pytest.raises(ValueError, match="a file or postgresql://USER:PASSWORD@HOST:PORT/DATABASE") as caught:
-        checked(place)
+        check_store_url(place)
     with pytest.raises(ConfigError, match=r"^store: found '.*', expected a file or ") as again:
-        resolved(place)
+        resolve_store_url(place)
     assert "ret" not in f"{caught.value}{again.value}"
 
 
 def test_resolved_fills_in_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRSR_TEST_PASSWORD", "p%40ss")
     expected = "postgresql://me:p%40ss@host/db"
-    assert resolved("postgresql://me:$TRSR_TEST_PASSWORD@host/db") == expected
-    assert resolved("postgresql://me:${TRSR_TEST_PASSWORD}@host/db") == expected
+    assert resolve_store_url("postgresql://me:$TRSR_TEST_PASSWORD@host/db") == expected
+    assert resolve_store_url("postgresql://me:${TRSR_TEST_PASSWORD}@host/db") == expected
     with pytest.raises(ConfigError, match="names the environment variable TRSR_NO_SUCH, which is not set"):
-        resolved("postgresql://me:$TRSR_NO_SUCH@host/db")
+        resolve_store_url("postgresql://me:$TRSR_NO_SUCH@host/db")

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator, Sequence
 
 import pytest
-from helpers import fold_all, item_ids, make_summariser, word
+from helpers import bind_summarizer, item_ids, summarize_all, word
 
 from trsr.errors import EngineError
 from trsr.llm.base import Generation, GenerationParams, Prompt, prompt_key
@@ -64,10 +64,10 @@ def words(prompt: Prompt) -> str:
 
 
 def recorded(histories: Sequence[tuple[str, ...]], known: Sequence[tuple[str, ...]] = ()) -> Recorder:
-    summariser, engine = make_summariser(), Recorder()
+    summarizer, engine = bind_summarizer(), Recorder()
     with open_store(":memory:") as store:
-        fold_all(known, summariser, store)
-        fold_all(histories, summariser, store, engine)
+        summarize_all(known, summarizer, store)
+        summarize_all(histories, summarizer, store, engine)
     return engine
 
 
@@ -91,13 +91,13 @@ def test_prompts_that_begin_alike_follow_each_other_in_any_order_of_users() -> N
 
 @BY_METHOD
 def test_all_calls_are_one_stream_and_an_engine_that_takes_rounds_writes_the_same(method: str) -> None:
-    summariser, found = make_summariser(method, fan_in=2), []
+    summarizer, found = bind_summarizer(method, fan_in=2), []
     for engine in (Recorder(), RoundEngine()):
         with open_store(":memory:") as store:
-            folds = fold_all(HISTORIES, summariser, store, engine)
-        found.append([fold.texts for fold in folds])
+            plans = summarize_all(HISTORIES, summarizer, store, engine)
+        found.append([plan.texts for plan in plans])
         if isinstance(engine, Recorder):
-            assert [len(prompts) for prompts in engine.in_all] == [sum(len(fold.calls) for fold in folds)]
+            assert [len(prompts) for prompts in engine.in_all] == [sum(len(plan.calls) for plan in plans)]
     assert found[0] == found[1]
 
 
@@ -107,9 +107,9 @@ def test_what_is_being_written_for_one_user_is_not_requested_again_for_another()
     histories = [item_ids(3 * n, 3 * n + 3 * depth) + end for n, depth in ((0, 1), (10, 2), (20, 3))]
     engine = LastInEngine()
     with open_store(":memory:") as store:
-        folds = fold_all(histories, make_summariser(), store, engine)
+        plans = summarize_all(histories, bind_summarizer(), store, engine)
     assert len(engine.keys) == len(set(engine.keys)) == 1 + 2 + 3 + 1
-    assert len({fold.keys[len(fold.calls) - 1] for fold in folds}) == 1
+    assert len({plan.keys[len(plan.calls) - 1] for plan in plans}) == 1
 
 
 def test_progress_counts_calls_tokens_and_users_when_their_profile_is_there() -> None:
@@ -121,8 +121,8 @@ def test_progress_counts_calls_tokens_and_users_when_their_profile_is_there() ->
         seen.append((progress.n_users_done, n_calls, progress.n_generated_tokens))
 
     with open_store(":memory:") as store:
-        summarize(users[:2], make_summariser(), FakeGenerator(), store)
-        summarize(users, make_summariser(), FakeGenerator(), store, note)
+        summarize(users[:2], bind_summarizer(), FakeGenerator(), store)
+        summarize(users, bind_summarizer(), FakeGenerator(), store, note)
         n_tokens = store.stats()[0].n_generated_tokens
     assert seen[0][0] == 1 + 3, "the one without history, and those the store knows"
     assert seen == sorted(seen)
@@ -133,7 +133,7 @@ def test_progress_counts_calls_tokens_and_users_when_their_profile_is_there() ->
 @BY_METHOD
 def test_users_in_small_windows_get_the_texts_of_users_all_at_once(method: str) -> None:
     users = [*USERS, History("empty", ()), History("again", HISTORIES[0])]
-    summariser, n_open = make_summariser(method), 0
+    summarizer, n_open = bind_summarizer(method), 0
 
     def source() -> Iterator[History]:
         nonlocal n_open
@@ -143,25 +143,25 @@ def test_users_in_small_windows_get_the_texts_of_users_all_at_once(method: str) 
             yield user
 
     with open_store(":memory:") as store:
-        folds = summarize(users, summariser, FakeGenerator(), store)
-        whole = [(fold.history, fold.texts, fold.keys) for fold in folds]
+        plans = summarize(users, summarizer, FakeGenerator(), store)
+        whole = [(plan.history, plan.texts, plan.keys) for plan in plans]
     found, engine = [], FakeGenerator()
     with open_store(":memory:") as store:
-        for fold in summarize_each(source(), summariser, engine, store, window=3):
+        for plan in summarize_each(source(), summarizer, engine, store, window=3):
             n_open -= 1
-            found.append((fold.history, fold.texts, fold.keys))
+            found.append((plan.history, plan.texts, plan.keys))
     assert found == whole
     assert engine.n_calls == len({key for _, _, keys in whole for key in keys.values()})
 
 
 def test_users_of_a_failed_call_are_unfinished_and_the_others_done() -> None:
-    summariser = make_summariser()
+    summarizer = bind_summarizer()
     engine = FakeGenerator(fail_on=lambda prompt: word(30) in prompt.messages[-1].content)
     lost: list[tuple[str, ...]] = []
     with open_store(":memory:") as store:
-        folds = summarize_each(USERS, summariser, engine, store, window=2)
+        plans = summarize_each(USERS, summarizer, engine, store, window=2)
         with pytest.raises(EngineError, match="1 summary calls failed"):
-            lost.extend(fold.history.item_ids for fold in folds if not fold.done)
+            lost.extend(plan.history.item_ids for plan in plans if not plan.done)
     assert lost == [items for items in HISTORIES if "i30" in items[:3]]
 
 
@@ -174,7 +174,7 @@ def test_results_that_arrive_together_are_kept_together() -> None:
             super().put_all(calls)
 
     with Counting(":memory:") as store:
-        fold_all(HISTORIES, make_summariser(), store)
+        summarize_all(HISTORIES, bind_summarizer(), store)
     assert groups == [len(HISTORIES)] * (N_CALLS // len(HISTORIES))
 
 
@@ -190,5 +190,5 @@ def test_a_kept_text_names_the_users_that_waited_for_it() -> None:
 
     users = [*(History(name, item_ids(0, 3)) for name in ("b", "a", "a")), History("c", item_ids(3, 6))]
     with Kept(":memory:") as store:
-        summarize(users, make_summariser(), FakeGenerator(), store)
+        summarize(users, bind_summarizer(), FakeGenerator(), store)
     assert sorted(seen) == [("b", "a"), ("c",)]

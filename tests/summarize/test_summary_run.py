@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import ITEMS, fold_all, item_ids, make_summariser, n_calls, totals
+from helpers import ITEMS, bind_summarizer, item_ids, n_calls, summarize_all, totals
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +22,7 @@ from trsr.llm.fake import FakeGenerator
 from trsr.summarize.executor import summarize
 from trsr.summarize.prompts import load_summary_template
 from trsr.summarize.store import RowFilter, Store, open_store
-from trsr.summarize.user_plan import Fold, profile
+from trsr.summarize.user_plan import SummaryPlan, profile
 from trsr.templating import Template
 from trsr.types import History
 
@@ -78,8 +78,8 @@ def answers(text: str) -> Engine:
     return Engine(lambda result: replace(result, text=text))
 
 
-def texts(folds: Sequence[Fold]) -> dict[tuple[str, ...], str]:
-    return {fold.history.item_ids: fold.texts[len(fold.calls) - 1] for fold in folds}
+def texts(plans: Sequence[SummaryPlan]) -> dict[tuple[str, ...], str]:
+    return {plan.history.item_ids: plan.texts[len(plan.calls) - 1] for plan in plans}
 
 
 def depth(n: int, fan_in: int) -> int:
@@ -103,7 +103,7 @@ def test_the_key_of_recurrent_call_k_depends_on_blocks_up_to_k_only(
     other = [*one[:n_shared], *other]
     with open_store(":memory:") as store:
         histories = [blocks_of(one), blocks_of(other)]
-        first, second = fold_all(histories, make_summariser(block_size=SIZE), store, KeyEngine())
+        first, second = summarize_all(histories, bind_summarizer(block_size=SIZE), store, KeyEngine())
     for place in range(min(len(one), len(other))):
         same_beginning = one[: place + 1] == other[: place + 1]
         assert (first.keys[place] == second.keys[place]) == same_beginning
@@ -116,9 +116,9 @@ def test_an_appended_block_costs_one_call_and_in_a_tree_one_path(
 ) -> None:
     old, new = [item_ids(0, SIZE * n_blocks)], [item_ids(0, SIZE * n_blocks + n_new)]
     with open_store(":memory:") as store:
-        chain = make_summariser(block_size=SIZE)
+        chain = bind_summarizer(block_size=SIZE)
         assert (n_calls(old, chain, store), n_calls(new, chain, store)) == (n_blocks, 1)
-        tree = make_summariser("hierarchical", block_size=SIZE, fan_in=fan_in)
+        tree = bind_summarizer("hierarchical", block_size=SIZE, fan_in=fan_in)
         n_calls(old, tree, store)
         assert 1 <= n_calls(new, tree, store) <= 1 + depth(n_blocks + 1, fan_in)
 
@@ -129,15 +129,15 @@ def test_an_appended_block_costs_one_call_and_in_a_tree_one_path(
 def test_neither_the_order_of_users_nor_of_completion_changes_a_profile(
     method: str, order: list[tuple[str, ...]], seed: int
 ) -> None:
-    summariser = make_summariser(method)
+    summarizer = bind_summarizer(method)
     with open_store(":memory:") as store:
-        expected = texts(fold_all(HISTORIES, summariser, store, FakeGenerator(shuffle=False)))
+        expected = texts(summarize_all(HISTORIES, summarizer, store, FakeGenerator(shuffle=False)))
     with open_store(":memory:") as store:
-        folds = fold_all(order, summariser, store, ShuffledEngine(seed))
-        assert texts(folds) == expected
-        assert [fold.history.item_ids for fold in folds] == order
+        plans = summarize_all(order, summarizer, store, ShuffledEngine(seed))
+        assert texts(plans) == expected
+        assert [plan.history.item_ids for plan in plans] == order
     with open_store(":memory:") as store:
-        assert texts([fold_all([history], summariser, store)[0] for history in order]) == expected
+        assert texts([summarize_all([history], summarizer, store)[0] for history in order]) == expected
 
 
 def changed_template() -> Template:
@@ -161,39 +161,39 @@ def changed_template() -> Template:
 def test_a_changed_template_model_or_parameter_never_returns_a_stale_text(
     method: str, change: dict[str, Any], store: Store
 ) -> None:
-    def run(mark: str, model_id: str = "fake@1", **change: Any) -> tuple[list[Fold], set[str], int]:
+    def run(mark: str, model_id: str = "fake@1", **change: Any) -> tuple[list[SummaryPlan], set[str], int]:
         engine = Engine(lambda result: replace(result, text=f"{result.text} {mark}"), model_id)
-        folds = fold_all(HISTORIES, make_summariser(method, **change), store, engine)
-        return folds, {key for fold in folds for key in fold.keys.values()}, engine.fake.n_calls
+        plans = summarize_all(HISTORIES, bind_summarizer(method, **change), store, engine)
+        return plans, {key for plan in plans for key in plan.keys.values()}, engine.fake.n_calls
 
     before, keys, made = run("original")
     after, new_keys, made_after = run("changed", **change)
     assert (made, made_after) == (len(keys), len(new_keys))
     assert not keys & new_keys
-    assert all(text.endswith("changed") for fold in after for text in fold.texts.values())
+    assert all(text.endswith("changed") for plan in after for text in plan.texts.values())
     again, _, made_again = run("original")
     assert made_again == 0
-    assert [fold.texts for fold in again] == [fold.texts for fold in before]
+    assert [plan.texts for plan in again] == [plan.texts for plan in before]
 
 
 @BY_METHOD
 def test_a_failed_call_is_kept_as_a_row_and_only_it_is_tried_again(method: str, store: Store) -> None:
-    summariser = make_summariser(method)
+    summarizer = bind_summarizer(method)
     healthy, bad, good = (
         FakeGenerator(),
         FakeGenerator(fail_on=lambda prompt: "aaaaa" in str(prompt)),
         FakeGenerator(),
     )
     with open_store(":memory:") as fresh:
-        expected = texts(fold_all(HISTORIES, summariser, fresh, healthy))
+        expected = texts(summarize_all(HISTORIES, summarizer, fresh, healthy))
     with pytest.raises(
         EngineError, match="1 summary calls failed and 1 of 4 profiles are unfinished"
     ) as caught:
-        fold_all(HISTORIES, summariser, store, bad)
+        summarize_all(HISTORIES, summarizer, store, bad)
     assert caught.value.retryable
     (failed,) = (row for row in store.rows() if row.error is not None)
     assert (failed.text, failed.error) == (None, "The fake engine was told to fail here.")
-    assert texts(fold_all(HISTORIES, summariser, store, good)) == expected
+    assert texts(summarize_all(HISTORIES, summarizer, store, good)) == expected
     assert good.n_calls == healthy.n_calls - (bad.n_calls - 1)
     assert totals(store)["failed"] == 0
     assert totals(store)["attempts"] == healthy.n_calls + 1
@@ -201,10 +201,10 @@ def test_a_failed_call_is_kept_as_a_row_and_only_it_is_tried_again(method: str, 
 
 @BY_METHOD
 def test_with_calls_failing_all_the_time_each_text_is_still_written_once(method: str, store: Store) -> None:
-    summariser, engine = make_summariser(method), FakeGenerator(fail_on=3)
+    summarizer, engine = bind_summarizer(method), FakeGenerator(fail_on=3)
     for _ in range(50):
         try:
-            folds = fold_all(HISTORIES, summariser, store, engine)
+            plans = summarize_all(HISTORIES, summarizer, store, engine)
             break
         except EngineError:
             continue
@@ -212,7 +212,7 @@ def test_with_calls_failing_all_the_time_each_text_is_still_written_once(method:
     assert (counts["attempts"], counts["failed"]) == (engine.n_calls, 0)
     assert counts["attempts"] - counts["calls"] == engine.n_calls // 3
     with open_store(":memory:") as fresh:
-        assert texts(folds) == texts(fold_all(HISTORIES, summariser, fresh))
+        assert texts(plans) == texts(summarize_all(HISTORIES, summarizer, fresh))
 
 
 @pytest.mark.parametrize(
@@ -227,34 +227,34 @@ def test_with_calls_failing_all_the_time_each_text_is_still_written_once(method:
     ],
 )
 def test_nothing_thoughts_and_introductions_are_failed_calls(answer: str, reason: str, store: Store) -> None:
-    summariser = make_summariser(template=load_summary_template("paper", "any"))
+    summarizer = bind_summarizer(template=load_summary_template("paper", "any"))
     with pytest.raises(EngineError, match=reason):
-        fold_all(HISTORIES, summariser, store, answers(answer))
+        summarize_all(HISTORIES, summarizer, store, answers(answer))
     assert totals(store)["failed"] == totals(store)["calls"] == 4
-    folds = fold_all(HISTORIES, summariser, store, answers("<think>Hm.</think>\n\nSure! pens.\nMore."))
-    assert {text.removeprefix("Sure! ") for fold in folds for text in fold.texts.values()} == {"pens."}
+    plans = summarize_all(HISTORIES, summarizer, store, answers("<think>Hm.</think>\n\nSure! pens.\nMore."))
+    assert {text.removeprefix("Sure! ") for plan in plans for text in plan.texts.values()} == {"pens."}
 
 
 def test_a_thought_that_an_earlier_version_stored_as_a_text_is_not_used(store: Store) -> None:
-    summariser = make_summariser()
-    fold_all(HISTORIES[:1], summariser, store)
+    summarizer = bind_summarizer()
+    summarize_all(HISTORIES[:1], summarizer, store)
     rows = [row._replace(text="Here is the summary:") for row in store.rows()]
     store.remove(RowFilter())
     store.add(rows)
     with pytest.raises(EngineError, match="trsr store gc --model"):
-        fold_all(HISTORIES[:1], summariser, store)
+        summarize_all(HISTORIES[:1], summarizer, store)
 
 
 def test_a_template_can_ask_for_more_than_one_line_and_no_other_key_changes(store: Store) -> None:
-    summariser = make_summariser()
-    assert summariser.params == summariser.config.params
-    many = Template("many", f"{summariser.template.source}\n[[stop]]\n")
-    assert replace(summariser, template=many).params.stop == ()
-    to_mark = Template("mark", f"{summariser.template.source}\n[[stop]]\n###\n")
-    assert replace(summariser, template=to_mark).params.stop == ("###",)
+    summarizer = bind_summarizer()
+    assert summarizer.params == summarizer.config.params
+    many = Template("many", f"{summarizer.template.source}\n[[stop]]\n")
+    assert replace(summarizer, template=many).params.stop == ()
+    to_mark = Template("mark", f"{summarizer.template.source}\n[[stop]]\n###\n")
+    assert replace(summarizer, template=to_mark).params.stop == ("###",)
     engine = answers("## Summary\n- pens\n- ink")
-    (fold,) = fold_all([item_ids(0, 2)], replace(summariser, template=many), store, engine)
-    assert fold.texts[0].endswith("- pens - ink")
+    (plan,) = summarize_all([item_ids(0, 2)], replace(summarizer, template=many), store, engine)
+    assert plan.texts[0].endswith("- pens - ink")
 
 
 @pytest.mark.parametrize("stop", [EngineError("the server is gone"), KeyboardInterrupt()])
@@ -266,12 +266,12 @@ def test_what_came_before_the_engine_broke_is_kept(stop: BaseException, store: S
             raise stop
         return result
 
-    summariser = make_summariser()
+    summarizer = bind_summarizer()
     with pytest.raises(type(stop)):
-        fold_all(HISTORIES, summariser, store, Engine(change))
+        summarize_all(HISTORIES, summarizer, store, Engine(change))
     assert totals(store)["calls"] == 6
-    n_blocks = sum(len(summariser.blocks(history)) for history in HISTORIES)
-    assert n_calls(HISTORIES, summariser, store) == n_blocks - 6
+    n_blocks = sum(len(summarizer.blocks(history)) for history in HISTORIES)
+    assert n_calls(HISTORIES, summarizer, store) == n_blocks - 6
 
 
 def test_an_engine_that_gives_no_answers_ends_in_an_error_not_in_a_loop(store: Store) -> None:
@@ -280,13 +280,13 @@ def test_an_engine_that_gives_no_answers_ends_in_an_error_not_in_a_loop(store: S
             yield from ()
 
     with pytest.raises(EngineError, match="the engine gave no answer"):
-        fold_all(HISTORIES, make_summariser(), store, Silent())
+        summarize_all(HISTORIES, bind_summarizer(), store, Silent())
 
 
 KILLED = """
 import sys
 sys.path[:0] = {path!r}
-from helpers import fold_all, item_ids, make_summariser
+from helpers import summarize_all, item_ids, bind_summarizer
 from trsr.llm.fake import FakeGenerator
 from trsr.summarize.store import open_store
 
@@ -296,7 +296,7 @@ class Loud(FakeGenerator):
             yield result
             print("kept", flush=True)
 
-fold_all([item_ids(0, 40)], make_summariser(block_size=1), open_store({file!r}), Loud(delay=0.05))
+summarize_all([item_ids(0, 40)], bind_summarizer(block_size=1), open_store({file!r}), Loud(delay=0.05))
 """
 
 
@@ -313,24 +313,24 @@ def test_sigkill_loses_at_most_the_call_in_flight(tmp_path: Path) -> None:
     with open_store(file) as store:
         kept = totals(store)["calls"]
         assert heard <= kept <= heard + 1 < 40
-        assert n_calls([item_ids(0, 40)], make_summariser(block_size=1), store) == 40 - kept
+        assert n_calls([item_ids(0, 40)], bind_summarizer(block_size=1), store) == 40 - kept
         assert totals(store)["attempts"] == 40
 
 
 @BY_METHOD
 def test_a_profile_is_the_last_text_with_its_key_and_counts_cost_no_call(method: str, store: Store) -> None:
-    plain, with_counts = make_summariser(method), make_summariser(method, counts=True)
-    (fold,) = fold_all([item_ids(0, 8)], plain, store)
-    made = profile(fold, plain)
+    plain, with_counts = bind_summarizer(method), bind_summarizer(method, counts=True)
+    (plan,) = summarize_all([item_ids(0, 8)], plain, store)
+    made = profile(plan, plain)
     assert (made.user_id, made.method, made.n_items) == ("u0", method, 8)
-    assert made.text == fold.texts[len(fold.calls) - 1]
+    assert made.text == plan.texts[len(plan.calls) - 1]
     assert made.text.startswith("This person likes ")
     assert made.key is not None
     assert store.texts([made.key]) == {made.key: made.text}
     assert n_calls([item_ids(0, 8)], with_counts, store) == 0
-    counted = with_counts.counted(fold.history)
+    counted = with_counts.counted(plan.history)
     assert counted.startswith("Most often: ")
-    assert profile(fold, with_counts).text == f"{made.text} {counted}"
+    assert profile(plan, with_counts).text == f"{made.text} {counted}"
 
 
 @pytest.mark.parametrize(
@@ -340,9 +340,9 @@ def test_a_profile_is_the_last_text_with_its_key_and_counts_cost_no_call(method:
 def test_a_profile_without_calls_needs_no_engine(
     method: str, n_items: int, begins: str, store: Store
 ) -> None:
-    summariser = make_summariser(method)
-    (fold,) = summarize([History("u", item_ids(0, n_items))], summariser, None, store)
-    made = profile(fold, summariser)
+    summarizer = bind_summarizer(method)
+    (plan,) = summarize([History("u", item_ids(0, n_items))], summarizer, None, store)
+    made = profile(plan, summarizer)
     assert made.text.startswith(begins)
     assert bool(made.text) == bool(begins)
     assert (made.method, made.n_items, made.key) == (method, n_items, None)
@@ -350,23 +350,23 @@ def test_a_profile_without_calls_needs_no_engine(
 
 def test_a_method_with_a_model_needs_an_engine(store: Store) -> None:
     with pytest.raises(EngineError, match="no engine was given"):
-        summarize([USER], make_summariser(), None, store)
+        summarize([USER], bind_summarizer(), None, store)
 
 
 @BY_METHOD
 def test_a_grounded_profile_consists_of_phrases_of_its_items_the_newest_block_first(
     method: str, store: Store
 ) -> None:
-    summariser = make_summariser(method, grounded=True, n_phrases=6)
-    prefill = summariser.template.own_text("prefill")
-    folds = fold_all([*HISTORIES, item_ids(0, 6)], summariser, store)
-    for fold in folds:
-        titles = {ITEMS[item_id].fields["title"] for item_id in fold.history.item_ids}
-        for text in fold.texts.values():
+    summarizer = bind_summarizer(method, grounded=True, n_phrases=6)
+    prefill = summarizer.template.own_text("prefill")
+    plans = summarize_all([*HISTORIES, item_ids(0, 6)], summarizer, store)
+    for plan in plans:
+        titles = {ITEMS[item_id].fields["title"] for item_id in plan.history.item_ids}
+        for text in plan.texts.values():
             assert text.startswith(prefill)
             said = text.removeprefix(prefill).removesuffix(".").replace("; before that ", ", ").split(", ")
             assert {phrase.strip() for phrase in said} <= titles
-    new, old = texts(folds)[item_ids(0, 6)].split("; before that ")
+    new, old = texts(plans)[item_ids(0, 6)].split("; before that ")
     titles_in_order = [ITEMS[item_id].fields["title"] for item_id in item_ids(0, 6)]
     assert any(title in new for title in titles_in_order[3:])
     assert not any(title in new for title in titles_in_order[:3])
@@ -376,4 +376,4 @@ def test_a_grounded_profile_consists_of_phrases_of_its_items_the_newest_block_fi
 def test_a_text_with_a_phrase_that_was_never_read_is_a_failed_call(store: Store) -> None:
     engine = Engine(lambda result: replace(result, text=f"Kingkrapers, {result.text}"))
     with pytest.raises(EngineError, match="wrote 'Kingkrapers'"):
-        fold_all(HISTORIES[:1], make_summariser("recurrent", grounded=True), store, engine)
+        summarize_all(HISTORIES[:1], bind_summarizer("recurrent", grounded=True), store, engine)

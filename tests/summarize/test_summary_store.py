@@ -10,7 +10,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from helpers import make_summariser, stored_call
+from helpers import bind_summarizer, stored_call
 
 from trsr.errors import DataError, OutputError, StoreError
 from trsr.llm.fake import FakeGenerator
@@ -172,12 +172,12 @@ def test_a_second_run_makes_no_call_and_every_kind_of_store_keeps_the_same_rows(
     place: str, method: str
 ) -> None:
     users = [History(f"u{n}", tuple(f"i{i}" for i in range(n, n + 14))) for n in range(5)]
-    summariser, kept = make_summariser(method), []
+    summarizer, kept = bind_summarizer(method), []
     for store in (open_store(place), open_store(":memory:")):
         with store:
-            folds = summarize(users, summariser, FakeGenerator(), store)
+            folds = summarize(users, summarizer, FakeGenerator(), store)
             again = FakeGenerator()
-            summarize(users, summariser, again, store)
+            summarize(users, summarizer, again, store)
             assert again.n_calls == 0
             kept.append(([f.texts for f in folds], [row._replace(created_at=0) for row in store.rows()]))
     assert kept[0] == kept[1]

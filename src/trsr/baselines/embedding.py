@@ -20,7 +20,7 @@ import numpy.typing as npt
 from trsr.baselines.simple import ExampleRanker
 from trsr.errors import MissingExtraError, ModelError, first_line
 from trsr.llm import models
-from trsr.storage import write_whole
+from trsr.storage import atomic_write
 from trsr.types import RankingExample
 
 PART_SIZE = 256
@@ -185,4 +185,4 @@ def _write(file: Path, vectors: _Vectors) -> None:
         with path.open("wb") as stream:  # by name, numpy would add an ending
             np.save(stream, vectors)
 
-    write_whole(file, write)
+    atomic_write(file, write)

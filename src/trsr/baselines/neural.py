@@ -87,7 +87,7 @@ class NcfRanker(_CornacRanker):
     A user is known by the events that may be learned from, so by the history before the target.
 
     Args:
-        fit_events: Columns `user_id`, `item_id`: what may be learned from, see `trsr.splitting.leakage`.
+        training_events: Columns `user_id`, `item_id`: what may be learned from, see `trsr.splitting.leakage`.
         settings: One point of the grid of `trsr.baselines.settings.NcfConfig`.
         seed: Of the run; the model's own is derived from it.
 
@@ -98,12 +98,12 @@ class NcfRanker(_CornacRanker):
 
     name = "ncf"
 
-    def __init__(self, fit_events: pl.DataFrame, settings: Mapping[str, Any], *, seed: int) -> None:
+    def __init__(self, training_events: pl.DataFrame, settings: Mapping[str, Any], *, seed: int) -> None:
         require("cornac", "torch")
         from cornac.data import Dataset
         from cornac.models import NeuMF
 
-        pairs = fit_events.select("user_id", "item_id").unique().sort("user_id", "item_id")
+        pairs = training_events.select("user_id", "item_id").unique().sort("user_id", "item_id")
         # Users of every item have no negatives.
         pairs = pairs.filter(pl.len().over("user_id") < pairs["item_id"].n_unique())
         if pairs.is_empty():
@@ -141,7 +141,7 @@ class SequentialRanker(_CornacRanker):
 
     Args:
         name: Which model.
-        fit_events: Columns `user_id`, `item_id`, `position`: what may be learned from, see
+        training_events: Columns `user_id`, `item_id`, `position`: what may be learned from, see
             `trsr.splitting.leakage`. Items that are alone in every sequence stay unknown.
         settings: One point of the grid of the model's settings (`trsr.baselines.settings`).
         seed: Of the run; the model's own is derived from it. GRU4Rec always starts from the same weights.
@@ -155,7 +155,7 @@ class SequentialRanker(_CornacRanker):
     def __init__(
         self,
         name: SequentialName,
-        fit_events: pl.DataFrame,
+        training_events: pl.DataFrame,
         settings: Mapping[str, Any],
         *,
         seed: int,
@@ -166,7 +166,7 @@ class SequentialRanker(_CornacRanker):
 
         self.name = name
         self._max_len = int(settings["max_len"])
-        sequences = training_sequences(fit_events, self._max_len + 1)
+        sequences = training_sequences(training_events, self._max_len + 1)
         if not sequences:
             raise DataError(
                 f"No user has two events that {name} may learn from; take it out of `rankers`, "
@@ -190,12 +190,14 @@ class SequentialRanker(_CornacRanker):
         return [self._number[item] for item in history if item in self._number][-self._max_len :]
 
 
-def training_sequences(fit_events: pl.DataFrame, max_len: int) -> list[list[str]]:
+def training_sequences(training_events: pl.DataFrame, max_len: int) -> list[list[str]]:
     """Return each user's items, oldest first, in pieces of at most `max_len` cut from the newest end.
 
     Pieces of a single item are left out: nothing follows in them.
     """
-    by_user = fit_events.sort("user_id", "position").group_by("user_id", maintain_order=True).agg("item_id")
+    by_user = (
+        training_events.sort("user_id", "position").group_by("user_id", maintain_order=True).agg("item_id")
+    )
     pieces = []
     for items in by_user["item_id"].to_list():
         for end in range(len(items), 1, -max_len):

@@ -71,14 +71,14 @@ class PopularityRanker(ExampleRanker):
     """Scores a candidate by log(1 + users who interacted with it), in the events that may be learned from.
 
     Args:
-        fit_events: Columns `user_id` and `item_id` (others are ignored): the events of the training users, or
-            those before the split time. Targets of the examples must not be among them.
+        training_events: Columns `user_id` and `item_id` (others are ignored): events of the training users,
+            or those before the split time. Targets of the examples must not be among them.
     """
 
     name = "popularity"
 
-    def __init__(self, fit_events: pl.DataFrame) -> None:
-        counts = fit_events.group_by("item_id").agg(pl.col("user_id").n_unique().alias("n_users"))
+    def __init__(self, training_events: pl.DataFrame) -> None:
+        counts = training_events.group_by("item_id").agg(pl.col("user_id").n_unique().alias("n_users"))
         self._n_users: dict[str, int] = dict(zip(counts["item_id"], counts["n_users"], strict=True))
 
     def _margins(self, example: RankingExample) -> npt.ArrayLike:
@@ -93,8 +93,8 @@ class DecayedPopularityRanker(ExampleRanker):
     whose only interaction is the oldest of all.
 
     Args:
-        fit_events: Columns `user_id`, `item_id` and `timestamp` (others are ignored): what may be learned
-            from, see `trsr.splitting.leakage`. Events without a time are left out and counted.
+        training_events: Columns `user_id`, `item_id` and `timestamp` (others are ignored): what may be
+            learned from, see `trsr.splitting.leakage`. Events without a time are left out and counted.
         half_life_days: Days after which an interaction counts half, above 0.
 
     Raises:
@@ -103,17 +103,17 @@ class DecayedPopularityRanker(ExampleRanker):
 
     name = "popularity_decayed"
 
-    def __init__(self, fit_events: pl.DataFrame, *, half_life_days: float) -> None:
+    def __init__(self, training_events: pl.DataFrame, *, half_life_days: float) -> None:
         if not half_life_days > 0:
             raise ConfigError(f"Found half_life_days {half_life_days}; expected a number of days above 0.")
-        timed = fit_events.drop_nulls("timestamp").sort("timestamp")
+        timed = training_events.drop_nulls("timestamp").sort("timestamp")
         if timed.is_empty():
             raise ConfigError(
                 "The ranker popularity_decayed needs times, and no event that it may learn from has one; "
                 "take it out of `rankers`, or use `popularity`."
             )
         self._half_life = half_life_days
-        self._n_without_time = len(fit_events) - len(timed)
+        self._n_without_time = len(training_events) - len(timed)
         days = timed.select("item_id", days=pl.col("timestamp").dt.epoch("us") / _DAY)
         self._first, self._last = float(days["days"][0]), float(days["days"][-1])
         by_item = days.group_by("item_id", maintain_order=True).agg("days")

@@ -30,7 +30,7 @@ from trsr.llm.opening import open_generator
 from trsr.summarize.executor import SummaryProgress, summarize
 from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.store import SqliteStore
-from trsr.summarize.user_plan import Summariser, make_summariser
+from trsr.summarize.user_plan import BoundSummarizer, bind_summarizer
 from trsr.types import History
 
 LOCAL_ENGINES = ("transformers", "llamacpp")
@@ -53,7 +53,7 @@ def bench_summarize(
         folder: An empty one, for the dataset.
         engines: `transformers`, `llamacpp`; None for those that are installed.
         model: Model of all of them.
-        users: Users to summarise, all handed over at once.
+        users: Users to summarize, all handed over at once.
         blocks: Calls per user, one after the other.
         single_users: How many of the users are timed the naive way.
         in_flight: Most calls that an engine works on at the same time; None for its default.
@@ -67,12 +67,12 @@ def bench_summarize(
     if not kinds:
         raise InputError("No local engine is installed: run `pip install 'trsr[hf]'`, or `trsr[llamacpp]`.")
     configs = {kind: local_engine(kind, model, in_flight) for kind in kinds}
-    summariser, histories = news_readers(folder, users, blocks)
+    summarizer, histories = news_readers(folder, users, blocks)
     measured = {}
     for kind, config in configs.items():
         engine = open_generator(config)
         try:
-            measured[kind] = measure_engine(engine, summariser, histories, min(single_users, users))
+            measured[kind] = measure_engine(engine, summarizer, histories, min(single_users, users))
         finally:
             engine.close()
     return {
@@ -115,7 +115,7 @@ def local_engine(kind: str, model: str, in_flight: int | None = None) -> EngineC
     return config
 
 
-def news_readers(folder: Path, users: int, blocks: int) -> tuple[Summariser, list[History]]:
+def news_readers(folder: Path, users: int, blocks: int) -> tuple[BoundSummarizer, list[History]]:
     """Make synthetic news readers with `blocks` full blocks each: every user is in flight to the end."""
     n_items = blocks * BLOCK_SIZE
     config = SyntheticConfig(
@@ -127,16 +127,16 @@ def news_readers(folder: Path, users: int, blocks: int) -> tuple[Summariser, lis
         max_history=n_items,
     )
     data = generate(config, folder)
-    return make_summariser(data, SummaryConfig()), list(data.histories())
+    return bind_summarizer(data, SummaryConfig()), list(data.histories())
 
 
 def measure_engine(
-    engine: TextGenerator, summariser: Summariser, histories: Sequence[History], single_users: int
+    engine: TextGenerator, summarizer: BoundSummarizer, histories: Sequence[History], single_users: int
 ) -> dict[str, Any]:
     """Return an engine's rates on users in flight at once, and against `single_users` of them one by one."""
-    _write(engine, summariser, [histories[:1]])  # loads the model
-    together = _write(engine, summariser, [histories])
-    single = _write(engine, summariser, [[history] for history in histories[:single_users]])
+    _write(engine, summarizer, [histories[:1]])  # loads the model
+    together = _write(engine, summarizer, [histories])
+    single = _write(engine, summarizer, [[history] for history in histories[:single_users]])
     single_seconds = single["seconds"] / single["calls"] * together["calls"]
     return {
         "model": engine.model_id,
@@ -152,9 +152,9 @@ def measure_engine(
 
 
 def _write(
-    engine: TextGenerator, summariser: Summariser, groups: Sequence[Sequence[History]]
+    engine: TextGenerator, summarizer: BoundSummarizer, groups: Sequence[Sequence[History]]
 ) -> dict[str, float]:
-    """Summarise groups of users from nothing, one group after the other, and return counts and rates.
+    """Summarize groups of users from nothing, one group after the other, and return counts and rates.
 
     Reading and writing have rates of their own where the engine times its reading.
     """
@@ -164,7 +164,7 @@ def _write(
     for histories in groups:
         last: list[SummaryProgress] = []
         with SqliteStore(":memory:") as store:
-            summarize(histories, summariser, engine, store, last.append)
+            summarize(histories, summarizer, engine, store, last.append)
         done.append(last[-1])
     seconds = time.perf_counter() - started
     calls = sum(progress.n_calls_made for progress in done)

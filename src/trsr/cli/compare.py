@@ -44,7 +44,7 @@ def compare(
 
     Example: trsr compare out/with_profile out/without --ranker llm --metric mrr@10
     """
-    from trsr.evaluate.compare_runs import compare_runs
+    from trsr.evaluation.compare_runs import compare_runs
 
     names = list(dict.fromkeys(metrics or DEFAULT_METRICS))
     result = compare_runs(runs, metrics=names, rankers=rankers or (), common=common, seed=seed)
@@ -56,7 +56,7 @@ def compare(
 
 def _print(metrics: Mapping[str, Any], *, pairs: bool) -> None:
     """Print for each metric the best ranker with its lead over each other one, a verdict, and every pair."""
-    from trsr.evaluate.statistics import NOTE, format_interval, format_number, format_p, leaderboards
+    from trsr.evaluation.statistics import NOTE, format_interval, format_number, format_p, leaderboards
 
     def cell(value: float | None, ends: Sequence[float | None]) -> str:
         interval = format_interval(ends)

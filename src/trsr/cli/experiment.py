@@ -15,7 +15,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from trsr.experiment.config import RunConfig
-    from trsr.experiment.experiment import Workbench
+    from trsr.experiment.experiment import Experiment
     from trsr.experiment.run_folder import RunFolder
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file; see configs/.", show_default=False)]
@@ -74,7 +74,7 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
     console.print(table)
     if n := counts.get("targets_in_history"):
-        from trsr.evaluate.report import targets_note
+        from trsr.evaluation.report import targets_note
 
         console.print(targets_note(n, counts["examples"]), markup=False)
 
@@ -147,10 +147,10 @@ def env(as_json: AsJson = False) -> None:
         typer.echo(f"{name:12} {shown}")
 
 
-def _open(config: Path, out: Path, changes: list[str] | None) -> Workbench:
+def _open(config: Path, out: Path, changes: list[str] | None) -> Experiment:
     from trsr.errors import ConfigError
     from trsr.experiment.config import load_config
-    from trsr.experiment.experiment import Workbench
+    from trsr.experiment.experiment import Experiment
     from trsr.train import distributed
 
     if distributed.count() > 1:
@@ -158,28 +158,28 @@ def _open(config: Path, out: Path, changes: list[str] | None) -> Workbench:
             f"WORLD_SIZE: found {distributed.count()} processes, but only `trsr train` is done by several; "
             "launch that, and this command without a launcher."
         )
-    return Workbench(_open_folder(load_config(config, changes or ()), out))
+    return Experiment(_open_folder(load_config(config, changes or ()), out))
 
 
 def _open_folder(chosen: RunConfig, out: Path) -> RunFolder:
     from trsr.experiment.preflight import check_models, check_store
     from trsr.experiment.run_folder import RunFolder
-    from trsr.summarize.store_url import redacted
+    from trsr.summarize.store_url import hide_password
 
     if not (out / "config.yaml").exists():
         check_models(chosen)  # an unknown name must not leave a run folder
         check_store(chosen)
-    return RunFolder(out, chosen, "trsr " + shlex.join(map(redacted, sys.argv[1:])))
+    return RunFolder(out, chosen, "trsr " + shlex.join(map(hide_password, sys.argv[1:])))
 
 
 def _say(line: str) -> None:
     typer.echo(line, err=True)
 
 
-def _run(bench: Workbench, until: str) -> None:
+def _run(experiment: Experiment, until: str) -> None:
     from trsr.experiment.stages import run_stages
 
-    run_stages(bench, until, say=_say)
+    run_stages(experiment, until, notify=_say)
 
 
 def _print_metrics(out: Path, as_json: bool) -> None:
@@ -190,7 +190,7 @@ def _print_metrics(out: Path, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(metrics, indent=2))
         return
-    from trsr.evaluate.statistics import leaderboards
+    from trsr.evaluation.statistics import leaderboards
 
     print_metrics(metrics)
     for board in leaderboards(metrics):
@@ -231,11 +231,11 @@ def run(
         from trsr.experiment.config import load_config
         from trsr.experiment.seeds import run_seeds
 
-        def open_bench(seed: int, folder: Path) -> Workbench:
+        def open_experiment(seed: int, folder: Path) -> Experiment:
             return _open(config, folder, [*(changes or ()), f"seed={seed}"])
 
         first = load_config(config, changes or ()).seed  # the configured seed and those after it
-        run_seeds(out, open_bench, range(first, first + seeds), say=_say)
+        run_seeds(out, open_experiment, range(first, first + seeds), notify=_say)
     _print_metrics(out, as_json)
 
 
@@ -256,7 +256,7 @@ def train(config: ConfigFile, out: Out, changes: Set = None, as_json: AsJson = F
     check_processes(chosen)
     if distributed.count() > 1:
         distributed.join(cpu=chosen.recommender.device == "cpu")
-    train_together(out, lambda: _open_folder(chosen, out), say=_say)
+    train_together(out, lambda: _open_folder(chosen, out), notify=_say)
     if not distributed.is_main():
         return
     info = (out / "model" / "trsr.json").read_text(encoding="utf-8")
@@ -282,20 +282,20 @@ def rank(
     from trsr.experiment.ray import choose_runner
 
     cluster = choose_runner(runner, concurrency, gpus_per_worker)
-    bench = _open(config, out, changes)
-    bench.runner = cluster
+    experiment = _open(config, out, changes)
+    experiment.runner = cluster
     if dry_run:
         from trsr.experiment.ranking import describe_prompt
 
-        _run(bench, "examples")
-        facts = describe_prompt(bench)
+        _run(experiment, "examples")
+        facts = describe_prompt(experiment)
         if as_json:
             typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
             return
         for name, value in facts.items():
             typer.echo(f"{name}: {value}" if not str(value).count("\n") else f"{name}:\n{value}\n")
         return
-    _run(bench, "rank")
+    _run(experiment, "rank")
     scores = str(out / "scores.parquet")
     typer.echo(json.dumps({"scores": scores}) if as_json else f"Scores: {scores}")
 
@@ -313,10 +313,10 @@ def evaluate(
 
     if not (out / "scores.parquet").is_file():
         raise DataError(f"{out} holds no scores.parquet; rank first with `trsr run CONFIG --out {out}`.")
-    bench = _open(out / "config.yaml", out, None)
-    bench.folder.check_files()
-    with bench.folder.working():
-        run_stage(bench, "evaluate")
+    experiment = _open(out / "config.yaml", out, None)
+    experiment.folder.check_files()
+    with experiment.folder.working():
+        run_stage(experiment, "evaluate")
     _print_metrics(out, as_json)
 
 
@@ -328,18 +328,18 @@ def demo(
 
     Example: trsr demo
     """
-    from trsr.experiment.dataset_profiles import CONFIG_FILE, compare_summarisers, next_steps
+    from trsr.experiment.dataset_profiles import CONFIG_FILE, compare_summarizers, next_steps
 
     if not as_json:
         typer.echo(
-            "Synthetic shop, embedded model: two summarisers, a short LoRA fine-tune, ranking, report.",
+            "Synthetic shop, embedded model: two summarizers, a short LoRA fine-tune, ranking, report.",
             err=True,
         )
-    bench = _open(CONFIG_FILE, out, None)
-    _run(bench, "evaluate")
-    both = compare_summarisers(bench)
+    experiment = _open(CONFIG_FILE, out, None)
+    _run(experiment, "evaluate")
+    both = compare_summarizers(experiment)
     if not as_json:
-        typer.echo(f"\nOne user's history read by both summarisers:\n\n{both}\n")
+        typer.echo(f"\nOne user's history read by both summarizers:\n\n{both}\n")
     _print_metrics(out, as_json)
     if not as_json:
         typer.echo(next_steps(out))

@@ -86,15 +86,15 @@ def import_store(
     """
     from trsr.summarize.export import read_rows
     from trsr.summarize.store import open_store
-    from trsr.summarize.store_url import redacted, resolved
+    from trsr.summarize.store_url import hide_password, resolve_store_url
 
-    with open_store(resolved(place)) as store:
+    with open_store(resolve_store_url(place)) as store:
         if source.endswith(".parquet"):
             n_new = store.add(read_rows(Path(source)))
         else:
             with _open(source) as other:
                 n_new = store.add(other.rows())
-    _say({"new rows": n_new, "store": redacted(resolved(place))}, as_json)
+    _say({"new rows": n_new, "store": hide_password(resolve_store_url(place))}, as_json)
 
 
 @store_app.command("gc")
@@ -134,10 +134,10 @@ def _open(place: str) -> Store:
     """
     from trsr.errors import DataError
     from trsr.summarize.store import open_store
-    from trsr.summarize.store_url import is_database, resolved
+    from trsr.summarize.store_url import is_database_url, resolve_store_url
 
-    found = resolved(place)
-    if not is_database(found) and not Path(found).is_file():
+    found = resolve_store_url(place)
+    if not is_database_url(found) and not Path(found).is_file():
         raise DataError(f"There is no summary store {found}; check the path.")
     return open_store(found)
 
@@ -188,19 +188,19 @@ def summarize(
     """
     from trsr.errors import ConfigError
     from trsr.experiment.dataset_profiles import (
-        describe_fold,
+        describe_plan,
         settings,
         summarize_dataset,
         summarize_dataset_on_ray,
     )
     from trsr.experiment.ray import choose_runner
-    from trsr.summarize.store_url import resolved
+    from trsr.summarize.store_url import resolve_store_url
 
     chosen = settings(method, engine, model, base_url, block_size, grounded, grammar, in_flight)
     cluster = choose_runner(runner, concurrency, gpus_per_worker)
     if cluster is not None and show is not None:
         raise ConfigError("--show reads one user in this process; leave --runner ray out.")
-    place = None if store is None else resolved(store)
+    place = None if store is None else resolve_store_url(store)
     if dry_run:
         from trsr.experiment.cost_plan import Rates, plan_dataset, render
 
@@ -214,8 +214,8 @@ def summarize(
         result = summarize_dataset(data, chosen, place, limit, show)
         facts = result.written.facts()
     if show is not None and not as_json:
-        (fold,), (profile,) = result.written.folds, result.written.profiles
-        typer.echo(describe_fold(fold, result.summariser, profile.text))
+        (user_plan,), (profile,) = result.written.plans, result.written.profiles
+        typer.echo(describe_plan(user_plan, result.summarizer, profile.text))
     elif as_json:
         typer.echo(json.dumps(facts))
     else:

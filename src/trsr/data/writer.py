@@ -17,7 +17,7 @@ import polars as pl
 from trsr.data.import_info import READABLE, REFERENCES, FileInfo, TimesInfo, advice, too_many
 from trsr.data.schema import EVENTS, IMPRESSIONS, INFO_FILE, REJECTS, DatasetInfo
 from trsr.errors import DataError, OutputError
-from trsr.storage import file_sha256, left_by_the_dead, remove_folder, replace_folder, write_whole
+from trsr.storage import atomic_write, file_sha256, left_by_the_dead, remove_folder, replace_folder
 
 _MADE = frozenset({INFO_FILE, "items.parquet", "events.parquet", "impressions.parquet", "rejects.parquet"})
 _LEFT_OUT = ("ratings_below_threshold", "rows_of_other_locales")
@@ -218,7 +218,7 @@ class DatasetWriter:
     def _keep_rejects(self) -> str:
         """Write the refused rows beside the place of the dataset; return where, and what may help."""
         file = self.path.with_name(f"{self.path.name}.rejects.parquet")
-        write_whole(file, self._rejects.scan(REJECTS).sink_parquet)
+        atomic_write(file, self._rejects.scan(REJECTS).sink_parquet)
         return f"; the refused rows are in {file}{advice(self.reasons)}"
 
     def _move_into_place(self) -> None:

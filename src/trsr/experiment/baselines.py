@@ -16,10 +16,10 @@ import numpy as np
 from trsr.baselines.settings import described
 from trsr.baselines.simple import BagOfWordsRanker, require
 from trsr.errors import DataError
-from trsr.experiment.experiment import NO_CAP, Workbench
+from trsr.experiment.experiment import NO_CAP, Experiment
 from trsr.llm import models
 from trsr.recommend.ranker import Ranker
-from trsr.splitting.leakage import fit_events
+from trsr.splitting.leakage import training_events
 from trsr.train.dataset import recall_sum
 from trsr.types import RankingExample
 
@@ -38,7 +38,7 @@ class FittedRanker(Ranker, Protocol):
         ...
 
 
-def check_baselines(bench: Workbench) -> None:
+def check_baselines(experiment: Experiment) -> None:
     """Find out, before anything is paid for, whether the configured baselines can be had.
 
     Raises:
@@ -46,18 +46,18 @@ def check_baselines(bench: Workbench) -> None:
         MissingExtraError: a library is not installed.
         ModelError: the model that is to embed the items is unknown.
     """
-    wanted = set(bench.config.rankers)
+    wanted = set(experiment.config.rankers)
     if "embedding" in wanted:
-        models.locate(bench.config.baselines.embedding.model)
+        models.locate(experiment.config.baselines.embedding.model)
     if "bag_of_words" in wanted:
         require("sklearn")
     if wanted & {"ncf", "gru4rec", "bert4rec", "sasrec"}:
         require("cornac", "torch")
     if "popularity_decayed" in wanted:
-        _maker(bench, "popularity_decayed")(bench.config.baselines.popularity_decayed.grid()[0])
+        _maker(experiment, "popularity_decayed")(experiment.config.baselines.popularity_decayed.grid()[0])
 
 
-def make_baseline(bench: Workbench, name: BaselineName) -> FittedRanker:
+def make_baseline(experiment: Experiment, name: BaselineName) -> FittedRanker:
     """Return the baseline called `name` with the settings that rank the validation examples best.
 
     The rule is the one for the best checkpoint: the mean of R@3 + R@5 + R@10; the first of equal ones is
@@ -66,43 +66,43 @@ def make_baseline(bench: Workbench, name: BaselineName) -> FittedRanker:
     Raises:
         DataError: no setting gave finite scores.
     """
-    grid: list[Point] = getattr(bench.config.baselines, name).grid()
+    grid: list[Point] = getattr(experiment.config.baselines, name).grid()
     plain = [dict(json.loads(json.dumps(point))) for point in grid]  # as the file gives them back
-    make, file = _maker(bench, name), f"baselines/{name}.json"
-    trials: list[Point] = bench.folder.read_json(file, {"trials": []})["trials"]
+    make, file = _maker(experiment, name), f"baselines/{name}.json"
+    trials: list[Point] = experiment.folder.read_json(file, {"trials": []})["trials"]
     kept: dict[int, FittedRanker] = {}
     chosen: int | None = 0
-    if len(grid) > 1 and bench.splits.valid:
+    if len(grid) > 1 and experiment.splits.valid:
         for number, settings in enumerate(plain):
             if any(trial["settings"] == settings for trial in trials):
                 continue
             started = time.perf_counter()
             ranker = make(grid[number])
             seconds = round(time.perf_counter() - started, 2)
-            value = _judge(ranker, bench.splits.valid)
+            value = _judge(ranker, experiment.splits.valid)
             trials.append({"settings": settings, "recall_sum": value, "fit_seconds": seconds})
-            bench.folder.write_json(file, {"trials": trials})
+            experiment.folder.write_json(file, {"trials": trials})
             if _best(plain, trials) == number:
                 kept = {number: ranker}
         chosen = _best(plain, trials)
     if chosen is None:
         raise DataError(f"No setting of {name} gave finite scores; lower its learning_rate in `baselines`.")
     ranker = kept.get(chosen) or make(grid[chosen])
-    facts, tuned = ranker.facts(bench.splits.test), described(grid[chosen], grid)
+    facts, tuned = ranker.facts(experiment.splits.test), described(grid[chosen], grid)
     result = {"chosen": plain[chosen], "tuned": tuned, "test": facts}
-    bench.folder.write_json(file, {**result, "trials": trials})
+    experiment.folder.write_json(file, {**result, "trials": trials})
     return ranker
 
 
-def _maker(bench: Workbench, name: BaselineName) -> Made:
+def _maker(experiment: Experiment, name: BaselineName) -> Made:
     """Return a function from settings to the ranker fitted with them; what they share is made once."""
     if name == "embedding":
-        return _embedding(bench)
+        return _embedding(experiment)
     if name == "bag_of_words":
-        text = bench.dataset.item_texts(bench.config.prompt.fields, NO_CAP, None)
-        return lambda point: BagOfWordsRanker(bench.splits.train, text, point)
-    events = fit_events(bench.dataset, bench.splits)
-    seed = bench.config.seed
+        text = experiment.dataset.item_texts(experiment.config.prompt.fields, NO_CAP, None)
+        return lambda point: BagOfWordsRanker(experiment.splits.train, text, point)
+    events = training_events(experiment.dataset, experiment.splits)
+    seed = experiment.config.seed
     if name == "popularity_decayed":
         from trsr.baselines.simple import DecayedPopularityRanker
 
@@ -114,24 +114,24 @@ def _maker(bench: Workbench, name: BaselineName) -> Made:
     from trsr.baselines.neural import SequentialRanker
     from trsr.llm.transformers import resolve_device
 
-    device = str(resolve_device(bench.config.recommender.device))
+    device = str(resolve_device(experiment.config.recommender.device))
     return lambda point: SequentialRanker(name, events, point, seed=seed, device=device)
 
 
-def _embedding(bench: Workbench) -> Made:
+def _embedding(experiment: Experiment) -> Made:
     from trsr.baselines.embedding import EmbeddingRanker, TextEmbedder, cached_embeddings
 
-    config = bench.config.baselines.embedding
-    text = bench.dataset.item_texts(None, NO_CAP, None)
+    config = experiment.config.baselines.embedding
+    text = experiment.dataset.item_texts(None, NO_CAP, None)
     vectors = cached_embeddings(
-        {i: text(i) for i, item in bench.dataset.catalogue().items() if item.fields},
+        {i: text(i) for i, item in experiment.dataset.catalogue().items() if item.fields},
         TextEmbedder(
             config.model,
-            device=bench.config.recommender.device,
+            device=experiment.config.recommender.device,
             max_tokens=config.max_tokens,
             max_batch_tokens=config.max_batch_tokens,
         ),
-        bench.folder.path / "baselines" / "embeddings",
+        experiment.folder.path / "baselines" / "embeddings",
     )
     return lambda point: EmbeddingRanker(vectors, n_recent=point["n_recent"], centre=point["centre"])
 

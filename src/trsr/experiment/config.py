@@ -24,7 +24,7 @@ from trsr.recommend.prompt import PromptConfig
 from trsr.splitting.examples import ProtocolConfig
 from trsr.splitting.sampled import SampledProtocol
 from trsr.summarize.plan import SummaryConfig
-from trsr.summarize.store_url import checked, redacted
+from trsr.summarize.store_url import check_store_url, hide_password
 from trsr.train.config import ProfileKind, TrainConfig
 
 
@@ -124,7 +124,7 @@ FUSIONS: tuple[RankerName, ...] = ("fusion", "fusion_all", "fusion_no_llm")
 """The rankers that join others, and rank after them."""
 VARIABLE_PARTS = ("protocol", "summary", "engine", "prompt", "recommender", "train")
 """The parts of a configuration in which a variant may differ from its run."""
-StorePlace = Annotated[str, AfterValidator(checked), PlainSerializer(redacted, return_type=str)]
+StorePlace = Annotated[str, AfterValidator(check_store_url), PlainSerializer(hide_password, return_type=str)]
 """Where summaries are kept; written anywhere, it loses its password."""
 _VARIANT_NAME = re.compile(r"[A-Za-z0-9_.=-]+")
 _NOTHING = object()
@@ -279,7 +279,7 @@ def validation_sentences(error: ValidationError, text: str | None = None) -> Ite
 
 
 def _short(value: object) -> str:
-    text = redacted(repr(value))
+    text = hide_password(repr(value))
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -21,7 +21,7 @@ from trsr.data.dataset import Dataset
 from trsr.errors import MissingExtraError, ModelError
 from trsr.experiment.config import OWN_MODEL, RunConfig, variants_of
 from trsr.experiment.dataset_profiles import ProfileSettings, user_histories
-from trsr.experiment.experiment import Workbench
+from trsr.experiment.experiment import Experiment
 from trsr.experiment.preflight import (
     check_before_summaries,
     check_models,
@@ -30,7 +30,7 @@ from trsr.experiment.preflight import (
 )
 from trsr.experiment.run_folder import RunFolder
 from trsr.experiment.stages import prepare_data
-from trsr.experiment.variants import variant_benches
+from trsr.experiment.variants import variant_experiments
 from trsr.llm import models
 from trsr.llm.base import Prompt, prompt_key
 from trsr.llm.context import find_tokenizer
@@ -41,8 +41,8 @@ from trsr.seeding import derive_rng
 from trsr.splitting.examples import build_examples
 from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.store import TextStore, open_store
-from trsr.summarize.store_url import is_database
-from trsr.summarize.user_plan import Fold, Summariser, make_summariser, start_fold
+from trsr.summarize.store_url import is_database_url
+from trsr.summarize.user_plan import BoundSummarizer, SummaryPlan, bind_summarizer, plan_user
 from trsr.types import History, RankingExample
 
 TRAINING_WEIGHT = 3
@@ -142,7 +142,7 @@ class Forecast:
 
 def forecast(
     histories: Sequence[History],
-    summariser: Summariser,
+    summarizer: BoundSummarizer,
     *,
     model_id: str,
     n_tokens: Callable[[Prompt], int],
@@ -154,7 +154,7 @@ def forecast(
 
     Args:
         histories: One per profile.
-        summariser: What the texts depend on.
+        summarizer: What the texts depend on.
         model_id: That of the engine.
         n_tokens: Counts a prompt's tokens as the engine does.
         store: Known texts; None for a new store.
@@ -162,43 +162,47 @@ def forecast(
         n_thoughts: Tokens that a call may write before its text.
     """
     asked = set() if asked is None else asked
-    cap = summariser.config.max_new_tokens + n_thoughts
+    cap = summarizer.config.max_new_tokens + n_thoughts
     found = Forecast(cap)
-    folds = [start_fold(history, summariser) for history in histories]
-    for place in range(max((len(fold.calls) for fold in folds), default=0)):
-        asking = [fold for fold in folds if place < len(fold.calls)]
+    plans = [plan_user(history, summarizer) for history in histories]
+    for place in range(max((len(plan.calls) for plan in plans), default=0)):
+        asking = [plan for plan in plans if place < len(plan.calls)]
         for start in range(0, len(asking), CALLS_AT_ONCE):
             planned = [
-                (fold, *_planned_call(fold, place, summariser, model_id))
-                for fold in asking[start : start + CALLS_AT_ONCE]
+                (plan, *_planned_call(plan, place, summarizer, model_id))
+                for plan in asking[start : start + CALLS_AT_ONCE]
             ]
             known = {} if store is None else store.texts(list({key for _, _, key, _ in planned} - asked))
-            for fold, prompt, key, n_unwritten in planned:
+            for plan, prompt, key, n_unwritten in planned:
                 found.n_calls += 1
-                fold.keys[place] = key
+                plan.keys[place] = key
                 if key in known:
-                    fold.texts[place] = known[key]
+                    plan.texts[place] = known[key]
                 elif key not in asked:
                     asked.add(key)
                     found.n_to_make += 1
                     found.prompt_tokens += n_tokens(prompt) + n_unwritten * cap
-                    items = len(json.dumps(fold.calls[place].item_ids))
+                    items = len(json.dumps(plan.calls[place].item_ids))
                     row = _BYTES_PER_ROW + len(model_id) + items + _BYTES_PER_TOKEN * cap
                     found.store_bytes += row * _FILL
     found.profiles = [
-        fold.texts.get(len(fold.calls) - 1) if fold.calls else summariser.without_calls(fold.history).text
-        for fold in folds
+        plan.texts.get(len(plan.calls) - 1)
+        if plan.calls
+        else summarizer.profile_without_llm(plan.history).text
+        for plan in plans
     ]
     return found
 
 
-def _planned_call(fold: Fold, place: int, summariser: Summariser, model_id: str) -> tuple[Prompt, str, int]:
+def _planned_call(
+    plan: SummaryPlan, place: int, summarizer: BoundSummarizer, model_id: str
+) -> tuple[Prompt, str, int]:
     """Return a call's prompt, a key that only equal calls share, and its number of unwritten inputs."""
-    call = fold.calls[place]
-    unwritten = [fold.keys[i] for i in call.inputs if i not in fold.texts]
-    placeholder = placeholder_text(summariser)
-    prompt = summariser.prompt(call, [fold.texts.get(i, placeholder) for i in call.inputs])
-    key = prompt_key(prompt, model_id, summariser.params)
+    call = plan.calls[place]
+    unwritten = [plan.keys[i] for i in call.inputs if i not in plan.texts]
+    placeholder = placeholder_text(summarizer)
+    prompt = summarizer.prompt(call, [plan.texts.get(i, placeholder) for i in call.inputs])
+    key = prompt_key(prompt, model_id, summarizer.params)
     if unwritten:  # two such prompts are equal where those of their inputs are
         key = hashlib.sha256("|".join([key, *unwritten]).encode()).hexdigest()
     return prompt, key, len(unwritten)
@@ -224,7 +228,7 @@ class _Planner:
     @contextmanager
     def reading(self, store: str | Path | None) -> Iterator[None]:
         """Look texts up in a store, if it exists and their keys are known."""
-        exists = store is not None and (is_database(store) or Path(store).is_file())
+        exists = store is not None and (is_database_url(store) or Path(store).is_file())
         if store is None or not exists or self.model_id == "unknown":
             yield
             return
@@ -232,11 +236,11 @@ class _Planner:
             yield
 
     def forecast(
-        self, histories: Sequence[History], summariser: Summariser, asked: set[str] | None = None
+        self, histories: Sequence[History], summarizer: BoundSummarizer, asked: set[str] | None = None
     ) -> Forecast:
         return forecast(
             histories,
-            summariser,
+            summarizer,
             model_id=self.model_id,
             n_tokens=self.counter.count,
             store=self.store,
@@ -244,31 +248,35 @@ class _Planner:
             n_thoughts=self.n_thoughts,
         )
 
-    def plan(self, bench: Workbench) -> tuple[Forecast, list[StagePlan]]:
+    def plan(self, experiment: Experiment) -> tuple[Forecast, list[StagePlan]]:
         """Return the forecast of a run's summaries, and all stages that ask a model."""
-        bench.tokenizer = find_tokenizer(bench.config.recommender.model) or RoughTokenizer()
-        bench.splits = build_examples(bench.dataset, bench.config.protocol, bench.config.seed)
-        examples = bench.summarised_examples()
-        found = self.forecast([History(e.user_id, e.history) for e in examples], bench.summariser, self.asked)
+        experiment.tokenizer = find_tokenizer(experiment.config.recommender.model) or RoughTokenizer()
+        experiment.splits = build_examples(
+            experiment.dataset, experiment.config.protocol, experiment.config.seed
+        )
+        examples = experiment.summarized_examples()
+        found = self.forecast(
+            [History(e.user_id, e.history) for e in examples], experiment.summarizer, self.asked
+        )
         own = {e.example_id: text for e, text in zip(examples, found.profiles, strict=True)}
-        stages = [found.stage("summarize"), *self._ranking_stages(bench, own)]
-        for name, variant in variant_benches(bench).items():
+        stages = [found.stage("summarize"), *self._ranking_stages(experiment, own)]
+        for name, variant in variant_experiments(experiment).items():
             stages += [replace(one, stage=f"{name}: {one.stage}") for one in self.plan(variant)[1]]
         return found, stages
 
-    def _ranking_stages(self, bench: Workbench, own: Mapping[str, str | None]) -> list[StagePlan]:
+    def _ranking_stages(self, experiment: Experiment, own: Mapping[str, str | None]) -> list[StagePlan]:
         """Return the stages of training, validation, calibration and ranking."""
-        config, splits, train = bench.config, bench.splits, bench.config.train
+        config, splits, train = experiment.config, experiment.splits, experiment.config.train
         stages = []
         if train is not None:
             n_shown = min(
                 train.epochs * len(splits.train), train.n_steps(len(splits.train)) * train.batch_size
             )
             n_times = (train.warm_start is not None) + train.n_validations(len(splits.train))
-            learnt = self._stage("train", bench, splits.train, own).scaled(
+            learnt = self._stage("train", experiment, splits.train, own).scaled(
                 n_shown / max(1, len(splits.train))
             )
-            once = self._stage("calibrate", bench, splits.valid, own)
+            once = self._stage("calibrate", experiment, splits.valid, own)
             stages += [
                 replace(learnt, weight=TRAINING_WEIGHT),
                 replace(once.scaled(n_times), stage="validate"),
@@ -277,28 +285,32 @@ class _Planner:
         for name in ("llm_zero_shot", *OWN_MODEL):
             if name in config.rankers:
                 kind = OWN_MODEL.get(name, "own")
-                shown = own if kind == "own" else bench.counted_profiles if kind == "counted" else {}
+                shown = own if kind == "own" else experiment.counted_profiles if kind == "counted" else {}
                 stages.append(
-                    self._stage(f"rank {name}", bench, splits.test, shown, "" if kind == "none" else None)
+                    self._stage(
+                        f"rank {name}", experiment, splits.test, shown, "" if kind == "none" else None
+                    )
                 )
         return stages
 
     def _stage(
         self,
         name: str,
-        bench: Workbench,
+        experiment: Experiment,
         examples: Sequence[RankingExample],
         profiles: Mapping[str, str | None],
         default: str | None = None,
     ) -> StagePlan:
         """Count the prompts of some examples and the tokens read: of a prefix once where it is shared."""
-        builder, n_prompts, n_read = bench.builder, 0, 0
-        shared = bench.config.recommender.sharing != "separate"
-        same = self.counter.model == bench.config.recommender.model
-        n_more = (bench.config.summary.max_new_tokens + self.n_thoughts) * (1 if same else OTHER_TOKENIZER)
+        builder, n_prompts, n_read = experiment.builder, 0, 0
+        shared = experiment.config.recommender.sharing != "separate"
+        same = self.counter.model == experiment.config.recommender.model
+        n_more = (experiment.config.summary.max_new_tokens + self.n_thoughts) * (
+            1 if same else OTHER_TOKENIZER
+        )
         for example in examples:
             profile = profiles.get(example.example_id, default) if builder.config.use_profile else ""
-            written = placeholder_text(bench.summariser) if profile is None else profile
+            written = placeholder_text(experiment.summarizer) if profile is None else profile
             group = builder.build(example.history, written, example.candidates).group
             suffixes = [len(suffix) for suffix in group.suffixes]
             n_prefix = len(group.prefix)
@@ -332,12 +344,12 @@ def plan_experiment(
     planner = _Planner(config.engine, tokenizer, config.summary)
     check_models(config)
     with tempfile.TemporaryDirectory(prefix="trsr-plan-") as folder, planner.reading(config.store):
-        bench = Workbench(RunFolder(Path(folder) / "run", config, "trsr plan"))
-        prepare_data(bench)
-        planner.notes += _check(bench)
-        found, stages = planner.plan(bench)
+        experiment = Experiment(RunFolder(Path(folder) / "run", config, "trsr plan"))
+        prepare_data(experiment)
+        planner.notes += _check(experiment)
+        found, stages = planner.plan(experiment)
         if len(stages) > 1:
-            rough = isinstance(bench.tokenizer, RoughTokenizer)
+            rough = isinstance(experiment.tokenizer, RoughTokenizer)
             how = "4 characters each" if rough else f"the tokenizer of {config.recommender.model}"
             planner.notes.append(
                 f"train, rank: tokens are counted by {how}, at most where the profile is not written yet. "
@@ -345,18 +357,20 @@ def plan_experiment(
             )
         if n_users is None:
             return _facts(found, stages, rates, planner)
-        return _shop(planner, bench, stages, rates, n_users, events_per_day)
+        return _shop(planner, experiment, stages, rates, n_users, events_per_day)
 
 
-def _check(bench: Workbench) -> list[str]:
+def _check(experiment: Experiment) -> list[str]:
     """Check what a run would, with the models that are on this machine; return a note for each other one."""
-    configs = [bench.config, *variants_of(bench.config).values()]
+    configs = [experiment.config, *variants_of(experiment.config).values()]
     names = {one.recommender.model for one in configs if uses_recommender(one)}
     names |= {one.engine.model for one in configs if isinstance(one.engine, TransformersEngine)}
     try:
         missing = {name for name in names if models.is_missing(name)}
-        bench.splits = build_examples(bench.dataset, bench.config.protocol, bench.config.seed)
-        check_before_summaries(bench, missing)
+        experiment.splits = build_examples(
+            experiment.dataset, experiment.config.protocol, experiment.config.seed
+        )
+        check_before_summaries(experiment, missing)
     except MissingExtraError as error:
         return [f"The models are not looked into: {error}"]
     return [
@@ -367,7 +381,7 @@ def _check(bench: Workbench) -> list[str]:
 
 def _shop(
     planner: _Planner,
-    bench: Workbench,
+    experiment: Experiment,
     stages: Sequence[StagePlan],
     rates: Rates,
     n_users: int,
@@ -375,19 +389,19 @@ def _shop(
 ) -> dict[str, Any]:
     """Scale a plan to `n_users`, from a sample of the dataset's users; nothing is taken from a store."""
     planner.store = None
-    histories = user_histories(bench.dataset, None, None)
-    chosen = derive_rng(bench.config.seed, "plan").permutation(len(histories))[:N_SAMPLE]
+    histories = user_histories(experiment.dataset, None, None)
+    chosen = derive_rng(experiment.config.seed, "plan").permutation(len(histories))[:N_SAMPLE]
     sample = [histories[i] for i in sorted(chosen)]
-    whole, factor = planner.forecast(sample, bench.summariser), n_users / len(sample)
+    whole, factor = planner.forecast(sample, experiment.summarizer), n_users / len(sample)
     rows = [whole.stage("summarize").scaled(factor)]
     for stage in stages[1:]:
         ranks = stage.stage.startswith("rank")
-        rows.append(stage.scaled(n_users / len(bench.splits.test)) if ranks else stage)
+        rows.append(stage.scaled(n_users / len(experiment.splits.test)) if ranks else stage)
     daily = None
     if events_per_day is not None:
         asked: set[str] = set()
-        planner.forecast([History(h.user_id, h.item_ids[:-1]) for h in sample], bench.summariser, asked)
-        newest = planner.forecast(sample, bench.summariser, asked).stage("each day")
+        planner.forecast([History(h.user_id, h.item_ids[:-1]) for h in sample], experiment.summarizer, asked)
+        newest = planner.forecast(sample, experiment.summarizer, asked).stage("each day")
         daily = price([newest.scaled(factor * events_per_day)], rates)[0]
     return {
         "users": n_users,
@@ -398,7 +412,7 @@ def _shop(
             f"summarize: from {len(sample):,} of {len(histories):,} users, scaled to {n_users:,}. "
             f"{planner.counting}.",
             "rank: one list per user, as long as those of the test.",
-            "each day: new events are summarised as they come; a nightly batch makes fewer calls.",
+            "each day: new events are summarized as they come; a nightly batch makes fewer calls.",
             *planner.notes,
         ],
     }
@@ -421,7 +435,7 @@ def plan_dataset(
     planner = _Planner(chosen.engine, None, chosen.summary)
     with planner.reading(store):
         found = planner.forecast(
-            user_histories(dataset, limit, user_id), make_summariser(dataset, chosen.summary)
+            user_histories(dataset, limit, user_id), bind_summarizer(dataset, chosen.summary)
         )
     return _facts(found, [found.stage("summarize")], rates, planner)
 

@@ -15,14 +15,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from trsr.data.dataset import Dataset
 from trsr.errors import ConfigError, DataError
 from trsr.experiment.config import grammar_mistakes, validation_sentences
-from trsr.experiment.experiment import Workbench
+from trsr.experiment.experiment import Experiment
 from trsr.experiment.ray import RayRunner, Source, write_profiles_on_ray
 from trsr.llm.engines import IN_FLIGHT, EngineConfig
 from trsr.summarize.counted import word_changes
 from trsr.summarize.plan import SummaryConfig
-from trsr.summarize.store_url import is_database
+from trsr.summarize.store_url import is_database_url
 from trsr.summarize.summarizer import WrittenProfiles, save_profiles, write_profiles
-from trsr.summarize.user_plan import Fold, Summariser, make_summariser
+from trsr.summarize.user_plan import BoundSummarizer, SummaryPlan, bind_summarizer
 from trsr.types import History
 
 GROUNDED_TOKENS = 96
@@ -76,7 +76,7 @@ def settings(
 class DatasetProfiles:
     """The profiles of a dataset's users, and what made them."""
 
-    summariser: Summariser
+    summarizer: BoundSummarizer
     written: WrittenProfiles
 
 
@@ -92,13 +92,13 @@ def summarize_dataset(
         DataError: the folder is no dataset, has no such user, or no user with an item that has text.
     """
     dataset = Dataset.open(data)
-    summariser = make_summariser(dataset, chosen.summary)
+    summarizer = bind_summarizer(dataset, chosen.summary)
     histories = user_histories(dataset, limit, user_id)
     place = store or data / "summaries.sqlite"
-    written = write_profiles(histories, summariser, chosen.engine, place)
+    written = write_profiles(histories, summarizer, chosen.engine, place)
     if user_id is None:
         save_profiles(_profiles_file(data, place), [h.user_id for h in histories], written)
-    return DatasetProfiles(summariser, written)
+    return DatasetProfiles(summarizer, written)
 
 
 def summarize_dataset_on_ray(
@@ -111,7 +111,7 @@ def summarize_dataset_on_ray(
         DataError: the folder is no dataset, or has no user with an item that has text.
     """
     dataset = Dataset.open(data)
-    make_summariser(dataset, chosen.summary)  # a wrong template is reported at once
+    bind_summarizer(dataset, chosen.summary)  # a wrong template is reported at once
     place = store or data / "summaries.sqlite"
     n_users = min(dataset.info.counts["users"], limit or dataset.info.counts["users"])
     slices, n_users = dataset_slices(dataset, runner.users_per_piece(n_users), limit)
@@ -152,11 +152,11 @@ def _open_source(data: Path, config: SummaryConfig) -> Source:
     def histories(start: int, stop: int) -> list[tuple[str, History]]:
         return [(h.user_id, h) for h in histories_with_text(dataset, start=start, stop=stop)]
 
-    return Source(make_summariser(dataset, config), histories)
+    return Source(bind_summarizer(dataset, config), histories)
 
 
 def _profiles_file(data: Path, store: str | Path) -> Path:
-    return (data if is_database(store) else Path(store).parent) / "profiles.parquet"
+    return (data if is_database_url(store) else Path(store).parent) / "profiles.parquet"
 
 
 def user_histories(dataset: Dataset, limit: int | None, user_id: str | None) -> list[History]:
@@ -187,17 +187,17 @@ def histories_with_text(
                 yield History(history.user_id, items)
 
 
-def describe_fold(fold: Fold, summariser: Summariser, profile_text: str) -> str:
+def describe_plan(plan: SummaryPlan, summarizer: BoundSummarizer, profile_text: str) -> str:
     """Return a user's blocks, every summary with the words it added and dropped, and the profile."""
-    lines = [f"User {fold.history.user_id}: {len(fold.history)} items in {len(fold.blocks)} blocks"]
-    for block in fold.blocks:
+    lines = [f"User {plan.history.user_id}: {len(plan.history)} items in {len(plan.blocks)} blocks"]
+    for block in plan.blocks:
         lines.append(f"\nBlock {block.index + 1}{'' if block.complete else ' (open)'}")
-        lines += [f"  - {summariser.item_text(item)}" for item in block.item_ids]
-    for place, call in enumerate(fold.calls):
+        lines += [f"  - {summarizer.item_text(item)}" for item in block.item_ids]
+    for place, call in enumerate(plan.calls):
         read = f" of {', '.join(str(i + 1) for i in call.inputs)}" if call.inputs else ""
-        lines.append(f"\nSummary {place + 1} ({call.kind}{read})\n  {fold.texts[place]}")
+        lines.append(f"\nSummary {place + 1} ({call.kind}{read})\n  {plan.texts[place]}")
         if call.kind == "update":
-            added, gone = word_changes(fold.texts[call.inputs[-1]], fold.texts[place])
+            added, gone = word_changes(plan.texts[call.inputs[-1]], plan.texts[place])
             lines.append(f"  added: {', '.join(added) or 'nothing'}; gone: {', '.join(gone) or 'nothing'}")
     lines.append(f"\nProfile\n  {profile_text or '(none)'}")
     return "\n".join(lines)
@@ -206,20 +206,20 @@ def describe_fold(fold: Fold, summariser: Summariser, profile_text: str) -> str:
 CONFIG_FILE = Path(__file__).with_name("demo.yaml")
 
 
-def compare_summarisers(bench: Workbench) -> str:
+def compare_summarizers(experiment: Experiment) -> str:
     """Return one test user's blocks and summaries by both methods; the calls go to the run's store."""
-    example = bench.splits.test[0]
+    example = experiment.splits.test[0]
     parts = []
     for method in ("recurrent", "hierarchical"):
-        config = bench.config.summary.model_copy(update={"method": method})
-        summariser = make_summariser(bench.dataset, config)
+        config = experiment.config.summary.model_copy(update={"method": method})
+        summarizer = bind_summarizer(experiment.dataset, config)
         written = write_profiles(
             [History(example.user_id, example.history)],
-            summariser,
-            bench.config.engine,
-            bench.store_place,
+            summarizer,
+            experiment.config.engine,
+            experiment.store_place,
         )
-        text = describe_fold(written.folds[0], summariser, written.profiles[0].text)
+        text = describe_plan(written.plans[0], summarizer, written.profiles[0].text)
         parts.append(f"{method.capitalize()}\n{'-' * len(method)}\n{text}")
     return "\n\n".join(parts)
 

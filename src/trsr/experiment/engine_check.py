@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from trsr.errors import ConfigError, DataError
 from trsr.experiment.config import validation_sentences
-from trsr.experiment.experiment import Workbench
+from trsr.experiment.experiment import Experiment
 from trsr.llm import models
 from trsr.llm.base import LabelScorer, LabelTokens
 from trsr.llm.engines import EngineConfig, LlamaCppEngine, OpenAIEngine, TransformersEngine, require_package
@@ -100,7 +100,7 @@ def parse_engine(text: str) -> EngineConfig | str:
 
 
 def compare_engines(
-    bench: Workbench,
+    experiment: Experiment,
     first: EngineConfig | str,
     second: EngineConfig | str,
     *,
@@ -110,7 +110,7 @@ def compare_engines(
     """Score prompts of a run's test examples with two engines, one after the other.
 
     Args:
-        bench: A run with examples and profiles.
+        experiment: A run with examples and profiles.
         first: As `parse_engine` returns it.
         second: Likewise.
         n_prompts: Prompts, at least 2; of the first users, `CANDIDATES_PER_USER` of each at most.
@@ -121,13 +121,13 @@ def compare_engines(
         MissingLabelsError: a server returns too few logprobs.
         EngineError, ModelError: an engine cannot be used.
     """
-    examples = _first_examples(bench, n_prompts)
+    examples = _first_examples(experiment, n_prompts)
     prompts: list[list[tuple[int, ...]]] = []
     answers: list[list[npt.NDArray[np.float64]]] = []
     for engine in (first, second):
-        with _open(bench, engine) as (scorer, builder, labels):
+        with _open(experiment, engine) as (scorer, builder, labels):
             groups = [
-                builder.build(e.history, bench.profiles.get(e.example_id, ""), e.candidates).group
+                builder.build(e.history, experiment.profiles.get(e.example_id, ""), e.candidates).group
                 for e in examples
             ]
             found = dict(scorer.score(groups, labels))
@@ -150,14 +150,14 @@ def compare_engines(
     )
 
 
-def _first_examples(bench: Workbench, n_prompts: int) -> list[RankingExample]:
+def _first_examples(experiment: Experiment, n_prompts: int) -> list[RankingExample]:
     """Return the first test examples, with few candidates each and `n_prompts` together."""
-    folder = bench.folder.path
+    folder = experiment.folder.path
     if not (folder / "profiles.parquet").exists():
         raise DataError(f"{folder} holds no prompts yet; make them with `trsr train` or `trsr run`.")
     found: list[RankingExample] = []
     left = n_prompts
-    for example in bench.splits.test:
+    for example in experiment.splits.test:
         n = min(left, CANDIDATES_PER_USER, len(example.candidates))
         if n == 0:
             break
@@ -181,16 +181,18 @@ def kendall_tau(left: npt.ArrayLike, right: npt.ArrayLike) -> float | None:
 
 
 @contextmanager
-def _open(bench: Workbench, engine: EngineConfig | str) -> Iterator[Side]:
+def _open(experiment: Experiment, engine: EngineConfig | str) -> Iterator[Side]:
     """Open an engine, and close it again: two models need not fit into memory together."""
 
     def builder_of(tokenizer: Any) -> PromptBuilder:  # fields are cut by the run's own tokenizer
-        return PromptBuilder(bench.ranking_template, bench.config.prompt, tokenizer, bench.builder.item_text)
+        return PromptBuilder(
+            experiment.ranking_template, experiment.config.prompt, tokenizer, experiment.builder.item_text
+        )
 
-    adapter, template = bench.folder.path / "model", bench.ranking_template.hash
+    adapter, template = experiment.folder.path / "model", experiment.ranking_template.hash
     if isinstance(engine, OpenAIEngine):  # reads the run's own token ids
-        labels = read_adapter_info(adapter).labels if adapter.exists() else bench.labels
-        yield open_remote_scorer(engine), bench.builder, labels
+        labels = read_adapter_info(adapter).labels if adapter.exists() else experiment.labels
+        yield open_remote_scorer(engine), experiment.builder, labels
     elif isinstance(engine, TransformersEngine):
         from trsr.llm.transformers import HfTokenizer
 
@@ -205,17 +207,17 @@ def _open(bench: Workbench, engine: EngineConfig | str) -> Iterator[Side]:
         server = open_server(  # on a loopback port; its GGUF file brings tokenizer and chat format
             models.gguf_file(engine.model),
             n_parallel=_SLOTS,
-            slot_tokens=bench.config.prompt.max_tokens + 8,
+            slot_tokens=experiment.config.prompt.max_tokens + 8,
             threads=engine.threads or default_threads(),
         )
-        builder = builder_of(LlamaCppTokenizer(server, engine.model, bench.tokenizer.special_texts))
+        builder = builder_of(LlamaCppTokenizer(server, engine.model, experiment.tokenizer.special_texts))
         url = f"{server.listening_address}/v1"
         served = OpenAIEngine(
             base_url=url, model=engine.model, concurrency=_SLOTS, top_logprobs=_TOP_LOGPROBS
         )
         yield open_remote_scorer(served), builder, builder.labels()
     else:
-        version = bench.tokenizer.prompt_version
+        version = experiment.tokenizer.prompt_version
         own_adapter = adapter if engine == "llm" else None
-        scorer, info = open_scorer(bench.config.recommender, own_adapter, template, version)
-        yield scorer, bench.builder, info.labels if info else bench.labels
+        scorer, info = open_scorer(experiment.config.recommender, own_adapter, template, version)
+        yield scorer, experiment.builder, info.labels if info else experiment.labels

@@ -19,7 +19,7 @@ from trsr.recommend.prompt import PromptBuilder, load_ranking_template
 from trsr.recommend.ranker import Ranker
 from trsr.splitting.examples import Splits, read_splits
 from trsr.storage import read_table
-from trsr.summarize.user_plan import Summariser, make_summariser
+from trsr.summarize.user_plan import BoundSummarizer, bind_summarizer
 from trsr.templating import Template
 from trsr.text import FieldCut
 from trsr.train.config import ProfileKind
@@ -30,23 +30,23 @@ NO_CAP = 10_000
 """More tokens than a field has."""
 
 
-class Workbench:
+class Experiment:
     """Everything derived from a run's configuration and its finished stages.
 
     Attributes:
         folder: The run folder.
         config: Its configuration.
         base: The run of which this is a variant; a variant shares its dataset and store.
-        say: Receives a line for each finished stage.
+        notify: Receives a line for each finished stage.
         runner: Where profiles are written and the language model ranks; None for this process.
         fitted: Baselines that this process has fitted, which rank themselves and in fusions.
     """
 
-    def __init__(self, folder: RunFolder, base: Workbench | None = None) -> None:
+    def __init__(self, folder: RunFolder, base: Experiment | None = None) -> None:
         self.folder = folder
         self.config = folder.config
         self.base = base
-        self.say: Callable[[str], None] = lambda _: None
+        self.notify: Callable[[str], None] = lambda _: None
         self.runner: RayRunner | None = base.runner if base else None
         self.fitted: dict[str, Ranker] = {}
 
@@ -83,14 +83,14 @@ class Workbench:
         """Return training, validation and test examples."""
         return [*self.splits.train, *self.splits.valid, *self.splits.test]
 
-    def summarised_examples(self) -> list[RankingExample]:
+    def summarized_examples(self) -> list[RankingExample]:
         """Return the examples that a profile is written for."""
-        return summarised(self.splits, self.config)
+        return summarized(self.splits, self.config)
 
     @cached_property
-    def summariser(self) -> Summariser:
-        """The summariser with its texts."""
-        return make_summariser(self.dataset, self.config.summary)
+    def summarizer(self) -> BoundSummarizer:
+        """The summarizer with its texts."""
+        return bind_summarizer(self.dataset, self.config.summary)
 
     @cached_property
     def profiles(self) -> dict[str, str]:
@@ -102,7 +102,7 @@ class Workbench:
     def counted_profiles(self) -> dict[str, str]:
         """Counted profiles by example id, whatever the run's own method."""
         return {
-            e.example_id: self.summariser.counted(History(e.user_id, e.history)) for e in self.all_examples()
+            e.example_id: self.summarizer.counted(History(e.user_id, e.history)) for e in self.all_examples()
         }
 
     def profiles_as(self, kind: ProfileKind) -> dict[str, str]:
@@ -179,11 +179,11 @@ class Workbench:
         self.folder.write_json("field_cuts.json", {**known, part: {"cap": cap, "fields": fields}})
 
 
-def _reopened(path: Path, config: RunConfig, command: str, base: Workbench | None) -> Workbench:
-    return Workbench(RunFolder(path, config, command), base)
+def _reopened(path: Path, config: RunConfig, command: str, base: Experiment | None) -> Experiment:
+    return Experiment(RunFolder(path, config, command), base)
 
 
-def summarised(splits: Splits, config: RunConfig) -> list[RankingExample]:
+def summarized(splits: Splits, config: RunConfig) -> list[RankingExample]:
     """Return the examples whose profile is read, in the order of training, validation and test.
 
     Of the training examples these are the ones that fine-tuning shows with it in some epoch; no call is paid

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from trsr.errors import DataError, LeakageError, RunMismatchError
-from trsr.experiment.experiment import Workbench
-from trsr.experiment.variants import variant_benches
+from trsr.experiment.experiment import Experiment
+from trsr.experiment.variants import variant_experiments
 from trsr.llm import models
 from trsr.recommend.model_folder import check_adapter, read_adapter_info
 from trsr.splitting.examples import Splits, read_splits
 from trsr.splitting.leakage import history_leaks, split_leaks
 from trsr.storage import read_table
 from trsr.summarize.store import StoredCall, open_store
-from trsr.summarize.store_url import is_database
-from trsr.summarize.user_plan import start_fold, with_counts
+from trsr.summarize.store_url import is_database_url
+from trsr.summarize.user_plan import plan_user, with_counts
 from trsr.types import History, RankingExample
 
 PROFILES = "profiles.parquet"
@@ -35,27 +35,27 @@ def _refuse(leaks: Sequence[str]) -> None:
         )
 
 
-def check_examples(bench: Workbench) -> dict[str, int]:
+def check_examples(experiment: Experiment) -> dict[str, int]:
     """Check the examples; return how many were checked, by kind.
 
     Raises:
         LeakageError: one has seen a target.
     """
-    splits = bench.splits
-    _refuse([*history_leaks(bench.dataset, splits), *split_leaks(splits)])
+    splits = experiment.splits
+    _refuse([*history_leaks(experiment.dataset, splits), *split_leaks(splits)])
     n_before = len(splits.train) + len(splits.valid)
     return {"examples": n_before + len(splits.test), "training_and_validation_rows": n_before}
 
 
-def check_run(bench: Workbench) -> dict[str, Any]:
+def check_run(experiment: Experiment) -> dict[str, Any]:
     """Check a finished run and its variants; return the entry `leakage` of `metrics.json`.
 
     Raises:
         LeakageError: something has seen a target.
     """
     total: Counter[str] = Counter()
-    variants = [v for v in variant_benches(bench).values() if (v.folder.path / PROFILES).exists()]
-    for one in (bench, *variants):
+    variants = [v for v in variant_experiments(experiment).values() if (v.folder.path / PROFILES).exists()]
+    for one in (experiment, *variants):
         total.update(check_examples(one))
         total.update(profiles=_check_profiles(one), scores_learned_from=_check_learned_scores(one))
         if one.config.train is not None and one.config.train.warm_start is not None:
@@ -64,67 +64,69 @@ def check_run(bench: Workbench) -> dict[str, Any]:
     return {"checked": dict(total), "found": 0}
 
 
-def _check_profiles(bench: Workbench) -> int:
+def _check_profiles(experiment: Experiment) -> int:
     """Refuse profiles that do not come from their example's history alone; return how many there are.
 
     A profile has seen no more items than the history has, and its text is what the store has under its key,
     written from items of the history. Where the store is gone only the number of items is known.
     """
-    rows = {row["example_id"]: row for row in read_table(bench.folder.path / PROFILES).iter_rows(named=True)}
+    rows = {
+        row["example_id"]: row for row in read_table(experiment.folder.path / PROFILES).iter_rows(named=True)
+    }
     stored: dict[str, StoredCall] = {}
-    place = bench.store_place
-    if bench.config.summary.needs_calls and (is_database(place) or Path(place).exists()):
+    place = experiment.store_place
+    if experiment.config.summary.needs_calls and (is_database_url(place) or Path(place).exists()):
         with open_store(place) as store:
             stored = store.calls([row["key"] for row in rows.values() if row["key"] is not None])
-    examples = [example for example in bench.all_examples() if example.example_id in rows]
+    examples = [example for example in experiment.all_examples() if example.example_id in rows]
     _refuse(
         [
             f"the profile of the example {example.example_id!r} {problem}"
             for example in examples
-            if (problem := _profile_problem(bench, example, rows[example.example_id], stored))
+            if (problem := _profile_problem(experiment, example, rows[example.example_id], stored))
         ]
     )
     return len(rows)
 
 
 def _profile_problem(
-    bench: Workbench, example: RankingExample, row: dict[str, Any], stored: dict[str, StoredCall]
+    experiment: Experiment, example: RankingExample, row: dict[str, Any], stored: dict[str, StoredCall]
 ) -> str | None:
-    history, summariser = History(example.user_id, example.history), bench.summariser
+    history, summarizer = History(example.user_id, example.history), experiment.summarizer
     if row["user_id"] != example.user_id or row["n_items"] > len(history):
         return f"has seen {row['n_items']} items, its history has {len(history)}"
-    if not start_fold(history, summariser).calls:
-        text = summariser.without_calls(history).text
+    if not plan_user(history, summarizer).calls:
+        text = summarizer.profile_without_llm(history).text
         return None if row["text"] == text else "is not what this version makes of its history"
     last = stored.get(row["key"])
     if last is None:
         return None
     if foreign := Counter(last.item_ids) - Counter(example.history):
         return f"was written from {next(iter(foreign))!r}, which is not in its history"
-    if row["text"] != (last.text and with_counts(last.text, history, summariser)):
+    if row["text"] != (last.text and with_counts(last.text, history, summarizer)):
         return "is not the text that the store has under its key"
     return None
 
 
-def _check_learned_scores(bench: Workbench) -> int:
+def _check_learned_scores(experiment: Experiment) -> int:
     """Refuse scores of other than validation examples in what calibration and fusion learn from."""
-    file = bench.folder.path / "valid_scores.parquet"
+    file = experiment.folder.path / "valid_scores.parquet"
     if not file.exists():
         return 0
     names = read_table(file, ["example_id"])["example_id"]
-    foreign = sorted(set(names) - {example.example_id for example in bench.splits.valid})
+    foreign = sorted(set(names) - {example.example_id for example in experiment.splits.valid})
     _refuse([f"{file.name} holds the example {name!r}, not of validation" for name in foreign])
     return len(names)
 
 
-def check_warm_start(bench: Workbench) -> None:
+def check_warm_start(experiment: Experiment) -> None:
     """Refuse a model to begin with that was made for something else, or has seen a target of this run.
 
     Raises:
         RunMismatchError: it is no model folder, or its base model, template, answers or LoRA are others.
         LeakageError: it has seen a target, or this cannot be known.
     """
-    config = bench.config
+    config = experiment.config
     if config.train is None or config.train.warm_start is None:
         return
     folder = Path(config.train.warm_start)
@@ -133,8 +135,8 @@ def check_warm_start(bench: Workbench) -> None:
     check_adapter(
         info,
         folder,
-        template_hash=bench.ranking_template.hash,
-        prompt_version=bench.tokenizer.prompt_version,
+        template_hash=experiment.ranking_template.hash,
+        prompt_version=experiment.tokenizer.prompt_version,
         base_model_id=base,
         quantization=config.recommender.quantization,
     )
@@ -144,15 +146,15 @@ def check_warm_start(bench: Workbench) -> None:
             f"The model in {folder} has the LoRA {info.training.get('lora')}, but train.lora is {wanted}; "
             "give train.lora the values of that model, or leave out train.warm_start."
         )
-    if info.labels != bench.labels:
+    if info.labels != experiment.labels:
         raise RunMismatchError(
             f"The model in {folder} answers with the tokens {info.labels}, the prompt of this run asks for "
-            f"{bench.labels}; use its prompt, or leave out train.warm_start."
+            f"{experiment.labels}; use its prompt, or leave out train.warm_start."
         )
-    _refuse(warm_start_leaks(bench))
+    _refuse(warm_start_leaks(experiment))
 
 
-def warm_start_leaks(bench: Workbench) -> list[str]:
+def warm_start_leaks(experiment: Experiment) -> list[str]:
     """Describe the examples whose target the model of `train.warm_start` has already seen.
 
     It has seen the training examples of its run, and of the runs whose models that one began with: their
@@ -163,10 +165,10 @@ def warm_start_leaks(bench: Workbench) -> list[str]:
         LeakageError: one of these runs has no examples, so this cannot be known.
     """
     learned, judged = list[RankingExample](), list[RankingExample]()
-    for splits in _earlier_splits(bench):
+    for splits in _earlier_splits(experiment):
         learned += splits.train
         judged += splits.valid
-    valid, test = bench.splits.valid, bench.splits.test
+    valid, test = experiment.splits.valid, experiment.splits.test
     found = [*_already_seen((*valid, *test), learned), *_already_seen(test, judged)]
     return [f"the model of warm_start has seen the target of the example {name!r}" for name in found]
 
@@ -185,9 +187,9 @@ def _targets(example: RankingExample) -> set[tuple[str, str]]:
     return {(example.user_id, item) for item, label in labelled if label}
 
 
-def _earlier_splits(bench: Workbench) -> Iterator[Splits]:
+def _earlier_splits(experiment: Experiment) -> Iterator[Splits]:
     """Yield the examples of the runs that the model comes from, the newest first."""
-    model = bench.config.train.warm_start if bench.config.train else None
+    model = experiment.config.train.warm_start if experiment.config.train else None
     while model is not None:
         run = Path(model).parent
         try:

@@ -1,4 +1,4 @@
-"""Checks whether a model can be a recommender and a summariser here: `trsr models check MODEL`.
+"""Checks whether a model can be a recommender and a summarizer here: `trsr models check MODEL`.
 
 Each check compares a real prompt or pass with what tokenizer and model give by themselves: a mistake of
 `trsr` shows like one of the model. A failed check does not stop the others.

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from trsr.errors import ConfigError, InputError, ModelError, RunMismatchError
 from trsr.experiment.config import RunConfig, variants_of
-from trsr.experiment.experiment import Workbench, summarised
+from trsr.experiment.experiment import Experiment, summarized
 from trsr.experiment.leakage import check_warm_start
 from trsr.llm import models
 from trsr.llm.base import LabelTokens
@@ -35,8 +35,8 @@ from trsr.recommend.loading import RecommenderConfig
 from trsr.recommend.prompt import PromptBuilder, PromptConfig, check_context, load_ranking_template
 from trsr.summarize.prompts import summary_text
 from trsr.summarize.store import open_store
-from trsr.summarize.store_url import is_database
-from trsr.summarize.user_plan import Summariser, make_summariser, start_fold
+from trsr.summarize.store_url import is_database_url
+from trsr.summarize.user_plan import BoundSummarizer, bind_summarizer, plan_user
 from trsr.types import History
 
 SURE_CHARACTERS_PER_TOKEN = 6
@@ -70,15 +70,15 @@ def check_store(config: RunConfig) -> None:
     Raises:
         StoreError, OutputError, MissingExtraError: it cannot be used.
     """
-    if config.store is not None and is_database(config.store):
+    if config.store is not None and is_database_url(config.store):
         open_store(config.store).close()
 
 
-def check_before_summaries(bench: Workbench, not_here: Container[str] | None = None) -> None:
+def check_before_summaries(experiment: Experiment, not_here: Container[str] | None = None) -> None:
     """Check what a run with its examples, and its variants, ask of their models; report all errors at once.
 
     Args:
-        bench: The run.
+        experiment: The run.
         not_here: Models that are not examined; if given, no server is asked and no GPU is looked for.
 
     Raises:
@@ -86,7 +86,7 @@ def check_before_summaries(bench: Workbench, not_here: Container[str] | None = N
             `ConfigError`.
     """
     found: dict[str, InputError] = {}
-    for check in _checks(bench, not_here):
+    for check in _checks(experiment, not_here):
         try:
             check()
         except InputError as error:
@@ -97,10 +97,10 @@ def check_before_summaries(bench: Workbench, not_here: Container[str] | None = N
         raise ConfigError(list(found))
 
 
-def _checks(bench: Workbench, not_here: Container[str] | None) -> Iterator[Callable[[], object]]:
+def _checks(experiment: Experiment, not_here: Container[str] | None) -> Iterator[Callable[[], object]]:
     """Yield the checks of a run and its variants, those with equal settings once."""
     if not_here is None:
-        yield partial(check_warm_start, bench)
+        yield partial(check_warm_start, experiment)
     done: set[str] = set()
 
     def is_new(*settings: object) -> bool:
@@ -108,17 +108,17 @@ def _checks(bench: Workbench, not_here: Container[str] | None) -> Iterator[Calla
         done.add(named)
         return len(done) > before
 
-    for one in (bench.config, *variants_of(bench.config).values()):
+    for one in (experiment.config, *variants_of(experiment.config).values()):
         engine, model = one.engine, one.recommender.model
         unknown = not_here is not None and (engine.kind == "openai" or _model_of(engine) in not_here)
         if one.summary.needs_calls and not unknown and is_new(one.summary, engine, one.protocol):
-            yield partial(_check_summaries, bench, one)
+            yield partial(_check_summaries, experiment, one)
         unknown = not_here is not None and model in not_here
         if not uses_recommender(one) or unknown:
             continue
         if not is_new(one.prompt, one.recommender, one.train and one.train.lora):
             continue
-        yield partial(label_tokens, model, one.prompt.template, bench.dataset.info.domain)
+        yield partial(label_tokens, model, one.prompt.template, experiment.dataset.info.domain)
         yield partial(check_context, model, one.prompt)
         if one.train is not None and one.train.warm_start is None:
             from trsr.train.lora import lora_targets
@@ -168,7 +168,7 @@ def check_server(server: OpenAIEngine, prompt: PromptConfig) -> None:
     prompt.check_length(context, server.model)
 
 
-def _check_summaries(bench: Workbench, config: RunConfig) -> None:
+def _check_summaries(experiment: Experiment, config: RunConfig) -> None:
     """Refuse summaries whose prompts are longer than the engine or its model reads.
 
     Texts not yet written are counted as short: what is refused here would certainly fail.
@@ -177,17 +177,17 @@ def _check_summaries(bench: Workbench, config: RunConfig) -> None:
     context, cap = engine_context(engine), getattr(engine, "max_prompt_tokens", None)
     if context is None and cap is None:
         return
-    same = config.summary == bench.config.summary
-    summariser = bench.summariser if same else make_summariser(bench.dataset, config.summary)
+    same = config.summary == experiment.config.summary
+    summarizer = experiment.summarizer if same else bind_summarizer(experiment.dataset, config.summary)
     # The tokenizer of a GGUF file would have to be de-quantised first.
     at_hand = isinstance(engine, TransformersEngine) or Path(_model_of(engine)).is_dir()
     counter = token_counter(engine, rough=not at_hand)
-    histories = [History(e.user_id, e.history) for e in summarised(bench.splits, config)]
-    longest = _longest_prompt(histories, summariser, counter.count)
+    histories = [History(e.user_id, e.history) for e in summarized(experiment.splits, config)]
+    longest = _longest_prompt(histories, summarizer, counter.count)
     if not counter.exact:
         longest = longest * CHARACTERS_A_TOKEN // SURE_CHARACTERS_PER_TOKEN
     about, n_thoughts = "" if counter.exact else "about ", n_thought_tokens(engine)
-    n_new = summariser.params.max_new_tokens + n_thoughts
+    n_new = summarizer.params.max_new_tokens + n_thoughts
     shorter = "lower summary.segmentation.block_size or summary.max_field_tokens"
     shorter += ", or engine.thinking_tokens" if n_thoughts else ""
     if context is not None and longest + n_new > context:
@@ -204,45 +204,45 @@ def _check_summaries(bench: Workbench, config: RunConfig) -> None:
 
 
 def _longest_prompt(
-    histories: Sequence[History], summariser: Summariser, n_tokens: Callable[..., int]
+    histories: Sequence[History], summarizer: BoundSummarizer, n_tokens: Callable[..., int]
 ) -> int:
     """Return the tokens of the longest prompt; the eight with most characters are counted."""
-    placeholder = placeholder_text(summariser)
+    placeholder = placeholder_text(summarizer)
     prompts = (
-        summariser.prompt(call, [placeholder] * len(call.inputs))
+        summarizer.prompt(call, [placeholder] * len(call.inputs))
         for history in histories
-        for call in start_fold(history, summariser).calls
+        for call in plan_user(history, summarizer).calls
     )
     longest = heapq.nlargest(8, prompts, key=lambda p: sum(len(m.content) for m in p.messages))
     return max(map(n_tokens, longest), default=0)
 
 
-def placeholder_text(summariser: Summariser) -> str:
+def placeholder_text(summarizer: BoundSummarizer) -> str:
     """Return the shortest summary there can be; a real one may have `max_new_tokens` more."""
-    return summary_text(summariser.template, "x")
+    return summary_text(summarizer.template, "x")
 
 
 def _model_of(engine: EngineConfig) -> str:
     return "" if isinstance(engine, FakeEngine) else engine.model
 
 
-def check_dataset(bench: Workbench) -> None:
+def check_dataset(experiment: Experiment) -> None:
     """Compare the dataset with the one that the run began with.
 
     Raises:
         RunMismatchError: it was changed since.
     """
-    before = bench.folder.stages().get("data", {}).get("digest")
-    if before is not None and before != dataset_digest(bench):
+    before = experiment.folder.stages().get("data", {}).get("digest")
+    if before is not None and before != dataset_digest(experiment):
         raise RunMismatchError(
-            f"The dataset in {bench.dataset_path} was changed after {bench.folder.path} had begun with it; "
-            "name another run folder with --out, or bring the old dataset back."
+            f"The dataset in {experiment.dataset_path} was changed after {experiment.folder.path} "
+            "began with it; name another run folder with --out, or bring the old dataset back."
         )
 
 
-def dataset_digest(bench: Workbench) -> str:
+def dataset_digest(experiment: Experiment) -> str:
     """Return 12 hex digits that change with any file of the dataset."""
-    listed = json.dumps(bench.dataset.info.sha256, sort_keys=True)
+    listed = json.dumps(experiment.dataset.info.sha256, sort_keys=True)
     return hashlib.sha256(listed.encode()).hexdigest()[:12]
 
 

@@ -22,7 +22,7 @@ from trsr.baselines.simple import Bm25Ranker, PopularityRanker, RandomRanker, Re
 from trsr.errors import ConfigError, DataError
 from trsr.experiment.baselines import check_baselines, make_baseline
 from trsr.experiment.config import FUSIONS, OWN_MODEL, RankerName, RunConfig, joinable, variants_of
-from trsr.experiment.experiment import Workbench
+from trsr.experiment.experiment import Experiment
 from trsr.experiment.ray import run_pieces
 from trsr.experiment.variants import variant_scores
 from trsr.progress import Bar, bar
@@ -32,9 +32,9 @@ from trsr.recommend.loading import open_scorer
 from trsr.recommend.model_folder import read_adapter_info
 from trsr.recommend.prompt import check_context
 from trsr.recommend.ranker import ExampleScores, Ranker, score_table, sigmoid, without_llm
-from trsr.splitting.leakage import fit_events
+from trsr.splitting.leakage import training_events
 from trsr.splitting.split import Split
-from trsr.storage import read_table, write_whole
+from trsr.storage import atomic_write, read_table
 from trsr.summarize.counted import field_values
 from trsr.types import RankingExample
 
@@ -42,24 +42,24 @@ EXAMPLES_A_PART = 10
 PROBABILISTIC = frozenset({*OWN_MODEL, "llm_zero_shot"})
 
 
-def rank_candidates(bench: Workbench) -> dict[str, Any]:
+def rank_candidates(experiment: Experiment) -> dict[str, Any]:
     """Score the test examples with every configured ranker.
 
     Raises:
         OutputError: the run folder cannot be written; finished parts are kept.
     """
-    check_baselines(bench)
-    examples, rankers = bench.splits.test, bench.config.rankers
-    calibration = model_calibration(bench) if OWN_MODEL.keys() & set(rankers) else None
-    file = bench.folder.path / "scores.parquet"
+    check_baselines(experiment)
+    examples, rankers = experiment.splits.test, experiment.config.rankers
+    calibration = model_calibration(experiment) if OWN_MODEL.keys() & set(rankers) else None
+    file = experiment.folder.path / "scores.parquet"
     _take_apart(file, rankers, examples)
     with bar("Ranking") as shown:
-        score_in_parts(bench, rankers, examples, file, shown, calibration, variant_scores(bench))
+        score_in_parts(experiment, rankers, examples, file, shown, calibration, variant_scores(experiment))
     if PROBABILISTIC & set(rankers):
-        n_recent = bench.config.prompt.n_recent
+        n_recent = experiment.config.prompt.n_recent
         shown_items = {item for example in examples for item in example.candidates}
         shown_items |= {item for e in examples if n_recent for item in e.history[-n_recent:]}
-        bench.record_cuts("prompt", shown_items)
+        experiment.record_cuts("prompt", shown_items)
     return {"rankers": len(rankers), "examples": len(examples)}
 
 
@@ -85,20 +85,20 @@ def _take_apart(file: Path, rankers: Sequence[str], examples: Sequence[RankingEx
         for start, part in zip(starts, _parts(folder, name, examples), strict=True):
             asked = [example.example_id for example in examples[start : start + EXAMPLES_A_PART]]
             if not part.exists():
-                write_whole(part, rows.filter(pl.col("example_id").is_in(asked)).write_parquet)
+                atomic_write(part, rows.filter(pl.col("example_id").is_in(asked)).write_parquet)
 
 
-def model_calibration(bench: Workbench) -> Calibration | None:
+def model_calibration(experiment: Experiment) -> Calibration | None:
     """Return the calibration that the run's model folder holds.
 
     Raises:
         RunMismatchError: the model folder cannot be read.
     """
-    return read_adapter_info(bench.folder.path / "model").calibration
+    return read_adapter_info(experiment.folder.path / "model").calibration
 
 
 def score_in_parts(
-    bench: Workbench,
+    experiment: Experiment,
     rankers: Sequence[RankerName],
     examples: Sequence[RankingExample],
     file: Path,
@@ -113,7 +113,7 @@ def score_in_parts(
     Until it is whole, finished parts lie in a folder beside it, and are not made again.
 
     Args:
-        bench: The run.
+        experiment: The run.
         rankers: Which.
         examples: Of one split.
         file: Columns as in `SCORES`.
@@ -125,9 +125,9 @@ def score_in_parts(
     parts = file.with_suffix(".parts")
     for number, name in enumerate(sorted(rankers, key=lambda name: name in FUSIONS)):  # they read others
         show = partial(_show, shown, rankers, number, len(examples))
-        _rank(bench, name, examples, parts, show, served=served)
+        _rank(experiment, name, examples, parts, show, served=served)
     frames = [read_table(part) for name in rankers for part in _parts(parts, name, examples)]
-    write_whole(file, pl.concat([_calibrated(pl.concat(frames), calibration), *more]).write_parquet)
+    atomic_write(file, pl.concat([_calibrated(pl.concat(frames), calibration), *more]).write_parquet)
     shutil.rmtree(parts, ignore_errors=True)
 
 
@@ -151,7 +151,7 @@ def _parts(folder: Path, name: str, examples: Sequence[RankingExample]) -> list[
 
 
 def _rank(
-    bench: Workbench,
+    experiment: Experiment,
     name: RankerName,
     examples: Sequence[RankingExample],
     folder: Path,
@@ -165,16 +165,16 @@ def _rank(
     if not missing:
         return
     parts = {i: examples[i * EXAMPLES_A_PART : (i + 1) * EXAMPLES_A_PART] for i in missing}
-    if bench.runner is not None and name in PROBABILISTIC:  # the others cost less than a worker's start
+    if experiment.runner is not None and name in PROBABILISTIC:  # the others cost less than a worker's start
         pieces = [(files[i].resolve(), part) for i, part in parts.items()]
         n_done = 0
         for _, n_examples in run_pieces(
-            pieces, partial(PartWriter, bench, name, served=served), bench.runner
+            pieces, partial(PartWriter, experiment, name, served=served), experiment.runner
         ):
             n_done += n_examples
             on_progress(n_done)
         return
-    ranker = make_ranker(bench, name, served=served)
+    ranker = make_ranker(experiment, name, served=served)
     for i, part in parts.items():
         write_part(files[i], ranker, part, name)
         on_progress(i * EXAMPLES_A_PART + len(part))
@@ -183,8 +183,8 @@ def _rank(
 class PartWriter:
     """Writes parts on a Ray worker, with one ranker for all of them."""
 
-    def __init__(self, bench: Workbench, name: RankerName, *, served: bool) -> None:
-        self._ranker = make_ranker(bench, name, served=served)
+    def __init__(self, experiment: Experiment, name: RankerName, *, served: bool) -> None:
+        self._ranker = make_ranker(experiment, name, served=served)
 
     def __call__(self, part: tuple[Path, Sequence[RankingExample]]) -> int:
         """Write a part unless it is there, and return its number of examples."""
@@ -198,7 +198,7 @@ def write_part(
     file: Path, ranker: Ranker, examples: Sequence[RankingExample], name: str | None = None
 ) -> None:
     """Score some examples into a file of their own."""
-    write_whole(file, score_table(ranker, examples, name).write_parquet)
+    atomic_write(file, score_table(ranker, examples, name).write_parquet)
 
 
 def ranker_class(path: str) -> type[Ranker]:
@@ -219,68 +219,68 @@ def ranker_class(path: str) -> type[Ranker]:
     return found
 
 
-def _own_ranker(bench: Workbench, path: str) -> Ranker:
+def _own_ranker(experiment: Experiment, path: str) -> Ranker:
     """Make a ranker of one's own with the dataset, and fit it if it can be."""
-    ranker = ranker_class(path)(bench.dataset)  # type: ignore[call-arg]
+    ranker = ranker_class(path)(experiment.dataset)  # type: ignore[call-arg]
     if fit := getattr(ranker, "fit", None):
-        fit(Split(bench.dataset, bench.config.protocol, bench.config.seed, bench.splits))
+        fit(Split(experiment.dataset, experiment.config.protocol, experiment.config.seed, experiment.splits))
     return ranker
 
 
 def make_ranker(  # noqa: PLR0911 - one a name
-    bench: Workbench, name: RankerName, *, served: bool = True
+    experiment: Experiment, name: RankerName, *, served: bool = True
 ) -> Ranker:
     """Make the ranker called `name`, fitted on what it may learn from.
 
     Args:
-        bench: The run.
+        experiment: The run.
         name: Which.
         served: Whether a language model may be asked on the server that the run names for it.
     """
     match name:
         case "random":
-            return RandomRanker(bench.config.seed)
+            return RandomRanker(experiment.config.seed)
         case "popularity":
-            return PopularityRanker(fit_events(bench.dataset, bench.splits))
+            return PopularityRanker(training_events(experiment.dataset, experiment.splits))
         case "recency":
-            fields = bench.dataset.info.category_fields
-            items = bench.dataset.catalogue()
+            fields = experiment.dataset.info.category_fields
+            items = experiment.dataset.catalogue()
             return RecencyRanker({i: frozenset(field_values(item, fields)) for i, item in items.items()})
         case "bm25":
-            return Bm25Ranker(bench.bm25_index, profiles=bench.profiles)
+            return Bm25Ranker(experiment.bm25_index, profiles=experiment.profiles)
         case "popularity_decayed" | "embedding" | "bag_of_words" | "ncf" | "gru4rec" | "bert4rec" | "sasrec":
-            if name not in bench.fitted:
-                bench.fitted[name] = make_baseline(bench, name)
-            return bench.fitted[name]
+            if name not in experiment.fitted:
+                experiment.fitted[name] = make_baseline(experiment, name)
+            return experiment.fitted[name]
         case "llm_zero_shot" | "llm" | "llm_no_profile" | "llm_counted":
-            return _llm_ranker(bench, name, served=served)
+            return _llm_ranker(experiment, name, served=served)
         case "fusion" | "fusion_all" | "fusion_no_llm":
-            return make_fusion(bench, name)
+            return make_fusion(experiment, name)
         case _:
-            if name not in bench.fitted:
-                bench.fitted[name] = _own_ranker(bench, name)
-            return bench.fitted[name]
+            if name not in experiment.fitted:
+                experiment.fitted[name] = _own_ranker(experiment, name)
+            return experiment.fitted[name]
 
 
-def _llm_ranker(bench: Workbench, name: RankerName, *, served: bool) -> Ranker:
+def _llm_ranker(experiment: Experiment, name: RankerName, *, served: bool) -> Ranker:
     """Open the base model, or the fine-tuned one for what is that, here or on its server."""
     from trsr.recommend.recommender import Recommender
 
-    adapter = bench.folder.path / "model" if name in OWN_MODEL else None
-    recommender, template = bench.config.recommender, bench.ranking_template.hash
-    version = bench.tokenizer.prompt_version
+    adapter = experiment.folder.path / "model" if name in OWN_MODEL else None
+    recommender, template = experiment.config.recommender, experiment.ranking_template.hash
+    version = experiment.tokenizer.prompt_version
     server = recommender.servers.get("llm" if adapter else "llm_zero_shot") if served else None
-    check_context(recommender.model, bench.config.prompt)
+    check_context(recommender.model, experiment.config.prompt)
     scorer, info = open_scorer(recommender, adapter, template, version, server=server)
-    profiles = bench.profiles_as(OWN_MODEL.get(name, "own"))
+    profiles = experiment.profiles_as(OWN_MODEL.get(name, "own"))
     return Recommender(
         scorer,
-        bench.builder,
-        info.labels if info else bench.labels,
-        Catalogue(bench.dataset.catalogue(), bench.dataset.info.text_fields),
+        experiment.builder,
+        info.labels if info else experiment.labels,
+        Catalogue(experiment.dataset.catalogue(), experiment.dataset.info.text_fields),
         name=name,
         profiles=profiles,
-        n_field_cut=bench.n_field_cut,
+        n_field_cut=experiment.n_field_cut,
     )
 
 
@@ -308,43 +308,43 @@ class FusionRanker:
             yield without_llm(example, self._fusion.margins(features))
 
 
-def make_fusion(bench: Workbench, name: RankerName = "fusion") -> FusionRanker:
+def make_fusion(experiment: Experiment, name: RankerName = "fusion") -> FusionRanker:
     """Fit the weights on the validation examples, write them to `NAME.json`, and return the ranker.
 
     Raises:
         DataError: validation examples or margins of `llm` are missing, or too few users can be learned from.
     """
-    examples = bench.splits.valid
+    examples = experiment.splits.valid
     if not examples:
         raise DataError(
             f"There are no validation examples, from which {name} learns; set n_valid of the protocol, or"
             f" take {name} out of `rankers`."
         )
-    learnt, asked = (None, None) if name == "fusion_no_llm" else _llm_margins(bench, name)
-    others = [make_ranker(bench, other) for other in _joined(bench, name)]
+    learnt, asked = (None, None) if name == "fusion_no_llm" else _llm_margins(experiment, name)
+    others = [make_ranker(experiment, other) for other in _joined(experiment, name)]
     fusion = fit_fusion(
         _features(examples, learnt, others),
         [np.asarray(example.labels) for example in examples],
         [example.user_id for example in examples],
         [*(() if learnt is None else ("llm",)), *(ranker.name for ranker in others)],
-        seed=bench.config.seed,
+        seed=experiment.config.seed,
     )
-    bench.folder.write_json(f"{name}.json", fusion.to_json())
+    experiment.folder.write_json(f"{name}.json", fusion.to_json())
     return FusionRanker(name, fusion, asked, others)
 
 
-def _joined(bench: Workbench, name: RankerName) -> list[RankerName]:
+def _joined(experiment: Experiment, name: RankerName) -> list[RankerName]:
     """Return the rankers that are joined, without `llm`."""
     if name != "fusion":
-        return joinable(bench.config.rankers)
-    timed = fit_events(bench.dataset, bench.splits)["timestamp"].is_not_null().any()
+        return joinable(experiment.config.rankers)
+    timed = training_events(experiment.dataset, experiment.splits)["timestamp"].is_not_null().any()
     names: list[RankerName] = ["popularity", "popularity_decayed", "recency", "bm25"]
     return [one for one in names if timed or one != "popularity_decayed"]
 
 
-def _llm_margins(bench: Workbench, name: RankerName) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _llm_margins(experiment: Experiment, name: RankerName) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Return what `llm` said of the validation and of the test candidates."""
-    folder = bench.folder.path
+    folder = experiment.folder.path
     valid_file = folder / "valid_scores.parquet"
     if not valid_file.exists():
         raise DataError(
@@ -389,20 +389,20 @@ def _by_item(llm: pl.DataFrame) -> dict[str, dict[str, float]]:
     }
 
 
-def describe_prompt(bench: Workbench) -> dict[str, Any]:
+def describe_prompt(experiment: Experiment) -> dict[str, Any]:
     """Render the first test example's prompt for its first candidate.
 
     Returns:
         The prompt's text, its token counts, and what the budget cut. The profile is the written one where the
         stage `summarize` is finished, else it is left out and the answer says so.
     """
-    example = bench.splits.test[0]
-    written = "summarize" in bench.folder.stages()
-    profile = bench.profiles.get(example.example_id, "") if written else ""
-    prompt = bench.builder.build(example.history, profile, example.candidates)
+    example = experiment.splits.test[0]
+    written = "summarize" in experiment.folder.stages()
+    profile = experiment.profiles.get(example.example_id, "") if written else ""
+    prompt = experiment.builder.build(example.history, profile, example.candidates)
     suffix = prompt.group.suffixes[0]
-    labels = bench.labels
-    decode = bench.tokenizer.decode
+    labels = experiment.labels
+    decode = experiment.tokenizer.decode
     answers = [f"{decode([token])!r} ({token})" for token in (labels.positive, labels.negative)]
     return {
         "user": example.user_id,
@@ -411,7 +411,7 @@ def describe_prompt(bench: Workbench) -> dict[str, Any]:
         "prefix_tokens": len(prompt.group.prefix),
         "candidate_tokens": len(suffix),
         "candidates": len(example.candidates),
-        "max_tokens": bench.config.prompt.max_tokens,
+        "max_tokens": experiment.config.prompt.max_tokens,
         "recent_items_cut": prompt.n_recent_cut,
         "tokens_cut": prompt.n_tokens_cut,
         "answers": ", ".join(answers),

@@ -26,12 +26,12 @@ from trsr.errors import ConfigError, EngineError, MissingExtraError, TrsrError
 from trsr.llm.engines import EngineConfig
 from trsr.llm.opening import open_generator
 from trsr.progress import bar
-from trsr.storage import write_whole
-from trsr.summarize.executor import SummaryProgress, complete
+from trsr.storage import atomic_write
+from trsr.summarize.executor import SummaryProgress, run_calls
 from trsr.summarize.store import open_store
-from trsr.summarize.store_url import is_database
+from trsr.summarize.store_url import is_database_url
 from trsr.summarize.summarizer import profile_facts, profile_table
-from trsr.summarize.user_plan import Summariser, profile, start_fold
+from trsr.summarize.user_plan import BoundSummarizer, plan_user, profile
 from trsr.types import History
 
 MAX_USERS = 1000
@@ -197,14 +197,14 @@ def _same_error(kind: str, message: str) -> TrsrError:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a worker finds what to summarise.
+    """Where a worker finds what to summarize.
 
     Attributes:
-        summariser: What the texts depend on.
+        summarizer: What the texts depend on.
         histories: Start and stop of a piece to its histories, each with the name of its profile.
     """
 
-    summariser: Summariser
+    summarizer: BoundSummarizer
     histories: Callable[[int, int], list[tuple[str, History]]]
 
 
@@ -214,13 +214,13 @@ class ProfileWorker:
     def __init__(self, open_source: Callable[[], Source], engine: EngineConfig, store: str) -> None:
         self._source = open_source()
         self._store = open_store(store)
-        self._engine = open_generator(engine) if self._source.summariser.config.needs_calls else None
+        self._engine = open_generator(engine) if self._source.summarizer.config.needs_calls else None
 
     def __call__(self, piece: Slice) -> tuple[pl.DataFrame | None, SummaryProgress, str | None]:
         """Return the table of a piece and its progress; failed calls are reported, not raised."""
-        summariser = self._source.summariser
+        summarizer = self._source.summarizer
         named = self._source.histories(*piece)
-        folds = [start_fold(history, summariser) for _, history in named]
+        plans = [plan_user(history, summarizer) for _, history in named]
         last = SummaryProgress()
 
         def keep(progress: SummaryProgress) -> None:
@@ -228,12 +228,12 @@ class ProfileWorker:
             last = progress
 
         try:
-            complete(folds, summariser, self._engine, self._store, keep)
+            run_calls(plans, summarizer, self._engine, self._store, keep)
         except EngineError as error:
-            last.n_users, last.n_users_done = len(folds), sum(fold.done for fold in folds)
+            last.n_users, last.n_users_done = len(plans), sum(plan.done for plan in plans)
             return None, last, str(error)
-        profiles = [profile(fold, summariser) for fold in folds]
-        return profile_table([name for name, _ in named], folds, profiles), last, None
+        profiles = [profile(plan, summarizer) for plan in plans]
+        return profile_table([name for name, _ in named], plans, profiles), last, None
 
 
 def write_profiles_on_ray(
@@ -264,15 +264,15 @@ def write_profiles_on_ray(
     started = time.perf_counter()
     open_store(store).close()  # a store that cannot be used is reported before a cluster starts
     n_machines = start_cluster(runner)
-    if n_machines > 1 and not is_database(store):  # SQLite's locks do not reach other machines
+    if n_machines > 1 and not is_database_url(store):  # SQLite's locks do not reach other machines
         raise ConfigError(
             f"The store {store} is a file, which the {n_machines} machines of the Ray cluster cannot share; "
             "name a database with --store postgresql://USER:PASSWORD@HOST/DATABASE."
         )
-    place = str(store) if is_database(store) else str(Path(store).resolve())
+    place = str(store) if is_database_url(store) else str(Path(store).resolve())
     total, tables, failures = SummaryProgress(), dict[int, pl.DataFrame](), list[str]()
     opened = partial(ProfileWorker, open_source, engine, place)
-    with bar("Summarising") as shown:
+    with bar("Summarizing") as shown:
         for number, (table, progress, failure) in run_pieces(slices, opened, runner):
             for counted in fields(SummaryProgress):
                 one, more = getattr(total, counted.name), getattr(progress, counted.name)
@@ -290,5 +290,5 @@ def write_profiles_on_ray(
             retryable=True,
         )
     table = pl.concat([tables[number] for number in range(len(slices))])
-    write_whole(file, table.write_parquet)
+    atomic_write(file, table.write_parquet)
     return profile_facts(len(table), total, time.perf_counter() - started)

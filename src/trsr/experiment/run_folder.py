@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from trsr.errors import OutputError, RunInUseError, RunMismatchError
 from trsr.experiment.config import RunConfig, differences
 from trsr.recommend.model_folder import installed
-from trsr.storage import file_sha256, read_json, write_whole
+from trsr.storage import atomic_write, file_sha256, read_json
 
 _PACKAGES = ("trsr", "numpy", "polars", "torch", "transformers", "peft", "xllamacpp", "bm25s")
 
@@ -90,7 +90,7 @@ class RunFolder:
         return not changes and {**before, "servers": None} == {**after, "servers": None}
 
     def _write(self, name: str, text: str) -> None:
-        write_whole(self.path / name, lambda file: file.write_text(text, encoding="utf-8"))
+        atomic_write(self.path / name, lambda file: file.write_text(text, encoding="utf-8"))
 
     def write_json(self, name: str, content: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
         """Write a JSON file in one move."""

@@ -17,20 +17,20 @@ from pathlib import Path
 from typing import Any
 
 from trsr.errors import RunMismatchError
-from trsr.evaluate.evaluation import add_spread, main_metrics, pool, summarise
-from trsr.evaluate.report import ReportContext, write_report
-from trsr.evaluate.slices import Traits
+from trsr.evaluation.evaluate_scores import add_spread, main_metrics, pool, summarize
+from trsr.evaluation.report import ReportContext, write_report
+from trsr.evaluation.slices import ExampleFeatures
 from trsr.experiment.evaluating import (
-    example_traits,
+    example_features,
     measure_run,
     report_context,
     slice_pair,
     targets_in_history,
 )
-from trsr.experiment.experiment import Workbench
+from trsr.experiment.experiment import Experiment
 from trsr.experiment.leakage import check_run
-from trsr.experiment.stages import run_stages, say_with
-from trsr.storage import write_whole
+from trsr.experiment.stages import notify_with, run_stages
+from trsr.storage import atomic_write
 
 _STORE = "summaries.sqlite"
 
@@ -51,31 +51,31 @@ def check_seeds_folder(out: Path) -> None:
 
 def run_seeds(
     out: Path,
-    open_bench: Callable[[int, Path], Workbench],
+    open_experiment: Callable[[int, Path], Experiment],
     seeds: range,
-    say: Callable[[str], None] = lambda _: None,
+    notify: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Run every seed to its end, then write `metrics.json` and the report of all of them.
 
     Args:
         out: The folder above the runs.
-        open_bench: (seed, run folder) -> its workbench.
+        open_experiment: (seed, run folder) -> its experiment.
         seeds: The seeds, in order.
-        say: Receives a line for each finished stage.
+        notify: Receives a line for each finished stage.
 
     Raises:
         RunMismatchError: `out`, or a run in it, belongs to something else.
         OutputError: a folder cannot be written.
     """
     check_seeds_folder(out)
-    benches: dict[int, Workbench] = {}
+    experiments: dict[int, Experiment] = {}
     for seed in seeds:
-        bench = open_bench(seed, out / f"seed{seed}")
-        if benches:
-            _take_summaries(benches[seed - 1].folder.path / _STORE, bench.folder.path / _STORE)
-        run_stages(bench, say=partial(say_with, say, f"seed {seed}"))
-        benches[seed] = bench
-    _write_pooled(out, benches)
+        experiment = open_experiment(seed, out / f"seed{seed}")
+        if experiments:
+            _take_summaries(experiments[seed - 1].folder.path / _STORE, experiment.folder.path / _STORE)
+        run_stages(experiment, notify=partial(notify_with, notify, f"seed {seed}"))
+        experiments[seed] = experiment
+    _write_pooled(out, experiments)
 
 
 def _take_summaries(source: Path, target: Path) -> None:
@@ -90,37 +90,39 @@ def _take_summaries(source: Path, target: Path) -> None:
         ):
             old.backup(new)
 
-    write_whole(target, copy)
+    atomic_write(target, copy)
 
 
-def _write_pooled(out: Path, benches: Mapping[int, Workbench]) -> None:
+def _write_pooled(out: Path, experiments: Mapping[int, Experiment]) -> None:
     """Average over the seeds and write metrics and report."""
-    first = next(iter(benches.values()))
-    measured = {seed: measure_run(bench) for seed, bench in benches.items()}
-    # An example of several seeds keeps the traits of the first: only its target's count can differ.
-    traits: dict[str, Traits] = {}
-    for bench in benches.values():
-        traits = example_traits(bench) | traits
+    first = next(iter(experiments.values()))
+    measured = {seed: measure_run(experiment) for seed, experiment in experiments.items()}
+    # An example of several seeds keeps the features of the first: only its target's count can differ.
+    features: dict[str, ExampleFeatures] = {}
+    for experiment in experiments.values():
+        features = example_features(experiment) | features
     protocol = first.splits.description | {
-        "seeds": ", ".join(map(str, benches)),
+        "seeds": ", ".join(map(str, experiments)),
         "pooled": "each example's value is averaged over the seeds that asked it",
-        "warnings": list(dict.fromkeys(w for bench in benches.values() for w in bench.splits.warnings)),
+        "warnings": list(
+            dict.fromkeys(w for experiment in experiments.values() for w in experiment.splits.warnings)
+        ),
     }
-    metrics = summarise(
+    metrics = summarize(
         pool(list(measured.values())),
         protocol=protocol,
         compared=main_metrics(first.config.evaluate.ks),
         seed=first.config.seed,
-        traits=traits,
+        features=features,
         slice_pair=slice_pair(first.config),
     )
-    metrics["counts"]["targets_in_history"] = targets_in_history(benches.values())
-    checks = [check_run(bench)["checked"] for bench in benches.values()]
+    metrics["counts"]["targets_in_history"] = targets_in_history(experiments.values())
+    checks = [check_run(experiment)["checked"] for experiment in experiments.values()]
     metrics["leakage"] = {"checked": _sums(checks), "found": 0}
     add_spread(metrics, measured)
     text = json.dumps(metrics, indent=2, ensure_ascii=False) + "\n"
-    write_whole(out / "metrics.json", lambda file: file.write_text(text, encoding="utf-8"))
-    write_report(out, metrics=metrics, context=_context(benches))
+    atomic_write(out / "metrics.json", lambda file: file.write_text(text, encoding="utf-8"))
+    write_report(out, metrics=metrics, context=_context(experiments))
 
 
 def _sums(counts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -131,18 +133,18 @@ def _sums(counts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return dict(total)
 
 
-def _context(benches: Mapping[int, Workbench]) -> ReportContext:
+def _context(experiments: Mapping[int, Experiment]) -> ReportContext:
     """Add up the costs of all seeds, and name the reports that hold the rest."""
-    runs = [report_context(bench) for bench in benches.values()]
+    runs = [report_context(experiment) for experiment in experiments.values()]
     costs: dict[str, list[dict[str, Any]]] = {}
     for name, facts in (stage for run in runs for stage in run.stages.items()):
         shown = {key: facts.get(key) for key in ("seconds", "calls_made", "generated_tokens")}
         costs.setdefault(name, []).append(shown)
-    folders = ", ".join(f"seed{seed}" for seed in benches)
+    folders = ", ".join(f"seed{seed}" for seed in experiments)
     note = f"Example users and training curves of each seed are in its own report (folders {folders})."
     return replace(
         runs[0],
-        title=f"{runs[0].title}, seeds {', '.join(map(str, benches))}",
+        title=f"{runs[0].title}, seeds {', '.join(map(str, experiments))}",
         command="\n".join(dict.fromkeys(line for run in runs for line in run.command.splitlines())),
         stages={name: _sums(each) for name, each in costs.items()},
         summaries={},

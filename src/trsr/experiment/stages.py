@@ -1,4 +1,4 @@
-"""The stages of a run, each a function of the workbench that leaves its result in the run folder."""
+"""The stages of a run, each a function of the experiment that leaves its result in the run folder."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from trsr.data.synthetic import SyntheticConfig, generate
 from trsr.errors import ConfigError, OutputError
 from trsr.experiment.config import FolderData, RunConfig
 from trsr.experiment.evaluating import evaluate_scores
-from trsr.experiment.experiment import Workbench
+from trsr.experiment.experiment import Experiment
 from trsr.experiment.leakage import check_examples, check_warm_start
 from trsr.experiment.preflight import check_before_summaries, check_dataset, dataset_digest
 from trsr.experiment.ranking import rank_candidates, ranker_class, score_in_parts
 from trsr.experiment.ray import Source, write_profiles_on_ray
 from trsr.experiment.run_folder import RunFolder
-from trsr.experiment.variants import check_questions, variant_benches
+from trsr.experiment.variants import check_questions, variant_experiments
 from trsr.progress import bar
 from trsr.recommend.calibration import fit_calibration
 from trsr.recommend.model_folder import WEIGHTS, read_adapter_info, write_adapter_info
@@ -41,112 +41,116 @@ Facts = dict[str, Any]
 VALID_SCORES = "valid_scores.parquet"
 
 
-def prepare_data(bench: Workbench) -> Facts:
+def prepare_data(experiment: Experiment) -> Facts:
     """Import raw files or make synthetic ones; a dataset folder that exists is taken as it is."""
-    data = bench.config.data
-    if bench.base is None:  # else made by the run of which this is a variant
+    data = experiment.config.data
+    if experiment.base is None:  # else made by the run of which this is a variant
         if isinstance(data, SyntheticConfig):
-            generate(data, bench.dataset_path, overwrite=True)
+            generate(data, experiment.dataset_path, overwrite=True)
         elif not isinstance(data, FolderData):
-            data.run(bench.dataset_path, overwrite=True)
-    for sentence in import_warnings(bench.dataset.info):
-        bench.say(f"data: {sentence}")
-    return {"dataset": bench.dataset.info.name, **bench.dataset.info.counts, "digest": dataset_digest(bench)}
+            data.run(experiment.dataset_path, overwrite=True)
+    for sentence in import_warnings(experiment.dataset.info):
+        experiment.notify(f"data: {sentence}")
+    return {
+        "dataset": experiment.dataset.info.name,
+        **experiment.dataset.info.counts,
+        "digest": dataset_digest(experiment),
+    }
 
 
-def make_examples(bench: Workbench) -> Facts:
+def make_examples(experiment: Experiment) -> Facts:
     """Split users and draw candidates by the protocol.
 
     Raises:
         LeakageError: an example has seen a target.
     """
-    splits = build_examples(bench.dataset, bench.config.protocol, bench.config.seed)
-    write_splits(bench.folder.path / "examples", splits)
-    check_examples(bench)
+    splits = build_examples(experiment.dataset, experiment.config.protocol, experiment.config.seed)
+    write_splits(experiment.folder.path / "examples", splits)
+    check_examples(experiment)
     return {"train": len(splits.train), "valid": len(splits.valid), "test": len(splits.test)}
 
 
-def write_summaries(bench: Workbench) -> Facts:
+def write_summaries(experiment: Experiment) -> Facts:
     """Write the profile of every example that is shown with one."""
-    for name in bench.config.rankers:
+    for name in experiment.config.rankers:
         if "." in name:  # one's own class, which must be there before calls are paid for
             ranker_class(name)
-    examples, file = bench.summarised_examples(), bench.folder.path / "profiles.parquet"
-    engine, store = bench.config.engine, bench.store_place
-    check_before_summaries(bench)
-    if bench.config.summary.needs_calls:
-        bench.record_cuts("summary", {item for e in examples for item in e.history})
-    if bench.runner is not None:
-        n, step = len(examples), bench.runner.users_per_piece(len(examples))
+    examples, file = experiment.summarized_examples(), experiment.folder.path / "profiles.parquet"
+    engine, store = experiment.config.engine, experiment.store_place
+    check_before_summaries(experiment)
+    if experiment.config.summary.needs_calls:
+        experiment.record_cuts("summary", {item for e in examples for item in e.history})
+    if experiment.runner is not None:
+        n, step = len(examples), experiment.runner.users_per_piece(len(examples))
         slices = [(start, min(start + step, n)) for start in range(0, n, step)]
         return write_profiles_on_ray(
-            slices, n, partial(_open_examples, bench), engine, store, bench.runner, file
+            slices, n, partial(_open_examples, experiment), engine, store, experiment.runner, file
         )
     histories = [History(e.user_id, e.history) for e in examples]
-    written = write_profiles(histories, bench.summariser, engine, store)
+    written = write_profiles(histories, experiment.summarizer, engine, store)
     save_profiles(file, [e.example_id for e in examples], written)
     return written.facts()
 
 
-def _open_examples(bench: Workbench) -> Source:
+def _open_examples(experiment: Experiment) -> Source:
     """Open a run in a Ray worker; a piece is a slice of its examples."""
-    examples = bench.summarised_examples()
+    examples = experiment.summarized_examples()
 
     def histories(start: int, stop: int) -> list[tuple[str, History]]:
         return [(e.example_id, History(e.user_id, e.history)) for e in examples[start:stop]]
 
-    return Source(bench.summariser, histories)
+    return Source(experiment.summarizer, histories)
 
 
-def fine_tune(bench: Workbench) -> Facts:
+def fine_tune(experiment: Experiment) -> Facts:
     """Fine-tune the recommender and write the model folder."""
-    folder = bench.folder
-    if bench.config.train is None:
+    folder = experiment.folder
+    if experiment.config.train is None:
         return {}
-    check_warm_start(bench)  # again, since another model may lie there by now
+    check_warm_start(experiment)  # again, since another model may lie there by now
     if not all((folder.path / name).exists() for name in FILES["train"]):  # else only checkpoints are left
-        _train(bench, bench.config.train)
+        _train(experiment, experiment.config.train)
     shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
     steps = len([row for row in folder.read_json("training.json", {})["log"] if "loss" in row])
     several = {"processes": distributed.count()} if distributed.count() > 1 else {}
-    return {"users": len(bench.splits.train), "steps": steps, **several}
+    return {"users": len(experiment.splits.train), "steps": steps, **several}
 
 
-def _train(bench: Workbench, train_config: TrainConfig) -> None:
+def _train(experiment: Experiment, train_config: TrainConfig) -> None:
     from trsr.train.model_card import save_model_folder
 
-    config, folder = bench.config, bench.folder
+    config, folder = experiment.config, experiment.folder
     for older in (folder.path / VALID_SCORES, folder.path / "calibration.json"):
         older.unlink(missing_ok=True)  # of a model that is no longer there
-    adapter, report = learn(bench, train_config)
+    adapter, report = learn(experiment, train_config)
     folder.write_json("training.json", {"log": report.log, "best_step": report.best_step})
     save_model_folder(
         folder.path / "model",
         adapter,
         report,
         model=config.recommender.model,
-        labels=bench.labels,
-        template=bench.ranking_template,
+        labels=experiment.labels,
+        template=experiment.ranking_template,
         prompt=config.prompt,
         config=train_config,
-        dataset=bench.dataset.info.name,
+        dataset=experiment.dataset.info.name,
         command=folder.command,
         quantization=config.recommender.quantization,
     )
 
 
-def learn(bench: Workbench, config: TrainConfig) -> tuple[Path, TrainingReport]:
+def learn(experiment: Experiment, config: TrainConfig) -> tuple[Path, TrainingReport]:
     """Fine-tune the adapter, in every process that takes part; see `trsr.train.trainer.train`."""
     from trsr.train.trainer import train
 
-    recommender, seed = bench.config.recommender, bench.config.seed
+    recommender, seed = experiment.config.recommender, experiment.config.seed
     return train(
-        _epochs(bench, config),
-        training_groups(bench.splits.valid, bench.profiles, bench.builder),
+        _epochs(experiment, config),
+        training_groups(experiment.splits.valid, experiment.profiles, experiment.builder),
         model=recommender.model,
-        labels=bench.labels,
+        labels=experiment.labels,
         config=config,
-        checkpoints=bench.folder.path / "checkpoints",
+        checkpoints=experiment.folder.path / "checkpoints",
         seed=seed,
         dtype=recommender.dtype,
         device=recommender.device,
@@ -156,25 +160,27 @@ def learn(bench: Workbench, config: TrainConfig) -> tuple[Path, TrainingReport]:
     )
 
 
-def _epochs(bench: Workbench, config: TrainConfig) -> EpochGroups:
+def _epochs(experiment: Experiment, config: TrainConfig) -> EpochGroups:
     """Return the training groups; epoch 0 reads the examples as they are written in the run folder."""
     if not config.epochs:
         return EpochGroups([])
-    seed, mix, train = bench.config.seed, config.profiles, bench.splits.train
-    resample = make_resampler(bench.dataset, bench.config.protocol, seed)
+    seed, mix, train = experiment.config.seed, config.profiles, experiment.splits.train
+    resample = make_resampler(experiment.dataset, experiment.config.protocol, seed)
 
     def groups(epoch: int) -> list[TrainingGroup]:
         fresh = epoch > 0 and config.resample_negatives
         kinds = {e.example_id: profile_kind(mix, seed, e.example_id, epoch) for e in train}
-        profiles = {name: bench.profiles_as(kind)[name] for name, kind in kinds.items() if kind != "none"}
+        profiles = {
+            name: experiment.profiles_as(kind)[name] for name, kind in kinds.items() if kind != "none"
+        }
         examples = [resample(example, epoch) for example in train] if fresh else train
-        return training_groups(examples, profiles, bench.builder)
+        return training_groups(examples, profiles, experiment.builder)
 
     changes = config.resample_negatives or mix.none or mix.counted
     return EpochGroups(groups(0), groups if changes else None)
 
 
-def calibrate(bench: Workbench) -> Facts:
+def calibrate(experiment: Experiment) -> Facts:
     """Fit the calibration on the validation examples and save it in the model folder.
 
     Returns:
@@ -184,26 +190,26 @@ def calibrate(bench: Workbench) -> Facts:
         RunMismatchError: the model folder cannot be read.
         OutputError: the run folder cannot be written; finished parts of the scores are kept.
     """
-    if bench.config.train is None:
+    if experiment.config.train is None:
         return {}
-    examples, file = bench.splits.valid, bench.folder.path / VALID_SCORES
+    examples, file = experiment.splits.valid, experiment.folder.path / VALID_SCORES
     if not examples:
         return {"calibration": "none: there are no validation examples"}
     if not file.exists():
         with bar("Calibrating") as shown:
             # Here, since the model has just been made here: its server holds it later, if at all.
-            score_in_parts(bench, ("llm",), examples, file, shown, served=False)
+            score_in_parts(experiment, ("llm",), examples, file, shown, served=False)
     scores = read_table(file)
     fit = fit_calibration(
         scores["margin"].to_numpy(),
         scores["label"].to_numpy(),
         scores["user_id"].to_list(),
-        seed=bench.config.seed,
+        seed=experiment.config.seed,
     )
     chosen = fit.calibration
-    model = bench.folder.path / "model"
+    model = experiment.folder.path / "model"
     write_adapter_info(model, read_adapter_info(model).model_copy(update={"calibration": chosen}))
-    bench.folder.write_json(
+    experiment.folder.write_json(
         "calibration.json",
         {
             "calibration": None if chosen is None else asdict(chosen),
@@ -220,22 +226,22 @@ def calibrate(bench: Workbench) -> Facts:
     return facts
 
 
-def run_variants(bench: Workbench) -> Facts:
+def run_variants(experiment: Experiment) -> Facts:
     """Fine-tune every variant and let it rank, each in a run folder of its own."""
-    benches = variant_benches(bench)
-    for name, variant in benches.items():
+    experiments = variant_experiments(experiment)
+    for name, variant in experiments.items():
         run_stages(variant, "examples")
         check_questions(name, variant)
-        run_stages(variant, "rank", partial(say_with, bench.say, name))
-    return {"variants": len(benches)}
+        run_stages(variant, "rank", partial(notify_with, experiment.notify, name))
+    return {"variants": len(experiments)}
 
 
-def say_with(say: Callable[[str], None], name: str, line: str) -> None:
+def notify_with(notify: Callable[[str], None], name: str, line: str) -> None:
     """Say a line about one of several runs."""
-    say(f"{name}: {line}")
+    notify(f"{name}: {line}")
 
 
-STAGES: dict[str, Callable[[Workbench], Facts]] = {
+STAGES: dict[str, Callable[[Experiment], Facts]] = {
     "data": prepare_data,
     "examples": make_examples,
     "summarize": write_summaries,
@@ -258,7 +264,7 @@ FILES = {
 
 
 def run_stages(
-    bench: Workbench, until: str = "evaluate", say: Callable[[str], None] = lambda _: None
+    experiment: Experiment, until: str = "evaluate", notify: Callable[[str], None] = lambda _: None
 ) -> None:
     """Run every unfinished stage up to and including `until`; finished ones are not repeated.
 
@@ -266,43 +272,43 @@ def run_stages(
         RunInUseError: another process works on the run.
         RunMismatchError: the dataset, or a file of a finished stage, was changed.
     """
-    bench.say = say
-    bench.folder.check_files()
-    if gone := _gone(bench):
-        say(f"{gone[0]}: {gone[1]} is gone: this stage and those after it run again.")
-    if _unfinished(bench, until):
-        with bench.folder.working():
-            for name in _unfinished(bench, until):  # another process may have finished some
-                run_stage(bench, name)
+    experiment.notify = notify
+    experiment.folder.check_files()
+    if gone := _gone(experiment):
+        notify(f"{gone[0]}: {gone[1]} is gone: this stage and those after it run again.")
+    if _unfinished(experiment, until):
+        with experiment.folder.working():
+            for name in _unfinished(experiment, until):  # another process may have finished some
+                run_stage(experiment, name)
 
 
-def _unfinished(bench: Workbench, until: str) -> list[str]:
+def _unfinished(experiment: Experiment, until: str) -> list[str]:
     """Return the stages up to and including `until` that are not done; none is done after a lost file."""
-    names, done = list(STAGES), set(bench.folder.stages())
-    if gone := _gone(bench):
+    names, done = list(STAGES), set(experiment.folder.stages())
+    if gone := _gone(experiment):
         done &= set(names[: names.index(gone[0])])
     return [name for name in names[: names.index(until) + 1] if name not in done]
 
 
-def _gone(bench: Workbench) -> tuple[str, str] | None:
+def _gone(experiment: Experiment) -> tuple[str, str] | None:
     """Return the first finished stage that lacks one of its files, and which."""
-    done = bench.folder.stages()
+    done = experiment.folder.stages()
     for name in STAGES:
         for file in done.get(name, {}).get("sha256", {}):
-            if not (bench.folder.path / file).exists():
+            if not (experiment.folder.path / file).exists():
                 return name, file
     return None
 
 
-def run_stage(bench: Workbench, name: str) -> None:
+def run_stage(experiment: Experiment, name: str) -> None:
     """Run a stage, whether it is finished or not."""
-    check_dataset(bench)
-    bench.folder.log(name, "start")
+    check_dataset(experiment)
+    experiment.folder.log(name, "start")
     started = time.perf_counter()
-    facts = STAGES[name](bench)
+    facts = STAGES[name](experiment)
     seconds = round(time.perf_counter() - started, 2)
-    bench.folder.finish(name, {"seconds": seconds, **facts}, FILES.get(name, ()))
-    bench.say(f"{name}: {seconds:.0f} s" + "".join(f", {k} {v}" for k, v in facts.items()))
+    experiment.folder.finish(name, {"seconds": seconds, **facts}, FILES.get(name, ()))
+    experiment.notify(f"{name}: {seconds:.0f} s" + "".join(f", {k} {v}" for k, v in facts.items()))
 
 
 def check_processes(config: RunConfig) -> TrainConfig:
@@ -320,7 +326,7 @@ def check_processes(config: RunConfig) -> TrainConfig:
 
 
 def train_together(
-    out: Path, open_folder: Callable[[], RunFolder], say: Callable[[str], None] = lambda _: None
+    out: Path, open_folder: Callable[[], RunFolder], notify: Callable[[str], None] = lambda _: None
 ) -> None:
     """Run the stages of a run up to the calibrated model folder; every process calls this, having joined.
 
@@ -328,16 +334,16 @@ def train_together(
         out: Where the run folder is, or will be.
         open_folder: Opens it; the other processes do so when the main one has finished what comes before
             training.
-        say: Receives a line for each finished stage, in the main process.
+        notify: Receives a line for each finished stage, in the main process.
 
     Raises:
         OutputError: the machines do not share the run folder.
     """
     to_train = False
     if distributed.is_main():
-        bench = Workbench(open_folder())
-        run_stages(bench, "summarize", say)
-        to_train = "train" not in bench.folder.stages() and not (out / "model").exists()
+        experiment = Experiment(open_folder())
+        run_stages(experiment, "summarize", notify)
+        to_train = "train" not in experiment.folder.stages() and not (out / "model").exists()
     to_train = distributed.agree(to_train)
     seen = distributed.gather((out / "config.yaml").exists())
     if not all(seen):
@@ -346,9 +352,9 @@ def train_together(
             "name with --out a folder on a file system that all machines share."
         )
     if distributed.is_main():
-        run_stages(bench, "calibrate", say)
+        run_stages(experiment, "calibrate", notify)
     elif to_train:
-        bench = Workbench(open_folder())
-        learn(bench, check_processes(bench.config))
+        experiment = Experiment(open_folder())
+        learn(experiment, check_processes(experiment.config))
     distributed.wait()
     distributed.leave()

@@ -10,25 +10,25 @@ import polars as pl
 
 from trsr.errors import ConfigError
 from trsr.experiment.config import RunConfig, own_ranker, variants_of
-from trsr.experiment.experiment import Workbench
+from trsr.experiment.experiment import Experiment
 from trsr.experiment.run_folder import RunFolder
 from trsr.storage import read_table
 
 
-def variant_benches(bench: Workbench) -> dict[str, Workbench]:
-    """Return the workbench of every variant by the name of its ranker.
+def variant_experiments(experiment: Experiment) -> dict[str, Experiment]:
+    """Return the experiment of every variant by the name of its ranker.
 
     Raises:
         RunMismatchError: a variant's folder belongs to other settings.
     """
-    folder = bench.folder
+    folder = experiment.folder
     return {
-        name: Workbench(RunFolder(folder.path / "variants" / name, config, folder.command), bench)
+        name: Experiment(RunFolder(folder.path / "variants" / name, config, folder.command), experiment)
         for name, config in variants_of(folder.config).items()
     }
 
 
-def check_questions(name: str, variant: Workbench) -> None:
+def check_questions(name: str, variant: Experiment) -> None:
     """Check that a variant, whose examples are drawn, has the test examples of its run.
 
     Raises:
@@ -42,11 +42,11 @@ def check_questions(name: str, variant: Workbench) -> None:
         )
 
 
-def variant_scores(bench: Workbench) -> list[pl.DataFrame]:
+def variant_scores(experiment: Experiment) -> list[pl.DataFrame]:
     """Return the scores of all finished variants, each under the name of its ranker."""
     return [
         read_table(variant.folder.path / "scores.parquet").with_columns(ranker=pl.lit(name))
-        for name, variant in variant_benches(bench).items()
+        for name, variant in variant_experiments(experiment).items()
     ]
 
 
@@ -59,9 +59,9 @@ def profile_pair(config: RunConfig) -> tuple[str, str] | None:
         return None
     if {"llm", "llm_no_profile"} <= set(config.rankers):
         return "llm", "llm_no_profile"
-    apart = {"summary", "rankers", "variants", "sweep"}
-    own = config.model_dump(exclude=apart)
+    run_in_thread = {"summary", "rankers", "variants", "sweep"}
+    own = config.model_dump(exclude=run_in_thread)
     for name, variant in variants_of(config).items():
-        if variant.summary.method == "none" and variant.model_dump(exclude=apart) == own:
+        if variant.summary.method == "none" and variant.model_dump(exclude=run_in_thread) == own:
             return own_ranker(config), name
     return None

@@ -137,8 +137,8 @@ class Tokenizer(ABC):
     @cached_property
     def _adds_blank(self) -> bool:
         """Whether the tokenizer puts a blank before a text that stands alone, as SentencePiece does."""
-        apart = [*self._line_end, *self.token_ids("x", adds_special=False)]
-        return self.token_ids("\nx", adds_special=False) != apart
+        run_in_thread = [*self._line_end, *self.token_ids("x", adds_special=False)]
+        return self.token_ids("\nx", adds_special=False) != run_in_thread
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text that continues another one; no token is added around it."""

@@ -17,7 +17,7 @@ BREAK = ";"
 STOP = "."
 
 
-def tidy(text: str, parts: Sequence[PhrasePart]) -> str:
+def trim_incomplete(text: str, parts: Sequence[PhrasePart]) -> str:
     """Return a text without what its cap cut off, and without repeated phrases; anything else stays."""
     phrases_by_part = _phrases_by_part(text, parts)
     if phrases_by_part and phrases_by_part[-1]:
@@ -33,7 +33,7 @@ def tidy(text: str, parts: Sequence[PhrasePart]) -> str:
     return kept and f"{kept}{STOP}"
 
 
-def strange_phrases(text: str, parts: Sequence[PhrasePart]) -> list[str]:
+def phrases_outside_grammar(text: str, parts: Sequence[PhrasePart]) -> list[str]:
     """Return the phrases of a text that are not among those of their part, in order."""
     by_part = zip(_phrases_by_part(text, parts), parts, strict=False)
     return [phrase for phrases, part in by_part for phrase in phrases if phrase not in part.phrases]

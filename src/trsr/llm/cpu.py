@@ -13,7 +13,7 @@ from typing import TypeVar
 _T = TypeVar("_T")
 
 
-def apart(do: Callable[[], _T]) -> _T:
+def run_in_thread(do: Callable[[], _T]) -> _T:
     """Return `do()`, called in a thread that has ended when this returns.
 
     libgomp keeps a team of threads for every thread that has begun a loop of torch, as long as that thread

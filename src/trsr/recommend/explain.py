@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from trsr.recommend.ranker import Ask
-from trsr.templating import plain_line
+from trsr.recommend.ranker import RankRequest
+from trsr.templating import sanitize_line
 from trsr.types import Explanation
 
 MAX_SENTENCES = 12
@@ -24,7 +24,7 @@ _CLAUSE_END = re.compile(
 class LeaveOneOut:
     """The requests behind an explanation: the whole one, then one without each item, note and sentence."""
 
-    asks: tuple[Ask, ...]
+    requests: tuple[RankRequest, ...]
     items: tuple[str, ...]
     notes: tuple[str, ...]
     sentences: tuple[str, ...]
@@ -39,19 +39,19 @@ class LeaveOneOut:
         return Explanation(whole, items, notes, sentences)
 
 
-def leave_one_out(ask: Ask, candidate: str, n_shown: int) -> LeaveOneOut:
+def leave_one_out(request: RankRequest, candidate: str, n_shown: int) -> LeaveOneOut:
     """Return the requests that explain a candidate.
 
     No older item takes the place of the one left out. Where a profile had to be cut to fit, more of it may be
     shown with an item left out, as it would be to the user without that item.
 
     Args:
-        ask: The request; its candidates are not looked at.
+        request: The request; its candidates are not looked at.
         candidate: An item id.
         n_shown: Newest items of the history that the prompt shows.
     """
-    shown = tuple(ask.user_history[len(ask.user_history) - n_shown :])
-    whole = Ask(shown, plain_line(ask.profile), (candidate,), plain_line(ask.notes))
+    shown = tuple(request.user_history[len(request.user_history) - n_shown :])
+    whole = RankRequest(shown, sanitize_line(request.profile), (candidate,), sanitize_line(request.notes))
     notes, said = sentences(whole.notes), sentences(whole.profile)
     without = [replace(whole, user_history=(*shown[:i], *shown[i + 1 :])) for i in range(n_shown)]
     without += [replace(whole, notes=_without(notes, i)) for i in range(len(notes))]

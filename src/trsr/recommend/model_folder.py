@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from trsr.errors import RunMismatchError
 from trsr.llm.base import LabelTokens
 from trsr.recommend.calibration import Calibration
-from trsr.storage import file_sha256, write_whole
+from trsr.storage import atomic_write, file_sha256
 
 FILE_NAME = "trsr.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -132,7 +132,7 @@ def write_adapter_info(folder: Path, info: AdapterInfo) -> None:
         OutputError: it cannot be written.
     """
     text = info.model_dump_json(indent=2) + "\n"
-    write_whole(folder / FILE_NAME, lambda file: file.write_text(text, encoding="utf-8"))
+    atomic_write(folder / FILE_NAME, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def read_adapter_info(folder: Path) -> AdapterInfo:

@@ -18,7 +18,7 @@ from trsr.errors import BudgetError, ConfigError, ModelError
 from trsr.llm.base import LabelTokens, Message, Prompt, ScoringGroup
 from trsr.llm.chat_format import Tokenizer
 from trsr.llm.context import context_length
-from trsr.templating import Template, load_template, plain_line
+from trsr.templating import Template, load_template, sanitize_line
 
 Tokens = tuple[int, ...]
 TEMPLATES = Path(__file__).parent / "templates"
@@ -26,7 +26,7 @@ SECTIONS = ("system", "prefix", "candidate", "answer", "positive", "negative")
 VARIABLES = ("notes", "profile", "recent", "candidate", "system", "user")
 """The last two are for the section `frame` alone, which stands in place of the model's chat template."""
 # Stands where the candidate begins while a chat format is applied. It is no white space, which some formats
-# trim, and no plain line can hold it, since `plain_line` folds its hashes.
+# trim, and no plain line can hold it, since `sanitize_line` folds its hashes.
 _MARK = "##CandidateBegins##"
 _NOTHING = {"recent": [], "profile": "", "notes": "", "candidate": ""}
 _SPECIAL = re.compile(r"<\|[^<>|\s]+\|>")
@@ -220,7 +220,7 @@ class PromptBuilder:
 
     def _line(self, text: str) -> str:
         """Return a plain line in which no special token of this very tokenizer is written (`[MASK]`, ...)."""
-        line = plain_line(text)
+        line = sanitize_line(text)
         for special in self.tokenizer.special_texts:
             if len(special) > 1 and special in line:
                 line = line.replace(special, f"{special[0]} {special[1:]}")

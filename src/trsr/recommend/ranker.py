@@ -57,7 +57,7 @@ class Ranker(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class RankRequest:
     """A request to rank items for a user.
 
     Attributes:
@@ -74,7 +74,7 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class TextAsk:
+class RerankRequest:
     """A request to rank texts, which need not be in the catalogue.
 
     Attributes:
@@ -89,11 +89,11 @@ class TextAsk:
     max_tokens: int | None = None
 
 
-Question = Ask | TextAsk
+ModelRequest = RankRequest | RerankRequest
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScoredRequest:
     """The answer to one request, its candidates in the order given.
 
     Attributes:

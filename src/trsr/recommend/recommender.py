@@ -32,11 +32,19 @@ from trsr.recommend.prompt import (
     check_context,
     load_ranking_template,
 )
-from trsr.recommend.ranker import Ask, ExampleScores, Question, Scored, TextAsk, best_first, sigmoid
+from trsr.recommend.ranker import (
+    ExampleScores,
+    ModelRequest,
+    RankRequest,
+    RerankRequest,
+    ScoredRequest,
+    best_first,
+    sigmoid,
+)
 from trsr.recommend.retrieval import Retriever
 from trsr.summarize.summarizer import Summarizer
 from trsr.text import NO_TEXT, capped_line, verbalize_item, was_cut
-from trsr.types import Explanation, Item, PreferenceSummary, RankedItem, RankingExample
+from trsr.types import Explanation, Item, Profile, RankedItem, RankingExample
 
 Margins = npt.NDArray[np.float32]
 MAX_DOCUMENT_TOKENS = 256
@@ -215,7 +223,7 @@ class Recommender:
         *,
         history: Sequence[str],
         candidates: Sequence[str],
-        profile: str | PreferenceSummary = "",
+        profile: str | Profile = "",
         notes: str = "",
     ) -> list[RankedItem]: ...
 
@@ -225,7 +233,7 @@ class Recommender:
         *,
         history: Sequence[str] = (),
         candidates: Sequence[str] = (),
-        profile: str | PreferenceSummary = "",
+        profile: str | Profile = "",
         notes: str = "",
     ) -> Iterator[ExampleScores] | list[RankedItem]:
         """Rank the candidates of one user, or score those of many examples.
@@ -247,8 +255,8 @@ class Recommender:
         """
         if examples is not None:
             return self._score_examples(examples)
-        text = profile.text if isinstance(profile, PreferenceSummary) else profile
-        (scored,) = self.score([Ask(tuple(history), text, tuple(candidates), notes)])
+        text = profile.text if isinstance(profile, Profile) else profile
+        (scored,) = self.score([RankRequest(tuple(history), text, tuple(candidates), notes)])
         return best_first(candidates, scored.margins, scored.scores, self.title_of)
 
     def _score_examples(self, examples: Sequence[RankingExample]) -> Iterator[ExampleScores]:
@@ -316,7 +324,7 @@ class Recommender:
             return []
         return self.rank(history=history.item_ids, profile=profile, candidates=found)[:top_n]
 
-    def score(self, questions: Sequence[Question]) -> list[Scored]:
+    def score(self, questions: Sequence[ModelRequest]) -> list[ScoredRequest]:
         """Answer requests in one stream of passes; the result is in their order.
 
         Raises:
@@ -359,9 +367,11 @@ class Recommender:
                     yield from ((place, found) for _, found in self.read([group]))
                 return
 
-    def answer(self, prompt: RankingPrompt, margins: Margins, n_read_tokens: int, cached: bool) -> Scored:
+    def answer(
+        self, prompt: RankingPrompt, margins: Margins, n_read_tokens: int, cached: bool
+    ) -> ScoredRequest:
         """Return the answer to a prompt whose candidates have these margins."""
-        return Scored(
+        return ScoredRequest(
             margins=margins,
             scores=sigmoid(margins) if self.calibration is None else self.calibration.apply(margins),
             n_prompt_tokens=np.asarray(prompt.n_tokens(), dtype=np.int32),
@@ -370,21 +380,21 @@ class Recommender:
             cached=cached,
         )
 
-    def rerank(self, query: str, documents: Sequence[str]) -> Scored:
+    def rerank(self, query: str, documents: Sequence[str]) -> ScoredRequest:
         """Score free texts against a query that is shown where the profile is shown (see `TextAsk`)."""
-        return self.score([TextAsk(query, documents)])[0]
+        return self.score([RerankRequest(query, documents)])[0]
 
-    def explain(self, ask: Ask, candidate: str) -> Explanation:
+    def explain(self, request: RankRequest, candidate: str) -> Explanation:
         """Leave out each recent item and sentence of notes and profile in turn; all in one `score` call."""
-        parts = self.leave_one_out(ask, candidate)
-        return parts.explanation(answer.margins[0] for answer in self.score(parts.asks))
+        parts = self.leave_one_out(request, candidate)
+        return parts.explanation(answer.margins[0] for answer in self.score(parts.requests))
 
-    def leave_one_out(self, ask: Ask, candidate: str) -> LeaveOneOut:
+    def leave_one_out(self, request: RankRequest, candidate: str) -> LeaveOneOut:
         """Return the requests behind `explain`, for callers that put them into a queue."""
-        prompt = self.prompt(replace(ask, candidates=(candidate,)))
-        n_shown = min(len(ask.user_history), self.builder.config.n_recent) - prompt.n_recent_cut
-        profile = ask.profile if self.builder.config.use_profile else ""
-        return leave_one_out(replace(ask, profile=profile), candidate, n_shown)
+        prompt = self.prompt(replace(request, candidates=(candidate,)))
+        n_shown = min(len(request.user_history), self.builder.config.n_recent) - prompt.n_recent_cut
+        profile = request.profile if self.builder.config.use_profile else ""
+        return leave_one_out(replace(request, profile=profile), candidate, n_shown)
 
     def title_of(self, item_id: str) -> str:
         """Return an item's title: its field `title` or `name`, else its first field without categories."""
@@ -393,10 +403,10 @@ class Recommender:
         names = ["title", "name", *(field for field in fields if field not in categories), *fields]
         return next((fields[name] for name in names if name in fields), "")
 
-    def prompt(self, question: Question) -> RankingPrompt:
+    def prompt(self, question: ModelRequest) -> RankingPrompt:
         """Build a request's prompt; see `score` for what is raised. Safe to call from several threads."""
         match question:
-            case Ask(user_history=history, profile=profile, candidates=names, notes=notes):
+            case RankRequest(user_history=history, profile=profile, candidates=names, notes=notes):
                 if not names:
                     raise DataError("The question has no candidates; name at least one.")
                 try:
@@ -404,7 +414,7 @@ class Recommender:
                 except BudgetError as error:
                     longest = max(names, key=lambda name: len(self.builder.suffix(name)))
                     raise BudgetError(f"With the item {longest!r} among the candidates: {error}") from error
-            case TextAsk(query=query, documents=documents, max_tokens=most):
+            case RerankRequest(query=query, documents=documents, max_tokens=most):
                 if not documents:
                     raise DataError("The question has no documents; give at least one.")
                 cap = min(most or MAX_DOCUMENT_TOKENS, self._document_tokens)
@@ -427,11 +437,11 @@ def _room(builder: PromptBuilder, catalogue: Catalogue) -> int:
     return min(most, config.max_tokens // 2)
 
 
-def named(error: Exception, question: Question) -> Exception:
+def named(error: Exception, question: ModelRequest) -> Exception:
     """Return an error about a candidate with its name in place of its number."""
     if not isinstance(error, CandidateTooLongError):
         return error
-    if isinstance(question, Ask):
+    if isinstance(question, RankRequest):
         return _renamed(error, f"The item {question.candidates[error.suffix]!r}")
     return _renamed(error, f"Document {error.suffix}")
 

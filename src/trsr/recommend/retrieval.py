@@ -17,7 +17,7 @@ import numpy.typing as npt
 from trsr.errors import DataError, MissingExtraError
 from trsr.recommend.catalogue import Catalogue
 from trsr.summarize.counted import field_values
-from trsr.templating import plain_line
+from trsr.templating import sanitize_line
 from trsr.types import Item
 
 _MAX_FIELD_WORDS = 10_000
@@ -135,7 +135,7 @@ class Retriever:
 
 
 def _folded(value: str) -> str:
-    return plain_line(value).casefold()
+    return sanitize_line(value).casefold()
 
 
 class _Index:

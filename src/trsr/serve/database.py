@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from trsr.errors import ConfigError, NotErasedError, OutputError, StoreError
 from trsr.serve.settings import Key
-from trsr.storage import PATIENCE, as_one_sentence, open_sqlite
+from trsr.storage import PATIENCE, open_sqlite, translate_errors
 from trsr.summarize.store import SUMMARIES
 
 APPLICATION_ID = 0x74727376  # "trsv"
@@ -241,7 +241,7 @@ class Database:
     @contextmanager
     def _sentences(self) -> Iterator[None]:
         try:
-            with as_one_sentence(self.path, WHAT):
+            with translate_errors(self.path, WHAT):
                 yield
         except StoreError as error:
             self._damage = error
@@ -463,7 +463,7 @@ def remove_key(path: Path, name: str) -> bool:
 def _open(path: Path) -> Iterator[sqlite3.Connection]:
     db = open_sqlite(path, WHAT, APPLICATION_ID, MIGRATIONS)
     try:
-        with as_one_sentence(path, WHAT):
+        with translate_errors(path, WHAT):
             make_private(path)
             yield db
     finally:

@@ -11,11 +11,11 @@ from typing import NamedTuple
 from trsr.data.dataset import Dataset
 from trsr.errors import DataError, RunMismatchError, TrsrError
 from trsr.experiment.open_run import open_run
-from trsr.llm.cpu import apart
+from trsr.llm.cpu import run_in_thread
 from trsr.llm.engines import DEFAULT_ENGINE, EngineConfig
 from trsr.llm.opening import open_generator
 from trsr.recommend.model_folder import FILE_NAME, read_adapter_info
-from trsr.recommend.ranker import Ask
+from trsr.recommend.ranker import RankRequest
 from trsr.recommend.recommender import Recommender
 from trsr.serve.model_queue import ModelQueue, n_read_at_most
 from trsr.serve.profile_updater import ProfileUpdater
@@ -25,9 +25,9 @@ from trsr.serve.settings import Settings
 from trsr.serve.store import ServeStore, StoredSummaries
 from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.store import StoredCall, open_store
-from trsr.summarize.store_url import is_database
+from trsr.summarize.store_url import is_database_url
 from trsr.summarize.summarizer import Summarizer
-from trsr.summarize.user_plan import Summariser, make_summariser
+from trsr.summarize.user_plan import BoundSummarizer, bind_summarizer
 
 ANSWER_SECONDS = 2.0
 """What ranking for a user should take where no other request waits."""
@@ -75,7 +75,7 @@ def measure(recommender: Recommender, clock: Callable[[], float] = time.perf_cou
     for turn in range(_ROUNDS + 1):
         first = turn % len(items)
         chosen = (items[first:] + items[:first])[: n_recent + _N_CANDIDATES]
-        prompt = recommender.prompt(Ask(chosen[:n_recent], f"{turn}", chosen[-_N_CANDIDATES:]))
+        prompt = recommender.prompt(RankRequest(chosen[:n_recent], f"{turn}", chosen[-_N_CANDIDATES:]))
         started = clock()
         for _ in recommender.read([prompt.group]):
             pass
@@ -98,7 +98,7 @@ class Serving(NamedTuple):
 
     recommender: Recommender
     dataset: Dataset
-    summariser: Summariser
+    summarizer: BoundSummarizer
     engine: EngineConfig
     store: str | Path
 
@@ -141,14 +141,14 @@ def open_for_serving(model_or_run: Path, data: Path | None = None) -> Serving:
     # It reads items as the catalogue has them now.
     items, config = recommender.catalogue, writer.config
     text = items.texts(config.fields, config.max_field_tokens, None)
-    summariser = replace(
-        make_summariser(dataset, config),
+    summarizer = replace(
+        bind_summarizer(dataset, config),
         items=items.items,
         item_text=text,
         n_tokens=lambda item_id: len(text(item_id).split()),
     )
     store = writer.store or dataset.path / "summaries.sqlite"
-    return Serving(recommender, dataset, summariser, writer.engine, store)
+    return Serving(recommender, dataset, summarizer, writer.engine, store)
 
 
 def open_service(
@@ -171,7 +171,9 @@ def open_service(
         InputError: as `open_for_serving` and `ServeStore` say.
         RunMismatchError: the database holds the histories of another dataset.
     """
-    serving = apart(lambda: open_for_serving(model_or_run, data))  # only the queue's thread computes later
+    serving = run_in_thread(
+        lambda: open_for_serving(model_or_run, data)
+    )  # only the queue's thread computes later
     store = ServeStore(database, _written(serving.store, log))
     try:
         log(f"Users are kept in {database}.")
@@ -179,9 +181,9 @@ def open_service(
         source = f"{info.name}:{info.sha256['events.parquet']}"
         if n_events := store.import_histories(serving.dataset.histories(), source):
             log(f"{n_events} events of the data set were put there.")
-        summariser, recommender = serving.summariser, serving.recommender
-        engine = open_generator(serving.engine) if summariser.config.needs_calls else None
-        speed = apart(lambda: measure(recommender)) or Speed(10_000.0, 0, 50.0)  # nothing to rank yet
+        summarizer, recommender = serving.summarizer, serving.recommender
+        engine = open_generator(serving.engine) if summarizer.config.needs_calls else None
+        speed = run_in_thread(lambda: measure(recommender)) or Speed(10_000.0, 0, 50.0)  # nothing to rank yet
         n_ranked = settings.n_ranked or speed.n_ranked
         rate = f"{speed.rate:,.0f} tokens a second"
         log(f"The model reads {rate} here; it ranks the best {n_ranked} items found.")
@@ -197,7 +199,7 @@ def open_service(
             max_tokens=settings.max_tokens or max(MIN_TOKENS, int(settings.request_seconds * speed.rate)),
             seconds=settings.request_seconds,
         )
-        return Service(store, ProfileUpdater(store, summariser, engine), ranker, summariser)
+        return Service(store, ProfileUpdater(store, summarizer, engine), ranker, summarizer)
     except BaseException:
         store.close()
         raise
@@ -210,7 +212,7 @@ def _written(place: str | Path, log: Callable[[str], None]) -> StoredSummaries:
     """
 
     def look_up(keys: Sequence[str]) -> dict[str, StoredCall]:
-        if not (is_database(place) or Path(place).is_file()):
+        if not (is_database_url(place) or Path(place).is_file()):
             return {}
         with open_store(place) as store:
             return store.calls(keys)

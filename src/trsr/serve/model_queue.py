@@ -21,7 +21,7 @@ import numpy.typing as npt
 from trsr.errors import CandidateTooLongError, OverloadedError
 from trsr.llm.base import ScoringGroup
 from trsr.recommend.prompt import RankingPrompt
-from trsr.recommend.ranker import Scored
+from trsr.recommend.ranker import ScoredRequest
 from trsr.recommend.recommender import Recommender
 
 CALLER: ContextVar[str] = ContextVar("caller", default="")
@@ -67,7 +67,7 @@ class _Submission:
     came: float
     until: float
     due: float
-    future: Future[list[Scored]]
+    future: Future[list[ScoredRequest]]
     n_left: int  # tokens, for all that has not been handed to the model
 
     @property
@@ -129,7 +129,7 @@ class ModelQueue:
         self._thread = threading.Thread(target=self._run, name="trsr-model", daemon=True)
         self._thread.start()
 
-    def submit(self, prompts: Sequence[RankingPrompt], deadline: float) -> Future[list[Scored]]:
+    def submit(self, prompts: Sequence[RankingPrompt], deadline: float) -> Future[list[ScoredRequest]]:
         """Queue prompts, one at least; the future gets their answers in order, or the first error.
 
         A future that is cancelled, or whose `deadline` (seconds from now) is over, is read no further; the
@@ -138,7 +138,7 @@ class ModelQueue:
         Raises:
             OverloadedError: the queue is full or closed; `retry_after` is in seconds.
         """
-        future: Future[list[Scored]] = Future()
+        future: Future[list[ScoredRequest]] = Future()
         caller, now = CALLER.get(), time.monotonic()
         n_tokens = sum(map(n_read_at_most, prompts))
         with self._changed:
@@ -298,7 +298,7 @@ class ModelQueue:
                     self._settle(submission, failures.get(submission))
 
     def _settle(self, submission: _Submission, failure: Exception | None) -> None:
-        scored: list[Scored] = []
+        scored: list[ScoredRequest] = []
         try:
             if failure is not None:
                 raise failure

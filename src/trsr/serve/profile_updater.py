@@ -17,10 +17,10 @@ from dataclasses import dataclass
 
 from trsr.errors import EngineError, OutputError, StoreError
 from trsr.llm.base import TextGenerator
-from trsr.llm.cpu import apart, give_back
+from trsr.llm.cpu import give_back, run_in_thread
 from trsr.serve.store import PendingUpdate, ServeStore, StoredProfile
-from trsr.summarize.executor import SummaryProgress, complete
-from trsr.summarize.user_plan import Fold, Summariser, profile, start_fold
+from trsr.summarize.executor import SummaryProgress, run_calls
+from trsr.summarize.user_plan import BoundSummarizer, SummaryPlan, plan_user, profile
 from trsr.types import History
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class _Job:
 
     update: PendingUpdate
     latest: StoredProfile | None
-    fold: Fold
+    plan: SummaryPlan
 
 
 class ProfileUpdater:
@@ -51,7 +51,7 @@ class ProfileUpdater:
 
     Args:
         store: Users, their queue and the texts.
-        summariser: What profiles depend on besides histories.
+        summarizer: What profiles depend on besides histories.
         engine: Writes the summaries; None where the method needs none.
 
     Attributes:
@@ -61,9 +61,9 @@ class ProfileUpdater:
         last_failure: Why the last update failed; None once one succeeds.
     """
 
-    def __init__(self, store: ServeStore, summariser: Summariser, engine: TextGenerator | None) -> None:
+    def __init__(self, store: ServeStore, summarizer: BoundSummarizer, engine: TextGenerator | None) -> None:
         self.store = store
-        self.summariser = summariser
+        self.summarizer = summarizer
         self.engine = engine
         self.n_updates = 0
         self.n_failed = 0
@@ -123,18 +123,18 @@ class ProfileUpdater:
                 self._reschedule(update, error)
             else:
                 jobs += [job] if job else []
-        n_before = [len(job.fold.texts) for job in jobs]
+        n_before = [len(job.plan.texts) for job in jobs]
         ended: set[int] = set()
 
         def end_done() -> None:
             for job in jobs:
-                if job.fold.done and job.update.user_generation not in ended:
+                if job.plan.done and job.update.user_generation not in ended:
                     ended.add(job.update.user_generation)
                     self.n_updates += self._end(job)
 
         failure: Exception = EngineError("The engine gave no answer.")
         try:
-            self._complete([job.fold for job in jobs], most, end_done)
+            self._complete([job.plan for job in jobs], most, end_done)
         except StoppedError:
             raise
         except Exception as error:  # an engine may fail in any way, and the next update must still be tried
@@ -143,7 +143,7 @@ class ProfileUpdater:
         for job, n in zip(jobs, n_before, strict=True):
             if job.update.user_generation in ended:
                 continue
-            if job.fold.has_more and not job.fold.failed and len(job.fold.texts) > n:
+            if job.plan.has_more and not job.plan.failed and len(job.plan.texts) > n:
                 self._begun[job.update.user_generation] = job
                 self.store.put_back(job.update)
             else:
@@ -156,9 +156,9 @@ class ProfileUpdater:
         if not history:
             return None
         seen = History(str(update.user_generation), history[: update.n_items])
-        return _Job(update, latest, start_fold(seen, self.summariser))
+        return _Job(update, latest, plan_user(seen, self.summarizer))
 
-    def _complete(self, folds: Sequence[Fold], most: int, end_done: Callable[[], None]) -> None:
+    def _complete(self, plans: Sequence[SummaryPlan], most: int, end_done: Callable[[], None]) -> None:
         """Get texts of these folds, end those that are done, and count what it took."""
         last = SummaryProgress()
 
@@ -170,8 +170,10 @@ class ProfileUpdater:
                 raise StoppedError
 
         try:
-            if folds:  # in a thread that ends, else the thread that ranks would be slower afterwards
-                apart(lambda: complete(folds, self.summariser, self.engine, self.store, note, most=most))
+            if plans:  # in a thread that ends, else the thread that ranks would be slower afterwards
+                run_in_thread(
+                    lambda: run_calls(plans, self.summarizer, self.engine, self.store, note, most=most)
+                )
         finally:
             if time.monotonic() - self._gave_back > GIVE_BACK_SECONDS:
                 give_back()
@@ -181,17 +183,17 @@ class ProfileUpdater:
 
     def _end(self, job: _Job) -> bool:
         """Add the profile of a finished update; return whether there was a new one to add."""
-        made, latest = profile(job.fold, self.summariser), job.latest
+        made, latest = profile(job.plan, self.summarizer), job.latest
         self.last_failure = None
         is_old = latest is not None and (latest.text, latest.key, latest.n_items) == (
             made.text,
             made.key,
             made.n_items,
         )
-        if not made.n_items or self.summariser.config.method == "none" or is_old:
+        if not made.n_items or self.summarizer.config.method == "none" or is_old:
             self.store.finish(job.update)
             return False
-        calls = [(key, job.fold.calls[place].item_ids) for place, key in sorted(job.fold.keys.items())]
+        calls = [(key, job.plan.calls[place].item_ids) for place, key in sorted(job.plan.keys.items())]
         version = latest.version if latest else 0
         return self.store.add_profile(job.update, made.text, made.n_items, made.key, calls, version)
 

@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 
 from trsr.errors import CandidateTooLongError, DataError, OverloadedError
 from trsr.recommend.prompt import RankingPrompt
-from trsr.recommend.ranker import Ask, Question, Scored, TextAsk, best_first
+from trsr.recommend.ranker import ModelRequest, RankRequest, RerankRequest, ScoredRequest, best_first
 from trsr.recommend.recommender import Recommender, named
 from trsr.recommend.retrieval import Retriever
 from trsr.serve.model_queue import ModelQueue, n_read_at_most
@@ -25,7 +25,7 @@ from trsr.types import RankedItem
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
+class UserContext:
     """For whom items are ranked.
 
     Attributes:
@@ -46,7 +46,7 @@ class Reader:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class RecommendRequest:
     """What a caller wants recommended: the best of `candidates`, or of all items that pass `filters`."""
 
     candidates: tuple[str, ...] | None = None
@@ -105,7 +105,7 @@ class Ranker:
         self._max_tokens = max_tokens
         self._seconds = seconds
 
-    async def rerank(self, question: TextAsk, model: str | None) -> Ranking:
+    async def rerank(self, question: RerankRequest, model: str | None) -> Ranking:
         """Rank texts for a profile text.
 
         Raises:
@@ -124,7 +124,7 @@ class Ranker:
         places = best_first(question.documents, scored.margins, scored.scores)
         return Ranking(places, _tokens([scored]), prompt.cut)
 
-    async def recommend(self, reader: Reader, wish: Wish) -> tuple[list[RankedItem], Tokens]:
+    async def recommend(self, reader: UserContext, wish: RecommendRequest) -> tuple[list[RankedItem], Tokens]:
         """Rank items for a reader; return the best `top_n`, and what was read for their places.
 
         Raises:
@@ -142,22 +142,22 @@ class Ranker:
             self.check_items(candidates)
         if not candidates:
             return [], Tokens(0, 0, 0)
-        ask = Ask(reader.history, reader.profile, candidates, reader.notes)
-        prompt = await run_in_threadpool(self.recommender.prompt, ask)
+        request = RankRequest(reader.history, reader.profile, candidates, reader.notes)
+        prompt = await run_in_threadpool(self.recommender.prompt, request)
         n_tokens = n_read_at_most(prompt)
         parts = None
         if wish.explain:
-            parts = await run_in_threadpool(self.recommender.leave_one_out, ask, candidates[0])
+            parts = await run_in_threadpool(self.recommender.leave_one_out, request, candidates[0])
             longest = sorted(map(len, prompt.group.suffixes))[-wish.top_n :]
-            n_tokens += len(parts.asks) * (len(prompt.group.prefix) + sum(longest))
+            n_tokens += len(parts.requests) * (len(prompt.group.prefix) + sum(longest))
         self._check_tokens(n_tokens)
-        answers = await self._ask([ask], [prompt], ends)
+        answers = await self._ask([request], [prompt], ends)
         places = best_first(candidates, answers[0].margins, answers[0].scores)[: wish.top_n]
         if parts is not None:  # each part is left out for the best items together: it is read once for all
             best = tuple(item.item_id for item in places)
-            asks = [replace(part, candidates=best) for part in parts.asks]
-            prompts = await run_in_threadpool(lambda: [self.recommender.prompt(one) for one in asks])
-            more = await self._ask(asks, prompts, ends)
+            requests = [replace(part, candidates=best) for part in parts.requests]
+            prompts = await run_in_threadpool(lambda: [self.recommender.prompt(one) for one in requests])
+            more = await self._ask(requests, prompts, ends)
             margins = np.stack([answer.margins for answer in more], axis=1)
             places = [
                 replace(item, explanation=parts.explanation(row))
@@ -178,7 +178,7 @@ class Ranker:
                 unknown_items=unknown,
             )
 
-    def retrieved(self, reader: Reader, wish: Wish) -> list[str]:
+    def retrieved(self, reader: UserContext, wish: RecommendRequest) -> list[str]:
         """Return the items that the model would rank, in the order in which they were found."""
         n = min(max(self.n_ranked, wish.top_n), self._max_candidates)
         try:
@@ -187,8 +187,8 @@ class Ranker:
             raise Problem(UNKNOWN_FIELDS, str(error)) from error
 
     async def _ask(
-        self, questions: Sequence[Question], prompts: Sequence[RankingPrompt], ends: float
-    ) -> list[Scored]:
+        self, questions: Sequence[ModelRequest], prompts: Sequence[RankingPrompt], ends: float
+    ) -> list[ScoredRequest]:
         """Wait for the model's answers until `ends` (monotonic seconds)."""
         seconds = max(0.0, ends - time.monotonic())
         waiting = asyncio.wrap_future(self.queue.submit(prompts, seconds))
@@ -214,7 +214,7 @@ class Ranker:
             )
 
 
-def _tokens(answers: Sequence[Scored]) -> Tokens:
+def _tokens(answers: Sequence[ScoredRequest]) -> Tokens:
     return Tokens(
         sum(int(answer.n_prompt_tokens.sum()) for answer in answers),
         sum(answer.n_read_tokens for answer in answers),

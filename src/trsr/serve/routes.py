@@ -16,12 +16,12 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from trsr.errors import TrsrError
-from trsr.recommend.ranker import TextAsk
+from trsr.recommend.ranker import RerankRequest
 from trsr.serve import problems, schemas
 from trsr.serve.metrics import Metrics
 from trsr.serve.middleware import check_user
 from trsr.serve.problems import Problem, refusals
-from trsr.serve.ranking import Tokens, Wish
+from trsr.serve.ranking import RecommendRequest, Tokens
 from trsr.serve.service import Service
 from trsr.types import Explanation, Item
 
@@ -86,7 +86,7 @@ class Readiness:
         if now - self._answered < RECENT_SECONDS:
             return
         try:
-            prompt = self._service.ranker.recommender.prompt(TextAsk("probe", ["probe"]))
+            prompt = self._service.ranker.recommender.prompt(RerankRequest("probe", ["probe"]))
             queue.submit([prompt], PROBE_SECONDS).result(PROBE_SECONDS)
         except FutureTimeoutError as error:
             message = f"It has not answered a probe within {PROBE_SECONDS:g} seconds."
@@ -111,7 +111,7 @@ def ranking_router(service: Service) -> APIRouter:
     async def rerank(body: schemas.RerankIn, request: Request) -> schemas.RerankOut:
         """Rank documents for a profile; clients of Cohere's and Jina's rerank work unchanged."""
         texts = [schemas.document_text(document, body.rank_fields) for document in body.documents]
-        question = TextAsk(body.query, texts, body.max_tokens_per_doc)
+        question = RerankRequest(body.query, texts, body.max_tokens_per_doc)
         answer = await service.ranker.rerank(question, body.model)
         results = [
             schemas.RerankResult(
@@ -153,7 +153,7 @@ def ranking_router(service: Service) -> APIRouter:
         """
         if body.user_id is not None:
             check_user(request, body.user_id)
-        wish = Wish(
+        wish = RecommendRequest(
             candidates=None if body.candidates is None else tuple(body.candidates),
             filters=body.filter or {},
             top_n=body.top_n,

@@ -12,12 +12,12 @@ from starlette.concurrency import run_in_threadpool
 
 from trsr.serve.problems import UNKNOWN_FIELDS, UNKNOWN_ITEM, UNKNOWN_USER, Problem
 from trsr.serve.profile_updater import ProfileUpdater
-from trsr.serve.ranking import Ranker, Reader, Tokens, Wish
+from trsr.serve.ranking import Ranker, RecommendRequest, Tokens, UserContext
 from trsr.serve.schemas import BlockOut, EventIn, NotesOut, UserOut
 from trsr.serve.store import ServeStore
 from trsr.summarize.counted import counted_profile
-from trsr.summarize.user_plan import Summariser
-from trsr.templating import plain_line
+from trsr.summarize.user_plan import BoundSummarizer
+from trsr.templating import sanitize_line
 from trsr.types import Item, RankedItem
 
 T = TypeVar("T")
@@ -35,16 +35,16 @@ class Service:
         store: Keeps users, profiles and items that were put.
         updater: Updates profiles, in a thread of its own from `start` to `close`.
         ranker: Answers ranking questions; its queue is closed here too. All its parts have one catalogue.
-        summariser: Cuts histories into blocks and makes counted profiles.
+        summarizer: Cuts histories into blocks and makes counted profiles.
     """
 
     def __init__(
-        self, store: ServeStore, updater: ProfileUpdater, ranker: Ranker, summariser: Summariser
+        self, store: ServeStore, updater: ProfileUpdater, ranker: Ranker, summarizer: BoundSummarizer
     ) -> None:
         self.store = store
         self.updater = updater
         self.ranker = ranker
-        self.summariser = summariser
+        self.summarizer = summarizer
         self.catalogue = ranker.recommender.catalogue
         self._items_lock = threading.Lock()
         self._writers = CapacityLimiter(N_WRITERS)
@@ -128,7 +128,7 @@ class Service:
         versions = self.store.profiles(user_id)
         left = self.store.user_summaries(user_id)
         blocks = []
-        for block in self.summariser.blocks([event.item_id for event in events]):
+        for block in self.summarizer.blocks([event.item_id for event in events]):
             # The first summary of its items that no block before it has taken.
             found = next((summary for summary in left if summary.item_ids == block.item_ids), None)
             if found is not None:
@@ -154,7 +154,7 @@ class Service:
 
     def put_notes(self, user_id: str, text: str) -> NotesOut:
         """Replace what a user wrote about themselves; a blank text removes it."""
-        notes = self.store.put_notes(user_id, text if plain_line(text) else "")
+        notes = self.store.put_notes(user_id, text if sanitize_line(text) else "")
         if notes is None:
             raise unknown_user(user_id)
         return notes
@@ -196,13 +196,13 @@ class Service:
     # Rankings
 
     async def recommend(
-        self, whom: str | tuple[str, ...], wish: Wish
-    ) -> tuple[Reader, list[RankedItem], Tokens]:
+        self, whom: str | tuple[str, ...], wish: RecommendRequest
+    ) -> tuple[UserContext, list[RankedItem], Tokens]:
         """Rank items for a user, or for a history (item ids, oldest first); see `Ranker.recommend`."""
         reader = await run_in_threadpool(self.reader, whom)
         return reader, *await self.ranker.recommend(reader, wish)
 
-    def reader(self, whom: str | tuple[str, ...]) -> Reader:
+    def reader(self, whom: str | tuple[str, ...]) -> UserContext:
         """Return a user with the newest profile there is, which may know fewer items than the history has.
 
         Args:
@@ -218,16 +218,16 @@ class Service:
         if profile is None:
             found = self._without_written_profile(history)
         else:
-            found = Reader(history, profile.text, "model", profile.version, profile.n_items)
+            found = UserContext(history, profile.text, "model", profile.version, profile.n_items)
         return replace(found, notes=notes.text) if notes else found
 
-    def _without_written_profile(self, history: tuple[str, ...]) -> Reader:
+    def _without_written_profile(self, history: tuple[str, ...]) -> UserContext:
         """Return a reader whose profile is counted, if the model reads any."""
         text = ""
-        if self.summariser.config.method != "none":
+        if self.summarizer.config.method != "none":
             items = [self.catalogue.item(item_id) for item_id in history]
-            text = counted_profile(items, self.summariser.category_fields, self.summariser.title_field)
-        return Reader(history, text, "counted" if text else "none", None, len(history) if text else 0)
+            text = counted_profile(items, self.summarizer.category_fields, self.summarizer.title_field)
+        return UserContext(history, text, "counted" if text else "none", None, len(history) if text else 0)
 
 
 def unknown_user(user_id: str) -> Problem:

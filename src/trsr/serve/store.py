@@ -64,7 +64,7 @@ class UserSummary(NamedTuple):
 class ServeStore(Database):
     """Keeps what a method returned from, whatever happens to the process; safe to call from several threads.
 
-    It is also the summariser's store of texts. `StoredCall.user_ids` are user generations there: a text
+    It is also the summarizer's store of texts. `StoredCall.user_ids` are user generations there: a text
     belongs to the users it was written for, and is kept only while one of them is there.
 
     Args:
@@ -84,7 +84,7 @@ class ServeStore(Database):
         """Append events in the order given, making the user as needed; return for each whether it was new.
 
         An event whose id the user already has is ignored, even if it names another item. A late event goes to
-        the end whatever its timestamp, so blocks already summarised stay as they are. Events and the
+        the end whatever its timestamp, so blocks already summarized stay as they are. Events and the
         pending update are committed together.
         """
         rows = ((event.event_id, event.item_id, event.timestamp) for event in events)

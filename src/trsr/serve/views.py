@@ -12,12 +12,12 @@ from typing import Literal, NamedTuple
 
 from starlette.concurrency import run_in_threadpool
 
-from trsr.serve.ranking import Reader, Wish
+from trsr.serve.ranking import RecommendRequest, UserContext
 from trsr.serve.rendering import clipped
 from trsr.serve.schemas import BlockOut, NotesOut, ProfileOut, UserOut
 from trsr.serve.service import Service
 from trsr.summarize.counted import field_values, word_changes
-from trsr.templating import plain_line
+from trsr.templating import sanitize_line
 from trsr.types import RankedItem
 
 MAX_TITLE = 140
@@ -58,7 +58,7 @@ class ProfileView(NamedTuple):
     nothing is under way although there is news.
     """
 
-    reader: Reader
+    reader: UserContext
     n_attempts: int
     state: Literal["current", "updating", "failing", "behind"]
     versions: list[tuple[ProfileOut, Change]]
@@ -112,13 +112,13 @@ class RankingView(NamedTuple):
     full: float
     calibrated: bool
     moved: bool
-    reader: Reader
+    reader: UserContext
 
 
 class Comparison(NamedTuple):
     """The same candidates ranked with the serving profile and the counted one; `agree` of them do so."""
 
-    readers: tuple[Reader, Reader]
+    readers: tuple[UserContext, UserContext]
     pairs: list[tuple[ItemView, tuple[RankedItem, RankedItem]]]
     n_candidates: int
     n_best: int
@@ -131,10 +131,10 @@ def item_view(service: Service, item_id: str) -> ItemView:
     item = service.catalogue.items.get(item_id)
     if item is None:
         return ItemView(item_id, item_id, (), ())
-    title = plain_line(item.fields.get(service.summariser.title_field or "", ""))
+    title = sanitize_line(item.fields.get(service.summarizer.title_field or "", ""))
     if not title:
-        title = plain_line(next(iter(item.fields.values()), "")) or item_id
-    kinds = field_values(item, service.summariser.category_fields)[:3]
+        title = sanitize_line(next(iter(item.fields.values()), "")) or item_id
+    kinds = field_values(item, service.summarizer.category_fields)[:3]
     fields = tuple((name, clipped(text, MAX_FIELD)) for name, text in item.fields.items())
     return ItemView(item_id, clipped(title, MAX_TITLE), tuple(clipped(kind, 40) for kind in kinds), fields)
 
@@ -149,7 +149,7 @@ def user_view(service: Service, user_id: str) -> UserView:
         change = None if None in (before, block.summary) else word_changes(str(before), str(block.summary))
         blocks.append(BlockView(block, items, change))
         before = before if block.summary is None else block.summary
-    method = service.summariser.config.method
+    method = service.summarizer.config.method
     return UserView(user.notes, _profile_view(service, user), blocks[::-1], method)
 
 
@@ -158,7 +158,7 @@ def _profile_view(service: Service, user: UserOut) -> ProfileView:
     state: Literal["current", "updating", "failing", "behind"] = "current"
     if update is not None:
         state = "failing" if update.n_attempts else "updating"
-    elif service.summariser.config.method != "none" and (
+    elif service.summarizer.config.method != "none" and (
         user.profile is None or user.profile.n_items < len(user.history)
     ):
         state = "behind"
@@ -172,7 +172,7 @@ async def ranking_view(
     service: Service, user_id: str, before: Sequence[str] = (), explain: str | None = None
 ) -> RankingView:
     """Rank for a user; `before` are the items of the ranking that is on the page, best first."""
-    reader, results, _ = await service.recommend(user_id, Wish(top_n=N_SHOWN))
+    reader, results, _ = await service.recommend(user_id, RecommendRequest(top_n=N_SHOWN))
     why = await why_view(service, user_id, explain) if explain else None
     rows = [
         Row(
@@ -189,13 +189,13 @@ async def ranking_view(
 
 def retrieved_view(service: Service, user_id: str) -> list[ItemView]:
     """Return the items that the model would rank for a user, in the order in which they were found."""
-    found = service.ranker.retrieved(service.reader(user_id), Wish(top_n=N_SHOWN))
+    found = service.ranker.retrieved(service.reader(user_id), RecommendRequest(top_n=N_SHOWN))
     return [item_view(service, item_id) for item_id in found[:N_SHOWN]]
 
 
 async def why_view(service: Service, user_id: str, item_id: str) -> Why:
     """Explain one candidate's score."""
-    wish = Wish(candidates=(item_id,), top_n=1, explain=True)
+    wish = RecommendRequest(candidates=(item_id,), top_n=1, explain=True)
     _, (one,), _ = await service.recommend(user_id, wish)
     assert one.explanation is not None
     parts = one.explanation
@@ -218,13 +218,15 @@ async def comparison_view(service: Service, user_id: str) -> Comparison:
 
     The notes are read with both.
     """
-    wish = Wish(top_n=max(N_SHOWN, service.ranker.n_ranked))
+    wish = RecommendRequest(top_n=max(N_SHOWN, service.ranker.n_ranked))
     reader, results, _ = await service.recommend(user_id, wish)
     candidates = tuple(one.item_id for one in results)
     # A bare history has no profile but what is counted from its items.
     bare = await run_in_threadpool(service.reader, reader.history)
     counted = replace(bare, notes=reader.notes)
-    by_counts, _ = await service.ranker.recommend(counted, Wish(candidates=candidates, top_n=len(candidates)))
+    by_counts, _ = await service.ranker.recommend(
+        counted, RecommendRequest(candidates=candidates, top_n=len(candidates))
+    )
     other = {one.item_id: one for one in by_counts}
     pairs = [(one, other[one.item_id]) for one in results]
     return Comparison(

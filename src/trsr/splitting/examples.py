@@ -15,12 +15,12 @@ from pydantic import Field
 from trsr.data.dataset import Dataset
 from trsr.data.schema import TIME
 from trsr.errors import DataError, first_line
+from trsr.splitting.example_specs import Plan, draw_candidates
 from trsr.splitting.impressions import ImpressionsProtocol, plan_impressions
 from trsr.splitting.negatives import SPLITS, SplitName
-from trsr.splitting.questions import Plan, draw_candidates
 from trsr.splitting.sampled import SampledProtocol, plan_sampled
 from trsr.splitting.temporal import TemporalProtocol, plan_temporal
-from trsr.storage import write_whole
+from trsr.storage import atomic_write
 from trsr.types import RankingExample
 
 ProtocolConfig = Annotated[
@@ -165,7 +165,7 @@ def write_examples(path: str | Path, examples: Sequence[RankingExample]) -> None
     """
     columns = {name: [getattr(example, name) for example in examples] for name in EXAMPLES.names()}
     frame = pl.DataFrame(columns, schema=EXAMPLES)
-    write_whole(Path(path), frame.write_parquet)
+    atomic_write(Path(path), frame.write_parquet)
 
 
 def read_examples(path: str | Path) -> list[RankingExample]:
@@ -203,7 +203,7 @@ def write_splits(folder: str | Path, splits: Splits) -> None:
         write_examples(folder / f"{split}.parquet", splits.of(split))
     facts = {"counts": splits.counts, "description": splits.description, "warnings": splits.warnings}
     text = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
-    write_whole(folder / "splits.json", lambda file: file.write_text(text, encoding="utf-8"))
+    atomic_write(folder / "splits.json", lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def read_splits(folder: str | Path) -> Splits:

@@ -11,8 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trsr.data.dataset import Dataset
 from trsr.errors import DataError
-from trsr.splitting.negatives import SplitName
-from trsr.splitting.questions import (
+from trsr.splitting.example_specs import (
     ExampleSpec,
     Plan,
     by_seed,
@@ -21,6 +20,7 @@ from trsr.splitting.questions import (
     require,
     text_counts,
 )
+from trsr.splitting.negatives import SplitName
 
 
 class ImpressionsProtocol(BaseModel):

@@ -19,7 +19,7 @@ from trsr.types import RankingExample
 _COLUMNS = EVENTS.names()
 
 
-def fit_events(dataset: Dataset, splits: Splits) -> pl.DataFrame:
+def training_events(dataset: Dataset, splits: Splits) -> pl.DataFrame:
     """Return the events that rankers may be fitted on: user_id, item_id, position, timestamp.
 
     - `sampled`: all events, save that validation and test users stop strictly before their target.

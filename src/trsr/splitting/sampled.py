@@ -9,8 +9,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trsr.data.dataset import Dataset
-from trsr.splitting.negatives import NegativesConfig, SplitName
-from trsr.splitting.questions import (
+from trsr.splitting.example_specs import (
     ExampleSpec,
     Plan,
     by_seed,
@@ -21,6 +20,7 @@ from trsr.splitting.questions import (
     require,
     text_counts,
 )
+from trsr.splitting.negatives import NegativesConfig, SplitName
 
 _PAPER_NEGATIVES = NegativesConfig(kind="uniform", n_train=1, n_test=20)
 

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from trsr.data.dataset import Dataset
 from trsr.errors import ConfigError
 from trsr.splitting.examples import ProtocolConfig, Splits, build_examples, make_resampler
-from trsr.splitting.leakage import fit_events
+from trsr.splitting.leakage import training_events
 from trsr.types import RankingExample
 
 _PROTOCOL: TypeAdapter[ProtocolConfig] = TypeAdapter(ProtocolConfig)
@@ -59,7 +59,7 @@ class Split:
     @cached_property
     def training_events(self) -> pl.DataFrame:
         """The events that a ranker may be fitted on, none of them at or after a held-out target."""
-        return fit_events(self.dataset, self._splits)
+        return training_events(self.dataset, self._splits)
 
     def resample(self, epoch: int) -> list[RankingExample]:
         """Return the training examples with the negatives of an epoch; epoch 0 is `train`."""

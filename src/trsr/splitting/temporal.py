@@ -11,8 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trsr.data.dataset import Dataset
 from trsr.errors import DataError
-from trsr.splitting.negatives import SPLITS, NegativesConfig, SplitName
-from trsr.splitting.questions import (
+from trsr.splitting.example_specs import (
     ExampleSpec,
     Plan,
     by_seed,
@@ -22,6 +21,7 @@ from trsr.splitting.questions import (
     readable_items,
     text_counts,
 )
+from trsr.splitting.negatives import SPLITS, NegativesConfig, SplitName
 
 
 class TemporalProtocol(BaseModel):

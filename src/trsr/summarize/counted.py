@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from trsr.templating import plain_line
+from trsr.templating import sanitize_line
 from trsr.types import Item
 
 N_VALUES = 8
@@ -36,14 +36,14 @@ def field_values(item: Item, fields: Sequence[str]) -> list[str]:
         value
         for field in fields
         if field in item.fields
-        for value in _SEPARATORS.split(plain_line(item.fields[field]))
+        for value in _SEPARATORS.split(sanitize_line(item.fields[field]))
         if value
     ]
 
 
 def title_words(item: Item, title_field: str | None) -> list[str]:
     """Return the distinct uncommon words of an item's title in order of the alphabet; None has none."""
-    title = plain_line(item.fields.get(title_field or "", "")).lower()
+    title = sanitize_line(item.fields.get(title_field or "", "")).lower()
     return sorted(set(_WORD.findall(title)) - COMMON_WORDS)
 
 

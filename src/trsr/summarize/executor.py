@@ -18,7 +18,7 @@ from trsr.errors import EngineError
 from trsr.llm.base import Generation, Prompt, TextGenerator, prompt_key
 from trsr.summarize.prompts import stored_error, summary_or_error
 from trsr.summarize.store import GroupStore, StoredCall, TextStore
-from trsr.summarize.user_plan import Fold, Summariser, start_fold
+from trsr.summarize.user_plan import BoundSummarizer, SummaryPlan, plan_user
 from trsr.types import History
 
 WINDOW = 4096
@@ -46,16 +46,16 @@ class SummaryProgress:
 
 def summarize(
     histories: Sequence[History],
-    summariser: Summariser,
+    summarizer: BoundSummarizer,
     engine: TextGenerator | None,
     store: TextStore,
     on_progress: Callable[[SummaryProgress], None] = lambda _: None,
-) -> list[Fold]:
+) -> list[SummaryPlan]:
     """Fold every history into a profile; the result is in the order of `histories`.
 
     Args:
         histories: One entry a profile; the same user may come at several points of their history.
-        summariser: What the texts depend on.
+        summarizer: What the texts depend on.
         engine: Writes the texts; None only when no call is planned (`none`, `counted`, empty histories).
         store: Known texts, and where new ones are kept.
         on_progress: Called after every result, and at the end.
@@ -64,26 +64,26 @@ def summarize(
         EngineError: calls failed; all others were made and kept, and the next run tries the failed ones
             again.
     """
-    folds = [start_fold(history, summariser) for history in histories]
-    complete(folds, summariser, engine, store, on_progress)
-    return folds
+    plans = [plan_user(history, summarizer) for history in histories]
+    run_calls(plans, summarizer, engine, store, on_progress)
+    return plans
 
 
 def summarize_each(
     histories: Iterable[History],
-    summariser: Summariser,
+    summarizer: BoundSummarizer,
     engine: TextGenerator | None,
     store: TextStore,
     on_progress: Callable[[SummaryProgress], None] = lambda _: None,
     *,
     n_users: int = 0,
     window: int = WINDOW,
-) -> Iterator[Fold]:
+) -> Iterator[SummaryPlan]:
     """Fold any number of histories into profiles, in memory that does not grow with them.
 
     Args:
         histories: One entry a profile; read as they are needed.
-        summariser: What the texts depend on.
+        summarizer: What the texts depend on.
         engine: See `summarize`.
         store: See `summarize`.
         on_progress: Called after every result, and at the end.
@@ -97,13 +97,13 @@ def summarize_each(
         EngineError: calls failed; all others were made and kept, and all folds were yielded.
     """
     progress = SummaryProgress(n_users)
-    source = (start_fold(history, summariser) for history in histories)
-    yield from _Stream(summariser, engine, store, progress, on_progress, source, window).run()
+    source = (plan_user(history, summarizer) for history in histories)
+    yield from _Stream(summarizer, engine, store, progress, on_progress, source, window).run()
 
 
-def complete(
-    folds: Sequence[Fold],
-    summariser: Summariser,
+def run_calls(
+    plans: Sequence[SummaryPlan],
+    summarizer: BoundSummarizer,
     engine: TextGenerator | None,
     store: TextStore,
     on_progress: Callable[[SummaryProgress], None] = lambda _: None,
@@ -116,9 +116,9 @@ def complete(
     Raises:
         EngineError: calls failed; the folds that did not need them are done.
     """
-    progress = SummaryProgress(len(folds))
-    stream = _Stream(summariser, engine, store, progress, on_progress, iter(folds), most=most)
-    progress.n_calls = sum(len(fold.calls) - len(fold.texts) for fold in folds)
+    progress = SummaryProgress(len(plans))
+    stream = _Stream(summarizer, engine, store, progress, on_progress, iter(plans), most=most)
+    progress.n_calls = sum(len(plan.calls) - len(plan.texts) for plan in plans)
     stream.counted = True
     for _ in stream.run():
         pass
@@ -158,16 +158,16 @@ class _Question:
 
     prompt: Prompt
     item_ids: tuple[str, ...]
-    askers: list[tuple[Fold, int]]
+    askers: list[tuple[SummaryPlan, int]]
 
     @property
     def user_ids(self) -> tuple[str, ...]:
         """The users who wait for the text, each once."""
-        return tuple(dict.fromkeys(fold.history.user_id for fold, _ in self.askers))
+        return tuple(dict.fromkeys(plan.history.user_id for plan, _ in self.askers))
 
 
-def _ready(folds: Iterable[Fold]) -> list[tuple[Fold, int]]:
-    return [(fold, place) for fold in folds for place in fold.ready()]
+def _ready(plans: Iterable[SummaryPlan]) -> list[tuple[SummaryPlan, int]]:
+    return [(plan, place) for plan in plans for place in plan.ready()]
 
 
 def _reading_order(prompt: Prompt) -> tuple[str, ...]:
@@ -201,34 +201,34 @@ class _Stream:
     `errors` holds the keys that failed in this process.
     """
 
-    summariser: Summariser
+    summarizer: BoundSummarizer
     engine: TextGenerator | None
     store: TextStore
     progress: SummaryProgress
     on_progress: Callable[[SummaryProgress], None]
-    source: Iterator[Fold]
+    source: Iterator[SummaryPlan]
     window: int = WINDOW
     counted: bool = False
     """Whether the progress knows all calls from the beginning."""
     most: int | None = None
     """New calls of a fold at most."""
     errors: dict[str, str] = field(default_factory=dict)
-    open: deque[Fold] = field(default_factory=deque)
+    open: deque[SummaryPlan] = field(default_factory=deque)
     """Started, and not handed on so far."""
     n_started: int = 0
     n_unfinished: int = 0
     n_made_of_pass: int = 0
 
-    def run(self) -> Iterator[Fold]:
+    def run(self) -> Iterator[SummaryPlan]:
         """Yield every fold when it is done, or can not be; then say what failed."""
         more = True
         while more:  # once is enough for an engine that takes calls up to its last result
             self.n_made_of_pass = 0
             yield from self._pass()
             more = self.n_made_of_pass > 0 and bool(self.open)
-        for fold in self.open:
-            self.n_unfinished += not fold.done and (fold.failed or not fold.has_more)
-            yield fold
+        for plan in self.open:
+            self.n_unfinished += not plan.done and (plan.failed or not plan.has_more)
+            yield plan
         if self.n_unfinished:
             first_error = next(iter(self.errors.values()), "the engine gave no answer")
             raise EngineError(
@@ -239,7 +239,7 @@ class _Stream:
             )
         self.on_progress(self.progress)
 
-    def _pass(self) -> Iterator[Fold]:
+    def _pass(self) -> Iterator[SummaryPlan]:
         """Ask an engine once for all that is or becomes ready."""
         asked: dict[str, _Question] = {}
         prompts = _Prompts()
@@ -247,20 +247,20 @@ class _Stream:
         yield from self._advance(asked, prompts)
         if not prompts:
             return
-        for group in _together(self._engine().generate(prompts, self.summariser.params)):
+        for group in _together(self._engine().generate(prompts, self.summarizer.params)):
             results = [(key := prompts.answered(one.index), asked.pop(key), one) for one in group]
             for new in self._ask(self._keep(results), asked):
                 prompts.append(new, asked[new].prompt)
             yield from self._advance(asked, prompts)
             self.on_progress(self.progress)
 
-    def _advance(self, asked: dict[str, _Question], prompts: _Prompts) -> Iterator[Fold]:
+    def _advance(self, asked: dict[str, _Question], prompts: _Prompts) -> Iterator[SummaryPlan]:
         """Hand on the folds that nothing is to be done for, and start others where there is room."""
         while True:
             while self.open and (self.open[0].done or self.open[0].failed):
-                fold = self.open.popleft()
-                self.n_unfinished += not fold.done
-                yield fold
+                plan = self.open.popleft()
+                self.n_unfinished += not plan.done
+                yield plan
             if len(self.open) > self.window // 2:
                 return
             new = list(islice(self.source, self.window - len(self.open)))
@@ -269,17 +269,19 @@ class _Stream:
             self._start(new)
             self._add(_ready(new), asked, prompts)
 
-    def _start(self, folds: Sequence[Fold]) -> None:
-        for fold in folds:
-            fold.failed, fold.n_asked, fold.has_more = False, 0, False  # of an earlier attempt
-        self.open.extend(folds)
-        self.n_started += len(folds)
+    def _start(self, plans: Sequence[SummaryPlan]) -> None:
+        for plan in plans:
+            plan.failed, plan.n_asked, plan.has_more = False, 0, False  # of an earlier attempt
+        self.open.extend(plans)
+        self.n_started += len(plans)
         self.progress.n_users = max(self.progress.n_users, self.n_started)
-        self.progress.n_users_done += sum(fold.done for fold in folds)
+        self.progress.n_users_done += sum(plan.done for plan in plans)
         if not self.counted:
-            self.progress.n_calls += sum(len(fold.calls) - len(fold.texts) for fold in folds)
+            self.progress.n_calls += sum(len(plan.calls) - len(plan.texts) for plan in plans)
 
-    def _add(self, ready: list[tuple[Fold, int]], asked: dict[str, _Question], prompts: _Prompts) -> None:
+    def _add(
+        self, ready: list[tuple[SummaryPlan, int]], asked: dict[str, _Question], prompts: _Prompts
+    ) -> None:
         """Ask the first calls of many folds."""
         keys = self._ask(ready, asked)
         keys.sort(key=lambda key: _reading_order(asked[key].prompt))
@@ -291,7 +293,7 @@ class _Stream:
             raise EngineError("Summaries are to be written, but no engine was given; name one with --engine.")
         return self.engine
 
-    def _ask(self, ready: list[tuple[Fold, int]], asked: dict[str, _Question]) -> list[str]:
+    def _ask(self, ready: list[tuple[SummaryPlan, int]], asked: dict[str, _Question]) -> list[str]:
         """Answer from the store what it knows of these calls and of those behind them; note all others.
 
         Args:
@@ -314,33 +316,33 @@ class _Stream:
                     ready += self._hand_on(question, known[key], key)
                 elif key in asked:
                     asked[key].askers.extend(question.askers)
-                elif self.most is not None and all(fold.n_asked >= self.most for fold, _ in question.askers):
-                    for fold, _ in question.askers:
-                        fold.has_more = True
+                elif self.most is not None and all(plan.n_asked >= self.most for plan, _ in question.askers):
+                    for plan, _ in question.askers:
+                        plan.has_more = True
                 else:
-                    for fold, _ in question.askers:
-                        fold.n_asked += 1
+                    for plan, _ in question.askers:
+                        plan.n_asked += 1
                     asked[key] = question
                     new.append(key)
         return new
 
-    def _questions(self, ready: Sequence[tuple[Fold, int]]) -> dict[str, _Question]:
+    def _questions(self, ready: Sequence[tuple[SummaryPlan, int]]) -> dict[str, _Question]:
         """Return the distinct calls by key, those that failed before left out."""
         questions: dict[str, _Question] = {}
         if not ready:
             return questions
-        model_id, params = self._engine().model_id, self.summariser.params
-        for fold, place in ready:
-            call = fold.calls[place]
-            prompt = self.summariser.prompt(call, [fold.texts[i] for i in call.inputs])
+        model_id, params = self._engine().model_id, self.summarizer.params
+        for plan, place in ready:
+            call = plan.calls[place]
+            prompt = self.summarizer.prompt(call, [plan.texts[i] for i in call.inputs])
             key = prompt_key(prompt, model_id, params)
             if key in self.errors:
-                fold.failed = True
+                plan.failed = True
             else:
-                questions.setdefault(key, _Question(prompt, call.item_ids, [])).askers.append((fold, place))
+                questions.setdefault(key, _Question(prompt, call.item_ids, [])).askers.append((plan, place))
         return questions
 
-    def _keep(self, results: Sequence[tuple[str, _Question, Generation]]) -> list[tuple[Fold, int]]:
+    def _keep(self, results: Sequence[tuple[str, _Question, Generation]]) -> list[tuple[SummaryPlan, int]]:
         """Commit results that arrived together and hand them on; return the calls that can now be asked."""
         calls = [self._stored(*result) for result in results]
         if len(calls) > 1 and isinstance(self.store, GroupStore):
@@ -365,12 +367,12 @@ class _Stream:
     def _fail(self, question: _Question, key: str, error: str) -> None:
         self.errors[key] = error
         self.progress.n_calls_failed += 1
-        for fold, _place in question.askers:
-            fold.failed = True
+        for plan, _place in question.askers:
+            plan.failed = True
 
     def _stored(self, key: str, question: _Question, result: Generation) -> StoredCall:
         """Return what is kept of a result."""
-        template, params = self.summariser.template, self.summariser.params
+        template, params = self.summarizer.template, self.summarizer.params
         text, error = summary_or_error(template, question.prompt, result, params)
         return StoredCall(
             key=key,
@@ -385,10 +387,10 @@ class _Stream:
             user_ids=question.user_ids,
         )
 
-    def _hand_on(self, question: _Question, text: str, key: str) -> list[tuple[Fold, int]]:
+    def _hand_on(self, question: _Question, text: str, key: str) -> list[tuple[SummaryPlan, int]]:
         """Give a text to all that asked for it; return the calls that waited for nothing else."""
         ready = []
-        for fold, place in question.askers:
-            ready += [(fold, later) for later in fold.answer(place, text, key)]
-            self.progress.n_users_done += fold.done
+        for plan, place in question.askers:
+            ready += [(plan, later) for later in plan.answer(place, text, key)]
+            self.progress.n_users_done += plan.done
         return ready

@@ -10,7 +10,7 @@ import polars as pl
 from polars.io.plugins import register_io_source
 
 from trsr.errors import DataError
-from trsr.storage import write_whole
+from trsr.storage import atomic_write
 from trsr.summarize.store import StoredCall
 
 SCHEMA = pl.Schema(
@@ -55,7 +55,7 @@ def write_rows(file: Path, rows: Iterable[StoredCall]) -> int:
         if failed:
             raise failed[0]
 
-    write_whole(file, write)
+    atomic_write(file, write)
     return n_rows
 
 

@@ -34,7 +34,7 @@ class TokenSegmentation(BaseModel):
 
     kind: Literal["tokens"] = "tokens"
     max_block_tokens: int = Field(default=256, ge=1)
-    """Tokens of item text in a block, as `n_tokens` counts them; runs count words (`pipeline.workbench`)."""
+    """Tokens of item text in a block, as `n_tokens` counts them; runs count words (`pipeline.experiment`)."""
     max_block_size: int = Field(default=20, ge=1)
     """Items in a block at most, so that many tiny items still become several blocks."""
 
@@ -106,7 +106,7 @@ class SummaryConfig(BaseModel):
     template: str = "auto"
     """A built-in one (`news`, `products`, `movies`, `generic`, `paper`), a file, or `auto`: by domain."""
     fields: tuple[str, ...] | None = None
-    """The text fields the summariser reads, in order; None for all of the data set."""
+    """The text fields the summarizer reads, in order; None for all of the data set."""
     max_field_tokens: int = Field(default=24, ge=1)
     """Tokens kept of each field of an item."""
     max_new_tokens: int = Field(default=48, ge=1)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from trsr.llm.answers import answer_in, answer_or_error
 from trsr.llm.base import Generation, GenerationParams, Message, PhrasePart, Prompt
-from trsr.llm.constrained import strange_phrases, tidy
+from trsr.llm.constrained import phrases_outside_grammar, trim_incomplete
 from trsr.summarize.plan import Call
-from trsr.templating import Template, load_template, plain_line
+from trsr.templating import Template, load_template, sanitize_line
 
 TEMPLATES = Path(__file__).parent / "templates"
 SECTIONS = ("system", "first", "update", "merge", "prefill")
@@ -95,7 +95,7 @@ def render_call(
     """
     prefill = template.render("prefill", **_NOTHING)
     # Without the words every summary begins with: a small model that sees them again copies what follows.
-    summaries = [plain_line(text).removeprefix(prefill).strip() for text in inputs]
+    summaries = [sanitize_line(text).removeprefix(prefill).strip() for text in inputs]
     items = [_plain_item(text) for text in item_texts]
     previous = summaries[0] if call.kind == "update" else ""
     values = {"items": items, "previous": previous, "summaries": summaries}
@@ -115,7 +115,7 @@ def render_call(
     return Prompt(tuple(messages), prefill, parts)
 
 
-_plain_item = lru_cache(maxsize=32_768)(plain_line)  # popular items are in very many prompts
+_plain_item = lru_cache(maxsize=32_768)(sanitize_line)  # popular items are in very many prompts
 
 
 def _parts(
@@ -134,7 +134,7 @@ def _parts(
 
 def summary_text(template: Template, generated: str) -> str:
     """Return the summary a person reads: the prefill and what the model wrote after it, on one line."""
-    return plain_line(f"{template.render('prefill', **_NOTHING)} {generated}")
+    return sanitize_line(f"{template.render('prefill', **_NOTHING)} {generated}")
 
 
 def stop_texts(template: Template) -> tuple[str, ...]:
@@ -152,10 +152,10 @@ def summary_or_error(
         whole = result.n_generated_tokens < params.max_new_tokens
         written, error = answer_or_error(written, params.stop, prompt.prefill, whole=whole)
     elif error is None and parts is not None:
-        written = tidy(written, parts)
-        if strange := strange_phrases(written, parts):
+        written = trim_incomplete(written, parts)
+        if strange := phrases_outside_grammar(written, parts):
             error = f"the model wrote {strange[0]!r}, which is not among the phrases it was given"
-    if error is None and not plain_line(written):
+    if error is None and not sanitize_line(written):
         error = "the model wrote nothing"
     return (summary_text(template, written), None) if error is None else (None, error)
 

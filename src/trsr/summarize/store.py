@@ -24,8 +24,8 @@ from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 from trsr.errors import MissingExtraError, OutputError, StoreError
-from trsr.storage import as_one_sentence, open_sqlite
-from trsr.summarize.store_url import checked, is_database, redacted
+from trsr.storage import open_sqlite, translate_errors
+from trsr.summarize.store_url import check_store_url, hide_password, is_database_url
 
 PAGE = 1000
 """Rows read or written at once."""
@@ -296,7 +296,7 @@ class SqliteStore(Store):
 
     @contextmanager
     def _connection(self) -> Iterator[Any]:
-        with as_one_sentence(self.path, WHAT):
+        with translate_errors(self.path, WHAT):
             yield self._db
 
     def remove(self, rows: RowFilter) -> int:
@@ -334,9 +334,9 @@ class PostgresStore(Store):
         except ImportError as error:
             raise MissingExtraError(error.name or "psycopg", "postgres") from error
         self._psycopg = psycopg
-        self.place = redacted(url)
+        self.place = hide_password(url)
         try:
-            address = f"postgresql://{checked(url).partition('://')[2]}"
+            address = f"postgresql://{check_store_url(url).partition('://')[2]}"
             given = psycopg.conninfo.conninfo_to_dict(address)
         except (ValueError, psycopg.ProgrammingError) as error:
             raise StoreError(
@@ -446,4 +446,4 @@ def open_store(place: str | Path) -> Store:
         OutputError: it cannot be written or reached.
         MissingExtraError: it is a database, and the extra `postgres` is not installed.
     """
-    return PostgresStore(str(place)) if is_database(place) else SqliteStore(place)
+    return PostgresStore(str(place)) if is_database_url(place) else SqliteStore(place)

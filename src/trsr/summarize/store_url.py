@@ -16,12 +16,12 @@ _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 _SECRETS = frozenset({"password", "sslpassword"})
 
 
-def is_database(place: str | Path) -> bool:
+def is_database_url(place: str | Path) -> bool:
     """Return whether a place is a URL rather than a file."""
     return isinstance(place, str) and _SCHEME.match(place) is not None
 
 
-def redacted(text: str) -> str:
+def hide_password(text: str) -> str:
     """Return a text without the password of the URL in it, which may begin anywhere and goes to its end.
 
     What is left is still a good URL: the client then takes the password from `PGPASSWORD` or its password
@@ -38,7 +38,7 @@ def redacted(text: str) -> str:
     return f"{before}{user.partition(':')[0]}{at}{address}{shown}"
 
 
-def checked(place: str) -> str:
+def check_store_url(place: str) -> str:
     """Return a place whose form is right: a path, or the URL of a PostgreSQL database.
 
     Raises:
@@ -46,7 +46,7 @@ def checked(place: str) -> str:
     """
     if not place.strip():
         raise ValueError(f"expected {_EXPECTED}")
-    if not is_database(place):
+    if not is_database_url(place):
         return place
     if not _POSTGRES.match(place):
         raise ValueError(f"expected {_EXPECTED}")
@@ -61,7 +61,7 @@ def checked(place: str) -> str:
     return place
 
 
-def resolved(place: str) -> str:
+def resolve_store_url(place: str) -> str:
     """Return a place with `$NAME` replaced by the environment variable, checked.
 
     Raises:
@@ -76,6 +76,6 @@ def resolved(place: str) -> str:
 
     place = _VARIABLE.sub(value, place)
     try:
-        return checked(place)
+        return check_store_url(place)
     except ValueError as error:
-        raise ConfigError(f"store: found {redacted(place)!r}, {error}.") from error
+        raise ConfigError(f"store: found {hide_password(place)!r}, {error}.") from error

@@ -16,12 +16,12 @@ from trsr.errors import ConfigError
 from trsr.llm.engines import EngineConfig
 from trsr.llm.opening import open_generator
 from trsr.progress import bar
-from trsr.storage import write_whole
+from trsr.storage import atomic_write
 from trsr.summarize.executor import SummaryProgress, summarize
 from trsr.summarize.plan import Method, SummaryConfig
 from trsr.summarize.store import open_store
-from trsr.summarize.user_plan import Fold, Summariser, make_summariser, profile
-from trsr.types import History, PreferenceSummary, RankingExample
+from trsr.summarize.user_plan import BoundSummarizer, SummaryPlan, bind_summarizer, profile
+from trsr.types import History, Profile, RankingExample
 
 _ENGINE: TypeAdapter[EngineConfig] = TypeAdapter(EngineConfig)
 
@@ -107,10 +107,10 @@ class Summarizer:
     def write(self, data: Dataset, histories: Sequence[History]) -> WrittenProfiles:
         """Write one profile per history; raises what `summarize` raises."""
         store = self.store or data.path / "summaries.sqlite"
-        return write_profiles(histories, make_summariser(data, self.config), self.engine, store)
+        return write_profiles(histories, bind_summarizer(data, self.config), self.engine, store)
 
 
-class Profiles(Mapping[str, PreferenceSummary]):
+class Profiles(Mapping[str, Profile]):
     """Profiles by user id, each of the user's whole history, with the summarizer that wrote them.
 
     Attributes:
@@ -118,12 +118,12 @@ class Profiles(Mapping[str, PreferenceSummary]):
         data: The dataset.
     """
 
-    def __init__(self, summarizer: Summarizer, data: Dataset, profiles: Iterable[PreferenceSummary]) -> None:
+    def __init__(self, summarizer: Summarizer, data: Dataset, profiles: Iterable[Profile]) -> None:
         self.summarizer = summarizer
         self.data = data
         self._profiles = {one.user_id: one for one in profiles}
 
-    def __getitem__(self, user_id: str) -> PreferenceSummary:
+    def __getitem__(self, user_id: str) -> Profile:
         return self._profiles[user_id]
 
     def __iter__(self) -> Iterator[str]:
@@ -150,8 +150,8 @@ class Profiles(Mapping[str, PreferenceSummary]):
 class WrittenProfiles:
     """Profiles in the order of their histories, with what they cost."""
 
-    folds: list[Fold]
-    profiles: list[PreferenceSummary]
+    plans: list[SummaryPlan]
+    profiles: list[Profile]
     progress: SummaryProgress
     seconds: float
 
@@ -174,7 +174,7 @@ def profile_facts(n_profiles: int, made: SummaryProgress, seconds: float) -> dic
 
 
 def write_profiles(
-    histories: Sequence[History], summariser: Summariser, engine_config: EngineConfig, store: str | Path
+    histories: Sequence[History], summarizer: BoundSummarizer, engine_config: EngineConfig, store: str | Path
 ) -> WrittenProfiles:
     """Write the profile of every history; calls that the store (see `open_store`) knows are not made.
 
@@ -184,8 +184,8 @@ def write_profiles(
     """
     started = time.perf_counter()
     last = SummaryProgress()
-    with open_store(store) as kept, bar("Summarising") as shown:
-        engine = open_generator(engine_config) if summariser.config.needs_calls else None
+    with open_store(store) as kept, bar("Summarizing") as shown:
+        engine = open_generator(engine_config) if summarizer.config.needs_calls else None
 
         def show(progress: SummaryProgress) -> None:
             nonlocal last
@@ -195,21 +195,21 @@ def write_profiles(
             shown.update(progress.n_calls_known + progress.n_calls_made, progress.n_calls, note)
 
         try:
-            folds = summarize(histories, summariser, engine, kept, show)
+            plans = summarize(histories, summarizer, engine, kept, show)
         finally:
             if engine is not None:
                 engine.close()
-    profiles = [profile(fold, summariser) for fold in folds]
-    return WrittenProfiles(folds, profiles, last, time.perf_counter() - started)
+    profiles = [profile(plan, summarizer) for plan in plans]
+    return WrittenProfiles(plans, profiles, last, time.perf_counter() - started)
 
 
 def save_profiles(file: Path, names: Sequence[str], written: WrittenProfiles) -> None:
     """Write a Parquet file of profiles in one move (see `profile_table`); `names` are example ids."""
-    write_whole(file, profile_table(names, written.folds, written.profiles).write_parquet)
+    atomic_write(file, profile_table(names, written.plans, written.profiles).write_parquet)
 
 
 def profile_table(
-    names: Sequence[str], folds: Sequence[Fold], profiles: Sequence[PreferenceSummary]
+    names: Sequence[str], plans: Sequence[SummaryPlan], profiles: Sequence[Profile]
 ) -> pl.DataFrame:
     """Return one row a profile; `names` are example ids.
 
@@ -223,7 +223,7 @@ def profile_table(
             "n_items": pl.Series([p.n_items for p in profiles], dtype=pl.Int64),
             "key": pl.Series([p.key for p in profiles], dtype=pl.String),
             "texts": pl.Series(
-                [[fold.texts[i] for i in range(len(fold.calls))] for fold in folds],
+                [[plan.texts[i] for i in range(len(plan.calls))] for plan in plans],
                 dtype=pl.List(pl.String),
             ),
         }

@@ -12,18 +12,18 @@ from trsr.summarize.counted import counted_profile
 from trsr.summarize.plan import Call, SummaryConfig, plan_calls, segment
 from trsr.summarize.prompts import load_summary_template, render_call, stop_texts
 from trsr.templating import Template
-from trsr.types import Block, History, Item, PreferenceSummary
+from trsr.types import Block, History, Item, Profile
 
 
 @dataclass(frozen=True)
-class Summariser:
+class BoundSummarizer:
     """All that profiles depend on, besides the histories.
 
     Attributes:
         config: The method and its parameters.
         template: The summary template (see `prompts`).
         items: The catalogue.
-        item_text: Item id to its text for the summariser.
+        item_text: Item id to its text for the summarizer.
         n_tokens: Item id to the token count of that text; needed for segmentation by tokens only.
         category_fields: The fields counted by `counted`.
         title_field: The field whose words `counted` counts.
@@ -43,7 +43,7 @@ class Summariser:
         return replace(self.config.params, stop=stop_texts(self.template))
 
     def blocks(self, item_ids: Sequence[str]) -> list[Block]:
-        """Cut a history into the blocks that are summarised."""
+        """Cut a history into the blocks that are summarized."""
         return segment(item_ids, self.config.segmentation, self.n_tokens)
 
     def prompt(self, call: Call, inputs: Sequence[str]) -> Prompt:
@@ -52,10 +52,10 @@ class Summariser:
         n_phrases = self.config.n_phrases if self.config.grounded else None
         return render_call(self.template, call, texts, inputs, n_phrases=n_phrases)
 
-    def without_calls(self, history: History) -> PreferenceSummary:
+    def profile_without_llm(self, history: History) -> Profile:
         """Return the profile by `none` or `counted`."""
         text = self.counted(history) if self.config.method == "counted" else ""
-        return PreferenceSummary(history.user_id, text, self.config.method, len(history))
+        return Profile(history.user_id, text, self.config.method, len(history))
 
     def counted(self, history: History) -> str:
         """Return what the items of a history have most in common."""
@@ -63,11 +63,11 @@ class Summariser:
         return counted_profile(items, self.category_fields, self.title_field)
 
 
-def make_summariser(dataset: Dataset, config: SummaryConfig) -> Summariser:
-    """Return the summariser of a dataset; caps count words, so that texts do not depend on the engine."""
+def bind_summarizer(dataset: Dataset, config: SummaryConfig) -> BoundSummarizer:
+    """Return the summarizer of a dataset; caps count words, so that texts do not depend on the engine."""
     info = dataset.info
     text = dataset.item_texts(config.fields, config.max_field_tokens, None)
-    return Summariser(
+    return BoundSummarizer(
         config=config,
         template=load_summary_template(config.template, info.domain),
         items=dict(dataset.catalogue()),
@@ -79,7 +79,7 @@ def make_summariser(dataset: Dataset, config: SummaryConfig) -> Summariser:
 
 
 @dataclass(slots=True)
-class Fold:
+class SummaryPlan:
     """The state of one user's plan: the texts and keys known so far, by place in the plan."""
 
     history: History
@@ -115,25 +115,25 @@ class Fold:
         ]
 
 
-def start_fold(history: History, summariser: Summariser) -> Fold:
+def plan_user(history: History, summarizer: BoundSummarizer) -> SummaryPlan:
     """Plan the profile of a history."""
-    blocks = summariser.blocks(history.item_ids)
-    return Fold(history, blocks, plan_calls(blocks, summariser.config))
+    blocks = summarizer.blocks(history.item_ids)
+    return SummaryPlan(history, blocks, plan_calls(blocks, summarizer.config))
 
 
-def profile(fold: Fold, summariser: Summariser) -> PreferenceSummary:
+def profile(plan: SummaryPlan, summarizer: BoundSummarizer) -> Profile:
     """Return the profile that a finished fold ends with."""
-    if not fold.calls:
-        return summariser.without_calls(fold.history)
-    last = len(fold.calls) - 1
-    text = with_counts(fold.texts[last], fold.history, summariser)
-    return PreferenceSummary(
-        fold.history.user_id, text, summariser.config.method, len(fold.history), fold.keys.get(last)
+    if not plan.calls:
+        return summarizer.profile_without_llm(plan.history)
+    last = len(plan.calls) - 1
+    text = with_counts(plan.texts[last], plan.history, summarizer)
+    return Profile(
+        plan.history.user_id, text, summarizer.config.method, len(plan.history), plan.keys.get(last)
     )
 
 
-def with_counts(text: str, history: History, summariser: Summariser) -> str:
+def with_counts(text: str, history: History, summarizer: BoundSummarizer) -> str:
     """Return a written text with the counted facts of its history behind it, if settings ask for them."""
-    if summariser.config.counts and (counted := summariser.counted(history)):
+    if summarizer.config.counts and (counted := summarizer.counted(history)):
         return f"{text} {counted}"
     return text

@@ -28,7 +28,7 @@ from trsr.llm.base import (
     ScoringGroup,
     TextGenerator,
 )
-from trsr.llm.constrained import strange_phrases, tidy
+from trsr.llm.constrained import phrases_outside_grammar, trim_incomplete
 
 # ruff: noqa: D102 - a test is named by the sentence it checks
 
@@ -131,8 +131,8 @@ class TextGeneratorContract:
         prompts = [replace(question, parts=parts) for question in questions]
         for answer in _in_order(generator, prompts, GenerationParams(max_new_tokens=80)):
             assert answer.error is None
-            assert tidy(answer.text, parts)
-            assert strange_phrases(tidy(answer.text, parts), parts) == []
+            assert trim_incomplete(answer.text, parts)
+            assert phrases_outside_grammar(trim_incomplete(answer.text, parts), parts) == []
             written = answer.text.rstrip(".").split("; before that ")
             assert [len(one.split(", ")) for one in written] == [part.n_phrases for part in parts]
 

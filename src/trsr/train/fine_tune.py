@@ -22,13 +22,13 @@ from trsr.splitting.split import Examples, Split
 from trsr.summarize.summarizer import Profiles
 from trsr.train.config import TrainConfig
 from trsr.train.dataset import EpochGroups, TrainingGroup, training_groups
-from trsr.types import PreferenceSummary, RankingExample
+from trsr.types import Profile, RankingExample
 
 
 def fine_tune(
     model: str,
     train: Examples,
-    profiles: Profiles | Mapping[str, PreferenceSummary] | None = None,
+    profiles: Profiles | Mapping[str, Profile] | None = None,
     *,
     out: str | Path,
     valid: Sequence[RankingExample] = (),
@@ -122,7 +122,7 @@ def fine_tune(
 
 def _profiles_before(
     examples: Sequence[RankingExample],
-    profiles: Profiles | Mapping[str, PreferenceSummary] | None,
+    profiles: Profiles | Mapping[str, Profile] | None,
     split: Split,
 ) -> dict[str, str]:
     """Return profile texts by example id, none of which has seen its target."""

@@ -15,16 +15,16 @@ import pytest
 from score_rows import make_scores
 
 from trsr.errors import OutputError
-from trsr.evaluate.evaluation import evaluate_scores, summarise
-from trsr.evaluate.per_example import measure, metric_list
-from trsr.evaluate.profile_quality import ProfileQuality, ProfileRow, summarise_profiles
-from trsr.evaluate.report import (
+from trsr.evaluation.evaluate_scores import evaluate_scores, summarize
+from trsr.evaluation.per_example import measure, metric_list
+from trsr.evaluation.profile_quality import ProfileQuality, ProfileRow, summarize_profiles
+from trsr.evaluation.report import (
     ExampleUser,
     ReportContext,
     sweeps,
     write_report,
 )
-from trsr.evaluate.slices import Traits
+from trsr.evaluation.slices import ExampleFeatures
 from trsr.recommend.calibration import Calibration
 
 HOSTILE = (
@@ -39,7 +39,7 @@ def make_metrics() -> dict[str, Any]:
     scores = make_scores()
     better = pl.Series(Calibration("platt", 2.0, -5.0).apply(scores["margin"].to_numpy()))
     score = pl.when(pl.col("ranker") == "good").then(better).otherwise(pl.col("score"))
-    metrics = summarise(
+    metrics = summarize(
         measure(scores.with_columns(score=score), metric_list((3,)), probabilistic=["good", "noise"]),
         protocol={
             "protocol": "sampled",
@@ -47,7 +47,7 @@ def make_metrics() -> dict[str, Any]:
             "warnings": ["Users are split and not time."],
         },
         compared=["recall@3", "auc"],
-        traits={f"e{i}": Traits(10, i % 20, i / 60 if i >= 10 else None) for i in range(60)},
+        features={f"e{i}": ExampleFeatures(10, i % 20, i / 60 if i >= 10 else None) for i in range(60)},
         slice_pair=("good", "noise"),
     )
     metrics |= {"sweep": {"prompt.n_recent": {"0": "noise", "3": "good"}}, "own_ranker": "good"}
@@ -55,7 +55,7 @@ def make_metrics() -> dict[str, Any]:
     quality = ProfileQuality(0.1, 0.2, 0.0, 0.5, 9.0, 0.0, 0.3, ("word0",))
     prediction = {name: np.asarray([0.5, 0.7]) for name in ("auc", "mrr", "auc_gain")}
     rows = [ProfileRow(f"e{i}", f"u{i}", "text", quality) for i in range(2)]
-    metrics["profiles"] = summarise_profiles(rows, prediction, method="recurrent")
+    metrics["profiles"] = summarize_profiles(rows, prediction, method="recurrent")
     return metrics
 
 

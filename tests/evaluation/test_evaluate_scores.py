@@ -12,10 +12,10 @@ import pytest
 from score_rows import make_scores
 
 from trsr.errors import DataError
-from trsr.evaluate.evaluation import add_spread, evaluate_scores, main_metrics, pool, summarise
-from trsr.evaluate.metrics import PROBABILITY_METRICS
-from trsr.evaluate.per_example import PerExampleMetrics, measure, metric_list
-from trsr.evaluate.slices import Traits
+from trsr.evaluation.evaluate_scores import add_spread, evaluate_scores, main_metrics, pool, summarize
+from trsr.evaluation.metrics import PROBABILITY_METRICS
+from trsr.evaluation.per_example import PerExampleMetrics, measure, metric_list
+from trsr.evaluation.slices import ExampleFeatures
 from trsr.recommend.calibration import Calibration
 
 SCORES = make_scores()
@@ -76,7 +76,7 @@ def test_calibration_judges_scores_before_and_after() -> None:
 
 def test_the_order_of_rows_and_other_rankers_change_nothing() -> None:
     options = {
-        "traits": {f"e{i}": Traits(i, i % 12, (i % 7) / 7) for i in range(60)},
+        "features": {f"e{i}": ExampleFeatures(i, i % 12, (i % 7) / 7) for i in range(60)},
         "probabilistic": ["good"],
     }
     result, shuffled = run(calibrated(), **options), calibrated().sample(fraction=1.0, shuffle=True, seed=3)
@@ -99,8 +99,8 @@ def test_the_order_of_rows_and_other_rankers_change_nothing() -> None:
 def test_slices_divide_the_examples_by_history_length(
     lengths: list[int], slices: list[tuple[int, int, int]]
 ) -> None:
-    traits = {f"e{i}": Traits(length) for i, length in enumerate(lengths)}
-    result = run(make_scores(n_examples=len(lengths)), traits=traits)
+    features = {f"e{i}": ExampleFeatures(length) for i, length in enumerate(lengths)}
+    result = run(make_scores(n_examples=len(lengths)), features=features)
     found = result["slices"]["history_length"]
     assert [(part["min"], part["max"], part["examples"]) for part in found] == slices
     total = sum(part["examples"] * part["rankers"]["good"]["auc"]["value"] for part in found) / len(lengths)
@@ -185,16 +185,16 @@ def test_pool_of_seeds_with_other_users_equals_one_run_of_all() -> None:
         measured(FEW.filter(pl.col("user_id").is_in([f"u{i}" for i in part])))
         for part in (range(5), range(5, 10))
     ]
-    pooled, alone = (summarise(run, protocol={}, compared=[]) for run in (pool(halves), halves[0]))
+    pooled, alone = (summarize(run, protocol={}, compared=[]) for run in (pool(halves), halves[0]))
     assert (alone["counts"]["users"], pooled["counts"]["users"]) == (5, 10)
     (a, b), (c, d) = (part["rankers"]["noise"]["auc"]["ci95"] for part in (alone, pooled))
     assert d - c < b - a
-    assert pooled["rankers"] == summarise(measured(), protocol={}, compared=[])["rankers"]
+    assert pooled["rankers"] == summarize(measured(), protocol={}, compared=[])["rankers"]
 
 
 def test_add_spread_gives_the_standard_deviation_of_the_seeds_means() -> None:
     runs = {4: measured(), 5: measured(TURNED)}
-    metrics = summarise(pool(list(runs.values())), protocol={}, compared=["auc"])
+    metrics = summarize(pool(list(runs.values())), protocol={}, compared=["auc"])
     add_spread(metrics, runs)
     assert metrics["seeds"] == [4, 5]
     entry = metrics["rankers"]["good"]["auc"]
@@ -210,7 +210,7 @@ def test_add_spread_gives_the_standard_deviation_of_the_seeds_means() -> None:
 def test_ece_of_several_seeds_is_the_mean_of_theirs() -> None:
     halved = FEW.with_columns(pl.col("score") / 2)
     runs = {n: measured(scores, probabilistic=["good"]) for n, scores in enumerate((FEW, halved))}
-    metrics = summarise(pool(list(runs.values())), protocol={}, compared=[])
+    metrics = summarize(pool(list(runs.values())), protocol={}, compared=[])
     add_spread(metrics, runs)
     entry = metrics["rankers"]["good"]["ece"]
     assert entry["value"] == pytest.approx(sum(entry["by_seed"]) / 2, abs=1e-6)

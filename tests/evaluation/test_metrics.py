@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as reference
 
 from trsr.errors import ConfigError, DataError
-from trsr.evaluate.metrics import (
+from trsr.evaluation.metrics import (
     EmptyTruthWarning,
     Metric,
     chance_level,

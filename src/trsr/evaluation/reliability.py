@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from trsr.evaluate.metrics import Floats, Ints, divide
-from trsr.evaluate.statistics import (
+from trsr.evaluation.metrics import Floats, Ints, divide
+from trsr.evaluation.statistics import (
     LEVEL,
     N_RESAMPLES,
     TAILS,

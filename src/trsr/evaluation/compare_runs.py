@@ -11,9 +11,9 @@ import numpy as np
 import polars as pl
 
 from trsr.errors import DataError
-from trsr.evaluate.evaluation import summarise
-from trsr.evaluate.metrics import parse_metric
-from trsr.evaluate.per_example import SCORE_COLUMNS, PerExampleMetrics, measure
+from trsr.evaluation.evaluate_scores import summarize
+from trsr.evaluation.metrics import parse_metric
+from trsr.evaluation.per_example import SCORE_COLUMNS, PerExampleMetrics, measure
 
 NEEDED = ("user_id", "item_id", "label", "ranker", "margin")
 DEFAULTS = {
@@ -61,7 +61,7 @@ def compare_runs(
     measured = measure(scores, wanted, probabilistic=with_score["ranker"].to_list())
     _check_values(measured, metrics)
     protocol = {"runs": [path.as_posix() for path in paths], "examples_left_out": n_left_out}
-    return summarise(measured, protocol=protocol, compared=metrics, seed=seed)
+    return summarize(measured, protocol=protocol, compared=metrics, seed=seed)
 
 
 def _check_values(measured: PerExampleMetrics, metrics: Sequence[str]) -> None:

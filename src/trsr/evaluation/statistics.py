@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trsr.evaluate.metrics import PROBABILITY_METRICS, Floats, divide, parse_metric
+from trsr.evaluation.metrics import PROBABILITY_METRICS, Floats, divide, parse_metric
 from trsr.seeding import derive_rng
 
 N_RESAMPLES = 2000

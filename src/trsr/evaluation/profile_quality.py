@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from trsr.baselines.simple import Bm25Index, Bm25Ranker
-from trsr.evaluate.evaluation import entry_of, rounded
-from trsr.evaluate.metrics import EmptyTruthWarning, Floats, Metric, ranking_metric, tie_groups
-from trsr.evaluate.statistics import bootstrap_columns
+from trsr.evaluation.evaluate_scores import entry_of, rounded
+from trsr.evaluation.metrics import EmptyTruthWarning, Floats, Metric, ranking_metric, tie_groups
+from trsr.evaluation.statistics import bootstrap_columns
 from trsr.seeding import derive_rng
 from trsr.types import RankingExample
 
@@ -352,7 +352,7 @@ class ProfileRow:
     quality: ProfileQuality
 
 
-def summarise_profiles(
+def summarize_profiles(
     rows: Sequence[ProfileRow], prediction: Mapping[str, Floats], *, method: str, seed: int = 0
 ) -> dict[str, Any]:
     """Compute the entry `profiles` of `metrics.json`.

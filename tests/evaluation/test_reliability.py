@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trsr.evaluate.metrics import Metric, brier, chance_level
-from trsr.evaluate.reliability import bin_scores, calibration_error, reliability_curve, stack_runs
-from trsr.evaluate.statistics import Interval
+from trsr.evaluation.metrics import Metric, brier, chance_level
+from trsr.evaluation.reliability import bin_scores, calibration_error, reliability_curve, stack_runs
+from trsr.evaluation.statistics import Interval
 from trsr.recommend.ranker import sigmoid
 
 Floats = npt.NDArray[np.float64]

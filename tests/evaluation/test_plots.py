@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from trsr.evaluate.plots import bar_plot, line_plot, reliability_plot, slice_plot
+from trsr.evaluation.plots import bar_plot, line_plot, reliability_plot, slice_plot
 
 ENTRIES: dict[str, Any] = {
     "llm $x$ <b>": {"value": 0.6, "ci95": [0.5, 0.7]},

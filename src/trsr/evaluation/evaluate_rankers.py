@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from trsr.errors import ConfigError
-from trsr.evaluate.evaluation import evaluate_scores
+from trsr.evaluation.evaluate_scores import evaluate_scores
 from trsr.recommend.ranker import Ranker, score_table
 from trsr.splitting.split import Examples
 

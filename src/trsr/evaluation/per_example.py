@@ -12,7 +12,7 @@ import numpy.typing as npt
 import polars as pl
 
 from trsr.errors import DataError
-from trsr.evaluate.metrics import (
+from trsr.evaluation.metrics import (
     PROBABILITY_METRICS,
     EmptyTruthWarning,
     Floats,
@@ -25,7 +25,7 @@ from trsr.evaluate.metrics import (
     ranking_metric,
     tie_groups,
 )
-from trsr.evaluate.reliability import Probabilities, bin_scores
+from trsr.evaluation.reliability import Probabilities, bin_scores
 from trsr.recommend.ranker import sigmoid
 
 QUESTION_KEYS = ("example_id", "user_id", "item_id", "label")

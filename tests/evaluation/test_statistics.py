@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trsr.evaluate.statistics import (
+from trsr.evaluation.statistics import (
     Leaderboard,
     bootstrap_ci,
     bootstrap_columns,

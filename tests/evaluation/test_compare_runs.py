@@ -9,9 +9,9 @@ import pytest
 from score_rows import make_scores
 
 from trsr.errors import DataError
-from trsr.evaluate.compare_runs import align_runs, compare_runs
-from trsr.evaluate.metrics import Metric
-from trsr.evaluate.per_example import measure
+from trsr.evaluation.compare_runs import align_runs, compare_runs
+from trsr.evaluation.metrics import Metric
+from trsr.evaluation.per_example import measure
 
 SCORES = make_scores(n_examples=6, n_candidates=4, per_user=1)
 

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import polars as pl
 
 from trsr.errors import DataError
-from trsr.evaluate.metrics import Floats, divide
-from trsr.evaluate.per_example import PerExampleMetrics, mean_of_known, measure, metric_list
-from trsr.evaluate.reliability import (
+from trsr.evaluation.metrics import Floats, divide
+from trsr.evaluation.per_example import PerExampleMetrics, mean_of_known, measure, metric_list
+from trsr.evaluation.reliability import (
     N_BINS,
     Bins,
     Probabilities,
@@ -21,8 +21,8 @@ from trsr.evaluate.reliability import (
     reliability_curve,
     stack_runs,
 )
-from trsr.evaluate.slices import RULES, Traits, compare_on_slices, cut_examples
-from trsr.evaluate.statistics import (
+from trsr.evaluation.slices import RULES, ExampleFeatures, compare_on_slices, cut_examples
+from trsr.evaluation.statistics import (
     LEVEL,
     N_COMPARISON_RESAMPLES,
     N_RESAMPLES,
@@ -43,15 +43,15 @@ def evaluate_scores(
     ks: Sequence[int] = (3, 5, 10),
     seed: int = 0,
     probabilistic: Collection[str] = (),
-    traits: Mapping[str, Traits] | None = None,
+    features: Mapping[str, ExampleFeatures] | None = None,
 ) -> dict[str, Any]:
-    """Compute the content of `metrics.json` from rows of scores; arguments as in `measure` and `summarise`.
+    """Compute the content of `metrics.json` from rows of scores; arguments as in `measure` and `summarize`.
 
     Raises:
         DataError: see `measure`.
     """
     measured = measure(scores, metric_list(ks), probabilistic=probabilistic)
-    return summarise(measured, protocol=protocol, compared=main_metrics(ks), seed=seed, traits=traits)
+    return summarize(measured, protocol=protocol, compared=main_metrics(ks), seed=seed, features=features)
 
 
 def main_metrics(ks: Sequence[int]) -> list[str]:
@@ -62,13 +62,13 @@ def main_metrics(ks: Sequence[int]) -> list[str]:
     return [f"recall@{min(ks)}", f"mrr@{max(ks)}", "auc"] if ks else ["auc"]
 
 
-def summarise(
+def summarize(
     measured: PerExampleMetrics,
     *,
     protocol: Mapping[str, Any],
     compared: Sequence[str],
     seed: int = 0,
-    traits: Mapping[str, Traits] | None = None,
+    features: Mapping[str, ExampleFeatures] | None = None,
     slice_pair: tuple[str, str] | None = None,
 ) -> dict[str, Any]:
     """Compute the content of `metrics.json`.
@@ -79,12 +79,12 @@ def summarise(
             how the averages were made are added.
         compared: Metrics whose rankers are compared with one another.
         seed: The run's seed, for the resampling.
-        traits: What is known of each example id; adds `slices`.
+        features: What is known of each example id; adds `slices`.
         slice_pair: Two rankers that are compared on every slice.
 
     Returns:
         `protocol`, `rankers`, `comparisons`, `counts`, with probabilistic rankers `calibration`, and with
-        traits `slices`. Numbers are rounded to six decimals, None where a value does not exist.
+        features `slices`. Numbers are rounded to six decimals, None where a value does not exist.
         `value` is the mean over examples (but see `reliability` for ece), `ci95` comes from resampling users.
     """
     everything = np.ones(len(measured.example_ids), dtype=bool)
@@ -116,8 +116,8 @@ def summarise(
             }
             for ranker, variants in measured.probabilities.items()
         }
-    if traits is not None:
-        result["slices"] = _slices(measured, seed, traits, slice_pair, compared)
+    if features is not None:
+        result["slices"] = _slices(measured, seed, features, slice_pair, compared)
         result["protocol"]["slices"] = dict(RULES)
     return result
 
@@ -212,12 +212,12 @@ def _counts(measured: PerExampleMetrics) -> dict[str, Any]:
 def _slices(
     measured: PerExampleMetrics,
     seed: int,
-    traits: Mapping[str, Traits],
+    features: Mapping[str, ExampleFeatures],
     pair: tuple[str, str] | None,
     compared: Sequence[str],
 ) -> dict[str, list[dict[str, Any]]]:
     """Return, for each way to cut, the metrics of every slice, and there the comparison of a pair."""
-    slices = cut_examples(measured, traits)
+    slices = cut_examples(measured, features)
     result: dict[str, list[dict[str, Any]]] = {
         way: [
             {

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from trsr.errors import DataError
-from trsr.evaluate.metrics import Floats, divide
-from trsr.evaluate.per_example import PerExampleMetrics
-from trsr.evaluate.statistics import compare_rankers, flipped, holm
+from trsr.evaluation.metrics import Floats, divide
+from trsr.evaluation.per_example import PerExampleMetrics
+from trsr.evaluation.statistics import compare_rankers, flipped, holm
 
 N_SLICES = 4
 MIN_SLICE_EXAMPLES = 20
@@ -35,7 +35,7 @@ RULES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Traits:
+class ExampleFeatures:
     """What is known of an example besides its candidates.
 
     Attributes:
@@ -83,16 +83,18 @@ def interest_shift(values: Sequence[Collection[str]]) -> float | None:
     return max(0.0, 1 - product / math.sqrt(norms[0] * norms[1]))
 
 
-def cut_examples(measured: PerExampleMetrics, traits: Mapping[str, Traits]) -> dict[str, list[Slice]]:
+def cut_examples(
+    measured: PerExampleMetrics, features: Mapping[str, ExampleFeatures]
+) -> dict[str, list[Slice]]:
     """Divide the examples in each way of `RULES`; those without the value are in no slice.
 
     Raises:
-        DataError: an example has no traits.
+        DataError: an example has no features.
     """
-    unknown = [example for example in measured.example_ids if example not in traits]
+    unknown = [example for example in measured.example_ids if example not in features]
     if unknown:
-        raise DataError(f"The example {unknown[0]!r} has no traits; expected traits for each example.")
-    known = [traits[example] for example in measured.example_ids]
+        raise DataError(f"The example {unknown[0]!r} has no features; expected features of each example.")
+    known = [features[example] for example in measured.example_ids]
     lengths = _column([one.history_length for one in known])
     n = max(1, min(N_SLICES, len(lengths) // MIN_SLICE_EXAMPLES))
     edges = np.unique(np.quantile(lengths, np.arange(1, n) / n, method="inverted_cdf"))

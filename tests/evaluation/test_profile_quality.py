@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trsr.evaluate.profile_quality import (
+from trsr.evaluation.profile_quality import (
     N_WORST,
     STOP_WORDS,
     ProfileFrame,
@@ -29,7 +29,7 @@ from trsr.evaluate.profile_quality import (
     profile_quality,
     repetition,
     runs,
-    summarise_profiles,
+    summarize_profiles,
 )
 from trsr.types import RankingExample
 
@@ -252,7 +252,7 @@ def row(number: int, grounding: float = 1.0, **values: float) -> ProfileRow:
 
 def test_means_leave_out_missing_values() -> None:
     rows = [row(0, 0.2), row(1, 0.6, name_grounding=1.0), row(2, NAN)]
-    measures = summarise_profiles(rows, {"auc": np.asarray([0.5, 1.0, NAN])}, method="recurrent")["measures"]
+    measures = summarize_profiles(rows, {"auc": np.asarray([0.5, 1.0, NAN])}, method="recurrent")["measures"]
     assert measures["grounding"]["value"] == pytest.approx(0.4)
     assert measures["grounding"]["examples"] == 2
     assert measures["auc"]["value"] == pytest.approx(0.75)
@@ -271,7 +271,7 @@ def test_profiles_beyond_a_limit_are_listed_once_farthest_first() -> None:
         row(4, repetition=0.2),
         row(5, NAN),
     ]
-    found = summarise_profiles(rows, {}, method="recurrent")
+    found = summarize_profiles(rows, {}, method="recurrent")
     assert [(one["example_id"], one["measure"]) for one in found["worst"]] == [
         ("e02", "grounding"),
         ("e01", "copied"),
@@ -283,6 +283,6 @@ def test_profiles_beyond_a_limit_are_listed_once_farthest_first() -> None:
 
 def test_at_most_twenty_are_listed_in_any_order_of_rows() -> None:
     rows = [row(number, 0.0) for number in range(30)]
-    found = summarise_profiles(rows, {}, method="counted")
+    found = summarize_profiles(rows, {}, method="counted")
     assert [one["example_id"] for one in found["worst"]] == [f"e{n:02d}" for n in range(N_WORST)]
-    assert summarise_profiles(rows[::-1], {}, method="counted") == found
+    assert summarize_profiles(rows[::-1], {}, method="counted") == found

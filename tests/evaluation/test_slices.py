@@ -10,18 +10,18 @@ import pytest
 from score_rows import make_scores
 
 from trsr.errors import DataError
-from trsr.evaluate.evaluation import summarise
-from trsr.evaluate.per_example import measure, metric_list
-from trsr.evaluate.slices import WARM_FROM, Traits, cut_examples, interest_shift
+from trsr.evaluation.evaluate_scores import summarize
+from trsr.evaluation.per_example import measure, metric_list
+from trsr.evaluation.slices import WARM_FROM, ExampleFeatures, cut_examples, interest_shift
 
 OLD = [["news"], ["news"], ["sport"], ["news", "world"], ["news"]]
 MEASURED = measure(make_scores(), metric_list((3, 10)))
 
 
-def members(traits: dict[str, Traits], way: str) -> dict[str, set[str]]:
+def members(features: dict[str, ExampleFeatures], way: str) -> dict[str, set[str]]:
     """Return the example ids in each slice."""
     ids = np.asarray(MEASURED.example_ids)
-    return {one.name: set(ids[one.chosen].tolist()) for one in cut_examples(MEASURED, traits)[way]}
+    return {one.name: set(ids[one.chosen].tolist()) for one in cut_examples(MEASURED, features)[way]}
 
 
 @pytest.mark.parametrize(
@@ -42,27 +42,31 @@ def test_interest_shift_is_one_minus_the_cosine(values: list[list[str]], shift: 
 
 
 def test_targets_seen_less_often_than_the_threshold_are_cold() -> None:
-    traits = {f"e{i}": Traits(10, WARM_FROM - 1 if i < 7 else WARM_FROM) for i in range(60)}
-    traits["e59"] = Traits(10, None)
-    found = members(traits, "target")
+    features = {f"e{i}": ExampleFeatures(10, WARM_FROM - 1 if i < 7 else WARM_FROM) for i in range(60)}
+    features["e59"] = ExampleFeatures(10, None)
+    found = members(features, "target")
     assert found["cold"] == {f"e{i}" for i in range(7)}
     assert len(found["warm"]) == 60 - 7 - 1
 
 
 def test_users_above_the_median_are_recent_shift_with_all_their_examples() -> None:
     # Two examples per user: user u has the mean shift u / 30, whatever its examples have.
-    traits = {f"e{i}": Traits(10, 0, (i // 2) / 30 + (0.01 if i % 2 else -0.01)) for i in range(60)}
-    found = members(traits, "interest")
+    features = {
+        f"e{i}": ExampleFeatures(10, 0, (i // 2) / 30 + (0.01 if i % 2 else -0.01)) for i in range(60)
+    }
+    found = members(features, "interest")
     assert found["recent-shift"] == {f"e{i}" for i in range(30, 60)}
     assert found["long-term"] == {f"e{i}" for i in range(30)}
 
 
-def test_examples_without_a_shift_are_in_no_slice_and_traits_are_required() -> None:
-    found = members({f"e{i}": Traits(10, 0, i / 60 if i >= 20 else None) for i in range(60)}, "interest")
+def test_examples_without_a_shift_are_in_no_slice_and_features_are_required() -> None:
+    found = members(
+        {f"e{i}": ExampleFeatures(10, 0, i / 60 if i >= 20 else None) for i in range(60)}, "interest"
+    )
     assert sum(map(len, found.values())) == 40
-    assert members({f"e{i}": Traits(10) for i in range(60)}, "interest") == {}
-    with pytest.raises(DataError, match="has no traits"):
-        members({"e0": Traits(3)}, "interest")
+    assert members({f"e{i}": ExampleFeatures(10) for i in range(60)}, "interest") == {}
+    with pytest.raises(DataError, match="has no features"):
+        members({"e0": ExampleFeatures(3)}, "interest")
 
 
 def test_a_pair_is_compared_on_every_slice_from_the_same_side() -> None:
@@ -70,11 +74,11 @@ def test_a_pair_is_compared_on_every_slice_from_the_same_side() -> None:
     odd = pl.col("user_id").str.slice(1).cast(pl.Int64) % 2 == 1
     swapped = pl.when(odd).then(pl.col("ranker").replace({"good": "noise", "noise": "good"}))
     scores = make_scores().with_columns(ranker=swapped.otherwise("ranker"))
-    result: dict[str, Any] = summarise(
+    result: dict[str, Any] = summarize(
         measure(scores, metric_list((3, 10))),
         protocol={},
         compared=["auc", "mrr@10"],
-        traits={f"e{i}": Traits(10, 0 if (i // 2) % 2 else 50) for i in range(60)},
+        features={f"e{i}": ExampleFeatures(10, 0 if (i // 2) % 2 else 50) for i in range(60)},
         slice_pair=("good", "noise"),
     )
     cold, warm = result["slices"]["target"]
@@ -91,7 +95,7 @@ def test_a_pair_is_compared_on_every_slice_from_the_same_side() -> None:
 
 
 def test_without_a_pair_nothing_is_compared() -> None:
-    traits = {f"e{i}": Traits(i) for i in range(60)}
-    result = summarise(MEASURED, protocol={}, compared=["auc"], traits=traits)
+    features = {f"e{i}": ExampleFeatures(i) for i in range(60)}
+    result = summarize(MEASURED, protocol={}, compared=["auc"], features=features)
     assert all(part["comparisons"] == [] for parts in result["slices"].values() for part in parts)
     assert "cold is fewer than 10" in result["protocol"]["slices"]["target"]

@@ -10,8 +10,8 @@ import pytest
 from score_rows import make_scores
 
 from trsr.errors import DataError
-from trsr.evaluate.metrics import PROBABILITY_METRICS, Metric
-from trsr.evaluate.per_example import SCORE_COLUMNS, measure, metric_list
+from trsr.evaluation.metrics import PROBABILITY_METRICS, Metric
+from trsr.evaluation.per_example import SCORE_COLUMNS, measure, metric_list
 
 SCORES = make_scores()
 

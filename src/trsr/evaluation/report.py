@@ -13,8 +13,8 @@ import jinja2
 from markupsafe import Markup
 
 from trsr.errors import MissingExtraError
-from trsr.evaluate.plots import N_SERIES_COLORS, draw_metrics, line_plot
-from trsr.evaluate.statistics import (
+from trsr.evaluation.plots import N_SERIES_COLORS, draw_metrics, line_plot
+from trsr.evaluation.statistics import (
     ALPHA,
     NOTE,
     Leaderboard,
@@ -25,7 +25,7 @@ from trsr.evaluate.statistics import (
     pairs_on,
     significantly_best,
 )
-from trsr.storage import write_whole
+from trsr.storage import atomic_write
 
 NOTHING = "–"
 SLICE_TITLES = {
@@ -127,7 +127,7 @@ def write_report(folder: Path, *, metrics: Mapping[str, Any], context: ReportCon
     }
     text = environment.get_template("report.html.j2").render(_view(metrics, context))
     path = folder / "report.html"
-    write_whole(path, partial(Path.write_text, data=text, encoding="utf-8", errors="replace"))
+    atomic_write(path, partial(Path.write_text, data=text, encoding="utf-8", errors="replace"))
     return path
 
 

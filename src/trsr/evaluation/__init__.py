@@ -1,0 +1,1 @@
+"""Metrics, intervals, `metrics.json` and the report of a run."""
