@@ -20,12 +20,12 @@ from starlette.testclient import TestClient
 from trsr.data.dataset import Dataset
 from trsr.errors import ConfigError, DataError, EngineError, InputError, RunMismatchError
 from trsr.experiment.config import load_config
-from trsr.experiment.experiment import Workbench
+from trsr.experiment.experiment import Experiment
 from trsr.experiment.run_folder import RunFolder
 from trsr.llm.engines import DEFAULT_ENGINE, FakeEngine
 from trsr.llm.models import model_id
 from trsr.recommend.model_folder import Origin, read_adapter_info, write_adapter_info
-from trsr.recommend.ranker import Ask
+from trsr.recommend.ranker import RankRequest
 from trsr.serve.app import create_app
 from trsr.serve.loading import MAX_RANKED, MIN_RANKED, Speed, measure, open_for_serving, open_service
 from trsr.serve.service import Service
@@ -33,7 +33,7 @@ from trsr.serve.settings import Settings
 from trsr.serve.store import ServeStore
 from trsr.splitting.examples import read_splits
 from trsr.summarize.summarizer import Summarizer
-from trsr.summarize.user_plan import make_summariser
+from trsr.summarize.user_plan import bind_summarizer
 from trsr.types import History, Item
 
 
@@ -48,7 +48,7 @@ def test_a_run_serves_the_scores_that_it_recorded(finished_run: Path) -> None:
     )
     scores = pl.read_parquet(finished_run / "scores.parquet").filter(pl.col("ranker") == "llm")
     examples = read_splits(finished_run / "examples").test
-    asks = [Ask(e.history, profiles[e.example_id], e.candidates) for e in examples]
+    asks = [RankRequest(e.history, profiles[e.example_id], e.candidates) for e in examples]
     for example, answer in zip(examples, serving.recommender.score(asks), strict=True):
         rows = scores.filter(pl.col("example_id") == example.example_id)
         assert rows["item_id"].to_list() == list(example.candidates)
@@ -57,9 +57,9 @@ def test_a_run_serves_the_scores_that_it_recorded(finished_run: Path) -> None:
         np.testing.assert_array_equal(answer.n_prompt_tokens, rows["n_prompt_tokens"].to_numpy())
     assert isinstance(serving.engine, FakeEngine)
     assert serving.recommender.name == finished_run.name
-    own = make_summariser(serving.dataset, serving.summariser.config)
+    own = bind_summarizer(serving.dataset, serving.summarizer.config)
     items = serving.recommender.catalogue.items
-    assert all(serving.summariser.item_text(i) == own.item_text(i) for i in items)
+    assert all(serving.summarizer.item_text(i) == own.item_text(i) for i in items)
     assert files() == before
 
 
@@ -68,10 +68,10 @@ def test_prompts_are_the_runs_own_token_for_token_with_notes_and_without(
     finished_run: Path, notes: str
 ) -> None:
     recommender = open_for_serving(finished_run).recommender
-    run = Workbench(RunFolder(finished_run, load_config(finished_run / "config.yaml"), "trsr rank"))
+    run = Experiment(RunFolder(finished_run, load_config(finished_run / "config.yaml"), "trsr rank"))
     for example in run.splits.test:
         question = example.history, "Buys garden tools.", example.candidates
-        served = recommender.prompt(Ask(*question, notes))
+        served = recommender.prompt(RankRequest(*question, notes))
         assert served == run.builder.build(*question, notes=notes, room=recommender._item_room)
         assert (served.n_tokens_cut > 0) == (len(notes) > 100)
 
@@ -82,7 +82,7 @@ def test_a_model_folder_serves_a_dataset_that_is_named(finished_run: Path, tmp_p
     serving = open_for_serving(model, finished_run / "data")
     whole = open_for_serving(finished_run)
     user = next(iter(whole.dataset.histories()))
-    ask = Ask(user.item_ids, "Buys garden tools.", list(whole.recommender.catalogue.items)[:4])
+    ask = RankRequest(user.item_ids, "Buys garden tools.", list(whole.recommender.catalogue.items)[:4])
     ours, theirs = serving.recommender.score([ask])[0], whole.recommender.score([ask])[0]
     np.testing.assert_allclose(ours.margins, theirs.margins, rtol=0, atol=1e-5)
     np.testing.assert_allclose(ours.scores, theirs.scores, rtol=0, atol=1e-5)
@@ -102,7 +102,7 @@ def test_model_folder_of_fine_tune_serves_its_own_data_and_profiles(
     write_adapter_info(model, info)
     serving = open_for_serving(model)
     assert serving.dataset.path == finished_run / "data"
-    assert (serving.summariser.config, serving.engine) == (writer.config, writer.engine)
+    assert (serving.summarizer.config, serving.engine) == (writer.config, writer.engine)
     assert serving.store == str(writer.store)
     long = info.model_copy(update={"prompt": {**info.prompt, "max_tokens": 10**6}})
     write_adapter_info(model, long)
@@ -112,16 +112,16 @@ def test_model_folder_of_fine_tune_serves_its_own_data_and_profiles(
 
 def test_an_item_put_later_is_known_to_every_part(finished_run: Path) -> None:
     serving = open_for_serving(finished_run)
-    title = str(serving.summariser.title_field)
+    title = str(serving.summarizer.title_field)
     retriever = serving.recommender.retriever
     retriever.put_items([Item("new", {title: "xylophone"})])
     assert retriever.top("xylophone", (), 1) == ["new"]
     assert ": xyl" in serving.recommender.builder.item_text("new")  # few tokens of a field are kept
-    assert len(serving.recommender.score([Ask(("new",), "", ("new",))])) == 1
-    assert "xylophone" in serving.summariser.item_text("new")
-    (block,) = serving.summariser.blocks(["new"])
+    assert len(serving.recommender.score([RankRequest(("new",), "", ("new",))])) == 1
+    assert "xylophone" in serving.summarizer.item_text("new")
+    (block,) = serving.summarizer.blocks(["new"])
     assert block.item_ids == ("new",)
-    assert serving.summariser.without_calls(History("u", ("new",))).n_items == 1
+    assert serving.summarizer.profile_without_llm(History("u", ("new",))).n_items == 1
 
 
 def test_a_model_that_gives_no_finite_margin_is_not_served(finished_run: Path, tmp_path: Path) -> None:
