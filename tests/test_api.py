@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import filecmp
 import itertools
 import subprocess
 import sys
@@ -185,6 +186,10 @@ def test_fine_tune_takes_profiles_of_the_history_before_the_target(
     model = trsr.fine_tune(str(tiny_model), split.train, profiles, out=tmp_path / "model", **SETTINGS)
     assert model.summarizer is None  # nothing says how to write profiles of other users
     assert model.rank(history=split.test[0].history, candidates=split.test[0].candidates)
+    model.save_pretrained(tmp_path / "copy")
+    assert filecmp.cmp(tmp_path / "model" / "trsr.json", tmp_path / "copy" / "trsr.json", shallow=False)
+    with pytest.raises(DataError, match="exists"):
+        model.save_pretrained(tmp_path / "copy")
 
 
 def test_a_repeated_summary_makes_no_calls(data: trsr.Dataset, tmp_path: Path) -> None:
