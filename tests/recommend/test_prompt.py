@@ -201,17 +201,6 @@ def test_budget_cuts_no_letter_in_two() -> None:
     assert prompt.n_tokens_cut == 2
 
 
-def test_room_keeps_the_prefix_whatever_the_candidates() -> None:
-    made = builder(text=lambda item: f"Title: {item}", max_tokens=520)
-    profile = "likes lamps and much else " * 30
-    short, long = "cap", "a much longer thing"
-    room = len(made.suffix(long))
-    cut = made.build([], profile, [short], room=room)
-    assert made.build([], profile, [short, long], room=room).group.prefix == cut.group.prefix
-    assert made.build([], profile, [short]).n_tokens_cut < cut.n_tokens_cut
-    assert len(cut.group.prefix) + room <= 520
-
-
 def test_suffix_of_a_text_is_that_of_the_item_that_reads_so_now() -> None:
     texts = {"a": "Title: lamp"}
     made = builder(text=lambda item: texts.get(item) or item_text(item))

@@ -18,7 +18,7 @@ from trsr.llm.fake import FakeScorer, FakeTokenizer
 from trsr.recommend.calibration import Calibration
 from trsr.recommend.ranker import ExampleScores, RankRequest, RerankRequest
 from trsr.recommend.recommender import MAX_DOCUMENT_TOKENS, Recommender
-from trsr.types import Item, RankingExample
+from trsr.types import RankingExample
 
 ASKS = [
     RankRequest(HISTORY, PROFILE, CANDIDATES),
@@ -120,14 +120,6 @@ def test_scores_are_calibrated() -> None:
     recommender.calibration = Calibration("platt", 0.5, -1.0)
     fitted = recommender.score(ASKS)[0]
     np.testing.assert_allclose(fitted.scores, 1 / (1 + np.exp(1 - 0.5 * raw.margins.astype(float))))
-
-
-def test_item_changed_later_is_read_as_it_is_now() -> None:
-    recommender = fake_recommender()
-    before = recommender.score(ASKS)[0].margins
-    recommender.catalogue.put([Item("i12", {"title": "quite another thing"})])
-    after = recommender.score(ASKS)[0].margins
-    assert (before == after).tolist() == [True, True, False, True, True, True]
 
 
 @pytest.mark.parametrize(
