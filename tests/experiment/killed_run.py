@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trsr.cli import main
-from trsr.summarize.store import SqliteStore
+from trsr.summarize.store import SqliteStore, StoredCall
 
 
 def die() -> None:
@@ -28,7 +28,7 @@ def die_after_calls(n_calls: int) -> None:
         def counted(store: SqliteStore, calls: Any) -> None:
             nonlocal n_kept
             put(store, calls)
-            n_kept += len(calls) if isinstance(calls, list | tuple) else 1
+            n_kept += 1 if isinstance(calls, StoredCall) else len(calls)
             if n_kept >= n_calls:
                 die()
 
