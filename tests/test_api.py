@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 import trsr
 from trsr.data.synthetic import SyntheticConfig, generate
-from trsr.errors import ConfigError, DataError, LeakageError
+from trsr.errors import ConfigError, DataError, LeakageError, RunMismatchError
 from trsr.experiment.config import RunConfig
 from trsr.experiment.experiment import Experiment
 from trsr.experiment.ranking import ranker_class
@@ -272,14 +272,20 @@ def test_popularity_learns_only_what_the_split_allows(data: trsr.Dataset) -> Non
     assert not held_out & learned
 
 
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
 def test_open_run_recommends_and_reads_everything_of_a_run(run_copy: Path) -> None:
+    before = contents(run_copy)
     run = trsr.open_run(run_copy)
     user = run.scores["user_id"][0]
+    assert contents(run_copy) == before  # opening and reading write nothing
     best = run.recommend(user, top_n=3)
     assert [item.rank for item in best] == [1, 2, 3]
     assert set(run.metrics["rankers"]) == set(run.config.rankers)
-    assert "text" in run.profiles.columns
-    with pytest.raises(Exception, match="is no run folder; make one with `trsr run`"):
+    assert "text" in run.profile_table.columns
+    with pytest.raises(RunMismatchError, match="is not a run folder; make one with `trsr run`"):
         trsr.open_run(run_copy / "model")
 
 
@@ -288,10 +294,8 @@ def test_a_run_scores_as_its_recommender_does(finished_run: Path) -> None:
     rows = run.scores.filter(ranker="llm")
     example_id = rows["example_id"][0]
     rows = rows.filter(example_id=example_id)
-    from trsr.splitting.examples import read_splits
-
-    (example,) = [e for e in read_splits(finished_run / "examples").test if e.example_id == example_id]
-    profile = run.profiles.filter(example_id=example_id)["text"][0]
+    (example,) = [e for e in run.splits.test if e.example_id == example_id]
+    profile = run.profiles[example_id]
     ranked = run.recommender.rank(history=example.history, profile=profile, candidates=example.candidates)
     by_item = {item.item_id: item.margin for item in ranked}
     assert [by_item[item] for item in rows["item_id"]] == pytest.approx(rows["margin"].to_list(), abs=1e-4)

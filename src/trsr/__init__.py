@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from trsr.baselines.rankers import BM25, Popularity, Recency
     from trsr.data.dataset import Dataset
     from trsr.evaluation.evaluate_rankers import evaluate
-    from trsr.experiment.open_run import open_run
+    from trsr.experiment.experiment import open_run
     from trsr.recommend.recommender import Recommender
     from trsr.splitting.split import split
     from trsr.summarize.summarizer import Summarizer
@@ -34,7 +34,7 @@ _WHERE = {
     "Summarizer": "summarize.summarizer",
     "evaluate": "evaluation.evaluate_rankers",
     "fine_tune": "train.fine_tune",
-    "open_run": "experiment.open_run",
+    "open_run": "experiment.experiment",
     "split": "splitting.split",
 }
 

@@ -152,17 +152,11 @@ def check(
 
 def _check_engines(first: str, second: str, run: Path, prompts: int, tolerance: float, as_json: bool) -> None:
     """Score prompts of a run on two engines and compare margins and ranks."""
-    from trsr.errors import DataError
-    from trsr.experiment.config import load_config
     from trsr.experiment.engine_check import compare_engines, parse_engine
-    from trsr.experiment.experiment import Experiment
-    from trsr.experiment.run_folder import RunFolder
+    from trsr.experiment.experiment import open_run
 
     engines = parse_engine(first), parse_engine(second)
-    if not (run / "config.yaml").is_file():
-        raise DataError(f"{run} is no run folder; make one with `trsr train` or `trsr run`.")
-    experiment = Experiment(RunFolder(run, load_config(run / "config.yaml"), "trsr models check"))
-    found = compare_engines(experiment, *engines, n_prompts=prompts, tolerance=tolerance)
+    found = compare_engines(open_run(run), *engines, n_prompts=prompts, tolerance=tolerance)
     if as_json:
         typer.echo(json.dumps({"first": first, "second": second, **asdict(found), "tolerance": tolerance}))
     else:

@@ -36,7 +36,6 @@ from trsr.experiment.ranking import probabilistic_rankers
 from trsr.experiment.variants import profile_pair
 from trsr.recommend.ranker import best_first
 from trsr.splitting.leakage import training_events
-from trsr.storage import read_table
 from trsr.summarize.counted import LABELS, field_values, title_words
 from trsr.summarize.prompts import example_text, frame_text
 from trsr.types import RankingExample
@@ -83,11 +82,7 @@ def measure_run(experiment: Experiment) -> PerExampleMetrics:
         DataError: the scores are not those of this run.
     """
     metrics = metric_list(experiment.config.evaluate.ks)
-    return measure(_scores(experiment), metrics, probabilistic=probabilistic_rankers(experiment.config))
-
-
-def _scores(experiment: Experiment) -> pl.DataFrame:
-    return read_table(experiment.folder.path / "scores.parquet")
+    return measure(experiment.scores, metrics, probabilistic=probabilistic_rankers(experiment.config))
 
 
 def slice_pair(config: RunConfig) -> tuple[str, str] | None:
@@ -195,7 +190,7 @@ def _source_maker(experiment: Experiment) -> Callable[[RankingExample], ProfileS
 
 def report_context(experiment: Experiment) -> ReportContext:
     """Gather what the report shows next to the metrics."""
-    folder, scores = experiment.folder, _scores(experiment)
+    folder, scores = experiment.folder, experiment.scores
     stages, sessions = folder.stages(), folder.sessions()
     summaries = {"method": experiment.config.summary.method} | stages.get("summarize", {})
     log = [] if experiment.config.train is None else folder.read_json("training.json", {"log": []})["log"]

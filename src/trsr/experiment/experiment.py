@@ -1,15 +1,18 @@
-"""What the stages of a run share: dataset, texts, templates and examples, each loaded once, when needed."""
+"""A run as one object: everything derived from its configuration and stages, each part loaded when needed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import polars as pl
+
 from trsr.baselines.simple import Bm25Index
 from trsr.data.dataset import Dataset
-from trsr.experiment.config import FolderData, RunConfig
+from trsr.errors import RunMismatchError
+from trsr.experiment.config import FolderData, RunConfig, load_config
 from trsr.experiment.ray import RayRunner
 from trsr.experiment.run_folder import RunFolder
 from trsr.llm import models
@@ -17,14 +20,16 @@ from trsr.llm.base import LabelTokens
 from trsr.llm.chat_format import Tokenizer
 from trsr.recommend.prompt import PromptBuilder, load_ranking_template
 from trsr.recommend.ranker import Ranker
+from trsr.recommend.recommender import Recommender
 from trsr.splitting.examples import Splits, read_splits
-from trsr.storage import read_table
+from trsr.storage import read_json, read_table
+from trsr.summarize.summarizer import Summarizer
 from trsr.summarize.user_plan import BoundSummarizer, bind_summarizer
 from trsr.templating import Template
 from trsr.text import FieldCut
 from trsr.train.config import ProfileKind
 from trsr.train.dataset import shows_own_profile
-from trsr.types import History, RankingExample
+from trsr.types import History, RankedItem, RankingExample
 
 NO_CAP = 10_000
 """More tokens than a field has."""
@@ -92,6 +97,21 @@ class Experiment:
         """The summarizer with its texts."""
         return bind_summarizer(self.dataset, self.config.summary)
 
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The content of `metrics.json` (stage `evaluate`)."""
+        return dict(read_json(self.folder.path / "metrics.json"))
+
+    @property
+    def scores(self) -> pl.DataFrame:
+        """One row per ranker, test example and candidate (stage `rank`)."""
+        return read_table(self.folder.path / "scores.parquet")
+
+    @property
+    def profile_table(self) -> pl.DataFrame:
+        """One row per profile of an example (stage `summarize`)."""
+        return read_table(self.folder.path / "profiles.parquet")
+
     @cached_property
     def profiles(self) -> dict[str, str]:
         """Profile texts by example id (stage `summarize`)."""
@@ -111,7 +131,7 @@ class Experiment:
 
     @cached_property
     def summary_texts(self) -> dict[str, list[str]]:
-        """The texts of every call by example id, those of blocks first (stage `summarize`)."""
+        """The texts of every call by example id, the texts of blocks first (stage `summarize`)."""
         frame = read_table(self.folder.path / "profiles.parquet", ["example_id", "texts"])
         return dict(frame.iter_rows())
 
@@ -177,6 +197,43 @@ class Experiment:
                 counts["cut_tokens"] += cut.n_cut
         known = self.folder.read_json("field_cuts.json", {})
         self.folder.write_json("field_cuts.json", {**known, part: {"cap": cap, "fields": fields}})
+
+    @cached_property
+    def recommender(self) -> Recommender:
+        """The fine-tuned model, or the base model if none was trained, over the run's dataset."""
+        return self.open_recommender(self.dataset)
+
+    def open_recommender(self, dataset: Dataset, *, cache_bytes: int = 0) -> Recommender:
+        """Open the run's model over the items of a dataset; raises what `Recommender.open` raises."""
+        config = self.config
+        return Recommender.open(
+            config.recommender,
+            self.folder.path / "model" if config.train is not None else None,
+            config.prompt,
+            dataset,
+            name=self.folder.path.resolve().name,
+            summarizer=Summarizer.of(config.summary, config.engine, self.store_place),
+            cache_bytes=cache_bytes,
+        )
+
+    def recommend(
+        self, user_id: str, top_n: int = 10, *, filters: Mapping[str, str] | None = None
+    ) -> list[RankedItem]:
+        """Recommend items to a user of the run's dataset, best first; see `Recommender.recommend`."""
+        return self.recommender.recommend(user_id, top_n, filters=filters)
+
+
+def open_run(folder: str | Path) -> Experiment:
+    """Open a run folder that `trsr run` or `trsr demo` wrote; opening writes nothing.
+
+    Raises:
+        RunMismatchError: it is not a run folder.
+        ConfigError: its configuration is wrong.
+    """
+    folder = Path(folder)
+    if not (folder / "config.yaml").is_file():
+        raise RunMismatchError(f"{folder} is not a run folder; make one with `trsr run` or `trsr demo`.")
+    return Experiment(RunFolder(folder, load_config(folder / "config.yaml")))
 
 
 def _reopened(path: Path, config: RunConfig, command: str, base: Experiment | None) -> Experiment:

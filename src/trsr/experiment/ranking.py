@@ -32,6 +32,7 @@ from trsr.recommend.loading import open_scorer
 from trsr.recommend.model_folder import read_adapter_info
 from trsr.recommend.prompt import check_context
 from trsr.recommend.ranker import ExampleScores, Ranker, score_table, sigmoid, without_llm
+from trsr.recommend.recommender import Recommender
 from trsr.splitting.leakage import training_events
 from trsr.splitting.split import Split
 from trsr.storage import atomic_write, read_table
@@ -264,8 +265,6 @@ def make_ranker(  # noqa: PLR0911 - one a name
 
 def _llm_ranker(experiment: Experiment, name: RankerName, *, served: bool) -> Ranker:
     """Open the base model, or the fine-tuned one for what is that, here or on its server."""
-    from trsr.recommend.recommender import Recommender
-
     adapter = experiment.folder.path / "model" if name in OWN_MODEL else None
     recommender, template = experiment.config.recommender, experiment.ranking_template.hash
     version = experiment.tokenizer.prompt_version

@@ -39,17 +39,23 @@ class RunFolder:
     A configuration that only adds rankers, variants or metrics to the first one is accepted. So is one that
     names other model servers as long as nothing was ranked: a trained model can be served before it ranks.
 
+    Args:
+        path: The folder.
+        config: Its configuration.
+        command: The command that works on it; empty to read only, which neither checks nor writes.
+
     Raises:
         RunMismatchError: the folder belongs to another configuration; the message lists the differences.
         OutputError: it cannot be written.
     """
 
-    def __init__(self, path: Path, config: RunConfig, command: str) -> None:
+    def __init__(self, path: Path, config: RunConfig, command: str = "") -> None:
         self.path = path
         self.config = config
         self.command = command
         self._noted = False
-        self._check_config()
+        if command:
+            self._check_config()
 
     def _check_config(self) -> None:
         """Write `config.yaml` into a new folder; refuse a folder of another configuration."""

@@ -59,9 +59,9 @@ def profile_pair(config: RunConfig) -> tuple[str, str] | None:
         return None
     if {"llm", "llm_no_profile"} <= set(config.rankers):
         return "llm", "llm_no_profile"
-    run_in_thread = {"summary", "rankers", "variants", "sweep"}
-    own = config.model_dump(exclude=run_in_thread)
+    free = {"summary", "rankers", "variants", "sweep"}
+    own = config.model_dump(exclude=free)
     for name, variant in variants_of(config).items():
-        if variant.summary.method == "none" and variant.model_dump(exclude=run_in_thread) == own:
+        if variant.summary.method == "none" and variant.model_dump(exclude=free) == own:
             return own_ranker(config), name
     return None

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from trsr.data.dataset import Dataset
 from trsr.errors import DataError, RunMismatchError, TrsrError
-from trsr.experiment.open_run import open_run
+from trsr.experiment.experiment import open_run
 from trsr.llm.cpu import run_in_thread
 from trsr.llm.engines import DEFAULT_ENGINE, EngineConfig
 from trsr.llm.opening import open_generator
