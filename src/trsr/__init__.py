@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trsr.baselines.rankers import BM25, Popularity, Recency
+    from trsr.baselines.simple import BM25, Popularity, Recency
     from trsr.data.dataset import Dataset
     from trsr.evaluation.evaluate_rankers import evaluate
     from trsr.experiment.experiment import open_run
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from trsr.types import Profile, RankedItem, RankingExample
 
 _WHERE = {
-    "BM25": "baselines.rankers",
+    "BM25": "baselines.simple",
     "Dataset": "data.dataset",
-    "Popularity": "baselines.rankers",
+    "Popularity": "baselines.simple",
     "Profile": "types",
     "RankedItem": "types",
     "RankingExample": "types",
-    "Recency": "baselines.rankers",
+    "Recency": "baselines.simple",
     "Recommender": "recommend.recommender",
     "Summarizer": "summarize.summarizer",
     "evaluate": "evaluation.evaluate_rankers",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import bm25s
 import numpy as np
@@ -18,18 +19,19 @@ from sklearn.linear_model import LogisticRegression
 
 from trsr.baselines import simple
 from trsr.baselines.simple import (
+    BM25,
     BagOfWordsRanker,
-    Bm25Ranker,
+    Bm25Index,
     DecayedPopularityRanker,
-    PopularityRanker,
+    Popularity,
     RandomRanker,
-    RecencyRanker,
+    Recency,
     require,
 )
 from trsr.data.schema import EVENTS
 from trsr.errors import ConfigError, DataError, MissingExtraError
 from trsr.recommend.ranker import Ranker
-from trsr.types import RankingExample
+from trsr.types import Item, RankingExample
 
 TEXTS = {
     "pen": "red ink pen",
@@ -76,6 +78,18 @@ def margins(ranker: Ranker, question: RankingExample) -> list[float]:
     return [float(margin) for margin in answer.margins]
 
 
+def popularity() -> Popularity:
+    ranker, split = Popularity(cast(Any, None)), SimpleNamespace(training_events=EVENTS_OF_THREE)
+    ranker.fit(cast(Any, split))
+    return ranker
+
+
+def recency(categories: Mapping[str, set[str]], **settings: float) -> Recency:
+    items = {name: Item(name, {"kind": "|".join(values)}) for name, values in categories.items()}
+    data = SimpleNamespace(info=SimpleNamespace(category_fields=("kind",)), catalogue=lambda: items)
+    return Recency(cast(Any, data), **settings)
+
+
 TRAIN = [
     RankingExample("a", "a", (), ("pen", "chair", "desk"), (1, 0, 0)),
     RankingExample("b", "b", (), ("desk", "refill", "chair"), (0, 1, 0)),
@@ -83,10 +97,10 @@ TRAIN = [
 SETTINGS: dict[str, Any] = {"C": 10.0, "max_ngram": 2, "min_df": 1}
 RANKERS: list[Callable[[], Ranker]] = [
     lambda: RandomRanker(0),
-    lambda: PopularityRanker(EVENTS_OF_THREE),
+    popularity,
     lambda: DecayedPopularityRanker(EVENTS_OF_THREE, half_life_days=2),
-    lambda: RecencyRanker(CATEGORIES),
-    lambda: Bm25Ranker(TEXTS),
+    lambda: recency(CATEGORIES),
+    lambda: BM25(Bm25Index(TEXTS)),
     lambda: BagOfWordsRanker(TRAIN, lambda item: TEXTS.get(item, ""), SETTINGS),
 ]
 
@@ -115,7 +129,7 @@ def test_random_margins_differ_between_examples_and_seeds() -> None:
 
 
 def test_popularity_counts_users_and_not_events() -> None:
-    got = margins(PopularityRanker(EVENTS_OF_THREE), example((), ("desk", "pen", "chair")))
+    got = margins(popularity(), example((), ("desk", "pen", "chair")))
     assert got == pytest.approx([math.log(2), math.log(4), 0.0])
 
 
@@ -164,19 +178,19 @@ def test_events_without_a_time_are_counted_and_need_at_least_one_with_a_time() -
 
 
 def test_recency_is_the_weighted_share_of_categories_met_in_the_history() -> None:
-    ranker = RecencyRanker(CATEGORIES, half_life=1)
+    ranker = recency(CATEGORIES, half_life=1)
     got = margins(ranker, example(("chair", "pen"), ("refill", "desk", "pen")))
     assert got == pytest.approx([(1.0 + 0.0) / 2, 0.5, 1.0])
-    refill, desk = margins(RecencyRanker(CATEGORIES), example(("pen", "chair"), ("refill", "desk")))
+    refill, desk = margins(recency(CATEGORIES), example(("pen", "chair"), ("refill", "desk")))
     assert desk > refill
-    itself = margins(RecencyRanker({}, half_life=1), example(("x", "y", "x"), ("x", "y", "z")))
+    itself = margins(recency({}, half_life=1), example(("x", "y", "x"), ("x", "y", "z")))
     assert itself == pytest.approx([1.25, 0.5, 0.0])
 
 
 @pytest.mark.parametrize("half_life", [0.0, -1.0, math.nan])
 def test_a_half_life_of_zero_or_less_is_refused(half_life: float) -> None:
     with pytest.raises(ConfigError, match="half_life"):
-        RecencyRanker({}, half_life=half_life)
+        recency({}, half_life=half_life)
     with pytest.raises(ConfigError, match="half_life_days"):
         decayed(half_life, ("a", 0))
 
@@ -187,7 +201,7 @@ def lucene(tf: int, df: int, n_documents: int, length: int, mean_length: float) 
 
 
 def test_bm25_is_the_lucene_formula_with_the_catalogues_frequencies() -> None:
-    got = margins(Bm25Ranker(TEXTS), example(("pen",), ("refill", "chair", "blank")))
+    got = margins(BM25(Bm25Index(TEXTS)), example(("pen",), ("refill", "chair", "blank")))
     mean_length = (3 + 4 + 2 + 2 + 0) / 5
     wanted = 2 * lucene(tf=1, df=2, n_documents=5, length=4, mean_length=mean_length)
     assert got == pytest.approx([wanted, 0.0, 0.0])
@@ -202,25 +216,25 @@ def test_bm25_of_candidates_equals_that_of_the_whole_catalogue() -> None:
     index.index(tokens, show_progress=False)
     history = ("i1", "i2", "i2")
     query = " ".join(texts[item] for item in history).split()
-    got = margins(Bm25Ranker(texts), example(history, tuple(texts)))
+    got = margins(BM25(Bm25Index(texts)), example(history, tuple(texts)))
     np.testing.assert_allclose(got, index.get_scores(query), rtol=1e-5)
 
 
 def test_bm25_reads_the_profile_and_only_as_many_recent_items_as_requested() -> None:
     question = example(("chair", "pen"), ("refill", "desk", "chair"))
-    refill, desk, chair = margins(Bm25Ranker(TEXTS, n_recent=1), question)
+    refill, desk, chair = margins(BM25(Bm25Index(TEXTS), n_recent=1), question)
     assert refill > 0 == desk == chair
-    assert min(margins(Bm25Ranker(TEXTS, n_recent=None), question)[::2]) > 0
+    assert min(margins(BM25(Bm25Index(TEXTS), n_recent=None), question)[::2]) > 0
     profiles = {"e": "Likes OAK, unknown words"}
-    refill, desk, chair = margins(Bm25Ranker(TEXTS, n_recent=0, profiles=profiles), question)
+    refill, desk, chair = margins(BM25(Bm25Index(TEXTS), n_recent=0, profiles=profiles), question)
     assert desk > 0 == refill == chair
     with pytest.raises(ConfigError, match="n_recent -1"):
-        Bm25Ranker(TEXTS, n_recent=-1)
+        BM25(Bm25Index(TEXTS), n_recent=-1)
 
 
 @pytest.mark.parametrize("texts", [{"a": "", "b": " "}, {}])
 def test_bm25_with_a_catalogue_without_words_scores_everything_zero(texts: dict[str, str]) -> None:
-    assert margins(Bm25Ranker(texts), example(("a",), ("a", "b"))) == [0.0, 0.0]
+    assert margins(BM25(Bm25Index(texts)), example(("a",), ("a", "b"))) == [0.0, 0.0]
 
 
 def words(train: list[RankingExample] = TRAIN, **changed: Any) -> BagOfWordsRanker:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trsr.baselines.simple import Bm25Index
 from trsr.evaluation.profile_quality import (
     N_WORST,
     STOP_WORDS,
@@ -193,6 +194,7 @@ def test_an_invented_name_lowers_both_kinds_of_grounding(text: str) -> None:
 # --- what the profiles predict ----------------------------------------------------------------------------
 
 TEXTS = {"soup": "tomato soup", "bears": "bears football", "cello": "cello music", "car": "electric cars"}
+INDEX = Bm25Index(TEXTS)
 
 
 def example(number: int, target: str, user: str | None = None) -> RankingExample:
@@ -210,27 +212,27 @@ PROFILES = {"e0": "soup of tomato", "e1": "football", "e2": "nothing known here"
 
 
 def test_a_profile_that_names_the_target_ranks_it_above_others_profiles() -> None:
-    found = predictive_values(EXAMPLES, PROFILES, TEXTS)
+    found = predictive_values(EXAMPLES, PROFILES, INDEX)
     assert found["auc"].tolist() == [1, 1, 0.5]
     assert found["mrr"] == pytest.approx([1, 1, (1 + 1 / 2 + 1 / 3 + 1 / 4) / 4])
     # With another user's word the target shares places two to four: auc 1/3; without any word it is 1/2.
     assert found["auc_gain"] == pytest.approx([1 - (1 / 3 + 1 / 2) / 2, 1 - (1 / 2 + 1 / 3) / 2, 0.5 - 1 / 3])
-    turned = predictive_values(EXAMPLES[::-1], PROFILES, TEXTS)
+    turned = predictive_values(EXAMPLES[::-1], PROFILES, INDEX)
     for name, values in found.items():
         assert values == pytest.approx(turned[name][::-1])
 
 
 def test_equal_and_empty_profiles_gain_nothing() -> None:
-    same = predictive_values(EXAMPLES, dict.fromkeys(PROFILES, "soup"), TEXTS)
+    same = predictive_values(EXAMPLES, dict.fromkeys(PROFILES, "soup"), INDEX)
     assert same["auc_gain"].tolist() == [0, 0, 0]
-    assert predictive_values(EXAMPLES, {}, TEXTS)["auc"].tolist() == [0.5, 0.5, 0.5]
+    assert predictive_values(EXAMPLES, {}, INDEX)["auc"].tolist() == [0.5, 0.5, 0.5]
 
 
 def test_a_lone_user_and_an_example_without_truth_have_no_gain() -> None:
-    found = predictive_values([example(0, "soup", "u"), example(1, "bears", "u")], PROFILES, TEXTS)
+    found = predictive_values([example(0, "soup", "u"), example(1, "bears", "u")], PROFILES, INDEX)
     assert np.isnan(found["auc_gain"]).all()
     assert found["auc"].tolist() == [1, 1]
-    found = predictive_values([*EXAMPLES, example(3, "none of them")], PROFILES, TEXTS)
+    found = predictive_values([*EXAMPLES, example(3, "none of them")], PROFILES, INDEX)
     assert np.isnan([values[3] for values in found.values()]).all()
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from serve_parts import ITEMS, KINDS, WORDS, catalogue
 
-from trsr.baselines.simple import Bm25Ranker
+from trsr.baselines.simple import BM25, Bm25Index
 from trsr.errors import DataError
 from trsr.recommend.catalogue import Catalogue
 from trsr.recommend.retrieval import Retriever
@@ -21,7 +21,7 @@ def test_top_is_that_of_the_bm25_ranker() -> None:
     found = Retriever(items, CATEGORY).top(profile, history, 10)
     names = tuple(name for name in ITEMS if name not in history)
     text = items.texts(None, 10_000, None)
-    ranker = Bm25Ranker({name: text(name) for name in ITEMS}, profiles={"e": profile})
+    ranker = BM25(Bm25Index({name: text(name) for name in ITEMS}), profiles={"e": profile})
     (answer,) = ranker.rank([RankingExample("e", "u", history, names, (0,) * len(names))])
     best = [names[i] for i in np.argsort(-answer.margins, kind="stable")[:10]]
     assert answer.margins.max() > 0

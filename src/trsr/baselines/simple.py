@@ -5,7 +5,7 @@ Each is small, deterministic, and its docstring names what it looks at. None rea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from importlib.util import find_spec
 from typing import Any
@@ -14,11 +14,15 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from trsr.data.dataset import Dataset
 from trsr.errors import ConfigError, DataError, MissingExtraError
 from trsr.recommend.ranker import ExampleScores, without_llm
 from trsr.seeding import derive_rng
+from trsr.splitting.split import Split
+from trsr.summarize.counted import field_values
 from trsr.types import RankingExample
 
+_WHOLE = 10_000  # words of a field at most: all of them
 _DAY = 86_400_000_000  # microseconds
 
 
@@ -67,21 +71,28 @@ class RandomRanker(ExampleRanker):
         return rng.standard_normal(len(example.candidates))
 
 
-class PopularityRanker(ExampleRanker):
+class Popularity(ExampleRanker):
     """Scores a candidate by log(1 + users who interacted with it), in the events that may be learned from.
 
     Args:
-        training_events: Columns `user_id` and `item_id` (others are ignored): events of the training users,
-            or those before the split time. Targets of the examples must not be among them.
+        data: The dataset; `fit` counts its users.
     """
 
     name = "popularity"
 
-    def __init__(self, training_events: pl.DataFrame) -> None:
-        counts = training_events.group_by("item_id").agg(pl.col("user_id").n_unique().alias("n_users"))
-        self._n_users: dict[str, int] = dict(zip(counts["item_id"], counts["n_users"], strict=True))
+    def __init__(self, data: Dataset) -> None:
+        self.data = data
+        self._n_users: dict[str, int] | None = None
+
+    def fit(self, split: Split) -> None:
+        """Count the users of each item in `split.training_events`."""
+        users = pl.col("user_id").n_unique().alias("n_users")
+        counts = split.training_events.group_by("item_id").agg(users)
+        self._n_users = dict(zip(counts["item_id"], counts["n_users"], strict=True))
 
     def _margins(self, example: RankingExample) -> npt.ArrayLike:
+        if self._n_users is None:
+            raise DataError("Popularity counts nothing yet; call `fit` with a split first.")
         return np.log1p([self._n_users.get(item, 0) for item in example.candidates])
 
 
@@ -147,7 +158,7 @@ def _in_days(time: datetime) -> float:
     return time.timestamp() * 1_000_000 / _DAY
 
 
-class RecencyRanker(ExampleRanker):
+class Recency(ExampleRanker):
     """Scores a candidate by how much, and how lately, its categories occur in the user's history.
 
     Margin = sum over history items h of `overlap(h, candidate) * 0.5 ** (age(h) / half_life)`, where age 0 is
@@ -155,7 +166,7 @@ class RecencyRanker(ExampleRanker):
     categories overlaps with itself only. Looks at nothing but the example.
 
     Args:
-        item_categories: The category values of each item; a missing item has none.
+        data: The dataset; its `category_fields` are read.
         half_life: Items after which an occurrence counts half, above 0.
 
     Raises:
@@ -164,10 +175,11 @@ class RecencyRanker(ExampleRanker):
 
     name = "recency"
 
-    def __init__(self, item_categories: Mapping[str, Set[str]], *, half_life: float = 5.0) -> None:
+    def __init__(self, data: Dataset, *, half_life: float = 5.0) -> None:
         if not half_life > 0:
             raise ConfigError(f"Found half_life {half_life}; expected a number of items above 0.")
-        self._categories = item_categories
+        fields = data.info.category_fields
+        self._categories = {i: sorted({*field_values(item, fields)}) for i, item in data.catalogue().items()}
         self._half_life = half_life
 
     def _margins(self, example: RankingExample) -> npt.ArrayLike:
@@ -180,15 +192,14 @@ class RecencyRanker(ExampleRanker):
                 by_category[category] = by_category.get(category, 0.0) + weight
         found = []
         for item in example.candidates:
-            # Sorted, so that the sum's last bit does not depend on the order of a set.
-            if categories := sorted(self._categories.get(item, ())):
+            if categories := self._categories.get(item):
                 found.append(sum(by_category.get(category, 0.0) for category in categories) / len(categories))
             else:
                 found.append(by_item.get(item, 0.0))
         return found
 
 
-class Bm25Ranker(ExampleRanker):
+class BM25(ExampleRanker):
     """Scores a candidate's text by BM25 against the user's profile and the text of their history.
 
     The query is the profile (if any) and the texts of the last `n_recent` history items; a repeated word
@@ -197,34 +208,33 @@ class Bm25Ranker(ExampleRanker):
     2024); common English words are left out.
 
     Args:
-        items: The text of each item of the catalogue, or an index of them, which several rankers may share;
-            an item without a text has margin 0.
+        data: The dataset, or an index of its items, which several rankers may share; an item without a text
+            has margin 0.
         profiles: Profile text by example id; missing means none.
         n_recent: How many of the newest history items to use; None for all (a weaker query: many words favour
             long documents), 0 for the profile alone.
-        name: Its row in the tables; lets two settings be compared in one run.
 
     Raises:
         ConfigError: `n_recent` is negative.
         MissingExtraError: bm25s is not installed.
     """
 
+    name = "bm25"
+
     def __init__(
         self,
-        items: Mapping[str, str] | Bm25Index,
+        data: Dataset | Bm25Index,
         *,
         profiles: Mapping[str, str] | None = None,
         n_recent: int | None = 5,
-        name: str = "bm25",
     ) -> None:
         if n_recent is not None and n_recent < 0:
             raise ConfigError(
                 f"Found n_recent {n_recent}; expected 0 or more, or None for the whole history."
             )
-        self.name = name
         self._profiles = profiles or {}
         self._n_recent = n_recent
-        self._index = items if isinstance(items, Bm25Index) else Bm25Index(items)
+        self._index = data if isinstance(data, Bm25Index) else Bm25Index.of(data)
 
     def _margins(self, example: RankingExample) -> npt.ArrayLike:
         n = len(example.history) if self._n_recent is None else self._n_recent
@@ -267,6 +277,16 @@ class Bm25Index:
             self._weight = np.asarray(by_word["data"])[order]
         self._starts = np.searchsorted(document, np.arange(len(self._row) + 1))
         self._n_words = max(n_words, int(self._word.max(initial=0)) + 1)
+
+    @classmethod
+    def of(cls, data: Dataset) -> Bm25Index:
+        """Index the whole texts of a dataset's items.
+
+        Raises:
+            MissingExtraError: bm25s is not installed.
+        """
+        text = data.item_texts(None, _WHOLE, None)
+        return cls({item_id: text(item_id) for item_id in data.catalogue()})
 
     def query(self, text: str, item_ids: Sequence[str]) -> npt.NDArray[np.float32]:
         """Count the words of a text and of items, unknown ones left out: shape (n_words,)."""

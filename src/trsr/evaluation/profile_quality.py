@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from trsr.baselines.simple import Bm25Index, Bm25Ranker
+from trsr.baselines.simple import BM25, Bm25Index
 from trsr.evaluation.evaluate_scores import entry_of, rounded
 from trsr.evaluation.metrics import EmptyTruthWarning, Floats, Metric, ranking_metric, tie_groups
 from trsr.evaluation.statistics import bootstrap_columns
@@ -288,14 +288,14 @@ def _share(part: int, whole: int) -> float:
 
 
 def predictive_values(
-    examples: Sequence[RankingExample], profiles: Mapping[str, str], items: Mapping[str, str] | Bm25Index
+    examples: Sequence[RankingExample], profiles: Mapping[str, str], items: Bm25Index
 ) -> dict[str, Floats]:
     """Rank every example's candidates by BM25 against the profile's words alone.
 
     Args:
         examples: Several of one user are allowed.
         profiles: Text by example id, without the prefill; missing means empty: all tied.
-        items: The text of each item of the catalogue, or an index of them.
+        items: An index of the catalogue.
 
     Returns:
         By name, shape (n_examples,), NaN where there is nothing to rank: `auc` and `mrr`, with the
@@ -313,7 +313,7 @@ def predictive_values(
             name = f"{example.example_id}\n{place}"
             questions.append(replace(example, example_id=name))
             texts[name] = text
-    ranker = Bm25Ranker(items, profiles=texts, n_recent=0)
+    ranker = BM25(items, profiles=texts, n_recent=0)
     margins = np.asarray([m for answer in ranker.rank(questions) for m in answer.margins], dtype=np.float32)
     labels = np.asarray([label for question in questions for label in question.labels], dtype=np.int64)
     offsets = np.cumsum([0, *(len(question.candidates) for question in questions)])

@@ -149,8 +149,7 @@ class Experiment:
         Raises:
             MissingExtraError: bm25s is not installed.
         """
-        text = self.dataset.item_texts(None, NO_CAP, None)
-        return Bm25Index({item_id: text(item_id) for item_id in self.dataset.catalogue()})
+        return Bm25Index.of(self.dataset)
 
     @cached_property
     def ranking_template(self) -> Template:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import polars as pl
 
 from trsr.baselines.fusion import Fusion, fit_fusion
-from trsr.baselines.simple import Bm25Ranker, PopularityRanker, RandomRanker, RecencyRanker
+from trsr.baselines.simple import BM25, Popularity, RandomRanker, Recency
 from trsr.errors import ConfigError, DataError
 from trsr.experiment.baselines import check_baselines, make_baseline
 from trsr.experiment.config import FUSIONS, OWN_MODEL, RankerName, RunConfig, joinable, variants_of
@@ -36,7 +36,6 @@ from trsr.recommend.recommender import Recommender
 from trsr.splitting.leakage import training_events
 from trsr.splitting.split import Split
 from trsr.storage import atomic_write, read_table
-from trsr.summarize.counted import field_values
 from trsr.types import RankingExample
 
 EXAMPLES_A_PART = 10
@@ -220,9 +219,7 @@ def ranker_class(path: str) -> type[Ranker]:
     return found
 
 
-def _own_ranker(experiment: Experiment, path: str) -> Ranker:
-    """Make a ranker of one's own with the dataset, and fit it if it can be."""
-    ranker = ranker_class(path)(experiment.dataset)  # type: ignore[call-arg]
+def _fitted(ranker: Ranker, experiment: Experiment) -> Ranker:
     if fit := getattr(ranker, "fit", None):
         fit(Split(experiment.dataset, experiment.config.protocol, experiment.config.seed, experiment.splits))
     return ranker
@@ -242,13 +239,11 @@ def make_ranker(  # noqa: PLR0911 - one a name
         case "random":
             return RandomRanker(experiment.config.seed)
         case "popularity":
-            return PopularityRanker(training_events(experiment.dataset, experiment.splits))
+            return _fitted(Popularity(experiment.dataset), experiment)
         case "recency":
-            fields = experiment.dataset.info.category_fields
-            items = experiment.dataset.catalogue()
-            return RecencyRanker({i: frozenset(field_values(item, fields)) for i, item in items.items()})
+            return Recency(experiment.dataset)
         case "bm25":
-            return Bm25Ranker(experiment.bm25_index, profiles=experiment.profiles)
+            return BM25(experiment.bm25_index, profiles=experiment.profiles)
         case "popularity_decayed" | "embedding" | "bag_of_words" | "ncf" | "gru4rec" | "bert4rec" | "sasrec":
             if name not in experiment.fitted:
                 experiment.fitted[name] = make_baseline(experiment, name)
@@ -259,7 +254,8 @@ def make_ranker(  # noqa: PLR0911 - one a name
             return make_fusion(experiment, name)
         case _:
             if name not in experiment.fitted:
-                experiment.fitted[name] = _own_ranker(experiment, name)
+                ranker = ranker_class(name)(experiment.dataset)  # type: ignore[call-arg]
+                experiment.fitted[name] = _fitted(ranker, experiment)
             return experiment.fitted[name]
 
 

@@ -29,7 +29,7 @@ _NO_ROWS = array("q")
 class Retriever:
     """Finds unseen items by the words of a profile and of recent items; safe to use from several threads.
 
-    The formula is Lucene's BM25 with k1 = 1.5, b = 0.75, as in `baselines.simple.Bm25Ranker`; a word said
+    The formula is Lucene's BM25 with k1 = 1.5, b = 0.75, as in `baselines.simple.BM25`; a word said
     twice counts twice. Among items of equal score, such as those that no word finds, the popular come first.
 
     Args:
