@@ -29,10 +29,9 @@ from trsr.llm.base import ScoringGroup
 from trsr.recommend.ranker import RankRequest, sigmoid
 from trsr.seeding import derive_rng
 from trsr.serve.loading import open_service
-from trsr.serve.rendering import render
 from trsr.serve.service import Service
 from trsr.serve.settings import Settings
-from trsr.serve.views import item_view
+from trsr.serve.views import item_view, render_part
 from trsr.types import Item
 
 N_OTHERS = 4
@@ -195,8 +194,8 @@ def shown_as_text(service: Service, hostile: str, harmless: str) -> bool:
     """Say whether the page shows a hostile item with no element that it does not have for a harmless one."""
 
     def elements(name: str) -> set[tuple[str, tuple[str, ...]]]:
-        values = {"user_id": "u", "find": name, "found": [item_view(service, name)], "event_id": "e"}
-        return _Elements(render("part_found.html", values).body).found
+        values = {"user_id": "u", "find": name, "found": [item_view(service, name)]}
+        return _Elements(render_part("found", values).body).found
 
     return elements(hostile) <= elements(harmless)
 

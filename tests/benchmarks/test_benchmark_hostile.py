@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from trsr.serve.loading import open_service
-from trsr.serve.rendering import render
 from trsr.serve.service import Service
 from trsr.serve.settings import Settings
-from trsr.serve.views import item_view
+from trsr.serve.views import item_view, render_part
 from trsr.types import Item
 
 HOSTILE = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "hostile.py"))
@@ -61,11 +60,11 @@ def test_an_element_that_comes_from_an_item_is_seen(
     good, raw = item_view(service, "good"), replace(item_view(service, "evil"), title=script)
 
     def unescaped(*arguments: object) -> object:
-        answer = render(*arguments)  # type: ignore[arg-type]
+        answer = render_part(*arguments)  # type: ignore[arg-type]
         answer.body = bytes(answer.body).replace(b"&lt;", b"<").replace(b"&gt;", b">")
         return answer
 
-    monkeypatch.setitem(shown_as_text.__globals__, "render", unescaped)
+    monkeypatch.setitem(shown_as_text.__globals__, "render_part", unescaped)
     monkeypatch.setitem(
         shown_as_text.__globals__, "item_view", lambda _, name: raw if name == "evil" else good
     )

@@ -23,7 +23,7 @@ from trsr.recommend.retrieval import Retriever
 from trsr.serve.app import create_app, listen, make_server
 from trsr.serve.model_queue import ModelQueue
 from trsr.serve.profile_updater import ProfileUpdater
-from trsr.serve.ranking import Ranker
+from trsr.serve.ranking_service import RankingService
 from trsr.serve.service import Service
 from trsr.serve.settings import Settings, key_hash
 from trsr.serve.store import ServeStore
@@ -83,7 +83,7 @@ def make_service(
     texts = catalogue.texts(None, 24, None)
     summarizer = replace(bind_summarizer("recurrent"), items=catalogue.items, item_text=texts)
     store = ServeStore(file)
-    ranker = Ranker(
+    ranker = RankingService(
         recommender,
         ModelQueue(recommender, max_waiting=settings.max_waiting),
         Retriever(catalogue, ("category",)),

@@ -19,7 +19,7 @@ from stores import add_profile, event
 
 from trsr.llm.fake import FakeGenerator, FakeScorer
 from trsr.serve.app import create_app
-from trsr.serve.rendering import ASSETS
+from trsr.serve.views import ASSETS
 from trsr.types import History
 
 ORIGIN = {"Origin": LOCAL}

@@ -18,8 +18,7 @@ from anyio import CapacityLimiter, to_thread
 from shop import Shop, open_shop
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from trsr.serve.metrics import Metrics
-from trsr.serve.middleware import RequestContext, name_request
+from trsr.serve.middleware import Metrics, RequestContext, name_request
 from trsr.storage import translate_errors
 
 SECRET = "a most private sentence"

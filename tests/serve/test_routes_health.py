@@ -15,7 +15,7 @@ from shop import Shop
 from trsr.errors import ModelError
 from trsr.llm.fake import FakeGenerator, FakeScorer
 from trsr.serve import database, routes
-from trsr.serve.metrics import Metrics
+from trsr.serve.middleware import Metrics
 
 
 def missing(shop: Shop) -> tuple[str, str]:

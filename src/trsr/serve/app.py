@@ -12,26 +12,49 @@ from importlib.metadata import version
 from typing import Any
 
 import uvicorn
-from fastapi import Depends, FastAPI, Security
+from fastapi import Depends, FastAPI, Request, Security
+from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.responses import Response
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from trsr.errors import OutputError
+from trsr.errors import OutputError, TrsrError
 from trsr.serve import middleware, routes
 from trsr.serve.database import read_keys
-from trsr.serve.metrics import Metrics
+from trsr.serve.middleware import Metrics
 from trsr.serve.pages import page_router
-from trsr.serve.problems import KEY_PATH, SCHEMA, answer_with_problems
-from trsr.serve.rendering import ASSETS
+from trsr.serve.problems import (
+    BAD_REQUEST,
+    INTERNAL,
+    INVALID,
+    KEY_PATH,
+    METHOD_NOT_ALLOWED,
+    NOT_FOUND,
+    NOT_READY,
+    OVERLOADED,
+    REQUEST_TIMEOUT,
+    SCHEMA,
+    TOO_LARGE,
+    Problem,
+    from_error,
+)
 from trsr.serve.service import Service
 from trsr.serve.settings import Keys, Settings
+from trsr.serve.views import ASSETS, problem_response
+
+logger = logging.getLogger("trsr.serve")
 
 _DESCRIPTION = """
 Recommendations from profiles that follow their users. Every refusal is problem JSON (RFC 9457) with a stable
 `type`; an answer 429 or 503 says in `Retry-After` after how many seconds to try again.
 """
+_BY_STATUS = {
+    kind.status: kind
+    for kind in (BAD_REQUEST, NOT_FOUND, METHOD_NOT_ALLOWED, REQUEST_TIMEOUT, TOO_LARGE, INTERNAL, NOT_READY)
+}
 
 
 def create_app(service: Service, settings: Settings) -> FastAPI:
@@ -67,7 +90,7 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
         app.include_router(make_router(service), dependencies=checks)
     app.include_router(routes.health_router(service, metrics))
     app.include_router(page_router(service, keys), dependencies=checks[1:])
-    answer_with_problems(app)
+    _answer_with_problems(app)
     # From the innermost outwards. The first counts what is read; an announced length is checked before.
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
     open_paths = frozenset({KEY_PATH, *(asset.path for asset in ASSETS.values())})
@@ -82,6 +105,51 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
 
     app.openapi = describe_with_problems  # type: ignore[method-assign]
     return app
+
+
+def _invalid(error: RequestValidationError, content_type: str) -> Problem:
+    """Say which parts are wrong and why, without repeating what was sent."""
+    found = error.errors()
+    errors = [
+        {
+            "at": "/".join(str(part) for part in entry["loc"])[:500],
+            "problem": str(entry["msg"]).removeprefix("Value error, ")[:500],
+        }
+        for entry in found[:20]
+    ]
+    first = errors[0]
+    if any(entry["type"] == "json_invalid" for entry in found):
+        return Problem(BAD_REQUEST, f"The body is not JSON (at character {found[0]['loc'][-1]}).")
+    if first["at"] == "body" and "json" not in content_type.lower():
+        return Problem(BAD_REQUEST, "The body is not said to be JSON; send `Content-Type: application/json`.")
+    return Problem(INVALID, f"{first['at']}: {first['problem']}.", errors=errors)
+
+
+def _answer_with_problems(app: FastAPI) -> None:
+    """Let `app` answer every refusal with problem JSON."""
+
+    @app.exception_handler(Problem)
+    async def _on_problem(request: Request, problem: Problem) -> Response:
+        return problem_response(problem, request.scope)
+
+    @app.exception_handler(RequestValidationError)
+    async def _on_invalid(request: Request, error: RequestValidationError) -> Response:
+        problem = _invalid(error, request.headers.get("content-type", ""))
+        return problem_response(problem, request.scope)
+
+    @app.exception_handler(HTTPException)
+    async def _on_status(request: Request, error: HTTPException) -> Response:
+        kind = _BY_STATUS.get(error.status_code, BAD_REQUEST if error.status_code < 500 else INTERNAL)
+        return problem_response(Problem(kind, f"{error.detail}."), request.scope, error.headers)
+
+    @app.exception_handler(TrsrError)
+    async def _on_error(request: Request, error: TrsrError) -> Response:
+        problem = from_error(error)
+        if problem.kind is INTERNAL:
+            raise error  # a fault of ours: `RequestContext` logs it
+        if problem.kind.status >= 500 and problem.kind is not OVERLOADED:
+            logger.error("%s", error)
+        return problem_response(problem, request.scope)
 
 
 def listen(settings: Settings) -> socket.socket:

@@ -19,7 +19,7 @@ from trsr.recommend.ranker import RankRequest
 from trsr.recommend.recommender import Recommender
 from trsr.serve.model_queue import ModelQueue, n_read_at_most
 from trsr.serve.profile_updater import ProfileUpdater
-from trsr.serve.ranking import Ranker
+from trsr.serve.ranking_service import RankingService
 from trsr.serve.service import Service
 from trsr.serve.settings import Settings
 from trsr.serve.store import ServeStore, StoredSummaries
@@ -190,7 +190,7 @@ def open_service(
         queue = ModelQueue(
             recommender, max_waiting=settings.max_waiting, pass_tokens=speed.pass_tokens, rate=speed.rate
         )
-        ranker = Ranker(
+        ranker = RankingService(
             recommender,
             queue,
             recommender.retriever,

@@ -20,11 +20,10 @@ from trsr.errors import OverloadedError
 from trsr.serve import views
 from trsr.serve.middleware import COOKIE, PAGE_SCOPES, check_key, check_user
 from trsr.serve.problems import BAD_REQUEST, INVALID, KEY_PATH, WRONG_ORIGIN, Problem
-from trsr.serve.rendering import ASSETS, PAGE_HEADERS, Asset, link, render
 from trsr.serve.schemas import MAX_NOTES, EventIn
 from trsr.serve.service import Service, unknown_user
 from trsr.serve.settings import SESSION_SECONDS, Keys
-from trsr.serve.views import ItemView
+from trsr.serve.views import ASSETS, PAGE_HEADERS, Asset, ItemView, link, render, render_part
 
 N_USERS = 50
 N_FOUND = 8
@@ -69,7 +68,7 @@ def page_router(service: Service, keys: Keys) -> APIRouter:
         }
         if not user:
             users = await run_in_threadpool(_users, service, q, request.state.key.user_prefix)
-            return render("home.html", {**values, **users})
+            return render("home", {**values, **users})
         view = await run_in_threadpool(views.user_view, service, user)
         values |= {"view": view, "profile": view.profile, "notes": view.notes, "user_id": user, "edit": edit}
         values |= {"find": find, "found": await run_in_threadpool(_found, service, find)}
@@ -82,7 +81,7 @@ def page_router(service: Service, keys: Keys) -> APIRouter:
         if values["ranking"] is None:
             values["retrieved"] = await run_in_threadpool(views.retrieved_view, service, user)
         values["comparison"] = await views.comparison_view(service, user) if compare else None
-        return render("user.html", values)
+        return render("user", values)
 
     return router
 
@@ -94,7 +93,7 @@ def _add_parts(router: APIRouter, service: Service) -> None:
 
     @router.get("/page/users")
     def users(request: Request, q: Text = "") -> HTMLResponse:
-        return render("part_users.html", _users(service, q, request.state.key.user_prefix))
+        return render_part("users", _users(service, q, request.state.key.user_prefix))
 
     @router.get("/page/profile")
     def profile(user: str, seen: Text = "") -> Response:
@@ -102,23 +101,23 @@ def _add_parts(router: APIRouter, service: Service) -> None:
         if seen == view.seen:
             return Response(status_code=204)  # the page polls while an update waits
         headers = {"HX-Trigger": "profile-changed"} if seen else {}
-        return render("part_profile.html", {"profile": view, "user_id": user}, headers=headers)
+        return render_part("profile", {"profile": view, "user_id": user}, headers=headers)
 
     @router.get("/page/notes")
     def notes(user: str) -> HTMLResponse:
-        return render("part_notes.html", {"notes": service.user(user).notes, "user_id": user})
+        return render_part("notes", {"notes": service.user(user).notes, "user_id": user})
 
     @router.get("/page/editor")
     def editor(user: str) -> HTMLResponse:
-        return render("part_editor.html", {"notes": service.user(user).notes, "user_id": user})
+        return render_part("editor", {"notes": service.user(user).notes, "user_id": user})
 
     @router.get("/page/history")
     def history(user: str) -> HTMLResponse:
-        return render("part_history.html", {"view": views.user_view(service, user)})
+        return render_part("history", {"view": views.user_view(service, user)})
 
     @router.get("/page/items")
     def items(user: str, find: Text = "") -> HTMLResponse:
-        return render("part_found.html", {"user_id": user, "find": find, "found": _found(service, find)})
+        return render_part("found", {"user_id": user, "find": find, "found": _found(service, find)})
 
     @router.get("/page/ranking")
     async def ranking(user: str, before: Items = []) -> HTMLResponse:  # noqa: B006
@@ -127,17 +126,17 @@ def _add_parts(router: APIRouter, service: Service) -> None:
         except OverloadedError as error:
             retrieved = await run_in_threadpool(views.retrieved_view, service, user)
             busy = {"retrieved": retrieved, "busy": math.ceil(error.retry_after), "user_id": user}
-            return render("part_retrieved.html", busy)
-        return render("part_ranking.html", {"ranking": view, "user_id": user})
+            return render_part("retrieved", busy)
+        return render_part("ranking", {"ranking": view, "user_id": user})
 
     @router.get("/page/why")
     async def why(user: str, item: str) -> HTMLResponse:
-        return render("part_why.html", {"why": await views.why_view(service, user, item)})
+        return render_part("why", {"why": await views.why_view(service, user, item)})
 
     @router.get("/page/compare")
     async def compare(user: str) -> HTMLResponse:
         view = await views.comparison_view(service, user)
-        return render("part_compare.html", {"comparison": view, "user_id": user})
+        return render_part("compare", {"comparison": view, "user_id": user})
 
 
 def _add_forms(router: APIRouter, service: Service) -> None:
@@ -241,7 +240,7 @@ def _answer(request: Request, user_id: str, done: str, message: str | None = Non
     if request.headers.get("hx-request") == "true":
         # The field that was typed in is gone: keyboard users continue from the note.
         values = {"message": message or DONE[done], "focus": done in ("saved", "removed")}
-        return render("part_note.html", values, headers={"HX-Trigger": "user-changed"})
+        return render_part("note", values, headers={"HX-Trigger": "user-changed"})
     return RedirectResponse(link("/", user=user_id, rank=True, done=done), 303, headers=PAGE_HEADERS)
 
 

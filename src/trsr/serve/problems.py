@@ -1,22 +1,12 @@
-"""Refusals: problem details (RFC 9457), each kind with a `type` that never changes, and HTML for the page.
+"""Refusals: problem details (RFC 9457), each kind with a `type` that never changes.
 
 A problem says what was found and what to do. It repeats ids that the caller sent, never texts.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException
-from starlette.responses import Response
 
 from trsr.errors import (
     BudgetError,
@@ -27,9 +17,6 @@ from trsr.errors import (
     StoreError,
     TrsrError,
 )
-from trsr.serve.rendering import render
-
-logger = logging.getLogger("trsr.serve")
 
 MEDIA_TYPE = "application/problem+json"
 KEY_PATH = "/page/key"
@@ -73,10 +60,6 @@ DATABASE_FAILED = Kind("database-failed", 503, "The database does not work")
 NOT_ERASED = Kind("not-erased", 503, "The deletion is not finished")
 STORAGE_FULL = Kind("storage-full", 507, "The server's disk is full")
 NOT_READY = Kind("not-ready", 503, "The server is not ready")
-_BY_STATUS = {
-    kind.status: kind
-    for kind in (BAD_REQUEST, NOT_FOUND, METHOD_NOT_ALLOWED, REQUEST_TIMEOUT, TOO_LARGE, INTERNAL, NOT_READY)
-}
 
 
 class Problem(Exception):
@@ -90,45 +73,6 @@ class Problem(Exception):
 def is_page(path: str) -> bool:
     """Return whether an address is of the page, whose refusals are HTML, or of the API."""
     return path == "/" or path.startswith("/page/")
-
-
-def problem_response(
-    problem: Problem, scope: Mapping[str, Any], headers: Mapping[str, str] | None = None
-) -> Response:
-    """Return the answer for a problem; `scope` is the request's, whose id names the occurrence."""
-    kind = problem.kind
-    content = {"type": kind.type, "title": kind.title, "status": kind.status, "detail": problem.detail}
-    if request_id := scope.get("state", {}).get("request_id"):
-        content["instance"] = f"urn:trsr:request:{request_id}"
-    sent = dict(headers or {})
-    if problem.retry_after is not None:
-        sent["Retry-After"] = str(max(1, math.ceil(problem.retry_after)))
-    if is_page(scope["path"]):
-        return _html_response(content, scope, sent)
-    if kind is UNAUTHORIZED:
-        sent["WWW-Authenticate"] = "Bearer"
-    # ASCII only: what the caller sent may hold halves of surrogate pairs, which UTF-8 does not have.
-    body = json.dumps({**content, **problem.more})
-    return Response(body, status_code=kind.status, media_type=MEDIA_TYPE, headers=sent)
-
-
-def _html_response(problem: dict[str, Any], scope: Mapping[str, Any], headers: dict[str, str]) -> Response:
-    """Return a refusal as a page, or as a notice where htmx requested a part of one."""
-    is_part = Headers(raw=scope["headers"]).get("hx-request") == "true"
-    if is_part and scope["method"] != "GET":  # what was typed stays; the notice has a place of its own
-        headers |= {"HX-Retarget": "#notices", "HX-Reswap": "innerHTML"}
-    values = {
-        "problem": problem,
-        "retry_after": headers.get("Retry-After"),
-        "may_retry": scope["method"] == "GET",
-        "wrong_key": scope["path"] == KEY_PATH,
-        "ended": "session" in scope["state"],
-        "has_keys": False,
-        "model": None,
-        "query": "",
-    }
-    page = "key.html" if problem["type"] == UNAUTHORIZED.type else "problem.html"
-    return render("part_problem.html" if is_part else page, values, problem["status"], headers)
 
 
 def from_error(error: TrsrError) -> Problem:
@@ -151,51 +95,6 @@ def from_error(error: TrsrError) -> Problem:
             return Problem(MODEL_FAILED, str(error))
         case _:
             return Problem(INTERNAL, "The server failed; its log says more under this request's id.")
-
-
-def _invalid(error: RequestValidationError, content_type: str) -> Problem:
-    """Say which parts are wrong and why, without repeating what was sent."""
-    found = error.errors()
-    errors = [
-        {
-            "at": "/".join(str(part) for part in entry["loc"])[:500],
-            "problem": str(entry["msg"]).removeprefix("Value error, ")[:500],
-        }
-        for entry in found[:20]
-    ]
-    first = errors[0]
-    if any(entry["type"] == "json_invalid" for entry in found):
-        return Problem(BAD_REQUEST, f"The body is not JSON (at character {found[0]['loc'][-1]}).")
-    if first["at"] == "body" and "json" not in content_type.lower():
-        return Problem(BAD_REQUEST, "The body is not said to be JSON; send `Content-Type: application/json`.")
-    return Problem(INVALID, f"{first['at']}: {first['problem']}.", errors=errors)
-
-
-def answer_with_problems(app: FastAPI) -> None:
-    """Let `app` answer every refusal with problem JSON."""
-
-    @app.exception_handler(Problem)
-    async def _on_problem(request: Request, problem: Problem) -> Response:
-        return problem_response(problem, request.scope)
-
-    @app.exception_handler(RequestValidationError)
-    async def _on_invalid(request: Request, error: RequestValidationError) -> Response:
-        problem = _invalid(error, request.headers.get("content-type", ""))
-        return problem_response(problem, request.scope)
-
-    @app.exception_handler(HTTPException)
-    async def _on_status(request: Request, error: HTTPException) -> Response:
-        kind = _BY_STATUS.get(error.status_code, BAD_REQUEST if error.status_code < 500 else INTERNAL)
-        return problem_response(Problem(kind, f"{error.detail}."), request.scope, error.headers)
-
-    @app.exception_handler(TrsrError)
-    async def _on_error(request: Request, error: TrsrError) -> Response:
-        problem = from_error(error)
-        if problem.kind is INTERNAL:
-            raise error  # a fault of ours: `RequestContext` logs it
-        if problem.kind.status >= 500 and problem.kind is not OVERLOADED:
-            logger.error("%s", error)
-        return problem_response(problem, request.scope)
 
 
 SCHEMA = {

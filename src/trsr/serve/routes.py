@@ -18,10 +18,9 @@ from starlette.responses import Response
 from trsr.errors import TrsrError
 from trsr.recommend.ranker import RerankRequest
 from trsr.serve import problems, schemas
-from trsr.serve.metrics import Metrics
-from trsr.serve.middleware import check_user
+from trsr.serve.middleware import Metrics, check_user
 from trsr.serve.problems import Problem, refusals
-from trsr.serve.ranking import RecommendRequest, Tokens
+from trsr.serve.ranking_service import RecommendRequest, Tokens
 from trsr.serve.service import Service
 from trsr.types import Explanation, Item
 

@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from trsr.serve.problems import UNKNOWN_FIELDS, UNKNOWN_ITEM, UNKNOWN_USER, Problem
 from trsr.serve.profile_updater import ProfileUpdater
-from trsr.serve.ranking import Ranker, RecommendRequest, Tokens, UserContext
+from trsr.serve.ranking_service import RankingService, RecommendRequest, Tokens, UserContext
 from trsr.serve.schemas import BlockOut, EventIn, NotesOut, UserOut
 from trsr.serve.store import ServeStore
 from trsr.summarize.counted import counted_profile
@@ -39,7 +39,7 @@ class Service:
     """
 
     def __init__(
-        self, store: ServeStore, updater: ProfileUpdater, ranker: Ranker, summarizer: BoundSummarizer
+        self, store: ServeStore, updater: ProfileUpdater, ranker: RankingService, summarizer: BoundSummarizer
     ) -> None:
         self.store = store
         self.updater = updater
@@ -198,7 +198,7 @@ class Service:
     async def recommend(
         self, whom: str | tuple[str, ...], wish: RecommendRequest
     ) -> tuple[UserContext, list[RankedItem], Tokens]:
-        """Rank items for a user, or for a history (item ids, oldest first); see `Ranker.recommend`."""
+        """Rank items for a user or a history (item ids, oldest first); see `RankingService.recommend`."""
         reader = await run_in_threadpool(self.reader, whom)
         return reader, *await self.ranker.recommend(reader, wish)
 

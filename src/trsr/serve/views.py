@@ -1,25 +1,43 @@
-"""What the page shows: values read from the service, cut to lengths that can be read.
+"""Values that the page shows, read from the service and cut to readable lengths, and their HTML.
 
 Unknown users and items raise `Problem`; a model without time for a ranking raises `OverloadedError`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
-from typing import Literal, NamedTuple
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+from urllib.parse import urlencode
+from uuid import uuid4
 
+import jinja2
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.responses import HTMLResponse, Response
 
-from trsr.serve.ranking import RecommendRequest, UserContext
-from trsr.serve.rendering import clipped
+from trsr.serve.problems import KEY_PATH, MEDIA_TYPE, UNAUTHORIZED, Problem, is_page
+from trsr.serve.ranking_service import RecommendRequest, UserContext
 from trsr.serve.schemas import BlockOut, NotesOut, ProfileOut, UserOut
 from trsr.serve.service import Service
 from trsr.summarize.counted import field_values, word_changes
 from trsr.templating import sanitize_line
 from trsr.types import RankedItem
 
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    # With `no-referrer` browsers would hide the origin of a form, which posts are checked by.
+    "Referrer-Policy": "same-origin",
+    # The same address is a whole page, or a part of one for htmx.
+    "Vary": "HX-Request, Cookie",
+    "Cache-Control": "no-store",
+}
 MAX_TITLE = 140
 MAX_FIELD = 1_200
 MAX_VERSIONS = 20
@@ -247,3 +265,131 @@ def _full(results: Sequence[RankedItem]) -> float:
     """Return the score at which bars are full: the next round one, so that small scores differ visibly."""
     most = max((one.score for one in results), default=1.0)
     return next(full for full in _FULL_BARS if most <= full or full == 1.0)
+
+
+# Rendering
+
+
+class Asset(NamedTuple):
+    """A file as it is served; its path holds a hash of the content, so that browsers may keep it for good."""
+
+    path: str
+    content: bytes
+    media_type: str
+
+
+def _asset(name: str, media_type: str) -> Asset:
+    content = (Path(__file__).with_name("static") / name).read_bytes()
+    return Asset(f"/page/static/{hashlib.sha256(content).hexdigest()[:16]}/{name}", content, media_type)
+
+
+ASSETS = {
+    "page.css": _asset("page.css", "text/css; charset=utf-8"),
+    "htmx.min.js": _asset("htmx.min.js", "text/javascript; charset=utf-8"),
+    "icon.svg": _asset("icon.svg", "image/svg+xml"),
+}
+
+
+def link(path: str, **query: object) -> str:
+    """Return an address with its query; what is None or False is left out."""
+    given = {k: "1" if v is True else v for k, v in query.items() if v is not None and v is not False}
+    return f"{path}?{urlencode(given)}" if given else path
+
+
+def clipped(text: str, n: int) -> str:
+    """Return at most `n` letters of a text, with a mark where it was cut."""
+    return text if len(text) <= n else text[: n - 1].rstrip() + "…"
+
+
+def _date(time: datetime) -> str:
+    return f"{time.astimezone(UTC):%d %b %Y, %H:%M}".lstrip("0")
+
+
+def _percent(score: float) -> str:
+    """Return a share as people read it: `63 %`, `4.2 %`, `< 0.1 %`."""
+    if score < 0.001:
+        return "< 0.1 %"
+    return f"{100 * score:.1f} %" if score < 0.0995 else f"{100 * score:.0f} %"
+
+
+def _signed(value: float) -> str:
+    """Return a number with a proper sign: `+0.42`, `−1.30`, `0.00`."""
+    text = f"{abs(value):.2f}"
+    return text if text == "0.00" else ("+" if value > 0 else "−") + text
+
+
+def _count(number: int, one: str, many: str | None = None) -> str:
+    """Return a number with its noun."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def _new_event_id() -> str:
+    """Return an id for the next event; a form that is sent twice counts once."""
+    return f"page:{uuid4()}"
+
+
+_ENVIRONMENT = jinja2.Environment(
+    loader=jinja2.PackageLoader("trsr.serve"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_ENVIRONMENT.filters.update(date=_date, percent=_percent, signed=_signed, clipped=clipped)
+_ENVIRONMENT.globals.update(
+    link=link,
+    count=_count,
+    new_event_id=_new_event_id,
+    assets={name: asset.path for name, asset in ASSETS.items()},
+)
+
+
+def render(
+    page: str, values: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None
+) -> HTMLResponse:
+    """Return a page, the template of this name, with the page's security headers."""
+    html = _ENVIRONMENT.get_template(f"{page}.html").render(values)
+    return HTMLResponse(html, status, headers={**PAGE_HEADERS, **(headers or {})})
+
+
+def render_part(
+    part: str, values: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None
+) -> HTMLResponse:
+    """Return a part of a page, the macro of this name in `parts.html`, with the page's security headers."""
+    html = getattr(_ENVIRONMENT.get_template("parts.html").module, part)(**values)
+    return HTMLResponse(html, status, headers={**PAGE_HEADERS, **(headers or {})})
+
+
+def problem_response(
+    problem: Problem, scope: Mapping[str, Any], headers: Mapping[str, str] | None = None
+) -> Response:
+    """Return the answer for a problem; `scope` is the request's, whose id names the occurrence."""
+    kind = problem.kind
+    content = {"type": kind.type, "title": kind.title, "status": kind.status, "detail": problem.detail}
+    if request_id := scope.get("state", {}).get("request_id"):
+        content["instance"] = f"urn:trsr:request:{request_id}"
+    sent = dict(headers or {})
+    if problem.retry_after is not None:
+        sent["Retry-After"] = str(max(1, math.ceil(problem.retry_after)))
+    if is_page(scope["path"]):
+        return _html_response(content, scope, sent)
+    if kind is UNAUTHORIZED:
+        sent["WWW-Authenticate"] = "Bearer"
+    # ASCII only: what the caller sent may hold halves of surrogate pairs, which UTF-8 does not have.
+    body = json.dumps({**content, **problem.more})
+    return Response(body, status_code=kind.status, media_type=MEDIA_TYPE, headers=sent)
+
+
+def _html_response(problem: dict[str, Any], scope: Mapping[str, Any], headers: dict[str, str]) -> Response:
+    """Return a refusal as a page, or as a notice where htmx requested a part of one."""
+    status, is_get = problem["status"], scope["method"] == "GET"
+    if Headers(raw=scope["headers"]).get("hx-request") == "true":
+        if not is_get:  # the typed text stays; the notice has a place of its own
+            headers |= {"HX-Retarget": "#notices", "HX-Reswap": "innerHTML"}
+        return render_part("problem", {"problem": problem, "may_retry": is_get}, status, headers)
+    values: dict[str, Any] = {"has_keys": False, "model": None}
+    if problem["type"] == UNAUTHORIZED.type:
+        values |= {"wrong_key": scope["path"] == KEY_PATH, "ended": "session" in scope["state"]}
+        return render("key", values, status, headers)
+    values |= {"problem": problem, "retry_after": headers.get("Retry-After"), "may_retry": is_get}
+    return render("problem", values, status, headers)

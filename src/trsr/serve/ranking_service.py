@@ -73,7 +73,7 @@ class Ranking:
     cut: frozenset[int]
 
 
-class Ranker:
+class RankingService:
     """Answers ranking questions with one recommender.
 
     Args:
