@@ -25,7 +25,7 @@ from trsr.experiment.ranking import ranker_class
 from trsr.experiment.run_folder import RunFolder
 from trsr.experiment.stages import run_stages
 from trsr.recommend.ranker import ExampleScores, without_llm
-from trsr.testing.ranker import RankerContract
+from trsr.testing.contracts import RankerContract
 
 SETTINGS: dict[str, Any] = {
     "prompt": {"n_recent": 2, "max_field_tokens": 8},

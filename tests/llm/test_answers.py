@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trsr.llm.answers import answer_in, answer_or_error, has_stopped, within
+from trsr.llm.chat_format import answer_in, answer_or_error, has_stopped, within
 
 LIKES = "The user likes pens."
 

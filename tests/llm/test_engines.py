@@ -24,7 +24,7 @@ from trsr.llm.engines import (
     OpenAIEngine,
     TransformersEngine,
 )
-from trsr.llm.opening import engine_context, engine_model_id, open_generator, token_counter
+from trsr.llm.opening import engine_context, engine_model_id, find_tokenizer, open_generator, token_counter
 from trsr.testing.contracts import ask
 
 ADAPTER: TypeAdapter[EngineConfig] = TypeAdapter(EngineConfig)
@@ -124,3 +124,7 @@ def test_a_server_says_its_context_or_none(facts: dict[str, Any] | None, context
         config = OpenAIEngine(base_url=server.url, model="m")
         assert engine_context(config) == context
     assert engine_context(config) is None  # it is not there any more
+
+
+def test_a_tokenizer_that_is_not_here_is_none() -> None:
+    assert find_tokenizer("./no/such/folder") is None

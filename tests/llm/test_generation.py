@@ -161,7 +161,7 @@ def test_prompts_of_two_kinds_are_written_in_one_batch_as_apart(
     briefly = Message("system", "Answer briefly.")
     others = [Prompt((briefly, *prompt.messages[1:])) for prompt in PROMPTS]
     params = GenerationParams(max_new_tokens=8)
-    run_in_thread = [r.text for kind in (PROMPTS, others) for r in ordered(generator, kind, params)]
+    apart = [r.text for kind in (PROMPTS, others) for r in ordered(generator, kind, params)]
     beginnings: set[tuple[int, ...]] = set()
     real = PromptReader._read_pass
 
@@ -171,7 +171,7 @@ def test_prompts_of_two_kinds_are_written_in_one_batch_as_apart(
 
     monkeypatch.setattr(PromptReader, "_read_pass", remember)
     counter = Counter(monkeypatch)
-    assert [result.text for result in ordered(generator, [*PROMPTS, *others], params)] == run_in_thread
+    assert [result.text for result in ordered(generator, [*PROMPTS, *others], params)] == apart
     assert [len(joined) for joined in counter.joined] == [10]
     assert len(beginnings) == 2
     assert min(map(len, beginnings)) > 10

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
+import platform
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,13 +23,19 @@ from trsr.errors import MissingExtraError, ModelError
 from trsr.experiment.preflight import label_tokens
 from trsr.llm import models
 from trsr.llm import transformers as loading
-from trsr.llm.answers import Thinking
 from trsr.llm.base import GenerationParams
-from trsr.llm.context import read_config
+from trsr.llm.chat_format import Thinking
 from trsr.llm.engines import TransformersEngine
 from trsr.llm.generation import TransformersGenerator
+from trsr.llm.models import read_config
 from trsr.llm.opening import engine_model_id, open_generator, token_counter
-from trsr.llm.transformers import HfTokenizer, load_causal_lm, resolve_device, resolve_dtype
+from trsr.llm.transformers import (
+    HfTokenizer,
+    load_causal_lm,
+    resolve_device,
+    resolve_dtype,
+    reuse_large_buffers,
+)
 from trsr.recommend.model_folder import quiet_peft
 from trsr.recommend.prompt import PromptBuilder, PromptConfig, load_ranking_template
 from trsr.testing.contracts import ask
@@ -263,3 +271,40 @@ def test_four_bits_are_nf4_on_the_gpu(tiny_model: Path, monkeypatch: pytest.Monk
     rounding = options["quantization_config"]
     assert (rounding.load_in_4bit, rounding.bnb_4bit_quant_type) == (True, "nf4")
     assert rounding.bnb_4bit_compute_dtype is torch.bfloat16
+
+
+class Libc:
+    def __init__(self) -> None:
+        self.settings: dict[int, int] = {}
+
+    def mallopt(self, name: int, value: int) -> int:
+        self.settings[name] = value
+        return 1
+
+
+@pytest.fixture
+def libc(monkeypatch: pytest.MonkeyPatch) -> Libc:
+    fake = Libc()
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: fake)
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
+    return fake
+
+
+def test_reuse_large_buffers_maps_nothing_and_keeps_what_is_freed(libc: Libc) -> None:
+    assert reuse_large_buffers()
+    assert libc.settings[-4] == 0
+    assert libc.settings[-1] > 2**30
+
+
+def test_reuse_large_buffers_leaves_the_users_settings(libc: Libc, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
+    assert not reuse_large_buffers()
+    assert libc.settings == {}
+
+
+def test_reuse_large_buffers_leaves_other_c_libraries_alone(
+    libc: Libc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    assert not reuse_large_buffers()
+    assert libc.settings == {}

@@ -165,10 +165,10 @@ def test_merged_adapter_scores_as_the_adapter_does(tiny_model: Path) -> None:
     with quiet_peft():
         lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
         model = get_peft_model(loaded(tiny_model), lora).eval()
-    ((_, run_in_thread),) = SharedPrefixScorer(model).score([group], LABELS)
+    ((_, apart),) = SharedPrefixScorer(model).score([group], LABELS)
     ((_, merged),) = SharedPrefixScorer(model.merge_and_unload().eval()).score([group], LABELS)
     ((_, without),) = SharedPrefixScorer(loaded(tiny_model, shares=False)).score([group], LABELS)
-    np.testing.assert_allclose(merged, run_in_thread, atol=1e-4)
+    np.testing.assert_allclose(merged, apart, atol=1e-4)
     assert np.abs(merged - without).max() > 0.1
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import platform
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +18,7 @@ from stores import BreakingEngine, MeddlingEngine, events, follow, seen, summari
 from trsr.errors import EngineError
 from trsr.llm.base import Generation, GenerationParams, Prompt
 from trsr.llm.fake import FakeGenerator
-from trsr.serve.profile_updater import CALLS_A_ROUND, ProfileUpdater
+from trsr.serve.profile_updater import CALLS_A_ROUND, ProfileUpdater, give_back, run_in_thread
 from trsr.serve.store import PendingUpdate, ServeStore
 
 NOTES = "I like accordions, never gloves."
@@ -373,3 +376,20 @@ def test_the_log_says_why_an_engine_failed_but_not_what_it_said(
     updater.step()
     assert updater.last_failure is None
     assert updater.n_failed == 1
+
+
+def test_give_back_trims_glibc_and_leaves_other_c_libraries_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    trims: list[int] = []
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(malloc_trim=trims.append))
+    for library in ("glibc", ""):
+        monkeypatch.setattr(platform, "libc_ver", lambda name=library: (name, ""))
+        give_back()
+    assert trims == [0]
+
+
+def test_run_in_thread_returns_what_was_done_in_a_thread_that_has_ended() -> None:
+    thread = run_in_thread(threading.current_thread)
+    assert thread is not threading.current_thread()
+    assert not thread.is_alive()
+    with pytest.raises(ZeroDivisionError):
+        run_in_thread(lambda: 1 / 0)

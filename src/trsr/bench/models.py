@@ -23,7 +23,7 @@ from trsr.bench.measure import (
 )
 from trsr.llm import prefix_attention
 from trsr.llm.base import LabelTokens, ScoringGroup, Sharing
-from trsr.llm.margins import label_head, separate_margins
+from trsr.llm.prefix_attention import label_head, separate_margins
 from trsr.llm.transformers import load_causal_lm
 from trsr.recommend.scorer import PrefixCache, SharedPrefixScorer
 from trsr.train.config import TrainConfig

@@ -33,10 +33,9 @@ from trsr.experiment.stages import prepare_data
 from trsr.experiment.variants import variant_experiments
 from trsr.llm import models
 from trsr.llm.base import Prompt, prompt_key
-from trsr.llm.context import find_tokenizer
 from trsr.llm.engines import EngineConfig, TransformersEngine, n_thought_tokens
 from trsr.llm.fake import RoughTokenizer
-from trsr.llm.opening import engine_model_id, token_counter
+from trsr.llm.opening import engine_model_id, find_tokenizer, token_counter
 from trsr.seeding import derive_rng
 from trsr.splitting.examples import build_examples
 from trsr.summarize.plan import SummaryConfig

@@ -15,7 +15,8 @@ from typing import Any
 from trsr.errors import ModelError, TrsrError
 from trsr.llm import models
 from trsr.llm.base import GenerationParams, LabelTokens, Message, Prompt, ScoringGroup
-from trsr.llm.context import check_vocabulary, context_of, read_config
+from trsr.llm.chat_format import check_vocabulary
+from trsr.llm.models import context_of, read_config
 from trsr.recommend.model_folder import FILE_NAME, AdapterInfo, check_adapter, load_adapter, read_adapter_info
 from trsr.recommend.prompt import TEMPLATES, PromptBuilder, PromptConfig, load_ranking_template
 from trsr.templating import built_in_templates
@@ -291,8 +292,7 @@ def _generation(subject: CheckedModel) -> Result:
     import torch
     from transformers import GenerationConfig
 
-    from trsr.llm.answers import answer_or_error
-    from trsr.llm.chat_format import rendered
+    from trsr.llm.chat_format import answer_or_error, rendered
     from trsr.llm.generation import TransformersGenerator
 
     tokenizer = subject.tokenizer

@@ -19,7 +19,7 @@ from trsr.experiment.experiment import Experiment, summarized
 from trsr.experiment.leakage import check_warm_start
 from trsr.llm import models
 from trsr.llm.base import LabelTokens
-from trsr.llm.context import check_vocabulary, read_config
+from trsr.llm.chat_format import check_vocabulary
 from trsr.llm.engines import (
     EngineConfig,
     FakeEngine,
@@ -30,6 +30,7 @@ from trsr.llm.engines import (
     require_package,
 )
 from trsr.llm.fake import CHARACTERS_A_TOKEN
+from trsr.llm.models import read_config
 from trsr.llm.opening import engine_context, server_context, token_counter
 from trsr.recommend.loading import RecommenderConfig
 from trsr.recommend.prompt import PromptBuilder, PromptConfig, check_context, load_ranking_template

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from trsr.errors import MissingExtraError
-from trsr.llm.answers import Thinking, with_thinking
+from trsr.llm.chat_format import Thinking, with_thinking
 
 REQUIRED_PACKAGES: dict[str, tuple[str, str] | None] = {
     "fake": None,

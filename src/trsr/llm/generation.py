@@ -14,12 +14,20 @@ from torch import nn
 
 from trsr.errors import EngineError
 from trsr.llm import models
-from trsr.llm.answers import THOUGHT_MARK, Thinking, answer_or_error, before_stop, has_stopped
 from trsr.llm.architecture import length_limit
 from trsr.llm.base import Generation, GenerationParams, Prompt
-from trsr.llm.chat_format import rendered
+from trsr.llm.chat_format import (
+    THOUGHT_MARK,
+    Thinking,
+    answer_or_error,
+    before_stop,
+    check_vocabulary,
+    has_stopped,
+    rendered,
+    text_model_id,
+)
 from trsr.llm.constrained import PhraseConstraint
-from trsr.llm.context import check_vocabulary, context_of, text_model_id
+from trsr.llm.models import context_of
 from trsr.llm.text_batch import Text, TextBatch, batch_obstacle
 from trsr.llm.transformers import HfTokenizer, load_causal_lm
 

@@ -14,12 +14,11 @@ from urllib.parse import urlsplit
 
 from trsr.errors import MissingExtraError, ModelError
 from trsr.llm import models
-from trsr.llm.answers import answer_in, answer_or_error, with_thinking
 from trsr.llm.base import Generation, GenerationParams, Prompt
-from trsr.llm.chat_format import Tokenizer, rendered
+from trsr.llm.chat_format import Tokenizer, answer_in, answer_or_error, rendered, with_thinking
 from trsr.llm.constrained import grammar
-from trsr.llm.context import gguf_context
 from trsr.llm.engines import LlamaCppEngine
+from trsr.llm.models import gguf_context
 
 try:
     import xllamacpp

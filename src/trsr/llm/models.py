@@ -9,16 +9,18 @@ import contextlib
 import hashlib
 import importlib.util
 import io
+import json
 import os
 import re
 import shutil
+import struct
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from filelock import FileLock
 
@@ -30,6 +32,22 @@ _EMBEDDED_REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+?)(/(?P<file>[\w./-]+\.gguf))?(@(?P<revision>[\w./-]+))?")
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
 _MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.jinja", "*.model")
+_CONTEXT_KEYS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "seq_length",
+    "max_sequence_length",
+    "n_ctx",
+)
+# Rotary embeddings whose configuration states the context before it was stretched.
+_STRETCHED = ("linear", "dynamic", "ntk", "yarn")
+# Models whose positions begin after that of the padding, so that some are never used.
+_OFFSET = ("roberta", "camembert", "xmod", "data2vec-text")
+_NO_LIMIT = 10**9  # a tokenizer without a limit says 10^30
+# Sizes in bytes of the scalar values of a GGUF file, by their type.
+_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+_STRING, _ARRAY = 8, 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,3 +353,102 @@ def _load_gguf(gguf: Path) -> tuple[Any, Any]:
     plain.tie_weights()
     plain.generation_config = loaded.generation_config
     return plain, tokenizer
+
+
+def context_length(name: str) -> int | None:
+    """Return how many tokens a model reads at most, prompt and answer together; None where nothing says it.
+
+    Args:
+        name: As for `locate`; one on the hub is downloaded.
+
+    Raises:
+        ModelError: there is no such model, or its configuration cannot be read.
+        MissingExtraError: transformers is not installed.
+    """
+    source = locate(name)
+    if source.kind == "gguf" and source.path is not None:
+        return gguf_context(source.path)
+    if context := context_of(read_config(name)):
+        return context
+    try:
+        tokenizer = json.loads((hf_folder(name) / "tokenizer_config.json").read_text(encoding="utf-8"))
+        limit = int(tokenizer["model_max_length"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return None
+    return limit if 0 < limit < _NO_LIMIT else None
+
+
+def read_config(name: str) -> Any:
+    """Return a model's configuration as transformers reads it.
+
+    Raises:
+        ModelError: it cannot be read.
+        MissingExtraError: transformers is not installed.
+    """
+    try:
+        from transformers import AutoConfig
+    except ImportError as error:
+        raise MissingExtraError("transformers", "hf") from error
+    folder = hf_folder(name)
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # files of others fail in any way
+        raise ModelError(
+            f"The configuration of the model {name!r} cannot be read ({first_line(error)}); "
+            "use another model."
+        ) from error
+
+
+def context_of(config: Any) -> int | None:
+    """Return the context length of a transformers configuration, stretched as its rotary embedding is."""
+    text = config.get_text_config(decoder=True)
+    named = [
+        value for key in _CONTEXT_KEYS if isinstance(value := getattr(text, key, None), int) and value > 0
+    ]
+    if not named:
+        return None
+    context = min(named)
+    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    if (rope.get("rope_type") or rope.get("type")) in _STRETCHED:
+        original = rope.get("original_max_position_embeddings") or context
+        context = max(context, int(original * float(rope.get("factor") or 1)))
+    if any(kind in str(text.model_type) for kind in _OFFSET):
+        context -= (text.pad_token_id or 0) + 1
+    return context
+
+
+def gguf_context(file: Path) -> int | None:
+    """Return the context length in the header of a GGUF file; None where it has none, or is damaged."""
+    try:
+        with file.open("rb") as stream:
+            magic, _version, _n_tensors, n_values = struct.unpack("<4sIQQ", stream.read(24))
+            for _ in range(n_values if magic == b"GGUF" else 0):
+                key = stream.read(_number(stream, 8))
+                kind = _number(stream, 4)
+                if key.endswith(b".context_length") and kind in _SIZES:
+                    return _number(stream, _SIZES[kind]) or None
+                _skip(stream, kind, 1)
+    except (OSError, EOFError, struct.error, KeyError):
+        pass  # loading the file says what is wrong with it
+    return None
+
+
+def _number(stream: BinaryIO, size: int) -> int:
+    found = stream.read(size)
+    if len(found) < size:
+        raise EOFError
+    return int.from_bytes(found, "little")
+
+
+def _skip(stream: BinaryIO, kind: int, n: int) -> None:
+    """Skip `n` values of one type."""
+    if kind in _SIZES:
+        stream.seek(n * _SIZES[kind], 1)
+        return
+    for _ in range(n):
+        if kind == _STRING:
+            stream.seek(_number(stream, 8), 1)
+        elif kind == _ARRAY:
+            _skip(stream, _number(stream, 4), _number(stream, 8))
+        else:
+            raise KeyError(kind)

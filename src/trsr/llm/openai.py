@@ -20,9 +20,8 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from trsr.errors import EngineError, MissingExtraError
-from trsr.llm.answers import NO_THINKING, answer_in, answer_or_error, within
 from trsr.llm.base import Generation, GenerationParams, PhrasePart, Prompt
-from trsr.llm.chat_format import with_system_in_front
+from trsr.llm.chat_format import NO_THINKING, answer_in, answer_or_error, with_system_in_front, within
 from trsr.llm.constrained import grammar as gbnf
 from trsr.llm.engines import OpenAIEngine
 

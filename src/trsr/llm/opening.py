@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from trsr.errors import EngineError, MissingExtraError, ModelError
 from trsr.llm import models
-from trsr.llm.answers import with_thinking
 from trsr.llm.base import LabelScorer, Prompt, TextGenerator
-from trsr.llm.chat_format import rendered
-from trsr.llm.context import context_length, find_tokenizer, gguf_context, text_model_id
+from trsr.llm.chat_format import rendered, text_model_id, with_thinking
 from trsr.llm.engines import (
     EngineConfig,
     FakeEngine,
@@ -24,6 +23,9 @@ from trsr.llm.engines import (
     require_package,
 )
 from trsr.llm.fake import CHARACTERS_A_TOKEN, FakeGenerator, RoughTokenizer, n_words
+
+if TYPE_CHECKING:
+    from trsr.llm.transformers import HfTokenizer
 
 
 def open_generator(config: EngineConfig) -> TextGenerator:
@@ -97,9 +99,9 @@ def engine_context(config: EngineConfig) -> int | None:
         case FakeEngine():
             return None
         case LlamaCppEngine():
-            return gguf_context(models.gguf_file(config.model))
+            return models.gguf_context(models.gguf_file(config.model))
         case TransformersEngine():
-            return context_length(config.model)
+            return models.context_length(config.model)
         case OpenAIEngine():
             return server_context(config)
 
@@ -114,6 +116,17 @@ def server_context(server: OpenAIEngine) -> int | None:
         return None
     found = [model.get("max_model_len") for model in listed if model.get("id") == server.model]
     return next((length for length in found if isinstance(length, int) and length > 0), None)
+
+
+def find_tokenizer(name: str) -> HfTokenizer | None:
+    """Return a model's tokenizer; None where it, or a library to read it, is not here. Downloads nothing."""
+    try:
+        if not models.model_files(name):
+            return None
+        from trsr.llm.transformers import HfTokenizer
+    except (ImportError, MissingExtraError, ModelError):
+        return None
+    return HfTokenizer(models.hf_folder(name))
 
 
 @dataclass(frozen=True, slots=True)

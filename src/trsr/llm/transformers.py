@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
+import os
+import platform
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -16,7 +19,6 @@ from trsr.errors import MissingExtraError, ModelError, first_line
 from trsr.llm import models
 from trsr.llm.architecture import forget_lengths
 from trsr.llm.chat_format import PROMPT_DATE, Tokenizer
-from trsr.llm.cpu import reuse_large_buffers
 
 hf_logging.disable_progress_bar()
 _TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
@@ -119,6 +121,27 @@ def four_bit(where: torch.device, dtype: torch.dtype) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
+
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
+_KEEP_BYTES = 2**31 - 1
+_GROW_BYTES = 64 * 2**20
+
+
+def reuse_large_buffers() -> bool:
+    """Keep freed memory in the process, up to 2 GB, and serve large blocks from it.
+
+    Else glibc maps every large temporary of a forward pass afresh, at the cost of its page faults. Nothing
+    happens on other C libraries, or where the user has set glibc's `MALLOC_...` variables.
+
+    Returns:
+        Whether the allocator was changed.
+    """
+    if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _KEEP_BYTES), (_M_TOP_PAD, _GROW_BYTES))
+    return all(mallopt(name, value) for name, value in settings)
 
 
 # Some of their files have all weights of a language model too, which would then say anything.

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from trsr.errors import BudgetError, ConfigError, ModelError
 from trsr.llm.base import LabelTokens, Message, Prompt, ScoringGroup
 from trsr.llm.chat_format import Tokenizer
-from trsr.llm.context import context_length
+from trsr.llm.models import context_length
 from trsr.templating import Template, load_template, sanitize_line
 
 Tokens = tuple[int, ...]

@@ -17,8 +17,7 @@ import torch
 
 from trsr.errors import CandidateTooLongError
 from trsr.llm.base import LabelTokens, ScoringGroup
-from trsr.llm.margins import finite, label_head, packed_margins, separate_margins
-from trsr.llm.prefix_attention import fits, is_enabled
+from trsr.llm.prefix_attention import finite, fits, is_enabled, label_head, packed_margins, separate_margins
 from trsr.llm.prefix_packing import Part, PrefixKV, pack
 
 Tokens = tuple[int, ...]

@@ -11,14 +11,13 @@ from typing import NamedTuple
 from trsr.data.dataset import Dataset
 from trsr.errors import DataError, RunMismatchError, TrsrError
 from trsr.experiment.experiment import open_run
-from trsr.llm.cpu import run_in_thread
 from trsr.llm.engines import DEFAULT_ENGINE, EngineConfig
 from trsr.llm.opening import open_generator
 from trsr.recommend.model_folder import FILE_NAME, read_adapter_info
 from trsr.recommend.ranker import RankRequest
 from trsr.recommend.recommender import Recommender
 from trsr.serve.model_queue import ModelQueue, n_read_at_most
-from trsr.serve.profile_updater import ProfileUpdater
+from trsr.serve.profile_updater import ProfileUpdater, run_in_thread
 from trsr.serve.ranking_service import RankingService
 from trsr.serve.service import Service
 from trsr.serve.settings import Settings

@@ -8,16 +8,19 @@ One updater per database is enough; a second one would repeat the same work and 
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import platform
 import re
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TypeVar
 
 from trsr.errors import EngineError, OutputError, StoreError
 from trsr.llm.base import TextGenerator
-from trsr.llm.cpu import give_back, run_in_thread
 from trsr.serve.store import PendingUpdate, ServeStore, StoredProfile
 from trsr.summarize.executor import SummaryProgress, run_calls
 from trsr.summarize.user_plan import BoundSummarizer, SummaryPlan, plan_user, profile
@@ -31,6 +34,8 @@ GIVE_BACK_SECONDS = 10.0
 """How often a local engine's free memory goes back to the system: rankings need far less."""
 CALLS_A_ROUND = 16
 """Calls of a round, shared by its users; each of them gets one at least."""
+
+_T = TypeVar("_T")
 
 
 class StoppedError(Exception):
@@ -213,3 +218,32 @@ def _reason(error: Exception) -> str:
         return type(error).__name__
     first = re.search(r"first error: ([^,:()]*)", str(error))
     return first[1].strip() if first else str(error)
+
+
+def run_in_thread(do: Callable[[], _T]) -> _T:
+    """Return `do()`, called in a thread that has ended when this returns.
+
+    libgomp keeps a team of threads for every thread that has begun a loop of torch, as long as that thread
+    lives. With more of them than processors, each has to be woken thousands of times in a forward pass.
+
+    Raises:
+        Exception: what `do` raised.
+    """
+    future: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(do())
+        except BaseException as error:
+            future.set_exception(error)
+
+    thread = threading.Thread(target=run, name="trsr-apart", daemon=True)  # a Ctrl-C need not wait for it
+    thread.start()
+    thread.join()
+    return future.result()
+
+
+def give_back() -> None:
+    """Return freed memory to the system, after work that needed far more than what follows."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

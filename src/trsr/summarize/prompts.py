@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from trsr.llm.answers import answer_in, answer_or_error
 from trsr.llm.base import Generation, GenerationParams, Message, PhrasePart, Prompt
+from trsr.llm.chat_format import answer_in, answer_or_error
 from trsr.llm.constrained import phrases_outside_grammar, trim_incomplete
 from trsr.summarize.plan import Call
 from trsr.templating import Template, load_template, sanitize_line

@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForCausalLM
 
 from trsr.errors import ModelError, first_line
-from trsr.llm.context import read_config
+from trsr.llm.models import read_config
 from trsr.recommend.model_folder import load_adapter, quiet_peft
 from trsr.train.config import LoraConfig, TrainConfig
 

@@ -14,8 +14,14 @@ from torch.nn import functional
 
 from trsr.llm.architecture import length_limit
 from trsr.llm.base import LabelTokens, ScoringGroup
-from trsr.llm.margins import label_head, packed_margins, separate_margins
-from trsr.llm.prefix_attention import fits, is_enabled, run_packed
+from trsr.llm.prefix_attention import (
+    fits,
+    is_enabled,
+    label_head,
+    packed_margins,
+    run_packed,
+    separate_margins,
+)
 from trsr.llm.prefix_packing import Part, pack
 from trsr.train.config import Loss
 from trsr.train.dataset import TrainingGroup

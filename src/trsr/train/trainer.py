@@ -26,7 +26,7 @@ from transformers.trainer_callback import PrinterCallback
 from trsr.errors import ModelError, OutputError, RunMismatchError
 from trsr.llm import prefix_attention
 from trsr.llm.base import LabelTokens, Sharing
-from trsr.llm.margins import finite
+from trsr.llm.prefix_attention import finite
 from trsr.llm.transformers import Quantization, load_causal_lm, resolve_device, resolve_dtype
 from trsr.train import distributed
 from trsr.train.config import TrainConfig
