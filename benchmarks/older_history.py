@@ -23,10 +23,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from trsr.data.dataset import Dataset
 from trsr.evaluation.metrics import Metric, ranking_metric, tie_groups
 from trsr.evaluation.statistics import bootstrap_columns
-from trsr.splitting.examples import Splits, build_examples
-from trsr.splitting.leakage import training_events
 from trsr.splitting.negatives import NegativesConfig
 from trsr.splitting.sampled import SampledProtocol
+from trsr.splitting.split import Split, build_examples
 from trsr.summarize.counted import field_values
 from trsr.types import RankingExample
 
@@ -38,7 +37,7 @@ N_TOPICS = 128
 class ItemViews:
     """The catalogue as words, topics and categories, and how often each item was chosen in training."""
 
-    def __init__(self, dataset: Dataset, splits: Splits) -> None:
+    def __init__(self, dataset: Dataset, splits: Split) -> None:
         catalogue = dataset.catalogue()
         self.place = {item_id: place for place, item_id in enumerate(catalogue)}
         texts = [" ".join(item.fields.values()) for item in catalogue.values()]
@@ -48,7 +47,7 @@ class ItemViews:
         fields = tuple(dataset.info.category_fields)
         self.categories = [set(field_values(item, fields)) for item in catalogue.values()]
         self.popularity = np.zeros(len(self.place))
-        for item_id in training_events(dataset, splits)["item_id"]:
+        for item_id in splits.training_events["item_id"]:
             self.popularity[self.place[item_id]] += 1
 
     def likeness(self, items: list[int], candidates: list[int]) -> Floats:

@@ -15,9 +15,9 @@ from pydantic import ValidationError
 
 from trsr.data.dataset import Dataset
 from trsr.data.synthetic import SyntheticConfig, generate
-from trsr.splitting.examples import build_examples
 from trsr.splitting.impressions import ImpressionsProtocol
 from trsr.splitting.sampled import SampledProtocol
+from trsr.splitting.split import build_examples
 from trsr.splitting.temporal import TemporalProtocol
 from trsr.types import RankingExample
 

@@ -25,7 +25,6 @@ from trsr.experiment.evaluating import (
 )
 from trsr.experiment.experiment import Experiment
 from trsr.experiment.stages import run_stages
-from trsr.splitting.leakage import training_events
 from trsr.summarize.counted import field_values, title_words
 
 TITLE = "What the profiles are worth"
@@ -132,7 +131,7 @@ def test_without_bm25s_the_rest_is_still_measured(experiment: Bench, monkeypatch
 
 def test_every_test_example_has_its_traits(finished: Experiment) -> None:
     features = example_features(finished)
-    met = training_events(finished.dataset, finished.splits)["item_id"].to_list()
+    met = finished.splits.training_events["item_id"].to_list()
     catalogue, fields = finished.dataset.catalogue(), finished.dataset.info.category_fields
     assert len(features) == 12
     for example in finished.splits.test:

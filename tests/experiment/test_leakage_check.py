@@ -17,7 +17,7 @@ from trsr.experiment.evaluating import evaluate_scores
 from trsr.experiment.experiment import Experiment
 from trsr.experiment.leakage import check_run
 from trsr.experiment.stages import run_stages
-from trsr.splitting.examples import build_examples
+from trsr.splitting.split import build_examples
 from trsr.summarize.summarizer import write_profiles
 from trsr.types import History
 

@@ -176,6 +176,7 @@ def test_what_baselines_lack_is_found_out_early(
     check_baselines(ranked_by("popularity_decayed"))
     timeless = experiment.dataset.events().with_columns(timestamp=pl.lit(None, pl.Datetime("us", "UTC")))
     monkeypatch.setattr(Dataset, "events", lambda _: timeless)
+    del experiment.splits.training_events
     with pytest.raises(ConfigError, match="no event that it may learn from has one"):
         check_baselines(ranked_by("popularity_decayed"))
 

@@ -76,7 +76,7 @@ def test_a_model_of_which_nobody_can_tell_what_it_has_seen_is_refused(
     config_file: Path, finished_run: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(finished_run / "model", tmp_path / "alone" / "model")
-    with pytest.raises(LeakageError, match="is unknown; leave it"):
+    with pytest.raises(LeakageError, match="is unknown; leave the model"):
         run_stages(start(config_file, tmp_path / "run", tmp_path / "alone" / "model"), "train")
 
 

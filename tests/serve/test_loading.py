@@ -31,7 +31,7 @@ from trsr.serve.loading import MAX_RANKED, MIN_RANKED, Speed, measure, open_for_
 from trsr.serve.service import Service
 from trsr.serve.settings import Settings
 from trsr.serve.store import ServeStore
-from trsr.splitting.examples import read_splits
+from trsr.splitting.split import read_examples
 from trsr.summarize.summarizer import Summarizer
 from trsr.summarize.user_plan import bind_summarizer
 from trsr.types import History, Item
@@ -47,7 +47,7 @@ def test_a_run_serves_the_scores_that_it_recorded(finished_run: Path) -> None:
         pl.read_parquet(finished_run / "profiles.parquet", columns=["example_id", "text"]).iter_rows()
     )
     scores = pl.read_parquet(finished_run / "scores.parquet").filter(pl.col("ranker") == "llm")
-    examples = read_splits(finished_run / "examples").test
+    examples = read_examples(finished_run / "examples" / "test.parquet")
     asks = [RankRequest(e.history, profiles[e.example_id], e.candidates) for e in examples]
     for example, answer in zip(examples, serving.recommender.score(asks), strict=True):
         rows = scores.filter(pl.col("example_id") == example.example_id)
@@ -211,7 +211,7 @@ def test_the_threads_that_load_and_write_end(
         engine = service.updater.engine
         assert engine is not None
         monkeypatch.setattr(engine, "generate", noting(engine.generate))
-        service.store.request_update(read_splits(finished_run / "examples").test[0].user_id)
+        service.store.request_update(read_examples(finished_run / "examples" / "test.parquet")[0].user_id)
         assert service.updater.step() == 1
     assert len(computing) > 1
     assert not any(thread.is_alive() for thread in computing)
@@ -226,7 +226,7 @@ def test_what_the_run_wrote_is_not_written_again_where_it_can_be_read(
     if not readable:
         run = Path(shutil.copytree(finished_run, tmp_path / "run"))
         (run / "summaries.sqlite").write_text("This is no database.")
-    users = {example.user_id for example in read_splits(run / "examples").test}
+    users = {example.user_id for example in read_examples(run / "examples" / "test.parquet")}
     log: list[str] = []
     with opened(run, tmp_path / "serve.sqlite", log.append) as service:
         assert ("written again" in log[0]) == (not readable)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,19 +18,16 @@ from trsr.data.dataset import Dataset, write_dataset
 from trsr.data.schema import EVENTS, IMPRESSIONS
 from trsr.errors import DataError, OutputError
 from trsr.seeding import derive_rng
-from trsr.splitting.examples import (
-    ProtocolConfig,
-    Splits,
-    build_examples,
-    chance_recall,
-    make_resampler,
-    read_examples,
-    read_splits,
-    write_examples,
-    write_splits,
-)
 from trsr.splitting.impressions import ImpressionsProtocol
 from trsr.splitting.sampled import SampledProtocol
+from trsr.splitting.split import (
+    ProtocolConfig,
+    Split,
+    build_examples,
+    chance_recall,
+    read_examples,
+    write_examples,
+)
 from trsr.splitting.temporal import TemporalProtocol
 from trsr.train.dataset import recall_sum
 from trsr.types import RankingExample
@@ -96,7 +94,7 @@ def positives(example: RankingExample) -> set[str]:
     return {item for item, label in zip(example.candidates, example.labels, strict=True) if label}
 
 
-def everything(splits: Splits) -> list[RankingExample]:
+def everything(splits: Split) -> list[RankingExample]:
     return [*splits.train, *splits.valid, *splits.test]
 
 
@@ -136,8 +134,7 @@ def test_training_users_can_have_several_last_items_as_targets(tmp_path: Path) -
     assert (several.valid, several.test) == (one.valid, one.test)
     assert [e.user_id for e in several.train] == [e.user_id for e in one.train]
     full = {user: (history, times) for user, history, times in users}
-    resample = make_resampler(dataset, protocol, seed=1)
-    for example in [*several.train, *(resample(e, 1) for e in several.train)]:
+    for example in [*several.train, *several.resample(1)]:
         history, times = full[example.user_id]
         assert list(example.history) == history[:-3]
         assert positives(example) == set(history[-3:])
@@ -157,8 +154,7 @@ def test_sampled_can_keep_the_newest_part_of_long_histories_and_never_draws_the_
         build_examples(data, SAMPLED, seed=0)
     protocol = SampledProtocol(min_history=3, max_history=10, n_valid=1, n_test=1, truncate=True)
     splits = build_examples(data, protocol, seed=0)
-    resample = make_resampler(data, protocol, seed=0)
-    for example in [*everything(splits), *(resample(e, 3) for e in splits.train)]:
+    for example in [*everything(splits), *splits.resample(3)]:
         assert example.history == tuple(f"i{i}" for i in range(19, 29))
         assert not set(example.candidates) - {"i29"} & {f"i{i}" for i in range(30)}
     assert splits.counts["users_truncated"] == 6
@@ -248,15 +244,15 @@ def test_examples_depend_on_seed_and_epoch_and_not_on_the_order_of_rows(tmp_path
     protocol: SampledProtocol | ImpressionsProtocol = IMPRESSIONS_PROTOCOL
     if kind != "impressions":
         protocol = SampledProtocol.model_validate({**SAMPLED.model_dump(), "negatives": negatives})
-    splits = build_examples(one, protocol, seed=0)
-    assert splits == build_examples(two, protocol, seed=0)
+    splits, again = (build_examples(data, protocol, seed=0) for data in (one, two))
+    assert splits == again
     assert [e.candidates for e in build_examples(one, protocol, seed=1).test] != [
         e.candidates for e in splits.test
     ]
-    resample, again = make_resampler(one, protocol, seed=0), make_resampler(two, protocol, seed=0)
-    fresh = [resample(e, 0) for e in splits.train]
-    assert fresh == [again(e, 0) for e in reversed(splits.train)][::-1]
-    assert [set(e.candidates) for e in fresh] != [set(resample(e, 1).candidates) for e in splits.train]
+    fresh = splits.resample(1)
+    assert fresh == replace(again, train=again.train[::-1]).resample(1)[::-1]
+    assert [set(e.candidates) for e in fresh] != [set(e.candidates) for e in splits.resample(2)]
+    assert splits.resample(0) == splits.train
     for new, old in zip(fresh, splits.train, strict=True):
         assert (new.history, positives(new)) == (old.history, positives(old))
         assert len(new.candidates) == len(old.candidates)
@@ -291,8 +287,7 @@ def test_against_targets_popularity_does_not_help_and_they_are_lent_within_a_spl
     above_chance = np.mean(found) - (3 + 5 + 10) / 10
     noise = np.std(found) / len(found) ** 0.5
     assert (above_chance > 10 * noise) if kind == "uniform" else (abs(above_chance) < 4 * noise)
-    resample = make_resampler(data, protocol, seed=0)
-    for part in (splits.train, splits.valid, splits.test, [resample(e, 1) for e in splits.train]):
+    for part in (splits.train, splits.valid, splits.test, splits.resample(1)):
         lent = set().union(*map(positives, part))
         assert kind == "uniform" or all(set(e.candidates) <= lent for e in part)
 
@@ -320,7 +315,7 @@ def test_temporal_has_only_what_came_later_and_negatives_known_by_then(tmp_path:
         until_now = {item for item, when in times[example.user_id] if when <= example.timestamp}
         assert not (set(example.candidates) - positives(example)) & until_now
         assert all(first_seen[item] <= example.timestamp for item in example.candidates)
-    assert all(splits.of(split) for split in ("train", "valid", "test"))
+    assert all(getattr(splits, split) for split in ("train", "valid", "test"))
     assert all(e.timestamp < valid_from for e in splits.train if e.timestamp)
     assert all(valid_from <= e.timestamp < test_from for e in splits.valid if e.timestamp)
     assert all(test_from <= e.timestamp for e in splits.test if e.timestamp)
@@ -370,7 +365,8 @@ def test_impressions_with_times_are_split_by_time_and_others_by_user(tmp_path: P
         for times in (True, False)
     )
     spans = [
-        sorted(e.timestamp for e in timed.of(split) if e.timestamp) for split in ("train", "valid", "test")
+        sorted(e.timestamp for e in getattr(timed, split) if e.timestamp)
+        for split in ("train", "valid", "test")
     ]
     assert spans[0][-1] < spans[1][0] <= spans[1][-1] < spans[2][0]
     assert timed.warnings == ()
@@ -431,16 +427,17 @@ def test_chance_recall_counts_small_candidate_lists_as_certain() -> None:
     assert chance_recall([EXAMPLES[0], many], 5) == pytest.approx((1 + 0.5) / 2)
 
 
-def test_splits_are_read_as_they_were_written(tmp_path: Path) -> None:
+def test_splits_are_read_as_they_were_written(untimed: Dataset, tmp_path: Path) -> None:
     times: dict[str, object] = {"valid_from": "2026-02-01T00:00:00+00:00"}
-    splits = Splits(EXAMPLES, [], EXAMPLES[1:], {"n": 2, "rate": 0.5}, times, ("Mind.",))
-    write_splits(tmp_path / "new", splits)
-    assert read_splits(tmp_path / "new") == splits
-    assert read_splits(tmp_path / "new").valid_from == datetime(2026, 2, 1, tzinfo=UTC)
+    made = (untimed, SAMPLED, 0)
+    splits = Split(*made, EXAMPLES, [], EXAMPLES[1:], {"n": 2, "rate": 0.5}, times, ("Mind.",))
+    splits.write(tmp_path / "new")
+    assert Split.read(tmp_path / "new", *made) == splits
+    assert Split.read(tmp_path / "new", *made).valid_from == datetime(2026, 2, 1, tzinfo=UTC)
     assert len(list((tmp_path / "new").iterdir())) == 4
 
 
-def test_files_that_are_no_examples_are_refused(tmp_path: Path) -> None:
+def test_files_that_are_no_examples_are_refused(untimed: Dataset, tmp_path: Path) -> None:
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 and no more")
     pl.DataFrame({"a": [1]}).write_parquet(tmp_path / "other.parquet")
     for name, message in (
@@ -451,6 +448,6 @@ def test_files_that_are_no_examples_are_refused(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=message):
             read_examples(tmp_path / f"{name}.parquet")
     with pytest.raises(DataError, match=r"splits\.json"):
-        read_splits(tmp_path)
+        Split.read(tmp_path, untimed, SAMPLED, 0)
     with pytest.raises(OutputError, match="cannot be written"):
         write_examples(tmp_path / "broken.parquet" / "train.parquet", EXAMPLES)

@@ -10,10 +10,9 @@ import pytest
 
 from trsr.data.dataset import Dataset, write_dataset
 from trsr.data.mind import MindImport
-from trsr.splitting.examples import build_examples, make_resampler
 from trsr.splitting.impressions import ImpressionsProtocol
-from trsr.splitting.leakage import training_events
 from trsr.splitting.sampled import SampledProtocol
+from trsr.splitting.split import build_examples
 
 pytestmark = pytest.mark.real_data
 
@@ -56,10 +55,9 @@ def test_amazon_office_has_1281_users_of_the_papers_length(
     assert splits.counts["users_eligible"] == 1281
     assert splits.counts["users"] == 4905
     assert len(splits.train) == 1281 - 300
-    fitted = training_events(data, splits)
+    fitted = splits.training_events
     assert 53_258 - 26 * 300 < len(fitted) <= 53_258 - 300
-    resample = make_resampler(data, protocol, seed=0)
-    assert len(resample(splits.train[0], 1).candidates) == 5
+    assert len(splits.resample(1)[0].candidates) == 5
 
 
 def test_mind_click_histories_have_1418_users_of_the_papers_length(real_data: Path, tmp_path: Path) -> None:
@@ -94,4 +92,4 @@ def test_mind_impressions_leave_out_what_has_no_text(real_data: Path, tmp_path: 
         for e in [*splits.valid, *splits.test]
         for i in e.candidates[: e.labels.index(1) + 1][-1:]
     }
-    assert not held & set(training_events(data, splits).select("user_id", "item_id").iter_rows())
+    assert not held & set(splits.training_events.select("user_id", "item_id").iter_rows())

@@ -87,7 +87,7 @@ class NcfRanker(_CornacRanker):
     A user is known by the events that may be learned from, so by the history before the target.
 
     Args:
-        training_events: Columns `user_id`, `item_id`: what may be learned from, see `trsr.splitting.leakage`.
+        training_events: Columns `user_id`, `item_id`: what may be learned from, see `Split.training_events`.
         settings: One point of the grid of `trsr.baselines.settings.NcfConfig`.
         seed: Of the run; the model's own is derived from it.
 
@@ -142,7 +142,7 @@ class SequentialRanker(_CornacRanker):
     Args:
         name: Which model.
         training_events: Columns `user_id`, `item_id`, `position`: what may be learned from, see
-            `trsr.splitting.leakage`. Items that are alone in every sequence stay unknown.
+            `Split.training_events`. Items that are alone in every sequence stay unknown.
         settings: One point of the grid of the model's settings (`trsr.baselines.settings`).
         seed: Of the run; the model's own is derived from it. GRU4Rec always starts from the same weights.
         device: As torch names it.

@@ -105,7 +105,7 @@ class DecayedPopularityRanker(ExampleRanker):
 
     Args:
         training_events: Columns `user_id`, `item_id` and `timestamp` (others are ignored): what may be
-            learned from, see `trsr.splitting.leakage`. Events without a time are left out and counted.
+            learned from, see `Split.training_events`. Events without a time are left out and counted.
         half_life_days: Days after which an interaction counts half, above 0.
 
     Raises:

@@ -19,7 +19,6 @@ from trsr.errors import DataError
 from trsr.experiment.experiment import NO_CAP, Experiment
 from trsr.llm import models
 from trsr.recommend.ranker import Ranker
-from trsr.splitting.leakage import training_events
 from trsr.train.dataset import recall_sum
 from trsr.types import RankingExample
 
@@ -101,7 +100,7 @@ def _maker(experiment: Experiment, name: BaselineName) -> Made:
     if name == "bag_of_words":
         text = experiment.dataset.item_texts(experiment.config.prompt.fields, NO_CAP, None)
         return lambda point: BagOfWordsRanker(experiment.splits.train, text, point)
-    events = training_events(experiment.dataset, experiment.splits)
+    events = experiment.splits.training_events
     seed = experiment.config.seed
     if name == "popularity_decayed":
         from trsr.baselines.simple import DecayedPopularityRanker

@@ -21,8 +21,8 @@ from trsr.errors import ConfigError
 from trsr.llm.engines import DEFAULT_ENGINE, EngineConfig
 from trsr.recommend.loading import RecommenderConfig
 from trsr.recommend.prompt import PromptConfig
-from trsr.splitting.examples import ProtocolConfig
 from trsr.splitting.sampled import SampledProtocol
+from trsr.splitting.split import ProtocolConfig
 from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.store_url import check_store_url, hide_password
 from trsr.train.config import ProfileKind, TrainConfig

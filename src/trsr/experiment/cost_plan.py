@@ -37,7 +37,7 @@ from trsr.llm.engines import EngineConfig, TransformersEngine, n_thought_tokens
 from trsr.llm.fake import RoughTokenizer
 from trsr.llm.opening import engine_model_id, find_tokenizer, token_counter
 from trsr.seeding import derive_rng
-from trsr.splitting.examples import build_examples
+from trsr.splitting.split import build_examples
 from trsr.summarize.plan import SummaryConfig
 from trsr.summarize.store import TextStore, open_store
 from trsr.summarize.store_url import is_database_url

@@ -35,7 +35,6 @@ from trsr.experiment.leakage import check_run
 from trsr.experiment.ranking import probabilistic_rankers
 from trsr.experiment.variants import profile_pair
 from trsr.recommend.ranker import best_first
-from trsr.splitting.leakage import training_events
 from trsr.summarize.counted import LABELS, field_values, title_words
 from trsr.summarize.prompts import example_text, frame_text
 from trsr.types import RankingExample
@@ -107,7 +106,7 @@ def example_features(experiment: Experiment) -> dict[str, ExampleFeatures]:
     Raises:
         DataError: the examples were made from another dataset.
     """
-    frame = training_events(experiment.dataset, experiment.splits).group_by("item_id").agg(n=pl.len())
+    frame = experiment.splits.training_events.group_by("item_id").agg(n=pl.len())
     counts: dict[str, int] = dict(frame.iter_rows())
     summarizer = experiment.summarizer
     fields, title = summarizer.category_fields, summarizer.title_field

@@ -21,7 +21,7 @@ from trsr.llm.chat_format import Tokenizer
 from trsr.recommend.prompt import PromptBuilder, load_ranking_template
 from trsr.recommend.ranker import Ranker
 from trsr.recommend.recommender import Recommender
-from trsr.splitting.examples import Splits, read_splits
+from trsr.splitting.split import Split
 from trsr.storage import read_json, read_table
 from trsr.summarize.summarizer import Summarizer
 from trsr.summarize.user_plan import BoundSummarizer, bind_summarizer
@@ -80,9 +80,9 @@ class Experiment:
         return self.base.dataset if self.base else Dataset.open(self.dataset_path)
 
     @cached_property
-    def splits(self) -> Splits:
+    def splits(self) -> Split:
         """The examples (stage `examples`)."""
-        return read_splits(self.folder.path / "examples")
+        return Split.read(self.folder.path / "examples", self.dataset, self.config.protocol, self.config.seed)
 
     def all_examples(self) -> list[RankingExample]:
         """Return training, validation and test examples."""
@@ -239,7 +239,7 @@ def _reopened(path: Path, config: RunConfig, command: str, base: Experiment | No
     return Experiment(RunFolder(path, config, command), base)
 
 
-def summarized(splits: Splits, config: RunConfig) -> list[RankingExample]:
+def summarized(splits: Split, config: RunConfig) -> list[RankingExample]:
     """Return the examples whose profile is read, in the order of training, validation and test.
 
     Of the training examples these are the ones that fine-tuning shows with it in some epoch; no call is paid

@@ -16,8 +16,8 @@ from trsr.experiment.experiment import Experiment
 from trsr.experiment.variants import variant_experiments
 from trsr.llm import models
 from trsr.recommend.model_folder import check_adapter, read_adapter_info
-from trsr.splitting.examples import Splits, read_splits
 from trsr.splitting.leakage import history_leaks, split_leaks
+from trsr.splitting.split import read_examples
 from trsr.storage import read_table
 from trsr.summarize.store import StoredCall, open_store
 from trsr.summarize.store_url import is_database_url
@@ -42,7 +42,7 @@ def check_examples(experiment: Experiment) -> dict[str, int]:
         LeakageError: one has seen a target.
     """
     splits = experiment.splits
-    _refuse([*history_leaks(experiment.dataset, splits), *split_leaks(splits)])
+    _refuse([*history_leaks(splits), *split_leaks(splits)])
     n_before = len(splits.train) + len(splits.valid)
     return {"examples": n_before + len(splits.test), "training_and_validation_rows": n_before}
 
@@ -165,9 +165,15 @@ def warm_start_leaks(experiment: Experiment) -> list[str]:
         LeakageError: one of these runs has no examples, so this cannot be known.
     """
     learned, judged = list[RankingExample](), list[RankingExample]()
-    for splits in _earlier_splits(experiment):
-        learned += splits.train
-        judged += splits.valid
+    for run in _earlier_runs(experiment):
+        try:
+            learned += read_examples(run / "examples" / "train.parquet")
+            judged += read_examples(run / "examples" / "valid.parquet")
+        except DataError as error:
+            raise LeakageError(
+                f"{run} holds no examples, so what its model has seen is unknown; "
+                "leave the model in the run folder that made it, or leave out train.warm_start."
+            ) from error
     valid, test = experiment.splits.valid, experiment.splits.test
     found = [*_already_seen((*valid, *test), learned), *_already_seen(test, judged)]
     return [f"the model of warm_start has seen the target of the example {name!r}" for name in found]
@@ -187,16 +193,9 @@ def _targets(example: RankingExample) -> set[tuple[str, str]]:
     return {(example.user_id, item) for item, label in labelled if label}
 
 
-def _earlier_splits(experiment: Experiment) -> Iterator[Splits]:
-    """Yield the examples of the runs that the model comes from, the newest first."""
+def _earlier_runs(experiment: Experiment) -> Iterator[Path]:
+    """Yield the runs that the model comes from, the newest first."""
     model = experiment.config.train.warm_start if experiment.config.train else None
     while model is not None:
-        run = Path(model).parent
-        try:
-            yield read_splits(run / "examples")
-        except DataError as error:
-            raise LeakageError(
-                f"{run} holds no examples, so what the model in {model} has seen is unknown; "
-                "leave it in the run folder that made it, or leave out train.warm_start."
-            ) from error
+        yield Path(model).parent
         model = read_adapter_info(Path(model)).training.get("warm_start")

@@ -33,8 +33,6 @@ from trsr.recommend.model_folder import read_adapter_info
 from trsr.recommend.prompt import check_context
 from trsr.recommend.ranker import ExampleScores, Ranker, score_table, sigmoid, without_llm
 from trsr.recommend.recommender import Recommender
-from trsr.splitting.leakage import training_events
-from trsr.splitting.split import Split
 from trsr.storage import atomic_write, read_table
 from trsr.types import RankingExample
 
@@ -221,7 +219,7 @@ def ranker_class(path: str) -> type[Ranker]:
 
 def _fitted(ranker: Ranker, experiment: Experiment) -> Ranker:
     if fit := getattr(ranker, "fit", None):
-        fit(Split(experiment.dataset, experiment.config.protocol, experiment.config.seed, experiment.splits))
+        fit(experiment.splits)
     return ranker
 
 
@@ -332,7 +330,7 @@ def _joined(experiment: Experiment, name: RankerName) -> list[RankerName]:
     """Return the rankers that are joined, without `llm`."""
     if name != "fusion":
         return joinable(experiment.config.rankers)
-    timed = training_events(experiment.dataset, experiment.splits)["timestamp"].is_not_null().any()
+    timed = experiment.splits.training_events["timestamp"].is_not_null().any()
     names: list[RankerName] = ["popularity", "popularity_decayed", "recency", "bm25"]
     return [one for one in names if timed or one != "popularity_decayed"]
 

@@ -26,7 +26,7 @@ from trsr.experiment.variants import check_questions, variant_experiments
 from trsr.progress import bar
 from trsr.recommend.calibration import fit_calibration
 from trsr.recommend.model_folder import WEIGHTS, read_adapter_info, write_adapter_info
-from trsr.splitting.examples import build_examples, make_resampler, write_splits
+from trsr.splitting.split import build_examples
 from trsr.storage import read_table
 from trsr.summarize.summarizer import save_profiles, write_profiles
 from trsr.train import distributed
@@ -65,7 +65,7 @@ def make_examples(experiment: Experiment) -> Facts:
         LeakageError: an example has seen a target.
     """
     splits = build_examples(experiment.dataset, experiment.config.protocol, experiment.config.seed)
-    write_splits(experiment.folder.path / "examples", splits)
+    splits.write(experiment.folder.path / "examples")
     check_examples(experiment)
     return {"train": len(splits.train), "valid": len(splits.valid), "test": len(splits.test)}
 
@@ -165,7 +165,6 @@ def _epochs(experiment: Experiment, config: TrainConfig) -> EpochGroups:
     if not config.epochs:
         return EpochGroups([])
     seed, mix, train = experiment.config.seed, config.profiles, experiment.splits.train
-    resample = make_resampler(experiment.dataset, experiment.config.protocol, seed)
 
     def groups(epoch: int) -> list[TrainingGroup]:
         fresh = epoch > 0 and config.resample_negatives
@@ -173,7 +172,7 @@ def _epochs(experiment: Experiment, config: TrainConfig) -> EpochGroups:
         profiles = {
             name: experiment.profiles_as(kind)[name] for name, kind in kinds.items() if kind != "none"
         }
-        examples = [resample(example, epoch) for example in train] if fresh else train
+        examples = experiment.splits.resample(epoch) if fresh else train
         return training_groups(examples, profiles, experiment.builder)
 
     changes = config.resample_negatives or mix.none or mix.counted

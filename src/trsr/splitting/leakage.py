@@ -1,4 +1,4 @@
-"""The events that rankers may learn from, and checks that examples have seen nothing from their target on.
+"""Checks that examples have seen nothing from their target on.
 
 The checks read the position of a target from the dataset itself, not from the code that makes examples.
 `experiment.leakage` checks what a run has made of them.
@@ -6,112 +6,14 @@ The checks read the position of a target from the dataset itself, not from the c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import polars as pl
 
 from trsr.data.dataset import Dataset
-from trsr.data.schema import EVENTS, TIME
-from trsr.errors import DataError
-from trsr.splitting.examples import Splits
+from trsr.data.schema import TIME
+from trsr.splitting.split import Split
 from trsr.types import RankingExample
-
-_COLUMNS = EVENTS.names()
-
-
-def training_events(dataset: Dataset, splits: Splits) -> pl.DataFrame:
-    """Return the events that rankers may be fitted on: user_id, item_id, position, timestamp.
-
-    - `sampled`: all events, save that validation and test users stop strictly before their target.
-    - `temporal`: all events before validation begins.
-    - `impressions`: logged events before validation begins (where they have times) and the clicks of training
-      impressions; of validation and test users, only what their first such impression lists as history, and
-      never an item they are asked about in validation or test.
-
-    Users who are in no split count as training users. Where logged histories carry no times, as in MIND,
-    those of other users may reach beyond the start of validation.
-
-    Raises:
-        DataError: the examples were made from another dataset.
-    """
-    match splits.description.get("protocol"):
-        case "temporal":
-            events = dataset.events().filter(pl.col("timestamp") < splits.valid_from)
-        case "impressions":
-            events = _around_impressions(dataset, splits)
-        case _:
-            events = _before_targets(dataset, splits)
-    return events.select(_COLUMNS).sort("user_id", "position").collect()
-
-
-def _before_targets(dataset: Dataset, splits: Splits) -> pl.LazyFrame:
-    """Cut each held-out user's events at the last occurrence of their target."""
-    held = _positives([*splits.valid, *splits.test])
-    events = dataset.events()
-    cuts = events.join(held, on=["user_id", "item_id"]).group_by("user_id").agg(cut=pl.col("position").max())
-    found = cuts.collect()
-    if len(found) != held.select(pl.col("user_id").n_unique()).collect().item():
-        raise DataError(
-            f"A validation or test target is not among the events of {dataset.info.name!r}; the examples "
-            "were made from another dataset, make them again."
-        )
-    return events.join(found.lazy(), on="user_id", how="left").filter(
-        pl.col("cut").is_null() | (pl.col("position") < pl.col("cut"))
-    )
-
-
-def _around_impressions(dataset: Dataset, splits: Splits) -> pl.LazyFrame:
-    held_out = [*splits.valid, *splits.test]
-    held = _positives(held_out)
-    events = dataset.events()
-    if splits.valid_from is not None:
-        events = events.filter(pl.col("timestamp").is_null() | (pl.col("timestamp") < splits.valid_from))
-    others = events.join(held, on="user_id", how="anti").select(_COLUMNS)
-    known = pl.concat([others, _first_histories(held_out)])
-    clicks = _positives(splits.train).join(known, on=["user_id", "item_id"], how="anti")
-    ends = known.group_by("user_id").agg(end=pl.col("position").max() + 1)
-    clicks = clicks.join(ends, on="user_id", how="left").select(
-        "user_id",
-        "item_id",
-        position=pl.col("end").fill_null(0) + pl.int_range(pl.len()).over("user_id"),
-        timestamp="timestamp",
-    )
-    return pl.concat([known, clicks]).join(held, on=["user_id", "item_id"], how="anti")
-
-
-def _first_histories(examples: Iterable[RankingExample]) -> pl.LazyFrame:
-    """Return, as events, the history of each user's earliest example."""
-    first: dict[str, RankingExample] = {}
-    for example in examples:
-        best = first.get(example.user_id)
-        if best is None or _age(example) < _age(best):
-            first[example.user_id] = example
-    rows = [
-        (user_id, item_id, position, None)
-        for user_id, example in first.items()
-        for position, item_id in enumerate(example.history)
-    ]
-    return pl.LazyFrame(rows, schema=EVENTS, orient="row")
-
-
-def _age(example: RankingExample) -> tuple[float, int, str]:
-    time = example.timestamp.timestamp() if example.timestamp is not None else 0.0
-    return time, len(example.history), example.example_id
-
-
-def _positives(examples: Iterable[RankingExample]) -> pl.LazyFrame:
-    """Return user_id, item_id, timestamp of what was chosen, each pair once."""
-    rows = [
-        (example.user_id, item_id, example.timestamp)
-        for example in examples
-        for item_id, label in zip(example.candidates, example.labels, strict=True)
-        if label
-    ]
-    schema = {name: EVENTS[name] for name in ("user_id", "item_id", "timestamp")}
-    return pl.LazyFrame(rows, schema=schema, orient="row").unique(
-        ["user_id", "item_id"], keep="first", maintain_order=True
-    )
-
 
 _ASKED = pl.Schema(
     [
@@ -125,7 +27,7 @@ _ASKED = pl.Schema(
 )
 
 
-def history_leaks(dataset: Dataset, splits: Splits) -> list[str]:
+def history_leaks(split: Split) -> list[str]:
     """Describe history items that are not among the user's events strictly before the target.
 
     - `sampled`: before the position of the target's last occurrence, of several targets the first of these,
@@ -135,16 +37,16 @@ def history_leaks(dataset: Dataset, splits: Splits) -> list[str]:
 
     An item that occurs more often in a history than before its target is a leak too.
     """
-    examples = [*splits.train, *splits.valid, *splits.test]
+    examples = [*split.train, *split.valid, *split.test]
     asked = _asked(examples)
-    match splits.description.get("protocol"):
+    match split.protocol.kind:
         case "impressions":
-            before = _logged(dataset, asked)
+            before = _logged(split.dataset, asked)
         case "temporal":
-            events = dataset.events().join(asked.select("number", "user_id", "asked_at"), on="user_id")
+            events = split.dataset.events().join(asked.select("number", "user_id", "asked_at"), on="user_id")
             before = events.filter(pl.col("timestamp") < pl.col("asked_at"))
         case _:
-            events = dataset.events().join(_places(dataset, asked), on="user_id")
+            events = split.dataset.events().join(_places(split.dataset, asked), on="user_id")
             late = pl.col("timestamp") > pl.col("asked_at")  # null, and so not late, without times
             before = events.filter((pl.col("position") < pl.col("cut")) & ~late.fill_null(False))
     allowed = before.group_by("number", "item_id").agg(n_before=pl.len())
@@ -164,19 +66,19 @@ def history_leaks(dataset: Dataset, splits: Splits) -> list[str]:
     ]
 
 
-def split_leaks(splits: Splits) -> list[str]:
-    """Describe training or validation examples that are not before, or not apart from, the later splits.
+def split_leaks(split: Split) -> list[str]:
+    """Describe training or validation examples that are not before, or not apart from, the later split.
 
     With a split in time every example is strictly before the first one of the later splits; otherwise no user
-    is in two splits.
+    is in two split.
     """
     leaks = []
     for name, earlier, later in (
-        ("training", splits.train, [*splits.valid, *splits.test]),
-        ("validation", splits.valid, splits.test),
+        ("training", split.train, [*split.valid, *split.test]),
+        ("validation", split.valid, split.test),
     ):
         times = [example.timestamp for example in later if example.timestamp is not None]
-        if splits.valid_from is not None and times:
+        if split.valid_from is not None and times:
             start = min(times)
             bad = [e for e in earlier if e.timestamp is None or e.timestamp >= start]
             what = "no earlier than what it prepares for"

@@ -1,21 +1,34 @@
-"""`split`: the examples of a protocol, with the dataset they were made from."""
+"""Split: training, validation and test examples of a dataset by a protocol, and what may be learned from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, assert_never
 
 import polars as pl
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from trsr.data.dataset import Dataset
-from trsr.errors import ConfigError
-from trsr.splitting.examples import ProtocolConfig, Splits, build_examples, make_resampler
-from trsr.splitting.leakage import training_events
+from trsr.data.schema import EVENTS, TIME
+from trsr.errors import ConfigError, DataError, first_line
+from trsr.splitting.example_specs import ExampleSpec, Plan, draw_candidates
+from trsr.splitting.impressions import ImpressionsProtocol, plan_impressions
+from trsr.splitting.negatives import SPLITS, SplitName
+from trsr.splitting.sampled import SampledProtocol, plan_sampled
+from trsr.splitting.temporal import TemporalProtocol, plan_temporal
+from trsr.storage import atomic_write
 from trsr.types import RankingExample
 
+ProtocolConfig = Annotated[
+    SampledProtocol | ImpressionsProtocol | TemporalProtocol, Field(discriminator="kind")
+]
 _PROTOCOL: TypeAdapter[ProtocolConfig] = TypeAdapter(ProtocolConfig)
+_COLUMNS = EVENTS.names()
 
 
 class Examples(list[RankingExample]):
@@ -26,47 +39,116 @@ class Examples(list[RankingExample]):
         self.split = split
 
 
+@dataclass(repr=False)
 class Split:
-    """Training, validation and test examples of a dataset.
+    """Training, validation and test examples of a dataset; equal if their examples and facts are.
 
     Attributes:
-        dataset: What they were made from.
-        protocol: How.
+        dataset: The dataset they were made from.
+        protocol: The protocol that made them.
         seed: The seed of every draw.
         train: Training examples.
         valid: Validation examples; may be empty.
         test: Test examples.
-        description: Protocol, counts and negatives, for a report.
+        counts: Plain numbers: what was found, left out and why, and `chance_recall@k` on the test.
+        description: Plain values for a report: protocol, n, negatives, seed, where time is cut.
         warnings: Sentences to show with every metric.
     """
 
-    def __init__(
-        self, dataset: Dataset, protocol: ProtocolConfig, seed: int, splits: Splits | None = None
-    ) -> None:
-        """Make the examples, or take those in `splits`, which an equal call has made."""
-        self.dataset, self.protocol, self.seed = dataset, protocol, seed
-        self._splits = splits or build_examples(dataset, protocol, seed)
-        self.train = Examples(self._splits.train, self)
-        self.valid = Examples(self._splits.valid, self)
-        self.test = Examples(self._splits.test, self)
-        self.description = self._splits.description
-        self.warnings = self._splits.warnings
+    dataset: Dataset = field(compare=False)
+    protocol: ProtocolConfig
+    seed: int
+    train: list[RankingExample]
+    valid: list[RankingExample]
+    test: list[RankingExample]
+    counts: dict[str, int | float] = field(default_factory=dict)
+    description: dict[str, object] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.train, self.valid, self.test = (Examples(getattr(self, name), self) for name in SPLITS)
 
     def __repr__(self) -> str:
-        sizes = ", ".join(f"{name} {len(getattr(self, name))}" for name in ("train", "valid", "test"))
+        sizes = ", ".join(f"{name} {len(getattr(self, name))}" for name in SPLITS)
         return f"Split({self.protocol.kind}: {sizes})"
+
+    @property
+    def valid_from(self) -> datetime | None:
+        """Where a split in time begins to hold out; None where users are split."""
+        text = self.description.get("valid_from")
+        return datetime.fromisoformat(text) if isinstance(text, str) else None
 
     @cached_property
     def training_events(self) -> pl.DataFrame:
-        """The events that a ranker may be fitted on, none of them at or after a held-out target."""
-        return training_events(self.dataset, self._splits)
+        """The events that rankers may be fitted on: user_id, item_id, position, timestamp.
+
+        - `sampled`: all events; those of validation and test users end strictly before their target.
+        - `temporal`: all events before validation begins.
+        - `impressions`: logged events before validation begins (where they have times) and the clicks of
+          training impressions; of validation and test users, only the history that their first such
+          impression lists, and never an item that they choose in validation or test.
+
+        Users who are in no split count as training users. Where logged histories carry no times, as in MIND,
+        the histories of other users may reach beyond the start of validation.
+
+        Raises:
+            DataError: the examples were made from another dataset.
+        """
+        match self.protocol.kind:
+            case "temporal":
+                events = self.dataset.events().filter(pl.col("timestamp") < self.valid_from)
+            case "impressions":
+                events = _around_impressions(self)
+            case "sampled":
+                events = _before_targets(self)
+        return events.select(_COLUMNS).sort("user_id", "position").collect()
 
     def resample(self, epoch: int) -> list[RankingExample]:
-        """Return the training examples with the negatives of an epoch; epoch 0 is `train`."""
+        """Return the training examples with the negatives and the order of an epoch; epoch 0 is `train`.
+
+        The draw depends on seed, example and epoch alone. Items the user has interacted with are never drawn,
+        even those cut from the example's history.
+        """
         if not epoch:
             return list(self.train)
-        draw = make_resampler(self.dataset, self.protocol, self.seed)
-        return [draw(example, epoch) for example in self.train]
+        plan, specs = self._train_specs
+        return [draw_candidates(plan, specs[e.example_id], "train", self.seed, epoch)[0] for e in self.train]
+
+    @cached_property
+    def _train_specs(self) -> tuple[Plan, dict[str, ExampleSpec]]:
+        plan = _plan(self.dataset, self.protocol, self.seed)
+        return plan, {spec.example_id: spec for spec in plan.specs["train"]}
+
+    def write(self, folder: str | Path) -> None:
+        """Write `train.parquet`, `valid.parquet`, `test.parquet`, and last `splits.json`.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        folder = Path(folder)
+        for name in SPLITS:
+            write_examples(folder / f"{name}.parquet", getattr(self, name))
+        facts = {"counts": self.counts, "description": self.description, "warnings": self.warnings}
+        text = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
+        atomic_write(folder / "splits.json", lambda file: file.write_text(text, encoding="utf-8"))
+
+    @classmethod
+    def read(cls, folder: str | Path, dataset: Dataset, protocol: ProtocolConfig, seed: int) -> Split:
+        """Read what `write` wrote, made from this dataset, protocol and seed.
+
+        Raises:
+            DataError: a file is missing or damaged.
+        """
+        folder = Path(folder)
+        try:
+            facts = json.loads((folder / "splits.json").read_text(encoding="utf-8"))
+            counts, description, warnings = facts["counts"], facts["description"], tuple(facts["warnings"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{folder}/splits.json cannot be read ({first_line(error)}); make the examples again."
+            ) from error
+        train, valid, test = (read_examples(folder / f"{name}.parquet") for name in SPLITS)
+        return cls(dataset, protocol, seed, train, valid, test, counts, description, warnings)
 
 
 def split(data: Dataset, protocol: str = "sampled", seed: int = 0, **settings: Any) -> Split:
@@ -93,4 +175,191 @@ def split(data: Dataset, protocol: str = "sampled", seed: int = 0, **settings: A
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "protocol"
         raise ConfigError(f"{where}: found {first['input']!r}, {first['msg']}.") from error
-    return Split(data, config, seed)
+    return build_examples(data, config, seed)
+
+
+def build_examples(dataset: Dataset, protocol: ProtocolConfig, seed: int) -> Split:
+    """Make the examples of a protocol.
+
+    The same dataset, protocol and seed give equal examples, in whatever order the files list their rows.
+
+    Raises:
+        DataError: the dataset cannot serve the protocol, or is too small for it.
+    """
+    plan = _plan(dataset, protocol, seed)
+    examples: dict[SplitName, list[RankingExample]] = {}
+    n_widened = 0
+    for split in SPLITS:
+        drawn = [draw_candidates(plan, spec, split, seed) for spec in plan.specs[split]]
+        examples[split] = [example for example, _ in drawn]
+        n_widened += sum(widened for _, widened in drawn)
+    counts = plan.counts | {f"n_{split}": len(examples[split]) for split in SPLITS}
+    if any(sampler.kind == "same-category" for sampler in plan.samplers.values()):
+        counts["negatives_widened"] = n_widened
+    counts |= _shape(examples["test"])
+    description: dict[str, object] = {
+        "protocol": protocol.kind,
+        **{f"n_{split}": len(examples[split]) for split in SPLITS},
+        "negatives": _negatives_in_words(protocol),
+        "seed": seed,
+        **plan.description,
+        "config": protocol.model_dump(mode="json"),
+    }
+    return Split(
+        dataset, protocol, seed, **examples, counts=counts, description=description, warnings=plan.warnings
+    )
+
+
+def chance_recall(examples: Sequence[RankingExample], k: int) -> float:
+    """Return the expected recall@k of a random order: the mean of min(k, n_candidates) / n_candidates."""
+    if not examples:
+        return float("nan")
+    return sum(min(k, len(e.candidates)) / len(e.candidates) for e in examples) / len(examples)
+
+
+def _plan(dataset: Dataset, protocol: ProtocolConfig, seed: int) -> Plan:
+    match protocol:
+        case SampledProtocol():
+            return plan_sampled(dataset, protocol, seed)
+        case ImpressionsProtocol():
+            return plan_impressions(dataset, protocol, seed)
+        case TemporalProtocol():
+            return plan_temporal(dataset, protocol, seed)
+        case _:
+            assert_never(protocol)
+
+
+def _negatives_in_words(protocol: ProtocolConfig) -> str:
+    if isinstance(protocol, ImpressionsProtocol):
+        n = protocol.n_train_negatives
+        return f"shown and not clicked: {'all' if n is None else f'up to {n}'} in training, all in the test"
+    config = protocol.negatives
+    words = f"{config.kind}: {config.n_train} in training, {config.n_test} in the test"
+    if isinstance(protocol, SampledProtocol) and protocol.paper_exact:
+        words += " (the paper's draw: may equal the target or the history, target first, not shuffled)"
+    return words
+
+
+def _shape(test: Sequence[RankingExample]) -> dict[str, int | float]:
+    return {
+        "users_test": len({e.user_id for e in test}),
+        "mean_history_test": sum(len(e.history) for e in test) / len(test),
+        "mean_candidates_test": sum(len(e.candidates) for e in test) / len(test),
+        **{f"chance_recall@{k}": chance_recall(test, k) for k in (3, 5, 10)},
+    }
+
+
+EXAMPLES = pl.Schema(
+    {
+        "example_id": pl.String(),
+        "user_id": pl.String(),
+        "history": pl.List(pl.String),
+        "candidates": pl.List(pl.String),
+        "labels": pl.List(pl.Int8),
+        "timestamp": TIME,
+    }
+)
+
+
+def write_examples(path: str | Path, examples: Sequence[RankingExample]) -> None:
+    """Write examples as parquet, in their order.
+
+    Raises:
+        OutputError: the file cannot be written; an older one is kept.
+    """
+    columns = {name: [getattr(example, name) for example in examples] for name in EXAMPLES.names()}
+    frame = pl.DataFrame(columns, schema=EXAMPLES)
+    atomic_write(Path(path), frame.write_parquet)
+
+
+def read_examples(path: str | Path) -> list[RankingExample]:
+    """Read what `write_examples` wrote.
+
+    Raises:
+        DataError: the file is missing, damaged, or holds something else.
+    """
+    path = Path(path)
+    try:
+        frame = pl.read_parquet(path, glob=False)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DataError(
+            f"{path} cannot be read as examples ({first_line(error)}); make them again."
+        ) from error
+    if frame.schema != EXAMPLES:
+        raise DataError(
+            f"{path} has the columns {', '.join(frame.columns)}, but examples have {', '.join(EXAMPLES)}; "
+            "make them again."
+        )
+    return [
+        RankingExample(name, user_id, tuple(history), tuple(candidates), tuple(labels), timestamp)
+        for name, user_id, history, candidates, labels, timestamp in frame.iter_rows()
+    ]
+
+
+def _before_targets(split: Split) -> pl.LazyFrame:
+    """Cut each held-out user's events at the last occurrence of their target."""
+    held = _positives([*split.valid, *split.test])
+    events = split.dataset.events()
+    cuts = events.join(held, on=["user_id", "item_id"]).group_by("user_id").agg(cut=pl.col("position").max())
+    found = cuts.collect()
+    if len(found) != held.select(pl.col("user_id").n_unique()).collect().item():
+        raise DataError(
+            f"A validation or test target is not among the events of {split.dataset.info.name!r}; the "
+            "examples were made from another dataset, make them again."
+        )
+    return events.join(found.lazy(), on="user_id", how="left").filter(
+        pl.col("cut").is_null() | (pl.col("position") < pl.col("cut"))
+    )
+
+
+def _around_impressions(split: Split) -> pl.LazyFrame:
+    held_out = [*split.valid, *split.test]
+    held = _positives(held_out)
+    events = split.dataset.events()
+    if split.valid_from is not None:
+        events = events.filter(pl.col("timestamp").is_null() | (pl.col("timestamp") < split.valid_from))
+    others = events.join(held, on="user_id", how="anti").select(_COLUMNS)
+    known = pl.concat([others, _first_histories(held_out)])
+    clicks = _positives(split.train).join(known, on=["user_id", "item_id"], how="anti")
+    ends = known.group_by("user_id").agg(end=pl.col("position").max() + 1)
+    clicks = clicks.join(ends, on="user_id", how="left").select(
+        "user_id",
+        "item_id",
+        position=pl.col("end").fill_null(0) + pl.int_range(pl.len()).over("user_id"),
+        timestamp="timestamp",
+    )
+    return pl.concat([known, clicks]).join(held, on=["user_id", "item_id"], how="anti")
+
+
+def _first_histories(examples: Iterable[RankingExample]) -> pl.LazyFrame:
+    """Return, as events, the history of each user's earliest example."""
+    first: dict[str, RankingExample] = {}
+    for example in examples:
+        best = first.get(example.user_id)
+        if best is None or _age(example) < _age(best):
+            first[example.user_id] = example
+    rows = [
+        (user_id, item_id, position, None)
+        for user_id, example in first.items()
+        for position, item_id in enumerate(example.history)
+    ]
+    return pl.LazyFrame(rows, schema=EVENTS, orient="row")
+
+
+def _age(example: RankingExample) -> tuple[float, int, str]:
+    time = example.timestamp.timestamp() if example.timestamp is not None else 0.0
+    return time, len(example.history), example.example_id
+
+
+def _positives(examples: Iterable[RankingExample]) -> pl.LazyFrame:
+    """Return user_id, item_id, timestamp of what was chosen, each pair once."""
+    rows = [
+        (example.user_id, item_id, example.timestamp)
+        for example in examples
+        for item_id, label in zip(example.candidates, example.labels, strict=True)
+        if label
+    ]
+    schema = {name: EVENTS[name] for name in ("user_id", "item_id", "timestamp")}
+    return pl.LazyFrame(rows, schema=schema, orient="row").unique(
+        ["user_id", "item_id"], keep="first", maintain_order=True
+    )

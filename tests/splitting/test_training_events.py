@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -12,9 +13,8 @@ from hypothesis import strategies as st
 from test_examples import IMPRESSIONS_PROTOCOL, SAMPLED, Rows, logged, make, positives, random_users
 
 from trsr.errors import DataError
-from trsr.splitting.examples import build_examples
-from trsr.splitting.leakage import training_events
 from trsr.splitting.sampled import SampledProtocol
+from trsr.splitting.split import build_examples
 from trsr.splitting.temporal import TemporalProtocol
 
 
@@ -28,7 +28,7 @@ def test_training_events_hold_no_target_and_nothing_after_it(seed: int, times: b
     with tempfile.TemporaryDirectory() as folder:
         data = make(Path(folder) / "d", users, textless=("i0",))
         splits = build_examples(data, protocol, seed)
-        fitted = training_events(data, splits)
+        fitted = splits.training_events
     kept = {(user, position): (item, time) for user, item, position, time in fitted.iter_rows()}
     if kind == "temporal":
         assert splits.valid_from is not None
@@ -55,7 +55,7 @@ def test_training_events_of_impressions_hold_training_clicks_and_no_held_out_cli
     users: Rows = [(f"u{u}", [f"i{j}" for j in range(20)], None) for u in range(30)]
     data = make(tmp_path / "d", users, impressions=logged(100, times))
     splits = build_examples(data, IMPRESSIONS_PROTOCOL, seed=0)
-    fitted = training_events(data, splits)
+    fitted = splits.training_events
     pairs = set(fitted.select("user_id", "item_id").iter_rows())
     held = {(e.user_id, item) for e in [*splits.valid, *splits.test] for item in positives(e)}
     trained = {(e.user_id, item) for e in splits.train for item in positives(e)}
@@ -72,4 +72,4 @@ def test_training_events_refuse_examples_of_another_dataset(tmp_path: Path) -> N
     splits = build_examples(make(tmp_path / "a", random_users(0, 60, 60, times=False)), SAMPLED, seed=0)
     other = make(tmp_path / "b", random_users(1, 5, 60, times=False))
     with pytest.raises(DataError, match="another dataset"):
-        training_events(other, splits)
+        _ = replace(splits, dataset=other).training_events
