@@ -1,4 +1,4 @@
-"""The paper's claims (LLM-TRSR, WWW 2024) and ours, and what the `metrics.json` of a run says of each."""
+"""The paper's claims (LLM-TRSR, WWW 2024) and our own, with the verdict of a run's `metrics.json` on each."""
 
 from __future__ import annotations
 
@@ -11,44 +11,44 @@ from trsr.evaluation.statistics import ALPHA, holm, pairs_on
 CLAIMS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("A written profile ranks better than no profile", "llm", ("llm_no_profile",)),
     ("A written profile ranks better than a counted one", "llm", ("llm_counted",)),
-    ("Fine-tuning ranks better than the model as it came", "llm", ("llm_zero_shot",)),
+    ("The fine-tuned model ranks better than the zero-shot model", "llm", ("llm_zero_shot",)),
     (
         "Recurrent summaries rank better than hierarchical ones",
         "llm",
         ("llm_hierarchical", "method=hierarchical"),
     ),
     ("Hierarchical summaries rank better than recurrent ones", "llm", ("llm_recurrent", "method=recurrent")),
-    ("Recent items beside the profile rank better than the profile alone", "llm", ("n_recent=0",)),
+    ("Recent items with the profile rank better than the profile alone", "llm", ("n_recent=0",)),
     (
         "The number of recent items of the run ranks better than other numbers",
         "llm",
         ("n_recent=1", "n_recent=2", "n_recent=3", "n_recent=5", "n_recent=10"),
     ),
     (
-        "The language model ranks better than the best sequential one",
+        "The language model ranks better than the best sequential model",
         "llm",
         ("sasrec", "gru4rec", "bert4rec"),
     ),
     (
-        "The language model ranks better than the candidates' words do, learned from the run's rows",
+        "The language model ranks better than a bag of words trained on the same examples",
         "llm",
         ("bag_of_words",),
     ),
-    ("The language model knows what all baselines together do not", "fusion_all", ("fusion_no_llm",)),
+    ("The language model adds to all baselines combined", "fusion_all", ("fusion_no_llm",)),
 )
-"""A claim, the ranker it is made of, and the rankers against it: of several the one with the best mean."""
+"""A claim, its ranker, and the rankers to compare with; of several, the one with the best mean."""
 NOTE = (
-    "What the paper claims or asks (LLM-TRSR, WWW 2024); counted profiles, words alone and all baselines"
-    " together are our questions. Each is one comparison that no result has chosen, so p is corrected for"
-    " the claims that a run can answer (Holm), not for all pairs of rankers; the best sequential model"
-    " and the best other number of recent items are those of the run."
+    "The claims and questions of the paper (LLM-TRSR, WWW 2024); counted profiles, the bag of words and all"
+    " baselines combined are our own questions. Each claim is one comparison, chosen before the results. So p"
+    " is corrected for the claims that a run can answer (Holm), not for all pairs of rankers. The best"
+    " sequential model and the best other number of recent items are chosen per run."
     f" Below {ALPHA} a claim holds, or its opposite. No significant difference: more users may show one."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a run says of a claim: `difference` is the mean of `ranker` minus that of `other`.
+    """The verdict of a run on a claim: `difference` is the mean of `ranker` minus the mean of `other`.
 
     `p` is corrected for the claims of this run. None where a number is unknown.
     """
@@ -86,7 +86,7 @@ class Verdict:
 def verdicts(metrics: Mapping[str, Any]) -> list[Verdict]:
     """Return a verdict for each claim that a run can answer.
 
-    The metric is the first compared one that looks at the order of the best candidates, else the first.
+    The metric is the first compared one of the families mrr and ndcg, else the first compared one.
     """
     compared = list(dict.fromkeys(pair["metric"] for pair in metrics["comparisons"]))
     metric = [*(name for name in compared if name.startswith(("mrr", "ndcg"))), *compared, ""][0]

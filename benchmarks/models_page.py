@@ -24,7 +24,7 @@ Record = Mapping[str, Any]
 
 
 def section(record: Record) -> str:
-    """Return what was run, the table, and what could not be built."""
+    """Return totals, the table, and the architectures that could not be built."""
     tried = [row for row in record["results"] if "built" not in row]
     missing = [row for row in record["results"] if "built" in row]
     wrong = [row["name"] for row in tried if not is_exact(row)]
@@ -39,7 +39,7 @@ def section(record: Record) -> str:
             ["architecture", "prefixes", "margins, shared", "margins, one by one", "gradients", "texts"],
             [cells(row) for row in tried],
         ),
-        "Not built at this size, or plain transformers cannot read a text with it: "
+        "Not built at this size, or not readable by plain transformers: "
         + ", ".join(row["name"] for row in missing)
         + ".",
         f"```sh\n{record['command']}\n```",
@@ -51,7 +51,7 @@ def section(record: Record) -> str:
 
 
 def cells(row: Record) -> list[str]:
-    """Return one architecture: shared or why not, and the largest differences."""
+    """Return the row of an architecture: shared or the reason against it, and the largest differences."""
     shared = row["shared"]
     name = row["name"] + (" (1)" if row["library"] > EXACT_MARGIN else "")
     how = "shared" if shared.get("shares") else f"one by one: {shared.get('why') or shared.get('error')}"
@@ -70,7 +70,7 @@ def cells(row: Record) -> list[str]:
 
 
 def largest(*parts: Record) -> str:
-    """Return the largest number of some parts, or what stood against them."""
+    """Return the largest difference of some parts, or their error."""
     errors = [part["error"] for part in parts if "error" in part]
     return errors[0].replace("|", "/") if errors else f"{max(numbers(*parts)):.1g}"
 
@@ -94,7 +94,7 @@ def is_exact(row: Record) -> bool:
 
 
 def page(text: str, record: Record) -> str:
-    """Return docs/models.md with the section made anew."""
+    """Return docs/models.md with the section replaced."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n\n{section(record)}\n\n{END}{after}"

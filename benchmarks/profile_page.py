@@ -1,4 +1,4 @@
-"""Write docs/profiles.md: what there is to win with a profile, and what the words of profiles predict.
+"""Write docs/profiles.md: how much a profile could add, and how well the words of profiles predict.
 
 python benchmarks/profile_page.py
 """
@@ -35,21 +35,21 @@ def page() -> str:
         "# Profiles, measured",
         "Made by `python benchmarks/profile_page.py` from `benchmarks/results/older_history.json` and\n"
         "`profiles.json`. In brackets: 95 % interval over users.",
-        "## What there is to win",
-        "A profile stands for the items that no longer fit the prompt. Boosted trees that see the items\n"
-        "themselves, as words, topics and categories, are asked with the last three items alone and with\n"
-        "the older ones beside them: the difference is what a profile that loses nothing could add for a\n"
-        "ranker like them, without and beside the popularity of the candidate.",
+        "## How much a profile could add",
+        "A profile replaces the older items, which do not fit the prompt. Boosted trees read the items\n"
+        "themselves, as words, topics and categories: first the last three items alone, then also the\n"
+        "older ones. The difference is the gain of a lossless profile for such a ranker, without and with\n"
+        "the popularity of the candidate.",
         gains(older["results"]),
         commands(older["commands"]),
         f"{older['machine']}, commit `{older['commit']}`, seed {older['seed']}.",
-        "## What profiles say",
-        "Measures without a judge (`docs/profile_quality.md` says what each is): `auc` ranks the\n"
-        "candidates by the profile's words alone, `auc_gain` takes off what other users' profiles give.",
+        "## Measures of profiles",
+        "Measures without a judge, defined in `docs/profile_quality.md`: `auc` ranks the candidates by the\n"
+        "profile's words alone; `auc_gain` is that minus the auc of other users' profiles.",
         profile_table(measured["results"]),
-        "Each command is that of the recipe at its commit; the recipes have changed since. Free texts were\n"
+        "Each command used the recipe at its commit; the recipes have changed since. Free texts were\n"
         "written with the templates of their commit and at most 40 new tokens, grounded ones with later\n"
-        "templates and at most 64: part of a difference can be length.",
+        "templates and at most 64, so part of a difference can be due to length.",
         commands([one["command"] for one in measured["results"]]),
         made_at(measured["results"]),
     ]
@@ -57,7 +57,7 @@ def page() -> str:
 
 
 def gains(results: Sequence[Record]) -> str:
-    """Return what the older items add, a row for each dataset and kind of negatives."""
+    """Return the gain by the older items, a row per dataset and kind of negatives."""
     rows = []
     for one in results:
         protocol = one["protocol"]
@@ -69,7 +69,7 @@ def gains(results: Sequence[Record]) -> str:
 
 
 def profile_table(results: Sequence[Record]) -> str:
-    """Return the measures, a row for each run."""
+    """Return the measures, a row per run."""
     rows = []
     for one in results:
         kind = f"{one['method']}{', grounded' * one['grounded']}{', counts behind' * one['counts']}"
@@ -85,12 +85,12 @@ def signed(entry: Mapping[str, Any]) -> str:
 
 
 def commands(lines: Sequence[str]) -> str:
-    """Return commands as a block; long ones are not broken."""
+    """Return commands as a block, one per line."""
     return "```sh\n" + "\n".join(shlex.join(shlex.split(line)) for line in lines) + "\n```"
 
 
 def made_at(results: Sequence[Record]) -> str:
-    """Say where the runs were made."""
+    """Return machine, commit and seed of the runs."""
     places = dict.fromkeys(f"{r['machine']}, commit `{r['commit']}`, seed {r['seed']}" for r in results)
     return "; ".join(places) + "."
 

@@ -42,7 +42,7 @@ def page(runs: Sequence[Record]) -> str:
         "# Results of recorded runs",
         "Made by `python benchmarks/results_page.py` from the files in `benchmarks/results/`, which\n"
         "`python benchmarks/record.py RUN` writes.",
-        "All rankers of a run answer the same questions with the same candidates. In brackets: 95 %\n"
+        "All rankers of a run rank the same candidates of the same examples. In brackets: 95 %\n"
         "interval over users. Values of runs that differ in protocol or users cannot be compared.",
         NOTE,
         "## Which claims hold",
@@ -54,7 +54,7 @@ def page(runs: Sequence[Record]) -> str:
 
 
 def claims_table(runs: Sequence[Record]) -> str:
-    """Return what the runs say of each claim."""
+    """Return the verdict of each run on each claim."""
     found = [(one, record["name"]) for record in runs for one in verdicts(record["metrics"])]
     order = {claim: place for place, (claim, *_) in enumerate(CLAIMS)}
     rows = [
@@ -65,7 +65,7 @@ def claims_table(runs: Sequence[Record]) -> str:
 
 
 def run_section(record: Record) -> str:
-    """Return one run: rankers, how it was asked, comparisons, where it was made."""
+    """Return the section of one run: rankers, protocol, comparisons, command."""
     metrics = record["metrics"]
     parts = [
         f"## {record['name']}",
@@ -90,7 +90,7 @@ def ranker_table(metrics: Mapping[str, Any]) -> str:
 
 
 def facts_table(record: Record) -> str:
-    """Return how the run was asked and where it was made."""
+    """Return protocol, counts, commit and machine of the run."""
     metrics = record["metrics"]
     protocol, counts = metrics["protocol"], metrics["counts"]
     leakage = metrics.get("leakage")
@@ -140,20 +140,20 @@ def against_other(pair: Mapping[str, Any], name: str) -> list[str]:
 
 
 def slice_sentences(metrics: Mapping[str, Any]) -> list[str]:
-    """Return what the profile adds on each slice, on the second main metric."""
+    """Return the gain by the profile on each slice, on the second main metric."""
     found = []
     for way, parts in metrics.get("slices", {}).items():
-        said = [
+        shown = [
             f"{part['name']} ({part['examples']}) {against_other(pair, pair['a'])[2]},"
             f" p {format_p(pair['p_holm'])}"
             for part in parts
             for pair in part.get("comparisons", ())
             if pair["metric"] == MAIN[1]
         ]
-        if said:
+        if shown:
             pair = parts[0]["comparisons"][0]
             found.append(
-                f"{pair['a']} - {pair['b']} on {MAIN[1]} by {way.replace('_', ' ')}: {'; '.join(said)}."
+                f"{pair['a']} - {pair['b']} on {MAIN[1]} by {way.replace('_', ' ')}: {'; '.join(shown)}."
             )
     return found
 
@@ -169,29 +169,29 @@ def readme_rows(runs: Sequence[Record]) -> str:
         # Only language models give probabilities.
         others = [n for n in by_value(rankers) if "logloss" not in rankers[n] and n not in FUSIONS]
         named = [name for name in (own, *FUSIONS, *others[:2], "llm_zero_shot") if name in rankers]
-        said = [
+        values = [
             f"{name} " + ", ".join(cell(rankers[name].get(metric)) for metric in MAIN)
             for name in dict.fromkeys(named)
             if name is not None
         ]
         what = f"{record['name']}: {metrics['counts']['users']} test users, {protocol.get('negatives', '')}"
-        rows.append([f"{what} (chance {chance})", "; ".join(said), f"`{command(record)}`"])
+        rows.append([f"{what} (chance {chance})", "; ".join(values), f"`{command(record)}`"])
     return table(["run", f"{' and '.join(MAIN)}", "command"], rows)
 
 
 def readme_claims(runs: Sequence[Record]) -> str:
-    """Return what the runs say of each claim: a row a claim, a column a run."""
+    """Return the verdicts: a row per claim, a column per run."""
     found = [{one.claim: one for one in verdicts(record["metrics"])} for record in runs]
     rows = [
-        [claim, *(claim_cell(said.get(claim)) for said in found)]
+        [claim, *(claim_cell(run.get(claim)) for run in found)]
         for claim, *_ in CLAIMS
-        if any(claim in said for said in found)
+        if any(claim in run for run in found)
     ]
     return table([f"claim, on {MAIN[1]}", *(record["name"] for record in runs)], rows)
 
 
 def claim_cell(one: Verdict | None) -> str:
-    """Write the difference and its corrected p; a verdict only where there is one."""
+    """Write the difference and its corrected p, with a verdict if it is significant."""
     if one is None:
         return "–"
     verdict = "" if one.is_open else f"**{one.words}**: "
@@ -199,7 +199,7 @@ def claim_cell(one: Verdict | None) -> str:
 
 
 def readme(text: str, runs: Sequence[Record]) -> str:
-    """Return the README with what it says of runs made anew, of those that are recipes as they stand."""
+    """Return the README with its tables of runs replaced; only runs of unchanged recipes are shown."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
     recipes = [record for record in runs if "--set" not in command(record)]
@@ -208,7 +208,7 @@ def readme(text: str, runs: Sequence[Record]) -> str:
 
 
 def command(record: Record) -> str:
-    """Return the command that ran all stages, if possible without settings; the first may have been a try."""
+    """Return the command that ran all stages, without `--set` if possible; the first may be a trial."""
     sittings = [record["command"], *(one["command"] for one in record.get("later_sittings", ()))]
     runs = [one for one in sittings if one.startswith("trsr run ")]
     return next((one for one in runs if "--set" not in one), [*runs, sittings[0]][0])
@@ -220,7 +220,7 @@ def by_value(rankers: Mapping[str, Any]) -> list[str]:
 
 
 def missing_text(counts: Mapping[str, Any]) -> str:
-    """Return the rates of what had no text, by what it was."""
+    """Return the rates of missing texts, by kind."""
     prefix = "missing_text_rate_"
     rates = [
         f"{name.removeprefix(prefix)} {percent(rate)}"
@@ -238,7 +238,7 @@ def cell(entry: Mapping[str, Any] | None) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Write a number without the leading zero, as the field prints metrics."""
+    """Write a number without the leading zero, as is usual for metrics."""
     if value is None:
         return "–"
     text = f"{value:.{digits}f}"

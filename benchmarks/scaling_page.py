@@ -21,7 +21,7 @@ LARGE = (10_000_000, 100_000_000)
 STAGES = {
     "plan": ("planning", "cpu_us_a_call", "call"),
     "summarize": ("summarizing, fake engine included", "cpu_us_a_call", "call"),
-    "known": ("summarizing what the store knows", "cpu_us_a_call", "call"),
+    "known": ("summarizing from the store", "cpu_us_a_call", "call"),
     "rank": ("ranking, without a model", "cpu_us_a_user", "user"),
 }
 AIM_USERS, AIM_US, AIM_MB = 1_000_000, 200, 2000
@@ -56,7 +56,7 @@ def measured(record: Record) -> str:
 
 
 def stores(record: Record) -> str:
-    """Return rows a second of both stores."""
+    """Return rows per second of both stores."""
     head = ["users", "SQLite read", "SQLite copied", "Postgres one by one", "copied", "looked up"]
     rows = []
     for n in sizes(record):
@@ -76,7 +76,7 @@ def stores(record: Record) -> str:
 
 
 def slope(record: Record) -> float:
-    """Return by which power of the number of users the CPU time of summarizing grows; 1 is linear."""
+    """Return the exponent of the growth of summarizing CPU time with the users; 1 is linear."""
     known = [n for n in sizes(record) if "summarize" in record["results"][str(n)]]
     few, many = known[0], known[-1]
     used = [record["results"][str(n)]["summarize"]["cpu_s"] for n in (few, many)]
@@ -84,13 +84,13 @@ def slope(record: Record) -> float:
 
 
 def largest(record: Record, stage: str) -> tuple[int, Record]:
-    """Return the largest size at which a stage was measured, and what was."""
+    """Return the largest measured size of a stage, with its values."""
     n = max(n for n in sizes(record) if stage in record["results"][str(n)])
     return n, record["results"][str(n)][stage]
 
 
 def estimate(record: Record) -> str:
-    """Return what users by the ten million take, from the largest sizes measured."""
+    """Return estimates for up to 100 million users, from the largest sizes measured."""
     n, wrote = largest(record, "summarize")
     n_plan, planned = largest(record, "plan")
     n_few, few = min(
@@ -146,17 +146,17 @@ def plot(record: Record, file: Path) -> None:
 
 
 def verdict(record: Record) -> str:
-    """Say how the largest run stands to what is aimed at."""
+    """Compare the largest run with the aim."""
     n, wrote = largest(record, "summarize")
     own, most = wrote["own_cpu_us_a_call"], wrote["memory_mb"]
     said = f"Measured at {n:,} users: {own:,.0f} µs and {most:,.0f} MB"
     if n < AIM_USERS:
-        said += f"; {AIM_USERS:,} users are not measured yet, so whether the aim is met is open"
+        said += f"; {AIM_USERS:,} users are not measured yet"
     else:
         said += f": {'met' if own <= AIM_US and most <= AIM_MB else 'missed'}"
     return (
-        f"Aim: at most {AIM_US} µs of the framework's own CPU a summary call and {AIM_MB:,} MB of memory at\n"
-        f"{AIM_USERS:,} users.\n{said}.\n"
+        f"Aim: at most {AIM_US} µs of the framework's own CPU per summary call and {AIM_MB:,} MB of memory\n"
+        f"at {AIM_USERS:,} users.\n{said}.\n"
         f"CPU time grows with the power {slope(record):.2f} of the users (1 is linear)."
     )
 
@@ -168,34 +168,34 @@ def page(record: Record) -> str:
     parts = [
         "# Scaling",
         "Made by `python benchmarks/scaling_page.py` from `benchmarks/results/scale.json`.",
-        "What the framework itself costs, without a model: synthetic data, the fake engine, one process.",
+        "The framework's own cost, without a model: synthetic data, the fake engine, one process.",
         verdict(record),
         "![Seconds of CPU against users](scaling.svg)",
         measured(record),
-        "*Own* is summarizing without the time that the fake engine takes from each question to its\n"
-        "answer. Making the texts of 20,000 items is part of every size, so small ones cost more a call. MB\n"
-        "is the most memory of any stage, up to 64 MB of it SQLite's pages. Ranking is measured on at most\n"
-        "20,000 users, 20 candidates each.",
-        "## Stores, rows a second",
+        "*Own* is summarizing without the time inside the fake engine. Every size includes making the\n"
+        "texts of 20,000 items, so small sizes cost more per call. MB is the largest memory of any stage,\n"
+        "of which up to 64 MB are SQLite's pages. Ranking is measured on at most 20,000 users with 20\n"
+        "candidates each.",
+        "## Stores, rows per second",
         stores(record),
-        "Of the wall; a dash was not measured. PostgreSQL runs on the same machine and is measured by\n"
+        "Wall time; a dash means not measured. PostgreSQL runs on the same machine and is measured with\n"
         "`--postgres URL`, on at most 100,000 rows.",
-        "## On paper, to a hundred million users",
+        "## Estimates for up to 100 million users",
         estimate(record),
-        "Calls, tokens, bytes and CPU of the largest size measured, scaled; an engine that reads and\n"
-        f"writes {TOKENS_PER_SECOND:,} tokens a second for {PRICE_PER_MILLION} a million. Histories of this\n"
-        "data are short; `trsr plan CONFIG --users N` does the same for your own data, with the tokens of\n"
-        "its own prompts.",
-        "## What would break first",
-        "Reasoned from the above and from how each part is made; not measured.",
-        "- *Engine*: long before anything else; it takes most of the hours at every size.\n"
-        "- *`--dry-run` on all users*: to count equal calls once it remembers a name for every call, so its\n"
-        "  memory grows (last column). `trsr plan --users` reads a sample and does not.\n"
-        "- *SQLite*: one writer, and rows come in the order of hashes, so a file larger than memory reads a\n"
-        "  page from the disk for each. From there on a PostgreSQL store, which many writers share.\n"
-        "- *`trsr summarize`, `trsr run`*: they hold all profiles to write `profiles.parquet`;\n"
-        "  `summarize_each`, measured here, holds a window of users.\n"
-        "- *Catalogue*: all items are in memory; it grows with items, not with users.",
+        "Calls, tokens, bytes and CPU are scaled from the largest size measured, with an engine that reads\n"
+        f"and writes {TOKENS_PER_SECOND:,} tokens per second at a price of {PRICE_PER_MILLION} per million.\n"
+        "Histories of this data are short. `trsr plan CONFIG --users N` does the same for your own data,\n"
+        "with the tokens of your own prompts.",
+        "## First limits",
+        "Concluded from these numbers and the design; not measured.",
+        "- *Engine*: the first limit by far. It takes most of the hours at every size.\n"
+        "- *`--dry-run` on all users*: it counts equal calls once, so it keeps a key for every call in\n"
+        "  memory (last column). `trsr plan --users` reads a sample and does not.\n"
+        "- *SQLite*: it has one writer, and rows come in the order of hashes, so a file larger than memory\n"
+        "  reads a page from the disk per row. For such sizes use PostgreSQL, which many writers can share.\n"
+        "- *`trsr summarize`, `trsr run`*: they keep all profiles in memory to write `profiles.parquet`.\n"
+        "  `summarize_each`, measured here, keeps a window of users.\n"
+        "- *Catalogue*: all items are in memory, which grows with items, not with users.",
         f"```sh\n{record['command']}\n```",
         f"{record['machine']}, commit `{'`, `'.join(commits)}`. Data: {data}.",
     ]

@@ -48,14 +48,14 @@ SUMMARIZE = (
     ("calls_per_s", "calls/s"),
     ("prompt_tokens", "prompt tokens"),
     ("generated_tokens", "new tokens"),
-    ("reading_tokens_per_s", "read a second"),
-    ("writing_tokens_per_s", "written a second"),
+    ("reading_tokens_per_s", "read per second"),
+    ("writing_tokens_per_s", "written per second"),
     ("speedup_vs_single", "over one at a time"),
 )
 PRECISION = (
     ("run", "run"),
     ("way", "way"),
-    ("seconds_a_user", "s a user"),
+    ("seconds_a_user", "s per user"),
     ("speedup", "over float32"),
     ("max_abs_margin_difference", "margin difference"),
     ("pairs_in_the_same_order", "pairs in the same order"),
@@ -106,7 +106,7 @@ def read(name: str) -> dict[str, Any]:
 
 
 def table(rows: Iterable[dict[str, Any]], columns: Iterable[tuple[str, str]]) -> str:
-    """Return a Markdown table of some fields of each row; what was not measured stays empty."""
+    """Return a Markdown table of some fields of each row; missing values stay empty."""
     columns = list(columns)
     lines = [
         "| " + " | ".join(title for _, title in columns) + " |",
@@ -127,7 +127,7 @@ def drawn(row: dict[str, Any]) -> str:
 
 
 def plot(row: dict[str, Any], file: Path) -> None:
-    """Draw seconds a user against candidates: measured for the shared way, by candidate for the slow ones."""
+    """Draw seconds per user against candidates: measured if shared, multiplied for the slow methods."""
     mpl.rcParams["svg.hashsalt"] = "trsr"  # equal files for equal numbers
     counts = [point["candidates"] for point in row["growth"]]
     figure, axes = plt.subplots(figsize=(7, 4.2))
@@ -145,12 +145,12 @@ def plot(row: dict[str, Any], file: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()
-    # What was drawn stands in the file, so that a test sees when it is stale.
+    # The numbers are in the file, so a test can see that it is stale.
     figure.savefig(file, metadata={"Date": None, "Description": drawn(row)})
 
 
 def today(command: str) -> str:
-    """Return what repeats a recorded command: some commands have become scripts."""
+    """Return the current form of a recorded command: some commands are scripts now."""
     for old, script in (("serve", "serving.py"), ("hostile", "hostile.py")):
         command = command.replace(f"trsr bench {old} ", f"python benchmarks/{script} ")
     return command
@@ -170,7 +170,7 @@ def section(
 
 
 def engine_rows(recorded: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return one row an engine of `trsr bench summarize`."""
+    """Return one row per engine of `trsr bench summarize`."""
     return [
         {"engine": name, "users": result["users"], "in_flight": result.get("in_flight") or "default", **rates}
         for result in recorded["results"]
@@ -179,7 +179,7 @@ def engine_rows(recorded: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def precision_rows(recorded: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return one row a run and way of `benchmarks/precision.py`."""
+    """Return one row per run and method of `benchmarks/precision.py`."""
     return [
         {"run": result["run"], "way": way, **facts}
         for result in recorded["results"]
@@ -188,7 +188,7 @@ def precision_rows(recorded: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def serve_rows(recorded: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return two rows a run of `benchmarks/serving.py`: one client at a time, then several."""
+    """Return two rows per run of `benchmarks/serving.py`: one client at a time, then several."""
     rows = []
     for result in recorded["results"]:
         one = {"clients": 1, **result["one_client"], "engine_p95_s": result["engine"]["p95_s"]}
@@ -200,25 +200,24 @@ def serve_rows(recorded: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def serve_facts(recorded: dict[str, Any]) -> str:
-    """Return in words what was asked."""
+    """Describe the measurement."""
     result = recorded["results"][-1]
     rates = " and ".join(str(one["cache_hit_rate"]) for one in recorded["results"])
     return textwrap.fill(
-        f"`trsr serve` in a process of its own, asked over HTTP to rank {result['candidates']} candidates "
-        f"for {result['users']} users it has met; cache hit rate {rates}. The engine answers the same "
-        "questions in turn, in the process that asks. Clients that ask at once wait for each other's "
-        "questions: there the server's throughput is to be as good as the engine's when it gets them all "
-        "in one call.",
+        f"`trsr serve` runs in its own process and ranks {result['candidates']} candidates over HTTP for "
+        f"{result['users']} users with a cached prefix; cache hit rate {rates}. The engine answers the same "
+        "requests one by one in the client's process. Concurrent clients wait for each other. There the "
+        "server's throughput is compared with the engine's when it gets all requests in one call.",
         width=105,
     )
 
 
 def load_rows(recorded: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return two rows a load, of events and of rankings, and two of the small requests beside a large one."""
+    """Return two rows per load (events, rankings), and two for small requests without and with large ones."""
     rows = []
     for result in recorded["results"]:
         attack = result["large_abandoned_requests"]
-        small = [("small rankings", attack["alone"]), ("beside large ones", attack["beside"])]
+        small = [("small rankings", attack["alone"]), ("with large ones", attack["beside"])]
         for kind, key, load in [
             *((kind, kind, load) for load in result["loads"] for kind in ("event", "recommend")),
             *((kind, "rerank", load) for kind, load in small),
@@ -239,23 +238,23 @@ def load_rows(recorded: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def load_facts(recorded: dict[str, Any]) -> str:
-    """Return in words what the clients did."""
+    """Describe the clients."""
     results = recorded["results"]
     seconds = results[0]["loads"][0]["seconds"]
     ratios = " and ".join(str(one["large_abandoned_requests"]["p95_ratio"]) for one in results)
     return textwrap.fill(
-        f"Clients ask for {seconds:g} s, each again when it is answered: an event, then the ten best items "
-        "for a user, in turn. Who is refused waits as `Retry-After` says; 503 counts refusals of both kinds. "
-        "`tiny` is a model of random weights, so its rows show what the service costs by itself; `demo` "
-        "writes profiles with the embedded model on the same cores, and rankings wait for it. Then eight "
-        "clients ask for rankings of four short texts, by themselves and while each second somebody asks for "
-        f"200 documents and leaves after half a second: their p95 grows {ratios} times.",
+        f"Clients send requests for {seconds:g} s, each after its last answer: in turn an event, and the ten "
+        "best items for a user. After a refusal they wait for `Retry-After`; 503 counts both kinds of "
+        "refusals. `tiny` is a model with random weights, so its rows show the cost of the service itself. "
+        "`demo` writes profiles with the embedded model on the same cores, and rankings wait for it. Then "
+        "eight clients rank four short texts: first alone, then while another client sends a request for 200 "
+        f"documents every second and leaves after half a second. Their p95 grows {ratios} times.",
         width=105,
     )
 
 
 def hostile_rows(recorded: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return one row a run and kind of text of `benchmarks/hostile.py`, first all: moves of the score."""
+    """Return one row per run and kind of text of `benchmarks/hostile.py`: how far the score moves."""
     return [
         {"served": result["served"], "kind": kind, **move["score"]}
         for result in recorded["results"]
@@ -264,7 +263,7 @@ def hostile_rows(recorded: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def hostile_facts(recorded: dict[str, Any]) -> str:
-    """Return in words what was measured, and what holds exactly."""
+    """Describe the measurement and the exact results."""
     results = recorded["results"]
     n = sum(result["items"] for result in results)
     prefix = sum(result["same_prefix"] for result in results)
@@ -272,14 +271,14 @@ def hostile_facts(recorded: dict[str, Any]) -> str:
     most = max(result["others_max_abs_margin_moved"] for result in results)
     as_text = sum(result["shown_as_text"] for result in results)
     return textwrap.fill(
-        "How far the own score of an item moves (mean of the absolute move) when a text stands in front of "
-        "each of its fields: a hostile one, words of other items that are as long, and such words instead of "
-        "all of its own. A model that few users have taught moves by any text that no item has there, so the "
-        "question is whether a hostile one does more; *sure* and *reworded* are wordings that are not taken "
-        f"out of item texts. What is read before the candidates stayed the same for {prefix} of {n} items, "
-        f"and the margins of the others are to the last bit those beside a replaced item for {others}; "
-        f"beside the item as it was they differ by at most {most}, since passes of another length round "
-        f"differently. {as_text} were shown as text.",
+        "The table shows the mean absolute move of an item's own score when a text is put before each of its "
+        "fields: a hostile text, words of other items with the same length, or such words instead of its own "
+        "texts. The score of a model trained on few users moves with any unusual text, so the question is "
+        "whether a hostile one moves it more. *sure* and *reworded* are phrases that are not removed from "
+        f"item texts. The shared prefix stayed the same for {prefix} of {n} items. For {others} items the "
+        "margins of the other candidates were bit for bit the same as with a replaced item; compared with "
+        f"the original item they differ by at most {most}, since passes of another length round differently. "
+        f"{as_text} were shown as text.",
         width=105,
     )
 
@@ -292,25 +291,24 @@ def page() -> str:
         "# Speed",
         "Made by `python benchmarks/speed_page.py` from the files in `benchmarks/results/`.",
         section("Ranking", score, score["results"], SCORE),
-        "*Padded* is the way of LLM-TRSR's released code: every candidate is a prompt of its own, padded\n"
-        "to 2,048 tokens, with logits at every position. *One by one* leaves the padding out. *Shared*\n"
-        "reads what the candidates of a user have in common once. The slow ways are timed on a few\n"
-        "candidates and multiplied.",
+        "*Padded* is the method of LLM-TRSR's released code: every candidate is a separate prompt, padded\n"
+        "to 2,048 tokens, with logits at every position. *One by one* omits the padding. *Shared* reads the\n"
+        "common prefix of a user's candidates once. The slow methods are timed on a few candidates and\n"
+        "multiplied.",
         "![Seconds to rank one user against the number of candidates](speed.svg)",
         section("Training", train, train["results"], TRAIN),
         section("Summarizing", summarize, engine_rows(summarize), SUMMARIZE),
-        "Recurrent summaries of synthetic news readers with the product's defaults; all users are handed\n"
-        "over at once, and a user's calls follow each other.\n"
-        "Most of a call is reading, since a prompt is far longer than its answer; *written a second* is\n"
-        "the rate of the rest.",
+        "Recurrent summaries of synthetic news readers with default settings. All users are submitted at\n"
+        "once, and a user's calls follow each other. Most of a call is reading, since a prompt is much\n"
+        "longer than its answer; *written per second* is the rate of the rest.",
         section("Serving", serve, serve_rows(serve), SERVE),
         serve_facts(serve),
         section("Serving under load", load, load_rows(load), LOAD),
         load_facts(load),
         section("Precision on a CPU", precision, precision_rows(precision), PRECISION),
-        "Ranking the test users of finished runs in other ways than float32, which is the default on a\n"
-        "CPU. A way would be the default where it is faster, margins stay within 0.01 and all candidates\n"
-        "keep their order.",
+        "Ranking the test users of finished runs in other precisions than float32, the default on a CPU.\n"
+        "One would become the default if it were faster, margins stayed within 0.01 and all candidates kept\n"
+        "their order.",
         section("Hostile items", hostile, hostile_rows(hostile), HOSTILE),
         hostile_facts(hostile),
     ]
