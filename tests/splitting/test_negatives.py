@@ -54,7 +54,7 @@ def test_negatives_are_new_known_and_different_or_refused(
         return sampler(n_items, kind).draw(rng, f"i{target}", history, n, n_known=limit)[0]
 
     if n > len(free):
-        with pytest.raises(DataError, match=f"^Only {len(free)} .* ask for fewer negatives"):
+        with pytest.raises(DataError, match=f"^Only {len(free)} .* request fewer negatives"):
             draw()
         return
     drawn = draw()

@@ -31,7 +31,7 @@ _Vectors = npt.NDArray[np.float32]
 class EmbeddingRanker(ExampleRanker):
     """Scores a candidate by the cosine, in [-1, 1], of its embedding and the mean embedding of the history.
 
-    Looks at nothing but the example and the item texts. An item without an embedding, and every candidate of
+    Reads nothing but the example and the item texts. An item without an embedding, and every candidate of
     a user without any, has margin 0.
 
     Args:
@@ -110,7 +110,7 @@ class TextEmbedder:
             model, found = AutoModel.from_pretrained(
                 folder, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
             )
-        except Exception as error:  # files of others fail in any way
+        except Exception as error:  # third-party files fail in any way
             raise ModelError(
                 f"The model {name!r} cannot be loaded to embed texts ({first_line(error)}); use another."
             ) from error
@@ -153,10 +153,10 @@ class TextEmbedder:
 
 
 def cached_embeddings(texts: Mapping[str, str], embedder: TextEmbedder, folder: Path) -> dict[str, _Vectors]:
-    """Return the embedding of each item's text, reading what the folder holds and computing the rest.
+    """Return the embedding of each item's text, read from the folder or computed.
 
-    The file is named by the model's id, its token limit and the texts; a killed process leaves whole parts,
-    from which the next one resumes. Equal texts are read once.
+    The file is named by the model's id, its token limit and the texts; the next process resumes from the
+    whole parts of a killed one. Equal texts are embedded once.
 
     Raises:
         OutputError: the folder cannot be written; finished parts are kept.

@@ -1,4 +1,4 @@
-"""Joins several rankers into one: a small conditional logit over their margins."""
+"""Combine several rankers: a conditional logit over their margins."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def fit_fusion(
     Model: P(candidate) = softmax over the example's candidates of w · x (McFadden, "Conditional logit
     analysis of qualitative choice behavior", 1974); of several chosen ones, each counts its share. Minimised:
     the mean of -log P(chosen) over examples, plus strength / 2 * |w|^2, features divided by their standard
-    deviation (what is equal for all candidates of an example cancels out). The strength is the one of
+    deviation (values that are equal for all candidates of an example cancel out). The strength is the one of
     `STRENGTHS` with the smallest loss cross-validated over users in ten folds, leave-one-user-out with ten
     users or fewer; the stronger of equal ones.
 

@@ -7,7 +7,7 @@
   transformer", CIKM 2019; trained by guessing hidden items, as in the paper (cornac's class of that name
   guesses the last item of every beginning instead).
 
-They know items by their ids only.
+The models read item ids only, no texts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _small_seed(seed: int, name: str) -> int:
 
 @contextmanager
 def _own_randomness(seed: int) -> Iterator[None]:
-    """Seed torch and numpy globally within the block, and leave them outside as they were."""
+    """Seed torch and numpy globally within the block, and restore their state after it."""
     import torch
 
     state = np.random.get_state()
@@ -51,7 +51,7 @@ def _own_randomness(seed: int) -> Iterator[None]:
 class _CornacRanker(ExampleRanker):
     """Ranks by the scores of a model.
 
-    An item that it does not know is below all others, which are equal where it knows nothing of the example.
+    Unknown items rank below all others; for an unknown user or history the known ones tie.
     """
 
     def __init__(self, model: Any, dataset: Any, seed: int) -> None:
@@ -84,10 +84,11 @@ class _CornacRanker(ExampleRanker):
 class NcfRanker(_CornacRanker):
     """Scores candidates for a user by NeuMF's probability of an interaction.
 
-    A user is known by the events that may be learned from, so by the history before the target.
+    The model knows a user by the training events, which end before the target.
 
     Args:
-        training_events: Columns `user_id`, `item_id`: what may be learned from, see `Split.training_events`.
+        training_events: Columns `user_id`, `item_id`: the events that may be learned from, see
+            `Split.training_events`.
         settings: One point of the grid of `trsr.baselines.settings.NcfConfig`.
         seed: Of the run; the model's own is derived from it.
 
@@ -131,18 +132,18 @@ class NcfRanker(_CornacRanker):
         return None if user is None else np.asarray(self._model.score(user))
 
     def facts(self, examples: Sequence[RankingExample]) -> dict[str, int]:
-        """Count what the model does not know of some examples."""
+        """Count the items and users of some examples that the model does not know."""
         without = sum(e.user_id not in self._user for e in examples)
         return super().facts(examples) | {"examples_of_unknown_users": without}
 
 
 class SequentialRanker(_CornacRanker):
-    """Scores candidates by what a sequence model expects after the history.
+    """Scores candidates as the next item after the history, by a sequence model.
 
     Args:
         name: Which model.
-        training_events: Columns `user_id`, `item_id`, `position`: what may be learned from, see
-            `Split.training_events`. Items that are alone in every sequence stay unknown.
+        training_events: Columns `user_id`, `item_id`, `position`: the events that may be learned from,
+            see `Split.training_events`. Items that are alone in every sequence stay unknown.
         settings: One point of the grid of the model's settings (`trsr.baselines.settings`).
         seed: Of the run; the model's own is derived from it. GRU4Rec always starts from the same weights.
         device: As torch names it.
@@ -182,7 +183,7 @@ class SequentialRanker(_CornacRanker):
         return np.asarray(self._model.score(None, history)) if history else None
 
     def facts(self, examples: Sequence[RankingExample]) -> dict[str, int]:
-        """Count what the model does not know of some examples."""
+        """Count the items and users of some examples that the model does not know."""
         without = sum(not self._known(e.history) for e in examples)
         return super().facts(examples) | {"examples_without_known_history": without}
 

@@ -36,7 +36,7 @@ class _Settings(BaseModel):
 
 
 class DecayedPopularityConfig(_Settings):
-    """Popularity that fades."""
+    """Popularity with exponential decay."""
 
     half_life_days: Positives = (30.0, 1.0, 7.0, 365.0)
     """Days after which an interaction counts half."""
@@ -54,7 +54,7 @@ class EmbeddingConfig(_Settings):
     n_recent: Annotated[tuple[Count | None, ...], _Tried, _Listed] = (None, 10, 3, 1)
     """How many of the newest items make up the user; null for the whole history."""
     centre: Annotated[tuple[bool, ...], _Tried, _Listed] = (True, False)
-    """Whether the mean embedding of the catalogue is taken away first."""
+    """Whether the mean embedding of the catalogue is subtracted first."""
 
 
 class BagOfWordsConfig(_Settings):
@@ -63,9 +63,9 @@ class BagOfWordsConfig(_Settings):
     C: Positives = (10.0, 1.0, 100.0)
     """Inverse strength of the penalty on its weights."""
     max_ngram: Counts = (2,)
-    """Longest run of words that is a feature."""
+    """Longest n-gram of words that is a feature."""
     min_df: int = Field(default=2, ge=1)
-    """Training candidates in which such a run has to occur."""
+    """Training candidates in which an n-gram must occur."""
 
 
 class _SequentialConfig(_Settings):
@@ -75,7 +75,7 @@ class _SequentialConfig(_Settings):
     learning_rate: Positives = (0.003,)
     dropout: Shares = (0.2,)
     batch_size: int = Field(default=256, ge=2)
-    """Training rows a step."""
+    """Training rows per step."""
     n_negatives: int = Field(default=256, ge=1)
     """Negatives that the rows of a step share, drawn by popularity to the power 0.5."""
     max_len: int = Field(default=20, ge=2)
@@ -104,7 +104,7 @@ class Gru4RecConfig(_SequentialConfig):
     n_epochs: Counts = (5, 15)
     learning_rate: Positives = (0.05, 0.01)
     batch_size: int = Field(default=128, ge=2)
-    """Sequences read side by side; fewer where there are fewer."""
+    """Sequences read in parallel, at most as many as there are."""
 
 
 class Bert4RecConfig(_TransformerConfig):
@@ -112,7 +112,7 @@ class Bert4RecConfig(_TransformerConfig):
 
     n_epochs: Counts = (10, 30)
     batch_size: int = Field(default=128, ge=2)
-    """Sequences a step."""
+    """Sequences per step."""
     n_heads: int = Field(default=2, ge=1)
     """Must divide `dim`."""
     mask_prob: float = Field(default=0.2, gt=0, lt=1)
@@ -120,16 +120,16 @@ class Bert4RecConfig(_TransformerConfig):
 
 
 class NcfConfig(_Settings):
-    """NeuMF, the fullest of the NCF family."""
+    """NeuMF, the complete model of the NCF family."""
 
     n_factors: Counts = (8, 32)
     """Width of the matrix factorisation and of the last layer; the layers before have 2, 4 and 8 times it."""
     n_epochs: Counts = (10,)
     learning_rate: Positives = (0.003,)
     batch_size: int = Field(default=256, ge=1)
-    """Interactions a step."""
+    """Interactions per step."""
     n_negatives: int = Field(default=4, ge=1)
-    """Uniform negatives an interaction."""
+    """Uniform negatives per interaction."""
     weight_decay: float = Field(default=0.0, ge=0)
 
 

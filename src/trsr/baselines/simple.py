@@ -1,6 +1,6 @@
-"""Rankers without a language model, on the same examples and candidates: what an LLM has to beat.
+"""Rankers without a language model, on the same examples and candidates as the LLM.
 
-Each is small, deterministic, and its docstring names what it looks at. None reads the labels.
+Each is deterministic and reads no labels; its docstring names its inputs.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def require(*packages: str) -> None:
 
 
 class ExampleRanker:
-    """A ranker that reads no prompt and looks at one example after the other."""
+    """A ranker that reads no prompt and scores each example by itself."""
 
     probabilistic = False
 
@@ -100,12 +100,13 @@ class DecayedPopularityRanker(ExampleRanker):
     """Scores a candidate by log2 of the sum over its interactions of 0.5 ** (age / half-life).
 
     The age is counted from the example's own time, and only interactions strictly before it count; an example
-    without a time takes all that may be learned from. An item without such an interaction lies just below one
-    whose only interaction is the oldest of all.
+    without a time takes all training events. An item without such an interaction ranks just below one whose
+    only interaction is the oldest of all.
 
     Args:
-        training_events: Columns `user_id`, `item_id` and `timestamp` (others are ignored): what may be
-            learned from, see `Split.training_events`. Events without a time are left out and counted.
+        training_events: Columns `user_id`, `item_id` and `timestamp` (others are ignored): the events
+            that may be learned from, see `Split.training_events`. Events without a time are left out and
+            counted.
         half_life_days: Days after which an interaction counts half, above 0.
 
     Raises:
@@ -132,8 +133,8 @@ class DecayedPopularityRanker(ExampleRanker):
 
     def facts(self, examples: Sequence[RankingExample]) -> dict[str, int]:
         """Count the events that were left out, and the candidates without an earlier event."""
-        unmet = sum(not len(self._before(item, e)) for e in examples for item in e.candidates)
-        return {"events_without_time": self._n_without_time, "unmet_candidates": unmet}
+        unseen = sum(not len(self._before(item, e)) for e in examples for item in e.candidates)
+        return {"events_without_time": self._n_without_time, "unmet_candidates": unseen}
 
     def _margins(self, example: RankingExample) -> npt.ArrayLike:
         now = self._last if example.timestamp is None else _in_days(example.timestamp)
@@ -159,11 +160,11 @@ def _in_days(time: datetime) -> float:
 
 
 class Recency(ExampleRanker):
-    """Scores a candidate by how much, and how lately, its categories occur in the user's history.
+    """Scores a candidate by how often, and how recently, its categories occur in the user's history.
 
     Margin = sum over history items h of `overlap(h, candidate) * 0.5 ** (age(h) / half_life)`, where age 0 is
     the newest item and overlap is the share of the candidate's categories that h has. A candidate without
-    categories overlaps with itself only. Looks at nothing but the example.
+    categories overlaps with itself only. Reads nothing but the example.
 
     Args:
         data: The dataset; its `category_fields` are read.
@@ -310,15 +311,15 @@ class Bm25Index:
 class BagOfWordsRanker(ExampleRanker):
     """Scores a candidate by the log odds that an item with these words is a chosen one.
 
-    Features are TF-IDF of words and their runs (sublinear counts, rows of length 1). An item without a word
-    that the training candidates have has the intercept as its margin. Margins are no logits of a test's
-    choices: of training's candidates more are chosen.
+    Features are TF-IDF of n-grams of words (sublinear counts, rows of length 1). An item without a word
+    that the training candidates have has the intercept as its margin. Margins are not calibrated
+    for the test, where a smaller share of candidates is chosen.
 
     Args:
         examples: The training examples, with their candidates and labels.
         text: The text of an item id.
-        settings: `C`, the inverse strength of the L2 penalty; `max_ngram`, the longest run of words;
-            `min_df`, in how many training candidates a run has to occur.
+        settings: `C`, the inverse strength of the L2 penalty; `max_ngram`, the longest n-gram;
+            `min_df`, in how many training candidates an n-gram must occur.
 
     Raises:
         DataError: there is nothing to learn from: no examples, one kind of label, or no words.
@@ -352,7 +353,7 @@ class BagOfWordsRanker(ExampleRanker):
         self._model = LogisticRegression(C=settings["C"], max_iter=1000).fit(rows, labels)
 
     def facts(self, examples: Sequence[RankingExample]) -> dict[str, int]:
-        """Count the candidates none of whose words it knows."""
+        """Count the candidates without a known word."""
         unknown = [self._rows(e.candidates).getnnz(axis=1) == 0 for e in examples]
         return {"candidates_without_a_known_word": int(sum(part.sum() for part in unknown))}
 

@@ -1,1 +1,1 @@
-"""Measures `trsr` against the naive ways, in one process and on one machine."""
+"""Measure `trsr` against naive implementations, in one process and on one machine."""

@@ -1,6 +1,6 @@
-"""How fast `trsr import mind` reads synthetic files, against what a first script would do.
+"""Measure how fast `trsr import mind` reads synthetic files, against a naive script.
 
-Each runs in a fresh process, so that its memory is its own.
+Each runs in a fresh process, for its own memory peak.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def task(source, out):
 
 
 def bench_import(rows: int) -> dict[str, Any]:
-    """Return what `trsr bench import` prints, for at least `rows` history positions."""
+    """Return the result of `trsr bench import`, for at least `rows` history positions."""
     with tempfile.TemporaryDirectory(prefix="trsr-bench-") as folder:
         written = write_mind_files(Path(folder), rows)
         megabytes = sum(file.stat().st_size for file in Path(folder).iterdir()) / 1e6

@@ -69,16 +69,16 @@ def random_groups(
 
 
 def any_labels(model: Any) -> LabelTokens:
-    """Return two tokens to take for the answers."""
+    """Return two arbitrary tokens as the answers."""
     n_vocabulary = model.get_input_embeddings().weight.shape[0]
     return LabelTokens(n_vocabulary // 2, n_vocabulary // 3)
 
 
 def forward_flops(model: Any, groups: Sequence[ScoringGroup]) -> float:
-    """Return the floating-point operations of one reading of some groups with shared prefixes.
+    """Return the floating-point operations of a forward pass of some groups with shared prefixes.
 
     2 x parameters outside the embeddings x tokens, and for attention 4 x layers x width of the heads x pairs
-    of a token and one that it sees.
+    of a token and one it attends to.
     """
     config = model.config
     n_heads = config.num_attention_heads

@@ -1,4 +1,4 @@
-"""Training steps and ranking timed on one model, with shared prefixes and without."""
+"""Time training steps and ranking on one model, with and without shared prefixes."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def bench_train(
     device: str = "auto",
     dtype: str = "auto",
 ) -> dict[str, Any]:
-    """Measure forward and backward of `users` users a step, by LoRA with the default configuration.
+    """Measure forward and backward passes of `users` users per step, by LoRA with the default configuration.
 
-    `users` are those of one forward pass; times are per user, medians of `repeats` steps. The first of a
+    All `users` share one forward pass; times are per user, medians of `repeats` steps. The first of a
     user's `candidates` is the chosen one. Model, device and dtype are as `load_causal_lm` takes them.
     """
     shared, plain = (_model(model_name, share=share, device=device, dtype=dtype) for share in (True, False))
@@ -103,7 +103,7 @@ def _model(name: str, *, share: bool, device: str, dtype: str) -> Any:
 
 
 def _step(model: Any, labels: LabelTokens, passes: Sequence[Sequence[TrainingGroup]]) -> Callable[[], None]:
-    """Return a step that goes forward and back once a pass; its gradients are those of the passes' mean."""
+    """Return a step of one forward and backward per pass, with the gradient of the passes' mean loss."""
     objective = Objective(model, "answer", labels)
 
     def step() -> None:
@@ -123,7 +123,7 @@ def _largest_difference(left: Any, right: Any) -> float:
 
 PADDED_TOKENS = 2048
 N_CACHED = 5
-LEAST_CACHED_REPEATS = 7  # what is compared takes a second each
+LEAST_CACHED_REPEATS = 7  # each takes about a second
 
 
 def bench_score(
@@ -144,7 +144,7 @@ def bench_score(
 
         padded pointwise    as LLM-TRSR's released code: each candidate padded to 2,048 tokens, batch 1,
                             logits at every position
-        pointwise           each candidate by itself, no padding, two rows of the head
+        pointwise           each candidate separately, no padding, two rows of the head
         shared prefix       `SharedPrefixScorer`
 
     `users` groups are scored in one call; times are per user, medians of `repeats` runs, and a single run is
@@ -194,7 +194,7 @@ def bench_score(
 def _compared(
     slow: dict[str, Any] | None, shared: float, n: int, margins: npt.NDArray[np.float32]
 ) -> dict[str, Any]:
-    """Return the seconds of `n` candidates the slow ways, over those of the shared one; None if not timed."""
+    """Return the slow ways' seconds for `n` candidates and the speedup over them; None if not timed."""
     if slow is None:
         slow = {"padded": None, "pointwise": None, "margins": margins[:0]}
     n_timed, found = len(slow["margins"]), {}
@@ -213,7 +213,7 @@ def _compared(
 def _slow_ways(model: Any, group: ScoringGroup, labels: LabelTokens, n: int) -> dict[str, Any]:
     """Return the seconds per candidate of both slow ways, and the margins of the pointwise one.
 
-    The padded way has no time where a prompt is longer than what it pads to: the released code cuts it.
+    The padded way has no time if a prompt exceeds the padded length, where the released code cuts it.
     """
     few = [ScoringGroup(group.prefix, (suffix,)) for suffix in group.suffixes[:n]]
     rows = [[*group.prefix, *one.suffixes[0]] for one in few]
@@ -244,7 +244,7 @@ def _slow_ways(model: Any, group: ScoringGroup, labels: LabelTokens, n: int) -> 
 def _cached(
     scorer: SharedPrefixScorer, group: ScoringGroup, labels: LabelTokens, repeats: int
 ) -> dict[str, Any]:
-    """Time a few candidates of a user whose prefix is known, and of one whose is not."""
+    """Time a few candidates of a user with a cached and with an uncached prefix."""
     few = ScoringGroup(group.prefix, group.suffixes[:N_CACHED])
     knowing = SharedPrefixScorer(
         scorer.model, max_batch_tokens=scorer.max_batch_tokens, cache=PrefixCache(2**31)
@@ -252,7 +252,7 @@ def _cached(
     where = scorer.model.device
     list(knowing.score([few], labels))  # reads the prefix
     times: dict[bool, list[float]] = {False: [], True: []}
-    for _ in range(max(repeats, LEAST_CACHED_REPEATS)):  # in turn, so that noise of the machine falls on both
+    for _ in range(max(repeats, LEAST_CACHED_REPEATS)):  # in turn: noise of the machine affects both
         for cached, way in ((False, scorer), (True, knowing)):
             times[cached].append(seconds(lambda w=way: list(w.score([few], labels)), where))  # type: ignore[misc]
     without, known = median(times[False]), median(times[True])
@@ -277,7 +277,7 @@ def _growth(
         return {}
     groups = {n: random_groups(scorer.model, 1, n_prefix, n_candidate, n)[0] for n in counts}
     times: dict[int, list[float]] = {n: [] for n in counts}
-    for _ in range(repeats):  # in turn, so that noise of the machine falls on all
+    for _ in range(repeats):  # in turn: noise of the machine affects all
         for n, group in groups.items():
             times[n].append(seconds(lambda g=group: list(scorer.score([g], labels)), scorer.model.device))  # type: ignore[misc]
     middle = {n: float(np.median(values)) for n, values in times.items()}

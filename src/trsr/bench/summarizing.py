@@ -1,8 +1,8 @@
-"""How fast engines write summaries: many users in flight, against one prompt at a time.
+"""Measure how fast engines write summaries: many users in flight, against one prompt at a time.
 
 The prompts are real ones: recurrent summaries of synthetic news readers, with the product's own templates and
 defaults, written by `summarize` into an empty store. The naive way is timed in the same process on the same
-engine: some of the users one after the other, so that one prompt is in flight.
+engine: some of the users one after the other, with one prompt in flight.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def bench_summarize(
 
     Args:
         folder: An empty one, for the dataset.
-        engines: `transformers`, `llamacpp`; None for those that are installed.
+        engines: `transformers`, `llamacpp`; None for all installed ones.
         model: Model of all of them.
-        users: Users to summarize, all handed over at once.
+        users: Users to summarize, all submitted at once.
         blocks: Calls per user, one after the other.
         single_users: How many of the users are timed the naive way.
         in_flight: Most calls that an engine works on at the same time; None for its default.
@@ -94,7 +94,7 @@ def installed_engines() -> list[str]:
 
 
 def local_engine(kind: str, model: str, in_flight: int | None = None) -> EngineConfig:
-    """Return a local engine (or `fake`, for tests) with its defaults, or with so many calls in flight.
+    """Return a local engine (or `fake`, for tests) with its defaults, or with `in_flight` calls at a time.
 
     Raises:
         InputError: there is no such local engine.

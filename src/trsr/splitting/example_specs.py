@@ -1,7 +1,6 @@
-"""What the protocols have in common: examples before their negatives are drawn, and what can be read at all.
+"""Shared parts of the protocols: examples without negatives, and the items and events that have text.
 
-Items without any text can be neither read nor ranked: no protocol puts them into a history, a target or a
-candidate list; they are counted.
+No protocol uses an item without text as history, target or candidate; such items are counted.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ class ExampleSpec:
     Attributes:
         example_id: Unique over all splits.
         user_id: The user.
-        history: Item ids, oldest first, strictly before the target; what the ranker will see.
-        positives: What was chosen: one item, or the clicks of an impression.
+        history: Item ids, oldest first, strictly before the target, as the ranker sees them.
+        positives: The chosen items: one, or the clicks of an impression.
         shown: The unclicked candidates of an impression; None where negatives come from the catalogue.
         also_seen: Items the user also interacted with by then (cut from `history`, or at the same time).
         timestamp: When the choice was made (UTC), where known.
@@ -53,7 +52,7 @@ class Plan:
     Attributes:
         specs: By split, in an order fixed by the seed.
         n_negatives: By split; None keeps all shown ones.
-        samplers: What draws the negatives of each split; none for impressions.
+        samplers: The sampler of each split; none for impressions.
         paper_exact: Draw as the paper's released code does.
         counts: Plain numbers for the report.
         description: Plain values that describe how the examples were made.
@@ -104,9 +103,9 @@ def _draw_negatives(
     assert n is not None
     if plan.paper_exact:
         return plan.samplers[split].draw_unchecked(rng, n), 0
-    met = (*spec.history, *spec.also_seen, *spec.positives)
+    seen = (*spec.history, *spec.also_seen, *spec.positives)
     try:
-        return plan.samplers[split].draw(rng, spec.positives[0], met, n, n_known=spec.n_known)
+        return plan.samplers[split].draw(rng, spec.positives[0], seen, n, n_known=spec.n_known)
     except DataError as error:
         raise DataError(f"No negatives for the user {spec.user_id!r}: {error}") from error
 
@@ -137,7 +136,7 @@ def readable_events(dataset: Dataset, items: pl.DataFrame) -> pl.LazyFrame:
 
 
 def text_counts(dataset: Dataset, items: pl.DataFrame) -> dict[str, int | float]:
-    """Count items, events, and those among them that have no text."""
+    """Count items and events, with and without text."""
     n_items = dataset.items().select(pl.len()).collect().item()
     n_events = dataset.events().select(pl.len()).collect().item()
     n_readable = readable_events(dataset, items).select(pl.len()).collect().item()
@@ -164,7 +163,7 @@ def make_samplers(
         items: Catalogue with columns item_id and the category fields.
         config: The kind of negatives.
         popularity: Columns item_id and n; needed for `popularity` only.
-        specs: Of each split; those of one split never lend their targets to another.
+        specs: Of each split; no split uses the targets of another.
 
     Raises:
         DataError: `same-category` without category fields.
@@ -190,7 +189,7 @@ def by_seed(names: Iterable[str], seed: int) -> list[str]:
     return sorted(names, key=lambda name: (derive_seed(seed, "split", name), name))
 
 
-def require(n_found: int, n_train: int | None, n_valid: int, n_test: int, what: str) -> None:
+def require(n_found: int, n_train: int | None, n_valid: int, n_test: int, name: str) -> None:
     """Check that `n_found` users or impressions suffice for the three splits.
 
     Raises:
@@ -198,7 +197,7 @@ def require(n_found: int, n_train: int | None, n_valid: int, n_test: int, what: 
     """
     if n_found < n_valid + n_test + (1 if n_train is None else n_train):
         raise DataError(
-            f"Only {n_found} {what} can be used, but {n_train or 'at least 1'} for training, {n_valid} for "
+            f"Only {n_found} {name} can be used, but {n_train or 'at least 1'} for training, {n_valid} for "
             f"validation and {n_test} for the test are requested; lower these numbers or the limits on "
             "history."
         )

@@ -24,7 +24,7 @@ from trsr.splitting.negatives import SplitName
 
 
 class ImpressionsProtocol(BaseModel):
-    """MIND's official one: the candidates that were shown, and the clicks on them.
+    """MIND's official protocol: the candidates that were shown, and the clicks on them.
 
     Split by time where every impression has a time (the newest are the test), else by seed over users.
     """
@@ -55,7 +55,7 @@ class ImpressionsProtocol(BaseModel):
 
 
 def plan_impressions(dataset: Dataset, protocol: ImpressionsProtocol, seed: int) -> Plan:
-    """Choose the impressions of each split and leave out what has no text.
+    """Choose the impressions of each split and leave out items without text.
 
     Raises:
         DataError: the dataset has no impressions, or fewer than requested can be used.
@@ -94,7 +94,7 @@ def plan_impressions(dataset: Dataset, protocol: ImpressionsProtocol, seed: int)
 def _usable(
     logged: pl.LazyFrame, items: pl.DataFrame, min_history: int
 ) -> tuple[pl.DataFrame, dict[str, int | float]]:
-    """Return impression_id, user_id, timestamp of the usable impressions, and what was left out."""
+    """Return impression_id, user_id, timestamp of the usable impressions, and the counts of the others."""
     known = items.lazy().select("item_id", has_text=pl.lit(True))
     shown = (
         logged.select("impression_id", "candidates", "clicked")
@@ -151,7 +151,7 @@ def _usable(
 def _divide_by_time(
     usable: pl.DataFrame, protocol: ImpressionsProtocol, seed: int
 ) -> tuple[dict[SplitName, list[str]], datetime, datetime]:
-    """Test on the newest, validate on those before, train on the rest; equal times are never divided."""
+    """Test on the newest, validate on the ones before, train on the rest; equal times stay together."""
     rest = usable.sort("timestamp", "impression_id")
     n_train = 1 if protocol.n_train is None else protocol.n_train
     parts: dict[SplitName, list[str]] = {}
@@ -166,7 +166,7 @@ def _divide_by_time(
         rest = rest.filter(pl.col("timestamp") < starts[-1])
     if len(parts) < len(held) or len(rest) < n_train:
         raise DataError(
-            f"Only {len(usable)} impressions can be used, {len(rest)} of them before what is held out, but "
+            f"Only {len(usable)} impressions can be used, {len(rest)} of them before the held-out ones, but "
             f"{n_train} for training, {protocol.n_valid} for validation and {protocol.n_test} for the test "
             "are requested; lower these numbers."
         )

@@ -1,7 +1,7 @@
-"""Checks that examples have seen nothing from their target on.
+"""Checks that no example has seen its target or anything after it.
 
 The checks read the position of a target from the dataset itself, not from the code that makes examples.
-`experiment.leakage` checks what a run has made of them.
+`experiment.leakage` checks the files that a run made from them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from trsr.data.schema import TIME
 from trsr.splitting.split import Split
 from trsr.types import RankingExample
 
-_ASKED = pl.Schema(
+_QUESTIONS = pl.Schema(
     [
         ("number", pl.UInt32()),
         ("example_id", pl.String()),
         ("user_id", pl.String()),
-        ("asked_at", TIME),
+        ("time", TIME),
         ("history", pl.List(pl.String)),
         ("targets", pl.List(pl.String)),
     ]
@@ -38,19 +38,19 @@ def history_leaks(split: Split) -> list[str]:
     An item that occurs more often in a history than before its target is a leak too.
     """
     examples = [*split.train, *split.valid, *split.test]
-    asked = _asked(examples)
+    questions = _questions(examples)
     match split.protocol.kind:
         case "impressions":
-            before = _logged(split.dataset, asked)
+            before = _logged(split.dataset, questions)
         case "temporal":
-            events = split.dataset.events().join(asked.select("number", "user_id", "asked_at"), on="user_id")
-            before = events.filter(pl.col("timestamp") < pl.col("asked_at"))
+            events = split.dataset.events().join(questions.select("number", "user_id", "time"), on="user_id")
+            before = events.filter(pl.col("timestamp") < pl.col("time"))
         case _:
-            events = split.dataset.events().join(_places(split.dataset, asked), on="user_id")
-            late = pl.col("timestamp") > pl.col("asked_at")  # null, and so not late, without times
+            events = split.dataset.events().join(_places(split.dataset, questions), on="user_id")
+            late = pl.col("timestamp") > pl.col("time")  # null, and so not late, without times
             before = events.filter((pl.col("position") < pl.col("cut")) & ~late.fill_null(False))
     allowed = before.group_by("number", "item_id").agg(n_before=pl.len())
-    used = asked.select("number", item_id="history").explode("item_id").drop_nulls()
+    used = questions.select("number", item_id="history").explode("item_id").drop_nulls()
     bad = (
         used.group_by("number", "item_id")
         .agg(n=pl.len())
@@ -67,7 +67,7 @@ def history_leaks(split: Split) -> list[str]:
 
 
 def split_leaks(split: Split) -> list[str]:
-    """Describe training or validation examples that are not before, or not apart from, the later split.
+    """Describe training and validation examples that overlap with the later splits in time or users.
 
     With a split in time every example is strictly before the first one of the later splits; otherwise no user
     is in two split.
@@ -81,16 +81,16 @@ def split_leaks(split: Split) -> list[str]:
         if split.valid_from is not None and times:
             start = min(times)
             bad = [e for e in earlier if e.timestamp is None or e.timestamp >= start]
-            what = "no earlier than what it prepares for"
+            problem = "no earlier than the examples it prepares for"
         else:
             users = {example.user_id for example in later}
             bad = [e for e in earlier if e.user_id in users]
-            what = "of a user who is held out"
-        leaks += [f"the {name} example {example.example_id!r} is {what}" for example in bad]
+            problem = "of a user who is held out"
+        leaks += [f"the {name} example {example.example_id!r} is {problem}" for example in bad]
     return leaks
 
 
-def _asked(examples: Sequence[RankingExample]) -> pl.LazyFrame:
+def _questions(examples: Sequence[RankingExample]) -> pl.LazyFrame:
     rows = [
         (
             number,
@@ -102,31 +102,31 @@ def _asked(examples: Sequence[RankingExample]) -> pl.LazyFrame:
         )
         for number, example in enumerate(examples)
     ]
-    return pl.LazyFrame(rows, schema=_ASKED, orient="row")
+    return pl.LazyFrame(rows, schema=_QUESTIONS, orient="row")
 
 
-def _places(dataset: Dataset, asked: pl.LazyFrame) -> pl.LazyFrame:
-    """Return number, user_id, asked_at and `cut`: the last position of the target, or null.
+def _places(dataset: Dataset, questions: pl.LazyFrame) -> pl.LazyFrame:
+    """Return number, user_id, time and `cut`: the last position of the target, or null.
 
-    Of several targets the first: a history which reaches among them is found.
+    Of several targets the first counts, which finds a history that reaches between them.
     """
-    targets = asked.select("number", "user_id", "asked_at", item_id="targets").explode("item_id")
+    targets = questions.select("number", "user_id", "time", item_id="targets").explode("item_id")
     places = dataset.events().select("user_id", "item_id", "position")
     return (
         targets.join(places, on=["user_id", "item_id"], how="left")
-        .group_by("number", "user_id", "asked_at", "item_id")
+        .group_by("number", "user_id", "time", "item_id")
         .agg(place=pl.col("position").max())
-        .group_by("number", "user_id", "asked_at")
+        .group_by("number", "user_id", "time")
         .agg(cut=pl.col("place").min())
     )
 
 
-def _logged(dataset: Dataset, asked: pl.LazyFrame) -> pl.LazyFrame:
-    """Return number, user_id and item_id of what was logged as history with each impression asked."""
+def _logged(dataset: Dataset, questions: pl.LazyFrame) -> pl.LazyFrame:
+    """Return number, user_id and item_id of the history that was logged with each impression."""
     impressions = dataset.impressions()
     if impressions is None:
         return pl.LazyFrame(schema={"number": pl.UInt32, "user_id": pl.String, "item_id": pl.String})
     logged = impressions.select("user_id", example_id="impression_id", item_id="history")
-    names = asked.select("number", "example_id", "user_id", "asked_at")
+    names = questions.select("number", "example_id", "user_id", "time")
     rows = names.join(logged, on=["example_id", "user_id"]).explode("item_id")
     return rows.drop_nulls("item_id")

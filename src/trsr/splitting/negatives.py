@@ -1,8 +1,8 @@
-"""Sampling of negatives: items that a user did not choose, ranked against the one they did.
+"""Sample negatives: items that a user did not choose, ranked against the chosen one.
 
-A negative is never the target, never an item the user is known to have interacted with, never drawn twice
-for one example. No draw touches the whole catalogue, save where nearly all of it is excluded; `targets`
-touches all targets of the split.
+A negative is never the target or an item that the user is known to have interacted with, and never occurs
+twice in one example. A draw visits the whole catalogue only where nearly all of it is excluded; `targets`
+visits all targets of the split.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class NegativeSampler:
         Args:
             rng: The example's own generator.
             target: The positive item.
-            exclude: Item ids that may not be drawn: the user's history and whatever else is known of them.
+            exclude: Item ids that may not be drawn: all that the user is known to have interacted with.
             n: How many, at least 0.
             n_known: Draw from the first `n_known` items of the catalogue only; None for all.
 
@@ -114,7 +114,7 @@ class NegativeSampler:
         if limit - len(banned) < n:
             raise DataError(
                 f"Only {limit - len(banned)} items are left to draw {n} negatives from (catalogue of {limit},"
-                f" {len(banned)} of them the target or in the user's history); ask for fewer negatives."
+                f" {len(banned)} of them the target or in the user's history); request fewer negatives."
             )
         if self.kind == "popularity":
             return self._named(_draw_weighted(rng, self._cumulative[:limit], banned, n)), 0
@@ -127,7 +127,7 @@ class NegativeSampler:
         if len(left) < n:
             raise DataError(
                 f"Only {len(left)} targets of other users of the split are left to draw {n} negatives from;"
-                " ask for fewer negatives or more users."
+                " request fewer negatives or more users."
             )
         weights = np.array([self._chosen[i] for i in left], dtype=np.float64)
         return [left[place] for place in _draw_proportional(rng, weights, n)]
@@ -135,7 +135,7 @@ class NegativeSampler:
     def _draw_near(
         self, rng: np.random.Generator, target: str, banned: set[int], n: int, limit: int
     ) -> tuple[tuple[str, ...], int]:
-        """Take what the target's narrowest shelf has, then widen, until there are `n`."""
+        """Draw from the target's narrowest shelf, then from wider ones, until there are `n`."""
         path = self._paths[self._index[target]] if target in self._index else ()
         chosen: list[int] = []
         n_near = 0
@@ -159,7 +159,7 @@ class NegativeSampler:
         """
         if len(self._ids) < n:
             raise DataError(
-                f"The catalogue has {len(self._ids)} items, {n} negatives are requested; ask for fewer."
+                f"The catalogue has {len(self._ids)} items, {n} negatives are requested; request fewer."
             )
         return self._named(_draw_uniform(rng, len(self._ids), set(), n))
 
@@ -216,7 +216,7 @@ def _draw_proportional(rng: np.random.Generator, weights: npt.NDArray[np.float64
     """Draw `n` different places, each with a probability exactly in proportion to its weight.
 
     Systematic sampling in random order (Madow, Annals of Mathematical Statistics 1949): drawing one after the
-    other without putting back would take heavy ones less often than their weight says. A place whose
+    other without replacement would take heavy ones less often than in proportion. A place whose
     probability would exceed 1 is always taken, and the others share the rest.
     """
     order = rng.permutation(len(weights))

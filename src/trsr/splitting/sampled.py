@@ -26,7 +26,7 @@ _PAPER_NEGATIVES = NegativesConfig(kind="uniform", n_train=1, n_test=20)
 
 
 class SampledProtocol(BaseModel):
-    """The paper's: one example per user, whose target is the user's last item; users are split by seed."""
+    """The paper's protocol: one example per user, with the last item as target; users are split by seed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -42,8 +42,8 @@ class SampledProtocol(BaseModel):
     """Training users; None for all that validation and test leave."""
     train_targets: int = Field(default=1, ge=1)
     """Targets of a training user: the last N items, all chosen, and the history ends before the first of
-    them. More of them teach more from one reading of the user (as PinnerFormer's training on a stretch of
-    actions, KDD 2022); validation and test have one. An item that occurs twice is one target."""
+    them. Several targets share one prefix (as in PinnerFormer's training on a window of actions, KDD
+    2022); validation and test have one. An item that occurs twice is one target."""
     n_valid: int = Field(default=100, ge=0)
     """Validation users."""
     n_test: int = Field(default=200, ge=1)
@@ -71,7 +71,7 @@ class SampledProtocol(BaseModel):
                 f" {self.min_history} without one; at most {self.min_history} fit"
             )
         if self.paper_exact and self.train_targets > 1:
-            raise ValueError("paper_exact has one target a user; leave `train_targets` out")
+            raise ValueError("paper_exact has one target per user; leave `train_targets` out")
         if self.paper_exact and self.negatives != _PAPER_NEGATIVES:
             raise ValueError("paper_exact fixes the negatives (uniform, 1 and 20); leave `negatives` out")
         return self
@@ -141,10 +141,10 @@ def _specs(
     specs = {}
     for user_id, item_ids, timestamps in rows.iter_rows():
         # One string object per item, not one per event: at a million users this is most of the memory.
-        met = [known[item_id] for item_id in item_ids]
+        seen = [known[item_id] for item_id in item_ids]
         n = n_targets[user_id]
-        history, cut = newest(met[:-n], max_history)
-        targets = tuple(dict.fromkeys(met[-n:]))
+        history, cut = newest(seen[:-n], max_history)
+        targets = tuple(dict.fromkeys(seen[-n:]))
         specs[user_id] = ExampleSpec(
             user_id, user_id, history, targets, also_seen=cut, timestamp=timestamps[-n]
         )

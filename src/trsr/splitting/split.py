@@ -1,4 +1,4 @@
-"""Split: training, validation and test examples of a dataset by a protocol, and what may be learned from."""
+"""Split a dataset by a protocol into training, validation and test examples, and read and write them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _COLUMNS = EVENTS.names()
 
 
 class Examples(list[RankingExample]):
-    """The examples of one part of a split, which they remember as `split`."""
+    """The examples of one part of a split, with the whole as `split`."""
 
     def __init__(self, examples: Iterable[RankingExample], split: Split) -> None:
         super().__init__(examples)
@@ -50,8 +50,8 @@ class Split:
         train: Training examples.
         valid: Validation examples; may be empty.
         test: Test examples.
-        counts: Plain numbers: what was found, left out and why, and `chance_recall@k` on the test.
-        description: Plain values for a report: protocol, n, negatives, seed, where time is cut.
+        counts: Numbers found and left out, by reason, and `chance_recall@k` of the test.
+        description: Plain values for a report: protocol, sizes, negatives, seed, cuts in time.
         warnings: Sentences to show with every metric.
     """
 
@@ -134,7 +134,7 @@ class Split:
 
     @classmethod
     def read(cls, folder: str | Path, dataset: Dataset, protocol: ProtocolConfig, seed: int) -> Split:
-        """Read what `write` wrote, made from this dataset, protocol and seed.
+        """Read the folder that `write` wrote; dataset, protocol and seed are the ones it was made with.
 
         Raises:
             DataError: a file is missing or damaged.
@@ -157,7 +157,8 @@ def split(data: Dataset, protocol: str = "sampled", seed: int = 0, **settings: A
     Args:
         data: The dataset.
         protocol: `sampled` (each user's last item against drawn negatives; users are split by seed),
-            `impressions` (what was shown, as MIND logs it) or `temporal` (one cut in time for all).
+            `impressions` (the candidates that were shown, as MIND logs them) or `temporal` (one cut in time
+            for all).
         seed: The seed of every draw; the same dataset, protocol and seed give equal examples.
         settings: Of the protocol, such as `n_train`, `min_history` or `negatives`. `n_valid` and `n_test` of
             `sampled` are 100 and 200, or a tenth and a fifth of the users where that is less.
@@ -273,7 +274,7 @@ def write_examples(path: str | Path, examples: Sequence[RankingExample]) -> None
 
 
 def read_examples(path: str | Path) -> list[RankingExample]:
-    """Read what `write_examples` wrote.
+    """Read the file that `write_examples` wrote.
 
     Raises:
         DataError: the file is missing, damaged, or holds something else.
@@ -352,7 +353,7 @@ def _age(example: RankingExample) -> tuple[float, int, str]:
 
 
 def _positives(examples: Iterable[RankingExample]) -> pl.LazyFrame:
-    """Return user_id, item_id, timestamp of what was chosen, each pair once."""
+    """Return user_id, item_id, timestamp of the chosen items, each pair once."""
     rows = [
         (example.user_id, item_id, example.timestamp)
         for example in examples

@@ -1,1 +1,1 @@
-"""Fine-tunes a language model with LoRA to answer yes or no, and saves a model folder."""
+"""Fine-tune a language model with LoRA to answer yes or no, and save a model folder."""

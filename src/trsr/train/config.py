@@ -59,17 +59,17 @@ class TrainConfig(BaseModel):
 
     loss: Loss = "joint"
     """`answer`, `listwise`, `joint`, or `full` (the paper's: over every token of the prompts, here the mean
-    over a user's tokens, so that users with long prompts count as much as others). `joint` has the largest
+    over each user's tokens: users with long prompts count as much as others). `joint` has the largest
     mrr@10 on MIND and Amazon Office; it beats `answer`, has no significant difference to `listwise`, and
-    unlike that its scores stay probabilities (`docs/results.md`)."""
+    its scores stay probabilities (`docs/results.md`)."""
     learning_rate: float = Field(default=5e-4, gt=0)
     warm_start: str | None = None
     """The model folder of an earlier run, `RUN/model`, whose adapter training begins with; None for a fresh
     one. The rest of that run must be there: it shows which targets the model has already seen."""
     epochs: int = Field(default=1, ge=0)
-    """Times that every training user is read; 0 takes the model of `warm_start` as it is."""
+    """Passes over the training users; 0 takes the model of `warm_start` as it is."""
     max_steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps after which training ends, though not all users are read; None for no limit."""
+    """Most optimizer steps; None for no limit."""
     batch_size: int = Field(default=8, ge=1)
     """Users per optimizer step of all processes together, by accumulation; each with all its candidates."""
     micro_batch_size: int = Field(default=1, ge=1)
@@ -115,8 +115,8 @@ class TrainConfig(BaseModel):
         n_at_once = self.micro_batch_size * n_processes
         if self.batch_size % n_at_once:
             raise ConfigError(
-                f"train.batch_size: found {self.batch_size} users a step, which {n_processes} processes with "
-                f"micro_batch_size {self.micro_batch_size} cannot share equally; "
+                f"train.batch_size: found {self.batch_size} users per step, which {n_processes} processes "
+                f"with micro_batch_size {self.micro_batch_size} cannot share equally; "
                 f"choose a multiple of {n_at_once}."
             )
         return self.batch_size // n_at_once

@@ -1,4 +1,4 @@
-"""Training examples as token ids: one group per user with its labels, perhaps others each epoch."""
+"""Training examples as token ids: one group per user with its labels, optionally renewed each epoch."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def training_groups(
 
 
 def profile_kind(mix: ProfileMix, seed: int, example_id: str, epoch: int) -> ProfileKind:
-    """Return which profile a training example has in an epoch; depends on nothing else."""
+    """Return which profile a training example has in an epoch, from these arguments alone."""
     if not mix.none and not mix.counted:
         return "own"
     draw = derive_rng(seed, "profile", example_id, epoch).random()
@@ -94,7 +94,7 @@ class EpochGroups:
         return self._groups[number], weight
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to an epoch."""
+        """Set the epoch."""
         if self._renew is not None and epoch != self._epoch:
             self._groups = self._renew(epoch) if epoch else self._first
             self._epoch = epoch

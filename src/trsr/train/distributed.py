@@ -1,6 +1,7 @@
 """The processes that train one model together, as `accelerate launch` or `torchrun` start them.
 
-Training itself talks through torch; here processes only wait for each other and agree. Light to import.
+Training itself communicates through torch; here processes only wait for each other and share values. Light
+to import.
 """
 
 from __future__ import annotations
@@ -42,18 +43,18 @@ def is_main() -> bool:
 
 
 def prints_error(error: Exception) -> bool:
-    """Return whether this process prints an error: one of its own, or else the main process for all."""
+    """Return whether this process prints an error: its own, or as the main process for all."""
     joined = _group.cache_info().currsize > 0  # before that, all of them find the same
     return is_main() or (joined and not isinstance(error, ProcessEndedError))
 
 
 def is_sharded() -> bool:
-    """Return whether accelerate's configuration asks for FSDP."""
+    """Return whether accelerate's configuration requests FSDP."""
     return "RANK" in os.environ and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def join(cpu: bool) -> None:
-    """Connect to the other processes until this one ends; `cpu` says whether the training runs on CPUs."""
+    """Connect to the other processes until this one ends; with `cpu` the training runs on CPUs."""
     from accelerate import PartialState
 
     PartialState(cpu=cpu)
@@ -63,7 +64,7 @@ def join(cpu: bool) -> None:
 
 @cache
 def _group() -> Any:
-    """Return a group apart from the training's: over sockets, so that waiting occupies no GPU."""
+    """Return a process group over sockets: waiting in it occupies no GPU."""
     from torch import distributed
 
     return distributed.new_group(backend="gloo", timeout=_LONGEST_WAIT)

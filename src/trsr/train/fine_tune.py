@@ -1,4 +1,4 @@
-"""`fine_tune`: from examples and profiles to a model folder, opened as a `Recommender`."""
+"""Fine-tune a model on examples and profiles, and open its folder as a `Recommender`."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ def fine_tune(
 ) -> Recommender:
     """Fine-tune a LoRA adapter that answers yes or no for a user and a candidate.
 
-    Training goes on from its newest checkpoint where an equal call was killed.
+    An equal call that was killed is resumed from its newest checkpoint.
 
     Args:
         model: The base model: `smollm2-135m`, a folder or a hub id.
         train: Training examples, `split.train`.
-        profiles: What `Summarizer.summarize` returned: each example is shown with the profile of its history
-            before the target, which is written where the store lacks it. Or a mapping from user id to
+        profiles: The result of `Summarizer.summarize`: each example is shown with the profile of its history
+            before the target, which is written if the store lacks it. Or a mapping from user id to
             profile; or None to train without profiles.
         out: The model folder to write; an older one is replaced.
         valid: Validation examples: they choose the best checkpoint, and fit the calibration.
-        prompt: What the ranking prompt shows (`n_recent`, `max_tokens`, ...).
+        prompt: Settings of the ranking prompt (`n_recent`, `max_tokens`, ...).
         device: `auto`, `cpu`, `cuda`, ...
         seed: Order of the examples and initial weights.
         settings: Of training, such as `epochs`, `learning_rate`, `batch_size` or `loss`.
@@ -141,7 +141,7 @@ def _profiles_before(
         if places and profile.n_items > max(places):
             raise LeakageError(
                 f"The profile of the user {example.user_id!r} has read {profile.n_items} items; the target "
-                f"is item {max(places) + 1}; give what Summarizer.summarize returned, or profiles of the "
+                f"is item {max(places) + 1}; give the result of Summarizer.summarize, or profiles of the "
                 "history before the target."
             )
         found[example.example_id] = profile.text

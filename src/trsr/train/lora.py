@@ -22,12 +22,12 @@ _log = logging.getLogger(__name__)
 _N_NAMED = 12
 _EMBEDDINGS = {"embed_tokens", "embed_in", "embed_out", "wte", "wpe", "lm_head", "embed_positions"}
 _MAMBA = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
-# Mamba's fused kernels take these layers' weights past an adapter on them.
+# Mamba's fused kernels read these layers' weights directly, without the adapter.
 _BEHIND_KERNELS = ["out_proj", "conv1d", "x_proj", "dt_proj"]
 
 
 def with_adapter(base: Any, config: TrainConfig) -> Any:
-    """Return the model with the adapter of `warm_start`, or a fresh one: the only part that learns.
+    """Return the model with the adapter of `warm_start`, or a fresh one, the only trainable part.
 
     Raises:
         ModelError: the model has none of the layers that are to be adapted.
@@ -42,13 +42,13 @@ def lora_targets(model: str, config: LoraConfig) -> list[str]:
     """Return the names of the layers of a model that get an adapter; only its configuration is read.
 
     Raises:
-        ModelError: the model cannot be read, or a name of `target_modules` is that of no layer.
+        ModelError: the model cannot be read, or a name of `target_modules` matches no layer.
     """
     config_of_model = read_config(model)
     try:
         with torch.device("meta"):  # no memory, no weights
             base: Any = AutoModelForCausalLM.from_config(config_of_model, trust_remote_code=False)
-    except Exception as error:  # configurations of others fail in any way
+    except Exception as error:  # third-party configurations fail in any way
         raise ModelError(
             f"The model {model!r} cannot be built as a causal language model from its configuration "
             f"({first_line(error)}); use another."
@@ -110,7 +110,7 @@ def _add_lora(base: Any, config: LoraConfig) -> Any:
 
 
 def _unfit_layers(model: Any) -> list[str]:
-    """Return the linear layers that cannot have an adapter: those that do more, and Mamba's."""
+    """Return the linear layers that cannot have an adapter: routers, grouped layers, and Mamba's."""
     own = [
         name
         for name, module in model.named_modules()

@@ -39,7 +39,7 @@ def answer_loss(margins: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def listwise_loss(margins: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the mean softmax cross-entropy of each chosen candidate against all that were not.
+    """Return the mean softmax cross-entropy of each chosen candidate against all unchosen ones.
 
     mean over chosen i of -log( exp m_i / (exp m_i + sum_{j not chosen} exp m_j) ): the InfoNCE of rerankers
     (van den Oord et al., arXiv 1807.03748); no chosen candidate has to beat another. With one chosen
@@ -118,7 +118,7 @@ class Objective:
 
     @contextmanager
     def installed(self, model: Any) -> Iterator[None]:
-        """Let the model compute no more logits than the loss needs, inside the block."""
+        """Limit the model to the logits that the loss needs, inside the block."""
         if self.loss == "full":
             yield
             return
@@ -154,7 +154,7 @@ class Objective:
 
     @property
     def always_shares(self) -> bool:
-        """Whether prefixes are shared however long groups are, so that all passes are alike."""
+        """Whether prefixes are shared for groups of any length, which makes all passes alike."""
         return self.shares_prefixes and length_limit(self._model.config) is None
 
     def _shares(self, group: ScoringGroup) -> bool:

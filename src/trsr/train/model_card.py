@@ -1,4 +1,4 @@
-"""Makes the model folder: adapter, tokenizer, `trsr.json` and a model card."""
+"""Write the model folder: adapter, tokenizer, `trsr.json` and a model card."""
 
 from __future__ import annotations
 

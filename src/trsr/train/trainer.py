@@ -1,4 +1,4 @@
-"""Supervised fine-tuning with LoRA: PEFT's adapters, Hugging Face's Trainer, our packed groups and losses.
+"""Supervised fine-tuning with LoRA: PEFT's adapters, Hugging Face's Trainer, packed groups and losses.
 
 A forward pass reads each user's prefix with all candidates once. Checkpoints hold everything, so a killed
 training resumes and ends with the same weights. Only the main process writes.
@@ -64,7 +64,7 @@ class Passes(Sampler[list[tuple[int, float]]]):
         self.per_step = config.passes_per_step(n_processes)
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to an epoch, with the groups."""
+        """Set the epoch here and in the groups."""
         self._epoch = epoch
         self._groups.set_epoch(epoch)
 
@@ -101,7 +101,7 @@ class _NewEpoch(TrainerCallback):
 
 
 class _GroupTrainer(Trainer):
-    """A Trainer whose batch is some users' groups and whose validation is the paper's rule."""
+    """A Trainer on batches of users' groups, validated by R@3 + R@5 + R@10."""
 
     def __init__(
         self,
@@ -159,7 +159,7 @@ class _GroupTrainer(Trainer):
             data_collator=_collate,
             callbacks=[_NewEpoch(self.passes)],
         )
-        self.model_accepts_loss_kwargs = False  # the weights make a mean over passes that of the users
+        self.model_accepts_loss_kwargs = False  # the weights make the mean over passes one over users
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the passes of this process; accelerate would share batches out in its own way."""
@@ -202,7 +202,7 @@ class _GroupTrainer(Trainer):
         return [every[place % step][place // step] for place in range(n)]
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Save it; only then may the main process end the checkpoint with the Trainer's state."""
+        """Save the state and wait, as the main process completes the checkpoint only after all are done."""
         super()._save_rng_state(output_dir)
         distributed.wait()
 
@@ -271,7 +271,7 @@ def train(
             trainer.remove_callback(PrinterCallback)
         if distributed.count() > 1:  # the adapter is made, equal everywhere; dropout should not be
             torch.manual_seed(seed + distributed.index())
-            # torch has a new word for this that the Trainer does not know
+            # the Trainer uses torch's old name for this
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         history = _resume(trainer, checkpoints)
         if not valid:
@@ -308,7 +308,7 @@ def _check_shardable(objective: Objective, where: torch.device) -> None:
 
 @contextmanager
 def _disk_errors(folder: Path) -> Iterator[None]:
-    """Translate what Python, safetensors and torch raise on a full disk."""
+    """Translate the errors of Python, safetensors and torch on a full disk into OutputError."""
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -320,7 +320,7 @@ def _disk_errors(folder: Path) -> Iterator[None]:
 
 
 def _resume(trainer: _GroupTrainer, checkpoints: Path) -> list[dict[str, float]]:
-    """Train from the newest checkpoint to the end, and return the log; a training that is over stays so.
+    """Train from the newest checkpoint to the end, unless training has ended, and return the log.
 
     Raises:
         RunMismatchError: the checkpoint is sharded and this training is not, or the other way round.
@@ -332,7 +332,7 @@ def _resume(trainer: _GroupTrainer, checkpoints: Path) -> list[dict[str, float]]
             found, wanted = ("with", "without") if sharded else ("without", "with")
             raise RunMismatchError(
                 f"{newest} was written {found} FSDP and this training runs {wanted}; "
-                f"go on as it began, or remove {checkpoints} to begin again."
+                f"train as before, or remove {checkpoints} to start again."
             )
         state = TrainerState.load_from_json(f"{newest}/trainer_state.json")
         if _is_over(state.log_history, trainer.patience):  # killed after an early stop
@@ -378,7 +378,7 @@ def _best(folder: Path) -> tuple[float, int]:
 
 
 def _save_best(model: Any, folder: Path, value: float, step: int) -> None:
-    """Replace the best adapter in one move, so that a kill leaves the old or the new one."""
+    """Replace the best adapter in one move: a kill leaves the old or the new one."""
     weights = {}
     if distributed.is_sharded():  # gathered from the shards of all processes
         trained = {name: part for name, part in model.named_parameters() if part.requires_grad}
