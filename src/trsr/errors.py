@@ -1,9 +1,9 @@
 """Every error that `trsr` raises on purpose, in one tree.
 
     TrsrError                     exit code 1
-    ├── InputError                exit code 2: what the caller gave is wrong
+    ├── InputError                exit code 2: wrong input
     │   ├── DataError             a raw file or a dataset folder
-    │   │   └── LeakageError      something has seen the target it is used to predict
+    │   │   └── LeakageError      an input contains the target to be predicted
     │   ├── ConfigError           a configuration; lists every problem at once
     │   ├── TemplateError         a prompt template
     │   ├── ModelError            an unknown model, or one that cannot be used for this
@@ -15,11 +15,11 @@
     │   └── OutputError           a folder that cannot be written: read-only, or the disk is full
     │       └── NotErasedError    a user is deleted, but another process holds their bytes on the disk
     ├── MissingExtraError         an optional dependency is not installed
-    ├── OverloadedError           a service has more requests than it can answer in time
+    ├── OverloadedError           a service cannot answer in time
     └── EngineError               a language model engine failed; `retryable` says whether to try again
-        └── MissingLabelsError    ... gave no number for an answer, so some candidates have no margin
+        └── MissingLabelsError    ... some candidates have no margin
 
-Messages are one sentence: what was found, what was expected, what to do.
+Messages are one sentence: found, expected, what to do.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def first_line(error: Exception) -> str:
 
 
 class TrsrError(Exception):
-    """Base of all errors raised on purpose; `exit_code` is the command line's answer."""
+    """Base of all errors raised on purpose; `exit_code` is for the command line."""
 
     exit_code = 1
 
 
 class InputError(TrsrError):
-    """The caller gave something that cannot be used."""
+    """The input cannot be used."""
 
     exit_code = 2
 
@@ -63,11 +63,11 @@ class ConfigError(InputError):
 
 
 class TemplateError(InputError):
-    """A prompt template does not parse, or uses variables it was not promised."""
+    """A prompt template does not parse, or uses undeclared variables."""
 
 
 class ModelError(InputError):
-    """A model is unknown, or cannot do what is asked (for example: a label of two tokens)."""
+    """A model is unknown or unsuitable (for example: a label has two tokens)."""
 
 
 class BudgetError(InputError):
@@ -90,7 +90,7 @@ class StoreError(InputError):
 
 
 class RunMismatchError(InputError):
-    """A run or model folder was made by a configuration that differs from the one given."""
+    """A run or model folder was made by another configuration."""
 
 
 class RunInUseError(InputError):
@@ -98,7 +98,7 @@ class RunInUseError(InputError):
 
 
 class OutputError(InputError):
-    """A result cannot be written; what was finished before is kept."""
+    """A result cannot be written; earlier results are kept."""
 
 
 class NotErasedError(OutputError):
@@ -106,7 +106,7 @@ class NotErasedError(OutputError):
 
 
 class MissingExtraError(TrsrError):
-    """An optional dependency is missing; names the extra that brings it."""
+    """An optional dependency is missing; names the extra that installs it."""
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"The package {package!r} is not installed: run `pip install 'trsr[{extra}]'`.")

@@ -1,4 +1,4 @@
-"""A progress bar on standard error, and the callback that long stages report to."""
+"""A progress bar on standard error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.progress import (
 
 
 class Bar:
-    """One bar; `update` may be called as often as convenient."""
+    """One bar; `update` may be called at any rate."""
 
     def __init__(self, progress: Progress, name: str) -> None:
         self._progress = progress

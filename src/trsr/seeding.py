@@ -1,8 +1,7 @@
 """Random numbers that do not depend on order or parallelism.
 
-Every random draw belongs to a named thing (a user, an example, an epoch). Its generator is derived from the
-run's seed and that name, so processing users in another order, or in several workers, changes nothing.
-Follows SPEC 7 of the Scientific Python project: functions take a generator or a seed, never global state.
+Each generator is derived from the run's seed and the names of a user, example or epoch. There is no global
+state (SPEC 7 of the Scientific Python project).
 """
 
 from __future__ import annotations
@@ -19,5 +18,5 @@ def derive_seed(seed: int, *names: str | int) -> int:
 
 
 def derive_rng(seed: int, *names: str | int) -> np.random.Generator:
-    """Return the generator of the thing called `names`, for example `derive_rng(0, "negatives", user_id)`."""
+    """Return the generator for `names`, for example `derive_rng(0, "negatives", user_id)`."""
     return np.random.default_rng(derive_seed(seed, *names))

@@ -75,8 +75,8 @@ def _damage(file: Path) -> Iterator[None]:
 def replace_folder(path: Path, new: Path, old: Path, *, made: Collection[str]) -> None:
     """Replace `path` by the folder `new`, which gets every entry of `path` that is not in `made`.
 
-    Where the system can exchange two names, `path` always exists. Elsewhere it is missing for a moment, and a
-    process killed then leaves the old folder under the name `old`.
+    If the system can exchange two names, `path` always exists. Otherwise it is missing for a moment, and a
+    process killed then leaves the old folder at `old`.
 
     Raises:
         OSError: something could not be linked, copied or moved.
@@ -87,7 +87,7 @@ def replace_folder(path: Path, new: Path, old: Path, *, made: Collection[str]) -
     else:
         path.rename(old)
         new.rename(path)
-    _carry_over(old, path, made)  # written there by others in the meantime
+    _carry_over(old, path, made)  # files that other processes have written there
     remove_folder(old)
 
 
@@ -100,12 +100,12 @@ def left_by_the_dead(path: Path, what: str) -> list[Path]:
         except ProcessLookupError:
             found.append(folder)
         except (ValueError, OSError):
-            continue  # another user's process, or another kind of folder
+            continue  # another user's process, or an unrelated folder
     return found
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder or a link to one, as far as that is allowed."""
+    """Remove a folder or a link to one; ignore errors."""
     if path.is_symlink():
         path.unlink(missing_ok=True)
     else:
@@ -113,7 +113,7 @@ def remove_folder(path: Path) -> None:
 
 
 def _carry_over(source: Path, target: Path, made: Collection[str]) -> None:
-    """Link or copy the entries of a folder that are not in `made` and missing in the other folder."""
+    """Link or copy entries that are not in `made` and missing in `target`."""
     for entry in source.iterdir():
         to = target / entry.name
         if entry.name in made or os.path.lexists(to):
@@ -125,7 +125,7 @@ def _carry_over(source: Path, target: Path, made: Collection[str]) -> None:
 
 
 def _link(source: str, target: str) -> None:
-    """Give a file a second name, which keeps an open database whole; copy it where that is impossible."""
+    """Hard-link a file, which keeps an open database intact; copy it if that is impossible."""
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError:
@@ -133,7 +133,7 @@ def _link(source: str, target: str) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two names in one step (renameat2 of Linux); return whether the system and disk could."""
+    """Exchange two names atomically (renameat2 of Linux); return whether that was possible."""
     at_cwd, exchange = -100, 2
     try:
         rename = ctypes.CDLL(None).renameat2
@@ -149,7 +149,7 @@ def file_sha256(file: Path) -> str:
 
 
 PATIENCE = 30.0
-"""Seconds to wait for a database that another process is writing."""
+"""Seconds to wait for a database locked by another process."""
 
 
 @contextlib.contextmanager
@@ -161,7 +161,7 @@ def translate_errors(path: Path, what: str) -> Iterator[None]:
         what: Its kind, such as `summary store`.
 
     Raises:
-        StoreError: it is not what it should be.
+        StoreError: it is damaged, or another kind of file.
         OutputError: it cannot be written, or another process keeps it busy.
     """
     try:
@@ -191,17 +191,17 @@ def translate_errors(path: Path, what: str) -> Iterator[None]:
 def open_sqlite(
     path: Path, what: str, application_id: int, migrations: Sequence[str], *, many_threads: bool = False
 ) -> sqlite3.Connection:
-    """Open a database in WAL mode and apply the migrations it lacks; folders are made as needed.
+    """Open a database in WAL mode and apply missing migrations; folders are made as needed.
 
     Args:
         path: The file, or `:memory:`.
         what: Its kind, for errors.
         application_id: Marks files of this kind (`PRAGMA application_id`).
         migrations: One statement each, numbered from 1; `PRAGMA user_version` is the last one applied.
-        many_threads: Whether other threads may use the connection; the caller makes them take turns.
+        many_threads: Whether other threads may use the connection; the caller serializes them.
 
     Raises:
-        StoreError: the file is something else, or a newer version of `trsr` made it.
+        StoreError: the file is another kind, or made by a newer version of `trsr`.
         OutputError: it cannot be written, or another process keeps it busy.
     """
     with translate_errors(path, what):
@@ -215,7 +215,7 @@ def open_sqlite(
                     _migrate(db, path, what, application_id, migrations)
                     return db
                 except sqlite3.OperationalError as error:
-                    # SQLite does not wait where two processes switch a new file to WAL at once.
+                    # SQLite does not wait when two processes switch a new file to WAL at once.
                     if "locked" not in str(error) or time.monotonic() > deadline:
                         raise
                     if db.in_transaction:
@@ -229,7 +229,7 @@ def open_sqlite(
 def _migrate(
     db: sqlite3.Connection, path: Path, what: str, application_id: int, migrations: Sequence[str]
 ) -> None:
-    # In one transaction, else another process could make the tables between two of the queries.
+    # In one transaction: another process could create the tables between two queries.
     db.execute("BEGIN")
     (version,) = db.execute("PRAGMA user_version").fetchone()
     (application,) = db.execute("PRAGMA application_id").fetchone()

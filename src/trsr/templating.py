@@ -1,8 +1,8 @@
 """Strict, sandboxed prompt templates with declared variables and a content hash.
 
-A template file is divided into sections by lines of the form `[[name]]`; each section is a Jinja template.
-It is divided before rendering, so no rendered text can open or close a section. Texts of items, users and
-models pass through `sanitize_line` before they are rendered.
+Lines of the form `[[name]]` divide a template file into sections, each a Jinja template. The file is divided
+before rendering, so no rendered text can open or close a section. Texts of items, users and models pass
+through `sanitize_line` before they are rendered.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def sanitize_line(text: str) -> str:
         text = _WHITE.sub(" ", text)
     elif "  " in text:  # the only white space that is printable is a blank
         text = _WHITE.sub(" ", text)
-    # What shortens the text comes first: else a marker could appear when its inside has shrunk.
+    # Shortening comes first; otherwise it could create new markers.
     for sign, pattern, instead in _MARKERS:
         if sign in text:  # most texts have none of them
             text = pattern.sub(instead, text)
@@ -65,15 +65,13 @@ def sanitize_line(text: str) -> str:
 _ENVIRONMENT = jinja2.sandbox.ImmutableSandboxedEnvironment(
     undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=False, trim_blocks=True
 )
-# Only declared variables can be used, and rendering is a pure function of them.
+# Rendering is a pure function of the declared variables.
 _ENVIRONMENT.globals.clear()
 del _ENVIRONMENT.filters["random"]
 _SECTION = re.compile(r"^\[\[(\w+)\]\]\s*$", re.MULTILINE)
-# A part that shows only notes, which only users of the service write.
+# A part that shows only the notes of users of the service.
 _NOTES = re.compile(r"\{% if notes %\}(?:(?!\{%).)*\{% endif %\}\n?", re.DOTALL)
 _WORD = re.compile(r"<(\w+)>")
-
-
 # Expressions of a template can also fail like Python: `{{ 1 / 0 }}`, `{{ items + 1 }}`.
 _RENDER_ERRORS = (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError)
 
@@ -113,12 +111,12 @@ class Template:
         found = {}
         for name, section in self.sections.items():
             if not self.used(name):
-                with suppress(*_RENDER_ERRORS):  # `render` says what is wrong
+                with suppress(*_RENDER_ERRORS):  # `render` reports the error
                     found[name] = section.render().strip()
         return found
 
     def own_text(self, section: str) -> str:
-        """Return the text of a section without its variables; empty if there is no such section."""
+        """Return the literal text of a section; empty if there is no such section."""
         tokens = _ENVIRONMENT.lex(self._bodies.get(section, ""))
         return "".join(text for _, kind, text in tokens if kind == "data").strip()
 
@@ -175,8 +173,8 @@ def parse_template(name: str, source: str, *, sections: Iterable[str], variables
 def built_in_templates(folder: Path) -> Mapping[str, str]:
     """Return the sources of a folder's templates by name.
 
-    `NAME.j2` is one template. Where `NAME.yaml` gives words by domain, it is one template for each domain,
-    with the domain's words in the place of `<word>`.
+    `NAME.j2` is one template. With a `NAME.yaml` of words by domain, it is one template per domain, in which
+    the domain's words replace `<word>`.
     """
     sources: dict[str, str] = {}
     for file in sorted(folder.glob("*.j2")):
@@ -200,13 +198,13 @@ def load_template(
 
     Args:
         name: The name or path; `auto` for the built-in one of the domain, or else `generic`.
-        domain: What the items are, such as `news`.
-        folder: The built-in ones.
-        sections: Sections that it must have.
-        variables: Variables that it may use.
+        domain: The kind of items, such as `news`.
+        folder: The built-in templates.
+        sections: Required sections.
+        variables: Allowed variables.
 
     Raises:
-        TemplateError: no such template, or it is wrong (see `parse_template`).
+        TemplateError: there is no such template, or it is wrong (see `parse_template`).
     """
     built_in = built_in_templates(folder)
     if name == "auto":

@@ -1,7 +1,7 @@
 """An item's fields as one line of text: `Field: value; Field: value`.
 
-The line is safe to put into a prompt: it has no newline, no id, no marker that could end the prompt or speak
-as another role (`templating.sanitize_line`), and no known demand for an answer (`without_demands`).
+The line is safe in a prompt: it has no newline, no id, no marker that could end the prompt or speak as
+another role (`templating.sanitize_line`), and no known demand for an answer (`strip_injections`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 from trsr.templating import sanitize_line
 from trsr.types import Item
 
-# Every demand has one of these words, most texts have none.
+# Every demand has one of these words; most texts have none.
 _LIGHT = re.compile(r"\byes\b|\b(?:ignore|disregard|forget|override)\b", re.IGNORECASE)
 _YES = r"yes\b[\"'”’)\]}!.]*"
 _BETWEEN = r"\W+(?:[\w'’]+\W+)"
@@ -61,19 +61,19 @@ def strip_injections(text: str) -> str:
 
 
 NO_TEXT = "(no description)"
-# A raw field is cut to this length first, so that a text of a megabyte costs no more than a page.
+# A raw field is first cut to this length, which bounds the cost of very long texts.
 _MIN_RAW_CHARACTERS = 20_000
 _CHARACTERS_A_TOKEN = 24
 _WORD = re.compile(r"\w+|[^\w\s]")
 _SCRIPT = re.compile(r"<(script|style)\b[^<>]*>[^<]*</\1\s*>", re.IGNORECASE)
-# HTML, XML of word processors, markers of chats, also in square brackets.
+# HTML, XML of word processors, chat markers.
 _TAG = re.compile(r"<[/!]?[a-z_|｜][^<>]*>|<!--[^<>]*-->|\[/?(?:INST|SYS)\]", re.IGNORECASE)
 _OPEN_TAG = re.compile(r"<[/!]?[a-z_|｜][^<>]*$|&#?\w*$", re.IGNORECASE)
 _LIST_BAR = re.compile(r"(?<=\w)\|(?=\w)")
 
 
 class Tokenizer(Protocol):
-    """Text to token ids and back, as engines have it."""
+    """Text to token ids and back."""
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of `text`, with no token added around it."""
@@ -85,7 +85,7 @@ class Tokenizer(Protocol):
 
 
 class FieldCut(NamedTuple):
-    """How much of a field's value its cap cut, in tokens (words where no tokenizer counts)."""
+    """The length of a field's value and how much its cap cut, in tokens (words without a tokenizer)."""
 
     n_tokens: int
     n_cut: int
@@ -94,7 +94,7 @@ class FieldCut(NamedTuple):
 def field_cuts(
     item: Item, *, fields: Sequence[str] | None, max_field_tokens: int, tokenizer: Tokenizer | None
 ) -> dict[str, FieldCut]:
-    """Count what the cap cuts from each field that an item has, as `verbalize_item` does it."""
+    """Count what `verbalize_item` cuts from each field of an item."""
     cuts = {}
     for field in item.fields if fields is None else fields:
         if raw := item.fields.get(field, ""):
@@ -103,7 +103,7 @@ def field_cuts(
 
 
 def _field_cut(raw: str, cap: int, tokenizer: Tokenizer | None) -> FieldCut:
-    """Count a field's tokens, those beyond a page by its share of the characters."""
+    """Count a field's tokens; beyond `_MIN_RAW_CHARACTERS` estimated from the number of characters."""
     line = strip_injections(sanitize_line(_without_tags(raw[:_MIN_RAW_CHARACTERS])))
     if len(line) <= cap:  # no token is shorter than a character
         return FieldCut(len(line.split()), 0) if line else FieldCut(0, 0)
@@ -142,7 +142,7 @@ def verbalize_item(
 
 @cache
 def _label(field: str) -> str:
-    """Return the name of a field with its colon; a field called "user" gets a dash, so as not to speak."""
+    """Return a field's name with a colon; a field called "user" gets a dash, not to look like a role."""
     words = sanitize_line(field.replace("_", " "))
     return sanitize_line(f"{words[:1].upper()}{words[1:]}:")
 
@@ -179,11 +179,11 @@ def _cut_words(text: str, cap: int) -> str:
 
 
 def _cut_tokens(text: str, cap: int, tokenizer: Tokenizer) -> str:
-    """Return the longest beginning of at most `cap` tokens, short of it by a token or two."""
+    """Return a beginning of at most `cap` tokens, a token or two short of the longest."""
     ids = tokenizer.encode(text)
     keep = cap
     while len(ids) > cap:
-        # Cut ids may end within a letter, and a shorter text may tokenise differently: look again.
+        # Cut ids may end within a character, and the shorter text may have other tokens: count again.
         text = sanitize_line(tokenizer.decode(ids[:keep]).rstrip("\ufffd"))
         ids = tokenizer.encode(text)
         keep -= 1

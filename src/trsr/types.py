@@ -1,8 +1,4 @@
-"""The few values that travel between stages, all immutable. The words are those of the field.
-
-They carry no behaviour beyond checks and derived properties; what makes them lives in `data`, `splitting`,
-`summarize` and `recommend`.
-"""
+"""Immutable values passed between stages."""
 
 from __future__ import annotations
 
@@ -49,14 +45,14 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A user's profile at a point of their history.
+    """A user's profile at a point of the history.
 
     Attributes:
-        user_id: Whose profile it is.
+        user_id: The user.
         text: The profile; empty for method `none`.
         method: `none`, `counted`, `hierarchical` or `recurrent`.
-        n_items: How many of the oldest history items it has seen.
-        key: The store's key of the last call that made it; None where no call was made.
+        n_items: Number of history items it covers, from the oldest.
+        key: The store's key of the last call that made it; None if no call was made.
     """
 
     user_id: str
@@ -71,13 +67,13 @@ class RankingExample:
     """One ranking question: a history strictly before the target, candidates, and what was chosen.
 
     Attributes:
-        example_id: Unique over all splits; the user id for one row a user, with the split behind it where a
-            user can be in several, and the impression id for impressions.
-        user_id: The user; intervals are computed over users.
+        example_id: Unique over all splits: the user id for one row per user (with the split appended if a
+            user can be in several), the impression id for impressions.
+        user_id: The user; confidence intervals resample users.
         history: Item ids, oldest first, all strictly before the target.
         candidates: Item ids in an order shuffled by the example's own seed.
         labels: 1 for a chosen candidate, 0 otherwise; as long as `candidates`.
-        timestamp: When the question was asked (UTC), where known.
+        timestamp: The time of the question (UTC), if known.
     """
 
     example_id: str
@@ -94,15 +90,14 @@ class RankingExample:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What moved a candidate's margin, by leave-one-out attribution.
+    """Leave-one-out attribution of a candidate's margin.
 
     Attributes:
-        margin: With everything.
+        margin: The margin with the whole prompt.
         without_item: (item id, margin - margin without it) for each recent item shown, oldest first; above 0
-            where the item speaks for the candidate.
+            if the item favours the candidate.
         without_note: The same for the sentences of the user's notes.
-        without_sentence: The same for the profile's sentences (or clauses, where it is one sentence), in
-            their order.
+        without_sentence: The same for the profile's sentences, in order (clauses, if it is one sentence).
     """
 
     margin: float
@@ -120,9 +115,9 @@ class RankedItem:
         rank: From 1, the best.
         margin: In logits.
         score: In [0, 1].
-        index: Its place among the candidates as they were given, from 0.
-        title: The item's title; empty where the ranker does not know its text.
-        explanation: Why it has this margin, where that was requested.
+        index: Its position among the given candidates, from 0.
+        title: The item's title; empty if the ranker does not know its text.
+        explanation: Why it has this margin, if requested.
     """
 
     item_id: str

@@ -151,7 +151,7 @@ def test_gguf_is_converted_once_and_says_so(
     assert first == second
     assert loads == [gguf]
     assert sorted(file.name for file in first.iterdir()) == ["model.safetensors", "tokenizer.json"]
-    assert "De-quantising tiny.gguf once" in capsys.readouterr().err
+    assert "Dequantizing tiny.gguf once" in capsys.readouterr().err
 
 
 def test_failed_conversion_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,7 +159,7 @@ def test_attention_that_hides_nothing_within_the_context_is_shared(
 def test_positions_that_follow_from_the_length_are_shared_where_they_do_not_change(
     kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    prefix_attention._say_too_long.cache_clear()
+    prefix_attention._warn_too_long.cache_clear()
     model = by_length(kind)
     assert prefix_attention.enable(model)
     assert prefix_attention.fits(model, GROUPS[0])  # 30 and 20

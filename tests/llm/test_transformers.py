@@ -170,7 +170,7 @@ NO_HEAD = r"no weights of that size for lm_head\.weight,"
         (lambda folder: (folder / "model.safetensors").write_bytes(b"not safetensors"), "cannot be loaded"),
         (lose_the_head, NO_HEAD),
         (lambda folder: lose_the_head(folder, rows=1), NO_HEAD),
-        (add_adapter, "comes with a LoRA adapter"),
+        (add_adapter, "includes a LoRA adapter"),
         (lambda folder: configure(folder, architectures=["BertForMaskedLM"]), "BertForMaskedLM"),
         (lambda folder: configure(folder, architectures=["LlamaForSequenceClassification"]), "Sequence"),
         (shutil.rmtree, "There is no model"),

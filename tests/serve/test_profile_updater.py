@@ -176,7 +176,7 @@ def test_a_user_whose_calls_fail_holds_up_nobody(store: ServeStore) -> None:
     assert seen(store, "good") == [5]
     assert updater.totals.n_calls_failed == store.facts()["failing"] == 1
     (error,) = store._db.execute("SELECT error FROM pending").fetchone()
-    assert "told to fail" in error
+    assert "set to fail" in error
     waiting(store)
     assert updater.step() == 0
     waiting(store)

@@ -107,7 +107,7 @@ def test_readiness_shows_what_profiles_wait_for_and_why_but_not_where_the_engine
     shop.buy("ann", "i1")
     shop.follow()
     failure = str(shop.service.updater.last_failure)
-    assert "told to fail" in failure
+    assert "set to fail" in failure
     shop.service.updater.last_failure = f"{failure} at http://inside:8080/v1"
     with shop.client:
         ready = shop.client.get("/readyz").json()

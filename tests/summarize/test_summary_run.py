@@ -192,7 +192,7 @@ def test_a_failed_call_is_kept_as_a_row_and_only_it_is_tried_again(method: str, 
         summarize_all(HISTORIES, summarizer, store, bad)
     assert caught.value.retryable
     (failed,) = (row for row in store.rows() if row.error is not None)
-    assert (failed.text, failed.error) == (None, "The fake engine was told to fail here.")
+    assert (failed.text, failed.error) == (None, "The fake engine was set to fail here.")
     assert texts(summarize_all(HISTORIES, summarizer, store, good)) == expected
     assert good.n_calls == healthy.n_calls - (bad.n_calls - 1)
     assert totals(store)["failed"] == 0

@@ -1,7 +1,7 @@
-"""What a model's attention and positions depend on, read off its configuration and the masks it asks for.
+"""Find out from a model's configuration and masks what its attention and positions depend on.
 
-A short text shows neither a window of thousands of tokens nor positions that change with the length. So what
-is not understood is named here, and `prefix_attention` and `generation` then read texts one by one.
+A short probe shows neither a window of thousands of tokens nor positions that change with the length.
+Unknown settings are reported here, and `prefix_attention` and `generation` then read texts one by one.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ _FIXED_ROPE = frozenset({None, "default", "linear", "llama3", "yarn", "proportio
 _ROPE_BY_LENGTH = frozenset({"dynamic", "longrope"})
 # Arguments by which some architectures change the scores of attention.
 _UNKNOWN_ARGUMENTS = ("softcap", "s_aux", "position_bias", "head_mask")
-# Settings whose names speak of attention that is no function of the positions between two tokens.
+# Names of settings of attention that is no function of the distance between two tokens.
 _LONG_RANGE = re.compile(
     "window|chunk|sparse|alibi|dilat|stride|local_|lsh|hash|compress|index_topk|index_block|indexer"
     "|temperature_tuning|scaling_n_floor|logn|ntk|block_size|random_blocks|segment|memory_len|mem_len"
 )
-# Those among them that are other things, or that the masks show (`hidden_masks`).
+# Exceptions: names with another meaning, or settings that the masks show (`hidden_masks`).
 _UNDERSTOOD = re.compile(
     r"_?(prefix_dense_)?sliding_window(_pattern|_size)?|use_sliding_window|max_window_layers|chunk_size_feed_forward"
     r"|(mamba_)?chunk_size|attention_chunk_size|local_attention|decoder_sparse_step|num_local_experts|index_topk_freq"
 )
-# Largest distance that is rounding; wrong positions or a wrong mask change logits by far more.
+# Relative differences up to this are rounding; wrong positions or masks change logits by far more.
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.1}
-# What a model raises that cannot be read in the way that is tried.
+# Raised by models that do not support the probe.
 _PROBE_ERRORS = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError)
 _WATCH = "trsr_watch"
 _MOST_POSITIONS = 1 << 20
@@ -44,12 +44,12 @@ _MOST_POSITIONS = 1 << 20
 def difference(
     model: Any, read: Callable[[], Iterable[torch.Tensor]], plain: Callable[[], torch.Tensor]
 ) -> str:
-    """Return why what a model answers in other ways is not its plain answer; empty where it is.
+    """Return why logits computed in other ways differ from the plain ones; empty if they are equal.
 
     Args:
         model: A causal language model.
-        read: Yields logits, read in some ways.
-        plain: Returns the logits of one text at a time, shape (n_texts, V).
+        read: Yields logits of the other ways, shape (n_texts, V).
+        plain: Returns the logits of texts read one by one, shape (n_texts, V).
     """
     try:
         with torch.inference_mode():
@@ -59,7 +59,7 @@ def difference(
                 if found.shape != expected.shape:
                     return "it gives the logits of other tokens than those requested"
                 error = float((found - expected).norm() / spread)
-                if not error <= _TOLERANCE[model.dtype]:  # also where it is no number
+                if not error <= _TOLERANCE[model.dtype]:  # also if it is NaN
                     return f"its answers differ by {error:.1g}"
     except _PROBE_ERRORS as problem:
         return first_line(problem)
@@ -67,10 +67,7 @@ def difference(
 
 
 def length_limit(config: Any) -> int | None:
-    """Return up to how many positions a model reads a token alike in longer and shorter texts; None for any.
-
-    Beyond it, rotary positions follow from the length of the whole text.
-    """
+    """Return the text length beyond which rotary positions depend on it; None for no limit."""
     limits = []
     for rope in _ropes(config):
         kind = str(rope.get("rope_type"))
@@ -82,7 +79,7 @@ def length_limit(config: Any) -> int | None:
 
 
 def unknown_terms(config: Any) -> str:
-    """Name the settings that may change attention or positions in a way not known here; empty for none."""
+    """Name the settings that may change attention or positions in unknown ways; empty for none."""
     kinds = {rope.get("rope_type") for rope in _ropes(config)} - _FIXED_ROPE - _ROPE_BY_LENGTH
     found = [f"rope_type={kind}" for kind in sorted(map(str, kinds))]
     for name, value in sorted(config.get_text_config(decoder=True).to_dict().items()):
@@ -92,7 +89,7 @@ def unknown_terms(config: Any) -> str:
 
 
 def refuse_unknown_terms(arguments: Mapping[str, Any]) -> None:
-    """Refuse arguments of an attention that change its scores in ways not known here.
+    """Refuse arguments that change attention scores in unsupported ways.
 
     Raises:
         NotImplementedError: naming the first.
@@ -102,7 +99,7 @@ def refuse_unknown_terms(arguments: Mapping[str, Any]) -> None:
 
 
 def forget_lengths(model: nn.Module) -> None:
-    """Let dynamic rotary positions follow from the text at hand alone, not from longer ones read before."""
+    """Make dynamic rotary positions independent of longer texts read before."""
     for module in model.modules():
         if "dynamic" in str(getattr(module, "rope_type", "")) and hasattr(module, "max_seq_len_cached"):
             module.register_forward_pre_hook(_forget_length)
@@ -118,9 +115,9 @@ def _forget_length(module: Any, _args: Any) -> None:
 
 
 def hidden_masks(model: Any, tokens: torch.Tensor) -> str:
-    """Say what a model's masks hide beyond the sliding windows that its layers name; empty for nothing.
+    """Describe masks that hide more than the sliding windows named by their layers; empty for none.
 
-    The masks are evaluated all over the model's context, however short `tokens` are.
+    The masks are evaluated over the model's whole context, however short `tokens` are.
 
     Args:
         model: A causal language model whose attention can be replaced.
@@ -142,7 +139,7 @@ def hidden_masks(model: Any, tokens: torch.Tensor) -> str:
 
 
 class _Watch:
-    """Attends as `sdpa` and notes the first mask that its layer's window does not explain."""
+    """Attends as `sdpa` and notes the first mask not explained by its layer's window."""
 
     def __init__(self, n_positions: int) -> None:
         self.reason = ""
@@ -183,7 +180,7 @@ class _Watch:
         return "its layers make masks of their own"
 
     def _is_explained(self, function: Callable[..., Any], window: int | None, device: torch.device) -> bool:
-        """Whether a mask is causal, with the window if there is one, at places all over the context."""
+        """Whether a mask is causal, within the window if any, at positions all over the context."""
         n = self._n_positions
         edges = {2**k + d for k in range(21) for d in (-1, 0)} | {n - 1}
         edges |= set() if window is None else {window - 1, window, window + 1}
@@ -194,7 +191,7 @@ class _Watch:
             expected = keys <= query if window is None else (keys <= query) & (query - keys < window)
             try:
                 seen = torch.as_tensor(function(first, first, query, keys)).expand_as(expected)
-            except (IndexError, RuntimeError):  # it looks at more than positions
+            except (IndexError, RuntimeError):  # the mask depends on more than positions
                 return False
             if not bool((seen == expected).all()):
                 return False
@@ -202,12 +199,12 @@ class _Watch:
 
 
 def _context(config: Any) -> int:
-    """Return the most positions of a model, by its configuration; many where that says nothing."""
+    """Return the context length in a configuration; 2^17 if it has none."""
     return int(getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or 1 << 17)
 
 
 def _ropes(config: Any) -> list[dict[str, Any]]:
-    """Return the settings of rotary positions: one, or one per kind of layer."""
+    """Return the rotary settings: one, or one per kind of layer."""
     found = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
     nested = [rope for rope in found.values() if isinstance(rope, dict) and "rope_type" in rope]
     return nested or [found]

@@ -30,7 +30,7 @@ class PhrasePart:
 
     Attributes:
         phrases: The allowed phrases, at least one, without commas and semicolons.
-        n_phrases: How many different ones are written; all, if there are fewer.
+        n_phrases: Number of distinct phrases to write; all if there are fewer.
         lead: Text between the previous part and this one, after a semicolon: `before that`.
     """
 
@@ -85,8 +85,8 @@ class Generation:
         n_generated_tokens: Tokens written.
         seconds: Wall-clock time of the call, or its share of a batch.
         error: One sentence, when the call failed for good; None otherwise.
-        more: Whether the next result is ready already and comes without waiting, so that callers can store
-            several results at once. False promises nothing.
+        more: Whether the next result is already available; callers may store several at once. False promises
+            nothing.
     """
 
     index: int
@@ -126,8 +126,7 @@ class TextGenerator(Protocol):
     def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
         """Yield one `Generation` per prompt as each is finished.
 
-        `prompts` may grow while the caller takes results; what was appended is answered too. A prompt is not
-        read again after its result.
+        `prompts` may grow while the caller takes results. A prompt is not read again after its result.
 
         Raises:
             EngineError: the engine as a whole is unusable (a single failed call is a result with `error`).
@@ -152,7 +151,7 @@ class LabelScorer(Protocol):
 
 def prompt_key(prompt: Prompt, model_id: str, params: GenerationParams) -> str:
     """Return the sha256 (hex) of a generation request: the sorted JSON of prompt, model and parameters."""
-    # By hand: `asdict` takes longer than all the rest, and requests of one kind differ in their last message.
+    # `asdict` is slower than the hash itself; requests of one kind differ only in their last message.
     last = [{"role": message.role, "content": message.content} for message in prompt.messages[-1:]]
     rest: dict[str, Any] = {"messages": last, "prefill": prompt.prefill}
     if prompt.parts is not None:

@@ -1,7 +1,7 @@
-"""Renders the turns of a prompt in a model's chat format, or as plain paragraphs where the model has none.
+"""Render prompts in a model's chat format, and find the answer in the model's output.
 
-Chat templates come with models and differ: some trim the text, some refuse or drop the system role, some
-open a think block. In every case the prompt holds the text of every turn as given, or there is an error.
+Chat templates differ: some trim the text, some refuse or drop the system role, some open a think block. The
+rendered prompt always holds the text of every turn as given, or there is an error.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Tokenizer(ABC):
 
         Args:
             prompt: The turns.
-            think: False closes the think block of a model that has one.
+            think: False closes the model's think block, if it has one.
 
         Raises:
             ModelError: the chat template fails, or does not keep the text of a turn.
@@ -104,7 +104,7 @@ class Tokenizer(ABC):
 
     @cached_property
     def takes_system(self) -> bool:
-        """Whether a system turn can be given as such; else its text is put in front of the user's."""
+        """Whether the chat template accepts a system turn; else its text goes in front of the user's."""
         try:
             self._write(_EXAMPLE, {})
         except ModelError:
@@ -125,7 +125,7 @@ class Tokenizer(ABC):
 
     @cached_property
     def leading_ids(self) -> tuple[int, ...]:
-        """The ids that the tokenizer puts before a text by itself: its BOS, or nothing."""
+        """The ids that the tokenizer itself puts before a text: its BOS, or nothing."""
         whole, body = self.token_ids("x", adds_special=True), self.token_ids("x", adds_special=False)
         starts = range(len(whole) - len(body) + 1)
         return tuple(next((whole[:n] for n in starts if whole[n : n + len(body)] == body), ()))
@@ -136,7 +136,7 @@ class Tokenizer(ABC):
 
     @cached_property
     def _adds_blank(self) -> bool:
-        """Whether the tokenizer puts a blank before a text that stands alone, as SentencePiece does."""
+        """Whether the tokenizer puts a blank before a text on its own, as SentencePiece does."""
         apart = [*self._line_end, *self.token_ids("x", adds_special=False)]
         return self.token_ids("\nx", adds_special=False) != apart
 
@@ -150,7 +150,7 @@ class Tokenizer(ABC):
         return self.token_ids(text, adds_special=False)
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Return the ids of a text that begins a prompt, after the tokenizer's BOS unless that is written."""
+        """Return the ids of a text that begins a prompt, with the tokenizer's BOS unless the text has it."""
         ids, leading = self.token_ids(text, adds_special=False), self.leading_ids
         return ids if tuple(ids[: len(leading)]) == leading else [*leading, *ids]
 
@@ -158,10 +158,9 @@ class Tokenizer(ABC):
     def prompt_version(self) -> int:
         """1 where prompts are the same as before version 2 of `trsr`, else 2.
 
-        Version 2 begins with the BOS that the tokenizer adds by itself, gives models without a chat template
-        an answer cue, puts the system text before the user's for models without a system role, closes think
-        blocks before the answer, reads a candidate without a blank added by the tokenizer, and an answer with
-        the blank that the chat template writes before it.
+        Version 2 begins with the tokenizer's BOS, gives models without a chat template an answer cue, puts
+        the system text before the user's for models without a system role, closes think blocks before the
+        answer, adds no blank before a candidate, and keeps the chat template's blank before the answer.
         """
         if not self.has_chat_template or self.answer_blank or self._adds_blank:
             return 2
@@ -169,7 +168,7 @@ class Tokenizer(ABC):
 
     @cached_property
     def text_prompt_version(self) -> int:
-        """The `prompt_version` of prompts for texts, which end without an answer cue or a label."""
+        """The `prompt_version` of prompts for text generation, which end without an answer cue or a label."""
         if self.has_chat_template and not self.takes_system:
             return 2
         text = self.render_chat(Prompt(_EXAMPLE))
@@ -181,8 +180,8 @@ class Tokenizer(ABC):
 def rendered(tokenizer: Tokenizer, prompt: Prompt, thinking: bool) -> str:
     """Return the text that an engine reads.
 
-    A model that thinks cannot continue a prefill, so this is left out. Other models, and those whose answer
-    consists of given phrases, are told not to think.
+    Thinking is disabled unless `thinking` is set and the answer is free text. A model that thinks cannot
+    continue a prefill, which is then left out.
     """
     if thinking and prompt.parts is None:
         return tokenizer.render_chat(replace(prompt, prefill=""))
@@ -190,11 +189,11 @@ def rendered(tokenizer: Tokenizer, prompt: Prompt, thinking: bool) -> str:
 
 
 def check_vocabulary(config: Any, tokenizer: Tokenizer, ids: Sequence[int]) -> None:
-    """Refuse a prompt with tokens that the model has no weights for: added to its tokenizer alone.
+    """Refuse a prompt with tokens that the model has no weights for.
 
     Args:
-        config: Of the model, from transformers.
-        tokenizer: Of the prompt.
+        config: The model's configuration, from transformers.
+        tokenizer: The tokenizer that made `ids`.
         ids: The prompt.
 
     Raises:
@@ -204,21 +203,21 @@ def check_vocabulary(config: Any, tokenizer: Tokenizer, ids: Sequence[int]) -> N
     if isinstance(n_known, int) and (highest := max(ids, default=0)) >= n_known:
         raise ModelError(
             f"The prompt holds the token {tokenizer.decode([highest])!r} ({highest}) of the tokenizer, but "
-            f"the model knows the tokens 0 to {n_known - 1}; use the tokenizer that it was made with."
+            f"the model knows the tokens 0 to {n_known - 1}; use the tokenizer of this model."
         )
 
 
 def text_model_id(model: str, tokenizer: Tokenizer, thinking: Thinking) -> str:
-    """Return the model id under which the texts of the engine `transformers` are kept.
+    """Return the model id under which texts of the engine `transformers` are stored.
 
-    Texts that answer prompts of version 2 are not those of version 1; `+thinking` never had version 1.
+    Texts of prompt version 2 differ from version 1; `+thinking` never had version 1.
     """
     changed = thinking == "off" and tokenizer.text_prompt_version == 2
     return with_thinking(models.model_id(model) + "+prompt2" * changed, thinking)
 
 
 Thinking = Literal["off", "strip"]
-"""`off`: the model is told not to think. `strip`: it may, and its thoughts are cut from the answer."""
+"""`off` disables thinking; `strip` allows it and cuts the thoughts from the answer."""
 NO_THINKING: dict[str, Any] = {"enable_thinking": False, "thinking": False}
 """Switches of chat templates: Qwen3 and most others, DeepSeek and Granite."""
 _MAX_CHARACTERS_PER_TOKEN = 10  # models write 2 to 6 on average, in any language
@@ -227,8 +226,8 @@ _WORDS = "think|thinking|thoughts?|reasoning|reflection|seed:think"
 THOUGHT_MARK = re.compile(
     r"</?[\w:]*think[\w:]*>|\[/?THINK\]|◁/?think▷|<\|(?:channel|message)\|>", re.IGNORECASE
 )
-"""A token that opens or closes thoughts, in the vocabularies that have some."""
-# The channels of gpt-oss as they are written, or run together by a server that leaves special tokens out.
+"""A token that opens or closes thoughts."""
+# Also the channels of gpt-oss, as a server that leaves special tokens out runs them together.
 _OPEN = re.compile(
     rf"<\s?(?:{_WORDS})\s?>|\[\s?THINK\]|◁think▷|<\|channel\|>\s*(?:analysis|commentary)\b[^<]*<\|message\|>"
     r"|(?-i:\Aanalysis(?=[A-Z]))",
@@ -269,10 +268,10 @@ def answer_in(text: str, *, prefilled: bool = False, whole: bool = True) -> str:
     """Return the answer within a text, as far as it has begun; empty if it has not.
 
     Args:
-        text: What a model wrote, or its beginning.
+        text: A model's output, or its beginning.
         prefilled: Whether it continues a prefill: a line that ends with a colon is then no introduction by
             itself.
-        whole: Whether the model ended it; false where a cap of tokens did.
+        whole: False if the token limit cut the output off.
     """
     return _FENCE_END.sub("", _from_answer(text, prefilled, whole)).strip()
 
@@ -280,12 +279,12 @@ def answer_in(text: str, *, prefilled: bool = False, whole: bool = True) -> str:
 def answer_or_error(
     text: str, stop: Sequence[str], prefill: str = "", *, whole: bool = True
 ) -> tuple[str, str | None]:
-    """Return the answer within a text up to the first stop text in it, and why there is none.
+    """Return the answer within a text up to its first stop text, and the reason if there is none.
 
     Args:
-        text: What a model wrote.
+        text: A model's output.
         stop: Texts that end an answer.
-        prefill: The words that it continues; some models repeat them.
+        prefill: The words that the output continues; some models repeat them.
         whole: See `answer_in`.
     """
     begun = _from_answer(text, bool(prefill), whole)
@@ -296,12 +295,12 @@ def answer_or_error(
 
 
 def within(text: str, n_tokens: int) -> str:
-    """Return a text, cut at a word where it has far more characters than `n_tokens` tokens can have.
+    """Cut a text at a word if it has far more characters than `n_tokens` tokens can have.
 
-    For engines whose tokens cannot be counted here.
+    For engines whose tokens cannot be counted locally.
     """
-    most = n_tokens * _MAX_CHARACTERS_PER_TOKEN
-    return text if len(text) <= most else text[: most + 1].rsplit(maxsplit=1)[0][:most]
+    limit = n_tokens * _MAX_CHARACTERS_PER_TOKEN
+    return text if len(text) <= limit else text[: limit + 1].rsplit(maxsplit=1)[0][:limit]
 
 
 def before_stop(text: str, stop: Sequence[str]) -> str:
@@ -319,7 +318,6 @@ def has_stopped(text: str, stop: Sequence[str]) -> bool:
 
 
 def _from_answer(text: str, prefilled: bool, whole: bool) -> str:
-    """Return a text from where the answer begins; its end is left as it is."""
     if closed := list(_CLOSE.finditer(text)):
         text = _TURN_END.split(text[closed[-1].end() :], maxsplit=1)[0]
     if opened := _OPEN.search(text):
@@ -360,5 +358,5 @@ def _why_empty(text: str) -> str:
 
 
 def with_thinking(model_id: str, thinking: Thinking) -> str:
-    """Return the model id under which texts are kept; a model that thinks writes other texts."""
+    """Return the model id under which texts are stored: thinking changes the texts."""
     return f"{model_id}+thinking" if thinking == "strip" else model_id

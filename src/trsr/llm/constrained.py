@@ -1,8 +1,8 @@
-"""Constrained decoding: an answer made of given phrases only, which keeps a small model from inventing.
+"""Constrained decoding: answers made of given phrases only, so that a small model cannot invent any.
 
-A text has one or more parts, each with phrases of its own. Which of them are written, and in which order, is
-the model's choice. `PhraseConstraint` works token by token; `grammar` is the same rule for engines that take
-one, except that it cannot forbid repetitions, which `tidy` removes.
+A text has one or more parts, each with its own phrases, which the model selects and orders.
+`PhraseConstraint` works token by token. `grammar` is the same rule for engines with grammars; it cannot
+forbid repetitions, which `trim_incomplete` removes.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from trsr.llm.base import PhrasePart
 
 COMMA = ","
 BREAK = ";"
-"""Stands between two parts, and nowhere else."""
+"""Separates two parts."""
 STOP = "."
 
 
 def trim_incomplete(text: str, parts: Sequence[PhrasePart]) -> str:
-    """Return a text without what its cap cut off, and without repeated phrases; anything else stays."""
+    """Return a text without its incomplete last phrase and without repeated phrases."""
     phrases_by_part = _phrases_by_part(text, parts)
     if phrases_by_part and phrases_by_part[-1]:
         last = phrases_by_part[-1]
@@ -61,7 +61,7 @@ def _escaped(phrase: str) -> str:
 
 
 def _phrases_by_part(text: str, parts: Sequence[PhrasePart]) -> list[list[str]]:
-    """Take a text apart at its breaks and commas; the last part takes what has no place."""
+    """Split a text at its breaks and commas; the last part takes the rest."""
     rest = text.strip().rstrip("\N{REPLACEMENT CHARACTER}").removesuffix(STOP)
     found = []
     for part in parts[1:]:
@@ -73,12 +73,12 @@ def _phrases_by_part(text: str, parts: Sequence[PhrasePart]) -> list[list[str]]:
     head, _, tail = rest.rpartition(BREAK)
     following = parts[len(found) + 1 :][:1]
     if head and any(part.lead.startswith(tail.strip()) for part in following):
-        rest = head  # the lead was cut off
+        rest = head  # the token limit cut the lead off
     return [[p for p in (s.strip() for s in one.split(COMMA)) if p] for one in (*found, rest)]
 
 
 class PhraseConstraint:
-    """Which tokens may come next in one text; `advance` follows each token that was written.
+    """Knows which tokens may come next in one text; call `advance` with each token written.
 
     Args:
         parts: At least one; each with at least one phrase.
@@ -89,7 +89,7 @@ class PhraseConstraint:
     def __init__(
         self, parts: Sequence[PhrasePart], encode: Callable[[str], list[int]], ends: Iterable[int]
     ) -> None:
-        def after_word(text: str) -> list[int]:  # a text alone may have other tokens
+        def after_word(text: str) -> list[int]:  # alone, a text may have other tokens
             return encode(f"a{text}")[len(encode("a")) :]
 
         phrases = [{tuple(encode(f" {phrase}")): None for phrase in part.phrases} for part in parts]
@@ -100,7 +100,7 @@ class PhraseConstraint:
         self._comma, self._stop = after_word(COMMA)[-1], after_word(STOP)[-1]
         self._ends = set(ends)
         self._forced: list[int] = []  # the rest of a lead
-        self._ended = False  # behind the stop
+        self._ended = False  # after the stop
         self._part = 0
         self._begin_part()
 
@@ -132,7 +132,7 @@ class PhraseConstraint:
         return {self._stop, *self._ends}
 
     def advance(self, token: int) -> None:
-        """Note that an allowed token, other than one that ends a text, was written.
+        """Record a written token, which must be allowed and not end the text.
 
         Raises:
             ValueError: it is not allowed.

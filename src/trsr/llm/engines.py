@@ -20,7 +20,7 @@ REQUIRED_PACKAGES: dict[str, tuple[str, str] | None] = {
 """The package that each engine needs, and the extra that installs it."""
 
 IN_FLIGHT = {"llamacpp": "n_parallel", "openai": "concurrency", "transformers": "max_rows"}
-"""The setting of each engine that limits how many prompts it works on at once."""
+"""The setting of each engine that limits its concurrent prompts."""
 
 
 class _Engine(BaseModel):
@@ -30,9 +30,9 @@ class _Engine(BaseModel):
 class _Thinking(_Engine):
     # YAML reads `off` as false.
     thinking: Annotated[Thinking, BeforeValidator(lambda given: "off" if given is False else given)] = "off"
-    """Whether a reasoning model thinks before it answers. `off`: it is told not to (`enable_thinking` of its
+    """Whether a reasoning model thinks before it answers. `off` disables thinking (`enable_thinking` of the
     chat template; over HTTP `chat_template_kwargs` and `reasoning_effort`, if the server accepts them).
-    `strip`: it may, and its thoughts are cut from the answer. Thoughts never become a summary."""
+    `strip` allows it and cuts the thoughts from the answer. Thoughts never become a summary."""
     thinking_tokens: int = Field(default=2048, ge=1)
     """Tokens that `strip` allows for thoughts, in addition to those of the answer."""
 
@@ -44,7 +44,7 @@ class FakeEngine(_Engine):
     delay: float = Field(default=0.0, ge=0)
     """Seconds that each call takes."""
     log: str | None = None
-    """A file that gets one JSON line at the beginning of each call: its key, the time, the process."""
+    """A file that gets one JSON line at the start of each call: its key, time and process."""
 
 
 class LlamaCppEngine(_Thinking):
@@ -54,12 +54,12 @@ class LlamaCppEngine(_Thinking):
     model: str = "smollm2-135m"
     """`smollm2-135m`, the path of a `.gguf` file, or `OWNER/NAME/FILE.gguf` on the hub."""
     n_parallel: int = Field(default=16, ge=1)
-    """Slots: prompts worked on at the same time."""
+    """Slots: concurrent prompts."""
     max_prompt_tokens: int = Field(default=1024, ge=1)
     """Longest prompt, chat format included; memory grows with `n_parallel * max_prompt_tokens`."""
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads; by default `OMP_NUM_THREADS`, which Ray sets for its workers, else the physical cores this
-    process may use."""
+    """CPU threads; by default `OMP_NUM_THREADS` (set by Ray for its workers), else the physical cores
+    available to this process."""
 
 
 class OpenAIEngine(_Thinking):
@@ -71,28 +71,28 @@ class OpenAIEngine(_Thinking):
     model: str
     """The model's name on that server; for label scoring with vLLM also that of a LoRA adapter."""
     revision: str | None = None
-    """The part of the model id after the @; by default the server's host and port. Set it to keep summaries
+    """The part of the model id after the @; by default the server's host and port. Set it to reuse summaries
     when the same model moves to another address, or to separate them when the model changes."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; a server without keys needs none."""
     concurrency: int = Field(default=32, ge=1)
-    """Most calls in flight."""
+    """Maximum concurrent calls."""
     timeout: float = Field(default=120.0, gt=0)
-    """Seconds without an answer after which a call is tried again."""
+    """Seconds without an answer before a call is retried."""
     retries: int = Field(default=5, ge=0)
-    """How often a failed call is tried again."""
+    """Retries of a failed call."""
     grammar: Literal["llama.cpp", "vllm", "sglang"] | None = None
-    """How the server takes a grammar, which grounded summaries need."""
+    """The server's grammar field, needed for grounded summaries."""
     scoring: Literal["auto", "vllm", "sglang", "top_logprobs"] = "auto"
     """How the server scores labels: vLLM's `/generative_scoring`, SGLang's `/v1/score`, or the top logprobs
-    of a completion. `auto` asks the server what it is."""
+    of a completion. `auto` detects the server."""
     top_logprobs: int = Field(default=20, ge=2)
-    """Tokens whose logprob is requested when scoring by `top_logprobs`. A label that is not among them is an
-    error; servers have a limit (vLLM: `--max-logprobs`)."""
+    """Number of logprobs requested when scoring by `top_logprobs`. A label missing from them is an error;
+    servers have a limit (vLLM: `--max-logprobs`)."""
 
     @property
     def served_model_id(self) -> str:
-        """The id under which texts of this server are kept."""
+        """The id under which texts of this server are stored."""
         revision = self.revision or urlsplit(self.base_url).netloc
         return with_thinking(f"{self.model}@{revision}", self.thinking)
 
@@ -104,15 +104,15 @@ class TransformersEngine(_Thinking):
     model: str = "smollm2-135m"
     """`smollm2-135m`, a model folder, or a hub id."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """`auto`: bfloat16 where the device computes in it, else float32."""
+    """`auto`: bfloat16 if the device supports it, else float32."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
     max_batch_tokens: int = Field(default=16384, ge=1)
-    """Positions of one batch, padding and new tokens included; memory grows with it."""
+    """Positions per batch, including padding and new tokens; memory grows with it."""
     max_prompt_tokens: int = Field(default=2048, ge=1)
     """Longest prompt."""
     max_rows: int | None = Field(default=None, ge=1)
-    """Most texts written at the same time; by default as many as `max_batch_tokens` has room for."""
+    """Most concurrent texts; by default as many as fit `max_batch_tokens`."""
 
 
 EngineConfig = Annotated[
@@ -120,12 +120,12 @@ EngineConfig = Annotated[
 ]
 
 DEFAULT_ENGINE: EngineConfig = TransformersEngine()
-"""The faster local engine for summaries on GPUs and CPUs, measured with `trsr bench summarize`: it reads the
-common beginning of all prompts once. It is the same on every machine, so that texts do not depend on it."""
+"""The faster local engine for summaries on GPUs and CPUs (`trsr bench summarize`), which reads the common
+beginning of all prompts once. It is the same on every machine: texts do not depend on the machine."""
 
 
 def n_thought_tokens(config: EngineConfig) -> int:
-    """Return how many tokens a call may write in addition to those of its answer."""
+    """Return the tokens that a call may write in addition to its answer."""
     return config.thinking_tokens if isinstance(config, _Thinking) and config.thinking == "strip" else 0
 
 

@@ -1,7 +1,4 @@
-"""Deterministic stand-ins for a language model: they write, score and tokenise without one.
-
-The engine `fake` is for tests, examples and dry runs. Its texts depend on the prompt alone.
-"""
+"""Deterministic generator, scorer and tokenizer without a model, for tests, examples and dry runs."""
 
 from __future__ import annotations
 
@@ -35,9 +32,9 @@ _COMMON = frozenset(
 _SPECIAL = ("<|im_start|>", "<|im_end|>", "yes", "no", "Yes", "No")
 _SPLIT = re.compile(r"(<\|im_start\|>|<\|im_end\|>|\b(?:yes|no|Yes|No)\b)")
 TOGETHER = 64
-"""Results of `FakeGenerator` that arrive together, when it takes no time."""
+"""Results per batch of a `FakeGenerator` without delay."""
 CHARACTERS_A_TOKEN = 4
-"""Of `RoughTokenizer`."""
+"""Characters per token of `RoughTokenizer`."""
 
 
 class FakeGenerator:
@@ -45,10 +42,10 @@ class FakeGenerator:
 
     Args:
         delay: Seconds that each call takes.
-        fail_on: Calls that fail: every nth one (counted over the generator's life, from 1), or those whose
-            prompt makes the function true.
+        fail_on: Calls that fail: every nth one (over the generator's lifetime, from 1), or those for which
+            the function returns true.
         shuffle: Whether results come in another order than the prompts.
-        log: A file that gets one JSON line at the beginning of each call; several processes may write to it.
+        log: A file that gets one JSON line at the start of each call; several processes may write to it.
 
     Attributes:
         n_calls: Calls made so far, failed ones included.
@@ -88,7 +85,7 @@ class FakeGenerator:
         self.n_calls += 1
         if self._log is not None:
             key = prompt_key(prompt, self.model_id, params)
-            with self._log.open("a", encoding="utf-8") as log:  # one write, so that lines stay whole
+            with self._log.open("a", encoding="utf-8") as log:  # one write keeps lines whole
                 log.write(json.dumps({"key": key, "time": time.time(), "process": os.getpid()}) + "\n")
         if self._delay:
             time.sleep(self._delay)
@@ -98,7 +95,7 @@ class FakeGenerator:
         else:
             fails = self._fail_on is not None and self._fail_on(prompt)
         if fails:
-            return Generation(index, "", n_read, 0, self._delay, "The fake engine was told to fail here.")
+            return Generation(index, "", n_read, 0, self._delay, "The fake engine was set to fail here.")
         text = fake_text(prompt, params)
         return Generation(index, text, n_read, len(text.split()), self._delay)
 
@@ -108,7 +105,7 @@ def _order(numbers: range, shuffle: bool) -> Sequence[int]:
 
 
 def n_words(prompt: Prompt) -> int:
-    """Return the tokens of a prompt as `FakeGenerator` counts them: words."""
+    """Return the number of words of a prompt, the tokens of `FakeGenerator`."""
     return sum(len(message.content.split()) for message in prompt.messages)
 
 
@@ -151,7 +148,7 @@ class FakeScorer:
     """A `LabelScorer` whose logits, in [-4, 4), are a hash of the token ids.
 
     Args:
-        shuffle: Whether groups come in another order than given.
+        shuffle: Whether groups come in another order.
     """
 
     def __init__(self, *, shuffle: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""The engine `transformers`: texts written by a Hugging Face causal language model, on a GPU or a CPU."""
+"""The engine `transformers`: generate text with a Hugging Face causal language model, on a GPU or a CPU."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ _log = logging.getLogger(__name__)
 
 
 class SmallBatchLinear(nn.Linear):
-    """A linear layer that takes its product the other way round for 5 to 16 rows, which is faster on a CPU.
+    """A linear layer that transposes its product for 5 to 16 rows, which is faster on a CPU.
 
-    Results are equal except for the last bits.
+    Results are equal up to the last bits.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -51,14 +51,14 @@ class SmallBatchLinear(nn.Linear):
 
 
 def use_small_batch_linear(model: nn.Module) -> None:
-    """Change the linear layers of a model that only writes, where they compute on a CPU in float32."""
+    """Replace the float32 linear layers on the CPU of a model used for generation only."""
     for layer in model.modules():
         if type(layer) is nn.Linear and layer.weight.dtype is torch.float32 and layer.weight.is_cpu:
             layer.__class__ = SmallBatchLinear
 
 
 class TransformersGenerator:
-    """Greedy or sampled generation of texts, at most `max_rows` and `max_batch_tokens` positions together.
+    """Generates texts in batches of at most `max_rows` texts and `max_batch_tokens` positions.
 
     Attributes:
         reading_seconds: Time spent on reading prompts so far.
@@ -105,9 +105,8 @@ class TransformersGenerator:
     def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
         """Yield one result per prompt as each is finished; see `TextGenerator`.
 
-        Prompts wait in rounds, a round being as many as there were at first: prompts of later rounds follow
-        from answers to earlier ones, and the long chains of a few users should not be left for the end. In a
-        round the longest come first.
+        Prompts wait in rounds as large as the first one, because prompts of later rounds follow from earlier
+        answers and long chains should not be left for the end. In a round the longest come first.
 
         Raises:
             EngineError: the generator was closed.
@@ -145,7 +144,7 @@ class TransformersGenerator:
                 yield self._result(text, params)
 
     def _text_of(self, index: int, prompt: Prompt) -> Text:
-        """Return a prompt as token ids; prompts of one kind differ in the last message only."""
+        """Return a prompt as token ids; prompts of one kind differ only in the last message."""
         ids = self.tokenizer.encode_prompt(rendered(self.tokenizer, prompt, self._thinks))
         check_vocabulary(self._model.config, self.tokenizer, ids)
         constraint = None
@@ -163,14 +162,14 @@ class TransformersGenerator:
         return Generation(text.index, words, len(text.prompt), len(text.written), text.seconds, error)
 
     def _continues(self, stop: tuple[str, ...], written: list[int]) -> bool:
-        """Return whether an answer holds no stop text; it had none before its last token."""
+        """Return whether an answer has no stop text; it had none before its last token."""
         token = written[-1]
         if token not in self._token_texts:
             self._token_texts[token] = self._decode([token, token])  # twice: the first blank may be swallowed
         text = self._token_texts[token]
         if any(s[-1:] in text for s in stop) or (stop and "\N{REPLACEMENT CHARACTER}" in text):
             return not has_stopped(self._decode(written), stop)
-        return True  # decoding the whole text is only worth it where its last token may end a stop text
+        return True  # the last token cannot end a stop text, so the whole text need not be decoded
 
     def _decode(self, tokens: list[int]) -> str:
         """Return a text without its special tokens, except those around thoughts."""
@@ -190,17 +189,17 @@ def _too_long(text: Text, most: int) -> Generation:
 def how_many_join(
     waiting: Sequence[Text], present: Sequence[Text], n_new: int, budget: int, max_rows: int | None = None
 ) -> int:
-    """Return how many of the waiting texts, from the first on, should join those present now.
+    """Return how many of the waiting texts, from the first on, should join the present ones now.
 
-    As many as fit the budget, rows counted at the length of the longest, and `max_rows`; but a third of those
-    present at least, since a pass over few prompts costs more than a few empty rows.
+    As many as fit `max_rows` and the budget (each row as long as the longest). None, if they are fewer than a
+    third of the present texts: a pass over few prompts costs more than a few empty rows.
     """
     longest = max((len(text.prompt) for text in present), default=0)
     n_joining = 0
     for n_rows, text in enumerate(waiting, start=len(present) + 1):
         longest = max(longest, len(text.prompt))
         fits = n_rows * (longest + n_new) <= budget and (max_rows is None or n_rows <= max_rows)
-        if not fits and n_rows > 1:  # one is always written
+        if not fits and n_rows > 1:  # one always fits
             break
         n_joining += 1
     return n_joining if 3 * n_joining >= len(present) else 0

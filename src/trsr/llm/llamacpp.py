@@ -1,4 +1,4 @@
-"""Writes texts with llama.cpp inside this process: GGUF models on a CPU, many prompts at once."""
+"""Generate text with llama.cpp in this process: GGUF models on a CPU, many prompts at once."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ except ImportError as _error:
 class LlamaCppGenerator:
     """A `TextGenerator` over an in-process llama.cpp server with continuous batching (`xllamacpp`).
 
-    The first prompt starts the server, so a run that needs no new text loads nothing. The frequency penalty
-    is not applied: llama.cpp would count the words of the prompt too. With one slot, equal seeds give equal
-    texts; with more, the rest of the batch can change a greedy text in rare cases (see `open_server`).
+    The first prompt starts the server. The frequency penalty is not applied: llama.cpp would count the words
+    of the prompt too. With one slot, equal seeds give equal texts; with more, the rest of the batch can rarely
+    change a greedy text (see `open_server`).
 
     Raises:
         ModelError: there is no such model, or it has no GGUF file.
@@ -42,10 +42,10 @@ class LlamaCppGenerator:
         self._gguf = models.gguf_file(config.model)
         self._context = gguf_context(self._gguf)
         self._thinks = config.thinking == "strip"
-        self._stops_early = False  # seen: a stop text came before the answer had begun
+        self._stops_early = False  # a stop text once came before the answer began
         self._server: Any = None
         self._tokenizer: LlamaCppTokenizer | None = None
-        self._room = 0  # new tokens that a slot of the running server has room for
+        self._room = 0  # new tokens that fit a slot of the running server
         self.model_id = with_thinking(models.model_id(config.model), config.thinking)
 
     def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
@@ -78,7 +78,7 @@ class LlamaCppGenerator:
         self._server = self._tokenizer = None  # llama.cpp stops when the object dies
 
     def _start(self, n_new: int) -> None:
-        """Start the server, again where its slots have no room for `n_new` new tokens."""
+        """Start the server, or restart it if its slots are too small for `n_new` new tokens."""
         if self._server is not None and n_new <= self._room:
             return
         self.close()
@@ -95,7 +95,7 @@ class LlamaCppGenerator:
         assert self._tokenizer is not None
         server, free, started = self._server, prompt.parts is None, time.perf_counter()
         request = {
-            "prompt": rendered(self._tokenizer, prompt, self._thinks),  # llama.cpp puts the BOS before it
+            "prompt": rendered(self._tokenizer, prompt, self._thinks),  # llama.cpp adds the BOS
             "max_tokens": n_new,
             "temperature": params.temperature,
             "seed": params.seed,
@@ -144,14 +144,14 @@ def open_server(gguf: Path, *, n_parallel: int, slot_tokens: int, threads: int) 
 
     It also answers the OpenAI API at `listening_address + "/v1"`.
 
-    Flash attention and the reuse of earlier prompts are off: with them, a greedy text depends on the other
-    prompts in the batch or earlier in the slot. Prompts of several slots are still read together, which can
-    change last digits; with `n_parallel=1` two runs of one seed are equal.
+    Flash attention and prompt reuse are off: with them, a greedy text depends on other prompts of the batch
+    or slot. Prompts of several slots are still read together, which can change last digits; with
+    `n_parallel=1`, runs of one seed are equal.
 
     Args:
         gguf: The model file.
         n_parallel: Slots.
-        slot_tokens: Prompt and new tokens that one slot holds.
+        slot_tokens: Prompt and new tokens per slot.
         threads: CPU threads.
 
     Raises:
@@ -176,7 +176,7 @@ def open_server(gguf: Path, *, n_parallel: int, slot_tokens: int, threads: int) 
             f"llama.cpp could not load {gguf} ({error}): check that it is a whole GGUF file and that "
             f"{n_parallel} slots of {slot_tokens} tokens fit into memory."
         ) from error
-    # An object that dies before its loop has begun to run waits for that loop for ever.
+    # A server deleted before its loop runs would wait for the loop for ever.
     server.handle_completions({"prompt": ".", "max_tokens": 1})
     return server
 
@@ -184,8 +184,7 @@ def open_server(gguf: Path, *, n_parallel: int, slot_tokens: int, threads: int) 
 class LlamaCppTokenizer(Tokenizer):
     """The tokenizer and chat format of a GGUF file, which can differ from the original model's.
 
-    llama.cpp writes ChatML for a file without a chat template, and no BOS into a text before which it puts
-    one.
+    llama.cpp writes ChatML for a file without a chat template, and adds the BOS itself.
 
     Args:
         server: See `open_server`.
@@ -206,7 +205,7 @@ class LlamaCppTokenizer(Tokenizer):
         return [int(token) for token in ask_server(self._server, "/tokenize", request)["tokens"]]
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Return the ids of a text that begins a prompt, as the server reads it: after its BOS."""
+        """Return the ids of a text that begins a prompt, after the BOS that the server adds."""
         return [*self.leading_ids, *self.token_ids(text, adds_special=False)]
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -224,7 +223,7 @@ class LlamaCppTokenizer(Tokenizer):
 
 
 def ask_server(server: Any, path: str, request: dict[str, Any]) -> dict[str, Any]:
-    """Return a server's JSON answer over its loopback port, past any proxy."""
+    """Return a server's JSON answer over its loopback port, bypassing any proxy."""
     address = urlsplit(server.listening_address)
     connection = http.client.HTTPConnection(address.hostname or "127.0.0.1", address.port, timeout=60)
     try:
@@ -235,9 +234,9 @@ def ask_server(server: Any, path: str, request: dict[str, Any]) -> dict[str, Any
 
 
 def default_threads() -> int:
-    """Return `OMP_NUM_THREADS` where that is a number from 1, else the physical cores this process may use.
+    """Return `OMP_NUM_THREADS` if it is a number above 0, else the physical cores available.
 
-    llama.cpp's threads wait by spinning: two workers that each take all cores are slower than one alone.
+    llama.cpp's threads spin while waiting: two workers that each use all cores are slower than one.
     """
     named = os.environ.get("OMP_NUM_THREADS", "")
     if named.isdecimal() and int(named):

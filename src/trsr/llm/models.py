@@ -1,7 +1,4 @@
-"""Find models by name: the embedded one, a `.gguf` file, a local folder, or a Hugging Face hub id.
-
-Gives each engine the form it reads (`gguf_file`, `hf_folder`) and a name by content (`model_id`).
-"""
+"""Find models by name and read their files: GGUF file or folder, an id by content, the context length."""
 
 from __future__ import annotations
 
@@ -40,9 +37,9 @@ _CONTEXT_KEYS = (
     "max_sequence_length",
     "n_ctx",
 )
-# Rotary embeddings whose configuration states the context before it was stretched.
+# Rotary embeddings whose configuration states the original, unstretched context.
 _STRETCHED = ("linear", "dynamic", "ntk", "yarn")
-# Models whose positions begin after that of the padding, so that some are never used.
+# Models whose positions begin after the padding's, which leaves some unused.
 _OFFSET = ("roberta", "camembert", "xmod", "data2vec-text")
 _NO_LIMIT = 10**9  # a tokenizer without a limit says 10^30
 # Sizes in bytes of the scalar values of a GGUF file, by their type.
@@ -56,7 +53,7 @@ class ModelSource:
 
     Attributes:
         name: A short name without folders, the first half of `model_id`.
-        kind: `gguf` and `folder` are local at `path`; `hub` is the repository `repo` at `revision`.
+        kind: `gguf` and `folder` are local, at `path`; `hub` is the repository `repo` at `revision`.
         path: The `.gguf` file or the folder, None for `hub`.
         repo: `OWNER/NAME` on the hub, else empty.
         file: The `.gguf` file inside the repository, empty for safetensors.
@@ -98,7 +95,7 @@ def locate(name: str) -> ModelSource:
         return ModelSource(path.name, "gguf", path.resolve())
     if name and path.is_dir():
         return _locate_folder(path.resolve())
-    # A name that looks like a path (`./x`, `/x`, `~/x`, `a/b/c`) and is not there is a typing mistake.
+    # A path (`./x`, `/x`, `~/x`) that does not exist is a typing mistake, not a hub id.
     if found := None if name.startswith((".", "/", "~")) else _HUB_ID.fullmatch(name):
         inside, revision = found["file"] or "", found["revision"] or "main"
         return ModelSource(name.partition("@")[0], "hub", repo=found["repo"], file=inside, revision=revision)
@@ -130,7 +127,7 @@ def _locate_folder(folder: Path) -> ModelSource:
 
 
 def gguf_file(name: str) -> Path:
-    """Return the path of a model's GGUF file, downloading it from the hub where needed.
+    """Return the path of a model's GGUF file, downloading it from the hub if necessary.
 
     Raises:
         ModelError: the name is unknown, or the model has no GGUF file.
@@ -147,10 +144,10 @@ def gguf_file(name: str) -> Path:
 
 
 def hf_folder(name: str) -> Path:
-    """Return a folder that `transformers` can load, downloading or de-quantising where needed.
+    """Return a folder that `transformers` can load, downloading or dequantizing if necessary.
 
-    A GGUF file is de-quantised once (about 40 s for the embedded model) into the cache folder; processes
-    that need it at the same time wait for the first.
+    A GGUF file is dequantized once (about 40 s for the embedded model) into the cache folder; other processes
+    wait for the first.
 
     Args:
         name: As for `locate`.
@@ -165,9 +162,9 @@ def hf_folder(name: str) -> Path:
         gguf = gguf_file(name)
         return dequantize(gguf, cache_dir() / "models" / f"{gguf.stem}-{file_sha256(gguf)[:12]}")
     folder = source.path or _from_hub(source)
-    if (folder / "adapter_config.json").is_file():  # transformers would apply it
+    if (folder / "adapter_config.json").is_file():  # transformers would apply the adapter
         raise ModelError(
-            f"The model {name!r} comes with a LoRA adapter (adapter_config.json); merge the adapter into "
+            f"The model {name!r} includes a LoRA adapter (adapter_config.json); merge the adapter into "
             "its base model, or name a folder without it."
         )
     return folder
@@ -176,8 +173,8 @@ def hf_folder(name: str) -> Path:
 def model_id(name: str) -> str:
     """Return `NAME@REVISION`, which changes whenever the model's files do.
 
-    The revision is 12 hex digits: of the GGUF file's sha256, of the sha256 over a folder's model files, or
-    of the hub's commit. Where the files lie does not enter.
+    The revision is 12 hex digits of the GGUF file's sha256, of the sha256 over a folder's model files, or of
+    the hub's commit. It does not depend on the path.
 
     Raises:
         ModelError: the name is unknown, or the hub cannot be reached and nothing is cached.
@@ -208,7 +205,7 @@ def model_files(name: str) -> list[Path]:
 
 
 def is_missing(name: str) -> bool:
-    """Return whether a model is not on this machine, though the hub may have it.
+    """Return whether a model is missing from this machine, though the hub may have it.
 
     Raises:
         ModelError: the name is unknown, or the hub says that it has no such model.
@@ -228,7 +225,7 @@ def _folder_files(folder: Path) -> list[Path]:
 
 
 def file_sha256(path: Path) -> str:
-    """Return a file's sha256 in hex; computed once for each path, size and time of change."""
+    """Return a file's sha256 in hex, cached by path, size and modification time."""
     stat = path.stat()
     key = f"{path.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}"
     note = cache_dir() / "hashes" / hashlib.sha256(key.encode()).hexdigest()
@@ -245,7 +242,7 @@ def file_sha256(path: Path) -> str:
 
 
 def _from_hub(source: ModelSource, *, local_only: bool = False) -> Path:
-    """Return the file of a model on the hub, or its folder, downloading it unless `local_only`."""
+    """Return the file or folder of a model on the hub, downloading it unless `local_only`."""
     hub = _import_hub()
     options: dict[str, Any] = {"revision": source.revision, "local_files_only": local_only}
     try:
@@ -271,8 +268,8 @@ def _hub_commit(source: ModelSource) -> str:
 def _hub_error(source: ModelSource, error: Exception) -> ModelError:
     wanted = "/".join(filter(None, (source.repo, source.file)))
     return ModelError(
-        f"The model {wanted!r} (revision {source.revision}) is not cached and could not be taken from the "
-        f"Hugging Face hub ({first_line(error)}): check the name and the connection, or give a local folder."
+        f"The model {wanted!r} (revision {source.revision}) is not cached and could not be downloaded from "
+        f"the Hugging Face hub ({first_line(error)}): check name and connection, or give a local folder."
     )
 
 
@@ -285,20 +282,20 @@ def _import_hub() -> ModuleType:
 
 
 def dequantize(gguf: Path, folder: Path) -> Path:
-    """Return `folder`, filled with the de-quantised model and its tokenizer if it is not there yet.
+    """Return `folder`, creating it with the dequantized model and its tokenizer if it is missing.
 
-    It appears whole or not at all: written to a temporary folder and renamed, under a lock.
+    It is written to a temporary folder and renamed under a lock.
     """
     if folder.is_dir():
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(folder.name + ".lock")):
-            if not folder.is_dir():  # another process may have made it meanwhile
-                _log(f"De-quantising {gguf.name} once (about 40 s for 135 million weights) ...")
+            if not folder.is_dir():  # another process may have made it
+                _log(f"Dequantizing {gguf.name} once (about 40 s for 135 million weights) ...")
                 started = time.perf_counter()
                 _convert(gguf, folder)
-                _log(f"... done in {time.perf_counter() - started:.0f} s, kept in {folder}.")
+                _log(f"... done in {time.perf_counter() - started:.0f} s, stored in {folder}.")
     except OSError as error:
         raise OutputError(
             f"The model cache {folder.parent} cannot be written ({error.strerror or error}): "
@@ -317,7 +314,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         with contextlib.redirect_stderr(io.StringIO()):  # progress bars of transformers
             for part in _load_gguf(gguf):
                 part.save_pretrained(temporary)
-        for file in temporary.iterdir():  # both are made private; a cache may be shared
+        for file in temporary.iterdir():  # created as private, but a cache may be shared
             file.chmod(0o644)
         temporary.chmod(0o755)
         temporary.replace(folder)
@@ -327,7 +324,7 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 def _load_gguf(gguf: Path) -> tuple[Any, Any]:
     """Load a GGUF through transformers as a plain float32 model and its tokenizer."""
-    if importlib.util.find_spec("gguf") is None:  # transformers would say so less clearly, and later
+    if importlib.util.find_spec("gguf") is None:  # transformers' own message is unclear
         raise MissingExtraError("gguf", "hf")
     try:
         import torch
@@ -343,7 +340,7 @@ def _load_gguf(gguf: Path) -> tuple[Any, Any]:
             f"The file {gguf} could not be read by transformers ({first_line(error)}): "
             "use the model's safetensors folder, or the engine `llamacpp`."
         ) from error
-    # What was loaded counts as quantised and refuses to be saved: put its weights into a fresh model.
+    # transformers refuses to save what it loaded as quantized: move the weights into a fresh model.
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -356,7 +353,7 @@ def _load_gguf(gguf: Path) -> tuple[Any, Any]:
 
 
 def context_length(name: str) -> int | None:
-    """Return how many tokens a model reads at most, prompt and answer together; None where nothing says it.
+    """Return the most tokens of prompt and answer together; None if unknown.
 
     Args:
         name: As for `locate`; one on the hub is downloaded.
@@ -379,7 +376,7 @@ def context_length(name: str) -> int | None:
 
 
 def read_config(name: str) -> Any:
-    """Return a model's configuration as transformers reads it.
+    """Return a model's transformers configuration.
 
     Raises:
         ModelError: it cannot be read.
@@ -392,7 +389,7 @@ def read_config(name: str) -> Any:
     folder = hf_folder(name)
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # files of others fail in any way
+    except Exception as error:  # foreign files fail in any way
         raise ModelError(
             f"The configuration of the model {name!r} cannot be read ({first_line(error)}); "
             "use another model."
@@ -418,7 +415,7 @@ def context_of(config: Any) -> int | None:
 
 
 def gguf_context(file: Path) -> int | None:
-    """Return the context length in the header of a GGUF file; None where it has none, or is damaged."""
+    """Return the context length in a GGUF file's header; None if it is absent or damaged."""
     try:
         with file.open("rb") as stream:
             magic, _version, _n_tensors, n_values = struct.unpack("<4sIQQ", stream.read(24))
@@ -429,7 +426,7 @@ def gguf_context(file: Path) -> int | None:
                     return _number(stream, _SIZES[kind]) or None
                 _skip(stream, kind, 1)
     except (OSError, EOFError, struct.error, KeyError):
-        pass  # loading the file says what is wrong with it
+        pass  # loading the file reports the damage
     return None
 
 
@@ -441,7 +438,6 @@ def _number(stream: BinaryIO, size: int) -> int:
 
 
 def _skip(stream: BinaryIO, kind: int, n: int) -> None:
-    """Skip `n` values of one type."""
     if kind in _SIZES:
         stream.seek(n * _SIZES[kind], 1)
         return

@@ -1,8 +1,8 @@
-"""Calls servers that speak the OpenAI API (vLLM, SGLang, llama.cpp, Ollama, hosted), and writes texts there.
+"""Generate text on servers with an OpenAI API: vLLM, SGLang, llama.cpp, Ollama, hosted.
 
-Many calls are in flight at once, in an event loop on a thread of its own; callers see a plain generator.
-Rate limits, server errors, timeouts and cut connections are tried again by the `openai` client (exponential
-back-off with jitter; `Retry-After` is honoured up to two minutes).
+Concurrent calls run in an event loop on its own thread; callers see a plain generator. The `openai` client
+retries rate limits, server errors, timeouts and cut connections (exponential back-off with jitter;
+`Retry-After` up to two minutes).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def call_each(
 ) -> Iterator[_Result]:
     """Yield the result of one call per job in completion order; `jobs` may grow meanwhile.
 
-    At most `server.concurrency` calls are in flight. The first exception of a call cancels the others and is
+    At most `server.concurrency` calls run at once. The first exception of a call cancels the others and is
     raised here; closing the iterator cancels them too.
     """
     if not jobs:
@@ -73,7 +73,7 @@ def call_each(
         try:
             asyncio.run(main())
         except asyncio.CancelledError:
-            pass  # everything is answered, or the caller wants no more
+            pass  # all is answered, or the caller has closed the iterator
         except Exception as error:
             results.put(error.exceptions[0] if isinstance(error, ExceptionGroup) else error)
 
@@ -83,7 +83,7 @@ def call_each(
     n_sent = n_answered = 0
     try:
         while n_answered < len(jobs):
-            with contextlib.suppress(RuntimeError):  # the loop has ended: an error is among the results
+            with contextlib.suppress(RuntimeError):  # the loop has ended with an error among the results
                 for index in range(n_sent, len(jobs)):
                     loop.call_soon_threadsafe(waiting.put_nowait, (index, jobs[index]))
             n_sent = len(jobs)
@@ -93,13 +93,13 @@ def call_each(
             n_answered += 1
             yield result
     finally:
-        with contextlib.suppress(RuntimeError):  # the loop may have ended by itself
+        with contextlib.suppress(RuntimeError):  # the loop may have ended
             loop.call_soon_threadsafe(task.cancel)
         thread.join()
 
 
 def _fatal(error: Exception, server: OpenAIEngine) -> EngineError | None:
-    """Return the error that ends all calls to a server; None if only this call has failed."""
+    """Return an error that concerns all calls to a server; None if only this call has failed."""
     url = server.base_url
     if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
         return EngineError(
@@ -119,7 +119,6 @@ def _fatal(error: Exception, server: OpenAIEngine) -> EngineError | None:
 
 
 def _explain(error: Exception, server: OpenAIEngine) -> str:
-    """Say in one sentence why a call failed for good."""
     tries = f"after {server.retries + 1} tries"
     if isinstance(error, openai.APITimeoutError):
         return (
@@ -152,10 +151,10 @@ def list_models(server: OpenAIEngine) -> list[dict[str, Any]]:
 async def ask_json(
     server: OpenAIEngine, client: openai.AsyncOpenAI, path: str, body: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Return the JSON object that a server answers to a GET, or to a POST of `body`.
+    """Return the JSON object of a GET, or of a POST of `body`.
 
     Raises:
-        EngineError: it answers something else, or not at all.
+        EngineError: there is no answer, or it is not a JSON object.
     """
     try:
         if body is None:
@@ -170,32 +169,32 @@ async def ask_json(
 
 
 def unexpected(server: OpenAIEngine, expected: str) -> EngineError:
-    """Return the error for an answer of another shape."""
+    """Return the error for an answer of an unexpected shape."""
     return EngineError(
-        f"The server {server.base_url} answered something else than {expected}: check base_url and scoring."
+        f"The server {server.base_url} did not answer with {expected}: check base_url and scoring."
     )
 
 
-# Asks for the continuation of a final assistant message (vLLM, SGLang). llama.cpp does so by itself.
+# Requests the continuation of a final assistant message (vLLM, SGLang); llama.cpp continues it by default.
 _CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
-# Asks a model not to think: vLLM, SGLang and llama.cpp; Ollama and hosted models.
+# Disables thinking: in vLLM, SGLang and llama.cpp; in Ollama and hosted models.
 _NO_THOUGHTS: dict[str, Any] = {"chat_template_kwargs": NO_THINKING, "reasoning_effort": "none"}
-# How servers say that the model's chat template has no system role.
+# Error messages about a chat template without a system role.
 _NO_SYSTEM = re.compile(r"\brole|\bsystem\b|developer instruction", re.IGNORECASE)
 
 
 class OpenAIGenerator:
-    """A `TextGenerator` over HTTP; it learns which fields and roles the server refuses."""
+    """A `TextGenerator` over HTTP; it remembers which fields and roles the server refuses."""
 
     def __init__(self, config: OpenAIEngine) -> None:
         self._config = config
-        self._knows_system = True  # until the server has accepted a prompt only without a system turn
+        self._knows_system = True  # until the server accepts a prompt only without a system turn
         self._refused: set[str] = set()  # fields that the server does not accept
-        self._stops_early = False  # seen: a stop text came before the answer had begun
+        self._stops_early = False  # a stop text once came before the answer began
 
     @property
     def model_id(self) -> str:
-        """The model's name and where it runs (or the revision given)."""
+        """The model's name and its server (or the configured revision)."""
         return self._config.served_model_id
 
     def generate(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[Generation]:
@@ -209,12 +208,12 @@ class OpenAIGenerator:
         )
 
     def close(self) -> None:
-        """Do nothing: connections live only as long as a call of `generate`."""
+        """Do nothing: `generate` closes its connections."""
 
     async def _answer(
         self, client: openai.AsyncOpenAI, index: int, prompt: Prompt, params: GenerationParams
     ) -> Generation:
-        """Make one call; what concerns only this prompt becomes a failed result."""
+        """Make one call; an error that concerns only this prompt becomes a failed result."""
         started, config = time.perf_counter(), self._config
 
         def failed(error: str) -> Generation:
@@ -241,11 +240,11 @@ class OpenAIGenerator:
             text = text.strip().removeprefix(prompt.prefill.strip()).strip()  # some servers repeat it
         usage = answer.usage
         n_read, n_written = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-        text = within(text, n_new)  # whatever limit the server keeps
+        text = within(text, n_new)  # the server may ignore the limit
         return Generation(index, text, n_read, n_written, time.perf_counter() - started, why)
 
     def _ended_early(self, answer: Any, prompt: Prompt, params: GenerationParams) -> bool:
-        """Return whether a stop text came before the answer had begun."""
+        """Return whether a stop text came before the answer began."""
         found = _text_and_end(answer)
         if found is None or prompt.parts is not None or not params.stop or self._stops_early:
             return False
@@ -256,7 +255,7 @@ class OpenAIGenerator:
         return early
 
     async def _ask(self, client: openai.AsyncOpenAI, prompt: Prompt, params: GenerationParams) -> Any:
-        """Send a prompt, again without what the server refuses: fields, the system role."""
+        """Send a prompt; repeat it without the fields or the system role that the server refuses."""
         moved = replace(prompt, messages=with_system_in_front(prompt.messages))
         in_front = not self._knows_system
         while True:
@@ -314,13 +313,13 @@ class OpenAIGenerator:
                 return {"ebnf": gbnf(parts)}
             case None:
                 raise EngineError(
-                    "Answers must consist of given phrases, but nothing says how the server takes a "
-                    "grammar: set engine.grammar to llama.cpp, vllm or sglang, or summary.grounded to false."
+                    "Answers must consist of given phrases, but the server's grammar field is unknown: "
+                    "set engine.grammar to llama.cpp, vllm or sglang, or summary.grounded to false."
                 )
 
 
 def _text_and_end(answer: Any) -> tuple[str, str] | None:
-    """Return the text of a chat completion, with separate thoughts before it, and why it ended; else None."""
+    """Return a chat completion's thoughts and text, and its finish reason; None if it is not one."""
     try:
         message, end = answer.choices[0].message, answer.choices[0].finish_reason
         text = message.content or ""

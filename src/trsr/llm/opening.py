@@ -1,6 +1,6 @@
-"""Opens the engine of a configuration, or says what is known of it before: model id, context, token counts.
+"""Open the engine of a configuration, or find its model id, context and token counts without opening it.
 
-Each engine's own module is imported only when it is needed.
+Each engine's own module is imported when it is used.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def engine_model_id(config: EngineConfig) -> str:
 
 
 def engine_context(config: EngineConfig) -> int | None:
-    """Return how many tokens the engine's model reads at most; None where nothing says it.
+    """Return the context length of the engine's model, in tokens; None if unknown.
 
     Raises:
         ModelError, MissingExtraError: as `context_length`.
@@ -107,7 +107,7 @@ def engine_context(config: EngineConfig) -> int | None:
 
 
 def server_context(server: OpenAIEngine) -> int | None:
-    """Return the `max_model_len` that a server reports, as vLLM and SGLang do; None if it cannot be asked."""
+    """Return the `max_model_len` that a server (vLLM, SGLang) reports; None if it does not."""
     try:
         from trsr.llm.openai import list_models
 
@@ -119,7 +119,7 @@ def server_context(server: OpenAIEngine) -> int | None:
 
 
 def find_tokenizer(name: str) -> HfTokenizer | None:
-    """Return a model's tokenizer; None where it, or a library to read it, is not here. Downloads nothing."""
+    """Return a model's tokenizer; None if it or its library is not on this machine. Downloads nothing."""
     try:
         if not models.model_files(name):
             return None
@@ -134,10 +134,10 @@ class TokenCounter:
     """Counts a prompt's tokens.
 
     Attributes:
-        count: A prompt to its tokens.
-        how: What counts them, in words.
+        count: Returns the number of tokens of a prompt.
+        how: Describes the counter in words.
         exact: Whether the engine counts the same.
-        model: Whose tokenizer it is; empty for none.
+        model: The tokenizer's model; empty for none.
     """
 
     count: Callable[[Prompt], int]
@@ -147,12 +147,12 @@ class TokenCounter:
 
 
 def token_counter(config: EngineConfig, tokenizer: str | None = None, *, rough: bool = False) -> TokenCounter:
-    """Return a counter that counts as the engine does, or roughly where its tokenizer is not here.
+    """Return a counter that counts as the engine does, or roughly if its tokenizer is not on this machine.
 
     Args:
         config: The engine.
-        tokenizer: The model whose tokenizer is used; by default that of the engine's own model.
-        rough: Whether to do without a tokenizer.
+        tokenizer: The model whose tokenizer is used; by default the engine's model.
+        rough: Whether to count without a tokenizer.
 
     Raises:
         ModelError: a tokenizer was named and is not on this machine.

@@ -1,9 +1,9 @@
-"""Attention over prefixes that many suffixes share, at the cost of what is really seen.
+"""Shared-prefix (KV) attention and the margins between two answers that are read with it.
 
-Two ways, both exact: `rows` lets each prefix of a packed sequence (see `prefix_packing`) attend to itself
-once, and its suffixes to it and to themselves as a batch of short rows; `padded` does so for all prefixes at
-once, with few products per layer however many users there are. `enable` gives one of them to a transformers
-model and checks on a small input that its answers stay what they are without sharing.
+Two exact ways: with `rows` each prefix of a packed sequence (see `prefix_packing`) attends to itself once,
+and its suffixes to it and themselves as a batch of short rows. `padded` does so for all prefixes at once,
+with few products per layer for any number of users. `enable` sets one of them in a transformers model and
+checks on a small input that its answers do not change.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from trsr.llm.prefix_packing import Layout, Packed, Part, PrefixKV, Segment, nea
 
 @dataclass(frozen=True)
 class _Places:
-    """Where the tokens of B prefixes and R rows of suffixes are in a sequence of T tokens.
+    """The places of B prefixes and R rows of suffixes in a sequence of T tokens.
 
     Attributes:
-        prefixes: Shape (B, P), filled up with any place.
+        prefixes: Shape (B, P), padded with any place.
         rows: Shape (R, W), as in `Segment`.
         users: Shape (R,), the prefix of each row.
-        seen: Shape (R, W, P + W), bool: what suffix tokens see, first of the prefix, then of their row.
-        order: Shape (T,), for each token its place among those of `prefixes` and `rows`, one after another.
+        seen: Shape (R, W, P + W), bool: which of the prefix and their row suffix tokens see.
+        order: Shape (T,), each token's place in the flattened `prefixes` and `rows`, one after the other.
     """
 
     prefixes: torch.Tensor
@@ -50,7 +50,7 @@ class _Places:
 
 
 def _at(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Return the values at some places: (1, H, T, D) and (B, P) to (B, H, P, D)."""
+    """Select places: (1, H, T, D) and (B, P) to (B, H, P, D)."""
     taken: torch.Tensor = x[0].index_select(1, places.flatten()).unflatten(1, places.shape)
     return taken.transpose(0, 1)
 
@@ -73,14 +73,14 @@ def _attend_rows(
 ) -> torch.Tensor:
     """Return the outputs of rows of suffixes, shape (R, H, W, D).
 
-    Query heads that share a key head are laid side by side along the length, so keys are not repeated.
+    Query heads that share a key head are concatenated along the length, so keys are not repeated.
 
     Args:
         query: Shape (R, H, W, D).
         keys: Shape (R, H_kv, P + W, D).
         values: As `keys`.
         seen: Shape (R, W, P + W), bool.
-        options: Of torch's attention.
+        options: For torch's attention.
     """
     n_rows, n_heads, width, _ = query.shape
     n_kv = keys.shape[1]
@@ -128,7 +128,7 @@ def _find_places(segments: tuple[Segment, ...], window: int | None) -> _Places:
         mask = pad(segment.mask(window), (0, fill, 0, fill))
         absent = mask.new_zeros(n_rows, widest, longest - segment.n_prefix)
         mask = torch.cat([mask[:, :, : segment.n_prefix], absent, mask[:, :, segment.n_prefix :]], dim=2)
-        mask[:, width:, 0] = True  # a place that sees nothing would be no number
+        mask[:, width:, 0] = True  # a place that sees nothing would give NaN
         seen.append(mask)
         order.append(number * longest + place[: segment.n_prefix])
         row, column = segment.order // width, segment.order % width
@@ -161,7 +161,7 @@ def shared_prefix_attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend as the layout says; without one, as transformers' `sdpa`, whose interface this is.
+    """Attend according to the layout; without one, as transformers' `sdpa`, whose interface this has.
 
     Args:
         module: The attention layer.
@@ -171,15 +171,15 @@ def shared_prefix_attention(
         attention_mask: Only used without a layout.
         scaling: Factor of the scores; None for 1 / sqrt(D).
         dropout: Of the attention weights.
-        layout: Where prefixes and suffixes stand.
-        sliding_window: Positions a token sees, its own included; None for all before it.
+        layout: The location of prefixes and suffixes.
+        sliding_window: Positions that a token sees, including its own; None for all before it.
         kwargs: Passed to `sdpa`.
 
     Returns:
         Outputs of shape (1, T, H, D), and None.
 
     Raises:
-        NotImplementedError: the layer adds a term to the scores that this attention does not know.
+        NotImplementedError: the layer adds an unsupported term to the scores.
     """
     if layout is None:
         out, _ = sdpa_attention_forward(
@@ -224,7 +224,7 @@ def _row_attention(
 def _prefix_keys(
     module: Any, key: torch.Tensor, value: torch.Tensor, segment: Segment
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the prefix's keys and values, shape (1, H_kv, P, D), from this pass or an earlier one."""
+    """Return the prefix's keys and values, shape (1, H_kv, P, D), of this pass or an earlier one."""
     if segment.known is not None:
         return segment.known.layers[module.layer_idx]
     end = segment.start + segment.n_prefix
@@ -245,19 +245,16 @@ def is_enabled(model: Any) -> bool:
 
 
 def fits(model: Any, group: ScoringGroup) -> bool:
-    """Whether a group is short enough that a model which reads packed sequences shares its prefix exactly.
-
-    One log line per model says that there are longer ones, which are read by themselves.
-    """
+    """Whether a group is short enough to share its prefix exactly; logs once per model if one is not."""
     limit = length_limit(model.config)
     if limit is None or len(group.prefix) + max(map(len, group.suffixes), default=0) <= limit:
         return True
-    _say_too_long(type(model).__name__, limit)
+    _warn_too_long(type(model).__name__, limit)
     return False
 
 
 @lru_cache
-def _say_too_long(name: str, limit: int) -> None:
+def _warn_too_long(name: str, limit: int) -> None:
     _log.warning(
         "%s reads texts of more than %d tokens with other rotary positions; their candidates are read one by "
         "one, which is slower.",
@@ -267,18 +264,17 @@ def _say_too_long(name: str, limit: int) -> None:
 
 
 def enable(model: Any, sharing: Sharing = "auto") -> bool:
-    """Make a model read packed sequences, if its answers are then exactly what they would be without.
+    """Make a model read packed sequences, if its answers do not change.
 
-    A packed group must give the logits that its candidates give one by one; what a short text does not show
-    is read off the configuration and the masks. One log line says why a model does not share.
+    A packed group must give the logits of its candidates read one by one. The configuration and the masks are
+    checked for what a short text does not show. A warning names the reason against sharing.
 
     Args:
         model: A transformers causal language model, before any adapter wraps it.
-        sharing: How it shall attend; `auto` is `padded` on a GPU and `rows` elsewhere, `separate` leaves the
-            model as it is.
+        sharing: `auto` is `padded` on a GPU and `rows` elsewhere; `separate` leaves the model unchanged.
 
     Returns:
-        Whether it does now; else it is as it was.
+        Whether the model was changed.
     """
     parts = _probe(model.config)
     sequences = [[*part.prefix, *suffix] for part in parts for suffix in part.suffixes]
@@ -287,7 +283,7 @@ def enable(model: Any, sharing: Sharing = "auto") -> bool:
         inputs = [torch.tensor([sequence], device=model.device) for sequence in sequences]
         return torch.stack([model(input_ids=tokens, use_cache=False).logits[0, -1] for tokens in inputs])
 
-    # Whether several texts of one pass, filled up on the right, are read as each alone.
+    # Whether a batch of texts, padded on the right, gives the same logits as each text alone.
     model.reads_rows = not difference(model, lambda: [run_rows(model, sequences)], plain)
     if sharing == "separate":
         return False
@@ -313,7 +309,6 @@ def enable(model: Any, sharing: Sharing = "auto") -> bool:
 
 
 def _obstacle(model: Any) -> str:
-    """Return a known reason against sharing; empty for none."""
     if not model._can_set_attn_implementation():
         return "its attention cannot be replaced"
     if unknown := unknown_terms(model.config):
@@ -322,18 +317,18 @@ def _obstacle(model: Any) -> str:
 
 
 def together(model: Any, lengths: Sequence[int], max_tokens: int) -> int:
-    """Return how many of some texts, shortest first, one pass reads as it would each alone; at least one.
+    """Return how many of some texts, shortest first, one pass reads exactly as each alone; at least one.
 
     Args:
-        model: Any causal language model, perhaps wrapped for several processes; one that `enable` has not
-            seen reads one text at a time.
-        lengths: Their tokens, ascending.
-        max_tokens: Of a pass, padding included.
+        model: Any causal language model, perhaps wrapped for several processes; one text at a time unless
+            `enable` has checked it.
+        lengths: Number of tokens of each text, ascending.
+        max_tokens: Tokens of a pass, including padding.
     """
     inner = getattr(model, "module", model)
     if not getattr(inner, "reads_rows", False):
         return 1
-    if length_limit(inner.config) is not None:  # positions follow from the longest text of a pass
+    if length_limit(inner.config) is not None:  # positions depend on the longest text of a pass
         lengths = [length for length in lengths if length == lengths[0]]
     return max(1, sum(n * length <= max_tokens for n, length in enumerate(lengths, start=1)))
 
@@ -351,14 +346,14 @@ def run_rows(model: Any, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
         mask = torch.arange(tokens.shape[1], device=device)[None] < lengths[:, None]
         options["attention_mask"] = mask.long()
     logits = model(input_ids=tokens, **options).logits
-    if logits.shape[1] != len(kept):  # of a model that keeps all
+    if logits.shape[1] != len(kept):  # the model ignores `logits_to_keep`
         where = lengths - 1
     found: torch.Tensor = logits[torch.arange(len(sequences), device=device), where].float()
     return found
 
 
 def _probe(config: Any) -> list[Part]:
-    """Return two groups to compare; the first crosses a sliding window that is short enough to be read."""
+    """Return two groups to compare; the first is longer than the sliding window, if that is short enough."""
     window = getattr(config.get_text_config(decoder=True), "sliding_window", None)
     crosses = window + 3 if isinstance(window, int) and window < _LONGEST_PROBE else 0
     n = min(max(7, crosses), (length_limit(config) or _LONGEST_PROBE) - 4)
@@ -370,7 +365,7 @@ def _probe(config: Any) -> list[Part]:
 
 
 def _read_packed(model: Any, parts: Sequence[Part]) -> Iterator[torch.Tensor]:
-    """Yield the same logits of packed sequences: read at once, and with prefixes kept by an earlier pass."""
+    """Yield the logits of packed sequences read at once, and with prefixes of an earlier pass."""
     yield run_packed(model, pack(parts).to(model.device)).logits[0].float()
     kept = [PrefixKV() for _ in parts]
     first = [replace(part, suffixes=part.suffixes[:1], keep=kv) for part, kv in zip(parts, kept, strict=True)]
@@ -386,7 +381,7 @@ def run_packed(model: Any, packed: Packed, *, every_position: bool = False) -> A
     """
     return model(
         input_ids=packed.tokens,
-        # Any four-dimensional mask is passed on as it is, and `layout` says more than it could.
+        # A four-dimensional mask is passed on unchanged; `layout` is used instead.
         attention_mask=torch.empty(1, 1, 0, 0, dtype=torch.bool, device=packed.tokens.device),
         position_ids=packed.positions,
         logits_to_keep=0 if every_position else packed.answers,
@@ -396,10 +391,10 @@ def run_packed(model: Any, packed: Packed, *, every_position: bool = False) -> A
 
 
 def finite(margins: npt.NDArray[np.float32], model: Any) -> npt.NDArray[np.float32]:
-    """Return the margins that a model gave.
+    """Return a model's margins.
 
     Raises:
-        EngineError: some are no numbers, with which a candidate would have any rank.
+        EngineError: some are NaN or infinite.
     """
     if n_wrong := int((~np.isfinite(margins)).sum()):
         dtype = str(model.dtype).removeprefix("torch.")
@@ -431,10 +426,9 @@ class _LabelHead(nn.Module):
 
 @contextmanager
 def label_head(model: Any, labels: LabelTokens) -> Iterator[tuple[int, int]]:
-    """Let a model compute the logits of the two answers only, inside the block.
+    """Make a model compute only the logits of the two answers inside the block.
 
-    What an architecture does to its logits afterwards (scaling, soft capping) stays. A head that is more than
-    a matrix is left whole.
+    Scaling and soft capping of logits are kept. A head that is more than a matrix is not changed.
 
     Yields:
         The columns of the positive and the negative answer in the model's logits.
@@ -447,7 +441,7 @@ def label_head(model: Any, labels: LabelTokens) -> Iterator[tuple[int, int]]:
     try:
         model.set_output_embeddings(_LabelHead(whole, labels))
         columns = 0, 1
-    except TypeError:  # of models that keep the head's bias a second time
+    except TypeError:  # models with a second reference to the head's bias
         model.set_output_embeddings(whole)
     try:
         yield columns
@@ -456,12 +450,12 @@ def label_head(model: Any, labels: LabelTokens) -> Iterator[tuple[int, int]]:
 
 
 def packed_margins(model: Any, packed: Packed, labels: tuple[int, int]) -> torch.Tensor:
-    """Return the margins (n_suffixes,) of a packed sequence, float32; gradients flow when they are enabled.
+    """Return the margins (n_suffixes,) of a packed sequence, float32, with gradients if enabled.
 
     Args:
-        model: One that reads packed sequences (see `prefix_attention.enable`).
+        model: A model that reads packed sequences (see `enable`).
         packed: The sequence.
-        labels: The columns of the answers, as `label_head` yields them.
+        labels: The columns of the answers, from `label_head`.
     """
     return _margins(run_packed(model, packed).logits[0].float(), labels)
 
@@ -469,13 +463,13 @@ def packed_margins(model: Any, packed: Packed, labels: tuple[int, int]) -> torch
 def separate_margins(
     model: Any, group: ScoringGroup, labels: tuple[int, int], max_tokens: int
 ) -> torch.Tensor:
-    """Return the margins (n_suffixes,) of a group, each candidate read as a sequence of its own.
+    """Return the margins (n_suffixes,) of a group, each candidate read as its own sequence.
 
     Args:
         model: Any causal language model.
         group: The candidates.
-        labels: The columns of the answers, as `label_head` yields them.
-        max_tokens: Tokens a forward pass, padding included; at least one candidate is read.
+        labels: The columns of the answers, from `label_head`.
+        max_tokens: Tokens of a forward pass, including padding; at least one candidate is read.
     """
     order = sorted(range(len(group.suffixes)), key=lambda place: len(group.suffixes[place]))
     found: list[torch.Tensor] = []

@@ -3,8 +3,8 @@
     prefix A  suffix A0  suffix A1  prefix B  suffix B0 ...
     0 .. p    p ..       p ..       0 .. q    q ..          positions start again at each suffix
 
-A suffix sees its own prefix and itself, nothing else, so every token gets what it would get in a sequence of
-its own. Training and ranking both use this layout; `trsr.llm.prefix_attention` reads it.
+A suffix sees only its own prefix and itself, as in a sequence of its own. Training and ranking use this
+layout; `trsr.llm.prefix_attention` computes it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 import torch
 
-# Suffixes are laid side by side in rows of about this many tokens: long enough that the keys of the prefix
-# are not copied for every suffix, short enough that few keys are read only to be masked.
+# Suffixes share rows of about this many tokens: long enough that prefix keys are not copied for every suffix,
+# short enough that few keys are read only to be masked.
 ROW_TOKENS = 128
 
 _T = TypeVar("_T")
@@ -25,7 +25,7 @@ _Value = TypeVar("_Value", "Segment", "Packed")
 
 @dataclass
 class PrefixKV:
-    """The keys and values of a prefix that was read before, by layer; each of shape (1, H_kv, P, D)."""
+    """Keys and values of a prefix read before, by layer; each of shape (1, H_kv, P, D)."""
 
     layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
@@ -37,13 +37,13 @@ class PrefixKV:
 
 @dataclass(frozen=True)
 class Part:
-    """What one pass reads of a group: its prefix, unless known, and some of its suffixes.
+    """A group's prefix and the suffixes that one pass reads.
 
     Attributes:
         prefix: Token ids, P of them; may be empty.
         suffixes: Token ids, each at least one.
-        known: The prefix as read before; its tokens are not read again.
-        keep: Where to put the prefix's keys and values for later passes.
+        known: The prefix's keys and values from an earlier pass; its tokens are then not read again.
+        keep: Receives the prefix's keys and values for later passes.
     """
 
     prefix: tuple[int, ...]
@@ -59,16 +59,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Segment:
-    """Where a part is in a packed sequence, for attention.
+    """The location of a part in a packed sequence, for attention.
 
     Attributes:
         start: The part's first place in the sequence.
         n_prefix: P, tokens of the prefix, read or known.
-        rows: Shape (R, W), places of the suffix tokens, whole suffixes side by side; filled up with a row's
-            last place.
+        rows: Shape (R, W), places of the suffix tokens, whole suffixes next to each other; padded with the
+            row's last place.
         steps: Shape (R, W), each token's number within its suffix.
-        owners: Shape (R, W), each token's suffix; -1 for filling.
-        order: Shape (n_suffix_tokens,), for each suffix token its place in the flattened `rows`.
+        owners: Shape (R, W), each token's suffix; -1 for padding.
+        order: Shape (n_suffix_tokens,), each suffix token's place in the flattened `rows`.
         known: As in `Part`.
         keep: As in `Part`.
     """
@@ -88,10 +88,10 @@ class Segment:
         return 0 if self.known else self.n_prefix
 
     def mask(self, window: int | None) -> torch.Tensor:
-        """Return what suffix tokens may see, bool, shape (R, W, P + W): the prefix, then their own row.
+        """Return which of the prefix and their row suffix tokens see, bool, shape (R, W, P + W).
 
         Args:
-            window: Of sliding-window layers: a token sees the last `window` positions, its own included.
+            window: A token sees the last `window` positions, including its own; None for all.
         """
         steps, owners = self.steps, self.owners
         distance = steps[:, :, None] - steps[:, None, :]
@@ -105,7 +105,7 @@ class Segment:
 
 
 def near_mask(n: int, window: int | None, device: torch.device) -> torch.Tensor | None:
-    """Return which of n positions see which, bool, shape (n, n); None where they see all before them.
+    """Return which of n positions see which, bool, shape (n, n); None if they see all before them.
 
     `window` as for `Segment.mask`.
     """
@@ -118,13 +118,13 @@ def near_mask(n: int, window: int | None, device: torch.device) -> torch.Tensor 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where all parts of a packed sequence stand, and what attention has derived from that."""
+    """The location of all parts of a packed sequence, and a cache of what attention derives from it."""
 
     segments: tuple[Segment, ...]
     _derived: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def remembered(self, name: Hashable, make: Callable[[], _T]) -> _T:
-        """Return what `make` returned for this name before: layers ask for the same masks."""
+        """Return `make()`, computed once per name: layers need the same masks."""
         if name not in self._derived:
             self._derived[name] = make()
         found: _T = self._derived[name]
@@ -138,9 +138,9 @@ class Packed:
     Attributes:
         tokens: Shape (1, T), token ids.
         positions: Shape (1, T), within each candidate's own sequence.
-        answers: Shape (n_suffixes,), the place of each suffix's last token, where the answer is predicted.
-        layout: Where they stand.
-        counts: Suffixes of each part.
+        answers: Shape (n_suffixes,), the place of each suffix's last token, which predicts the answer.
+        layout: The location of the parts.
+        counts: Number of suffixes of each part.
     """
 
     tokens: torch.Tensor
@@ -156,7 +156,6 @@ class Packed:
 
 
 def _moved(value: _Value, device: torch.device) -> _Value:
-    """Return a dataclass with its tensors on another device."""
     tensors: dict[str, Any] = {
         name: x.to(device) for name, x in vars(value).items() if isinstance(x, torch.Tensor)
     }
@@ -164,7 +163,7 @@ def _moved(value: _Value, device: torch.device) -> _Value:
 
 
 def pack(parts: Sequence[Part], row_tokens: int = ROW_TOKENS) -> Packed:
-    """Lay out some parts as one sequence.
+    """Lay out parts as one sequence.
 
     Raises:
         ValueError: a suffix is empty.
@@ -195,7 +194,7 @@ def pack(parts: Sequence[Part], row_tokens: int = ROW_TOKENS) -> Packed:
 
 
 def _segment(part: Part, start: int, row_tokens: int) -> Segment:
-    """Lay a part's suffixes side by side in rows that none of them straddles."""
+    """Lay out a part's suffixes in rows; no suffix is split between rows."""
     lengths = [len(suffix) for suffix in part.suffixes]
     width = max([*lengths, min(row_tokens, sum(lengths))])
     rows: list[list[int]] = []  # of suffix numbers, in order

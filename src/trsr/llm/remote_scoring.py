@@ -1,4 +1,4 @@
-"""Scores labels with a model behind HTTP: vLLM, SGLang, or any server that gives top logprobs by token id."""
+"""Score labels on a server: vLLM, SGLang, or any that returns top logprobs by token id."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class _Call:
 class RemoteScorer:
     """A `LabelScorer` over HTTP.
 
-    Prompts are sent as token ids, so a server reads exactly the tokens of training and local scoring; where
-    it reports how many it has read, that is compared. A label without a number is an error with its count.
+    Prompts are sent as token ids, so a server reads exactly the tokens of training and local scoring; the
+    number of tokens that it reports is checked.
     """
 
     def __init__(self, config: OpenAIEngine) -> None:
@@ -49,8 +49,8 @@ class RemoteScorer:
         """Yield (group index, margins (n_suffixes,)) as groups are finished; see `LabelScorer`.
 
         Raises:
-            MissingLabelsError: some candidates have no margin; comes after every whole group.
-            EngineError: the server cannot be reached, refuses, or answers something else.
+            MissingLabelsError: some candidates have no margin; raised after all complete groups.
+            EngineError: the server cannot be reached, refuses, or gives an unexpected answer.
         """
         if not groups:
             return
@@ -78,22 +78,22 @@ class RemoteScorer:
             raise MissingLabelsError(n_missing, sum(map(len, found)), self._config.top_logprobs)
 
     def _detect(self) -> Any:
-        """Ask the server what it is.
+        """Detect the kind of server from its list of models.
 
         Raises:
-            EngineError: it does not say.
+            EngineError: the list does not show it.
         """
         owners = {str(model.get("owned_by")) for model in list_models(self._config)}
         known = {_OWNERS[owner] for owner in owners if owner in _OWNERS}
         if len(known) != 1:
             raise EngineError(
                 f"The server {self._config.base_url} does not say how it scores labels (its models are owned "
-                f"by {', '.join(sorted(owners)) or 'nobody'}): set scoring to vllm, sglang or top_logprobs."
+                f"by {', '.join(sorted(owners)) or 'no one'}): set scoring to vllm, sglang or top_logprobs."
             )
         return known.pop()
 
     async def _ask_vllm(self, client: AsyncOpenAI, call: _Call, labels: LabelTokens) -> list[float | None]:
-        """Return log(p / (1 - p)) of the softmax over both labels; where p is near 1, from its complement."""
+        """Return log(p / (1 - p)) of the softmax over both labels; if p is near 1, from its complement."""
         chances = await self._vllm_chances(client, call, labels.positive, labels.negative)
         margins: list[float | None] = [_logit(chance) for chance in chances]
         if sure := [place for place, chance in enumerate(chances) if chance > _SURE]:
@@ -116,7 +116,7 @@ class RemoteScorer:
             raise unexpected(self._config, "an answer of vLLM's /generative_scoring") from error
 
     async def _ask_sglang(self, client: AsyncOpenAI, call: _Call, labels: LabelTokens) -> list[float | None]:
-        """Return the difference of the logs of both labels' probabilities."""
+        """Return the difference of both labels' log probabilities."""
         body = {"label_token_ids": [labels.positive, labels.negative], "apply_softmax": False}
         answer = await self._post(client, "/score", call, body | _items(call))
         try:
@@ -130,7 +130,7 @@ class RemoteScorer:
     async def _ask_top_logprobs(
         self, client: AsyncOpenAI, call: _Call, labels: LabelTokens
     ) -> list[float | None]:
-        """Return the difference of both labels' logprobs; None where one is missing."""
+        """Return the difference of both labels' logprobs; None if one is missing."""
         (suffix,) = call.group.suffixes
         body = {
             "prompt": [*call.group.prefix, *suffix],
@@ -144,10 +144,10 @@ class RemoteScorer:
         return [None if positive is None or negative is None else positive - negative]
 
     def _logprobs_by_id(self, answer: Any) -> dict[int, float]:
-        """Return the logprobs of the first new token by id, as llama.cpp or vLLM write them.
+        """Return the logprobs of the first new token by id, from an answer of llama.cpp or vLLM.
 
         Raises:
-            EngineError: tokens are named by their texts, of which two may be equal, or not at all.
+            EngineError: tokens are not named by id, and their texts are not unique.
         """
         try:
             logprobs = answer["choices"][0]["logprobs"]
@@ -166,7 +166,7 @@ class RemoteScorer:
             ) from error
 
     async def _post(self, client: AsyncOpenAI, path: str, call: _Call, body: dict[str, Any]) -> Any:
-        """Send the request of a call, and compare the tokens that the server has read with those sent."""
+        """Send the request of a call and check the number of tokens that the server has read."""
         server = self._config
         try:
             answer = await ask_json(server, client, path, {"model": server.model, **body})
@@ -194,10 +194,10 @@ def _items(call: _Call) -> dict[str, Any]:
 
 
 def _log(chance: float) -> float:
-    """Return the log of a probability above 0.
+    """Return the log of a probability.
 
     Raises:
-        EngineError: it is none.
+        EngineError: it is not above 0 and at most 1.
     """
     if not 0.0 < chance <= 1.0 + 1e-6:
         raise EngineError(

@@ -1,8 +1,7 @@
-"""Write many texts at once with a causal language model: one batch, which texts join and leave.
+"""Write many texts at once with a causal language model: a batch that texts join and leave.
 
-What prompts of one kind begin with is read once; the rest is read in groups of similar length, padded
-on the right, where nothing sees it. All texts then end in the same column of one cache, and waiting prompts
-join as others end.
+The common beginning of prompts of one kind is read once; the rest is read in groups of similar length, padded
+on the right. All texts then end in the same column of one cache, and waiting prompts join as others end.
 """
 
 from __future__ import annotations
@@ -29,17 +28,17 @@ GPU_PASS_TOKENS = 32768
 
 @dataclass(slots=True, eq=False)
 class Text:
-    """A prompt and what was written to it so far.
+    """A prompt and the tokens written so far.
 
     Attributes:
         index: The caller's number.
         prompt: Token ids, at least one.
         kind: Equal for prompts that are likely to begin alike.
-        constraint: What may be written; None for anything.
+        constraint: The allowed phrases; None for free text.
         prefill: The words at the end of the prompt that the answer continues.
-        written: Token ids, without the one that ends a text.
+        written: Token ids, without the end token.
         seconds: Its share of the time spent.
-        generator: Its own: samples do not depend on other texts; None for greedy.
+        generator: Its own random generator, independent of other texts; None for greedy.
     """
 
     index: int
@@ -53,7 +52,7 @@ class Text:
 
     @property
     def last(self) -> int:
-        """The last token, which the model has not read yet."""
+        """The last token, not yet read by the model."""
         return (self.written or self.prompt)[-1]
 
     @property
@@ -63,7 +62,7 @@ class Text:
 
 
 class _RowLayer(DynamicLayer):
-    """One layer of texts that end in the same column; sliding windows are the mask's work.
+    """One cache layer of texts that end in the same column; masks take care of sliding windows.
 
     Args:
         rows: Keys and values of each text, (heads, T, D).
@@ -102,7 +101,7 @@ class _RowLayer(DynamicLayer):
         return self._show()
 
     def keep(self, n_rows: int, targets: torch.Tensor, sources: torch.Tensor) -> None:
-        """Keep `n_rows` rows, those in `targets` with what `sources` held; the others are not copied."""
+        """Keep the first `n_rows` rows, after copying `sources` to `targets`."""
         for room in self._rooms:
             room[targets] = room[sources]
         self._rooms = [room[:n_rows] for room in self._rooms]
@@ -110,12 +109,12 @@ class _RowLayer(DynamicLayer):
 
 
 def _joined(parts: Sequence[tuple[Cache, Sequence[tuple[int, int]]]], n_new: int) -> Cache:
-    """Return a cache of all rows of some caches, with room for `n_new` more columns.
+    """Join the rows of several caches, with room for `n_new` more columns.
 
-    The parts are used up: their memory is freed layer by layer, and nothing is held twice.
+    The parts are used up: their memory is freed layer by layer.
 
     Args:
-        parts: Caches, and the columns of the text in each row: the first, and one behind the last.
+        parts: Caches, with the start and end column of the text in each row.
         n_new: Columns to be written.
     """
     joined = []
@@ -134,7 +133,7 @@ def _joined(parts: Sequence[tuple[Cache, Sequence[tuple[int, int]]]], n_new: int
 
 
 class PromptReader:
-    """Reads prompts; remembers what the prompts of each kind begin with."""
+    """Reads prompts and caches the common beginning of each kind."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -156,7 +155,7 @@ class PromptReader:
                 del alike[:n_rows]
 
     def _beginning(self, kind: Hashable, texts: Sequence[Text]) -> tuple[int, ...]:
-        """Return what these and all earlier prompts of a kind begin with; nothing for the very first one."""
+        """Return the common beginning of these and earlier prompts of a kind; empty for the first one."""
         prompts = [text.prompt for text in texts]
         if kind in self._beginnings:
             prompts.append([*self._beginnings[kind], -1])
@@ -190,7 +189,7 @@ class PromptReader:
 
 
 def common_beginning(prompts: Sequence[list[int]]) -> list[int]:
-    """Return the first tokens that all prompts share; at least one token of each is left over."""
+    """Return the first tokens that all prompts share, leaving at least one token of each."""
     first, last = min(prompts), max(prompts)
     n_shared = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
     return first[: min(n_shared, min(map(len, prompts)) - 1)]
@@ -206,7 +205,7 @@ def _read(
 
 
 def _cache_argument(model: Any) -> str:
-    """Return the name of a model's cache argument, which changes in transformers 5.24; empty without one."""
+    """Return the name of a model's cache argument (renamed in transformers 5.24); empty if it has none."""
     taken = inspect.signature(model.forward).parameters
     return next((name for name in ("cache", "past_key_values") if name in taken), "")
 
@@ -215,10 +214,10 @@ _PROBES = ([3, 7, 11, 5, 13, 2, 17, 9, 4], [3, 7, 11, 6, 12, 4], [3, 7, 11, 8]) 
 
 
 def batch_obstacle(model: Any) -> str:
-    """Return why a model's texts cannot be written together; empty where they can.
+    """Return why a model's texts cannot be written in one batch; empty if they can.
 
-    States that pass from token to token, and layers that use the keys of others, cannot be laid out in rows.
-    What the configuration does not show is found by reading short prompts together and alone.
+    Recurrent states and layers that share keys cannot be laid out in rows. Short prompts are read together
+    and alone to detect what the configuration does not show.
     """
     layers = DynamicCache(config=model.config).layers
     if not _cache_argument(model) or any(
@@ -245,9 +244,9 @@ class TextBatch:
 
     Args:
         model: A causal language model of transformers.
-        params: How to write.
-        ends: Tokens that end a text and are no part of it.
-        continues: Whether a text continues after the tokens written; called after each new one.
+        params: Decoding parameters.
+        ends: Tokens that end a text, not part of it.
+        continues: Called with the tokens written after each new one; returns whether the text continues.
         one_by_one: Whether each text is written alone, by the model's own `generate`.
     """
 
@@ -268,7 +267,7 @@ class TextBatch:
 
     @torch.inference_mode()
     def join(self, texts: Sequence[Text]) -> None:
-        """Read the prompts of new texts, to write them together with those already there."""
+        """Read the prompts of new texts and add them to the batch."""
         started = time.perf_counter()
         if self._params.temperature > 0:
             for text in texts:
@@ -291,7 +290,7 @@ class TextBatch:
 
     @torch.inference_mode()
     def step(self) -> list[Text]:
-        """Write one token of each text, or one text to its end; return those finished, which leave."""
+        """Write one token of each text, or one whole text; remove and return the finished texts."""
         started = time.perf_counter()
         if self._one_by_one:
             text = self.texts.pop(0)
@@ -317,7 +316,7 @@ class TextBatch:
         return _read(self._model, self._cache, tokens, mask, positions).float()
 
     def _take(self, text: Text, token: int) -> bool:
-        """Add a token to a text; return whether it continues."""
+        """Add a token to a text; return whether the text continues."""
         if token in self._ends:
             return False
         text.written.append(token)
@@ -326,7 +325,7 @@ class TextBatch:
         return len(text.written) < self._params.max_new_tokens and self._continues(text.written)
 
     def _keep(self, slots: list[int]) -> None:
-        """Keep the texts in some slots; as many as possible stay in place, and few are copied."""
+        """Keep the texts in some slots; copy as few as possible."""
         if not slots:
             self.texts, self._cache = [], None
             return
@@ -336,7 +335,7 @@ class TextBatch:
         for target, source in zip(free, moving, strict=True):
             self.texts[target] = self.texts[source]
         del self.texts[n:]
-        # Copied to the device once for all layers, which then need not wait for it.
+        # Copied to the device once for all layers.
         targets, sources = (
             torch.tensor(x, dtype=torch.long, device=self._model.device) for x in (free, moving)
         )
@@ -359,7 +358,7 @@ class TextBatch:
 
         model, prompt = self._model, torch.tensor([text.prompt], device=self._model.device)
         own = model.generation_config
-        model.generation_config = GenerationConfig()  # `generate` would take its penalties from there
+        model.generation_config = GenerationConfig()  # else `generate` applies its penalties
         try:
             model.generate(
                 prompt,
@@ -378,8 +377,8 @@ def choose(logits: torch.Tensor, texts: Sequence[Text], params: GenerationParams
 
     Args:
         logits: Shape (B, V), float32; changed in place.
-        texts: B of them.
-        params: Greedy unless its temperature is above 0.
+        texts: B texts.
+        params: Greedy unless the temperature is above 0.
     """
     if params.frequency_penalty:
         penalty = logits.new_tensor(-params.frequency_penalty)
@@ -402,7 +401,6 @@ def choose(logits: torch.Tensor, texts: Sequence[Text], params: GenerationParams
 def _places(
     tokens_by_row: Iterable[tuple[int, Sequence[int]]], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the rows and the tokens, as indices of logits."""
     rows: list[int] = []
     tokens: list[int] = []
     for row, some in tokens_by_row:

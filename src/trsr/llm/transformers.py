@@ -1,4 +1,4 @@
-"""Load Hugging Face models and tokenizers, on a device and in a precision."""
+"""Load Hugging Face models and tokenizers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class HfTokenizer(Tokenizer):
     def __init__(self, folder: str | Path) -> None:
         try:
             self.hf: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except Exception as error:  # files of others fail in any way
+        except Exception as error:  # foreign files fail in any way
             raise ModelError(
                 f"The folder {folder} holds no tokenizer that can be read ({first_line(error)}); "
                 "use a whole model."
@@ -81,10 +81,10 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Return the dtype called `dtype`; `auto` is bfloat16 where the device computes in it, else float32.
+    """Return the dtype called `dtype`; `auto` is bfloat16 if the device supports it, else float32.
 
     Raises:
-        ModelError: no model computes in it.
+        ModelError: the dtype is unknown.
     """
     if dtype == "auto":
         on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported()
@@ -96,14 +96,14 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 Quantization = Literal["4bit"] | None
-"""How weights are rounded when they are loaded."""
+"""How weights are rounded on loading."""
 
 
 def four_bit(where: torch.device, dtype: torch.dtype) -> Any:
-    """Return how transformers loads a model in 4 bits: NF4, double quantisation (Dettmers et al., 2023).
+    """Return transformers' settings for 4 bits: NF4, double quantization (Dettmers et al., 2023).
 
     Raises:
-        ModelError: the device is no NVIDIA GPU.
+        ModelError: the device is not an NVIDIA GPU.
         MissingExtraError: bitsandbytes is not installed.
     """
     if where.type != "cuda" or torch.version.cuda is None:
@@ -131,8 +131,8 @@ _GROW_BYTES = 64 * 2**20
 def reuse_large_buffers() -> bool:
     """Keep freed memory in the process, up to 2 GB, and serve large blocks from it.
 
-    Else glibc maps every large temporary of a forward pass afresh, at the cost of its page faults. Nothing
-    happens on other C libraries, or where the user has set glibc's `MALLOC_...` variables.
+    Otherwise glibc maps every large temporary of a forward pass again, with its page faults. Does nothing
+    with other C libraries or if the user has set glibc's `MALLOC_...` variables.
 
     Returns:
         Whether the allocator was changed.
@@ -144,12 +144,12 @@ def reuse_large_buffers() -> bool:
     return all(mallopt(name, value) for name, value in settings)
 
 
-# Some of their files have all weights of a language model too, which would then say anything.
+# Their files may hold all weights of a language model, which was not trained for the next token.
 _OTHER_HEAD = re.compile(r"For(?:MaskedLM|QuestionAnswering|(?:Sequence|Token)Classification)$")
 
 
 def refuse_made_up(name: str, weights: Collection[str]) -> None:
-    """Refuse a model with weights that were in no file, which transformers has filled with random numbers.
+    """Refuse a model with weights missing from its files, which transformers has initialized at random.
 
     Raises:
         ModelError: naming one of them.
@@ -158,7 +158,7 @@ def refuse_made_up(name: str, weights: Collection[str]) -> None:
         others = f" and {len(weights) - 1} others" if len(weights) > 1 else ""
         raise ModelError(
             f"The files of the model {name!r} hold no weights of that size for {min(weights)}{others}, "
-            "which its configuration asks for; use a whole causal language model."
+            "which its configuration needs; use a whole causal language model."
         )
 
 
@@ -171,18 +171,18 @@ def load_causal_lm(
         name: The embedded model's name, a hub id or a local folder.
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
-        quantization: `4bit`, or None for weights as they are.
+        quantization: `4bit`, or None for no rounding.
 
     Raises:
         ModelError: there is no such model, or it cannot be loaded.
-        MissingExtraError: what `quantization` needs is not installed.
+        MissingExtraError: the package for `quantization` is not installed.
     """
     where = resolve_device(device)
     if where.type == "cpu":
         reuse_large_buffers()
     precision = resolve_dtype(dtype, where)
     rounded = {}
-    if quantization == "4bit":  # its weights are put in their place as they are rounded
+    if quantization == "4bit":  # weights are rounded on the device while loading
         rounded = {"quantization_config": four_bit(where, precision), "device_map": {"": where}}
     folder = models.hf_folder(name)
     try:
@@ -194,7 +194,7 @@ def load_causal_lm(
             trust_remote_code=False,
             **rounded,
         )
-    except Exception as error:  # files of others fail in any way, packages for their weights may be missing
+    except Exception as error:  # foreign files fail in any way, packages may be missing
         raise ModelError(
             f"The model {name!r} cannot be loaded as a causal language model ({first_line(error)}); "
             "use another."
@@ -203,8 +203,7 @@ def load_causal_lm(
     refuse_made_up(name, {*found["missing_keys"], *(key[0] for key in found["mismatched_keys"])})
     if other := [head for head in model.config.architectures or () if _OTHER_HEAD.search(head)]:
         raise ModelError(
-            f"The model {name!r} was made for other answers than the next token ({other[0]}); "
-            "use a causal language model."
+            f"The model {name!r} does not predict the next token ({other[0]}); use a causal language model."
         )
     model = model.eval() if rounded else model.to(where).eval()
     forget_lengths(model)

@@ -32,7 +32,7 @@ from trsr.llm.constrained import phrases_outside_grammar, trim_incomplete
 from trsr.recommend.ranker import ExampleScores, Ranker
 from trsr.types import RankingExample
 
-# ruff: noqa: D102 - a test is named by the sentence it checks
+# ruff: noqa: D102 - the name of a test says what it checks
 
 
 def ask(text: str, *, prefill: str = "") -> Prompt:
@@ -41,7 +41,7 @@ def ask(text: str, *, prefill: str = "") -> Prompt:
 
 
 class TextGeneratorContract:
-    """What every `TextGenerator` must do; one generator serves all tests of the class."""
+    """Tests of a `TextGenerator`; one generator serves all tests of the class."""
 
     greedy = GenerationParams(max_new_tokens=12)
 
@@ -173,7 +173,7 @@ def _in_order(generator: TextGenerator, prompts: list[Prompt], params: Generatio
 
 
 class LabelScorerContract:
-    """What every `LabelScorer` must do."""
+    """Tests of a `LabelScorer`."""
 
     labels = LabelTokens(positive=5, negative=9)
     tolerance = 1e-3
