@@ -148,7 +148,7 @@ def test_missing_labels_are_counted_after_the_groups_that_are_whole(negative: di
     ("scoring", "answer", "words"),
     [
         ("sglang", send_json({"scores": [[0.2, 0.0]], "object": "scoring"}), "the probability 0"),
-        ("sglang", send_json({"scores": []}), "something else than scores of 1 candidates"),
+        ("sglang", send_json({"scores": []}), "did not answer with scores of 1 candidates"),
         (
             "top_logprobs",  # two tokens can have the same text
             send_json({"choices": [{"logprobs": {"top_logprobs": [{" yes": -1.0, " no": -2.0}]}}]}),

@@ -30,8 +30,8 @@ class LlamaCppGenerator:
     """A `TextGenerator` over an in-process llama.cpp server with continuous batching (`xllamacpp`).
 
     The first prompt starts the server. The frequency penalty is not applied: llama.cpp would count the words
-    of the prompt too. With one slot, equal seeds give equal texts; with more, the rest of the batch can rarely
-    change a greedy text (see `open_server`).
+    of the prompt too. With one slot, equal seeds give equal texts; with more, the rest of the batch can
+    rarely change a greedy text (see `open_server`).
 
     Raises:
         ModelError: there is no such model, or it has no GGUF file.
