@@ -1,4 +1,4 @@
-"""The exception tree is as it is drawn, and each error says what the command line needs."""
+"""The exception tree equals its drawing, and each error has its exit code and advice."""
 
 from __future__ import annotations
 

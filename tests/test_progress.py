@@ -9,7 +9,7 @@ from trsr import progress
 from trsr.progress import bar
 
 
-def test_nothing_is_printed_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_printed_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with bar("Working") as shown:
         shown.update(1, 2, "halfway")
     assert capsys.readouterr() == ("", "")

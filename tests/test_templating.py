@@ -1,4 +1,4 @@
-"""Templates are strict and sandboxed, and no text that passes `sanitize_line` can speak for somebody else."""
+"""Templates are strict and sandboxed, and no text that passes `sanitize_line` can speak as another role."""
 
 from __future__ import annotations
 

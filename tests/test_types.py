@@ -1,4 +1,4 @@
-"""The shared values are immutable and refuse what cannot be."""
+"""The shared values are immutable and refuse impossible content."""
 
 from __future__ import annotations
 

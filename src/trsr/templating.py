@@ -97,7 +97,7 @@ class Template:
     def hash(self) -> str:
         """Sha256 of the source in hex, without parts of the form `{% if notes %}...{% endif %}`.
 
-        Prompts without notes, such as those of training, are the same without these parts.
+        Prompts without notes, as in training, are the same without these parts.
         """
         return hashlib.sha256(_NOTES.sub("", self.source).encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""What is drawn from the allowed tokens is made of the phrases, and every choice of them can be written."""
+"""Constrained texts consist of the phrases, and every selection of them can be written."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ phrases = st.lists(st.sampled_from(PHRASES), min_size=1, max_size=6, unique=True
 
 
 def after(parts: Sequence[PhrasePart], text: str) -> list[int]:
-    """Return what may come after a text."""
+    """Return the allowed continuations of a text."""
     constraint = PhraseConstraint(parts, ENCODE, [END])
     for token in ENCODE(text):
         constraint.advance(token)
@@ -32,7 +32,7 @@ def after(parts: Sequence[PhrasePart], text: str) -> list[int]:
 
 
 def drawn(parts: Sequence[PhrasePart], seed: int, n_tokens: int = 400) -> str:
-    """Return a text drawn from what is allowed, ended or cut off."""
+    """Return a text drawn from the allowed tokens, ended or cut off."""
     constraint, draw, written = PhraseConstraint(parts, ENCODE, [END]), random.Random(seed), list[int]()
     while len(written) < n_tokens:
         token = draw.choice(constraint.allowed())

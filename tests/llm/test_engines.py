@@ -1,4 +1,4 @@
-"""Engines are chosen by configuration; what is said of them before they are opened is what they report."""
+"""Engines are chosen by configuration; facts known before opening equal those reported by the engine."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_an_engine_counts_what_is_counted_without_it(kind: str, tiny_model: Path
 
 
 @pytest.mark.parametrize(("revision", "known"), [(None, "127.0.0.1:9"), ("7", "7")])
-def test_a_server_has_its_model_id_without_being_asked(revision: str | None, known: str) -> None:
+def test_the_model_id_of_a_server_needs_no_request(revision: str | None, known: str) -> None:
     config = SERVER.model_copy(update={"revision": revision})
     assert engine_model_id(config) == open_generator(config).model_id == f"org/model@{known}"
 

@@ -1,4 +1,4 @@
-"""The fake engine keeps the contracts and its own promises; keys name what any engine is asked."""
+"""The fake engine keeps the contracts and its own promises; keys identify requests."""
 
 import hashlib
 import json
@@ -61,7 +61,7 @@ def test_chosen_calls_fail_and_calls_are_counted() -> None:
     assert [result.index for result in results if result.error] == [1]
 
 
-def test_results_come_out_of_order_unless_asked_not_to() -> None:
+def test_results_come_out_of_order_unless_shuffle_is_off() -> None:
     prompts = PROMPTS * 3
     shuffled = [result.index for result in FakeGenerator().generate(prompts, GenerationParams())]
     ordered = [result.index for result in FakeGenerator(shuffle=False).generate(prompts, GenerationParams())]

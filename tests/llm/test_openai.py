@@ -36,7 +36,7 @@ def open_engine(url: str, **options: Any) -> OpenAIGenerator:
 
 
 def answers(engine: OpenAIGenerator | ScriptedServer, *prompts: Prompt, **options: Any) -> list[Generation]:
-    """Return the results in the order of the prompts; options are those of the engine."""
+    """Return the results in the order of the prompts; options are passed to the engine."""
     if isinstance(engine, ScriptedServer):
         engine = open_engine(engine.url, **options)
     params = GenerationParams(max_new_tokens=4, stop=("\n",))

@@ -87,7 +87,7 @@ def test_packed_margins_equal_those_of_one_candidate_at_a_time(model: Any, row_t
     with torch.inference_mode(), label_head(model, LABELS) as columns:
         found = packed_margins(model, packed, columns)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
-    assert expected.std() > 0.1, "the model tells these candidates apart, so the comparison can fail"
+    assert expected.std() > 0.1, "the candidates differ, so the comparison can fail"
 
 
 def test_a_prefix_that_was_read_before_gives_the_same_margins(model: Any) -> None:
@@ -120,7 +120,7 @@ NOT_SHARED: dict[str, tuple[str, dict[str, Any], str]] = {
     "a bias by distance": ("bloom", {}, "replaced"),
     "a state": ("mamba", {}, "size of tensor"),
     "capped scores": ("gemma2", {}, "softcap"),
-    "a state beside attention": ("qwen3_next", {}, "differ"),
+    "a state besides attention": ("qwen3_next", {}, "differ"),
     "a mask of chunks": ("llama4_text", {"attention_chunk_size": 64}, "masks hide"),
     "a mask with a window that layers do not name": ("phimoe", {"sliding_window": 64}, "masks hide"),
     "a temperature by place": ("llama4_text", {"attn_temperature_tuning": True}, "temperature_tuning"),
@@ -173,7 +173,7 @@ def test_a_wrong_attention_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None
 
     def leaking(self: Any, window: int | None) -> torch.Tensor:
         mask = whole(self, window)
-        mask[:, :, self.n_prefix] = True  # everybody sees a row's first token
+        mask[:, :, self.n_prefix] = True  # all tokens see a row's first token
         return mask
 
     monkeypatch.setattr(Segment, "mask", leaking)
@@ -225,7 +225,7 @@ def test_one_by_one_equals_the_plain_forward(name: str, max_tokens: int) -> None
     torch.testing.assert_close(found, plain_margins(model), rtol=0, atol=1e-4)
 
 
-def test_batches_hold_no_more_tokens_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_hold_at_most_max_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model("llama")
     prefix_attention.enable(model, "separate")
     sizes: list[int] = []

@@ -1,4 +1,4 @@
-"""A packed sequence holds every token once, at its own position, and says exactly what each may see."""
+"""A packed sequence holds every token once, at its own position, and defines what each sees."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_filling_sees_something_so_that_its_softmax_is_finite(few: list[Part], w
 
 
 @given(st.lists(tokens, min_size=1, max_size=12).map(tuple))
-def test_rows_are_not_wider_than_asked_unless_a_suffix_is(suffixes: tuple[tuple[int, ...], ...]) -> None:
+def test_rows_are_no_wider_than_row_tokens_unless_a_suffix_is(suffixes: tuple[tuple[int, ...], ...]) -> None:
     (segment,) = pack([Part((1, 2), suffixes)], 8).layout.segments
     assert segment.rows.shape[1] <= max(8, *map(len, suffixes))
     filled = int((segment.owners >= 0).sum())

@@ -1,7 +1,7 @@
 """Label scoring over HTTP: llama.cpp's real server, and recorded shapes of vLLM and SGLang.
 
-The shapes of vLLM are those of its page "Generative Scoring" and of its completions with
-`return_tokens_as_token_ids`; those of SGLang are its models `ScoringRequest` and `ScoringResponse`.
+The shapes of vLLM come from its page "Generative Scoring" and its completions with
+`return_tokens_as_token_ids`; the shapes of SGLang from its models `ScoringRequest` and `ScoringResponse`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def margins(url: str, groups: list[ScoringGroup] = GROUPS, **options: Any) -> di
 class TestTopLogprobsOfLlamaCpp(LabelScorerContract):
     url: ClassVar[str]
     labels = LabelTokens(34, 79)  # among the first hundred after every one of the contexts
-    tolerance = 0.02  # the logits of a quantised model depend a little on what else is in the batch
+    tolerance = 0.02  # the logits of a quantized model depend slightly on the batch
 
     @pytest.fixture(scope="class", autouse=True)
     @classmethod
@@ -158,7 +158,7 @@ def test_missing_labels_are_counted_after_the_groups_that_are_whole(negative: di
         ("auto", list_of_models("someone"), r"owned by someone\): set scoring to vllm"),
         ("vllm", refuse(404), "set scoring to top_logprobs"),  # an old server
         ("sglang", refuse(401), "refused the key"),
-        ("sglang", refuse(500), "answered 500, after 2 tries"),  # calls are made as those of the generator
+        ("sglang", refuse(500), "answered 500, after 2 tries"),  # the generator's own calls
         ("sglang", garbage, "check base_url"),
     ],
 )
@@ -168,7 +168,7 @@ def test_an_answer_without_margins_is_one_error(scoring: str, answer: Answer, wo
 
 
 @pytest.mark.parametrize(("owner", "answer"), [("vllm", vllm), ("sglang", sglang)])
-def test_a_server_is_asked_once_what_it_is(owner: str, answer: Answer) -> None:
+def test_the_kind_of_server_is_detected_once(owner: str, answer: Answer) -> None:
     with scripted(list_of_models(owner), answer) as server:
         scorer = open_scorer(server.url)
         for _ in range(2):

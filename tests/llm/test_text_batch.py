@@ -1,4 +1,4 @@
-"""Texts written together are those that the model writes to each prompt alone, on every architecture."""
+"""Texts written together equal the texts written one by one, on every architecture."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def texts() -> list[Text]:
 
 
 def written(batch: TextBatch, *joins: list[Text]) -> list[list[int]]:
-    """Return what is written to texts that join in groups, two steps apart, by index."""
+    """Write texts that join in groups, two steps apart; return their tokens by index."""
     found: dict[int, list[int]] = {}
     for some in joins:
         batch.join(some)
@@ -132,7 +132,7 @@ def test_equal_prompts_draw_alike_and_others_do_not() -> None:
 
 
 def counting_reader() -> tuple[Any, list[int]]:
-    """Return what reads prompts, and a list to which every pass adds how many tokens it reads."""
+    """Return a prompt reader, and a list to which every pass adds its number of tokens."""
     model = random_model("llama")
     counts: list[int] = []
     model.register_forward_pre_hook(lambda _module, args: counts.append(args[0].numel()))

@@ -203,7 +203,7 @@ def test_configuration_that_cannot_be_used_is_one_sentence_and_runs_no_code(
     settings: dict[str, Any], copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read() -> Never:
-        pytest.fail("asked whether to run code")
+        pytest.fail("prompted for running code")
 
     monkeypatch.setattr("builtins.input", lambda *_: read())
     configure(copy, **settings)

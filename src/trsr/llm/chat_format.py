@@ -43,7 +43,7 @@ class Tokenizer(ABC):
     Attributes:
         name: Of the model, for messages.
         has_chat_template: Whether turns are written in a chat format; else they are paragraphs.
-        special_texts: Texts that `encode` turns into special tokens, including those of the chat format.
+        special_texts: Texts that `encode` turns into special tokens, including the chat format's.
     """
 
     name: str

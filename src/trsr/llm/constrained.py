@@ -1,4 +1,4 @@
-"""Constrained decoding: answers made of given phrases only, so that a small model cannot invent any.
+"""Constrained decoding: answers made of given phrases only.
 
 A text has one or more parts, each with its own phrases, which the model selects and orders.
 `PhraseConstraint` works token by token. `grammar` is the same rule for engines with grammars; it cannot
@@ -34,7 +34,7 @@ def trim_incomplete(text: str, parts: Sequence[PhrasePart]) -> str:
 
 
 def phrases_outside_grammar(text: str, parts: Sequence[PhrasePart]) -> list[str]:
-    """Return the phrases of a text that are not among those of their part, in order."""
+    """Return the phrases of a text that their part does not allow, in order."""
     by_part = zip(_phrases_by_part(text, parts), parts, strict=False)
     return [phrase for phrases, part in by_part for phrase in phrases if phrase not in part.phrases]
 

@@ -34,7 +34,7 @@ class _Thinking(_Engine):
     chat template; over HTTP `chat_template_kwargs` and `reasoning_effort`, if the server accepts them).
     `strip` allows it and cuts the thoughts from the answer. Thoughts never become a summary."""
     thinking_tokens: int = Field(default=2048, ge=1)
-    """Tokens that `strip` allows for thoughts, in addition to those of the answer."""
+    """Tokens that `strip` allows for thoughts, in addition to the answer."""
 
 
 class FakeEngine(_Engine):
@@ -69,7 +69,7 @@ class OpenAIEngine(_Thinking):
     base_url: str
     """For example `http://127.0.0.1:8000/v1`."""
     model: str
-    """The model's name on that server; for label scoring with vLLM also that of a LoRA adapter."""
+    """The model's name on that server; for label scoring with vLLM, a LoRA adapter's name works too."""
     revision: str | None = None
     """The part of the model id after the @; by default the server's host and port. Set it to reuse summaries
     when the same model moves to another address, or to separate them when the model changes."""

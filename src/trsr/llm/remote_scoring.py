@@ -87,8 +87,8 @@ class RemoteScorer:
         known = {_OWNERS[owner] for owner in owners if owner in _OWNERS}
         if len(known) != 1:
             raise EngineError(
-                f"The server {self._config.base_url} does not say how it scores labels (its models are owned "
-                f"by {', '.join(sorted(owners)) or 'no one'}): set scoring to vllm, sglang or top_logprobs."
+                f"The server {self._config.base_url} does not show how it scores labels (its models are "
+                f"owned by {', '.join(sorted(owners)) or 'no one'}): set scoring to vllm, sglang or top_logprobs."
             )
         return known.pop()
 

@@ -1,1 +1,1 @@
-"""Contract test classes for every seam, shipped so that a new implementation tests itself in a few lines."""
+"""Contract test classes for new engines, scorers and rankers."""
