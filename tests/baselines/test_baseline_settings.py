@@ -1,4 +1,4 @@
-"""Settings of the baselines: what is a tuple is tried in all combinations."""
+"""Settings of the baselines: tuples are tried in all combinations."""
 
 from __future__ import annotations
 

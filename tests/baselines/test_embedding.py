@@ -55,7 +55,7 @@ def test_other_texts_and_batches_change_no_embedding(tiny_model: Path, max_batch
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
 
 
-def test_a_second_run_reads_what_the_first_has_written(
+def test_second_run_reads_the_embeddings_of_the_first(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = cached_embeddings(TEXTS, embedder(tiny_model), tmp_path)

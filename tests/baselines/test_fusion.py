@@ -58,7 +58,7 @@ def test_a_feature_that_never_varies_gets_no_weight() -> None:
     assert fit_fusion(flat, labels, users, ["llm", "flat"]).weights["flat"] == pytest.approx(0, abs=1e-9)
 
 
-def test_examples_without_a_choice_are_passed_over_and_none_is_refused() -> None:
+def test_examples_without_a_choice_are_skipped_and_none_left_is_refused() -> None:
     features, labels, users = choices(20)
     more = fit_fusion([*features, features[0]], [*labels, labels[0] * 0], [*users, "x"], NAMES)
     assert more == fit_fusion(features, labels, users, NAMES)

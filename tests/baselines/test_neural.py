@@ -1,4 +1,4 @@
-"""Neural baselines learn, repeat themselves, and put what they do not know last."""
+"""Neural baselines learn, are deterministic, and rank unknown items last."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def states() -> tuple[list[int], list[int]]:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_fit_repeats_itself_and_leaves_the_randomness_of_others_alone(name: str) -> None:
+def test_fit_is_deterministic_and_restores_global_random_states(name: str) -> None:
     np.random.seed(3)
     torch.manual_seed(3)
     before = states()
@@ -125,7 +125,7 @@ def test_unknown_items_are_last_and_counted(name: str) -> None:
     }
 
 
-def test_ncf_gives_strangers_ties_and_is_not_held_up_by_who_met_everything() -> None:
+def test_ncf_ties_for_unknown_users_and_survives_users_of_every_item() -> None:
     collector = pl.DataFrame({"user_id": "z", "item_id": CIRCLES["item_id"].unique()})
     log = pl.concat([CIRCLES.drop("position"), collector])
     ranker = fit("ncf", log, n_epochs=1)

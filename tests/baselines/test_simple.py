@@ -1,4 +1,4 @@
-"""Simple baselines: values computed by hand, nothing that depends on order, no look at the labels."""
+"""Simple baselines: hand-computed values, independent of order and labels."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_decayed_popularity_is_the_logarithm_of_the_faded_sum() -> None:
 
 @settings(deadline=None)
 @given(st.floats(0.01, 1e4), st.floats(0.1, 1e5))
-def test_decayed_popularity_puts_an_item_nobody_had_met_last(day: float, half_life: float) -> None:
+def test_decayed_popularity_ranks_an_unseen_item_last(day: float, half_life: float) -> None:
     ranker = decayed(half_life, ("first", 0), ("later", 5))
     first, never = margins(ranker, example((), ("first", "never"), day=day))
     assert first > never
@@ -177,7 +177,7 @@ def test_events_without_a_time_are_counted_and_need_at_least_one_with_a_time() -
         decayed(4, ("a", None))
 
 
-def test_recency_is_the_weighted_share_of_categories_met_in_the_history() -> None:
+def test_recency_is_the_weighted_share_of_categories_in_the_history() -> None:
     ranker = recency(CATEGORIES, half_life=1)
     got = margins(ranker, example(("chair", "pen"), ("refill", "desk", "pen")))
     assert got == pytest.approx([(1.0 + 0.0) / 2, 0.5, 1.0])

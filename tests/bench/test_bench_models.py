@@ -53,7 +53,7 @@ def test_scoring_is_measured_against_both_slow_ways(bench: Bench) -> None:
 
 
 @pytest.mark.slow
-def test_prompts_longer_than_the_padded_way_takes_have_no_padded_time(bench: Bench) -> None:
+def test_prompts_over_the_padded_length_have_no_padded_time(bench: Bench) -> None:
     long = ("--prefix-tokens", "2045", "--candidate-tokens", "6", "--repeats", "1", "--slow-candidates", "1")
     result = bench("score", "--candidates", "3", *long, "--json")
     assert result["padded_pointwise_s"] is result["speedup_vs_padded"] is None
@@ -80,7 +80,7 @@ def test_training_is_measured_against_separate_sequences(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("candidates", ["0", "5,x", ""])
-def test_a_count_of_candidates_that_is_none_is_refused(trsr: Callable[..., Answer], candidates: str) -> None:
+def test_invalid_candidate_count_is_refused(trsr: Callable[..., Answer], candidates: str) -> None:
     answer = trsr("bench", "score", "--candidates", candidates)
     assert answer.code == 2
     assert "--candidates: found" in answer.err
@@ -99,7 +99,7 @@ def test_parameters_outside_the_embedding_are_those_of_the_layers(name: str, n_e
     assert measure.body_parameters(model) == whole - 64 * 32 * n_embeddings
 
 
-def test_operations_count_each_shared_token_once_and_each_pair_that_is_seen() -> None:
+def test_operations_count_shared_tokens_once_and_attended_pairs() -> None:
     model = random_model("llama")  # two layers, four heads of 8
     group = ScoringGroup((1, 2, 3), ((4, 5), (6,)))
     pairs = (1 + 2 + 3) + (4 + 5) + 4

@@ -1,4 +1,4 @@
-"""`trsr bench summarize` counts what engines did; how fast they are is for the machine to say."""
+"""`trsr bench summarize` counts the engines' work; speeds depend on the machine."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Workload = tuple[BoundSummarizer, list[History]]
 
 
 class SlowEngine(FakeGenerator):
-    """Takes what is there at once: 10 ms, 1 ms a prompt, 1 ms for each token it may write, by its clock."""
+    """Runs waiting calls together: 10 ms, 1 ms per prompt, 1 ms per token it may write, by its clock."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ def workload(tmp_path_factory: pytest.TempPathFactory) -> Workload:
     return news_readers(tmp_path_factory.mktemp("bench") / "news", USERS, CALLS)
 
 
-def test_every_user_has_as_many_full_blocks_as_calls_are_asked(workload: Workload) -> None:
+def test_every_user_has_one_full_block_per_call(workload: Workload) -> None:
     summarizer, histories = workload
     assert len(histories) == USERS
     for history in histories:
@@ -113,7 +113,7 @@ def test_the_command_prints_one_json_object(trsr: Callable[..., Answer]) -> None
     assert result["engines"]["fake"]["calls"] == 3 * result["calls_per_user"]
 
 
-def test_without_any_engine_the_command_says_what_to_install(
+def test_command_without_engines_names_what_to_install(
     trsr: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(summarizing, "installed_engines", list)
@@ -138,7 +138,7 @@ def test_a_real_engine_is_measured(trsr: Callable[..., Answer], tiny_model: Path
     assert json.loads(answer.out)["engines"]["transformers"]["generated_tokens"] > 0
 
 
-def test_so_many_calls_are_in_flight_on_each_engine_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_engine_has_the_requested_calls_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(summarizing, "require_package", lambda _kind: None)
     assert local_engine("transformers", "m", 5).model_dump()["max_rows"] == 5
     assert local_engine("llamacpp", "m", 5).model_dump()["n_parallel"] == 5

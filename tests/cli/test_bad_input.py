@@ -205,7 +205,7 @@ def test_a_read_only_folder_is_one_sentence(load: Callable[..., Answer], trsr: T
         files = ("--items", folder / "items.csv", "--events", folder / "events.csv")
         with read_only(folder):
             answer = trsr("import", "table", *files, "--out", folder / "new")
-            assert_one_sentence(answer, "Cannot write beside", "choose another --out")
+            assert_one_sentence(answer, "Cannot write next to", "choose another --out")
             command = ("summarize", folder / "data", "--engine", "fake")
             answer = trsr(*command, "--store", folder / "s.sqlite")
             assert_one_sentence(answer, "cannot be written", "writable folder")

@@ -72,7 +72,7 @@ def test_a_wrong_locale_and_a_missing_column_are_one_sentence(tmp_path: Path, m2
         import_amazon_m2(m2, tmp_path / "out")
 
 
-def test_lists_are_read_whole_and_a_price_that_says_none_is_none(tmp_path: Path, m2: Path) -> None:
+def test_lists_are_read_whole_and_the_marker_of_no_price_is_null(tmp_path: Path, m2: Path) -> None:
     products = "B1,UK,Lamp,40000000.07\nB2,UK,NA,1.5\nB 3,UK,Rug,2\n"
     sessions = "\"['B1' 'B 3']\",B2,UK\n\"['B1' ... 'B2']\",B2,UK\n['B1'],NULL,UK\n"
     (m2 / "products_train.csv").write_text(f"id,locale,title,price\n{products}")
@@ -166,7 +166,7 @@ def test_keys_are_found_in_any_case_and_all_of_them_are_named(tmp_path: Path, re
         import_amazon_reviews(reviews, tmp_path / "none", reviews="S.jsonl")
 
 
-def test_what_the_files_say_for_missing_is_missing(tmp_path: Path, reviews: Path) -> None:
+def test_markers_of_missing_values_are_null(tmp_path: Path, reviews: Path) -> None:
     script = "var aPageStart = (new Date()).getTime(); var ue_t0=+new Date();"
     meta: list[dict[str, object]] = [
         {"parent_asin": "P1", "title": "Lamp", "price": "None", "store": "None", "features": ["None", "NA"]},

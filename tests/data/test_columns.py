@@ -13,7 +13,7 @@ def test_columns_are_found_by_usual_names_in_any_case_and_in_order_of_preference
     assert columns.find_column(["id"], columns.ITEM_ID, "x") is None
 
 
-def test_a_missing_column_says_what_was_sought_and_what_is_there() -> None:
+def test_missing_column_names_the_usual_and_the_found_columns() -> None:
     with pytest.raises(
         DataError,
         match=r"news.csv has no column for the user id \(looked for user_id.*found a, b\); check that",

@@ -1,4 +1,4 @@
-"""Configurations of importers, how much of a file may be refused, and what an import says about itself."""
+"""Configurations of importers, limits on refused rows, and the report of an import."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_references_to_unknown_items_are_counted_apart(tmp_path: Path) -> None:
         (f"{HEAD}u,a,1970-01-01\n", {}, "a", ["often a missing time written as 0"]),
     ],
 )
-def test_an_import_warns_of_times_that_are_missing_or_doubtful(
+def test_import_warns_of_missing_or_doubtful_times(
     tmp_path: Path, events: str, options: dict[str, object], histories: str, words: list[str]
 ) -> None:
     data = shop(tmp_path, events, **options)
@@ -132,7 +132,7 @@ def test_an_import_warns_of_times_that_are_missing_or_doubtful(
     assert all(word in warnings[0] for word in words)
 
 
-def test_kinds_of_data_without_times_of_events_are_not_warned_of(tmp_path: Path) -> None:
+def test_kinds_without_event_times_give_no_warning(tmp_path: Path) -> None:
     (tmp_path / "products_train.csv").write_text("id,locale,title\nB1,UK,Lamp\nB2,UK,Rug\n")
     (tmp_path / "sessions_train.csv").write_text("prev_items,next_item,locale\n['B1'],B2,UK\n")
     assert import_warnings(import_amazon_m2(tmp_path, tmp_path / "m2").info) == []
@@ -141,7 +141,7 @@ def test_kinds_of_data_without_times_of_events_are_not_warned_of(tmp_path: Path)
     assert import_warnings(import_mind(tmp_path, tmp_path / "mind").info) == []
 
 
-def test_the_summary_says_which_columns_were_read_and_that_the_encoding_was_guessed(tmp_path: Path) -> None:
+def test_summary_names_columns_and_a_guessed_encoding(tmp_path: Path) -> None:
     files = tmp_path / "i.csv", tmp_path / "e.csv"
     files[0].write_bytes("id,title\na,Café\n".encode("cp1252"))
     files[1].write_text("session_id,visitorid,item\ns,v,a\n")
@@ -168,7 +168,7 @@ def test_the_summary_says_which_columns_were_read_and_that_the_encoding_was_gues
         ("Datum,Uhrzeit", "u,a,15.05.2025,10:00\nu,b,15.05.2025,9:00\n", "--timestamp Datum,Uhrzeit"),
     ],
 )
-def test_dates_beside_times_of_day_are_not_read_without_them(
+def test_dates_with_separate_times_of_day_are_not_read_alone(
     tmp_path: Path, columns: str, rows: str, named: str
 ) -> None:
     events = f"user_id,item_id,{columns}\n{rows}"

@@ -68,7 +68,7 @@ def test_the_longest_history_of_a_user_counts_and_others_are_counted(tmp_path: P
     assert data.info.counts["other_histories"] == 2
 
 
-def test_rows_of_nobody_are_users_of_their_own(tmp_path: Path) -> None:
+def test_rows_without_a_user_become_users_of_their_own(tmp_path: Path) -> None:
     rows = ["1\tU_UNKNOWN\t\tN1\tN1-0", "2\tU_UNKNOWN\t\tN2\tN1-0", "3\t\t\tN2\tN1-0"]
     data = import_mind(mind_files(tmp_path, behaviors=rows), tmp_path / "out")
     users = {h.user_id: h.item_ids for h in data.histories()}
@@ -127,7 +127,7 @@ def test_a_missing_file_an_empty_file_and_a_wrong_field_are_one_sentence(
 
 @pytest.mark.real_data
 @pytest.mark.skipif("TRSR_REAL_DATA" not in os.environ, reason="TRSR_REAL_DATA does not name the real data")
-def test_the_real_set_has_the_counts_it_is_known_for(tmp_path: Path) -> None:
+def test_real_mind_has_its_published_counts(tmp_path: Path) -> None:
     real = Path(os.environ["TRSR_REAL_DATA"]) / "mind_small"
     data = import_mind(real, tmp_path / "out")
     counts = data.info.counts

@@ -79,7 +79,7 @@ def test_side_rows_without_a_film_and_second_overviews_are_kept_in_the_rejects(
     assert (counts["repeated_overviews"], counts["empty_overview"], counts["empty_tags"]) == (1, 1, 1)
 
 
-def test_float_ids_join_and_what_does_not_is_kept(tmp_path: Path, source: Path) -> None:
+def test_float_ids_join_and_others_stay_in_the_rejects(tmp_path: Path, source: Path) -> None:
     (source / "links.csv").write_text("movieId,imdbId,tmdbId\n1,0001,501.0\n2,0002,\n")
     (tmp_path / "o.csv").write_text("id,overview\n501,A lamp.\n999.0,Nobody.\n")
     data = import_movielens(source, tmp_path / "out", overviews=tmp_path / "o.csv")
@@ -137,6 +137,6 @@ def test_packed_files_are_found_by_their_usual_names(tmp_path: Path, source: Pat
     assert data.catalogue()["1"].fields["tags"] == "slow, dark"
 
 
-def test_ratings_that_are_all_too_low_are_said_to_be_so(tmp_path: Path, source: Path) -> None:
+def test_ratings_all_below_the_threshold_are_reported(tmp_path: Path, source: Path) -> None:
     with pytest.raises(DataError, match=r"No event could be read \(3 ratings below threshold\)"):
         import_movielens(source, tmp_path / "out", min_rating=6)

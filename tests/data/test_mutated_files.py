@@ -195,7 +195,7 @@ def change_bytes(data: bytes, rng: random.Random) -> bytes:
 
 
 def write_files(folder: Path, kind: str, seed: int) -> list[Table]:
-    """Write the files of a kind with one to four faults, and return what was written."""
+    """Write the files of a kind with one to four faults, and return them."""
     rng = random.Random(f"{kind} {seed}")
     tables = make_tables(kind, rng)
     for _ in range(rng.randint(1, 4)):
@@ -227,7 +227,7 @@ def run_import(kind: str, source: Path, out: Path) -> Dataset:
 
 
 def check_rows(kind: str, data: Dataset, items: Table, events: Table) -> None:
-    """Hold the number of rows against what the dataset has of them."""
+    """Compare the number of rows with the dataset's."""
     counts, rejects = data.info.counts, data.rejects().collect()
     by_entry = pl.col("reason").is_in(["unknown item", "history entry without a news row"])
 

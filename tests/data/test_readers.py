@@ -82,7 +82,7 @@ CELLS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r"
 
 @settings(deadline=None)
 @given(st.lists(st.lists(CELLS, min_size=2, max_size=2), min_size=1), st.integers(1, 5))
-def test_whatever_a_csv_writer_writes_is_read_back(rows: list[list[str]], size: int) -> None:
+def test_csv_writers_output_is_read_back(rows: list[list[str]], size: int) -> None:
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL).writerows(rows)
     texts = stream.getvalue().removesuffix("\n").split("\n")
@@ -119,7 +119,7 @@ def test_quotes_of_a_tsv_are_read_as_such_where_it_uses_them_throughout(
     assert (info.quotes, [reason for *_, reason in refused]) == (quotes, ["broken quote"] * broken)
 
 
-def test_quotes_of_a_tsv_can_be_asked_for(tmp_path: Path) -> None:
+def test_quotes_of_a_tsv_can_be_requested(tmp_path: Path) -> None:
     refused = Refused()
     file = write(tmp_path / "a.tsv", 'id\ttext\n1\t"so said he\n2\t"x"\n')
     assert read(file, refused, quotes=True)["text"].to_list() == ["x"]
@@ -330,7 +330,7 @@ def test_the_delimiter_is_found_whatever_the_suffix(tmp_path: Path, name: str, d
         ("sep=|\nid|a,b\nx|1,2\n", "|"),
     ],
 )
-def test_marks_inside_of_values_are_no_delimiters(tmp_path: Path, content: str, delimiter: str) -> None:
+def test_marks_inside_values_are_no_delimiters(tmp_path: Path, content: str, delimiter: str) -> None:
     info = FileInfo()
     assert len(read(write(tmp_path / "i.csv", content), info=info).columns) == 4
     assert info.delimiter == delimiter
@@ -406,7 +406,7 @@ def test_excel_files_are_read_with_their_dates(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("last", [0.25, "06:00"])  # a column of times alone, and one with texts among them
-def test_times_of_day_in_an_excel_column_of_their_own_are_joined_or_asked_for(
+def test_excel_times_of_day_in_their_own_column_are_joined_or_refused(
     tmp_path: Path, last: str | float
 ) -> None:
     pytest.importorskip("fastexcel")

@@ -1,4 +1,4 @@
-"""The synthetic dataset: natural texts, one seed one dataset, and a lasting taste that is worth knowing."""
+"""The synthetic dataset: natural texts, one dataset per seed, and a lasting taste that predicts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def shelf_of(data: Dataset) -> dict[str, str]:
 
 
 def recall_at_3(examples: Sequence[RankingExample], shelf: dict[str, str], n_last: int | None) -> float:
-    """Rank by how often the candidate's shelf stands in the (last) history; ties share the places."""
+    """Rank by how often the candidate's shelf occurs in the (last) history; ties share ranks."""
     total = 0.0
     for example in examples:
         seen = Counter(shelf[i] for i in (example.history if n_last is None else example.history[-n_last:]))
@@ -48,7 +48,7 @@ def recall_at_3(examples: Sequence[RankingExample], shelf: dict[str, str], n_las
     return total / len(examples)
 
 
-def test_the_whole_history_tells_more_about_the_target_than_the_last_items(small: Dataset) -> None:
+def test_whole_history_predicts_the_target_better_than_the_last_items(small: Dataset) -> None:
     protocol = SampledProtocol(min_history=7, max_history=29, n_valid=0, n_test=250)
     test = build_examples(small, protocol, seed=0).test
     shelf = shelf_of(small)
@@ -91,7 +91,7 @@ def test_one_seed_gives_one_dataset(small: Dataset, tmp_path: Path) -> None:
     assert not set(other.catalogue()) & set(small.catalogue())
 
 
-def test_more_users_or_items_do_not_change_those_before_them(tmp_path: Path) -> None:
+def test_more_users_or_items_leave_the_earlier_ones_unchanged(tmp_path: Path) -> None:
     few = generate(SMALL, tmp_path / "few")
     many = generate(SMALL.model_copy(update={"n_users": 2100}), tmp_path / "many")
     assert many.info.counts["users"] == many.info.counts["impressions"] == 2100
@@ -102,7 +102,7 @@ def test_more_users_or_items_do_not_change_those_before_them(tmp_path: Path) -> 
     assert few.items().collect().equals(wide.items().head(600).collect())
 
 
-def test_histories_have_the_asked_size_and_rise_in_time_without_repeats(small: Dataset) -> None:
+def test_histories_have_the_requested_size_and_rise_in_time_without_repeats(small: Dataset) -> None:
     start = datetime(2026, 1, 1, tzinfo=UTC)
     lengths = []
     for history in small.histories():

@@ -97,9 +97,7 @@ def test_one_user_per_row_with_lists_is_read(tmp_path: Path, items: Path, suffix
     ]
 
 
-def test_lists_without_any_time_and_rows_with_a_list_beside_the_item_are_read(
-    tmp_path: Path, items: Path
-) -> None:
+def test_lists_without_times_and_rows_with_item_and_list_are_read(tmp_path: Path, items: Path) -> None:
     schema = {"user_id": pl.String(), "items": pl.List(pl.String), "timestamps": pl.List(pl.Int64)}
     pl.DataFrame([("u", ["b", "a"], None)], schema=schema, orient="row").write_parquet(tmp_path / "e.parquet")
     data = import_table(items, tmp_path / "e.parquet", tmp_path / "lists")
@@ -220,7 +218,7 @@ def test_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ),
     ],
 )
-def test_the_real_sets_have_the_counts_they_are_known_for(
+def test_real_sets_have_their_published_counts(
     tmp_path: Path, items: str, events: str, columns: tuple[str, ...] | None, expected: tuple[int, int, int]
 ) -> None:
     real = Path(os.environ["TRSR_REAL_DATA"])
@@ -256,7 +254,7 @@ def test_ids_join_whatever_type_a_file_gives_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["__row__", "__raw__", "__hash__", "__first_hash__", "\x1frow", "*", "^.*$", ""]
 )
-def test_no_column_name_meets_an_internal_one(tmp_path: Path, name: str) -> None:
+def test_column_names_never_collide_with_internal_ones(tmp_path: Path, name: str) -> None:
     items = f"item_id,title,{name},other\na,Lamp,mine,x\na,Lamp,mine,x\nb,Rug,yours,\n"
     data = shop(tmp_path, items, f"user_id,item_id,{name}\nu,a,9\n")
     assert histories(data) == {"u": ("a",)}
@@ -269,7 +267,7 @@ def test_no_column_name_meets_an_internal_one(tmp_path: Path, name: str) -> None
     assert import_table(tmp_path / "i.parquet", tmp_path / "e.csv", tmp_path / "p").info.counts["events"] == 1
 
 
-def test_what_exporters_leave_in_a_file_is_no_row(tmp_path: Path) -> None:
+def test_remains_of_exporters_are_no_rows(tmp_path: Path) -> None:
     items = ",item_id,title,,\n0,a,Lamp,,\n1,b,Rug\n,item_id,title,,\n\n2,c,Cup,,,\n3,d,Pen,,,junk\n"
     events = "user_id,item_id\nu,a\n\ufeffuser_id,item_id\nu,c\n"
     data = shop(tmp_path, items, events, max_rejects=1)

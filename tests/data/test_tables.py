@@ -39,7 +39,7 @@ def make(path: Path, *rows: tuple[str, str, int, datetime | None], overwrite: bo
     )
 
 
-def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+def test_written_tables_are_read_back(tmp_path: Path) -> None:
     made = make(tmp_path / "d", ("u", "b", 1, NOON), ("u", "a", 0, NOON), ("t", "b", 0, None))
     data = Dataset.open(tmp_path / "d")
     assert data.info == made.info
@@ -104,7 +104,7 @@ def test_an_existing_folder_is_refused_without_overwrite_and_kept(tmp_path: Path
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
 
 
-def test_what_a_killed_import_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+def test_remains_of_a_killed_import_are_removed_by_the_next(tmp_path: Path) -> None:
     code = (
         "import os, signal\n"
         "from trsr.data.writer import DatasetWriter\n"
@@ -133,7 +133,7 @@ def test_a_dataset_that_a_killed_import_moved_away_is_put_back_and_then_removed(
 
 
 @pytest.mark.parametrize("exchanged", [True, False])
-def test_overwrite_keeps_what_no_import_makes(
+def test_overwrite_keeps_files_that_no_import_makes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanged: bool
 ) -> None:
     if not exchanged:
@@ -193,11 +193,9 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_dataset(tmp_path: Path) 
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
 
 
-def test_a_place_that_cannot_be_written_is_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unwritable_path_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(OutputError, match="Cannot write beside"):
+    with pytest.raises(OutputError, match="Cannot write next to"):
         make(tmp_path / "file" / "d")
     with pytest.raises(DataError, match="is a file"):
         make(tmp_path / "file")
@@ -223,7 +221,7 @@ def test_a_dataset_without_events_is_refused_with_the_reason(tmp_path: Path) -> 
         )
 
 
-def test_open_says_what_is_wrong(tmp_path: Path) -> None:
+def test_open_names_the_problem(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="There is no dataset folder"):
         Dataset.open(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"no dataset.json"):

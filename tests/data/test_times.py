@@ -51,7 +51,7 @@ READ: dict[datetime | None, tuple[str | None, ...]] = {
 
 
 @pytest.mark.parametrize(("time", "text"), [(time, text) for time, texts in READ.items() for text in texts])
-def test_a_time_is_read_in_the_one_way_it_can_be_meant(text: str | None, time: datetime | None) -> None:
+def test_times_are_read_in_their_only_possible_reading(text: str | None, time: datetime | None) -> None:
     assert read(text) == [time]
 
 

@@ -63,8 +63,8 @@ def test_each_wrong_event_is_named_with_its_row(
     pl.DataFrame(rows, schema=EVENTS, orient="row").write_parquet(folder / "events.parquet")
     assert sorted(problems(folder)) == [
         "events.parquet, row 2: the item is not in items.parquet",
-        "events.parquet, row 2: the time lies before that of the event before",
-        "events.parquet, row 3: the position does not follow the one before (0, 1, 2, ... a user)",
+        "events.parquet, row 2: the time is earlier than the previous event's",
+        "events.parquet, row 3: the position does not follow the one before (0, 1, 2, ... per user)",
         "events.parquet, row 7: the item is not in items.parquet",
         "events.parquet, row 7: the users are not in order",
         "events.parquet, row 8: the user id is empty",

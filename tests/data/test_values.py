@@ -109,7 +109,7 @@ BAD_IDS = (
 
 
 @pytest.mark.parametrize("text", [*GOOD_IDS, *BAD_IDS])
-def test_one_rule_says_which_ids_are_allowed_one_by_one_and_in_columns(text: str) -> None:
+def test_single_ids_and_columns_follow_one_rule(text: str) -> None:
     allowed = text in GOOD_IDS
     assert (values.id_fault(text) is None) == allowed
     assert pl.DataFrame({"id": [text]}).select(values.is_id("id")).item() == allowed

@@ -1,4 +1,4 @@
-"""The protocols on small invented datasets: targets and candidates, what is left out, the files."""
+"""The protocols on small invented datasets: targets and candidates, left-out items, the files."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def make(
     impressions: list[dict[str, Any]] | None = None,
     reverse: bool = False,
 ) -> Dataset:
-    """Write a dataset; `reverse` turns the order of all rows around, which must not matter."""
+    """Write a dataset; `reverse` reverses all rows, which must not matter."""
     titles: dict[str, tuple[str | None, str | None]] = {
         f"i{i}": (f"Thing number {i}", f"shelf {i % 3}") for i in range(n_items)
     }
@@ -197,7 +197,7 @@ def test_paper_exact_puts_the_target_first_and_may_draw_the_history(tmp_path: Pa
     assert "paper" in str(splits.description["negatives"])
 
 
-def test_what_is_held_out_does_not_depend_on_the_number_of_training_users(untimed: Dataset) -> None:
+def test_held_out_users_do_not_depend_on_the_number_of_training_users(untimed: Dataset) -> None:
     few = build_examples(untimed, SAMPLED.model_copy(update={"n_train": 3}), seed=0)
     many = build_examples(untimed, SAMPLED, seed=0)
     assert (few.valid, few.test) == (many.valid, many.test)
@@ -259,16 +259,14 @@ def test_examples_depend_on_seed_and_epoch_and_not_on_the_order_of_rows(tmp_path
 
 
 def popular_users(n_users: int, n_items: int, skew: float) -> Rows:
-    """Return eight items per user; item i is met in proportion to 1 / (i + 3) ^ skew."""
+    """Return eight items per user; item i occurs in proportion to 1 / (i + 3) ^ skew."""
     weights = 1 / (np.arange(n_items) + 3.0) ** skew
     drawn = derive_rng(0, "histories").choice(n_items, size=(n_users, 8), p=weights / weights.sum())
     return [(f"u{u}", [f"i{item}" for item in row], None) for u, row in enumerate(drawn)]
 
 
 @pytest.mark.parametrize("kind", ["uniform", "targets"])
-def test_against_targets_popularity_does_not_help_and_they_are_lent_within_a_split(
-    tmp_path: Path, kind: str
-) -> None:
+def test_target_negatives_defeat_popularity_and_stay_within_a_split(tmp_path: Path, kind: str) -> None:
     protocol = SampledProtocol.model_validate(
         {
             "min_history": 1,
@@ -293,7 +291,7 @@ def test_against_targets_popularity_does_not_help_and_they_are_lent_within_a_spl
 
 
 @pytest.mark.parametrize("kind", ["uniform", "targets"])
-def test_temporal_has_only_what_came_later_and_negatives_known_by_then(tmp_path: Path, kind: str) -> None:
+def test_temporal_targets_come_later_and_negatives_are_known_by_then(tmp_path: Path, kind: str) -> None:
     users = random_users(0, 80, 60, times=True)
     negatives = {"kind": kind, "n_train": 2, "n_test": 2}
     protocol = TemporalProtocol.model_validate(

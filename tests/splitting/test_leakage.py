@@ -1,4 +1,4 @@
-"""Leaks that are planted are found, in every protocol; what the protocols make has none."""
+"""Planted leaks are found in every protocol; the protocols' own examples have none."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_target_in_its_own_history_is_found(kind: str, split: str, made: dict[st
     assert repr(name) in leaks[0]
 
 
-def test_history_that_reaches_among_several_targets_is_found(dataset: Dataset) -> None:
+def test_history_between_several_targets_is_found(dataset: Dataset) -> None:
     protocol = SampledProtocol(min_history=5, max_history=13, n_valid=4, n_test=8, train_targets=3)
     splits = build_examples(dataset, protocol, seed=3)
     assert history_leaks(splits) == []
@@ -114,7 +114,7 @@ def test_row_of_a_held_out_user_is_found(split: str, later: str, made: dict[str,
 
 
 @pytest.mark.parametrize("kind", ["temporal", "impressions"])
-def test_row_no_earlier_than_what_it_prepares_for_is_found(kind: str, made: dict[str, Split]) -> None:
+def test_example_no_earlier_than_the_later_split_is_found(kind: str, made: dict[str, Split]) -> None:
     splits = made[kind]
     first_valid = min(e.timestamp for e in splits.valid if e.timestamp is not None)
     leaky = with_first(splits, "train", lambda e: replace(e, timestamp=first_valid))

@@ -76,7 +76,7 @@ def test_mind_click_histories_have_1418_users_of_the_papers_length(real_data: Pa
     assert splits.counts["events"] == 86_565
 
 
-def test_mind_impressions_leave_out_what_has_no_text(real_data: Path, tmp_path: Path) -> None:
+def test_mind_impressions_leave_out_items_without_text(real_data: Path, tmp_path: Path) -> None:
     data = Dataset.open(MindImport(source=real_data / "mind_small").run(tmp_path / "d"))
     protocol = ImpressionsProtocol(kind="impressions", n_valid=50, n_test=100)
     splits = build_examples(data, protocol, seed=0)

@@ -1,4 +1,4 @@
-"""What rankers may learn from holds no target and nothing after it."""
+"""Training events hold no target and nothing after it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two processes learn what one learns: the same losses, checkpoints either resumes from, one adapter."""
+"""Two processes train like one: the same losses, exchangeable checkpoints, one adapter."""
 
 from __future__ import annotations
 
@@ -84,9 +84,7 @@ def test_two_killed_processes_end_with_the_weights_of_two_unbroken_ones(trained:
 
 
 @in_two_processes
-def test_a_model_in_shards_learns_the_same_and_its_adapter_is_put_together(
-    tiny_model: Path, tmp_path: Path
-) -> None:
+def test_sharded_model_learns_the_same_and_saves_a_whole_adapter(tiny_model: Path, tmp_path: Path) -> None:
     done = run_twice("shard", tiny_model, tmp_path / "sharded")
     assert done.returncode == 0, done.stdout + done.stderr
     save_after_a_step(tiny_model, tmp_path)

@@ -1,4 +1,4 @@
-"""Layers that get an adapter are known before a weight is loaded; those that cannot have one get none."""
+"""Adapted layers are known before weights are loaded; unfit layers get no adapter."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_layers_are_named_from_the_configuration_alone(tiny_model: Path, tmp_pat
 
 
 @pytest.mark.parametrize("targets", ["x_proj", ("query_key_value",), ("q_proj", "query_key_value")])
-def test_a_name_that_no_layer_has_is_refused_with_those_there_are(
+def test_unknown_layer_name_is_refused_with_the_known_ones(
     targets: str | tuple[str, ...], tiny_model: Path
 ) -> None:
     named = targets if isinstance(targets, str) else targets[-1]

@@ -39,7 +39,7 @@ def test_losses_equal_their_formulas(rows: list[tuple[float, int]], shift: float
     assert float(joint_loss(margins, labels)) == pytest.approx(joint, rel=1e-4, abs=1e-4)
 
 
-def test_a_chosen_candidate_is_not_pushed_below_another_that_was_chosen() -> None:
+def test_listwise_loss_does_not_rank_chosen_candidates_against_each_other() -> None:
     margins = torch.tensor([4.0, -1.0, 0.0], requires_grad=True)
     listwise_loss(margins, torch.tensor([1, 1, 0])).backward()
     assert margins.grad is not None
@@ -64,7 +64,7 @@ Gradients = dict[str, torch.Tensor]
 
 
 def adapted(name: str, *, share: bool, **changes: Any) -> Any:
-    """Return a tiny model with an adapter that has already learned something, as it is while it learns."""
+    """Return a tiny model in training mode with an adapter that has learned something."""
     base = random_model(name, **changes)
     if share:
         assert prefix_attention.enable(base)

@@ -1,4 +1,4 @@
-"""The model folder holds all that ranking needs, and describes itself to a reader."""
+"""The model folder holds everything for ranking, and a model card."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def save(tiny_model: Path, tmp_path: Path) -> Save:
     return run
 
 
-def test_the_folder_describes_what_scores_depend_on(save: Save, tmp_path: Path, tiny_model: Path) -> None:
+def test_model_folder_records_the_inputs_of_scores(save: Save, tmp_path: Path, tiny_model: Path) -> None:
     for name in ("model", "model.new"):  # an older one, and the rest of a killed one
         (tmp_path / name).mkdir()
         (tmp_path / name / "old.txt").write_text("")

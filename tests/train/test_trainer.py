@@ -1,4 +1,4 @@
-"""Fine-tuning: it learns, it survives being killed, it keeps the best adapter and knows when to stop."""
+"""Fine-tuning learns, resumes after a kill, keeps the best adapter and stops early."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_a_training_that_diverges_is_refused(fine_tune: Run, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("loss", ["answer", "listwise", "joint", "full"])
-def test_the_loss_goes_down_and_the_adapter_ranks_what_it_learned_first(
+def test_loss_falls_and_the_adapter_ranks_learned_items_first(
     fine_tune: Run, tmp_path: Path, tiny_model: Path, loss: str
 ) -> None:
     best, report = fine_tune(tmp_path / "c", loss=loss, epochs=5)
@@ -203,7 +203,7 @@ def test_each_epoch_reads_its_own_groups(tiny_model: Path, tmp_path: Path) -> No
 
 
 class Killed(BaseException):
-    """Ends a training as a kill would: nothing catches it."""
+    """Ends a training like a kill: nothing catches it."""
 
 
 def kill_at_call(monkeypatch: pytest.MonkeyPatch, place: Any, name: str, number: int) -> None:
@@ -265,7 +265,7 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_ignored(tmp_path: Path)
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[float]], None]:
-    """Decides what each validation finds, one number each."""
+    """Sets the result of each validation."""
 
     def script(values: Sequence[float]) -> None:
         every: Iterator[float] = (value for value in values for _ in VALID)
@@ -285,7 +285,7 @@ def test_the_adapter_of_the_best_validation_is_kept(fine_tune: Run, tmp_path: Pa
     assert not equal_weights(best, tmp_path / "c" / "checkpoint-8")
 
 
-def test_it_stops_when_validation_has_not_improved_for_long_and_stays_stopped(
+def test_training_stops_without_improvement_and_stays_stopped(
     fine_tune: Run, tmp_path: Path, scripted: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scripted([1.0, 2.0, 1.5, 2.0, 3.0, 3.0])
@@ -328,7 +328,7 @@ def test_the_best_adapter_is_replaced_in_one_move(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "best").iterdir()] == ["best.json"]
 
 
-def test_layers_of_ones_own_choice_get_the_adapter(fine_tune: Run, tmp_path: Path) -> None:
+def test_named_layers_get_the_adapter(fine_tune: Run, tmp_path: Path) -> None:
     lora = LoraConfig(r=2, alpha=8, target_modules=("q_proj", "v_proj"))
     best, _ = fine_tune(tmp_path / "c", epochs=1, lora=lora)
     assert {name.split(".")[-3] for name in weights(best)} == {"q_proj", "v_proj"}

@@ -1,4 +1,4 @@
-"""What `test_distributed.py` starts in two processes: trainings, whole, killed and resumed."""
+"""Trainings for `test_distributed.py` in two processes: whole, killed and resumed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from trsr.train.trainer import TrainingReport, train
 
 
 def learn(model: Path, folder: Path, lora: LoraConfig = PLAIN, **changes: Any) -> TrainingReport:
-    """Train in all processes; each draws its own dropout, so only without it do two learn what one learns."""
+    """Train in all processes; results equal one process only without dropout, which each draws itself."""
     return train(
         EpochGroups(GROUPS, other_users),
         VALID,

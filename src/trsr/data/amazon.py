@@ -1,6 +1,6 @@
 """Amazon-M2 (sessions of one locale), and Amazon reviews of 2018 and 2023 (reviews and metadata).
 
-Review texts are left out: they are written after the purchase, about the item, by one user.
+Review texts are left out: users write them after the purchase.
 """
 
 from __future__ import annotations
@@ -98,12 +98,12 @@ class AmazonM2Import(ImportOptions):
         return clicks.with_columns(pl.col("item_id").alias(RAW))
 
 
-def _blank(file: RawFile, frame: pl.DataFrame, column: str, none: pl.Expr, what: str) -> pl.DataFrame:
-    """Make texts of a column null where `none` is true, and count them as `what`."""
+def _blank(file: RawFile, frame: pl.DataFrame, column: str, none: pl.Expr, count: str) -> pl.DataFrame:
+    """Make texts of a column null where `none` is true, and count them as `count`."""
     if frame.schema.get(column) != pl.String:
         return frame
     none = none.fill_null(False)
-    file.count(what, int(frame.select(none.sum()).item()))
+    file.count(count, int(frame.select(none.sum()).item()))
     return frame.with_columns(pl.when(~none).then(column).alias(column))
 
 
@@ -133,7 +133,7 @@ class AmazonReviewsImport(RatedOptions):
     kind: Literal["amazon-reviews"] = "amazon-reviews"
     source: Path = Field(description="Folder that holds the raw files.")
     name: str = option("Name in reports.", "amazon-reviews")
-    reviews: str | None = option("Review file in SOURCE; found by itself if it is the only one.")
+    reviews: str | None = option("Review file in SOURCE; found automatically if it is the only one.")
     metadata: str | None = option("Metadata file in SOURCE; found by its name, meta* or *_meta_*.")
 
     def read(self, writer: DatasetWriter) -> Path:
@@ -188,7 +188,7 @@ def _is_metadata(name: str) -> bool:
 
 
 def _first_keys(frame: pl.DataFrame) -> list[str]:
-    """Return all keys of the first record, read or not: what an error names."""
+    """Return all keys of the first record, read or not, for an error message."""
     try:
         return list(json.loads(str(frame[RAW].first())))
     except (ValueError, TypeError):

@@ -1,4 +1,4 @@
-"""The usual names of columns in recommendation data: how a column is found, or its absence explained."""
+"""Find columns of recommendation data by their usual names, or explain their absence."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def find_column(columns: Sequence[str], usual: Sequence[str], named: str | None 
         if alike:
             raise DataError(
                 f"The columns {' and '.join(map(repr, alike))} differ in case only, and each could be the "
-                f"{name}; name the one that is meant, or rename the other."
+                f"{name}; name one of them, or rename the other."
             )
     return None
 
@@ -58,7 +58,7 @@ def chosen_of(columns: Sequence[str], usual: Sequence[str], column: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Sought:
-    """A column to find: what it holds, its usual names, the name the user gave, the option to name it."""
+    """A column to find: its meaning, its usual names, the name the user gave, the option to name it."""
 
     meaning: str
     usual: Sequence[str] = ()
@@ -72,7 +72,7 @@ def require_columns(
     """Return the columns with these meanings; `unread` names others that the file has.
 
     Raises:
-        DataError: some are missing; the sentence says which ones, what was looked for and what the file has.
+        DataError: some are missing; the message names them, the names looked for and the columns of the file.
     """
     found = [find_column(columns, one.usual, one.named) for one in sought]
     missing = [one for one, column in zip(sought, found, strict=True) if column is None]
@@ -115,7 +115,7 @@ def guess_text_fields(columns: Iterable[str], item_id: str) -> list[str]:
 
 
 def guess_category_fields(text_fields: Iterable[str]) -> list[str]:
-    """Return the text fields whose names are those of categories, brands or the like."""
+    """Return the text fields that by name hold categories, brands or the like."""
     return [field for field in text_fields if field.lower() in CATEGORIES]
 
 
@@ -150,7 +150,7 @@ _LOOKS_NAMED = re.compile(
 
 _TIME_OF_DAY = r"^\s*(?:[01]?\d|2[0-3]):[0-5]\d(?::\d{2}(?:[.,]\d+)?)?\s*(?:[AaPp]\.?[Mm]\.?)?\s*$"
 _DURATION = re.compile("durat|dauer|dur[ée]e|elapsed|dwell|length|spent|runtime|laufzeit", re.IGNORECASE)
-MIDNIGHT = r"[T ]00:00(?::00(?:\.0+)?)?$"  # what a date has after it where its column holds times too
+MIDNIGHT = r"[T ]00:00(?::00(?:\.0+)?)?$"  # the end of a date in a column that holds times too
 
 
 def find_time_column(file: str, columns: Sequence[str], option: str = "--timestamp") -> str | None:

@@ -1,4 +1,4 @@
-"""`Dataset`, which makes, opens and reads a dataset folder (its layout is in `schema`)."""
+"""Make, open and read a dataset folder (its layout is in `schema`)."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def _check_schema(file: Path, schema: pl.Schema) -> None:
     try:
         found = pl.scan_parquet(file, glob=False).collect_schema()
     except (pl.exceptions.PolarsError, OSError) as error:
-        said = str(error).splitlines()[0].rstrip(".")
-        raise DataError(f"{file} is damaged ({said}); import again.") from error
+        message = str(error).splitlines()[0].rstrip(".")
+        raise DataError(f"{file} is damaged ({message}); import again.") from error
     if wrong := [name for name, dtype in schema.items() if found.get(name) != dtype]:
         missing = " and ".join(f"{name!r} of the type {schema[name]}" for name in wrong)
         raise DataError(
             f"{file} has no column {missing}, which a dataset folder must have; "
-            f"`trsr validate {file.parent}` tells more, or import again."
+            f"`trsr validate {file.parent}` lists every problem, or import again."
         )
 
 
@@ -78,7 +78,7 @@ class Dataset:
 
         Args:
             items: A file (CSV, TSV, JSON Lines, Parquet), or a pandas, polars, Arrow or Hugging Face table:
-                an item id and text columns. A folder that holds `items.*` and `events.*` may stand for both.
+                an item id and text columns. A folder with `items.*` and `events.*` can be given for both.
             events: The same for events: user id, item id and time, one event per row.
             out: Folder of the dataset. By default it is in the cache folder (`TRSR_CACHE`) under a digest of
                 its content, so the same tables give the same dataset.
@@ -149,7 +149,7 @@ class Dataset:
         """Yield each user's history, oldest first, in the order of user_id; memory stays flat.
 
         `timestamps` is None unless every event of the user has one. With `start` and `stop` only these rows
-        of the events are read; they have to be those of whole users.
+        of the events are read; they must belong to whole users.
         """
         n_rows = None if stop is None else stop - start
         events = self.events().select("user_id", "item_id", "timestamp").slice(start, n_rows)
@@ -183,7 +183,7 @@ class Dataset:
     def item_texts(
         self, fields: tuple[str, ...] | None, max_field_tokens: int, tokenizer: Tokenizer | None
     ) -> Callable[[str], str]:
-        """Return a function from item id to item text that remembers what it made.
+        """Return a cached function from item id to item text.
 
         Raises:
             ConfigError: a field is none of the dataset's.
@@ -202,7 +202,7 @@ class Dataset:
     def item_cuts(
         self, fields: tuple[str, ...] | None, max_field_tokens: int, tokenizer: Tokenizer | None
     ) -> Callable[[str], dict[str, FieldCut]]:
-        """Return a function from item id to what the cap cuts from its fields."""
+        """Return a cached function from item id to the cuts that the cap makes in its fields."""
         catalogue = self.catalogue()
 
         @lru_cache(maxsize=200_000)
@@ -273,7 +273,7 @@ def _keep(dataset: Dataset, home: Path) -> Path:
 
 
 def user_batches(events: pl.LazyFrame, rows: int) -> Iterator[pl.DataFrame]:
-    """Yield a table that is in the order of user_id in frames of whole users, of about `rows` rows."""
+    """Yield a table in user_id order as frames of whole users, of about `rows` rows each."""
     rest: list[pl.DataFrame] = []
     offset = 0
     while True:
@@ -284,7 +284,7 @@ def user_batches(events: pl.LazyFrame, rows: int) -> Iterator[pl.DataFrame]:
             if len(table):
                 yield table
             return
-        # The last user of a batch may go on in the next one.
+        # The last user of a batch may continue in the next one.
         users = table["user_id"].rle_id()
         whole = int((users < users[-1]).sum())
         if whole:
@@ -306,7 +306,7 @@ def write_dataset(
     source: str,
     overwrite: bool = False,
 ) -> Dataset:
-    """Write tables that are already in the shape of a dataset folder (see the module's text).
+    """Write tables that are already in the shape of a dataset folder (see `schema`).
 
     Events are put in order of user_id and position. A lazy table is read in one go; an importer that must
     keep its memory flat uses `DatasetWriter` instead.

@@ -26,7 +26,7 @@ READABLE = (
     "no time",
 )
 _ADVICE = {
-    ": time cannot be read": "say how times are written with --time-format",
+    ": time cannot be read": "give the format of the times with --time-format",
     ": not UTF-8": "name the encoding with --encoding",
     ": another number of columns than the header": "name the delimiter with --delimiter",
 }
@@ -70,7 +70,7 @@ class FileInfo(BaseModel):
     delimiter: str | None = None
     quotes: bool = False  # whether the fields of a tab file are in quotes
     sheet: str | None = None  # the one that was read of an Excel file
-    columns: dict[str, str] = {}  # the columns that were found for the ids, by what they hold
+    columns: dict[str, str] = {}  # the columns that were found for the ids, by their meaning
 
     @property
     def unreadable_share(self) -> float:
@@ -89,10 +89,10 @@ class FileInfo(BaseModel):
 
 
 def too_many(files: Mapping[str, FileInfo], reasons: Mapping[str, int], limit: float) -> str | None:
-    """Return what is wrong where a larger share of a file than `limit` is unreadable; None if all is well.
+    """Return a message if a larger share of a file than `limit` is unreadable, else None.
 
     Args:
-        files: What was found of each file, by name.
+        files: Facts about each file, by name.
         reasons: Number of rejects by "file: reason".
         limit: A share, in [0, 1].
     """
@@ -109,6 +109,6 @@ def too_many(files: Mapping[str, FileInfo], reasons: Mapping[str, int], limit: f
 
 
 def advice(reasons: Iterable[str]) -> str:
-    """Return what may help against rejects for these reasons, each after a semicolon."""
+    """Return advice against rejects for these reasons, each after a semicolon."""
     texts = {text: None for reason in reasons for end, text in _ADVICE.items() if reason.endswith(end)}
     return "".join(f"; {text}" for text in texts)

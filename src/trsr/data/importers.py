@@ -40,7 +40,7 @@ def _time_warnings(times: TimesInfo, counts: Mapping[str, int]) -> list[str]:
     if ORDER in times.forms:
         return [
             f"{file}: the numbers in {column} put each history in order but are no dates, so the events have "
-            "no times; if they are dates, say how they are written with --time-format."
+            "no times; if they are dates, give their format with --time-format."
         ]
     if times.first is None:
         if not times.expected:
@@ -76,7 +76,7 @@ def _time_warnings(times: TimesInfo, counts: Mapping[str, int]) -> list[str]:
 
 
 def import_summary(dataset: Dataset) -> dict[str, object]:
-    """Return what an import did, ready for JSON."""
+    """Return the report of an import, ready for JSON."""
     info, times = dataset.info, dataset.info.times
     return {
         "path": str(dataset.path),
@@ -114,7 +114,10 @@ def summary_lines(info: DatasetInfo) -> list[str]:
                 f"of their user; these {backwards if times.newest_first else 'keep its order'}"
             )
     for name, file in info.files.items():
-        parts = [f"{file.rows:,} rows", *(f"{what} from {column}" for what, column in file.columns.items())]
+        parts = [
+            f"{file.rows:,} rows",
+            *(f"{kind} from {column}" for kind, column in file.columns.items()),
+        ]
         guessed = " (guessed; --encoding names another)" if file.encoding_guessed else ""
         parts += [file.encoding + guessed] if file.encoding else []
         parts += [f"delimiter {file.delimiter!r}"] if file.delimiter else []
@@ -127,7 +130,7 @@ def summary_lines(info: DatasetInfo) -> list[str]:
 
 
 def refused_lines(info: DatasetInfo) -> list[str]:
-    """Return a line on each raw file of which the import refused something: both shares."""
+    """Return one line, with both shares, for each raw file with refused rows."""
     return [
         f"import of {name}: {file.unreadable_share:.1%} of the rows unreadable, "
         f"{file.reference_share:.1%} of the entries to unknown items"

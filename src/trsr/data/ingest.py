@@ -1,4 +1,4 @@
-"""Steps that all importers share: keep each item once, put events in order.
+"""Shared steps of all importers: keep each item once, put events in order.
 
 Memory stays flat: only item ids (and a hash each) are held in it, never the interactions.
 """
@@ -71,7 +71,7 @@ class ItemCollector:
         return self._known.select("item_id")
 
     def add(self, frame: pl.DataFrame, item_id: str = "item_id") -> None:
-        """Take a batch: a column with the id, columns with the names of the text fields, `ROW`, `RAW`."""
+        """Add a batch: a column with the id, columns with the names of the text fields, `ROW`, `RAW`."""
         file, counts = self._file, self._file.writer.counts
         frame = file.clean_ids(single(self._clean(frame, item_id), "item_id"), "item_id")
         frame = file.keep(frame, pl.col("item_id").is_not_null(), "no item id")
@@ -92,7 +92,7 @@ class ItemCollector:
         file.writer.items.append(new.select("item_id", *self._fields))
 
     def _clean(self, frame: pl.DataFrame, item_id: str) -> pl.DataFrame:
-        """Return `item_id`, the cleaned text fields, `ROW`, `RAW`, and count what cleaning changes.
+        """Return `item_id`, the cleaned text fields, `ROW`, `RAW`, and count the changes.
 
         Entities of HTML stay, and are counted too.
         """
@@ -125,8 +125,8 @@ class EventCollector:
 
     Users are ordered by time (or by numbers that are no times), then by place in the file, from its end where
     the file runs newest first; without any times, by place in the file alone.
-    Events without a time, where others have one, are rejected, or with `keep_untimed` kept and their users
-    left in the order of the file.
+    Events without a time, where others have one, are rejected, or kept with `keep_untimed`; their users then
+    stay in the order of the file.
 
     Attributes:
         times: Facts about the times; an importer names the column in it.
@@ -155,9 +155,9 @@ class EventCollector:
         columns: tuple[Sought, Sought, Sought, Sought],
         unread: Sequence[str] = (),
     ) -> None:
-        """Take a batch of ratings: the columns are those of user, item, time and rating.
+        """Add a batch of ratings; the columns are user, item, time and rating.
 
-        With a threshold, lower and missing ratings are counted, those that are no number are rejected.
+        With a threshold, lower and missing ratings are counted, ratings that are no number are rejected.
         """
         options = self._file.options
         min_rating = options.min_rating if isinstance(options, RatedOptions) else None
@@ -180,7 +180,7 @@ class EventCollector:
         return frame.filter(~below).drop(_TEXT, _RATING)
 
     def add(self, frame: pl.DataFrame) -> None:
-        """Take a batch: `user_id`, `item_id`, `timestamp` (text or null), `ROW`, `RAW`."""
+        """Add a batch: `user_id`, `item_id`, `timestamp` (text or null), `ROW`, `RAW`."""
         frame = single(single(frame, "user_id", "item_id"), "timestamp", others=True)
         frame = self._file.clean_ids(frame, "user_id", "item_id").with_columns(clean_cell("timestamp"))
         self._file.info.entries += len(frame)
@@ -241,7 +241,7 @@ class EventCollector:
         return falls
 
     def finish(self) -> None:
-        """Order all events and give them to the writer.
+        """Order all events and pass them to the writer.
 
         Raises:
             DataError: the times of the column can be read in more than one way.

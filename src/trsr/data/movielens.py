@@ -45,7 +45,7 @@ _TITLE, _FILM_GENRES = Sought("film's title", ("title",)), Sought("film's genres
 
 
 class MovieLensImport(RatedOptions):
-    """Import MovieLens: movies.csv and ratings.csv, with overviews joined from a file of yours.
+    """Import MovieLens: movies.csv and ratings.csv, with overviews joined from another file.
 
     Example: trsr import movielens ml-latest-small --overviews overviews.csv --out data/movies
     """
@@ -53,7 +53,7 @@ class MovieLensImport(RatedOptions):
     kind: Literal["movielens"] = "movielens"
     source: Path = Field(description="Folder that holds the raw files.")
     name: str = option("Name in reports.", "movielens")
-    tags: bool = option("Add the films' tags as a text field; they may tell of the future.", False)
+    tags: bool = option("Add the films' tags as a text field; they may reveal the future.", False)
     overviews: Path | None = option("File with overviews by movieId, item_id or tmdb_id (see links.csv).")
 
     def read(self, writer: DatasetWriter) -> Path:
@@ -77,12 +77,12 @@ class MovieLensImport(RatedOptions):
         items = ItemCollector(movies, fields)
         for frame in _frames(movies):
             films = _films(movies, frame)
-            for what, (_, rows) in side.items():
-                films = films.join(_by_film(rows, what), on="item_id", how="left", maintain_order="left")
+            for field, (_, rows) in side.items():
+                films = films.join(_by_film(rows, field), on="item_id", how="left", maintain_order="left")
             items.add(films)
-        for what, (file, rows) in side.items():
+        for field, (file, rows) in side.items():
             orphans = rows.join(items.ids, on="item_id", how="anti", maintain_order="left")
-            file.refuse(orphans, f"{what} of an unknown film")
+            file.refuse(orphans, f"{field} of an unknown film")
         events = EventCollector(ratings, items.ids)
         for frame in _frames(ratings):
             events.add_rated(frame, _RATINGS)
@@ -107,7 +107,7 @@ class MovieLensImport(RatedOptions):
 
 
 def _frames(file: RawFile) -> Iterator[pl.DataFrame]:
-    """Yield a file's rows; those of old packs with the column names of the new ones."""
+    """Yield a file's rows; old packs get the column names of the new ones."""
     if file.name not in _OLD:
         yield from file.frames()
         return
@@ -129,7 +129,7 @@ def _films(file: RawFile, frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _read_tags(file: RawFile) -> pl.DataFrame:
-    """Return the tags, one per row: `item_id`, `tags` in small letters, `ROW`, `RAW`."""
+    """Return the tags, one per row: `item_id`, `tags` in lower case, `ROW`, `RAW`."""
     frames = []
     for frame in _frames(file):
         film, tag = require_columns(file.name, frame.columns, _FILM, Sought("tag", ("tag",)))

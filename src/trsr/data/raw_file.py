@@ -90,7 +90,7 @@ class RatedOptions(TimedOptions):
 
 
 class RawFile:
-    """A raw file of an import: its rows, which of them are refused, and what is worth a count."""
+    """A raw file of an import: its rows, the refused ones, and counts of changes."""
 
     def __init__(self, writer: DatasetWriter, path: Path, options: ImportOptions) -> None:
         self.path = path
@@ -100,7 +100,7 @@ class RawFile:
 
     @property
     def info(self) -> FileInfo:
-        """Facts about the file; asking for them lists the file in `dataset.json`."""
+        """Facts about the file; reading them lists the file in `dataset.json`."""
         return self.writer.file(self.name)
 
     def frames(
@@ -111,7 +111,7 @@ class RawFile:
         keep: Collection[str] | None = None,
         delimiter: str | None = None,
     ) -> Iterator[pl.DataFrame]:
-        """Yield the rows as `read_frames` does; `delimiter` is that of this file, if it is known.
+        """Yield the rows as `read_frames` does; `delimiter` is this file's, if known.
 
         Raises:
             DataError: there is no row.
@@ -134,7 +134,7 @@ class RawFile:
             )
 
     def frames_again(self, *, columns: Sequence[str], quotes: bool | None = None) -> Iterator[pl.DataFrame]:
-        """Yield the rows of a file that was read before; what is refused now was refused then."""
+        """Yield the rows of a file that was read before, without refusing any again."""
         yield from read_frames(self.path, lambda *_: None, self.info, columns=columns, quotes=quotes)
 
     def refuse(self, frame: pl.DataFrame, reason: str, *, entries: bool = False) -> None:
@@ -150,10 +150,10 @@ class RawFile:
         self.refuse(frame.filter(~right), reason, entries=entries)
         return frame.filter(right)
 
-    def count(self, what: str, n: int) -> None:
-        """Count what is worth a line only where there is any."""
+    def count(self, name: str, n: int) -> None:
+        """Add to a count that appears only if it is above 0."""
         if n:
-            self.writer.counts[what] += n
+            self.writer.counts[name] += n
 
     def clean_ids(self, frame: pl.DataFrame, *columns: str) -> pl.DataFrame:
         """Return the frame with clean ids: see `values.clean_ids`."""

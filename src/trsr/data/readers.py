@@ -52,18 +52,18 @@ def read_frames(
     Args:
         file: The file.
         reject: Takes refused rows.
-        info: Delimiter and encoding where they are known; what is None is found out and filled in.
+        info: Delimiter and encoding where they are known; the others are detected and filled in.
         columns: Names for a CSV or TSV file without a header line.
         quotes: Whether fields may be in double quotes; by default in CSV, and in a TSV of quoted fields.
         keep: JSON keys to read, in lower case; they are found in any case. All by default.
 
     Raises:
         DataError: missing or empty file, unknown suffix, or a header that cannot be used.
-        MissingExtraError: an Excel file without what reads it.
+        MissingExtraError: an Excel file, and its reader is not installed.
     """
     suffix = Path(file.name.removesuffix(".gz")).suffix.lower()
     if columns is not None and suffix not in _DELIMITED:
-        raise DataError(f"{file} brings its own column names; give names only for a CSV or TSV file.")
+        raise DataError(f"{file} has its own column names; give names only for a CSV or TSV file.")
     if suffix == ".parquet":
         yield from _read_parquet(file, reject)
     elif suffix in _EXCEL:
@@ -127,7 +127,7 @@ def _refuse(frame: pl.DataFrame, wrong: pl.Series, reason: str, reject: Reject) 
 
 
 def _delimiter(texts: list[str], info: FileInfo, usual: str, quotes: bool, header: list[str] | None) -> str:
-    """Return the delimiter that was named, or find it in the first lines; it is filled in."""
+    """Return the named delimiter, or detect it in the first lines and fill it in."""
     if info.delimiter is None:
         width = None if header is None else len(header)
         info.delimiter = text_lines.find_delimiter(texts[:_SNIFFED_LINES], usual, quotes, width)
@@ -193,7 +193,7 @@ def _fit(frame: pl.DataFrame, header: list[str], reject: Reject) -> pl.DataFrame
 
 
 def _check_width(file: Path, frame: pl.DataFrame, header: Sequence[str]) -> None:
-    """Refuse a file without a header of which none of the first lines has the columns that are expected."""
+    """Refuse a file without a header if none of its first lines has the expected columns."""
     widths = frame[_FIELDS].drop_nulls().list.len()
     if len(widths) and not frame.select(_is_fit(header).any()).item():
         raise DataError(

@@ -40,20 +40,20 @@ REJECTS = pl.Schema(
 
 
 class DatasetInfo(BaseModel):
-    """What `dataset.json` says about the folder.
+    """The content of `dataset.json`.
 
     Attributes:
-        name: Stands in reports.
+        name: Shown in reports.
         domain: "news", "products", "movies" or another word; chooses the prompt templates.
         text_fields: The text columns of items.parquet, in rendering order.
-        category_fields: Those of them that hold categories, brands or genres; a value may be a list,
+        category_fields: The text fields that hold categories, brands or genres; a value may be a list,
             separated by "|" or ", ".
-        counts: Rows by table ("items", "events", "impressions", "rejects"), "users", and what an importer
-            counted besides.
+        counts: Rows by table ("items", "events", "impressions", "rejects"), "users", and other counts
+            of an importer.
         sha256: Hex digest of each parquet file.
         source: Where the data came from, in words.
-        times: What was found of times, where the data was imported.
-        files: What was found of each raw file.
+        times: Facts about the times, for imported data.
+        files: Facts about each raw file.
         schema_version: Version of this layout.
     """
 

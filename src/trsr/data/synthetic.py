@@ -7,11 +7,11 @@ Every item is in a cell: a subtopic of a topic, and a maker (a brand or a paper)
   the final one;
 - a final event that comes from the lasting taste with probability `target_from_taste`, else from the shift.
 
-A reader of the last few items alone sees the shift, and misses what most final events come from. Each user
+A model of the last few items alone sees the shift, and misses the taste behind most final events. Each user
 also sees one impression: the final item among others, at its time.
 
-Users and items are drawn in chunks that are always drawn whole: item 7 and user 7 are the same however many
-there are. The words are in `synthetic_products.yaml` and `synthetic_news.yaml`.
+Users and items are drawn in whole chunks: item 7 and user 7 are the same for any number of them. The
+words are in `synthetic_products.yaml` and `synthetic_news.yaml`.
 """
 
 from __future__ import annotations

@@ -41,10 +41,10 @@ class TableImport(TimedOptions):
     kind: Literal["table"] = "table"
     items: Path = Field(description="Items: CSV, TSV, JSONL, Parquet or Excel.")
     events: Path = Field(description="Events: one per row, or one list per user.")
-    name: str | None = option("Name in reports; that of the folder by default.")
+    name: str | None = option("Name in reports; the folder's by default.")
     domain: str = option("news, products, movies, or another word.", "general")
     text_fields: Names | None = option("Text columns of the items, in rendering order: a,b,c.")
-    category_fields: Names | None = option("Those that hold categories: a,b.")
+    category_fields: Names | None = option("Text fields that hold categories: a,b.")
     items_columns: Names | None = option("Column names of a headerless items file.")
     events_columns: Names | None = option("Column names of a headerless events file.")
     item_id: str | None = option("Item id column of the items.")
@@ -113,7 +113,7 @@ class TableImport(TimedOptions):
     ) -> pl.DataFrame:
         """Return one event per row: user_id, item_id, timestamp (text or null), `ROW`, `RAW`.
 
-        `separators` holds what divides the lists of a column, once a batch has shown it.
+        `separators` keeps the separator of a column's lists, once a batch has shown it.
         """
         found = frame.columns
         user = Sought("user id", names.USER_ID, self.user_id, "--user-id")
@@ -139,7 +139,7 @@ class TableImport(TimedOptions):
     def _item_list(self, file: str, columns: Sequence[str]) -> str | None:
         """Return the column of lists of items, or None where events are one per row.
 
-        Such a file may have a column called "history" too; a column "id" alone need not be that of items.
+        Such a file may have a column called "history" too; a column "id" alone need not be the item id.
         """
         if self.event_item_id or (self.item_list is None and find_column(columns, names.ITEM_ID[:-1])):
             return None
@@ -197,10 +197,10 @@ def _one_per_row(file: RawFile, rows: pl.DataFrame, separators: dict[str, str | 
 def _read_lists(
     file: RawFile, rows: pl.DataFrame, column: str, separators: dict[str, str | None]
 ) -> pl.DataFrame:
-    """Return the rows with a column read as lists; a cell that opens like a list and is none is refused."""
+    """Return the rows with a column read as lists; a cell that opens like a list but is none is refused."""
     times = column == "timestamp"
     if column not in separators:
         separators[column] = separator_of(rows[column], times=times)
     rows = rows.with_columns(read_lists(rows[column], separators[column], times=times).alias(column))
-    what = "the list of times cannot be read" if times else "the list of items cannot be read"
-    return file.keep(rows, pl.col(column).is_not_null(), what)
+    reason = "the list of times cannot be read" if times else "the list of items cannot be read"
+    return file.keep(rows, pl.col(column).is_not_null(), reason)

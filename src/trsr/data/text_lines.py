@@ -25,7 +25,7 @@ ROW, RAW = "\x1frow", "\x1fraw"
 BATCH_BYTES = 8 * 2**20
 _SAMPLE_BYTES = 4 * 2**20
 _DELIMITERS = (",", ";", "\t", "|", "::")
-_MAX_RECORD = 4 * 2**20  # characters; a quote left open longer than this is taken for broken
+_MAX_RECORD = 4 * 2**20  # characters; a quote left open longer than this counts as broken
 csv.field_size_limit(2**31 - 1)  # the default refuses fields over 128 kB
 
 _BOM = b"\xef\xbb\xbf"
@@ -45,7 +45,7 @@ _NO_TEXT = {
 }
 _NOT_CP1252 = re.compile(rb"[\x81\x8d\x8f\x90\x9d\xff]")  # of no letter, or none in use
 _HIGH = re.compile(rb"[\x80-\xff]+")
-_BROKEN = "\udcff"  # what cannot be decoded; as it is no UTF-8 either, its line is refused
+_BROKEN = "\udcff"  # undecodable bytes; not UTF-8 either, so the line is refused
 codecs.register_error("trsr-broken", lambda error: (_BROKEN, getattr(error, "end", 0)))
 
 Reject = Callable[[pl.DataFrame, str], None]
@@ -108,8 +108,8 @@ def _open(file: Path) -> BinaryIO:
 def _utf8_chunks(file: Path, stream: BinaryIO, info: FileInfo) -> Iterator[bytes]:
     """Yield a file as UTF-8 without a byte order mark, its lines ended by line feeds."""
     sample = stream.read(_SAMPLE_BYTES)
-    if what := next((what for mark, what in _NO_TEXT.items() if sample.startswith(mark)), None):
-        raise DataError(f"{file} is no text but holds {what}.")
+    if kind := next((kind for mark, kind in _NO_TEXT.items() if sample.startswith(mark)), None):
+        raise DataError(f"{file} is no text but holds {kind}.")
     info.encoding = _known(info.encoding) if info.encoding else _find_encoding(sample)
     recode = None
     if info.encoding != "utf-8":

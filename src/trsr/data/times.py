@@ -1,4 +1,4 @@
-"""Times as other systems write them: each text is read in the one way it can be meant, or not at all.
+"""Read times as other systems write them: each text in its only possible reading, or not at all.
 
 Self-contained forms (ISO 8601, month names, compact dates, epochs of today's size) are read text by text.
 A text with several readings (`05/01/2025`, a two-digit year, an Excel day number) is decided by the
@@ -82,7 +82,7 @@ _WRITTEN = {
 _OPEN = "day and month"
 _WRITTEN[_OPEN] = rf"(?P<a>\d{{1,2}}){_SEPARATOR}(?P<b>\d{{1,2}}){_SEPARATOR}(?P<c>\d{{4}}|\d{{2}})"
 _COMPACT = r"^(?:19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:\d{4}|\d{6})?(?:\.0*)?$"
-# Text around a time that adds nothing, and other orders of its parts.
+# Ignored text around a time, and other orders of its parts.
 _TIDY = (
     (r"^\$date: (?:\$numberLong: )?|^/Date\(|\)/$|^ISODate\(|^['\"]+|['\"]?\)?['\"]*$", ""),
     (r" ?\([A-Z][A-Za-z ]*\)?$", ""),
@@ -117,7 +117,7 @@ class TimeReader:
         self._format = time_format
         self._order = time_format if time_format in _ORDERS else None
         self._evidence = {4: _Evidence(), 2: _Evidence()}
-        self._small: set[str] = {"excel", ORDER}  # what the small numbers of the column can be
+        self._small: set[str] = {"excel", ORDER}  # possible meanings of the column's small numbers
         self.forms: Counter[str] = Counter()
 
     def read(self, texts: pl.Series, *, final: bool = False) -> tuple[pl.Series, pl.Series]:
@@ -201,7 +201,7 @@ class TimeReader:
         return times
 
     def _open_numbers(self, numbers: pl.Series, times: pl.Series) -> pl.Series:
-        """Return which numbers are small, and note what they cannot be: Excel's days, or an order."""
+        """Return which numbers are small, and exclude impossible meanings: Excel's days, or an order."""
         rest = (times.is_null() & numbers.is_not_null()).fill_null(False)
         days = numbers.is_between(*_RANGES["excel"], closed="left") | numbers.is_in([0.0, -1.0])
         small = rest & numbers.is_between(*_ORDER_RANGE, closed="left").fill_null(False)
@@ -231,9 +231,9 @@ class TimeReader:
         return times, open_
 
     def decide(self) -> None:
-        """Fix the reading of what was left open.
+        """Decide how the texts that were left open are read.
 
-        Small numbers in which no date can be seen, and nothing else in the column, give an order only.
+        Small numbers alone, none of them a possible date, give an order only.
 
         Raises:
             DataError: none or several fit the whole column.
@@ -259,7 +259,7 @@ class _Evidence:
         self._readings: list[str] = []
 
     def add(self, texts: pl.Series, readings: dict[str, pl.Series]) -> pl.Series:
-        """Take texts and their readings; return which have one."""
+        """Add texts and their readings; return which have one."""
         self._readings = list(readings)
         table = pl.DataFrame(readings)
         some = table.select(pl.any_horizontal(pl.all().is_not_null())).to_series()
@@ -279,11 +279,11 @@ class _Evidence:
             return
         if not left:
             found = " and ".join(repr(text) for text in dict.fromkeys(self._against.values()))
-            raise DataError(f"{where}: {found} cannot be read in one order of day and month; say {named}.")
+            raise DataError(f"{where}: {found} cannot be read in one order of day and month; give {named}.")
         if len(left) > 1 and self._differs:
             raise DataError(
-                f"{where}: {self._differs!r} can be read {' or '.join(left)}, and no row tells which; "
-                f"say {named}."
+                f"{where}: {self._differs!r} can be read {' or '.join(left)}, and no row decides; "
+                f"give {named}."
             )
         self.order = left[0]
 

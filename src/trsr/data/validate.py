@@ -1,6 +1,6 @@
 """Checks of a dataset folder: every problem with its file and row; only ids are held in memory.
 
-Importers refuse bad rows themselves; this is for folders made or changed by other hands, and for damage.
+Importers refuse bad rows themselves; this is for folders that other programs made or changed, and for damage.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ITEMS, _EVENTS, _IMPRESSIONS = "items.parquet", "events.parquet", "impressions.
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A problem and its place: `row` counts from 1 and is None where the whole file is meant."""
+    """A problem and its place: `row` counts from 1, None for the whole file."""
 
     file: str
     row: int | None
@@ -67,7 +67,7 @@ def validate_dataset(path: str | Path) -> Iterator[Problem]:
 
 
 def _check_file(file: Path, schema: pl.Schema, info: DatasetInfo) -> Iterator[str]:
-    """Yield what is wrong with a file as a whole."""
+    """Yield the problems of a file as a whole."""
     if not file.is_file():
         yield f"{_UNREADABLE}the file is missing"
         return
@@ -127,8 +127,8 @@ def _check_events(events: pl.LazyFrame, items: pl.DataFrame | None) -> Iterator[
         for wrong, message in (
             (_is_empty("user_id"), "the user id is empty"),
             (user < pl.col("previous"), "the users are not in order"),
-            (pl.col("misplaced"), "the position does not follow the one before (0, 1, 2, ... a user)"),
-            (pl.col("early"), "the time lies before that of the event before"),
+            (pl.col("misplaced"), "the position does not follow the one before (0, 1, 2, ... per user)"),
+            (pl.col("early"), "the time is earlier than the previous event's"),
         ):
             yield from _found(rows, _EVENTS, wrong, message)
         if items is not None:

@@ -1,7 +1,7 @@
 r"""The meaning of a cell: missing or not, an id, a text, a rating, a list; one rule for every importer.
 
 A cell that holds nothing but a marker of `MISSING`, white space apart, is missing everywhere. The
-markers are those that `pandas.read_csv` takes for missing, with `\N` of SQL and `NaT`; another spelling
+markers are the ones of `pandas.read_csv`, with `\N` of SQL and `NaT`; another spelling
 ("Null", "none") is a value. A user who is really called "NA" is refused as a row without a user.
 """
 
@@ -52,18 +52,16 @@ def clean_cell(column: str) -> pl.Expr:
 
 
 def id_fault(text: str) -> str | None:
-    """Return what is wrong with a new id of a user, an item or an event, or None."""
+    """Return the fault of a new id of a user, an item or an event, or None."""
     if not text or text != text.strip(_AROUND_ID):
         return "the id is empty or has a blank at an end; leave the blank out"
     if len(text) > MAX_ID:
         return f"the id has {len(text)} characters, at most {MAX_ID} are allowed"
     if text in (".", ".."):
-        return f"the id {text!r} cannot stand in an address; take another"
+        return f"the id {text!r} cannot be part of a URL; choose another"
     if found := re.search(f"{_NOT_IN_ID}|[\ud800-\udfff]", text):
-        kind = (
-            "which stands for bytes that were no UTF-8" if found[0] == "\ufffd" else "a sign that nobody sees"
-        )
-        return f"the id holds U+{ord(found[0]):04X}, {kind}; take another"
+        kind = "the sign for bytes that are not UTF-8" if found[0] == "\ufffd" else "an invisible character"
+        return f"the id holds U+{ord(found[0]):04X}, {kind}; choose another"
     return None
 
 
@@ -92,7 +90,7 @@ def clean_ids(frame: pl.DataFrame, *columns: str) -> tuple[pl.DataFrame, int]:
 def clean_texts(frame: pl.DataFrame, fields: Iterable[str]) -> list[pl.Expr]:
     """Return the text fields of a frame: no white space around them, null where missing.
 
-    A list is joined with blanks, or with "|" where the name of the field says that it holds categories.
+    A list is joined with blanks, or with "|" in a field whose name is one of `CATEGORIES`.
     """
     return [_clean_text(field, frame.schema.get(field)) for field in fields]
 
@@ -133,7 +131,7 @@ def parse_rating(text: pl.Expr) -> pl.Expr:
 
 
 def separator_of(cells: pl.Series, *, times: bool = False) -> str | None:
-    """Return what divides the lists of a column that have no brackets: `|`, `;`, `,` or None for blanks."""
+    """Return the separator of a column's lists without brackets: `|`, `;`, `,` or None for blanks."""
     if isinstance(cells.dtype, pl.List):
         return None
     texts = cells.str.strip_chars()
@@ -145,7 +143,7 @@ def separator_of(cells: pl.Series, *, times: bool = False) -> str | None:
 def read_lists(cells: pl.Series, separator: str | None = None, *, times: bool = False) -> pl.Series:
     """Read a column of lists: of JSON, Python, numpy (`['a' 'b']`) or Postgres, or parts between separators.
 
-    Nothing inside quotes is cut. What opens like a list must be one to its end.
+    Nothing inside quotes is cut. A cell that opens like a list must be one to its end.
 
     Args:
         cells: Texts, or lists already.

@@ -1,4 +1,4 @@
-"""Writes a dataset folder, whole or not at all: for importers and for tables that are already clean."""
+"""Write a dataset folder, whole or not at all, for importers and for clean tables."""
 
 from __future__ import annotations
 
@@ -54,20 +54,20 @@ class Spool:
 
 
 class DatasetWriter:
-    """Makes a dataset folder beside its final place and moves it there when it is whole.
+    """Write a dataset folder next to its target and move it there when it is complete.
 
-    Used as a context: leaving it without `finish` removes what was written, and a killed process leaves the
-    folder at `path` as it was. An existing dataset is replaced only with `overwrite`, anything else never:
-    files in its folder that no import makes, such as a summary store, go over into the new one.
+    Used as a context: leaving it without `finish` removes the written files, and a killed process leaves the
+    folder at `path` unchanged. An existing dataset is replaced only with `overwrite`, anything else never:
+    files in its folder that no import makes, such as a summary store, move to the new one.
 
     Attributes:
-        counts: What an importer wants to tell beyond the number of rows.
+        counts: Further counts of an importer.
         events: Rows of `EVENTS`, by user_id, then position.
         impressions: Rows of `IMPRESSIONS`; leave empty where the data has none.
         items: item_id and the text columns, each item once.
         max_rejects: Largest share of a raw file's rows that may be unreadable; None for no limit.
-        times: What was found of times.
-        files: What was found of each raw file.
+        times: Facts about the times.
+        files: Facts about each raw file.
     """
 
     def __init__(self, path: str | Path, *, overwrite: bool = False) -> None:
@@ -97,13 +97,13 @@ class DatasetWriter:
     def _put_back(self) -> None:
         """Put a dataset back that a killed import has moved away and not yet replaced."""
         if not os.path.lexists(self.path) and len(old := left_by_the_dead(self.path, "old")) == 1:
-            with contextlib.suppress(OSError):  # then it is left where it is
+            with contextlib.suppress(OSError):  # then it stays where it is
                 old[0].rename(self.path)
 
     def _remove_leftovers(self) -> None:
-        """Remove what killed imports to the same place have left: folders whose process is gone."""
+        """Remove the folders that killed imports to the same path have left."""
         left = left_by_the_dead(self.path, "partial")
-        if self.path.is_dir():  # else what was moved away is all there is
+        if self.path.is_dir():  # else the moved folder is the only copy
             left += left_by_the_dead(self.path, "old")
         for folder in left:
             remove_folder(folder)
@@ -116,7 +116,7 @@ class DatasetWriter:
             self.work.mkdir(parents=True)
         except OSError as error:
             raise OutputError(
-                f"Cannot write beside {self.path}: {error.strerror}; choose another --out."
+                f"Cannot write next to {self.path}: {error.strerror}; choose another --out."
             ) from error
         return self
 
@@ -131,17 +131,17 @@ class DatasetWriter:
             ) from error
 
     def spool(self, name: str) -> Spool:
-        """Return a scratch table that vanishes at the end."""
+        """Return a temporary table, removed at the end."""
         return Spool(self.work / "spool" / name)
 
     def file(self, name: str) -> FileInfo:
-        """Return what is known of a raw file, to be added to."""
+        """Return the facts about a raw file, to add to."""
         return self.files.setdefault(name, FileInfo())
 
     def reject(
         self, file: str, rows: pl.DataFrame, reason: str | None = None, *, entries: bool = False
     ) -> None:
-        """Note refused input: a frame with `row` and `raw`, and `reason` unless it is one for all.
+        """Record refused input: a frame with `row` and `raw`, and `reason` unless all rows share one.
 
         With `entries` these are events, of which a row can hold several.
         """
@@ -213,10 +213,12 @@ class DatasetWriter:
 
     def _check_rejects(self) -> None:
         if self.max_rejects is not None and (why := too_many(self.files, self.reasons, self.max_rejects)):
-            raise DataError(f"{why}{self._keep_rejects()}; mend the file, or allow more with --max-rejects.")
+            raise DataError(
+                f"{why}{self._keep_rejects()}; correct the file, or allow more with --max-rejects."
+            )
 
     def _keep_rejects(self) -> str:
-        """Write the refused rows beside the place of the dataset; return where, and what may help."""
+        """Write the refused rows next to the dataset's path; return the file and advice."""
         file = self.path.with_name(f"{self.path.name}.rejects.parquet")
         atomic_write(file, self._rejects.scan(REJECTS).sink_parquet)
         return f"; the refused rows are in {file}{advice(self.reasons)}"
@@ -230,9 +232,9 @@ class DatasetWriter:
 
 
 def _system_error(error: BaseException | None) -> str | None:
-    """Return what the operating system said, also where polars has wrapped it; None for any other error."""
+    """Return the operating system's message, also from within a polars error; None for any other error."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    if isinstance(error, pl.exceptions.PolarsError) and (said := _OS_ERROR.search(str(error))):
-        return said[1].strip()
+    if isinstance(error, pl.exceptions.PolarsError) and (found := _OS_ERROR.search(str(error))):
+        return found[1].strip()
     return None
