@@ -77,7 +77,7 @@ SIZE: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-# What some need otherwise; None leaves the library's own value.
+# Settings for some architectures; None keeps the library's default.
 _LATENT = {"head_dim": None, "num_key_value_heads": 4}
 _MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8, "head_dim": None}
 CHANGES: dict[str, dict[str, Any]] = {
@@ -306,7 +306,7 @@ def plain_loss(model: Any, one: TrainingGroup, loss: str) -> torch.Tensor:
 
 
 def texts_written(folder: Path) -> Row:
-    """Return whether texts are written in batches, why not, and how many are those of `generate`."""
+    """Return whether texts are written in batches, why not, and how many equal those of `generate`."""
     options = {"max_new_tokens": N_WRITTEN, "do_sample": False, "pad_token_id": 0}
     plain: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     plain.generation_config = GenerationConfig()
@@ -371,7 +371,7 @@ def one_line(problem: Exception) -> str:
 
 
 def reason(lines: Sequence[str]) -> str:
-    """Return what stands in brackets in a log line."""
+    """Return the text in brackets of a log line."""
     return lines[0].partition("(")[2].rpartition(")")[0] if lines else ""
 
 

@@ -5,7 +5,7 @@ python benchmarks/hostile.py out/demo --items 50
 Each time a user has some candidates, one of which is read as it is, with a hostile text in front of every
 field, and with words of other items there, as long: any text there moves a score, the question is whether a
 hostile one moves it more. Replaced by words of other items, of as many tokens as the hostile candidate, it is
-what the others stand beside when their margins are compared to the last bit.
+the reference for comparing the margins of the others bit by bit.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ HOSTILE = {
 
 @dataclass(frozen=True)
 class Moved:
-    """What one hostile item did: to its own margin and score, and to the others beside it."""
+    """The effect of one hostile item on its own margin and score, and on the other candidates."""
 
     kind: str
     same_prefix: bool
@@ -126,7 +126,7 @@ def _one(service: Service, user: str, number: int, kind: str, text: str) -> Move
 
 
 def _in_front(text: str, item: Item, fields: Sequence[str]) -> Item:
-    """Return the item with a text in front of each of these fields, also of those it does not have."""
+    """Return the item with a text before each of these fields, including missing ones."""
     return Item(item.item_id, {field: f"{text} {item.fields.get(field, '')}" for field in fields})
 
 

@@ -1,10 +1,10 @@
-"""What the history before the recent items adds to a ranker that reads all of it; print one JSON object.
+"""Measure the gain of a ranker by the history before the recent items; print one JSON object.
 
 python benchmarks/older_history.py out/mind_recurrent/data --recent 3
 
-A profile stands for the items that no longer fit the prompt. A ranker that sees those items themselves, as
-words, topics and categories, shows what there is to win; boosted trees learn how much of it to use. The same
-users, candidates and trees are asked with and without the older items.
+A profile replaces the older items, which do not fit the prompt. A ranker that reads these items themselves,
+as words, topics and categories, shows the possible gain; boosted trees learn how much of it to use. The same
+users, candidates and trees are used with and without the older items.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ COLUMNS = {
 
 
 def measure(dataset: Dataset, protocol: SampledProtocol, n_recent: int, seed: int) -> dict[str, Any]:
-    """Fit and ask the four rankers; return their metrics, and what the older items add."""
+    """Fit and run the four rankers; return their metrics, and the gain by the older items."""
     splits = build_examples(dataset, protocol, seed)
     views = ItemViews(dataset, splits)
     train = [views.features(e, n_recent, trained=True) for e in splits.train]

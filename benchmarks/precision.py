@@ -2,7 +2,7 @@
 
 python benchmarks/precision.py --run out/mind_recurrent --users 10
 
-Prompts are those of the test users of a finished run, read by its fine-tuned model. A way that is not done
+Prompts come from the test users of a finished run, for its fine-tuned model. A way that is not done
 within `--limit` seconds, compiling among them, is given up and says so.
 """
 

@@ -16,10 +16,10 @@ import yaml
 
 
 def record(run: Path, machine: str, note: str) -> dict[str, Any]:
-    """Return what stands in `benchmarks/results/NAME.json`.
+    """Return the content of `benchmarks/results/NAME.json`.
 
-    Command, commit and versions are those of the first process that worked on the run; `later_sittings`
-    stands there only where others went on with it, so that a reader sees all that took part. For the folder
+    Command, commit and versions are from the first process that worked on the run; `later_sittings` lists
+    the others, if there are any. For the folder
     that `trsr run --seeds` makes, `seed` is a list and the minutes are sums.
     """
     runs = _runs(run)
@@ -30,8 +30,8 @@ def record(run: Path, machine: str, note: str) -> dict[str, Any]:
     minutes = _minutes(runs)
     metrics = _read_json(run / "metrics.json")
     metrics.get("profiles", {}).pop("worst", None)  # users' words stay with their data
-    told = ("started", "command", "commit", "versions", "gpus")
-    later = [{k: sitting[k] for k in told if k in sitting} for sitting in sittings[1:]]
+    kept = ("started", "command", "commit", "versions", "gpus")
+    later = [{k: sitting[k] for k in kept if k in sitting} for sitting in sittings[1:]]
     return {
         "name": configs[0]["name"],
         "command": first["command"],
@@ -48,7 +48,7 @@ def record(run: Path, machine: str, note: str) -> dict[str, Any]:
 
 
 def _runs(folder: Path) -> list[Path]:
-    """Return the run folders of a result: the folder, or those of its seeds in their order."""
+    """Return the run folders of a result: the folder, or the folders of its seeds in order."""
     if (folder / "config.yaml").exists():
         return [folder]
     return sorted(folder.glob("seed*"), key=lambda path: int(path.name.removeprefix("seed")))
@@ -66,7 +66,7 @@ def _portable(command: str) -> str:
 
 
 def _minutes(runs: list[Path]) -> dict[str, float]:
-    """Return the minutes of each stage, those of all runs together."""
+    """Return the minutes of each stage, summed over all runs."""
     seconds: Counter[str] = Counter()
     for run in runs:
         seconds.update({name: facts["seconds"] for name, facts in _read_json(run / "stages.json").items()})

@@ -21,7 +21,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("name", help="of the file in results/")
-    parser.add_argument("commands", nargs="+", help="what stands behind `trsr bench`, or behind `python`")
+    parser.add_argument("commands", nargs="+", help="arguments of `trsr bench`, or of `python`")
     parser.add_argument("--machine", required=True, help="for example '2-core x86 VM'")
     parser.add_argument("--note", default="", help="what a reader must know")
     given = parser.parse_args()

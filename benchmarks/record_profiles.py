@@ -1,4 +1,4 @@
-"""Record what the profiles of finished runs measured, one run beside the other, as results/profiles.json.
+"""Record the profile measures of finished runs as results/profiles.json.
 
 python benchmarks/record_profiles.py out/free out/grounded --machine "2-core x86 VM"
 """
@@ -16,7 +16,7 @@ from results_page import command
 
 
 def profiles(run: Path, machine: str) -> dict[str, Any]:
-    """Return what stands in the file for a run."""
+    """Return the entry of a run."""
     whole = record(run, machine, "")
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     summary = config["summary"]

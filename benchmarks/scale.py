@@ -2,8 +2,8 @@
 
     python benchmarks/scale.py --work FOLDER [--sizes 1000 10000 100000 1000000] [--postgres URL]
 
-Every stage of every size is a process of its own, so that its memory is its own. What is measured is written
-to `benchmarks/results/scale.json` at once; what stands there is not measured again (`--again` does), so the
+Every stage of every size runs in its own process, to measure its memory. Results are written immediately
+to `benchmarks/results/scale.json` and not measured again (except with `--again`), so the
 script can be killed and started again. Data and stores are kept in FOLDER.
 """
 
@@ -41,7 +41,7 @@ from trsr.types import RankingExample
 Facts = dict[str, Any]
 RESULT = Path(__file__).parent / "results" / "scale.json"
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
-# Short histories: what a call costs is asked, and a million users shall be measured in less than an hour.
+# Short histories: the cost per call is measured, and a million users must take less than an hour.
 DATA = {
     "n_items": 20_000,
     "min_history": 3,

@@ -2,9 +2,9 @@
 
 python benchmarks/serve_load.py out/demo --clients 8 32 128 --seconds 60 --machine "2-core x86 VM"
 
-Every second request of a client is an event, the others ask for the ten best items; users are drawn anew. A
-client that is refused asks again after the time that the refusal names.
-Then eight clients ask for small rankings, by themselves and beside a request for 200 documents each second
+Every second request of a client is an event, the others request the ten best items; users are drawn each
+time. A refused client waits as long as the answer says.
+Then eight clients request small rankings, alone and together with a request for 200 documents each second
 whose client leaves after half a second: for the small ones it should make little difference.
 """
 
@@ -51,7 +51,7 @@ class Server:
     def ask(
         self, connection: http.client.HTTPConnection, path: str, body: dict[str, Any]
     ) -> tuple[int, float]:
-        """Post a body; return the status, and the seconds after which to ask again."""
+        """Post a body; return the status, and the seconds after which to send the next one."""
         connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
         answer = connection.getresponse()
         answer.read()
@@ -71,7 +71,7 @@ class Server:
     def load(
         self, n_clients: int, seconds: float, requests: Callable[[int], Iterator[Request]]
     ) -> dict[str, Any]:
-        """Let clients ask, each again when it is answered; return rates and times by kind."""
+        """Run clients that send requests one after another; return rates and times by kind."""
         taken: dict[str, list[float]] = {}
         statuses: Counter[str] = Counter()
         ends = time.monotonic() + seconds

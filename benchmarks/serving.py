@@ -4,7 +4,7 @@ python benchmarks/serving.py out/demo --users 50 --seconds 60
 
 The engine answers in this process, the server in one of its own, and they take turns with the same requests,
 so that what else a machine does slows both. First one request at a time, then several clients at once against
-as many requests in one call. What HTTP, queue and store cost is the difference.
+as many requests in one call. The difference is the cost of HTTP, queue and store.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ PUTS = 1_500
 
 @dataclass(frozen=True)
 class Known:
-    """A user that the server knows: history and the items it has not met."""
+    """A user that the server knows: the history, and the other items."""
 
     user_id: str
     history: tuple[str, ...]
     unmet: list[str]
 
     def candidates(self, n: int, turn: int) -> list[str]:
-        """Return `n` items the user has not met, others each turn."""
+        """Return `n` items that are not in the history, different ones each time."""
         rng = derive_rng(turn, "bench-serve", self.user_id)
         return [self.unmet[i] for i in rng.choice(len(self.unmet), size=n, replace=False)]
 
@@ -152,14 +152,14 @@ def known_users(serving: Serving, users: int, candidates: int) -> list[Known]:
     short = min((len(user.unmet) for user in known), default=0)
     if not known or short < candidates:
         raise InputError(
-            f"A user of the data set has {short} items not met yet, {candidates} are needed; "
+            f"A user of the data set has {short} items outside the history, {candidates} are needed; "
             "lower --candidates or name another data set."
         )
     return known
 
 
 def put_seconds(n_items: int) -> list[float]:
-    """Return the seconds of each of `PUTS` puts into a catalogue of so many items."""
+    """Return the seconds of each of `PUTS` puts into a catalogue of this size."""
     rng = derive_rng(0, "bench-put")
 
     def item(name: str) -> Item:
@@ -254,7 +254,7 @@ def timed(server: Server, user: Known, candidates: int, turn: int) -> tuple[floa
     """Request a ranking; return the seconds it took and whether it came."""
     wanted = user.candidates(candidates, turn)
     body = json.dumps({"user_id": user.user_id, "candidates": wanted, "top_n": len(wanted)})
-    # A new connection each time: a server ends those that were silent for some seconds.
+    # A new connection each time: the server closes idle ones after some seconds.
     with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)) as connection:
         started = time.perf_counter()
         try:

@@ -27,7 +27,7 @@ from trsr.experiment.experiment import Experiment
 from trsr.experiment.stages import run_stages
 from trsr.summarize.counted import field_values, title_words
 
-TITLE = "What the profiles are worth"
+TITLE = "Profile quality"
 Bench = Callable[..., Experiment]
 
 

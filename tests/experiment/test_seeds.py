@@ -68,7 +68,13 @@ def test_the_pool_holds_the_mean_and_the_spread_of_the_seeds(finished: Path) -> 
 
 def test_the_report_of_the_pool_shows_the_spread_and_where_the_seeds_are(finished: Path) -> None:
     report = (finished / "report.html").read_text()
-    for text in ("tiny, seeds 7, 8", "; seeds ±0.", "folders seed7, seed8", "--seeds 2", "Who beats whom"):
+    for text in (
+        "tiny, seeds 7, 8",
+        "; seeds ±0.",
+        "folders seed7, seed8",
+        "--seeds 2",
+        "Comparison of rankers",
+    ):
         assert text in report
     assert "Example users<" not in report
 

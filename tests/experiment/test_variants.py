@@ -66,7 +66,7 @@ def test_every_variant_is_a_ranker_of_its_run(with_variants: Experiment) -> None
     for name in NAMES:
         assert margins(run, name) == margins(run / "variants" / name, "llm") != margins(run, "llm")
     report = (run / "report.html").read_text()
-    assert "What each setting does" in report
+    assert "Effect of each setting" in report
     assert "prompt.n_recent" in report
 
 

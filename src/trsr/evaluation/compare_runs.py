@@ -46,7 +46,7 @@ def compare_runs(
 
     Args:
         paths: See `align_runs`; `rankers` and `common` too.
-        metrics: Names of the metrics; those of probabilities only for rankers whose every score is known.
+        metrics: Names of the metrics; metrics of probabilities only for rankers with all scores.
         rankers: Only these; empty for all.
         common: Compare on the examples that all rankers share.
         seed: Of the resampling.
@@ -83,7 +83,7 @@ def align_runs(
 ) -> tuple[pl.DataFrame, int]:
     """Read the scores of several runs and give every ranker a unique name.
 
-    A ranker's name that occurs in more than one run becomes `RUN/RANKER`, where RUN is the folder's name (the
+    A ranker name that occurs in several runs becomes `RUN/RANKER`, where RUN is the folder's name (the
     whole path where these are equal too).
 
     Args:
@@ -231,7 +231,7 @@ def _fingerprints(rows: pl.DataFrame) -> dict[str, int]:
 
 
 def _difference(questions: Mapping[str, Mapping[str, int]], every: set[str], shared: set[str]) -> str:
-    """Say in one sentence how many examples differ, and name one."""
+    """Describe in one sentence how many examples differ, and name one."""
     unlike = sorted(every - shared)
     n_missing = sum(any(example not in marks for marks in questions.values()) for example in unlike)
     n_other = len(unlike) - n_missing

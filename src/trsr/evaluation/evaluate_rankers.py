@@ -16,7 +16,7 @@ from trsr.splitting.split import Examples
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What rankers achieved on the same examples.
+    """The results of rankers on the same examples.
 
     Attributes:
         scores: One row per ranker, example and candidate.

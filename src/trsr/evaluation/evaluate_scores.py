@@ -79,7 +79,7 @@ def summarize(
             how the averages were made are added.
         compared: Metrics whose rankers are compared with one another.
         seed: The run's seed, for the resampling.
-        features: What is known of each example id; adds `slices`.
+        features: Features of each example by id; adds `slices`.
         slice_pair: Two rankers that are compared on every slice.
 
     Returns:
@@ -216,7 +216,7 @@ def _slices(
     pair: tuple[str, str] | None,
     compared: Sequence[str],
 ) -> dict[str, list[dict[str, Any]]]:
-    """Return, for each way to cut, the metrics of every slice, and there the comparison of a pair."""
+    """Return, for each kind of slices, their metrics and the comparison of a pair."""
     slices = cut_examples(measured, features)
     result: dict[str, list[dict[str, Any]]] = {
         way: [

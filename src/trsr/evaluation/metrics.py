@@ -25,7 +25,7 @@ Ints = npt.NDArray[np.int64]
 _CUT_METRICS = ("recall", "mrr", "ndcg")
 _WHOLE_METRICS = ("mrr", "auc", "logloss", "brier", "ece")
 PROBABILITY_METRICS = frozenset({"logloss", "brier", "ece"})
-"""Those that judge scores as probabilities, instead of the order of margins; lower is better."""
+"""Metrics of scores as probabilities, not of the order of margins; lower is better."""
 _SMALLEST_PROBABILITY = float(np.finfo(np.float64).eps)
 
 
@@ -45,7 +45,7 @@ class Metric:
 
     @property
     def higher_is_better(self) -> bool:
-        """False for those of probabilities."""
+        """False for metrics of probabilities."""
         return self.family not in PROBABILITY_METRICS
 
 
@@ -257,7 +257,7 @@ def _probabilities(
 def ranking_metric(metric: Metric, groups: TieGroups) -> Floats:
     """Return a metric's value for each example, shape (n_examples,).
 
-    Where the truth is empty the value is NaN, and one `EmptyTruthWarning` says how often.
+    If an example has no positive the value is NaN, and one `EmptyTruthWarning` has the count.
 
     Raises:
         ValueError: the metric is logloss, brier or ece, which need scores instead of an order.

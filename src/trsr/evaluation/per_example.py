@@ -62,7 +62,7 @@ class PerExampleMetrics:
 
 @dataclass(frozen=True, slots=True)
 class _Questions:
-    """What every ranker answers, in order of example id; `labels` has one entry per candidate."""
+    """The examples of all rankers, in order of example id; `labels` has one entry per candidate."""
 
     example_ids: list[str]
     user_ids: npt.NDArray[np.str_]
@@ -83,7 +83,7 @@ def measure(
 
     Args:
         scores: One row per ranker, example and candidate, with the columns `SCORE_COLUMNS`.
-        metrics: What to compute.
+        metrics: The names of the metrics.
         probabilistic: Rankers whose `score` is a probability: only they get logloss, brier and ece.
 
     Raises:

@@ -1,6 +1,6 @@
 """Small plots as inline SVG that take their colours from the page.
 
-Matplotlib knows nothing of light and dark mode: each colour here is a stand-in that becomes a CSS variable,
+Matplotlib has no light and dark mode: each colour here is a placeholder that becomes a CSS variable,
 which `report.html.j2` defines for both. Text stays text and takes the page's font. The same input gives the
 same bytes. All functions raise `MissingExtraError` without matplotlib.
 

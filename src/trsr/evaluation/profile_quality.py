@@ -51,7 +51,7 @@ _GRAMMAR = """
     via want wants was wasn't way ways we well went were what whatever when where whether which while who
     whole whom whose why will with within without won't would yet you your yours yourself
 """
-# Words with which any profile says that somebody likes something.
+# Words that express liking in any profile.
 _LIKING = """
     attracted care cares curious cared enjoy enjoying enjoys fan favor favorite favorites favour
     favourite favourites focus focused focuses follow following follows fond inclined interest interested
@@ -108,7 +108,7 @@ STOP_WORDS = folded(_GRAMMAR) | folded(_LIKING)
 
 
 def runs(text: str) -> dict[str, tuple[str, ...]]:
-    """Return up to five neighbouring words written as one, folded -> the folded words.
+    """Return up to five adjacent words written as one, folded -> the folded words.
 
     `food and drinks` gives `foodanddrink` too, as the names of categories have it. Of two places that give
     the same run the last counts.
@@ -133,7 +133,7 @@ def content_words(text: str, frame: frozenset[str] = frozenset()) -> dict[str, s
 
 
 def names(text: str, frame: frozenset[str] = frozenset()) -> dict[str, str]:
-    """Return the content words that have a capital letter elsewhere than at a sentence's start.
+    """Return the content words that have a capital letter and do not begin a sentence.
 
     A sentence starts at the text's beginning and after `.`, `!`, `?` or `…`; form as in `content_words`.
     """
@@ -157,7 +157,7 @@ def without_prefill(text: str, prefill: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ProfileFrame:
-    """The words that do not come from the user: what the summary template itself says.
+    """The words that do not come from the user: the summary template's own.
 
     Attributes:
         words: Folded words of the template's instructions and of the fields' names; ignored in profiles.

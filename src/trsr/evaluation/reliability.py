@@ -74,7 +74,7 @@ def bin_scores(scores: npt.ArrayLike, labels: npt.ArrayLike, offsets: npt.ArrayL
     middle = np.cumsum(n_tied) - n_tied / 2
     bin_of_row = np.floor(middle / len(score) * N_BINS).astype(np.int64)[tie]
     cell = np.repeat(np.arange(n_examples), bounds[1:] - bounds[:-1]) * N_BINS + bin_of_row
-    # Sorted, so that not even the last bit of a sum depends on the order of the rows.
+    # Sorted: not even the last bit of a sum may depend on the order of the rows.
     order = np.lexsort((score, cell))
 
     def add_up(values: Floats) -> Floats:

@@ -45,7 +45,7 @@ PROFILE_MEASURES = {
     "change": "share of a summary's content words that the one of the block before did not have",
     "auc": "BM25 of the candidates against the profile alone; chance {chance}",
     "mrr": "BM25 of the candidates against the profile alone; chance {chance}",
-    "auc_gain": "that auc minus the one of other users' profiles on the same candidates; 0 if a profile says"
+    "auc_gain": "auc minus the auc of other users' profiles on the same candidates; 0 if a profile says"
     " nothing specific to its user",
 }
 
@@ -71,7 +71,7 @@ class ExampleUser:
 
 @dataclass(frozen=True, slots=True)
 class ReportContext:
-    """What a report shows besides the metrics; empty parts are left out.
+    """The content of a report in addition to the metrics; empty parts are left out.
 
     Attributes:
         title: Names the run.
@@ -99,7 +99,7 @@ class ReportContext:
 def write_report(folder: Path, *, metrics: Mapping[str, Any], context: ReportContext) -> Path:
     """Write `report.html` into a folder (made if missing) and return its path.
 
-    Without matplotlib the report has its tables and says how to get the plots.
+    Without matplotlib the report has no plots, and names the extra that installs it.
 
     Args:
         folder: The run folder.
@@ -259,7 +259,7 @@ def sweeps(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _slices(metrics: Mapping[str, Any], ordered: Sequence[str], metric: str) -> list[dict[str, Any]]:
-    """Return each way to cut that has at least two slices, with its tables."""
+    """Return each kind of slices that has at least two, with its tables."""
     rules = metrics["protocol"].get("slices", {})
     found = []
     for way, parts in metrics.get("slices", {}).items():
@@ -294,7 +294,7 @@ def _effects(parts: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[s
         for place, pair in enumerate(pairs)
     ]
     note = (
-        f"What the profile adds: {a} minus {b}, which has no profile but is otherwise the same; p is"
+        f"Gain by the profile: {a} minus {b}, the same without a profile; p is"
         " corrected for all slices of a metric."
     )
     return {"note": note, "table": _table(f"{a} - {b}", names, rows)}
@@ -354,12 +354,12 @@ def _finding(
     significant: str | None,
     boards: Sequence[Leaderboard],
 ) -> str:
-    """Say in two sentences what the first metric shows."""
+    """Describe the first metric in two sentences."""
     rankers, chance = metrics["rankers"], metrics["protocol"]["chance"][metric]
     best, entry = ordered[0], rankers[ordered[0]][metric]
     low = entry["ci95"][0]
     if entry["value"] is None:
-        return f"No example has a value of {metric}: nothing can be said of the rankers."
+        return f"No example has a value of {metric}: the rankers cannot be compared."
     interval = "" if low is None else f" ({format_interval(entry['ci95'])})"
     value = f"{format_number(entry['value'])}{interval}"
     text = f"{best} has the highest {metric}: {value}, where chance is {format_number(chance)}."
@@ -368,16 +368,16 @@ def _finding(
     if compared := [board.sentence for board in boards if board.metric == metric]:
         return f"{text} {compared[0]}"
     if best == significant:
-        return f"{text} Its interval lies beyond those of all other rankers."
+        return f"{text} Its interval does not overlap with any other."
     spans = {name: rankers[name][metric]["ci95"] for name in ordered[1:]}
     near = [name for name, (_, high) in spans.items() if high is not None and high >= low]
     if not near:
         return f"{text} Its interval overlaps with no other, but it does not lie beyond chance."
-    return f"{text} Its interval overlaps with that of {', '.join(near)}: this run alone does not order them."
+    return f"{text} Its interval overlaps with {', '.join(near)}: this run alone does not order them."
 
 
 def targets_note(n: int, n_examples: int) -> str:
-    """Say what it means that targets occur in their own history."""
+    """Explain the effect of targets in their own history."""
     return (
         f"In {n:,} of {n_examples:,} examples a target is in the history that the rankers read: the user"
         " interacted with it before, or it was logged twice; no sampled negative is, so a ranker that repeats"
@@ -453,6 +453,6 @@ def _plain(value: object) -> str:
 
 
 def _short(text: str, limit: int = 400) -> str:
-    """Cut a foreign text, without control characters and marks that turn the reading direction."""
+    """Cut a foreign text, without control characters and direction marks."""
     cut = text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
     return "".join(c for c in cut if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Cs"))

@@ -36,7 +36,7 @@ RULES = {
 
 @dataclass(frozen=True, slots=True)
 class ExampleFeatures:
-    """What is known of an example besides its candidates.
+    """Features of an example, other than its candidates.
 
     Attributes:
         history_length: Items in its history.
@@ -63,7 +63,7 @@ class Slice:
 def interest_shift(values: Sequence[Collection[str]]) -> float | None:
     """Return how far the newest items of a history lie from the older ones, in [0, 1].
 
-    Formula: `1 - (r . o) / (|r| |o|)`, where r and o say for each value in how many of the last `N_LATELY`
+    Formula: `1 - (r . o) / (|r| |o|)`, where r and o count for each value in how many of the last `N_LATELY`
     items, and in how many of the older ones, it occurs.
 
     Args:
@@ -152,7 +152,7 @@ def _range(low: int, high: int) -> str:
 
 
 def _mean_of_user(values: Floats, user_ids: npt.NDArray[np.str_]) -> tuple[Floats, float]:
-    """Replace each value by the mean of its user's, so that a user is in one slice; and the users' median."""
+    """Replace each value by its user's mean (so a user is in one slice); return also the users' median."""
     users, user = np.unique(user_ids, return_inverse=True)
     known = ~np.isnan(values)
     totals = np.bincount(user[known], weights=values[known], minlength=len(users))

@@ -97,7 +97,7 @@ def bootstrap_columns(
 
 def sum_by_user(values: Floats, user: npt.NDArray[np.intp], n_users: int) -> Floats:
     """Add up the examples of each user: (n_examples, n_columns) -> (n_users, n_columns)."""
-    # Sorted within each user first, so that not even the last bit depends on the order of the rows.
+    # Sorted within each user first: not even the last bit may depend on the order of the rows.
     result = np.zeros((n_users, values.shape[1]))
     for column in range(values.shape[1]):
         order = np.lexsort((values[:, column], user))
@@ -165,7 +165,7 @@ def compare_rankers(
         values: By ranker, the metric of each example, shape (n_examples,); an example that is NaN for one
             ranker is left out for all.
         user_ids: The user of each example.
-        metric: Name of the metric, which says whether higher is better.
+        metric: Name of the metric, which determines whether higher is better.
         seed: The run's seed.
         n_resamples: Resamples of the interval, and of the test.
 
@@ -333,7 +333,7 @@ class Leaderboard:
 
     @property
     def sentence(self) -> str:
-        """Whom the best ranker beats, and whom not."""
+        """The rankers that the best one beats, and the others."""
         if self.value is None:
             return f"No example has a value of {self.metric}, so no ranker is first: {_missing(self.metric)}."
         beaten = [one.name for one in self.competitors if one.beaten]
@@ -382,7 +382,7 @@ def pairs_on(metrics: Mapping[str, Any], metric: str) -> dict[tuple[str, str], d
 
 
 def significantly_best(rankers: Mapping[str, Any], metric: str, chance: float | None) -> str | None:
-    """Return the ranker whose interval lies beyond those of all others and beyond chance, or None.
+    """Return the ranker whose interval is above all others and above chance, or None.
 
     This is stricter than a paired test: overlapping intervals do not mean that two rankers are equal.
     """
@@ -402,7 +402,7 @@ def format_number(value: float | None, digits: int = 3) -> str:
 
 
 def format_interval(ends: Sequence[float | None], digits: int = 3) -> str:
-    """Write an interval; nothing where an end is None."""
+    """Write an interval; empty if an end is None."""
     low, high = ends
     return "" if low is None or high is None else f"{low:.{digits}f} to {high:.{digits}f}"
 

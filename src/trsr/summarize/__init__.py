@@ -1,1 +1,1 @@
-"""Turns histories into preference profiles: plans calls, makes the missing ones, keeps every result."""
+"""Turn histories into preference profiles: plan calls, make the missing ones, keep every result."""

@@ -1,8 +1,4 @@
-"""A profile without a model: what a user's items have most in common, and what is new lately.
-
-It costs nothing, so a written profile has to beat it to be worth its calls; and it serves until a written one
-is ready.
-"""
+"""A profile without a model: the most frequent values and words of a user's items, and recent new ones."""
 
 from __future__ import annotations
 
@@ -42,7 +38,7 @@ def field_values(item: Item, fields: Sequence[str]) -> list[str]:
 
 
 def title_words(item: Item, title_field: str | None) -> list[str]:
-    """Return the distinct uncommon words of an item's title in order of the alphabet; None has none."""
+    """Return the distinct uncommon words of an item's title, sorted; empty if `title_field` is None."""
     title = sanitize_line(item.fields.get(title_field or "", "")).lower()
     return sorted(set(_WORD.findall(title)) - COMMON_WORDS)
 
@@ -76,7 +72,7 @@ def counted_profile(items: Sequence[Item], category_fields: Sequence[str], title
 
 
 def _top(lists: Sequence[Sequence[str]], n: int) -> list[tuple[str, int]]:
-    """Return the `n` most frequent values with their counts, each counted once an item."""
+    """Return the `n` most frequent values with their counts, each counted once per item."""
     counts = Counter(value for values in lists for value in set(values))
     latest = {value: place for place, values in enumerate(lists) for value in values}
     return sorted(counts.items(), key=lambda pair: (-pair[1], -latest[pair[0]], pair[0]))[:n]
@@ -86,7 +82,7 @@ _CHANGED_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
 
 def word_changes(before: str, after: str) -> tuple[list[str], list[str]]:
-    """Return (words added, words gone), each once, in the order of their text; letter case is ignored.
+    """Return (added words, removed words), each once, in the order of their text; letter case is ignored.
 
     Words that carry no topic (`and`, `with`, ...) are left out.
     """

@@ -1,9 +1,9 @@
-"""Executes the plans of many users as one stream of calls, so that an engine is kept full.
+"""Execute the plans of many users as one stream of calls, which keeps the engine busy.
 
-A call is asked as soon as the texts it reads are there, whatever other users wait for. What the store already
-has costs nothing, however deep in a plan it stands; what two users share is asked once; every result is
-committed when it arrives, those that arrive together at once. Killing the process loses the calls in flight.
-Users are started in windows, so that what is kept in memory does not grow with their number.
+A call is made as soon as the texts it reads are known, independently of other users. Calls in the store are
+not repeated, and a call that users share is made once. Every result is committed when it arrives; results
+that arrive together share a transaction. Killing the process loses only the calls in flight. Users are
+started in windows, so memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MOST_TOGETHER = 256
 
 @dataclass(slots=True)
 class SummaryProgress:
-    """What has happened so far; counts of users, calls and tokens of this process."""
+    """Counts of users, calls and tokens of this process so far."""
 
     n_users: int = 0
     n_users_done: int = 0
@@ -51,13 +51,13 @@ def summarize(
     store: TextStore,
     on_progress: Callable[[SummaryProgress], None] = lambda _: None,
 ) -> list[SummaryPlan]:
-    """Fold every history into a profile; the result is in the order of `histories`.
+    """Summarize every history into a profile; the result is in the order of `histories`.
 
     Args:
-        histories: One entry a profile; the same user may come at several points of their history.
-        summarizer: What the texts depend on.
-        engine: Writes the texts; None only when no call is planned (`none`, `counted`, empty histories).
-        store: Known texts, and where new ones are kept.
+        histories: One entry per profile; a user may occur with histories of several lengths.
+        summarizer: The bound summarizer.
+        engine: Writes the texts; None only if no call is planned (`none`, `counted`, empty histories).
+        store: Holds known texts and keeps new ones.
         on_progress: Called after every result, and at the end.
 
     Raises:
@@ -79,22 +79,22 @@ def summarize_each(
     n_users: int = 0,
     window: int = WINDOW,
 ) -> Iterator[SummaryPlan]:
-    """Fold any number of histories into profiles, in memory that does not grow with them.
+    """Summarize any number of histories into profiles, in constant memory.
 
     Args:
-        histories: One entry a profile; read as they are needed.
-        summarizer: What the texts depend on.
+        histories: One entry per profile; read as they are needed.
+        summarizer: The bound summarizer.
         engine: See `summarize`.
         store: See `summarize`.
         on_progress: Called after every result, and at the end.
-        n_users: How many there are, for `on_progress`; 0 if not known.
-        window: How many are being written at once.
+        n_users: The number of histories, for `on_progress`; 0 if not known.
+        window: The number of histories worked on at once.
 
     Yields:
-        The fold of each history, in their order; one of which a call failed is not `done`.
+        The plan of each history, in their order; a plan with a failed call is not `done`.
 
     Raises:
-        EngineError: calls failed; all others were made and kept, and all folds were yielded.
+        EngineError: calls failed; all others were made and kept, and all plans were yielded.
     """
     progress = SummaryProgress(n_users)
     source = (plan_user(history, summarizer) for history in histories)
@@ -109,12 +109,12 @@ def run_calls(
     on_progress: Callable[[SummaryProgress], None] = lambda _: None,
     most: int | None = None,
 ) -> None:
-    """Get the texts of all calls of these folds, as `summarize` does; those that got theirs are `done`.
+    """Get the texts of all calls of these plans, as `summarize` does; finished plans are `done`.
 
-    A fold that needs more than `most` new calls `has_more`: the next `complete` continues it.
+    A plan that needs more than `most` new calls `has_more`: the next `run_calls` continues it.
 
     Raises:
-        EngineError: calls failed; the folds that did not need them are done.
+        EngineError: calls failed; the plans that did not need them are done.
     """
     progress = SummaryProgress(len(plans))
     stream = _Stream(summarizer, engine, store, progress, on_progress, iter(plans), most=most)
@@ -154,7 +154,7 @@ _ANSWERED = Prompt(())
 
 @dataclass(slots=True)
 class _Question:
-    """One distinct call of a round, and the folds that wait for its text."""
+    """One distinct call of a round, and the plans that wait for its text."""
 
     prompt: Prompt
     item_ids: tuple[str, ...]
@@ -171,12 +171,12 @@ def _ready(plans: Iterable[SummaryPlan]) -> list[tuple[SummaryPlan, int]]:
 
 
 def _reading_order(prompt: Prompt) -> tuple[str, ...]:
-    """Sort by this, and prompts that begin alike follow each other: engines that keep prefixes read less."""
+    """Return a sort key that puts prompts with equal beginnings together, for engines that cache prefixes."""
     return (*(message.content for message in prompt.messages), prompt.prefill)
 
 
 def _together(results: Iterator[Generation]) -> Iterator[list[Generation]]:
-    """Yield results in groups that arrived together; when the engine breaks, first what it had given."""
+    """Yield results in groups that arrived together; if the engine fails, the last group comes first."""
     group: list[Generation] = []
     try:
         for result in results:
@@ -196,7 +196,7 @@ def _together(results: Iterator[Generation]) -> Iterator[list[Generation]]:
 
 @dataclass(slots=True)
 class _Stream:
-    """Asks what is ready, of a window of the folds that `source` gives, and hands them on in its order.
+    """Run the ready calls in a window of the plans from `source`, and yield the plans in its order.
 
     `errors` holds the keys that failed in this process.
     """
@@ -211,16 +211,16 @@ class _Stream:
     counted: bool = False
     """Whether the progress knows all calls from the beginning."""
     most: int | None = None
-    """New calls of a fold at most."""
+    """Maximum number of new calls per plan."""
     errors: dict[str, str] = field(default_factory=dict)
     open: deque[SummaryPlan] = field(default_factory=deque)
-    """Started, and not handed on so far."""
+    """Plans that are started and not yet yielded."""
     n_started: int = 0
     n_unfinished: int = 0
     n_made_of_pass: int = 0
 
     def run(self) -> Iterator[SummaryPlan]:
-        """Yield every fold when it is done, or can not be; then say what failed."""
+        """Yield every plan when it is done or has failed; then raise an error if calls failed."""
         more = True
         while more:  # once is enough for an engine that takes calls up to its last result
             self.n_made_of_pass = 0
@@ -240,7 +240,7 @@ class _Stream:
         self.on_progress(self.progress)
 
     def _pass(self) -> Iterator[SummaryPlan]:
-        """Ask an engine once for all that is or becomes ready."""
+        """Run the engine once on all calls that are or become ready."""
         asked: dict[str, _Question] = {}
         prompts = _Prompts()
         self._add(_ready(self.open), asked, prompts)
@@ -255,7 +255,7 @@ class _Stream:
             self.on_progress(self.progress)
 
     def _advance(self, asked: dict[str, _Question], prompts: _Prompts) -> Iterator[SummaryPlan]:
-        """Hand on the folds that nothing is to be done for, and start others where there is room."""
+        """Yield the leading plans that are finished, and start others if the window has room."""
         while True:
             while self.open and (self.open[0].done or self.open[0].failed):
                 plan = self.open.popleft()
@@ -282,7 +282,7 @@ class _Stream:
     def _add(
         self, ready: list[tuple[SummaryPlan, int]], asked: dict[str, _Question], prompts: _Prompts
     ) -> None:
-        """Ask the first calls of many folds."""
+        """Add the first calls of many plans."""
         keys = self._ask(ready, asked)
         keys.sort(key=lambda key: _reading_order(asked[key].prompt))
         for key in keys:
@@ -294,11 +294,11 @@ class _Stream:
         return self.engine
 
     def _ask(self, ready: list[tuple[SummaryPlan, int]], asked: dict[str, _Question]) -> list[str]:
-        """Answer from the store what it knows of these calls and of those behind them; note all others.
+        """Answer these calls, and the calls that follow, from the store as far as possible; add the others.
 
         Args:
             ready: Calls whose inputs are known.
-            asked: Questions without an answer so far, by key; new ones are added.
+            asked: Unanswered calls by key; new ones are added.
 
         Returns:
             The keys of the new ones.
@@ -327,7 +327,7 @@ class _Stream:
         return new
 
     def _questions(self, ready: Sequence[tuple[SummaryPlan, int]]) -> dict[str, _Question]:
-        """Return the distinct calls by key, those that failed before left out."""
+        """Return the distinct calls by key, without earlier failures."""
         questions: dict[str, _Question] = {}
         if not ready:
             return questions
@@ -343,7 +343,7 @@ class _Stream:
         return questions
 
     def _keep(self, results: Sequence[tuple[str, _Question, Generation]]) -> list[tuple[SummaryPlan, int]]:
-        """Commit results that arrived together and hand them on; return the calls that can now be asked."""
+        """Commit results that arrived together, and return the calls that are ready now."""
         calls = [self._stored(*result) for result in results]
         if len(calls) > 1 and isinstance(self.store, GroupStore):
             self.store.put_all(calls)
@@ -388,7 +388,7 @@ class _Stream:
         )
 
     def _hand_on(self, question: _Question, text: str, key: str) -> list[tuple[SummaryPlan, int]]:
-        """Give a text to all that asked for it; return the calls that waited for nothing else."""
+        """Give a text to all plans that wait for it; return the calls that are ready now."""
         ready = []
         for plan, place in question.askers:
             ready += [(plan, later) for later in plan.answer(place, text, key)]

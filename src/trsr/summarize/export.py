@@ -1,4 +1,4 @@
-"""Rows of a summary store as a Parquet file, and back."""
+"""Export the rows of a summary store to a Parquet file, and import them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What has to be asked of the model to fold one user's blocks into a profile.
+"""Plan the LLM calls that turn a user's blocks into a profile.
 
 A plan is a list of calls in an order in which each reads only texts of earlier ones; the last call's text is
 the profile. Plans say nothing about users, engines or stores: `run` executes the plans of many users in
@@ -36,7 +36,7 @@ class TokenSegmentation(BaseModel):
     max_block_tokens: int = Field(default=256, ge=1)
     """Tokens of item text in a block, as `n_tokens` counts them; runs count words (`pipeline.experiment`)."""
     max_block_size: int = Field(default=20, ge=1)
-    """Items in a block at most, so that many tiny items still become several blocks."""
+    """Maximum number of items in a block: many tiny items still become several blocks."""
 
 
 Segmentation = Annotated[CountSegmentation | TokenSegmentation, Field(discriminator="kind")]
@@ -110,19 +110,19 @@ class SummaryConfig(BaseModel):
     max_field_tokens: int = Field(default=24, ge=1)
     """Tokens kept of each field of an item."""
     max_new_tokens: int = Field(default=48, ge=1)
-    """Tokens of a summary at most."""
+    """Maximum number of tokens of a summary."""
     temperature: float = Field(default=0.0, ge=0)
     """0 for greedy decoding."""
     frequency_penalty: float = Field(default=0.5, ge=0, le=2)
     """Keeps small models from repeating themselves."""
     grounded: bool = False
-    """Hold summaries to phrases of the items they are made of: none is invented, and an update or a merge
-    speaks of all it has read, the newest first. The model chooses which phrases, and their order."""
+    """Constrain summaries to phrases of the items they are made from. An update or a merge has phrases of
+    everything it reads, the newest first. The model chooses the phrases and their order."""
     n_phrases: int = Field(default=12, ge=3)
-    """Phrases of a grounded profile, a third of them of its newest block; a first summary has that third, and
-    a merge takes its share from each summary it reads. See that `max_new_tokens` has room for them."""
+    """Phrases of a grounded profile, a third of them from its newest block. A first summary has that third,
+    and a merge takes an equal share from each summary it reads. `max_new_tokens` must have room for them."""
     counts: bool = False
-    """Put the counts of `counted` behind a written profile: how often costs nothing to know exactly."""
+    """Append the counts of `counted` to a written profile."""
     fan_in: int = Field(default=6, ge=2)
     """Summaries read by one merge (hierarchical)."""
 
@@ -133,7 +133,7 @@ class SummaryConfig(BaseModel):
 
     @property
     def params(self) -> GenerationParams:
-        """The generation parameters of every call, for a template that does not say what ends a summary."""
+        """The generation parameters of every call, for a template without a section `stop`."""
         return GenerationParams(
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,

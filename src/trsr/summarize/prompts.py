@@ -1,4 +1,4 @@
-"""Renders the calls of a plan into prompts, and reads what a model wrote."""
+"""Render the calls of a plan into prompts, and read the answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SECTIONS = ("system", "first", "update", "merge", "prefill")
 VARIABLES = ("items", "previous", "summaries")
 _NOTHING = {"items": [], "previous": "", "summaries": []}
 STOP = "stop"
-"""An optional section: what ends a summary, in place of the line's end; an empty one allows many lines."""
+"""An optional section: the text that ends a summary instead of the line's end; if empty, no text does."""
 
 _FIELD_NAME = re.compile(r"(?:^|(?<=; ))[^;:]{1,40}: ")
 MAX_WORDS = 4
@@ -42,8 +42,8 @@ _FUNCTION_WORDS = frozenset(_FUNCTION.split())
 def phrases_of(text: str) -> tuple[str, ...]:
     """Return the phrases of a text in order, each once (letter case aside), of at most `MAX_WORDS` words.
 
-    Function words and marks separate phrases; longer runs are cut into pieces of about equal length. Pieces
-    of a single letter or of digits alone are left out.
+    Function words and punctuation separate phrases; longer runs are cut into pieces of about equal length.
+    Pieces of a single letter or of digits alone are left out.
     """
     runs: list[list[str]] = [[]]
     for piece in _PIECE.findall(text):
@@ -84,7 +84,7 @@ def render_call(
     Args:
         template: The summary template. A kind's worked example (`first_example` with `first_answer`, ...)
             becomes an earlier turn of the chat where the template has one.
-        call: What to ask.
+        call: The call.
         item_texts: The texts of the block's items, oldest first; unused by a merge.
         inputs: The texts of the calls it reads, oldest first.
         n_phrases: Given, the answer consists of phrases of the items and texts it reads, in parts, the newest
@@ -121,7 +121,7 @@ _plain_item = lru_cache(maxsize=32_768)(sanitize_line)  # popular items are in v
 def _parts(
     call: Call, items: Sequence[str], known: Sequence[str], n_phrases: int, lead: str
 ) -> tuple[PhrasePart, ...]:
-    """Return what a grounded answer consists of: phrases of the block, then of what was known before."""
+    """Return the parts of a grounded answer: phrases of the block, then of the earlier summaries."""
     share = n_phrases // 3
     if call.kind == "merge":
         sources = [(text, -(-n_phrases // len(known))) for text in reversed(known)]
@@ -133,12 +133,12 @@ def _parts(
 
 
 def summary_text(template: Template, generated: str) -> str:
-    """Return the summary a person reads: the prefill and what the model wrote after it, on one line."""
+    """Return the summary: the prefill and the generated text, on one line."""
     return sanitize_line(f"{template.render('prefill', **_NOTHING)} {generated}")
 
 
 def stop_texts(template: Template) -> tuple[str, ...]:
-    """Return the texts that end a summary: the line's end, unless the template names another or none."""
+    """Return the texts that end a summary: the line's end, unless the template has a section `stop`."""
     stop = template.render(STOP) if STOP in template.sections else "\n"
     return (stop,) if stop else ()
 
@@ -146,7 +146,7 @@ def stop_texts(template: Template) -> tuple[str, ...]:
 def summary_or_error(
     template: Template, prompt: Prompt, result: Generation, params: GenerationParams
 ) -> tuple[str | None, str | None]:
-    """Return the summary in what an engine wrote, or why there is none."""
+    """Return (summary, None), or (None, the reason why the engine's text is not one)."""
     written, error, parts = result.text, result.error, prompt.parts
     if error is None and parts is None:
         whole = result.n_generated_tokens < params.max_new_tokens
@@ -161,7 +161,7 @@ def summary_or_error(
 
 
 def stored_error(text: str, prompt: Prompt) -> str | None:
-    """Say why a text in a store is no summary: earlier versions kept thoughts and introductions as such."""
+    """Return why a stored text is not a summary: earlier versions kept thoughts and introductions."""
     if prompt.parts is not None or answer_in(text.removeprefix(prompt.prefill), whole=False):
         return None
     return (
@@ -171,7 +171,7 @@ def stored_error(text: str, prompt: Prompt) -> str | None:
 
 
 def frame_text(template: Template) -> str:
-    """Return what the template says to the model in every call, without its worked examples."""
+    """Return the template's own text in every call, without its worked examples."""
     return "\n".join(template.own_text(section) for section in SECTIONS)
 
 

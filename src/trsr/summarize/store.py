@@ -1,11 +1,11 @@
-"""Keeps every text a model wrote by the content of its prompt, so that the same call is never paid twice.
+"""Keep every generated text by the content of its prompt, so the same call is never paid twice.
 
 One set of SQL statements serves SQLite files and PostgreSQL databases. A row is committed when its result
-arrives, so a killed process loses only the calls in flight. A text is never replaced; a failed call is a row
-too, which the next run replaces while its attempts are counted.
+arrives, so a killed process loses only the calls in flight. A text is never replaced. A failed call is
+also a row; the next run replaces it and counts the attempts.
 
 SQLite runs in WAL mode with one writer and does not wait for the disk (`synchronous = NORMAL`): a power cut
-may take back the last rows, which are then made again, and harms nothing else. PostgreSQL takes any number
+may lose the last rows, which are then made again, and nothing else. PostgreSQL allows any number
 of writers on many machines.
 """
 
@@ -60,7 +60,7 @@ class StoredCall(NamedTuple):
     """One finished or failed call: exactly one of `text` and `error` is set.
 
     `put` sets `n_attempts` and `created_at` (seconds since 1970) itself. `user_ids` are the users whose
-    profiles waited for the call when it arrived; only stores that can forget users keep them.
+    profiles waited for the call when it arrived; only stores that can delete users keep them.
     """
 
     key: str
@@ -93,11 +93,11 @@ class StoreStats(NamedTuple):
 
 
 class RowFilter(NamedTuple):
-    """Selects the rows for which all of this is true.
+    """Select the rows for which all of this is true.
 
     Attributes:
-        failed: Failed calls only.
-        model: The model id, whole; None for any.
+        failed: Only failed calls.
+        model: The whole model id; None for any.
         template_hash: Beginning of the template's hash.
         before: Rows made before this time, in seconds since 1970.
     """
@@ -109,7 +109,7 @@ class RowFilter(NamedTuple):
 
 
 class TextStore(Protocol):
-    """What the summarizer needs of a store: to find texts by their keys, and to keep new ones."""
+    """The store interface of the summarizer: find texts by key, and keep new ones."""
 
     def texts(self, keys: Sequence[str]) -> dict[str, str]:
         """Return the known texts among `keys`; failed calls are not known."""
@@ -122,7 +122,7 @@ class TextStore(Protocol):
 
 @runtime_checkable
 class GroupStore(TextStore, Protocol):
-    """A store that can also keep results together, which costs it less than one by one."""
+    """A store that can also commit results together, which is cheaper than one by one."""
 
     def put_all(self, calls: Sequence[StoredCall]) -> None:
         """Commit results that arrived together, all of them or none; else as `put`."""
@@ -202,7 +202,7 @@ class Store(SummaryTable):
         self.close()
 
     def close(self) -> None:
-        """Give back files and connections; safe to call twice."""
+        """Close files and connections; safe to call twice."""
         self._db.close()
 
     @contextmanager
@@ -222,13 +222,13 @@ class Store(SummaryTable):
         self._write(_PUT, map(_new_row, calls))
 
     def _write(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> int:
-        """Write rows in one transaction; return how many were taken."""
+        """Write rows in one transaction; return how many were accepted."""
         with self._transaction() as db:
-            # By key, so that two writers never wait for each other's rows.
+            # Sorted by key: two writers never wait for each other's rows.
             return int(db.executemany(statement, sorted(rows, key=itemgetter(0))).rowcount)
 
     def calls(self, keys: Sequence[str]) -> dict[str, StoredCall]:
-        """Return what is known of the calls among `keys`, failed ones included."""
+        """Return the known calls among `keys`, failed ones included."""
         with self._connection() as db:
             return {row[0]: _call(row) for row in db.execute(_CALLS, (json.dumps(keys),))}
 
@@ -244,7 +244,7 @@ class Store(SummaryTable):
             last = page[-1][0]
 
     def add(self, rows: Iterable[StoredCall]) -> int:
-        """Take over rows as they are, a page per transaction, and return how many were new.
+        """Copy rows unchanged, a page per transaction, and return how many were new.
 
         A text is never replaced. A text takes the place of a failed call, and attempts add up; a failed call
         is taken only where its key is unknown. So adding the same rows again changes nothing.
@@ -300,7 +300,7 @@ class SqliteStore(Store):
             yield self._db
 
     def remove(self, rows: RowFilter) -> int:
-        """Remove the selected rows, give their space back to the disk, and return how many there were."""
+        """Remove the selected rows, free their disk space, and return how many there were."""
         removed = super().remove(rows)
         with self._connection() as db:
             db.execute("VACUUM")
@@ -360,7 +360,7 @@ class PostgresStore(Store):
 
     @contextmanager
     def _sentences(self) -> Iterator[None]:
-        """Turn what the server or its client says into one sentence, without statements and values."""
+        """Turn errors of the server or its client into one sentence, without statements and values."""
         try:
             yield
         except self._psycopg.Error as error:
@@ -400,7 +400,7 @@ class PostgresStore(Store):
 
 
 class _Postgres:
-    """A `psycopg` connection that takes the statements of SQLite."""
+    """A `psycopg` connection that accepts the statements of SQLite."""
 
     def __init__(self, db: Any) -> None:
         self._db = db
@@ -424,14 +424,14 @@ class _Postgres:
 
 @cache
 def _postgres(statement: str) -> str:
-    """Return a statement for SQLite as PostgreSQL takes it."""
+    """Translate a statement from SQLite to PostgreSQL."""
     among = _AMONG.replace("json_each(?)", "json_array_elements_text(?::json) AS value")
     statement = statement.replace(_AMONG, among).replace(" summaries", " trsr_summaries")
     return statement.replace("?", "%s")
 
 
 def _storable(values: Sequence[object]) -> list[object]:
-    """Replace NUL, the one character that PostgreSQL does not take; no summary holds it."""
+    """Replace NUL, which PostgreSQL does not accept and no summary has."""
     return [
         value.replace("\0", "\N{REPLACEMENT CHARACTER}") if isinstance(value, str) else value
         for value in values

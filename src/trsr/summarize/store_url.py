@@ -22,10 +22,10 @@ def is_database_url(place: str | Path) -> bool:
 
 
 def hide_password(text: str) -> str:
-    """Return a text without the password of the URL in it, which may begin anywhere and goes to its end.
+    """Return a text without the password of the URL in it, which may begin anywhere and ends with the text.
 
-    What is left is still a good URL: the client then takes the password from `PGPASSWORD` or its password
-    file. Of a malformed URL rather too much is removed than too little.
+    The rest is still a valid URL: the client then takes the password from `PGPASSWORD` or its password
+    file. From a malformed URL, rather too much is removed than too little.
     """
     found = _SCHEME.search(text)
     if found is None:
@@ -39,7 +39,7 @@ def hide_password(text: str) -> str:
 
 
 def check_store_url(place: str) -> str:
-    """Return a place whose form is right: a path, or the URL of a PostgreSQL database.
+    """Check the form of a place: a path, or the URL of a PostgreSQL database.
 
     Raises:
         ValueError: it is another or a malformed URL; the message shows no password.

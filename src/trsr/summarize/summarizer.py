@@ -1,4 +1,4 @@
-"""Writes the profiles of users: `Summarizer`, which anyone can call, and the files that runs keep them in."""
+"""Write the profiles of users: the public `Summarizer`, and the files of runs."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _ENGINE: TypeAdapter[EngineConfig] = TypeAdapter(EngineConfig)
 class Summarizer:
     """Writes users' preference profiles with a language model.
 
-    Every text is kept in a store under a key of its whole prompt, model and parameters: a repeated or resumed
-    call costs nothing.
+    Every text is kept in a store under a key of its whole prompt, model and parameters, so a repeated or
+    resumed call is not made again.
 
     Args:
         method: `recurrent`, `hierarchical`, `counted` (no model) or `none`.
@@ -71,7 +71,7 @@ class Summarizer:
 
     @classmethod
     def of(cls, config: SummaryConfig, engine: EngineConfig, store: str | Path | None) -> Summarizer:
-        """Return a summarizer of settings that are already checked."""
+        """Return a summarizer with settings that are already checked."""
         made = cls.__new__(cls)
         made.config, made.engine, made.store = config, engine, store
         return made
@@ -88,7 +88,7 @@ class Summarizer:
     def summarize(self, data: Dataset, users: Iterable[str] | None = None) -> Profiles:
         """Write the profile of every user, or of some, from their whole history.
 
-        Items without text are passed over, and so are users who have no other.
+        Items without text are skipped, and so are users without other items.
 
         Raises:
             DataError: a user is not in the dataset.
@@ -114,7 +114,7 @@ class Profiles(Mapping[str, Profile]):
     """Profiles by user id, each of the user's whole history, with the summarizer that wrote them.
 
     Attributes:
-        summarizer: What wrote them.
+        summarizer: The summarizer that wrote them.
         data: The dataset.
     """
 
@@ -135,8 +135,8 @@ class Profiles(Mapping[str, Profile]):
     def before(self, examples: Sequence[RankingExample]) -> dict[str, str]:
         """Return by example id the profile of the history before each example's target.
 
-        A profile of the whole history has seen the target, so these are written where the store lacks them;
-        a recurrent summarizer shares all complete blocks with the whole history's profile.
+        A profile of the whole history has seen the target, so these are written unless the store has them.
+        A recurrent summarizer shares all complete blocks with the whole history's profile.
         """
         return self.summarizer.before(self.data, examples)
 
@@ -148,7 +148,7 @@ class Profiles(Mapping[str, Profile]):
 
 @dataclass(frozen=True)
 class WrittenProfiles:
-    """Profiles in the order of their histories, with what they cost."""
+    """Profiles in the order of their histories, with counts and seconds."""
 
     plans: list[SummaryPlan]
     profiles: list[Profile]
@@ -156,12 +156,12 @@ class WrittenProfiles:
     seconds: float
 
     def facts(self) -> dict[str, int | float]:
-        """Return counts: of this process, and what the store answered."""
+        """Return the counts of this process and of calls from the store."""
         return profile_facts(len(self.profiles), self.progress, self.seconds)
 
 
 def profile_facts(n_profiles: int, made: SummaryProgress, seconds: float) -> dict[str, int | float]:
-    """Return what the command says about profiles that were written in so many seconds."""
+    """Return the counts that commands print about written profiles."""
     return {
         "profiles": n_profiles,
         "calls": made.n_calls,
@@ -211,9 +211,9 @@ def save_profiles(file: Path, names: Sequence[str], written: WrittenProfiles) ->
 def profile_table(
     names: Sequence[str], plans: Sequence[SummaryPlan], profiles: Sequence[Profile]
 ) -> pl.DataFrame:
-    """Return one row a profile; `names` are example ids.
+    """Return one row per profile; `names` are example ids.
 
-    The column `texts` holds the texts of all calls of a profile's plan, those of its blocks first.
+    The column `texts` has the texts of all calls of a profile's plan, the blocks first.
     """
     return pl.DataFrame(
         {

@@ -1,4 +1,4 @@
-"""One user's plan: which calls make the profile, the texts known so far, and the profile at the end."""
+"""One user's plan: the calls for the profile, the texts known so far, and the finished profile."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trsr.types import Block, History, Item, Profile
 
 @dataclass(frozen=True)
 class BoundSummarizer:
-    """All that profiles depend on, besides the histories.
+    """Everything that profiles depend on, except the histories.
 
     Attributes:
         config: The method and its parameters.
@@ -58,13 +58,13 @@ class BoundSummarizer:
         return Profile(history.user_id, text, self.config.method, len(history))
 
     def counted(self, history: History) -> str:
-        """Return what the items of a history have most in common."""
+        """Return the counted profile of a history."""
         items = [self.items[item_id] for item_id in history.item_ids]
         return counted_profile(items, self.category_fields, self.title_field)
 
 
 def bind_summarizer(dataset: Dataset, config: SummaryConfig) -> BoundSummarizer:
-    """Return the summarizer of a dataset; caps count words, so that texts do not depend on the engine."""
+    """Return the summarizer of a dataset; limits count words, so texts do not depend on the engine."""
     info = dataset.info
     text = dataset.item_texts(config.fields, config.max_field_tokens, None)
     return BoundSummarizer(
@@ -88,11 +88,11 @@ class SummaryPlan:
     texts: dict[int, str] = field(default_factory=dict)
     keys: dict[int, str] = field(default_factory=dict)
     failed: bool = False
-    """Whether one of its calls failed, so that this process cannot finish it."""
+    """Whether one of its calls failed; this process cannot finish it."""
     n_asked: int = 0
-    """Calls of it that `complete` has asked this time."""
+    """Its calls that the current `run_calls` has made."""
     has_more: bool = False
-    """Whether it has calls that `complete` has left to the next time."""
+    """Whether it has calls left for the next `run_calls`."""
 
     @property
     def done(self) -> bool:
@@ -100,13 +100,13 @@ class SummaryPlan:
         return len(self.texts) == len(self.calls)
 
     def ready(self) -> Iterator[int]:
-        """Yield the places of calls that can be asked now."""
+        """Yield the places of calls that are ready."""
         for place, call in enumerate(self.calls):
             if place not in self.texts and all(i in self.texts for i in call.inputs):
                 yield place
 
     def answer(self, place: int, text: str, key: str) -> list[int]:
-        """Take the text of a call; return the places of the calls that waited for nothing else."""
+        """Take the text of a call; return the places of the calls that are ready now."""
         self.texts[place], self.keys[place] = text, key
         return [
             later
@@ -122,7 +122,7 @@ def plan_user(history: History, summarizer: BoundSummarizer) -> SummaryPlan:
 
 
 def profile(plan: SummaryPlan, summarizer: BoundSummarizer) -> Profile:
-    """Return the profile that a finished fold ends with."""
+    """Return the profile of a finished plan."""
     if not plan.calls:
         return summarizer.profile_without_llm(plan.history)
     last = len(plan.calls) - 1
@@ -133,7 +133,7 @@ def profile(plan: SummaryPlan, summarizer: BoundSummarizer) -> Profile:
 
 
 def with_counts(text: str, history: History, summarizer: BoundSummarizer) -> str:
-    """Return a written text with the counted facts of its history behind it, if settings ask for them."""
+    """Append the counted facts of the history to a written text, if the configuration has `counts`."""
     if summarizer.config.counts and (counted := summarizer.counted(history)):
         return f"{text} {counted}"
     return text
