@@ -30,7 +30,7 @@ SHARED = {
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", SHARED)
-def test_an_architecture_is_exact_in_margins_gradients_and_texts(name: str) -> None:
+def test_architecture_is_exact(name: str) -> None:
     row = SWEEP["measure"](name)
     if name == "rwkv":  # which transformers itself cannot train
         row["gradient"] = {"joint": 0.0}
@@ -38,12 +38,12 @@ def test_an_architecture_is_exact_in_margins_gradients_and_texts(name: str) -> N
     assert row["shared"]["shares"] is SHARED[name]
 
 
-def test_the_page_of_models_is_made_from_what_is_recorded() -> None:
+def test_models_page_is_up_to_date() -> None:
     text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
     assert text == PAGE["page"](text, PAGE["read"]()), "docs/models.md: run python benchmarks/models_page.py"
 
 
-def test_whoever_reads_the_page_sees_what_is_not_exact() -> None:
+def test_models_page_names_inexact_architectures() -> None:
     good: dict[str, Any] = {
         "name": "good",
         "library": 0.0,

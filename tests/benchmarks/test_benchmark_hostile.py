@@ -18,7 +18,7 @@ from trsr.types import Item
 HOSTILE = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "hostile.py"))
 
 
-def test_hostile_items_move_nothing_but_themselves(finished_run: Path) -> None:
+def test_hostile_items_move_only_their_own_score(finished_run: Path) -> None:
     result = HOSTILE["measure"](finished_run, None, 8, 2)
     assert list(result["own_by_kind"]) == list(HOSTILE["HOSTILE"])
     for exact in ("same_prefix", "others_exactly_as_beside_a_replaced_item", "shown_as_text"):
@@ -34,7 +34,7 @@ def service(finished_run: Path, tmp_path: Path) -> Iterator[Service]:
     opened.close()
 
 
-def test_harmless_texts_are_as_long_as_what_they_replace(service: Service) -> None:
+def test_harmless_texts_keep_the_length(service: Service) -> None:
     words = HOSTILE["_words"](service, 3, 500)
     assert len(words) == 500
     known = {
@@ -50,9 +50,7 @@ def test_harmless_texts_are_as_long_as_what_they_replace(service: Service) -> No
     assert replaced[-1] == suffix[-1]
 
 
-def test_an_element_that_comes_from_an_item_is_seen(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_markup_of_an_item_is_detected(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     title, script = str(service.summarizer.title_field), HOSTILE["HOSTILE"]["script"]
     service.put_items([Item("evil", {title: script}), Item("good", {title: "Lamp"})])
     shown_as_text = HOSTILE["shown_as_text"]

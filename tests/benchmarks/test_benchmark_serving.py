@@ -22,7 +22,7 @@ def options(run: Path, candidates: int = 5) -> argparse.Namespace:
 
 
 @pytest.mark.slow
-def test_a_served_run_is_measured_against_its_engine(finished_run: Path) -> None:
+def test_serving_is_compared_with_the_engine(finished_run: Path) -> None:
     result = MEASURE(options(finished_run))
     assert (result["users"], result["candidates"], result["clients"]) == (4, 5, 3)
     for load in ("one_client", "several_clients"):
@@ -35,6 +35,6 @@ def test_a_served_run_is_measured_against_its_engine(finished_run: Path) -> None
     assert result["throughput_over_engine"] > 0
 
 
-def test_more_candidates_than_items_are_refused(finished_run: Path) -> None:
+def test_too_many_candidates_are_refused(finished_run: Path) -> None:
     with pytest.raises(InputError, match="lower --candidates"):
         MEASURE(options(finished_run, candidates=5000))

@@ -31,7 +31,7 @@ def metrics(*pairs: dict[str, Any], **values: float) -> dict[str, Any]:
     return {"comparisons": pairs, "rankers": named | {n: {"mrr@10": {"value": v}} for n, v in values.items()}}
 
 
-def test_a_claim_is_read_from_the_side_it_is_made_from() -> None:
+def test_claim_uses_the_side_of_its_ranker() -> None:
     zero_shot, sasrec = VERDICTS(
         metrics(pair("llm", "llm_zero_shot", 0.001), pair("sasrec", "llm", 0.002), sasrec=1)
     )
@@ -39,7 +39,7 @@ def test_a_claim_is_read_from_the_side_it_is_made_from() -> None:
     assert (sasrec.words, sasrec.amount) == ("the opposite holds", "-0.100 [-0.150, -0.050]")
 
 
-def test_p_is_corrected_for_the_claims_that_the_run_answers() -> None:
+def test_p_is_corrected_for_the_answered_claims() -> None:
     asked = (pair("llm", "llm_no_profile", 0.02), pair("llm_counted", "llm", 0.03), pair("llm", "bm25", 0.9))
     first, second = VERDICTS(metrics(*asked))
     assert (first.words, second.words) == ("holds", "the opposite holds")
@@ -48,7 +48,7 @@ def test_p_is_corrected_for_the_claims_that_the_run_answers() -> None:
     assert alone.p == 0.03
 
 
-def test_a_sweep_answers_for_the_way_to_summarize_and_the_number_of_recent_items() -> None:
+def test_sweep_answers_method_and_recent_items() -> None:
     asked = (
         pair("llm", "method=hierarchical", 0.001),
         pair("n_recent=0", "llm", 0.5),
@@ -63,19 +63,19 @@ def test_a_sweep_answers_for_the_way_to_summarize_and_the_number_of_recent_items
     ]
 
 
-def test_the_best_of_the_sequential_models_is_the_one_to_beat() -> None:
+def test_claim_compares_with_the_best_sequential_model() -> None:
     asked = (pair("gru4rec", "llm", 0.5), pair("llm", "sasrec", 0.5))
     (one,) = VERDICTS(metrics(*asked, gru4rec=0.7, sasrec=0.5))
     assert (one.other, one.words) == ("gru4rec", "no significant difference")
 
 
-def test_an_unknown_difference_counts_for_no_other_claim() -> None:
+def test_unknown_difference_is_not_counted() -> None:
     unknown = pair("llm", "llm_no_profile", None) | {"difference": None, "ci95": [None, None]}
     first, second = VERDICTS(metrics(unknown, pair("llm", "llm_counted", 0.04)))
     assert (first.words, first.amount, second.p) == ("no significant difference", "–", 0.04)
 
 
-def test_the_order_of_the_best_candidates_is_what_counts() -> None:
+def test_claim_prefers_metrics_of_the_top() -> None:
     asked = (pair("llm", "llm_counted", 0.5, metric="recall@3"), pair("llm", "llm_counted", 0.01))
     assert [one.metric for one in VERDICTS(metrics(*asked))] == ["mrr@10"]
     (one,) = VERDICTS(metrics(asked[0]))

@@ -1,4 +1,4 @@
-"""What is recorded of a run says by which commands and versions it was made."""
+"""A record of a run has its commands and versions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run(finished_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished_run, tmp_path / "run"))
 
 
-def test_a_run_made_in_one_sitting_is_recorded_with_command_commit_and_minutes(run: Path) -> None:
+def test_record_has_command_commit_and_minutes(run: Path) -> None:
     content = record(run)
     (sitting,) = json.loads((run / "env.json").read_text())
     assert {key: content[key] for key in ("name", "seed", "machine", "note", "command", "commit")} == {
@@ -43,7 +43,7 @@ def test_a_run_made_in_one_sitting_is_recorded_with_command_commit_and_minutes(r
     assert "later_sittings" not in content
 
 
-def test_those_who_went_on_with_a_run_are_recorded_too(run: Path) -> None:
+def test_record_has_later_sessions(run: Path) -> None:
     (first,) = json.loads((run / "env.json").read_text())
     other = first | {"command": "trsr run again", "commit": "0123456789ab"}
     (run / "env.json").write_text(json.dumps([first, other]))
@@ -54,7 +54,7 @@ def test_those_who_went_on_with_a_run_are_recorded_too(run: Path) -> None:
     assert later["versions"] == first["versions"]
 
 
-def test_no_folder_of_the_machine_is_recorded(run: Path) -> None:
+def test_record_has_no_local_paths(run: Path) -> None:
     (sitting,) = json.loads((run / "env.json").read_text())
     first = sitting | {"command": "trsr run tiny.yaml --out /home/ann/runs/tiny --set seed=1"}
     second = sitting | {"command": "trsr rank tiny.yaml --out=/runs/tiny"}
@@ -64,14 +64,14 @@ def test_no_folder_of_the_machine_is_recorded(run: Path) -> None:
     assert content["later_sittings"][0]["command"] == "trsr rank tiny.yaml --out out/tiny"
 
 
-def test_an_older_run_whose_env_is_one_object_is_recorded(run: Path) -> None:
+def test_record_reads_older_env_files(run: Path) -> None:
     (sitting,) = json.loads((run / "env.json").read_text())
     del sitting["started"]
     (run / "env.json").write_text(json.dumps(sitting))
     assert record(run)["command"] == sitting["command"]
 
 
-def test_a_result_of_several_seeds_is_one_record(run: Path, tmp_path: Path) -> None:
+def test_record_joins_several_seeds(run: Path, tmp_path: Path) -> None:
     whole = tmp_path / "seeds"
     for seed in (9, 10):  # ten comes after nine, and before it in the alphabet
         folder = Path(shutil.copytree(run, whole / f"seed{seed}"))

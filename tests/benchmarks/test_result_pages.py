@@ -1,4 +1,4 @@
-"""The pages that are made from recorded results are those of the results that stand there now."""
+"""The pages made from recorded results are up to date."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ PROFILES = runpy.run_path(str(ROOT / "benchmarks" / "profile_page.py"))
 RUNS: list[dict[str, Any]] = RESULTS["read_runs"]()
 
 
-def test_the_page_of_results_is_made_from_what_is_recorded() -> None:
+def test_results_page_is_up_to_date() -> None:
     assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == RESULTS["page"](RUNS), (
         "docs/results.md is stale: run python benchmarks/results_page.py"
     )
 
 
-def test_the_readmes_table_of_runs_is_made_from_what_is_recorded() -> None:
+def test_readme_table_is_up_to_date() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert text == RESULTS["readme"](text, RUNS), "README.md is stale: run python benchmarks/results_page.py"
 
 
-def test_the_page_of_speeds_is_made_from_what_is_recorded() -> None:
+def test_speed_page_is_up_to_date() -> None:
     page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
     assert page == SPEED["page"](), "docs/speed.md is stale: run python benchmarks/speed_page.py"
     row = next(row for row in SPEED["read"]("score")["results"] if "growth" in row)
     assert SPEED["drawn"](row) in (ROOT / "docs" / "speed.svg").read_text(encoding="utf-8")
 
 
-def test_the_page_of_scaling_is_made_from_what_is_recorded() -> None:
+def test_scaling_page_is_up_to_date() -> None:
     record = SCALING["read"]()
     page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
     assert page == SCALING["page"](record), "docs/scaling.md is stale: run python benchmarks/scaling_page.py"
@@ -47,12 +47,12 @@ def test_the_page_of_scaling_is_made_from_what_is_recorded() -> None:
     )
 
 
-def test_the_page_of_profiles_is_made_from_what_is_recorded() -> None:
+def test_profiles_page_is_up_to_date() -> None:
     page = (ROOT / "docs" / "profiles.md").read_text(encoding="utf-8")
     assert page == PROFILES["page"](), "docs/profiles.md is stale: run python benchmarks/profile_page.py"
 
 
-def test_every_recorded_gain_and_measure_is_a_row_with_its_command() -> None:
+def test_profiles_page_has_every_gain_and_measure() -> None:
     page = PROFILES["page"]()
     for one in PROFILES["read"]("older_history")["results"]:
         for added in one["older_items_add_to"].values():
@@ -62,7 +62,7 @@ def test_every_recorded_gain_and_measure_is_a_row_with_its_command() -> None:
         assert one["command"] in page
 
 
-def test_a_run_has_its_rankers_protocol_rates_and_comparisons() -> None:
+def test_run_section_has_rankers_protocol_and_comparisons() -> None:
     record = next(record for record in RUNS if record["name"] == "mind-recurrent")
     text = RESULTS["run_section"](record)
     metrics = record["metrics"]
@@ -80,19 +80,19 @@ def test_a_run_has_its_rankers_protocol_rates_and_comparisons() -> None:
 
 
 @pytest.mark.parametrize("where", ["page", "readme_rows"])
-def test_another_number_makes_another_page(where: str) -> None:
+def test_page_depends_on_every_number(where: str) -> None:
     changed = json.loads(json.dumps(RUNS))
     changed[0]["metrics"]["rankers"]["llm"]["mrr@10"]["value"] += 0.01
     assert RESULTS[where](changed) != RESULTS[where](RUNS)
 
 
-def test_a_pair_is_read_from_the_side_asked_for() -> None:
+def test_comparison_is_flipped_for_the_other_side() -> None:
     pair = {"a": "x", "b": "y", "difference": 0.2, "ci95": [0.1, 0.3], "p_holm": 0.04, "effect_size": 0.5}
     assert RESULTS["against_other"](pair, "x") == ["x", "y", "+0.200 [+0.100, +0.300]", "0.040", "+0.50"]
     assert RESULTS["against_other"](pair, "y") == ["y", "x", "-0.200 [-0.300, -0.100]", "0.040", "-0.50"]
 
 
-def test_the_readme_says_which_claims_hold_in_which_run() -> None:
+def test_readme_lists_claims_by_run() -> None:
     rankers = {name: {"mrr@10": {"value": value}} for name, value in (("llm", 0.5), ("llm_counted", 0.4))}
     rankers |= {"sasrec": {"mrr@10": {"value": 0.7}}, "bm25": {"mrr@10": {"value": 0.2}}}
     pair = {"metric": "mrr@10", "b": "llm", "p_holm": 0.4, "effect_size": 0.5}
@@ -111,7 +111,7 @@ def test_the_readme_says_which_claims_hold_in_which_run() -> None:
     assert RESULTS["readme_claims"]([unsure]).endswith("| +0.200 [+0.100, +0.300], p 0.200 |")
 
 
-def test_the_command_of_a_record_is_that_of_the_recipe_if_one_sitting_was() -> None:
+def test_command_prefers_the_plain_recipe() -> None:
     tried = "trsr run a.yaml --set seed=1 --out out/a"
     record: dict[str, Any] = {"command": "trsr train a.yaml", "later_sittings": [{"command": tried}]}
     assert RESULTS["command"](record) == tried
@@ -120,7 +120,7 @@ def test_the_command_of_a_record_is_that_of_the_recipe_if_one_sitting_was() -> N
     assert RESULTS["command"]({"command": "trsr train a.yaml"}) == "trsr train a.yaml"
 
 
-def test_what_the_profile_adds_stands_slice_by_slice() -> None:
+def test_slice_sentences_list_the_gain_by_slice() -> None:
     pair = {
         "metric": "mrr@10",
         "a": "llm",

@@ -1,17 +1,17 @@
-"""Runs the pages of the documentation: their commands in order, in one folder; compares what is printed.
+"""Run the pages of the documentation: their commands in order, in one folder, and compare the outputs.
 
-What a page means to this program stands in the info strings of its fenced blocks, which readers do not see:
+The info strings of fenced blocks, which readers do not see, give instructions to this program:
 
     ```csv items.csv       a file, in any language but those below; or the line before ends in `items.csv`:
-    ```sh                  commands for bash; what they export is known to later blocks
-    ```sh server URL       one command that stays; the page goes on once URL answers, and ends it at its end
+    ```sh                  commands for bash; later blocks know their exported variables
+    ```sh server URL       one command that stays; the page continues once URL answers, and ends it at the end
     ```sh skip: WHY        shown, not run
-    ```text                what the block before prints; `...` stands for anything, alone for any lines
+    ```text                output of the block before; `...` means any text, alone on a line any lines
     ```text numbers        the same with any numbers, and columns of any width
-    ```text words          the same with any words: of a line only what stands before its first colon counts,
+    ```text words          the same with any words: of a line only the part before its first colon counts,
                            of JSON its names and the kinds of its values
 
-`json` is as good as `text`. To run a page with its real models, and to put into it what is printed now:
+`json` works like `text`. To run a page with its real models, and to write the new outputs into it:
 
     python tests/docs/page_runner.py docs/tutorial.md --folder /tmp/shop --write
 """
@@ -48,7 +48,7 @@ _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, the rest of its info string, its text, and where the text stands."""
+    """A fenced block: its language, the rest of its info string, its text, and the position of the text."""
 
     language: str
     info: str
@@ -64,7 +64,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Done:
-    """What a block of commands printed, and how long it took."""
+    """The output of a block of commands, and its seconds."""
 
     block: Block
     output: str
@@ -125,13 +125,13 @@ def _line_pattern(line: str, info: str) -> str:
 
 
 def _labels(text: str) -> str:
-    """Keep of each line what stands before its first colon, with 0 for every number; leave out the rest."""
+    """Keep of each line the part before its first colon, with 0 for every number."""
     kept = [line.split(":")[0] for line in text.split("\n") if ":" in line]
     return "\n".join(_NUMBER.sub("0", line) for line in kept)
 
 
 def _kinds(value: Any) -> Any:
-    """Return the shape of JSON: names and kinds of values, of a list those of its first entry."""
+    """Return the shape of JSON: names and kinds of values; of a list, its first entry's."""
     if isinstance(value, dict):
         return {name: _kinds(entry) for name, entry in value.items()}
     if isinstance(value, list):
@@ -173,7 +173,7 @@ class Runner:
         self.env = self._environment() | dict(env or {})
 
     def _environment(self) -> dict[str, str]:
-        """Return an environment in which `trsr` and `python` are those of this process."""
+        """Return an environment in which `trsr` and `python` belong to this process."""
         commands = {"trsr": [sys.executable, "-m", "trsr"], "python": [sys.executable]}
         for name, command in commands.items():
             program = self._own / name

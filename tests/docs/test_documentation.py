@@ -1,4 +1,4 @@
-"""What can be checked of the pages without running them: links, commands, and tables that repeat the code."""
+"""Checks of the pages without running them: links, commands, and tables that repeat the code."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def anchors(page: Path) -> set[str]:
 
 
 @each_page
-def test_links_lead_somewhere(file: Path) -> None:
+def test_links_have_targets(file: Path) -> None:
     text = _FENCED.sub("", file.read_text(encoding="utf-8"))
     for link in _LINK.findall(text):
         if re.match(r"[a-z]+:", link):
@@ -46,11 +46,20 @@ def test_links_lead_somewhere(file: Path) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
-def test_every_page_is_reached_from_the_index() -> None:
+def test_index_links_every_page() -> None:
     text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     linked = {(ROOT / "docs" / link).resolve() for link in _LINK.findall(text)}
     assert not [page for page in ROOT.glob("docs/**/*.md") if page not in linked and page.name != "index.md"]
     assert "(docs/index.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_contributing_names_files_that_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([a-z_]+/[a-z_/]+\.(?:py|md))`", text)
+    assert named
+    assert not [
+        name for name in named if not any((ROOT / at / name).exists() for at in ("", "src/trsr", "src"))
+    ]
 
 
 def commands(page: Path) -> Iterator[str]:
@@ -65,7 +74,7 @@ def commands(page: Path) -> Iterator[str]:
 
 
 @each_page
-def test_commands_and_their_options_exist(file: Path) -> None:
+def test_commands_and_options_exist(file: Path) -> None:
     for command in commands(file):
         words = shlex.split(re.split(r"[|>;&]", command)[0], comments=True)[1:]
         known: Any = typer.main.get_command(app)
@@ -82,19 +91,19 @@ def test_commands_and_their_options_exist(file: Path) -> None:
 
 
 @each_page
-def test_whole_configurations_are_ones(file: Path) -> None:
+def test_configurations_are_valid(file: Path) -> None:
     for block in blocks_of(file.read_text(encoding="utf-8")):
         if block.language == "yaml" and block.file is not None:
             RunConfig.model_validate(yaml.safe_load(block.text))
 
 
-def test_every_kind_of_refusal_is_explained_with_its_status() -> None:
+def test_serving_page_lists_every_problem() -> None:
     rows = re.findall(r"^\| `([a-z-]+)` \| (\d{3}) \|", _SERVING.read_text(encoding="utf-8"), re.M)
     kinds = [kind for kind in vars(problems).values() if isinstance(kind, problems.Kind)]
     assert sorted(rows) == sorted((kind.name, str(kind.status)) for kind in kinds)
 
 
-def test_every_setting_of_the_server_is_explained_with_its_default() -> None:
+def test_serving_page_lists_every_setting() -> None:
     shown: dict[str, str] = {}
     for names, defaults in re.findall(
         r"^\| (`TRSR_.*?) \| (.*?) \|", _SERVING.read_text(encoding="utf-8"), re.M

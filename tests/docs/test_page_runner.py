@@ -17,7 +17,7 @@ def run(tmp_path: Path, text: str, **settings: object) -> str:
     return "".join(step.output for step in done)
 
 
-def test_files_and_commands_follow_one_another_and_what_is_exported_stays(tmp_path: Path) -> None:
+def test_runner_keeps_files_and_exported_variables(tmp_path: Path) -> None:
     text = (
         "```csv a/items.csv\nx\ny\n```\nSave as `words.txt`:\n\n```yaml\nthree\n```\n"
         "```sh\nexport N=2; M=1\n```\n```sh\necho $N ${M-none}; cat a/items.csv words.txt\n```\n"
@@ -39,7 +39,7 @@ def test_files_and_commands_follow_one_another_and_what_is_exported_stays(tmp_pa
         ("```sh\nsleep 30\n```\n", "not done within 1 seconds"),
     ],
 )
-def test_a_page_that_does_not_hold_is_named_with_its_line(tmp_path: Path, text: str, said: str) -> None:
+def test_runner_reports_page_and_line(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(PageError, match=re.escape(said)):
         run(tmp_path, text, timeout=1 if "sleep" in text else 60)
 
@@ -62,11 +62,11 @@ def test_a_page_that_does_not_hold_is_named_with_its_line(tmp_path: Path, text: 
         ('{"a": [1]}', '{"a": []}', "words", False),
     ],
 )
-def test_output_is_compared_as_the_page_asks(shown: str, printed: str, info: str, fits: bool) -> None:
+def test_output_is_compared_by_info_string(shown: str, printed: str, info: str, fits: bool) -> None:
     assert (difference(shown, printed, info) is None) is fits
 
 
-def test_servers_run_until_their_page_ends_at_another_port_than_shown(tmp_path: Path) -> None:
+def test_servers_run_until_the_page_ends(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = str(probe.getsockname()[1])
     text = (
@@ -77,10 +77,10 @@ def test_servers_run_until_their_page_ends_at_another_port_than_shown(tmp_path: 
     )
     run(tmp_path, text, replace={"8000": port})
     with socket.create_server(("127.0.0.1", int(port))):
-        pass  # nobody listens there any more
+        pass  # the port is closed
 
 
-def test_outputs_are_put_into_a_page_except_where_it_leaves_something_out(tmp_path: Path) -> None:
+def test_write_replaces_outputs_without_ellipsis(tmp_path: Path) -> None:
     text = "```sh\necho a\n```\n\n```text\nold\n```\n\n```sh\necho b\n```\n\n```text\n...\n```\nend\n"
     page = tmp_path / "page.md"
     page.write_text(text, encoding="utf-8")

@@ -1,6 +1,6 @@
-"""The pages hold: every command on them runs, in a folder of their own, and prints what they show.
+"""Every command on the pages runs, in its own folder, and prints the output shown.
 
-A tiny random model stands for the embedded one, so texts and scores are others than on the pages.
+A tiny random model replaces the embedded one, so texts and scores differ from the pages.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def make_runner(folder: Path, model: Path) -> Runner:
 
 @pytest.fixture(scope="session")
 def tutorial(tiny_model: Path, make_once: MakeOnce) -> Path:
-    """The folder in which a reader has done the tutorial; tests only copy it."""
+    """The folder of a finished tutorial; tests only copy it."""
     need_program("curl")
 
     def do(root: Path) -> None:
@@ -60,12 +60,12 @@ def tutorial(tiny_model: Path, make_once: MakeOnce) -> Path:
 
 @pytest.fixture
 def after_tutorial(tutorial: Path, tiny_model: Path, tmp_path: Path) -> Runner:
-    """A reader who has done the tutorial and goes on there."""
+    """A runner in a copy of the finished tutorial."""
     shutil.copytree(tutorial, tmp_path / "shop")
     return make_runner(tmp_path / "shop", tiny_model)
 
 
-def test_the_tutorial_leaves_a_measured_and_served_recommender(after_tutorial: Runner) -> None:
+def test_tutorial_page_runs(after_tutorial: Runner) -> None:
     run = after_tutorial.folder / "out" / "shop"
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["counts"]["users"] == 16
@@ -77,7 +77,7 @@ def test_the_tutorial_leaves_a_measured_and_served_recommender(after_tutorial: R
     assert "customer03" in (after_tutorial.folder / "page.html").read_text()
 
 
-def test_serving(after_tutorial: Runner) -> None:
+def test_serving_page_runs(after_tutorial: Runner) -> None:
     after_tutorial.run(DOCS / "serving.md")
     folder = after_tutorial.folder
     assert json.loads((folder / "answer.json").read_text())["type"] == "urn:trsr:problem:unauthorized"
@@ -85,17 +85,17 @@ def test_serving(after_tutorial: Runner) -> None:
         assert b"I camp in winter" not in file.read_bytes()
 
 
-def test_concepts(after_tutorial: Runner) -> None:
+def test_concepts_page_runs(after_tutorial: Runner) -> None:
     after_tutorial.run(DOCS / "concepts.md")
     assert pl.read_parquet(after_tutorial.folder / "same_category.parquet")["margin"].n_unique() == 2
 
 
-def test_postgres(after_tutorial: Runner, postgres_url: str) -> None:
+def test_postgres_page_runs(after_tutorial: Runner, postgres_url: str) -> None:
     after_tutorial.env["SHOP_STORE"] = postgres_url
     after_tutorial.run(DOCS / "how-to" / "postgres.md")
 
 
-def test_the_readme(after_tutorial: Runner, tiny_model: Path, tmp_path: Path) -> None:
+def test_readme_runs(after_tutorial: Runner, tiny_model: Path, tmp_path: Path) -> None:
     runner = make_runner(tmp_path / "reader", tiny_model)
     for name in ("items.csv", "events.csv"):
         shutil.copy(after_tutorial.folder / name, runner.folder)
