@@ -88,7 +88,8 @@ class RemoteScorer:
         if len(known) != 1:
             raise EngineError(
                 f"The server {self._config.base_url} does not show how it scores labels (its models are "
-                f"owned by {', '.join(sorted(owners)) or 'no one'}): set scoring to vllm, sglang or top_logprobs."
+                f"owned by {', '.join(sorted(owners)) or 'no one'}): set scoring to vllm, sglang or "
+                "top_logprobs."
             )
         return known.pop()
 
