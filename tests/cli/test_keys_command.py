@@ -36,7 +36,7 @@ def test_a_key_is_printed_once_and_kept_as_its_hash(trsr: Trsr, tmp_path: Path) 
     ("changes", "said"),
     [
         ({"--name": "a b"}, "Found the name 'a b'; use up to 64 letters"),
-        ({"--name": "old"}, "There is a key 'old' already; choose another name"),
+        ({"--name": "old"}, "The key 'old' exists already; choose another name"),
         ({"--scope": "rank,write"}, "Found the scope 'write'; expected some of rank, events, admin."),
         ({"--scope": ""}, "Found the scope ''; expected some of"),
         ({"--scope": "admin", "--user-prefix": "a"}, "Found --user-prefix with the scope admin"),
@@ -56,7 +56,7 @@ def test_a_wrong_key_is_one_sentence_and_not_made(
 
 
 def test_what_does_not_exist_is_said(trsr: Trsr, tmp_path: Path) -> None:
-    assert "name the run or model folder" in trsr("keys", "list").err
+    assert "give the served run or model folder" in trsr("keys", "list").err
     assert "no folder" in trsr("keys", "add", tmp_path / "no", "--name", "a", "--scope", "rank").err
     assert "There is no database" in trsr("keys", "list", tmp_path).err
     assert not list(tmp_path.iterdir())

@@ -162,7 +162,7 @@ def test_a_first_key_closes_an_open_server_and_removing_it_does_not_open_it(
 def test_a_server_for_others_needs_a_key_in_its_settings_or_its_database(tmp_path: Path) -> None:
     with open_shop(tmp_path / "serve.sqlite", api_keys=()) as shop:
         settings = shop.settings.model_copy(update={"host": "0.0.0.0"})
-        with pytest.raises(ConfigError, match="there is no key; make one with `trsr keys add`"):
+        with pytest.raises(ConfigError, match="there is no key; create one with `trsr keys add`"):
             create_app(shop.service, settings)
         as_holder(shop, "rank")
         create_app(shop.service, settings)

@@ -167,7 +167,7 @@ def test_the_users_of_a_run_are_served_and_imported_once(finished_run: Path, tmp
     log: list[str] = []
     with opened(finished_run, database, log.append) as service:
         client = TestClient(create_app(service, Settings(api_keys=())), base_url="http://localhost")
-        assert any("events of the data set" in line for line in log)
+        assert any("events of the dataset" in line for line in log)
         user = client.get(f"/v1/users/{history.user_id}").json()
         assert tuple(event["item_id"] for event in user["history"]) == history.item_ids
         body = {"user_id": history.user_id, "top_n": 5, "explain": True}
@@ -178,7 +178,7 @@ def test_the_users_of_a_run_are_served_and_imported_once(finished_run: Path, tmp
         assert client.delete(f"/v1/users/{other.user_id}").status_code == 204
     log.clear()
     with opened(finished_run, database, log.append) as service:
-        assert not any("events of the data set" in line for line in log)
+        assert not any("events of the dataset" in line for line in log)
         assert not service.store.history(other.user_id)  # a deleted user does not come back
         assert service.store.history(history.user_id)
 
@@ -187,7 +187,7 @@ def test_a_database_of_another_data_set_is_refused(finished_run: Path, tmp_path:
     database = tmp_path / "serve.sqlite"
     with closing(ServeStore(database)) as store:
         store.import_histories([History("ann", ("i1",))], source="before it changed")
-    with pytest.raises(RunMismatchError, match=r"holds the histories of another data set.*--db"):
+    with pytest.raises(RunMismatchError, match=r"has the histories of another dataset.*--db"):
         open_service(finished_run, None, database, Settings(api_keys=()))
     with closing(ServeStore(database)) as store:
         assert store.users() == ["ann"]
@@ -229,7 +229,7 @@ def test_what_the_run_wrote_is_not_written_again_where_it_can_be_read(
     users = {example.user_id for example in read_examples(run / "examples" / "test.parquet")}
     log: list[str] = []
     with opened(run, tmp_path / "serve.sqlite", log.append) as service:
-        assert ("written again" in log[0]) == (not readable)
+        assert ("generated again" in log[0]) == (not readable)
         for user in users:
             service.store.request_update(user)
         while service.store.facts()["pending"]:

@@ -161,7 +161,7 @@ def test_wrong_notes_are_refused_and_the_words_stay(live: Live, tab: Any) -> Non
     tab.evaluate("document.querySelector('textarea').removeAttribute('maxlength')")
     tab.get_by_label("Notes, in your own words").fill("x" * 8001)
     tab.get_by_role("button", name="Save").click()
-    tab.get_by_role("alert").get_by_text("at most 8000 are kept").wait_for()
+    tab.get_by_role("alert").get_by_text("shorten them to 8000").wait_for()
     expect(tab.locator("textarea")).to_have_value("x" * 8001)
     tab.get_by_role("button", name="Close").click()
     tab.get_by_role("alert").wait_for(state="detached")
@@ -200,7 +200,7 @@ def test_the_stories_work_without_javascript(live: Live, browser: Any) -> None:
         tab.get_by_label("An item, by words or id").fill("i9")
         tab.get_by_role("button", name="Find").click()
         tab.locator(".found button").first.click()
-        expect(tab.get_by_text("The event is kept")).to_be_visible(timeout=60_000)
+        expect(tab.get_by_text("The event is saved")).to_be_visible(timeout=60_000)
         assert live.service.store.events("bob")[-1].item_id == "i9"
         tab.get_by_text("Delete this user…").click()
         tab.get_by_label("Yes, delete everything").check()

@@ -89,7 +89,7 @@ def test_a_model_that_fails_or_hangs_is_not_ready_unless_it_has_answered_recentl
 
     monkeypatch.setattr(routes, "PROBE_SECONDS", 0.05)
     scorer = started.service.ranker.recommender.scorer
-    for answer, why in ((fail, "no finite margin"), (hang, "has not answered a probe within 0.05 seconds")):
+    for answer, why in ((fail, "no finite margin"), (hang, "did not answer a probe within 0.05 seconds")):
         monkeypatch.setattr(scorer, "score", answer)
         part, message = missing(started)
         assert (part, why in message) == ("model", True)

@@ -297,7 +297,7 @@ def test_more_tokens_than_are_read_for_one_request_are_refused_with_their_number
         recommend(shop, **body)
         for path, more in large.items():
             problem = shop.refused(413, "too-large", "POST", path, json=more)
-            assert f"at most {read} are read" in problem["detail"]
+            assert f"at most {read} are allowed" in problem["detail"]
         assert shop.service.ranker.queue.facts()["questions"] == 1
     with open_shop(tmp_path / "large.sqlite", max_tokens=2 * explained) as shop:
         recommend(shop, **body, explain=True)

@@ -227,7 +227,7 @@ def test_new_ids_of_events_and_items_follow_the_same_rule(shop: Shop, wrong: str
 def test_bytes_that_are_no_utf8_are_refused_in_every_address(shop: Shop, address: str) -> None:
     answer = shop.client.get(address)
     assert answer.status_code == 400
-    assert "no UTF-8" in answer.text
+    assert "not UTF-8" in answer.text
 
 
 def test_users_are_listed_page_by_page(shop: Shop) -> None:

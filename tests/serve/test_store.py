@@ -113,7 +113,7 @@ def test_a_data_set_is_imported_once_and_another_one_refused(store: ServeStore) 
     store.delete_user("u")
     assert store.import_histories(histories, "data") == 0
     assert not store.history("u"), "a deleted user does not come back"
-    with pytest.raises(RunMismatchError, match=r"holds the histories of another data set.*--db"):
+    with pytest.raises(RunMismatchError, match=r"has the histories of another dataset.*--db"):
         store.import_histories(histories, "more")
     assert store.users() == ["v"]
 

@@ -1,4 +1,4 @@
-"""`trsr keys`: the API keys of a service, in its database."""
+"""`trsr keys`: manage the API keys in a service's database."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trsr.errors import ConfigError, DataError
 keys_app = typer.Typer(
     name="keys",
     no_args_is_help=True,
-    help="Make, list and remove API keys: `trsr keys add out/demo --name shop --scope rank,events`.",
+    help="Create, list and remove API keys: `trsr keys add out/demo --name shop --scope rank,events`.",
 )
 Served = Annotated[
     Path | None, typer.Argument(help="Run folder, or model folder, as for serve.", show_default=False)
@@ -32,17 +32,17 @@ _SECONDS = {"h": 3600, "d": 86_400}
 @keys_app.command("add")
 def add(
     name: Annotated[str, typer.Option(help="Name of the key, for the list and the log.")],
-    scope: Annotated[str, typer.Option(help="rank, events or admin, with commas between them.")],
+    scope: Annotated[str, typer.Option(help="rank, events or admin, separated by commas.")],
     model_or_run: Served = None,
     user_prefix: Annotated[
-        str, typer.Option(help="Reach only users whose ids begin so.", show_default=False)
+        str, typer.Option(help="Allow only users whose ids begin with this.", show_default=False)
     ] = "",
     expires: Annotated[
         str | None, typer.Option(help="Time until it expires: 90d, 12h.", show_default=False)
     ] = None,
     db: Database = None,
 ) -> None:
-    """Make a key and print it, once; a running server takes it within a second.
+    """Create a key and print it once; a running server accepts it within a second.
 
     Example: trsr keys add out/demo --name shop --scope rank,events --expires 90d
     """
@@ -55,9 +55,7 @@ def add(
     if unknown := sorted(scopes - set(SCOPES)):
         raise ConfigError(f"Found the scope {unknown[0]!r}; expected some of {', '.join(SCOPES)}.")
     if ADMIN in scopes and user_prefix:
-        raise ConfigError(
-            "Found --user-prefix with the scope admin, which reaches everything; leave one out."
-        )
+        raise ConfigError("Found --user-prefix with the scope admin, which allows everything; leave one out.")
     until = None if expires is None else time.time() + _seconds(expires)
     key = new_key()
     add_key(_database(model_or_run, db), Key(name, key_hash(key), scopes, user_prefix, until))
@@ -67,7 +65,7 @@ def add(
 
 @keys_app.command("list")
 def list_keys(model_or_run: Served = None, db: Database = None) -> None:
-    """List the keys: name, scopes, users, time of expiry.
+    """List the keys: name, scopes, users, expiry.
 
     Example: trsr keys list out/demo
     """
@@ -93,7 +91,7 @@ def remove(
 
     database = _existing(model_or_run, db)
     if not remove_key(database, name):
-        raise DataError(f"{database} has no key {name!r}; `trsr keys list` names those it has.")
+        raise DataError(f"{database} has no key {name!r}; see `trsr keys list`.")
 
 
 def _database(model_or_run: Path | None, db: Path | None) -> Path:
@@ -101,8 +99,8 @@ def _database(model_or_run: Path | None, db: Path | None) -> Path:
         return db
     if model_or_run is None or not model_or_run.is_dir():
         raise ConfigError(
-            f"Found {'no folder' if model_or_run is None else f'no folder {model_or_run}'}; name the run or "
-            "model folder that is served, or its database with --db."
+            f"Found {'no folder' if model_or_run is None else f'no folder {model_or_run}'}; give the "
+            "served run or model folder, or its database with --db."
         )
     return model_or_run / "serve.sqlite"
 

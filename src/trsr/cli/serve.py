@@ -1,4 +1,4 @@
-"""`trsr serve`: a model over HTTP, with profiles that follow."""
+"""`trsr serve`: serve a model over HTTP."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def serve(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="Dataset folder; a run's own by default.", show_default=False),
+        typer.Option("--data", help="Dataset folder; the model's own by default.", show_default=False),
     ] = None,
     host: Annotated[
-        str | None, typer.Option(help="Address to listen at; other than loopback needs a key. [127.0.0.1]")
+        str | None, typer.Option(help="Address to listen on; other than loopback needs a key. [127.0.0.1]")
     ] = None,
-    port: Annotated[int | None, typer.Option(help="0 for any free one. [8000]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 for any free one. [8000]")] = None,
     db: Annotated[
         Path | None,
         typer.Option(
@@ -30,22 +30,22 @@ def serve(
         int | None, typer.Option(help="Requests that may wait for the model; more are answered 503. [64]")
     ] = None,
     request_seconds: Annotated[
-        float | None, typer.Option(help="What takes longer is answered 503. [30]")
+        float | None, typer.Option(help="Time limit of a request, then 503. [30]")
     ] = None,
     requests_per_minute: Annotated[
-        int | None, typer.Option(help="Of one key or address; more are answered 429. [6000]")
+        int | None, typer.Option(help="Limit per key or address, then 429. [6000]")
     ] = None,
     forwarded_allow_ips: Annotated[
         str | None,
-        typer.Option(help="Proxies whose X-Forwarded-... headers count. [127.0.0.1,::1]", show_default=False),
+        typer.Option(help="Trusted proxies (X-Forwarded-... headers). [127.0.0.1,::1]", show_default=False),
     ] = None,
     log_texts: Annotated[
-        bool | None, typer.Option("--log-texts", help="Log ids of users and texts of errors too.")
+        bool | None, typer.Option("--log-texts", help="Log user ids and error messages too.")
     ] = None,
 ) -> None:
-    """Serve recommendations over HTTP while profiles follow what users do.
+    """Serve recommendations over HTTP and update profiles from users' events.
 
-    `trsr keys add` makes keys. Every option can also be set as a variable, TRSR_PORT for --port.
+    `trsr keys add` creates keys. Every option is also an environment variable: TRSR_PORT for --port.
 
     Example: trsr serve out/demo --port 8000
     """
@@ -61,7 +61,7 @@ def serve(
 
     if model_or_run is None:
         raise ConfigError(
-            "Nothing to serve was named; give a run folder or a model folder: `trsr serve out/demo`."
+            "Found no folder to serve; give a run folder or a model folder: `trsr serve out/demo`."
         )
     settings = load_settings(
         host=host,
@@ -82,6 +82,6 @@ def serve(
     def log(line: str) -> None:
         typer.echo(line, err=True)
 
-    with listen(settings) as listening:  # first: loading takes long, and the port may be taken
+    with listen(settings) as listening:  # before the slow loading: the port may be in use
         service = open_service(model_or_run, data, database, settings, log=log)
         run_server(service, settings, listening, log=log)

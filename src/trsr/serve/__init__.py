@@ -1,1 +1,1 @@
-"""Serves a model over HTTP: profiles that follow their users, and rankings in the time of a request."""
+"""Serve a model over HTTP: profiles that are updated from events, and rankings on request."""

@@ -48,8 +48,8 @@ from trsr.serve.views import ASSETS, problem_response
 logger = logging.getLogger("trsr.serve")
 
 _DESCRIPTION = """
-Recommendations from profiles that follow their users. Every refusal is problem JSON (RFC 9457) with a stable
-`type`; an answer 429 or 503 says in `Retry-After` after how many seconds to try again.
+Recommendations from user profiles that are updated from events. Every error is problem JSON (RFC 9457) with a
+stable `type`; responses 429 and 503 have a `Retry-After` header in seconds.
 """
 _BY_STATUS = {
     kind.status: kind
@@ -58,10 +58,10 @@ _BY_STATUS = {
 
 
 def create_app(service: Service, settings: Settings) -> FastAPI:
-    """Return the application; it starts the service when it starts and closes it when it ends.
+    """Return the application; its lifespan starts and closes the service.
 
     Raises:
-        ConfigError: other machines can reach it, and there are no keys.
+        ConfigError: other machines can reach the host, and there are no keys.
     """
     keys = Keys(settings.api_keys, partial(read_keys, service.store.path))
     settings.check_closed(bool(keys))
@@ -79,19 +79,19 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
         version=version("trsr"),
         description=_DESCRIPTION.strip(),
         lifespan=life,
-        docs_url=None,  # these pages would load scripts from elsewhere
+        docs_url=None,  # these pages load scripts from other sites
         redoc_url=None,
         redirect_slashes=False,
     )
     metrics = Metrics(service.facts)
-    bearer = HTTPBearer(auto_error=False, description="Checked before anything else.")
+    bearer = HTTPBearer(auto_error=False, description="Checked before the body is read.")
     checks = [Security(bearer), Depends(middleware.check_user_of_address)]
     for make_router in (routes.users_router, routes.ranking_router, routes.items_router):
         app.include_router(make_router(service), dependencies=checks)
     app.include_router(routes.health_router(service, metrics))
     app.include_router(page_router(service, keys), dependencies=checks[1:])
     _answer_with_problems(app)
-    # From the innermost outwards. The first counts what is read; an announced length is checked before.
+    # From the innermost outwards. The first counts the bytes read; AccessControl checks a declared length.
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
     open_paths = frozenset({KEY_PATH, *(asset.path for asset in ASSETS.values())})
     app.add_middleware(middleware.AccessControl, settings=settings, keys=keys, open_paths=open_paths)
@@ -108,7 +108,7 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
 
 
 def _invalid(error: RequestValidationError, content_type: str) -> Problem:
-    """Say which parts are wrong and why, without repeating what was sent."""
+    """List the invalid parts and why, without repeating the sent values."""
     found = error.errors()
     errors = [
         {
@@ -121,12 +121,12 @@ def _invalid(error: RequestValidationError, content_type: str) -> Problem:
     if any(entry["type"] == "json_invalid" for entry in found):
         return Problem(BAD_REQUEST, f"The body is not JSON (at character {found[0]['loc'][-1]}).")
     if first["at"] == "body" and "json" not in content_type.lower():
-        return Problem(BAD_REQUEST, "The body is not said to be JSON; send `Content-Type: application/json`.")
+        return Problem(BAD_REQUEST, "The content type is not JSON; send `Content-Type: application/json`.")
     return Problem(INVALID, f"{first['at']}: {first['problem']}.", errors=errors)
 
 
 def _answer_with_problems(app: FastAPI) -> None:
-    """Let `app` answer every refusal with problem JSON."""
+    """Answer every error with problem JSON."""
 
     @app.exception_handler(Problem)
     async def _on_problem(request: Request, problem: Problem) -> Response:
@@ -146,17 +146,17 @@ def _answer_with_problems(app: FastAPI) -> None:
     async def _on_error(request: Request, error: TrsrError) -> Response:
         problem = from_error(error)
         if problem.kind is INTERNAL:
-            raise error  # a fault of ours: `RequestContext` logs it
+            raise error  # a bug: `RequestContext` logs it
         if problem.kind.status >= 500 and problem.kind is not OVERLOADED:
             logger.error("%s", error)
         return problem_response(problem, request.scope)
 
 
 def listen(settings: Settings) -> socket.socket:
-    """Open the socket.
+    """Open the listening socket.
 
     Raises:
-        OutputError: the address or the port cannot be had.
+        OutputError: the address or the port is not available.
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
@@ -169,13 +169,13 @@ def listen(settings: Settings) -> socket.socket:
 
 
 def make_server(service: Service, settings: Settings) -> uvicorn.Server:
-    """Return a server that ends in order on SIGINT and SIGTERM: open requests first, then the service."""
+    """Return a server that on SIGINT and SIGTERM finishes open requests, then closes the service."""
     return uvicorn.Server(
         uvicorn.Config(
             create_app(service, settings),
             http=_protocol(settings),
             log_config=None,
-            access_log=False,  # `RequestContext` writes one line per request, without ids of users
+            access_log=False,  # `RequestContext` logs requests, without user ids
             server_header=False,
             forwarded_allow_ips=settings.forwarded_allow_ips,
             ws="none",
@@ -186,7 +186,7 @@ def make_server(service: Service, settings: Settings) -> uvicorn.Server:
 
 
 def _protocol(settings: Settings) -> type[H11Protocol]:
-    """Return uvicorn's protocol, bounded in connections and in the time that a request's headers take."""
+    """Return uvicorn's protocol with a limit on connections and on the seconds until a request begins."""
 
     class Bounded(H11Protocol):
         waiting: asyncio.TimerHandle | None = None
@@ -207,7 +207,7 @@ def _protocol(settings: Settings) -> type[H11Protocol]:
             super().connection_lost(exc)
 
         def wait(self) -> None:
-            """Close the connection unless a next request begins in time."""
+            """Close the connection unless the next request begins in time."""
             if self.waiting:
                 self.waiting.cancel()
             self.waiting = self.loop.call_later(settings.request_seconds, self.end, self.cycle)
@@ -222,7 +222,7 @@ def _protocol(settings: Settings) -> type[H11Protocol]:
 def run_server(
     service: Service, settings: Settings, listening: socket.socket, log: Callable[[str], None]
 ) -> None:
-    """Serve until a signal says stop."""
+    """Serve until SIGINT or SIGTERM."""
     handler = logging.StreamHandler()
     handler.addFilter(middleware.name_request)
     line = "%(asctime)s %(levelname)s %(name)s %(request)s %(message)s"

@@ -1,4 +1,4 @@
-"""The service database as a file: schema, locks, transactions, deletion down to the bytes, and API keys."""
+"""The service database: schema, locks, transactions, secure deletion, and API keys."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WHAT = "service database"
 # See `trsr.storage.open_sqlite`. Only ever append. Times are seconds since 1970, UTC; those of events are
 # whole microseconds.
 MIGRATIONS = (
-    # AUTOINCREMENT: the number of a deleted user is never given again.
+    # AUTOINCREMENT: the number of a deleted user is never reused.
     """
     CREATE TABLE users (
         uid INTEGER PRIMARY KEY AUTOINCREMENT, user_id TEXT NOT NULL UNIQUE,
@@ -56,9 +56,9 @@ MIGRATIONS = (
     """,
     "CREATE INDEX pending_by_age ON pending (since)",
     SUMMARIES,
-    # Who owns a text: `plans` holds the calls behind profiles (`start`: the items before the plan's first
-    # block), `drafts` the calls of unfinished profiles. Two users may reach the same text from different
-    # items, so the items are kept here and not with the text.
+    # Ownership of texts: `plans` holds the calls behind profiles (`start`: the items before the plan's first
+    # block), `drafts` the calls of unfinished profiles. Two users may share a text with different items, so
+    # the items are stored here and not with the text.
     """
     CREATE TABLE plans (
         uid INTEGER NOT NULL, start INTEGER NOT NULL, place INTEGER NOT NULL, key TEXT NOT NULL,
@@ -76,11 +76,11 @@ MIGRATIONS = (
         expires REAL
     )
     """,
-    # Users who cannot be found any more, some of whose bytes may still be on disk.
+    # Deleted users, some of whose bytes may still be on disk.
     "CREATE TABLE deleted (uid INTEGER PRIMARY KEY)",
     "CREATE INDEX pending_by_due ON pending (due)",
-    # A person's edit used to be a version of the profile, from which later plans began (at `start`). The
-    # newest edits become notes, and those profiles are written again from the whole history.
+    # Edits by users were once versions of the profile, from which later plans began (at `start`). The newest
+    # edit becomes the notes, and the profile is regenerated from the whole history.
     "CREATE TABLE notes (uid INTEGER PRIMARY KEY, text TEXT NOT NULL, updated_at REAL NOT NULL)",
     """
     INSERT INTO notes SELECT uid, text, created_at FROM profiles WHERE author = 'person' AND version =
@@ -108,36 +108,36 @@ MIGRATIONS = (
 )
 
 LEAST_ROOM = 256 * 1024
-"""Bytes on the disk below which the database counts as full: a small write may still work then."""
+"""Free bytes below which the disk counts as full, although a small write may still succeed."""
 ERASE_SECONDS = 5.0
-"""How long a deletion waits for other processes."""
+"""Longest wait of a deletion for other processes."""
 CHECK_SECONDS = 2.0
-"""A write that waits longer means that the database does not work."""
+"""Longest wait of the health check's write."""
 RESERVE_BYTES = 8 * 2**20
-"""Reserved for deletions on a full disk: they checkpoint the `-wal` and write a transaction."""
+"""Disk space reserved for deletions on a full disk, which checkpoint the `-wal` and write a transaction."""
 # https://sqlite.org/fileformat2.html#b_tree_pages
 _HEADERS = {2: 12, 5: 12, 10: 8, 13: 8}
-"""Header bytes of a b-tree page, by the kind of page."""
+"""Header bytes of a b-tree page, by page type."""
 _AUTO_VACUUM = 52
-"""Offset of four bytes that say whether the file has pointer-map pages, which look like other pages."""
+"""Offset of four bytes that are not 0 if the file has pointer-map pages, which look like b-tree pages."""
 _MAX_PAGES = 0x2000000
-"""With more pages, the pointer that begins an overflow page could look like the kind of a b-tree page."""
+"""With more pages, the pointer that begins an overflow page could look like a b-tree page type."""
 
 
 class DatabaseFile:
-    """Holds a database file for one server; other commands may still open and write it.
+    """Locks a database file for one server; other commands may still open and write it.
 
     Open it before the first connection and close it after the last one: POSIX locks, SQLite's included,
     belong to the process, and closing any handle of the file releases all of them.
 
     Raises:
-        OutputError: another server has the database, or the folder cannot be written.
+        OutputError: another server uses the database, or the folder is not writable.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._reserve = path.with_name(f"{path.name}-reserve")
-        self._lock = FileLock(f"{path}-lock", mode=0o600, thread_local=False)  # closed by any thread
+        self._lock = FileLock(f"{path}-lock", mode=0o600, thread_local=False)  # any thread may close it
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(blocking=False)
@@ -159,26 +159,26 @@ class DatabaseFile:
             ) from error
 
     def reserve_room(self) -> None:
-        """Reserve `RESERVE_BYTES`, or on a small disk a quarter of what is free."""
+        """Reserve `RESERVE_BYTES`, at most a quarter of the free space."""
         here = self._reserve.stat().st_size if self._reserve.exists() else 0
         wanted = min(RESERVE_BYTES, (shutil.disk_usage(self.path.parent).free + here) // 4)
         if here < wanted:
             try:
                 self._reserve.write_bytes(bytes(wanted))
-            except OSError:  # full again; the next deletion tries to reserve room too
+            except OSError:  # full again; the next deletion retries
                 self._reserve.unlink(missing_ok=True)
 
     def release_room(self) -> bool:
-        """Free the reserved room; return whether there was any."""
+        """Free the reserved space; return whether there was any."""
         found = self._reserve.exists()
         self._reserve.unlink(missing_ok=True)
         return found
 
     def zero_unused(self) -> None:
-        """Overwrite the unused middle of every b-tree page, where SQLite leaves copies of rows that it moved.
+        """Overwrite the unused middle of every b-tree page, where SQLite leaves copies of moved rows.
 
-        `secure_delete` does not reach these. The `-wal` must be empty and the write lock held; caches of
-        writing connections must be dropped, else they write the copies back.
+        `secure_delete` does not clear these. The `-wal` must be empty and the write lock held; caches of
+        writing connections must be dropped, or they write the copies back.
         """
         (page_bytes,) = struct.unpack(">H", os.pread(self._file, 2, 16))
         page_bytes = 65536 if page_bytes == 1 else page_bytes
@@ -187,7 +187,7 @@ class DatabaseFile:
             raise OutputError(f"The database {self.path} is too large to delete from; split its users.")
         for number in range(n_pages):
             page = os.pread(self._file, page_bytes, number * page_bytes)
-            header = 0 if number else 100  # the first page begins with the header of the file
+            header = 0 if number else 100  # page 1 begins with the file header
             if page[header] not in _HEADERS:
                 continue
             n_cells, end = struct.unpack_from(">HH", page, header + 3)
@@ -197,7 +197,7 @@ class DatabaseFile:
         os.fsync(self._file)
 
     def close(self) -> None:
-        """Release the lock and the reserved room; safe to call twice."""
+        """Release the lock and the reserved space; safe to call twice."""
         if self._lock.is_locked:
             os.close(self._file)
             self._reserve.unlink(missing_ok=True)
@@ -205,18 +205,18 @@ class DatabaseFile:
 
 
 class Database:
-    """One connection that writes and one that reads, and the deletion of users down to the bytes.
+    """One writing and one reading connection, and secure deletion of users.
 
-    Each connection is behind a lock: a SQLite transaction belongs to the connection, not to the thread, so
-    two threads on one connection would write into each other's. Readers never wait for writers.
+    Each connection has a lock: a SQLite transaction belongs to the connection, not to the thread, so two
+    threads on one connection would write into the same transaction. Readers never wait for writers.
 
     Raises:
-        StoreError: the file is damaged or something else, or a newer `trsr` made it.
-        OutputError: (any method) the file cannot be written, or another process keeps it busy.
+        StoreError: the file is damaged, is no service database, or was made by a newer `trsr`.
+        OutputError: (any method) the file is not writable, or another process keeps it locked.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).resolve()  # by a link, too, it is one file with one lock
+        self.path = Path(path).resolve()  # one lock per file, also for links to it
         self._damage: StoreError | None = None
         self._write_lock = threading.RLock()
         self._read_lock = threading.Lock()
@@ -249,7 +249,7 @@ class Database:
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        """Give the connection for one SELECT after another; all see what was committed before."""
+        """Yield the reading connection for SELECTs, which see all earlier commits."""
         with self._read_lock, self._sentences():
             yield self._reader
 
@@ -259,12 +259,12 @@ class Database:
 
     @contextmanager
     def _writing(self, *, durable: bool = True, seconds: float = PATIENCE) -> Iterator[sqlite3.Connection]:
-        """Commit at the end, on disk if `durable`, or leave everything as it was.
+        """Yield the writing connection in a transaction: committed (on disk if `durable`), or rolled back.
 
-        Waits up to `seconds` for other threads, then as long for other processes.
+        Waits up to `seconds` for other threads, then up to `seconds` for other processes.
         """
         if not self._write_lock.acquire(timeout=seconds):
-            raise OutputError(f"Others have been writing the {WHAT} for {seconds:g} seconds; try again.")
+            raise OutputError(f"The {WHAT} has been locked for {seconds:g} seconds; try again.")
         with ExitStack() as locked, self._sentences():
             locked.callback(self._write_lock.release)
             db = self._db
@@ -275,18 +275,18 @@ class Database:
                 yield db
                 db.execute("COMMIT")
             except BaseException:
-                if db.in_transaction:  # SQLite may have given it up by itself, as on a full disk
+                if db.in_transaction:  # SQLite may have rolled back itself, as on a full disk
                     db.execute("ROLLBACK")
                 raise
 
     def delete_user(self, user_id: str) -> bool:
-        """Forget a user: events, notes, profiles, updates, and the summaries that no other user has.
+        """Delete a user: events, notes, profiles, updates, and the summaries that no other user has.
 
-        Returns whether there was such a user, when no byte of them is left on disk, in no log or journal
-        either. A killed process leaves the rest to the next one, which does it before anything else.
+        Returns whether the user existed, once none of their bytes is left on disk, in logs or journals.
+        If the process is killed, the next one finishes the deletion when it opens the database.
 
         Raises:
-            NotErasedError: the user is deleted, but another process holds the bytes; `clean` continues.
+            NotErasedError: the user is deleted, but another process holds the bytes; `clean` retries.
         """
 
         def forget() -> bool:
@@ -303,7 +303,7 @@ class Database:
         return found
 
     def _with_room(self, do: Callable[[], bool]) -> bool:
-        """Do something that must also work on a full disk: there, again with the reserved room."""
+        """Call `do`; on a full disk release the reserved space and call it again."""
         try:
             done = do()
         except OutputError as error:
@@ -315,32 +315,32 @@ class Database:
         return done
 
     def _erase(self) -> None:
-        """Take the deleted users' bytes from the disk; wait a little for processes that hold them there."""
+        """Erase the deleted users' bytes; wait up to `ERASE_SECONDS` for processes that hold them."""
         ends = time.monotonic() + ERASE_SECONDS
         while not self.clean():
             if time.monotonic() > ends:
                 raise NotErasedError(
                     f"Texts of deleted users are still in {self.path.name}, which another process reads; end "
-                    "that process, and the server takes them away."
+                    "that process, and the server erases them."
                 )
             time.sleep(0.05)
 
     def clean(self) -> bool:
-        """Take deleted users' bytes from the disk; return False where another process holds them there."""
+        """Erase deleted users' bytes; return False if another process holds them."""
         return self._with_room(self._clean)
 
     def _clean(self) -> bool:
-        with self._clean_lock:  # of several calls at once, one works for all
+        with self._clean_lock:  # of concurrent calls, the first does the work
             uids = [uid for (uid,) in self._select("SELECT uid FROM deleted")]
             for uid in uids:
                 n_left = 1
-                while n_left:  # in parts, so that others write in between and the `-wal` stays small
+                while n_left:  # in parts: other writes come between, and the `-wal` stays small
                     with self._writing(durable=False) as db:
                         n_left = delete_rows(db, uid)
             return not uids or self._zeroed(uids)
 
     def _zeroed(self, uids: Sequence[int]) -> bool:
-        """Leave no byte of these users' deleted rows; False where another process reads or writes."""
+        """Erase the bytes of these users' deleted rows; False if another process reads or writes."""
         with self._write_lock:
             if not self._checkpoint():
                 return False
@@ -348,23 +348,23 @@ class Database:
                 wal = Path(f"{self.path}-wal")
                 if wal.exists() and wal.stat().st_size:
                     return False
-                db.execute("PRAGMA shrink_memory")  # pages in its cache have the copies too
+                db.execute("PRAGMA shrink_memory")  # the cached pages have the copies too
                 self._file.zero_unused()
                 db.executemany("DELETE FROM deleted WHERE uid = ?", [(uid,) for uid in uids])
         return True
 
     def _checkpoint(self) -> bool:
-        """Put the `-wal` into the file and empty it; False where other processes use it just now."""
+        """Copy the `-wal` into the file and empty it; False if another process is using it."""
         with self._write_lock, self._read_lock, self._sentences():
-            self._db.execute("PRAGMA busy_timeout = 0")  # rankings wait meanwhile
+            self._db.execute("PRAGMA busy_timeout = 0")  # rankings wait for it
             (busy, _, _) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         return not busy
 
     def check(self) -> None:
-        """Write and read as requests do, and check that there is room for more.
+        """Check that the database can be written and read, and that the disk has space.
 
         Raises:
-            OutputError, StoreError: it does not work, or was found damaged before.
+            OutputError, StoreError: it cannot, or it was found damaged before.
         """
         if self._damage is not None:
             raise self._damage
@@ -372,7 +372,7 @@ class Database:
         if free < LEAST_ROOM:
             raise OutputError(f"The disk of the {WHAT} has {free // 1024} KiB free; free space.")
         with self._writing(durable=False, seconds=CHECK_SECONDS) as db:
-            db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")  # its value, written once more
+            db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")  # unchanged value: a write without effect
         self._select("PRAGMA user_version")
 
     def close(self) -> None:
@@ -382,7 +382,7 @@ class Database:
 
 
 def find_user(db: sqlite3.Connection, user_id: str) -> tuple[int, int] | None:
-    """Return a user's number and the length of their history."""
+    """Return a user's number and history length; None for an unknown user."""
     row: tuple[int, int] | None = db.execute(
         "SELECT uid, n_events FROM users WHERE user_id = ?", (user_id,)
     ).fetchone()
@@ -390,7 +390,7 @@ def find_user(db: sqlite3.Connection, user_id: str) -> tuple[int, int] | None:
 
 
 def drop_unowned(db: sqlite3.Connection, keys: Iterable[str]) -> None:
-    """Delete those of these summaries that no user has."""
+    """Delete the summaries among `keys` that no user has."""
     db.executemany(
         "DELETE FROM summaries WHERE key = ? "
         "AND NOT EXISTS (SELECT 1 FROM plans WHERE plans.key = summaries.key) "
@@ -402,7 +402,7 @@ def drop_unowned(db: sqlite3.Connection, keys: Iterable[str]) -> None:
 def delete_rows(db: sqlite3.Connection, uid: int, most: int = 100) -> int:
     """Delete up to `most` rows of each table of a deleted user, and the summaries that no other user has.
 
-    Returns how many rows it deleted: 0 when nothing is left.
+    Returns the number of deleted rows: 0 when nothing is left.
     """
     rows = db.execute(
         "SELECT key FROM plans WHERE uid = ? UNION SELECT key FROM drafts WHERE uid = ? LIMIT ?",
@@ -423,14 +423,14 @@ def delete_rows(db: sqlite3.Connection, uid: int, most: int = 100) -> int:
 
 
 def make_private(path: Path) -> None:
-    """Let only the owner read a database and the files that SQLite keeps with it."""
+    """Make a database and the other files of SQLite readable by the owner only."""
     for suffix in ("", "-wal", "-shm"):
         with contextlib.suppress(FileNotFoundError):
             Path(f"{path}{suffix}").chmod(0o600)
 
 
 def read_keys(path: Path) -> list[Key]:
-    """Return all keys, sorted by name; none where there is no file."""
+    """Return all keys, sorted by name; none if the file does not exist."""
     if not path.is_file():
         return []
     with _open(path) as db:
@@ -439,22 +439,22 @@ def read_keys(path: Path) -> list[Key]:
 
 
 def add_key(path: Path, key: Key) -> None:
-    """Keep a key; the file is made as needed.
+    """Add a key; create the file if needed.
 
     Raises:
-        ConfigError: there is a key of this name.
+        ConfigError: a key of this name exists.
     """
     row = (key.name, key.hash, ",".join(sorted(key.scopes)), key.user_prefix, key.expires)
     with _open(path) as db:
         added = db.execute("INSERT INTO keys VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO NOTHING", row)
         if not added.rowcount:
             raise ConfigError(
-                f"There is a key {key.name!r} already; choose another name, or remove it first."
+                f"The key {key.name!r} exists already; choose another name, or remove it first."
             )
 
 
 def remove_key(path: Path, name: str) -> bool:
-    """Forget a key; return whether there was one."""
+    """Delete a key; return whether it existed."""
     with _open(path) as db:
         return db.execute("DELETE FROM keys WHERE name = ?", (name,)).rowcount > 0
 

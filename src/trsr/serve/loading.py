@@ -1,4 +1,4 @@
-"""Opens a service: the model and data of a run folder or a model folder, the database, the model's speed."""
+"""Open a service: model and dataset of a run or model folder, and the database; measure the model's speed."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from trsr.summarize.summarizer import Summarizer
 from trsr.summarize.user_plan import BoundSummarizer, bind_summarizer
 
 ANSWER_SECONDS = 2.0
-"""What ranking for a user should take where no other request waits."""
+"""Target time of a ranking when no other request waits."""
 PASS_SECONDS = 0.05
-"""What a pass should take: the next one is chosen when it ends."""
+"""Target time of a pass; the next one is chosen when it ends."""
 MIN_RANKED, MAX_RANKED = 10, 50
 MIN_TOKENS = 16_384
-"""Read for one request on the slowest machine too: one that is busy at the start may be quick later."""
+"""Least token limit of a request: a machine that is slow at the start may be fast later."""
 CACHE_BYTES = 2 * 1024**3
 _MIN_PASS_TOKENS = 256
 _N_CANDIDATES = 8
@@ -42,7 +42,7 @@ _ROUNDS, _SECONDS = 3, 3.0
 
 
 class Speed(NamedTuple):
-    """Tokens that the model reads in a second, and those of an ordinary prompt's parts."""
+    """Tokens that the model reads per second, and token counts of a typical prompt."""
 
     rate: float
     n_prefix: int
@@ -50,20 +50,20 @@ class Speed(NamedTuple):
 
     @property
     def n_ranked(self) -> int:
-        """Candidates that are ranked in about `ANSWER_SECONDS`."""
+        """Number of candidates ranked in about `ANSWER_SECONDS`."""
         n = (ANSWER_SECONDS * self.rate - self.n_prefix) / self.n_candidate
         return max(MIN_RANKED, min(MAX_RANKED, int(n)))
 
     @property
     def pass_tokens(self) -> int:
-        """Tokens that are read in about `PASS_SECONDS`."""
+        """Number of tokens read in about `PASS_SECONDS`."""
         return max(_MIN_PASS_TOKENS, int(PASS_SECONDS * self.rate))
 
 
 def measure(recommender: Recommender, clock: Callable[[], float] = time.perf_counter) -> Speed | None:
-    """Return the best of a few readings, the first of which warms up; None for an empty catalogue.
+    """Return the best speed of a few passes, the first of which warms up; None for an empty catalogue.
 
-    The prompts are of items of the catalogue, no two with the same prefix.
+    The prompts use items of the catalogue, each with a prefix of its own.
     """
     items = list(recommender.catalogue.items)
     if not items:
@@ -89,10 +89,10 @@ def measure(recommender: Recommender, clock: Callable[[], float] = time.perf_cou
 
 
 class Serving(NamedTuple):
-    """The parts of a service, over one catalogue: an item put into it is known to all of them.
+    """The parts of a service, with one shared catalogue.
 
-    `engine` writes the profiles and is not started; `store` is where those written before are kept: a file or
-    the URL of a database.
+    `engine` generates the profiles and is not started; `store` has the existing summaries: a file or the URL
+    of a database.
     """
 
     recommender: Recommender
@@ -106,15 +106,15 @@ def open_for_serving(model_or_run: Path, data: Path | None = None) -> Serving:
     """Load the model, its prompt and its dataset.
 
     Args:
-        model_or_run: A run folder, or a model folder. Profiles are made as those it was trained on, or with
-            the default settings where it does not say how.
-        data: The dataset folder; by default the one it was trained on, where it says which.
+        model_or_run: A run folder, or a model folder. Profiles are generated with the training profiles'
+            settings, or with the default settings if the folder has none.
+        data: The dataset folder; by default the dataset that the model was trained on.
 
     Raises:
-        RunMismatchError: the folder is neither, is not finished, or was made by something else.
-        DataError: there is no dataset, or it is damaged.
-        ModelError: the base model cannot be had.
-        EngineError: it gives margins that are no numbers.
+        RunMismatchError: the folder is neither, is not finished, or was made by another program.
+        DataError: the dataset is missing or damaged.
+        ModelError: the base model is not available.
+        EngineError: the model returns margins that are not numbers.
         MissingExtraError: a package is missing.
     """
     if (model_or_run / "config.yaml").is_file():
@@ -137,7 +137,7 @@ def open_for_serving(model_or_run: Path, data: Path | None = None) -> Serving:
         )
     recommender.rerank("probe", ["probe"])
     writer = recommender.summarizer or Summarizer.of(SummaryConfig(), DEFAULT_ENGINE, None)
-    # It reads items as the catalogue has them now.
+    # It reads the current items of the catalogue.
     items, config = recommender.catalogue, writer.config
     text = items.texts(config.fields, config.max_field_tokens, None)
     summarizer = replace(
@@ -157,35 +157,34 @@ def open_service(
     settings: Settings,
     log: Callable[[str], None] = lambda _: None,
 ) -> Service:
-    """Load a model and open a database; the first time, the dataset's histories are put into it.
+    """Load a model and open a database; the first time, import the dataset's histories into it.
 
     Args:
         model_or_run: A run folder, or a model folder.
-        data: The dataset folder; None for the run's own.
-        database: The file; made as needed.
-        settings: How much the service takes.
-        log: Takes lines about what was opened.
+        data: The dataset folder; None for the model's own.
+        database: The file; created if needed.
+        settings: Limits of the service.
+        log: Receives lines about what was opened.
 
     Raises:
-        InputError: as `open_for_serving` and `ServeStore` say.
+        InputError: see `open_for_serving` and `ServeStore`.
         RunMismatchError: the database holds the histories of another dataset.
     """
-    serving = run_in_thread(
-        lambda: open_for_serving(model_or_run, data)
-    )  # only the queue's thread computes later
+    # In a thread that ends: later only the queue's thread computes.
+    serving = run_in_thread(lambda: open_for_serving(model_or_run, data))
     store = ServeStore(database, _written(serving.store, log))
     try:
-        log(f"Users are kept in {database}.")
+        log(f"The database of users is {database}.")
         info = serving.dataset.info
         source = f"{info.name}:{info.sha256['events.parquet']}"
         if n_events := store.import_histories(serving.dataset.histories(), source):
-            log(f"{n_events} events of the data set were put there.")
+            log(f"{n_events} events of the dataset were imported.")
         summarizer, recommender = serving.summarizer, serving.recommender
         engine = open_generator(serving.engine) if summarizer.config.needs_calls else None
-        speed = run_in_thread(lambda: measure(recommender)) or Speed(10_000.0, 0, 50.0)  # nothing to rank yet
+        speed = run_in_thread(lambda: measure(recommender)) or Speed(10_000.0, 0, 50.0)  # an empty catalogue
         n_ranked = settings.n_ranked or speed.n_ranked
-        rate = f"{speed.rate:,.0f} tokens a second"
-        log(f"The model reads {rate} here; it ranks the best {n_ranked} items found.")
+        rate = f"{speed.rate:,.0f} tokens per second"
+        log(f"The model reads {rate} on this machine; it ranks the best {n_ranked} retrieved items.")
         queue = ModelQueue(
             recommender, max_waiting=settings.max_waiting, pass_tokens=speed.pass_tokens, rate=speed.rate
         )
@@ -205,9 +204,9 @@ def open_service(
 
 
 def _written(place: str | Path, log: Callable[[str], None]) -> StoredSummaries:
-    """Return a function that looks calls up in the store of summaries that were written before.
+    """Return a function that looks up calls in the store of existing summaries.
 
-    The store is opened for each look-up: SQLite's connections belong to a thread, and few updates ask.
+    It opens the store each time: SQLite's connections belong to a thread, and look-ups are few.
     """
 
     def look_up(keys: Sequence[str]) -> dict[str, StoredCall]:
@@ -218,7 +217,7 @@ def _written(place: str | Path, log: Callable[[str], None]) -> StoredSummaries:
 
     try:
         look_up(["any"])
-    except TrsrError as error:  # as on a medium that cannot be written; its texts can be made again
-        log(f"The run's summaries are not used, they are written again: {error}")
+    except TrsrError as error:  # for example a read-only disk; summaries can be regenerated
+        log(f"The existing summaries cannot be read and are generated again: {error}")
         return lambda _: {}
     return look_up

@@ -1,8 +1,8 @@
-"""ASGI middleware around every request: its id, headers and log line, and access control.
+"""ASGI middleware around every request: its id, headers, log line and metrics, and access control.
 
-Access is decided before a body is read or a route is chosen. Where there are keys every address needs one,
-and an address that `_needed_scopes` does not name needs the scope `admin`, so no route can be forgotten.
-Which users a key reaches is checked where their ids are read.
+Access is checked before the body is read or a route is chosen. If the server has keys, every address needs
+one; an address that `_needed_scopes` does not list needs the scope `admin`. Whether a key may reach a user is
+checked where the user's id is read.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 PAGE_SCOPES = (EVENTS, RANK)
 """The scopes that the page needs."""
 REQUEST: ContextVar[str] = ContextVar("request", default="-")
-"""The id of the request that is being answered."""
+"""The id of the current request."""
 SECURITY_HEADERS = {
-    # An answer in JSON needs nothing; a page sets a policy of its own, no wider than 'self'.
+    # For JSON responses; pages set their own policy, no wider than 'self'.
     "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -65,16 +65,16 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"
 
 
 def name_request(record: logging.LogRecord) -> bool:
-    """Add the request's id to a line of the log: a filter of a handler, for `%(request)s` in its format."""
+    """Add the request's id to a log record: a handler's filter, for `%(request)s` in its format."""
     record.request = REQUEST.get()
     return True
 
 
 class Metrics:
-    """The metrics of one server.
+    """The Prometheus metrics of one server.
 
     Args:
-        facts: Returns what the queue, the store and the updater count; names in `_total` only ever grow.
+        facts: Returns the values of queue, store and updater; names that end in `_total` are counters.
     """
 
     def __init__(self, facts: Callable[[], Mapping[str, float]]) -> None:
@@ -84,7 +84,7 @@ class Metrics:
         )
         self._seconds = Histogram(
             "trsr_request_seconds",
-            "From a request's first byte to its answer's last.",
+            "From a request's first byte to its response's last.",
             ["route"],
             buckets=_SECONDS,
             registry=self._registry,
@@ -93,12 +93,12 @@ class Metrics:
         self._registry.register(_FactsCollector(facts))
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count an answered request; `route` is the template, so that there are few of them."""
+        """Count an answered request; `route` is the path template."""
         self._requests.labels(method if method in _METHODS else "other", route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
     def text(self) -> bytes:
-        """Return everything in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
@@ -107,7 +107,7 @@ class _FactsCollector(Collector):
         self._facts = facts
 
     def describe(self) -> list[Metric]:
-        return []  # else registering would read the facts before the server has started
+        return []  # else registering reads the facts before the server has started
 
     def collect(self) -> Iterator[Metric]:
         for name, value in sorted(self._facts().items()):
@@ -119,7 +119,7 @@ class _FactsCollector(Collector):
 
 
 class RequestContext:
-    """Gives every request an id, security headers, metrics and a log line; catches unexpected errors."""
+    """Adds an id, security headers, metrics and a log line to every request; catches unexpected errors."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, log_texts: bool) -> None:
         self.app = app
@@ -127,7 +127,7 @@ class RequestContext:
         self._log_texts = log_texts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, whatever happens."""
+        """Answer a request; an unexpected error is answered 500."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -152,15 +152,13 @@ class RequestContext:
         try:
             await _while_present(self.app, scope, receive, send_with_headers, lambda: answered)
         except Exception as error:
-            # Where it came from; what it says may hold texts of people.
+            # The traceback without the message, which may contain users' texts.
             frames = "".join(traceback.format_tb(error.__traceback__))
             message = f": {error}" if self._log_texts else ""
             logger.error("Failed with %s%s\n%s", type(error).__name__, message, frames)
             if answered:
                 raise
-            problem = Problem(
-                problems.INTERNAL, "The server failed; its log says more under this request's id."
-            )
+            problem = Problem(problems.INTERNAL, "The server failed; see its log for this request's id.")
             await problem_response(problem, scope)(scope, receive, send_with_headers)
         finally:
             seconds = time.perf_counter() - began
@@ -180,11 +178,11 @@ class RequestContext:
 async def _while_present(
     app: ASGIApp, scope: Scope, receive: Receive, send: Send, answered: Callable[[], bool]
 ) -> None:
-    """Run an application; give it up when the client leaves before the answer has begun."""
-    # No more of a body is read than the application takes.
+    """Run an application; cancel it if the client disconnects before the response has begun."""
+    # Reads no more of a body than the application takes.
     messages: asyncio.Queue[Message] = asyncio.Queue(1)
     wanted = asyncio.Event()
-    if "expect" not in Headers(scope=scope):  # else the first `receive` asks for a body that may be refused
+    if "expect" not in Headers(scope=scope):  # else the first `receive` requests a body that may be refused
         wanted.set()
 
     async def watch() -> None:
@@ -199,7 +197,7 @@ async def _while_present(
         wanted.set()
         return {"type": "http.disconnect"} if watching.done() and messages.empty() else await messages.get()
 
-    # A scope of anyio's waits for threads: there are never more of them than allowed.
+    # An anyio scope waits for its threads, so their number stays within the limit.
     with anyio.CancelScope() as present:
         watching = asyncio.ensure_future(watch())
         try:
@@ -209,9 +207,9 @@ async def _while_present(
 
 
 class RateLimit:
-    """A token bucket per caller: `per_minute` requests on average, ten seconds' worth of them at once.
+    """A token bucket per caller: `per_minute` requests on average, in bursts of up to ten seconds' worth.
 
-    Memory is bounded: the callers that were silent longest are forgotten first. To be used by one thread.
+    Memory is bounded: the least recent callers are dropped first. Not thread-safe.
     """
 
     def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -221,7 +219,7 @@ class RateLimit:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def seconds_to_wait(self, caller: str) -> float:
-        """Count a request of `caller`; return 0 if it is allowed, else after how many seconds it would be."""
+        """Count a request of `caller`; return 0 if it is allowed, else the seconds until it would be."""
         now = self._clock()
         left, then = self._buckets.pop(caller, (self._burst, now))
         left = min(self._burst, left + (now - then) * self._rate)
@@ -233,7 +231,7 @@ class RateLimit:
 
 
 class AccessControl:
-    """Checks the key, counts requests, and bounds the size and the time of bodies."""
+    """Checks keys, limits request rates, and limits the size and duration of bodies."""
 
     def __init__(
         self, app: ASGIApp, settings: Settings, keys: Keys, open_paths: frozenset[str] = frozenset()
@@ -247,7 +245,7 @@ class AccessControl:
         self._names = _LOCAL_NAMES | {settings.host}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or refuse it."""
+        """Forward a request, or refuse it."""
         if scope["type"] == "http" and scope["path"] in self._open:
             scope["state"]["key"] = NO_KEY
         elif scope["type"] == "http":
@@ -259,12 +257,12 @@ class AccessControl:
         await self.app(scope, _in_time(receive, self._seconds), send)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
-        # Replaced by U+FFFD, different ids would be one.
+        # Decoding would replace them by U+FFFD and make different ids equal.
         if not _is_utf8(scope.get("raw_path", b"")) or not _is_utf8(scope["query_string"]):
             raise Problem(
-                problems.BAD_REQUEST, "The address holds bytes that are no UTF-8; encode it as UTF-8."
+                problems.BAD_REQUEST, "The address has bytes that are not UTF-8; encode it as UTF-8."
             )
-        # A page of another site can make a browser call this machine under a name of its own (DNS rebinding).
+        # Against DNS rebinding: another site's page calls this machine under that site's host name.
         if not self._keys and _host_name(headers.get("host", "")) not in self._names:
             raise Problem(
                 problems.WRONG_HOST, "Without keys the server answers only as localhost or 127.0.0.1."
@@ -279,19 +277,19 @@ class AccessControl:
         address = scope["client"][0] if scope.get("client") else "unknown"
         caller = key.name if key else address
         if wait := self._rate.seconds_to_wait(caller):
-            raise Problem(problems.TOO_MANY_REQUESTS, "Ask less often.", retry_after=wait)
+            raise Problem(problems.TOO_MANY_REQUESTS, "Send fewer requests per minute.", retry_after=wait)
         if self._keys:
             check_key(key, _needed_scopes(scope["path"]))
         scope["state"] |= {"caller": caller, "key": key or NO_KEY}
         CALLER.set(caller)
         length = headers.get("content-length", "")
         if length.isdecimal() and (len(length) > 15 or int(length) > self._max_body_bytes):
-            message = f"The body has {length} bytes, at most {self._max_body_bytes} are read."
+            message = f"The body has {length} bytes; send at most {self._max_body_bytes}."
             raise Problem(problems.TOO_LARGE, message)
 
 
 def _in_time(receive: Receive, seconds: float) -> Receive:
-    """Return a `receive` that gives up a body which is not complete after some seconds."""
+    """Return a `receive` that refuses a body which is not complete after `seconds`."""
     ends: float | None = asyncio.get_running_loop().time() + seconds
 
     async def receive_in_time() -> Message:
@@ -310,17 +308,17 @@ def _in_time(receive: Receive, seconds: float) -> Receive:
 
 
 def check_key(key: Key | None, needed: Iterable[str]) -> Key:
-    """Return a valid key that has the scopes.
+    """Return `key` if it is valid and has the needed scopes.
 
     Raises:
         Problem: the key is unknown or expired, or lacks a scope.
     """
     if key is None:
         raise Problem(
-            problems.UNAUTHORIZED, "No key of this server was given; send `Authorization: Bearer KEY`."
+            problems.UNAUTHORIZED, "The request has no valid key; send `Authorization: Bearer KEY`."
         )
     if key.expired:
-        raise Problem(problems.UNAUTHORIZED, f"The key {key.name!r} expired at {key.expiry}; get a new one.")
+        raise Problem(problems.UNAUTHORIZED, f"The key {key.name!r} expired at {key.expiry}; use a new one.")
     if missing := key.missing(needed):
         has = ", ".join(sorted(key.scopes))
         message = f"This needs the scope {', '.join(missing)}; the key {key.name!r} has {has}."
@@ -329,10 +327,10 @@ def check_key(key: Key | None, needed: Iterable[str]) -> Key:
 
 
 def check_user(request: Request, *user_ids: str) -> None:
-    """Refuse users that the caller's key does not reach, whether they exist or not.
+    """Refuse users that the caller's key does not reach, existing or not.
 
     Raises:
-        Problem: an id does not begin as the ids of the key's users do.
+        Problem: an id does not begin with the key's prefix.
     """
     key: Key = request.state.key
     if not all(user_id.startswith(key.user_prefix) for user_id in user_ids):
@@ -341,7 +339,7 @@ def check_user(request: Request, *user_ids: str) -> None:
 
 
 async def check_user_of_address(request: Request) -> None:
-    """Do the same for the users whom an address names: a dependency of routers."""
+    """Check the users in an address, as `check_user` does: a dependency of routers."""
     named = [*request.query_params.getlist("user"), request.path_params.get("user_id")]
     check_user(request, *filter(None, named))
 

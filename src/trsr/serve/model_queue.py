@@ -1,8 +1,8 @@
-"""One thread owns the model and reads the prompts of all requests, in small passes.
+"""A queue before the model: one thread reads the prompts of all requests, in small passes.
 
-Before each pass it is decided again whose candidates are read next, so a large request holds up nobody:
-callers take turns by what was read for them, and a caller's requests by their age and size. Requests that
-nobody waits for any more are dropped.
+Each pass chooses its candidates from all requests, so a large request does not delay the others: first by the
+caller with the fewest tokens read, then by age and size of the request. Cancelled and expired requests are
+dropped.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from trsr.recommend.ranker import ScoredRequest
 from trsr.recommend.recommender import Recommender
 
 CALLER: ContextVar[str] = ContextVar("caller", default="")
-"""Who asks: a key or an address."""
+"""The key or address of the current request."""
 MIN_RETRY_SECONDS = 1.0
 _SMOOTHING = 0.2
 _COUNTED = (
     "passes questions candidates prompt_tokens read_tokens cache_hits cache_misses refused dropped_expired "
     "dropped_gone failed busy_seconds"
 )
-_STOPPING = "The service is stopping; ask again later."
+_STOPPING = "The service is stopping; try again later."
 
 
 @dataclass(eq=False)
 class _Reading:
-    """A prompt and what has been read of it."""
+    """A prompt and its progress."""
 
     prompt: RankingPrompt
-    n_begun: int = 0  # candidates that were handed to the model
+    n_begun: int = 0  # candidates passed to the model
     margins: list[npt.NDArray[np.float32]] = field(default_factory=list)
     n_read_tokens: int = 0
     cached: bool = False
 
     def piece(self, room: int, known: bool) -> ScoringGroup:
-        """Return the next candidates with their prefix: as many as `room` tokens hold, one at least."""
+        """Return the next candidates with their prefix: at least one, and as many as `room` tokens allow."""
         group = self.prompt.group
         first = self.n_begun
         room -= 0 if known else len(group.prefix)
@@ -68,7 +68,7 @@ class _Submission:
     until: float
     due: float
     future: Future[list[ScoredRequest]]
-    n_left: int  # tokens, for all that has not been handed to the model
+    n_left: int  # tokens not yet passed to the model
 
     @property
     def next(self) -> _Reading | None:
@@ -82,7 +82,7 @@ class _Submission:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Candidates of a reading, from the `first` one, for one pass."""
+    """Candidates of a reading for one pass, beginning with number `first`."""
 
     submission: _Submission
     reading: _Reading
@@ -96,7 +96,7 @@ class _Piece:
         return prefix + sum(map(len, self.group.suffixes))
 
     def placed(self, error: Exception) -> Exception:
-        """Return an error that names prompt and candidate by their places in the submission."""
+        """Return the error with the indices of prompt and candidate in the submission."""
         if not isinstance(error, CandidateTooLongError):
             return error
         place = self.submission.readings.index(self.reading)
@@ -104,14 +104,14 @@ class _Piece:
 
 
 class ModelQueue:
-    """Reads the prompts of concurrent requests with a recommender, whose model it alone uses.
+    """Reads the prompts of concurrent requests with a recommender, whose model only this queue may use.
 
     Args:
-        recommender: Reads; its thread starts at once.
-        max_waiting: Most requests that wait or are being read. When all places are taken, each caller has
-            an equal share: one who has less takes the place of the newest request of the one who has most.
-        pass_tokens: Tokens of a pass, beyond which it takes no further candidate.
-        rate: Tokens that the model reads in a second; a first guess, it is measured from then on.
+        recommender: Scores the prompts, in a thread that starts at once.
+        max_waiting: Maximum number of waiting and running requests. In a full queue each caller has an equal
+            share: a caller below it replaces the newest request of the caller with the most requests.
+        pass_tokens: Tokens of a pass, above which no further candidate is added.
+        rate: First estimate of the tokens that the model reads per second; updated by measurement.
     """
 
     def __init__(
@@ -130,10 +130,10 @@ class ModelQueue:
         self._thread.start()
 
     def submit(self, prompts: Sequence[RankingPrompt], deadline: float) -> Future[list[ScoredRequest]]:
-        """Queue prompts, one at least; the future gets their answers in order, or the first error.
+        """Queue one or more prompts; the future gets their answers in order, or the first error.
 
-        A future that is cancelled, or whose `deadline` (seconds from now) is over, is read no further; the
-        latter gets `OverloadedError`.
+        Reading stops when the future is cancelled, or when its `deadline` (seconds from now) has passed; then
+        it gets `OverloadedError`.
 
         Raises:
             OverloadedError: the queue is full or closed; `retry_after` is in seconds.
@@ -153,13 +153,12 @@ class ModelQueue:
         return future
 
     def facts(self) -> dict[str, float]:
-        """Return what waits now, and what was counted since the start, for metrics.
+        """Return the state of the queue and its counts since the start, for metrics.
 
         `waiting` (requests), `waiting_tokens`, `oldest_waiting_seconds`; `passes`, `questions` (prompts
-        answered), their `candidates`, `prompt_tokens` (as if each candidate had been read by itself),
-        `read_tokens`, `cache_hits` and `cache_misses`; requests that were `refused` (no room),
-        `dropped_expired` (too late), `dropped_gone` (the client left) or `failed` (an error); and
-        `busy_seconds` of the model's thread.
+        answered), their `candidates`, `prompt_tokens` (as if each candidate were read alone), `read_tokens`,
+        `cache_hits` and `cache_misses`; requests that were `refused` (queue full), `dropped_expired` (too
+        late), `dropped_gone` (client disconnected) or `failed` (error); and `busy_seconds` of the thread.
         """
         with self._changed:
             oldest = min((one.came for one in self._waiting), default=None)
@@ -171,17 +170,17 @@ class ModelQueue:
             }
 
     def close(self) -> None:
-        """End the thread after its pass; what waits gets `OverloadedError`. Safe to call twice."""
+        """End the thread after its pass; waiting requests get `OverloadedError`. Safe to call twice."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         self._thread.join()
 
     def check_room(self) -> None:
-        """Refuse a request when all places are taken, unless its caller has fewer than an equal share.
+        """Refuse a request if the queue is full, unless its caller has fewer than an equal share.
 
         Raises:
-            OverloadedError: as `submit`; call it before a prompt is built in vain.
+            OverloadedError: see `submit`; this check comes before the work of building a prompt.
         """
         caller = CALLER.get()
         with self._changed:
@@ -193,21 +192,24 @@ class ModelQueue:
             if n_own >= self.max_waiting // len({caller, *self._used}):
                 self._counts["refused"] += 1
                 raise OverloadedError(
-                    f"{len(self._waiting)} requests wait already and at most {self.max_waiting} may; "
-                    "ask again later.",
+                    f"The queue is full: {len(self._waiting)} requests wait, at most {self.max_waiting} may; "
+                    "try again later.",
                     self._retry_after(),
                 )
 
     def _make_room(self) -> None:
-        """Refuse the newest request of the caller who has most of them."""
+        """Refuse the newest request of the caller with the most requests."""
         n_of = Counter(one.caller for one in self._waiting)
         newest = max(self._waiting, key=lambda one: (n_of[one.caller], one.came))
         self._counts["refused"] += 1
-        newest.refuse("Others, who ask less, come first; ask again later.", self._retry_after())
+        newest.refuse(
+            "The queue is full and most of it is yours; try again later.",
+            self._retry_after(),
+        )
         self._remove(newest)
 
     def _retry_after(self) -> float:
-        """Return the seconds after which what waits now should be answered."""
+        """Return the estimated seconds until all waiting requests are answered."""
         return max(MIN_RETRY_SECONDS, sum(one.n_left for one in self._waiting) / self.rate)
 
     def _run(self) -> None:
@@ -224,13 +226,13 @@ class ModelQueue:
             submission.refuse(_STOPPING, MIN_RETRY_SECONDS)
 
     def _drop(self) -> None:
-        """Drop what nobody waits for any more."""
+        """Drop expired and cancelled requests."""
         now = time.monotonic()
         for submission in list(self._waiting):
-            if submission.until < now:  # first: the client gives up at the same moment
+            if submission.until < now:  # checked first: the client cancels at the same moment
                 self._counts["dropped_expired"] += 1
                 submission.refuse(
-                    "The model was too busy to answer in time; ask again later.", self._retry_after()
+                    "The model was too busy to answer in time; try again later.", self._retry_after()
                 )
             elif submission.future.cancelled():
                 self._counts["dropped_gone"] += 1
@@ -245,7 +247,7 @@ class ModelQueue:
             self._used.pop(submission.caller, None)
 
     def _choose(self) -> list[_Piece]:
-        """Return what the next pass reads."""
+        """Return the candidates of the next pass."""
         pieces: list[_Piece] = []
         room = self.pass_tokens
         left = [one for one in self._waiting if one.next is not None]
@@ -268,11 +270,11 @@ class ModelQueue:
         return pieces
 
     def _read(self, pieces: Sequence[_Piece]) -> None:
-        """Read a pass, and settle the requests that are finished by it."""
+        """Read a pass, and settle the requests that it finishes."""
         started = time.perf_counter()
         failures: dict[_Submission, Exception] = {}
         left = dict(enumerate(pieces))
-        problem: Exception = RuntimeError("The model left a question without an answer.")
+        problem: Exception = RuntimeError("The model did not answer a prompt.")
         try:
             for place, margins in self.recommender.read([piece.group for piece in pieces]):
                 piece = left.pop(place)
@@ -282,7 +284,7 @@ class ModelQueue:
                 piece.reading.cached |= piece.known and not piece.first
                 piece.reading.n_read_tokens += piece.n_tokens
                 piece.reading.margins.append(margins)
-        except Exception as error:  # a mistake of ours must not end the only thread that answers
+        except Exception as error:  # a bug must not end the only thread that reads
             problem = error
         for piece in left.values():
             failures.setdefault(piece.submission, problem)
@@ -292,7 +294,7 @@ class ModelQueue:
             self._counts["busy_seconds"] += seconds
             self.rate += _SMOOTHING * (sum(piece.n_tokens for piece in pieces) / seconds - self.rate)
             for submission in dict.fromkeys(piece.submission for piece in pieces):
-                # One that had to make room is not waiting any more.
+                # A request refused by `_make_room` is not waiting any more.
                 if submission in self._waiting and (submission in failures or submission.next is None):
                     self._remove(submission)
                     self._settle(submission, failures.get(submission))
@@ -321,5 +323,5 @@ class ModelQueue:
 
 
 def n_read_at_most(prompt: RankingPrompt) -> int:
-    """Return the tokens that a prompt takes if its prefix has not been read before."""
+    """Return the tokens to read for a prompt whose prefix is not cached."""
     return len(prompt.group.prefix) + sum(map(len, prompt.group.suffixes))

@@ -1,7 +1,7 @@
-"""The page's addresses: the whole page, the parts of it that htmx asks for, and its forms.
+"""The page's addresses: whole pages, the parts that htmx requests, and forms.
 
-Parts that need the model are requested after the page has loaded. Without JavaScript the same parts come
-inside the page, by its links: `rank`, `edit`, `explain`, `compare` and `find` in the query of `/`.
+Parts that need the model are requested after the page has loaded. Without JavaScript the page's links include
+them in the page: `rank`, `edit`, `explain`, `compare` and `find` in the query of `/`.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ N_USERS = 50
 N_FOUND = 8
 _MAX_FIELDS = 20
 DONE = {
-    "deleted": "The user is deleted, with everything that was known about them.",
+    "deleted": "The user is deleted, with all their data.",
     "saved": "The notes are saved; the ranking reads them first.",
     "removed": "The notes are removed.",
-    "added": "The event is kept; the profile follows.",
-    "asked": "The profile is being written.",
+    "added": "The event is saved; the profile will be updated.",
+    "requested": "The profile is being written.",
 }
 Text = Annotated[str, Query(max_length=256)]
 Items = Annotated[list[str], Query(max_length=50)]
 
 
 def page_router(service: Service, keys: Keys) -> APIRouter:
-    """Return the page's addresses; those that need the model wait for it without holding a thread."""
+    """Return the page's routes; those that need the model wait for it without blocking a thread."""
     router = APIRouter(include_in_schema=False)
     for asset in ASSETS.values():
         router.add_api_route(asset.path, _give(asset), methods=["GET"])
@@ -99,7 +99,7 @@ def _add_parts(router: APIRouter, service: Service) -> None:
     def profile(user: str, seen: Text = "") -> Response:
         view = views.user_view(service, user).profile
         if seen == view.seen:
-            return Response(status_code=204)  # the page polls while an update waits
+            return Response(status_code=204)  # the page polls while an update is pending
         headers = {"HX-Trigger": "profile-changed"} if seen else {}
         return render_part("profile", {"profile": view, "user_id": user}, headers=headers)
 
@@ -150,16 +150,14 @@ def _add_forms(router: APIRouter, service: Service) -> None:
         event = EventIn(event_id=form["event_id"], item_id=item_id, timestamp=datetime.now(UTC))
         await service.write(service.add_events, user_id, [event])
         title = views.item_view(service, item_id).title
-        return _answer(request, user_id, "added", f"“{title}” is in the history now; the profile follows.")
+        return _answer(request, user_id, "added", f"“{title}” is now in the history; the profile follows.")
 
     @router.post("/page/notes")
     async def put_notes(request: Request) -> Response:
         form = await read_form(request)
         user_id, text = required(form, "user"), form.get("text", "").strip()
         if len(text) > MAX_NOTES:
-            raise Problem(
-                INVALID, f"The notes have {len(text)} letters; at most {MAX_NOTES} are kept. Shorten them."
-            )
+            raise Problem(INVALID, f"The notes have {len(text)} characters; shorten them to {MAX_NOTES}.")
         notes = await service.write(service.put_notes, user_id, text)
         return _answer(request, user_id, "saved" if notes.text else "removed")
 
@@ -168,14 +166,14 @@ def _add_forms(router: APIRouter, service: Service) -> None:
         user_id = required(await read_form(request), "user")
         if not await service.write(service.store.request_update, user_id):
             raise unknown_user(user_id)
-        return _answer(request, user_id, "asked")
+        return _answer(request, user_id, "requested")
 
     @router.post("/page/delete")
     async def delete(request: Request) -> Response:
         form = await read_form(request)
         user_id = required(form, "user")
         if form.get("sure") != "yes":
-            raise Problem(INVALID, "Deleting cannot be undone: tick the box to confirm it.")
+            raise Problem(INVALID, "Deleting cannot be undone: tick the box to confirm.")
         await service.write(service.delete_user, user_id)
         return RedirectResponse(link("/", done="deleted"), 303, headers=PAGE_HEADERS)
 
@@ -201,24 +199,24 @@ def _add_sessions(router: APIRouter, keys: Keys) -> None:
 
 
 async def read_form(request: Request) -> dict[str, str]:
-    """Return the fields of a form of this server's page.
+    """Return the fields of a form sent by this server's page.
 
     Raises:
-        Problem: it comes from elsewhere, is no form, or names a user that the caller's key does not reach.
+        Problem: another site sent it, it is not a form, or the caller's key does not reach its user.
     """
-    # Beside the cookie's own SameSite. Browsers name the origin with every post, so a missing one is refused.
+    # In addition to SameSite cookies. Browsers send the origin with every POST, so a missing one is refused.
     origin = urlsplit(request.headers.get("origin", ""))
     site = request.headers.get("sec-fetch-site", "same-origin")
     if origin.netloc.lower() != request.headers.get("host", "").lower() or site != "same-origin":
-        raise Problem(WRONG_ORIGIN, "Use the forms of this server's own page.")
+        raise Problem(WRONG_ORIGIN, "Use the forms of this server's page.")
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/x-www-form-urlencoded":
-        raise Problem(BAD_REQUEST, "A form was expected.")
+        raise Problem(BAD_REQUEST, "Send a form (`application/x-www-form-urlencoded`).")
     try:
         body = (await request.body()).decode("ascii")
         pairs = parse_qsl(body, keep_blank_values=True, errors="strict", max_num_fields=_MAX_FIELDS)
     except ValueError as error:
-        raise Problem(BAD_REQUEST, "The form cannot be read.") from error
+        raise Problem(BAD_REQUEST, "The form is not URL-encoded; send it again.") from error
     form = {name: value.replace("\r\n", "\n") for name, value in pairs}
     if "user" in form:
         check_user(request, required(form, "user"))
@@ -226,26 +224,26 @@ async def read_form(request: Request) -> dict[str, str]:
 
 
 def required(form: dict[str, str], name: str) -> str:
-    """Return a field that is an id, as it was sent.
+    """Return an id field of a form.
 
     Raises:
-        Problem: it is missing.
+        Problem: it is missing or empty.
     """
     if not form.get(name):
-        raise Problem(INVALID, f"The field {name!r} is empty; it holds an id.")
+        raise Problem(INVALID, f"The field {name!r} is empty; send an id.")
     return form[name]
 
 
 def _answer(request: Request, user_id: str, done: str, message: str | None = None) -> Response:
     if request.headers.get("hx-request") == "true":
-        # The field that was typed in is gone: keyboard users continue from the note.
+        # The editor has gone: keyboard focus moves to the note.
         values = {"message": message or DONE[done], "focus": done in ("saved", "removed")}
         return render_part("note", values, headers={"HX-Trigger": "user-changed"})
     return RedirectResponse(link("/", user=user_id, rank=True, done=done), 303, headers=PAGE_HEADERS)
 
 
 def _users(service: Service, query: str, prefix: str) -> dict[str, Any]:
-    """Return the users with the query in their ids and the prefix first, one of exactly this id first."""
+    """Return the users whose ids contain the query and begin with the prefix, an exact match first."""
     found = service.store.users(query, N_USERS + 1, prefix)
     exact = [query] if query.startswith(prefix) and service.store.history(query) else []
     users = list(dict.fromkeys([*exact, *found]))
@@ -253,7 +251,7 @@ def _users(service: Service, query: str, prefix: str) -> dict[str, Any]:
 
 
 def _found(service: Service, words: str) -> list[ItemView]:
-    """Return the items that fit some words best, one of exactly this id first; none for no words."""
+    """Return the items that match the words best, an exact id first; none for an empty query."""
     if not words.strip():
         return []
     exact = [words] if words in service.catalogue else []

@@ -1,6 +1,6 @@
-"""Refusals: problem details (RFC 9457), each kind with a `type` that never changes.
+"""Error responses: problem details (RFC 9457), each kind with a `type` that never changes.
 
-A problem says what was found and what to do. It repeats ids that the caller sent, never texts.
+The detail says what was found and what to do. It may repeat the caller's ids, never texts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ KEY_PATH = "/page/key"
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A sort of refusal; `type` is what programs should look at."""
+    """A kind of error; clients should check its `type`."""
 
     name: str
     status: int
@@ -63,7 +63,7 @@ NOT_READY = Kind("not-ready", 503, "The server is not ready")
 
 
 class Problem(Exception):
-    """A refusal; `more` are members of its own, for example the ids of unknown items."""
+    """An error response; `more` are further members, for example the ids of unknown items."""
 
     def __init__(self, kind: Kind, detail: str, *, retry_after: float | None = None, **more: Any) -> None:
         super().__init__(detail)
@@ -71,7 +71,7 @@ class Problem(Exception):
 
 
 def is_page(path: str) -> bool:
-    """Return whether an address is of the page, whose refusals are HTML, or of the API."""
+    """Return whether an address belongs to the page, whose errors are HTML, and not to the API."""
     return path == "/" or path.startswith("/page/")
 
 
@@ -83,9 +83,9 @@ def from_error(error: TrsrError) -> Problem:
         case BudgetError():
             return Problem(TOO_LONG, "The texts do not fit the model's prompt; send shorter ones.")
         case OutputError() | StoreError():
-            reason = str(error.__cause__ or error).rstrip(".")  # without the path of the file
+            reason = str(error.__cause__ or error).rstrip(".")  # without the file's path
             kind = STORAGE_FULL if "full" in reason else DATABASE_FAILED
-            detail = f"Nothing was changed: {reason}. The server's log says more."
+            detail = f"Nothing was changed: {reason}. See the server's log."
             if isinstance(error, NotErasedError):
                 kind, detail = NOT_ERASED, f"The user is deleted. {error}"
             return Problem(kind, detail, retry_after=5.0)
@@ -94,7 +94,7 @@ def from_error(error: TrsrError) -> Problem:
                 return Problem(OVERLOADED, "The model did not answer; try again.", retry_after=1.0)
             return Problem(MODEL_FAILED, str(error))
         case _:
-            return Problem(INTERNAL, "The server failed; its log says more under this request's id.")
+            return Problem(INTERNAL, "The server failed; see its log for this request's id.")
 
 
 SCHEMA = {
@@ -103,17 +103,17 @@ SCHEMA = {
     "type": "object",
     "required": ["type", "title", "status", "detail"],
     "properties": {
-        "type": {"type": "string", "description": "Stable; one for each kind of refusal."},
+        "type": {"type": "string", "description": "Stable; one per kind of error."},
         "title": {"type": "string"},
         "status": {"type": "integer"},
         "detail": {"type": "string", "description": "What was found and what to do."},
-        "instance": {"type": "string", "description": "Names the request, as the server's log does."},
+        "instance": {"type": "string", "description": "The request's id, also in the server's log."},
     },
 }
 
 
 def refusals(*kinds: Kind) -> dict[int | str, dict[str, Any]]:
-    """Describe, for OpenAPI, what an address may refuse with, after what every address may."""
+    """Describe an address's error responses for OpenAPI: the common ones and `kinds`."""
     described: dict[int | str, dict[str, Any]] = {}
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     for kind in (BAD_REQUEST, UNAUTHORIZED, FORBIDDEN, TOO_LARGE, INVALID, TOO_MANY_REQUESTS, *kinds):

@@ -1,9 +1,9 @@
-"""Updates the profiles of users in the store's queue from their new events.
+"""Update the profiles of users in the store's queue from their new events.
 
-The queue is durable, an update leaves it in the transaction that adds its profile, and every text is kept
-when it is written: a killed process leaves nothing half done, and the next one asks only for what is missing.
-Work goes in rounds of few calls, which the users who are due share, so a long history holds up no other user.
-One updater per database is enough; a second one would repeat the same work and do no harm.
+The queue is durable: an update leaves it in the transaction that adds its profile, and each text is saved
+when it is generated, so a killed process resumes with the missing calls. Work is done in rounds of few calls,
+shared by all due users; a long history does not delay the others. A second updater on the same database
+repeats the work without harm.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from trsr.types import History
 logger = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.5
-"""How long the loop waits for news; updates that wait after a failure are looked for as often."""
+"""Longest wait for new events, and the interval of checks for failed updates that are due again."""
 GIVE_BACK_SECONDS = 10.0
-"""How often a local engine's free memory goes back to the system: rankings need far less."""
+"""Interval at which a local engine's free memory is returned to the system."""
 CALLS_A_ROUND = 16
-"""Calls of a round, shared by its users; each of them gets one at least."""
+"""Calls of a round, shared by its users; each gets at least one."""
 
 _T = TypeVar("_T")
 
 
 class StoppedError(Exception):
-    """The updater was told to stop while it wrote; what is written is kept, the update stays pending."""
+    """Signals a stop during generation: saved texts stay, and the update stays pending."""
 
 
 @dataclass(frozen=True)
 class _Job:
-    """An update that was begun, and from which version."""
+    """An update in progress, and the latest version at its start."""
 
     update: PendingUpdate
     latest: StoredProfile | None
@@ -52,18 +52,18 @@ class _Job:
 
 
 class ProfileUpdater:
-    """Makes the profiles of users with new events.
+    """Generates the profiles of users with new events.
 
     Args:
         store: Users, their queue and the texts.
-        summarizer: What profiles depend on besides histories.
-        engine: Writes the summaries; None where the method needs none.
+        summarizer: The items and settings of the profiles.
+        engine: Generates the summaries; None if the method needs none.
 
     Attributes:
         n_updates: Profiles added so far.
         n_failed: Attempts at an update that failed so far.
         totals: Calls and tokens of this process so far, failed ones included.
-        last_failure: Why the last update failed; None once one succeeds.
+        last_failure: The reason of the last failed update; None after a success.
     """
 
     def __init__(self, store: ServeStore, summarizer: BoundSummarizer, engine: TextGenerator | None) -> None:
@@ -79,9 +79,9 @@ class ProfileUpdater:
         self._gave_back = float("-inf")
 
     def run(self, stop: threading.Event) -> None:
-        """Update profiles until `stop` is set; `store.wake()` lets it be noticed at once.
+        """Update profiles until `stop` is set; `store.wake()` ends a wait at once.
 
-        Nothing else ends the loop: a failed update is tried again later.
+        Errors do not end the loop: a failed update is retried later.
         """
         self._stop = stop
         while not stop.is_set():
@@ -94,19 +94,19 @@ class ProfileUpdater:
                 return
             except Exception as error:
                 self.last_failure = _reason(error)
-                logger.error("Profiles cannot follow at the moment (%s); trying again.", self.last_failure)
+                logger.error("Profiles cannot be updated at the moment (%s); retrying.", self.last_failure)
                 logger.debug("The cause:", exc_info=error)
             if not n_updated and not self._begun:
                 self.store.wait(IDLE_SECONDS)
 
     def step(self, limit: int = 32) -> int:
-        """Do one round for up to `limit` pending users; return how many profiles were added.
+        """Do one round for up to `limit` pending users; return the number of added profiles.
 
-        Those that failed before are done one by one, so one that fails again holds up no other. A user who
-        needs more calls than their share goes to the end of the queue.
+        Updates that failed before are done one at a time, so that one failure does not affect the others. A
+        user who needs more calls than their share goes to the end of the queue.
 
         Raises:
-            OutputError: the store cannot be written.
+            OutputError: the store is not writable.
         """
         before = self.n_updates
         updates = self.store.pending(limit)
@@ -119,7 +119,7 @@ class ProfileUpdater:
         return self.n_updates - before
 
     def _update(self, updates: Sequence[PendingUpdate], begun: dict[int, _Job], most: int) -> None:
-        """Continue each update by `most` calls; a profile is added as soon as its calls are done."""
+        """Make up to `most` calls per update; add each profile as soon as its calls are done."""
         jobs: list[_Job] = []
         for update in updates:
             try:
@@ -137,12 +137,12 @@ class ProfileUpdater:
                     ended.add(job.update.user_generation)
                     self.n_updates += self._end(job)
 
-        failure: Exception = EngineError("The engine gave no answer.")
+        failure: Exception = EngineError("The engine did not answer.")
         try:
             self._complete([job.plan for job in jobs], most, end_done)
         except StoppedError:
             raise
-        except Exception as error:  # an engine may fail in any way, and the next update must still be tried
+        except Exception as error:  # an engine may raise anything, and the other updates must go on
             failure = error
         end_done()
         for job, n in zip(jobs, n_before, strict=True):
@@ -155,7 +155,7 @@ class ProfileUpdater:
                 self._reschedule(job.update, failure)
 
     def _begin(self, update: PendingUpdate) -> _Job | None:
-        """Plan an update; None if the user is gone."""
+        """Plan an update; None if the user was deleted."""
         latest = self.store.latest_profile(update.user_id)
         history = self.store.history(update.user_id)
         if not history:
@@ -164,7 +164,7 @@ class ProfileUpdater:
         return _Job(update, latest, plan_user(seen, self.summarizer))
 
     def _complete(self, plans: Sequence[SummaryPlan], most: int, end_done: Callable[[], None]) -> None:
-        """Get texts of these folds, end those that are done, and count what it took."""
+        """Make the plans' calls, end those that are done, and add to the totals."""
         last = SummaryProgress()
 
         def note(progress: SummaryProgress) -> None:
@@ -175,7 +175,7 @@ class ProfileUpdater:
                 raise StoppedError
 
         try:
-            if plans:  # in a thread that ends, else the thread that ranks would be slower afterwards
+            if plans:  # in a thread that ends, or the ranking thread is slower afterwards
                 run_in_thread(
                     lambda: run_calls(plans, self.summarizer, self.engine, self.store, note, most=most)
                 )
@@ -187,7 +187,7 @@ class ProfileUpdater:
                 setattr(self.totals, name, getattr(self.totals, name) + getattr(last, name))
 
     def _end(self, job: _Job) -> bool:
-        """Add the profile of a finished update; return whether there was a new one to add."""
+        """Add the profile of a finished update; return whether it is new."""
         made, latest = profile(job.plan, self.summarizer), job.latest
         self.last_failure = None
         is_old = latest is not None and (latest.text, latest.key, latest.n_items) == (
@@ -205,13 +205,13 @@ class ProfileUpdater:
     def _reschedule(self, update: PendingUpdate, error: Exception) -> None:
         self.n_failed += 1
         self.last_failure = _reason(error)
-        logger.warning("A profile could not be updated (%s); trying again later.", self.last_failure)
+        logger.warning("A profile could not be updated (%s); retrying later.", self.last_failure)
         logger.debug("The cause:", exc_info=error)
         self.store.fail(update, str(error) or type(error).__name__)
 
 
 def _reason(error: Exception) -> str:
-    """Return why an update failed, without the words of a model or its server: they may be the users'."""
+    """Return the reason of a failure without the words of a model or its server, which may quote users."""
     if isinstance(error, OutputError | StoreError):
         return str(error.__cause__ or error)
     if not isinstance(error, EngineError):

@@ -1,6 +1,6 @@
-"""From a question over HTTP to a ranked answer: retrieval, the model's queue, explanations.
+"""Rank for an HTTP request: retrieval, the model's queue, explanations.
 
-The steps that compute run in threads, and what waits for the model holds none, so the event loop stays free.
+Computation runs in threads, and waiting for the model blocks none, so the event loop stays free.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from trsr.types import RankedItem
 
 @dataclass(frozen=True, slots=True)
 class UserContext:
-    """For whom items are ranked.
+    """The user for whom items are ranked.
 
     Attributes:
         history: Item ids, oldest first.
         profile: The text that the model reads; may be empty.
-        source: Who wrote the profile; `counted` is made from the items' fields, until the model has written.
-        version: Its version, where it is kept.
-        n_items: How many of the oldest items it knows.
-        notes: What the user wrote about themselves; the model reads them first.
+        source: The profile's origin; `counted` from the items' fields until the model has written one.
+        version: Its version, if it is stored.
+        n_items: Number of the oldest items that it covers.
+        notes: The user's own notes; the model reads them first.
     """
 
     history: tuple[str, ...]
@@ -47,7 +47,7 @@ class UserContext:
 
 @dataclass(frozen=True, slots=True)
 class RecommendRequest:
-    """What a caller wants recommended: the best of `candidates`, or of all items that pass `filters`."""
+    """A request for the best of `candidates`, or of all items that pass `filters`."""
 
     candidates: tuple[str, ...] | None = None
     filters: Mapping[str, str] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class RecommendRequest:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Tokens of all candidates' prompts, those that were really read, and those that did not fit."""
+    """Token counts: of all candidates' prompts, read by the model, and cut off."""
 
     prompt: int
     read: int
@@ -66,7 +66,7 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Candidates or documents, best first; `cut` are the indices of documents that were cut."""
+    """Documents, best first; `cut` are the indices of truncated ones."""
 
     places: list[RankedItem]
     tokens: Tokens
@@ -74,16 +74,16 @@ class Ranking:
 
 
 class RankingService:
-    """Answers ranking questions with one recommender.
+    """Answers ranking requests with one recommender.
 
     Args:
-        recommender: Knows the items and builds the questions.
-        queue: Asks them.
-        retriever: Finds candidates where none are given.
-        n_ranked: How many of them the model reads at least.
-        max_candidates: Most candidates or documents of one request.
-        max_tokens: Most tokens that the model reads for one request.
-        seconds: An answer that takes longer is given up.
+        recommender: Has the items and builds the prompts.
+        queue: Reads the prompts.
+        retriever: Finds candidates if the request has none.
+        n_ranked: Number of retrieved candidates that the model ranks, or `top_n` if that is more.
+        max_candidates: Limit of candidates or documents per request.
+        max_tokens: Limit of tokens read per request.
+        seconds: Time limit of a request.
     """
 
     def __init__(
@@ -109,12 +109,12 @@ class RankingService:
         """Rank texts for a profile text.
 
         Raises:
-            Problem: another model is asked for, or there are too many documents.
-            OverloadedError: there is no time for it.
+            Problem: the request names another model, or has too many documents.
+            OverloadedError: the queue is full or the time limit passed.
         """
         name = self.recommender.name
         if model is not None and model != name:
-            raise Problem(UNKNOWN_MODEL, f"This server has the model {name!r}; name it, or none.")
+            raise Problem(UNKNOWN_MODEL, f"This server has the model {name!r}; name that or leave it out.")
         self._check_number(len(question.documents), "documents")
         self.queue.check_room()
         ends = time.monotonic() + self._seconds
@@ -125,18 +125,18 @@ class RankingService:
         return Ranking(places, _tokens([scored]), prompt.cut)
 
     async def recommend(self, reader: UserContext, wish: RecommendRequest) -> tuple[list[RankedItem], Tokens]:
-        """Rank items for a reader; return the best `top_n`, and what was read for their places.
+        """Rank items for a user; return the best `top_n` and the token counts.
 
         Raises:
             Problem: unknown items or fields, or too many candidates.
-            OverloadedError: there is no time for it.
+            OverloadedError: the queue is full or the time limit passed.
         """
         ends = time.monotonic() + self._seconds
         self.queue.check_room()
         self.check_items(reader.history, self.recommender.catalogue.items)
         if wish.candidates is None:
             candidates = await run_in_threadpool(self.retrieved, reader, wish)
-        else:  # a look into a dict needs no thread, and each change of threads waits for its turn
+        else:  # a dict look-up needs no thread, and a thread would have to be waited for
             candidates = list(wish.candidates)
             self._check_number(len(candidates), "candidates")
             self.check_items(candidates)
@@ -153,7 +153,7 @@ class RankingService:
         self._check_tokens(n_tokens)
         answers = await self._ask([request], [prompt], ends)
         places = best_first(candidates, answers[0].margins, answers[0].scores)[: wish.top_n]
-        if parts is not None:  # each part is left out for the best items together: it is read once for all
+        if parts is not None:  # leaving a part out for all best items at once reads the shared prefix once
             best = tuple(item.item_id for item in places)
             requests = [replace(part, candidates=best) for part in parts.requests]
             prompts = await run_in_threadpool(lambda: [self.recommender.prompt(one) for one in requests])
@@ -167,50 +167,50 @@ class RankingService:
         return places, _tokens(answers)
 
     def check_items(self, item_ids: Sequence[str], known: Container[str] | None = None) -> None:
-        """Refuse items that are not known, by name: not in the catalogue, unless said otherwise."""
+        """Refuse items that are not in `known`, by default the catalogue."""
         known = self.recommender.catalogue if known is None else known
         if unknown := [item_id for item_id in dict.fromkeys(item_ids) if item_id not in known]:
             named = ", ".join(repr(item_id) for item_id in unknown[:10])
             more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
             raise Problem(
                 UNKNOWN_ITEMS,
-                f"The catalogue does not have {named}{more}; put them there first.",
+                f"The catalogue does not have {named}{more}; add them with `PUT /v1/items` first.",
                 unknown_items=unknown,
             )
 
     def retrieved(self, reader: UserContext, wish: RecommendRequest) -> list[str]:
-        """Return the items that the model would rank, in the order in which they were found."""
+        """Return the candidates that the model would rank, in the order of retrieval."""
         n = min(max(self.n_ranked, wish.top_n), self._max_candidates)
         try:
             return self.retriever.top(f"{reader.notes} {reader.profile}", reader.history, n, wish.filters)
-        except DataError as error:  # the items are known, so it is the filter
+        except DataError as error:  # the items are checked, so it is the filter
             raise Problem(UNKNOWN_FIELDS, str(error)) from error
 
     async def _ask(
         self, questions: Sequence[ModelRequest], prompts: Sequence[RankingPrompt], ends: float
     ) -> list[ScoredRequest]:
-        """Wait for the model's answers until `ends` (monotonic seconds)."""
+        """Return the model's answers, waiting until `ends` (monotonic seconds)."""
         seconds = max(0.0, ends - time.monotonic())
         waiting = asyncio.wrap_future(self.queue.submit(prompts, seconds))
         try:
             return await asyncio.wait_for(waiting, seconds)
         except TimeoutError as error:
             raise OverloadedError(
-                f"There was no answer within {self._seconds:g} seconds; ask again later.", retry_after=1.0
+                f"There was no answer within {self._seconds:g} seconds; try again later.", retry_after=1.0
             ) from error
         except CandidateTooLongError as error:
             raise named(error, questions[error.group]) from error
 
     def _check_number(self, n: int, what: str) -> None:
         if n > self._max_candidates:
-            raise Problem(TOO_LARGE, f"Found {n} {what}, at most {self._max_candidates} are ranked at once.")
+            raise Problem(TOO_LARGE, f"Found {n} {what}; send at most {self._max_candidates}.")
 
     def _check_tokens(self, n: int) -> None:
         if n > self._max_tokens:
             raise Problem(
                 TOO_LARGE,
-                f"The model would have to read {n} tokens, at most {self._max_tokens} are read for one "
-                "request; send fewer or shorter texts.",
+                f"The request has {n} tokens for the model, at most {self._max_tokens} are allowed; send "
+                "fewer or shorter texts.",
             )
 
 

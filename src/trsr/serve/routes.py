@@ -1,4 +1,4 @@
-"""The JSON addresses: users with their events and notes, items, rankings, and whether the server works."""
+"""The JSON API: users with their events and notes, items, rankings, and health."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from trsr.serve.service import Service
 from trsr.types import Explanation, Item
 
 RECENT_SECONDS = 60.0
-"""An answer of the model that is younger needs no probe."""
+"""With an answer of the model this recent, no probe is sent."""
 PROBE_SECONDS = 5.0
-"""The model's time for a probe."""
+"""Time limit of a probe of the model."""
 KEEP_SECONDS = 1.0
-"""How long a result is kept: anybody may ask, and each check writes."""
+"""How long a result is cached: the address is open, and each check writes."""
 
 
 class Readiness:
-    """Checks one service; by one thread at a time."""
+    """Checks whether one service is ready. Not thread-safe."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -42,10 +42,10 @@ class Readiness:
         self._n_answered = 0.0
 
     def check(self) -> schemas.Ready:
-        """Return what was found.
+        """Return the result, at most `KEEP_SECONDS` old.
 
         Raises:
-            Problem: a part does not work; `part` names it: profiles, database or model.
+            Problem: a part does not work: `part` is profiles, database or model.
         """
         if self._result is None or time.monotonic() - self._checked > KEEP_SECONDS:
             try:
@@ -60,7 +60,7 @@ class Readiness:
     def _check_parts(self) -> schemas.Ready:
         service = self._service
         if not service.updates_profiles:
-            message = "Their thread has not started, or has ended; start the server again."
+            message = "The thread that updates them is not running; restart the server."
             raise _not_ready("profiles", message)
         try:
             service.store.check()
@@ -72,7 +72,7 @@ class Readiness:
         return schemas.Ready(
             model_answered_seconds=round(time.monotonic() - self._answered, 1),
             oldest_pending_seconds=round(waited, 1),
-            # Who has no key need not know where the engine is.
+            # The address is open: hide the engine's URL.
             engine_failure=failure and re.sub(r"\w+://\S+", "...", failure),
         )
 
@@ -88,7 +88,7 @@ class Readiness:
             prompt = self._service.ranker.recommender.prompt(RerankRequest("probe", ["probe"]))
             queue.submit([prompt], PROBE_SECONDS).result(PROBE_SECONDS)
         except FutureTimeoutError as error:
-            message = f"It has not answered a probe within {PROBE_SECONDS:g} seconds."
+            message = f"It did not answer a probe within {PROBE_SECONDS:g} seconds."
             raise _not_ready("model", message) from error
         except TrsrError as error:
             raise _not_ready("model", str(error)) from error
@@ -101,14 +101,14 @@ def _not_ready(part: str, why: str) -> Problem:
 
 
 def ranking_router(service: Service) -> APIRouter:
-    """Return `/v1/rerank`, the same under `/v2/rerank`, and `/v1/recommend`."""
+    """Return the routes `/v1/rerank`, `/v2/rerank` (the same) and `/v1/recommend`."""
     router = APIRouter(tags=["ranking"])
     described = refusals(problems.UNKNOWN_MODEL, problems.TOO_LONG, problems.OVERLOADED)
 
     @router.post("/v1/rerank", responses=described)
     @router.post("/v2/rerank", responses=described)
     async def rerank(body: schemas.RerankIn, request: Request) -> schemas.RerankOut:
-        """Rank documents for a profile; clients of Cohere's and Jina's rerank work unchanged."""
+        """Rank documents for a profile; compatible with Cohere's and Jina's rerank clients."""
         texts = [schemas.document_text(document, body.rank_fields) for document in body.documents]
         question = RerankRequest(body.query, texts, body.max_tokens_per_doc)
         answer = await service.ranker.rerank(question, body.model)
@@ -146,9 +146,9 @@ def ranking_router(service: Service) -> APIRouter:
     async def recommend(body: schemas.RecommendIn, request: Request) -> schemas.RecommendOut:
         """Rank the given candidates, or the best of the catalogue, for a user or a history.
 
-        Without candidates, the items that share most words with notes, profile and recent items are ranked,
-        those of the history left out. `explain` leaves out each recent item and each sentence of the notes
-        and of the profile in turn and says how the margin of each answer changes.
+        Without candidates, ranks the items that share most words with notes, profile and recent items, except
+        items of the history. `explain` leaves out each recent item and each sentence of notes and profile in
+        turn, and returns how each result's margin changes.
         """
         if body.user_id is not None:
             check_user(request, body.user_id)
@@ -214,16 +214,16 @@ def _explanation(explanation: Explanation) -> schemas.ExplanationOut:
     )
 
 
-ItemId = Annotated[schemas.KnownId, Path(description="Of the item.")]
+ItemId = Annotated[schemas.KnownId, Path(description="The item's id.")]
 
 
 def items_router(service: Service) -> APIRouter:
-    """Return the addresses of `/v1/items`."""
+    """Return the routes of `/v1/items`."""
     router = APIRouter(prefix="/v1/items", tags=["items"])
 
     @router.put("", responses=refusals(problems.UNKNOWN_FIELDS))
     async def put_items(body: schemas.ItemsIn) -> schemas.ItemsOut:
-        """Add items, or change those that are there; they are found and ranked from now on."""
+        """Add or change items; they can be retrieved and ranked at once."""
         items = [Item(item.item_id, item.fields) for item in body.items]
         n_added = await service.write(service.put_items, items)
         n_items = len({item.item_id for item in body.items})
@@ -231,14 +231,14 @@ def items_router(service: Service) -> APIRouter:
 
     @router.get("/{item_id:path}", responses=refusals(problems.UNKNOWN_ITEM))
     def get_item(item_id: ItemId) -> schemas.ItemOut:
-        """Return an item as it is now."""
+        """Return an item."""
         return schemas.ItemOut(item_id=item_id, fields=dict(service.item(item_id).fields))
 
     @router.delete("/{item_id:path}", status_code=204, responses=refusals(problems.UNKNOWN_ITEM))
     async def delete_item(item_id: ItemId) -> None:
-        """Delete an item: it is not found, ranked or bought any more.
+        """Delete an item, so that it is no longer retrieved, ranked or accepted in events.
 
-        Histories keep its id, and prompts say that it has no description.
+        Histories keep its id, and prompts show it without a description.
         """
         await service.write(service.delete_item, item_id)
 
@@ -246,7 +246,7 @@ def items_router(service: Service) -> APIRouter:
 
 
 def health_router(service: Service, metrics: Metrics) -> APIRouter:
-    """Return `/healthz`, `/readyz` and `/metrics`; the first two need no key."""
+    """Return the routes `/healthz`, `/readyz` and `/metrics`; the first two need no key."""
     router = APIRouter(tags=["operation"])
     readiness = Readiness(service)
     one = CapacityLimiter(1)
@@ -254,15 +254,15 @@ def health_router(service: Service, metrics: Metrics) -> APIRouter:
     @router.head("/healthz", include_in_schema=False)
     @router.get("/healthz")
     async def health() -> schemas.Health:
-        """Say that the process answers."""
+        """Report that the process is alive."""
         return schemas.Health()
 
     @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", responses=refusals(problems.NOT_READY))
     async def ready() -> schemas.Ready:
-        """Say that the database can be written and read, that the model answers, and what profiles wait for.
+        """Check the database, the model and the profile updates.
 
-        The model is probed unless it has answered within the last minute. A refusal names the `part` that
+        The model is probed unless it has answered within the last minute. An error names the `part` that
         does not work: `database`, `model` or `profiles`.
         """
         return await to_thread.run_sync(readiness.check, limiter=one)
@@ -273,24 +273,24 @@ def health_router(service: Service, metrics: Metrics) -> APIRouter:
         responses={**refusals(), 200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
     def read_metrics() -> Response:
-        """Return numbers for Prometheus."""
+        """Return metrics in Prometheus' text format."""
         return Response(metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     return router
 
 
 _USER = "/v1/users/{user_id:path}"
-UserId = Annotated[schemas.KnownId, Path(description="Of the user.")]
-NewUserId = Annotated[schemas.Id, Path(description="Of the user; made by their first event.")]
+UserId = Annotated[schemas.KnownId, Path(description="The user's id.")]
+NewUserId = Annotated[schemas.Id, Path(description="The user's id; the first event creates the user.")]
 
 
 def users_router(service: Service) -> APIRouter:
-    """Return the addresses of `/v1/users`."""
+    """Return the routes of `/v1/users`."""
     router = APIRouter(tags=["users"])
 
     @router.get("/v1/users", responses=refusals())
     def list_users(request: Request, query: Annotated[schemas.UsersQuery, Query()]) -> schemas.UsersOut:
-        """Return the users that the key reaches, sorted by id."""
+        """Return the users that the key may access, sorted by id."""
         prefix = request.state.key.user_prefix
         found = service.store.users(query.query, query.limit + 1, prefix, query.after)
         page = found[: query.limit]
@@ -298,10 +298,10 @@ def users_router(service: Service) -> APIRouter:
 
     @router.post(_USER + "/events", status_code=202, responses=refusals(problems.UNKNOWN_ITEMS))
     async def add_events(user_id: NewUserId, body: schemas.EventsIn) -> schemas.EventsOut:
-        """Add events to a user's history; once this is answered, they are kept.
+        """Add events to a user's history; they are on disk when this returns.
 
-        An event with a known `event_id` changes nothing, so a request can be sent again. Events are kept in
-        the order of arrival. The profile follows in the background.
+        An event with a known `event_id` is ignored, so a request can be repeated. Events are stored in the
+        order of arrival. The profile is updated in the background.
         """
         new = await service.write(service.add_events, user_id, body.events)
         answers = [
@@ -312,12 +312,12 @@ def users_router(service: Service) -> APIRouter:
 
     @router.get(_USER, responses=refusals(problems.UNKNOWN_USER))
     def get_user(user_id: UserId) -> schemas.UserOut:
-        """Return a user's history, blocks with their summaries, notes, and every version of the profile."""
+        """Return a user's history, blocks with summaries, notes, and all versions of the profile."""
         return service.user(user_id)
 
     @router.put(_USER + "/notes", responses=refusals(problems.UNKNOWN_USER))
     async def put_notes(user_id: UserId, body: schemas.NotesIn) -> schemas.NotesOut:
-        """Keep what a user writes about themselves; rankings read it first, and no update changes it.
+        """Replace a user's own notes, which rankings read first and updates never change.
 
         An empty text removes the notes.
         """
@@ -325,9 +325,9 @@ def users_router(service: Service) -> APIRouter:
 
     @router.delete(_USER, status_code=204, responses=refusals(problems.UNKNOWN_USER, problems.NOT_ERASED))
     async def delete_user(user_id: UserId) -> None:
-        """Forget a user: events, notes, profiles, and the summaries that no other user has.
+        """Delete a user: events, notes, profiles, and the summaries that no other user has.
 
-        When this is answered, none of their bytes is left in the database's files.
+        None of their bytes is left in the database's files when this returns.
         """
         await service.write(service.delete_user, user_id)
 

@@ -1,4 +1,4 @@
-"""Requests with their limits, and answers, as they go over the wire; their docstrings are in OpenAPI."""
+"""Request and response bodies of the API; their docstrings appear in OpenAPI."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def _new_id(text: str) -> str:
 
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID), AfterValidator(_new_id)]
-"""An id that a request makes (of a user, an item, an event)."""
+"""An id that a request creates (of a user, an item, an event)."""
 KnownId = Annotated[str, StringConstraints(min_length=1)]
-"""An id that has to exist: whatever a data set has brought can be named, read and deleted."""
+"""An id of something that exists; ids of imported data follow no rules."""
 Text = Annotated[str, StringConstraints(max_length=MAX_TEXT)]
 Field_ = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 Time = Annotated[AwareDatetime, Field(ge=_EARLIEST, le=_LATEST)]
@@ -54,7 +54,7 @@ _PROFILE: dict[str, Any] = {
 
 
 class EventIn(BaseModel):
-    """Something a user did with an item; sent twice with the same `event_id`, it counts once."""
+    """An interaction of a user with an item; repeated with the same `event_id` it counts once."""
 
     model_config = _example(event_id="order-17", item_id="B001", timestamp="2026-11-23T09:30:00Z")
 
@@ -64,7 +64,7 @@ class EventIn(BaseModel):
 
 
 class EventsIn(BaseModel):
-    """One event or many of a user, oldest first."""
+    """One or more events of a user, oldest first."""
 
     model_config = _example(events=[{"event_id": "order-17", "item_id": "B001"}])
 
@@ -72,7 +72,7 @@ class EventsIn(BaseModel):
 
 
 class EventOut(BaseModel):
-    """What became of an event; `new` is false where it was known before."""
+    """A stored event; `new` is false if it was known before."""
 
     event_id: str
     item_id: str
@@ -80,7 +80,7 @@ class EventOut(BaseModel):
 
 
 class EventsOut(BaseModel):
-    """The events are on disk; the profile follows in the background."""
+    """The stored events; the profile is updated in the background."""
 
     user_id: str
     n_new: int
@@ -97,7 +97,7 @@ class HistoryEntry(BaseModel):
 
 
 class BlockOut(BaseModel):
-    """A consecutive slice of the history, and its summary where one is written."""
+    """A consecutive slice of the history, and its summary if there is one."""
 
     index: int
     start: int
@@ -107,7 +107,7 @@ class BlockOut(BaseModel):
 
 
 class ProfileOut(BaseModel):
-    """A version of a profile, written by the model after the oldest `n_items` events."""
+    """A version of a profile, generated from the oldest `n_items` events."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_PROFILE]})
 
@@ -118,7 +118,7 @@ class ProfileOut(BaseModel):
 
 
 class NotesIn(BaseModel):
-    """What a user writes about themselves; an empty text removes it."""
+    """A user's own notes; an empty text removes them."""
 
     model_config = _example(text="I look for presents now: toys for two children, and books.")
 
@@ -126,41 +126,41 @@ class NotesIn(BaseModel):
 
 
 class NotesOut(BaseModel):
-    """A user's notes; empty where they were removed."""
+    """A user's notes; empty after removal."""
 
     text: str
     updated_at: datetime
 
 
 class UserOut(BaseModel):
-    """Everything that is known about a user."""
+    """All stored data of a user."""
 
     user_id: str
     history: list[HistoryEntry]
     blocks: list[BlockOut]
-    notes: NotesOut | None = Field(description="What the user wrote; null where they wrote nothing.")
-    profile: ProfileOut | None = Field(description="The newest version; null until one is written.")
+    notes: NotesOut | None = Field(description="The user's own notes; null if there are none.")
+    profile: ProfileOut | None = Field(description="The newest version; null until the first is generated.")
     versions: list[ProfileOut] = Field(description="Oldest first.")
-    pending: bool = Field(description="Whether the profile has yet to follow the newest events.")
+    pending: bool = Field(description="Whether an update of the profile is pending.")
 
 
 class UsersQuery(BaseModel):
-    """Which users to list."""
+    """A filter and a page of the list of users."""
 
-    query: str = Field("", description="A part of their ids; letter case counts.")
+    query: str = Field("", description="A part of the ids; case-sensitive.")
     limit: int = Field(100, ge=1, le=1000)
-    after: str = Field("", description="The id behind which to begin.")
+    after: str = Field("", description="List ids after this one.")
 
 
 class UsersOut(BaseModel):
     """Users, sorted by id."""
 
     user_ids: list[str]
-    after: str | None = Field(description="Asks for the next ones; null when there are no more.")
+    after: str | None = Field(description="Value of `after` for the next page; null on the last.")
 
 
 class ItemIn(BaseModel):
-    """An item's text fields; fields of the catalogue that are left out are empty."""
+    """An item's text fields; missing fields of the catalogue are empty."""
 
     model_config = _example(item_id="B001", fields={"title": "Clay pot, 20 cm", "category": "Garden"})
 
@@ -169,7 +169,7 @@ class ItemIn(BaseModel):
 
 
 class ItemsIn(BaseModel):
-    """Items to add or to change."""
+    """Items to add or change."""
 
     model_config = _example(items=[{"item_id": "B001", "fields": {"title": "Clay pot, 20 cm"}}])
 
@@ -177,39 +177,39 @@ class ItemsIn(BaseModel):
 
 
 class ItemOut(BaseModel):
-    """An item as it is now."""
+    """An item with its fields."""
 
     item_id: str
     fields: dict[str, str]
 
 
 class ItemsOut(BaseModel):
-    """How many items were new, and how many were there before."""
+    """Numbers of added and of changed items."""
 
     n_added: int
     n_changed: int
 
 
 def document_text(document: str | Mapping[str, Any], rank_fields: Sequence[str] | None) -> str:
-    """Return the text to rank: the document itself, its `text`, or its `rank_fields` as an item is written.
+    """Return the text to rank: the document itself, its `text`, or its `rank_fields` formatted like an item.
 
     Raises:
-        ValueError: a field is missing or not a text.
+        ValueError: a field is missing or not a string, or the text is too long.
     """
     if isinstance(document, str):
         return document
     fields = rank_fields or ("text",)
     if wrong := [name for name in fields if not isinstance(document.get(name), str)]:
-        raise ValueError(f"every document that is an object needs a text in its field {wrong[0][:100]!r}")
+        raise ValueError(f"every document that is an object needs a string in its field {wrong[0][:100]!r}")
     labelled = [f"{name.capitalize()}: {document[name]}" for name in fields]
     text = str(document["text"]) if rank_fields is None else "; ".join(labelled)
     if len(text) > MAX_TEXT:
-        raise ValueError(f"a document has {len(text)} characters, at most {MAX_TEXT} are read")
+        raise ValueError(f"a document has {len(text)} characters; send at most {MAX_TEXT}")
     return text
 
 
 class RerankIn(BaseModel):
-    """Documents to rank for a profile, in the form that Cohere and Jina use."""
+    """Documents to rank for a profile, in the format of Cohere and Jina."""
 
     model_config = _example(
         model="trsr",
@@ -218,10 +218,10 @@ class RerankIn(BaseModel):
         top_n=2,
     )
 
-    model: str | None = Field(default=None, max_length=500, description="The served one, or none.")
+    model: str | None = Field(default=None, max_length=500, description="Name of the served model; optional.")
     query: Text = Field(min_length=1, description="The profile.")
     documents: list[Text | dict[Field_, Any]] = Field(
-        min_length=1, description="Texts, or objects with a `text` or the `rank_fields`."
+        min_length=1, description="Strings, or objects with a `text` or the `rank_fields`."
     )
     top_n: int | None = Field(default=None, ge=1, description="All by default.")
     return_documents: bool | None = False
@@ -229,15 +229,15 @@ class RerankIn(BaseModel):
         default=None,
         min_length=1,
         max_length=100,
-        description="What is read of a document's object, in order.",
+        description="Fields of documents that are objects, in order.",
     )
     max_tokens_per_doc: int | None = Field(
-        default=None, ge=1, description="Cut documents to so many tokens, 256 at most."
+        default=None, ge=1, description="Truncate documents to this many tokens, at most 256."
     )
-    max_chunks_per_doc: int | None = Field(default=None, ge=1, description="Ignored: a document is one text.")
+    max_chunks_per_doc: int | None = Field(default=None, ge=1, description="Ignored: no splitting.")
     relevant_spans: dict[str, Any] | None = Field(default=None, description="Ignored.")
     priority: int | None = Field(default=None, description="Ignored.")
-    truncation: bool | None = Field(default=None, description="Ignored: long documents are cut and marked.")
+    truncation: bool | None = Field(default=None, description="Ignored: long ones are truncated and marked.")
 
     @model_validator(mode="after")
     def _texts_there(self) -> Self:
@@ -248,7 +248,7 @@ class RerankIn(BaseModel):
 
 
 class DocumentOut(BaseModel):
-    """A document as it was sent; of an object, `text` is what was read of it."""
+    """The submitted document; for an object, `text` is the ranked text."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -256,37 +256,37 @@ class DocumentOut(BaseModel):
 
 
 class RerankResult(BaseModel):
-    """A document's place: `index` is where it stood in the request, the score is in [0, 1]."""
+    """A ranked document: its `index` in the request, and its score in [0, 1]."""
 
     index: int
     relevance_score: float
     document: DocumentOut | None = None
-    truncated: bool = Field(description="Whether the end of the document was not read.")
+    truncated: bool = Field(description="Whether the document was truncated.")
 
 
 class Usage(BaseModel):
-    """Tokens of all candidates' whole prompts, and those that the model read: shared parts once or never."""
+    """Token counts; `read_tokens` counts shared parts of the prompts once, or not at all if cached."""
 
     prompt_tokens: int
     total_tokens: int
     read_tokens: int
-    cut_tokens: int = Field(description="Of the profile and the recent items, what did not fit the prompt.")
+    cut_tokens: int = Field(description="Those of notes, profile and history that did not fit.")
 
 
 class ApiVersion(BaseModel):
-    """The version of Cohere's API that the address has."""
+    """The version of Cohere's API in the address."""
 
     version: str
 
 
 class BilledUnits(BaseModel):
-    """One unit for each hundred documents begun."""
+    """One unit per 100 documents, rounded up."""
 
     search_units: int
 
 
 class Meta(BaseModel):
-    """What Cohere's clients read."""
+    """Metadata in Cohere's format."""
 
     api_version: ApiVersion
     billed_units: BilledUnits
@@ -304,7 +304,7 @@ class RerankOut(BaseModel):
 
 
 class RecommendIn(BaseModel):
-    """Whom to recommend to, and from what: given candidates, or the catalogue, whole or filtered."""
+    """A user or a history, and the candidates: a list, or the catalogue with an optional filter."""
 
     model_config = _example(user_id="u1", filter={"category": "Garden"}, top_n=10, explain=False)
 
@@ -314,7 +314,7 @@ class RecommendIn(BaseModel):
     )
     candidates: list[KnownId] | None = Field(default=None, min_length=1)
     filter: dict[Field_, Text] | None = Field(
-        default=None, max_length=20, description="Only items whose fields have these values."
+        default=None, max_length=20, description="Only items with these field values."
     )
     top_n: int = Field(default=10, ge=1)
     explain: bool = False
@@ -331,21 +331,21 @@ class RecommendIn(BaseModel):
 
 
 class MovedByItem(BaseModel):
-    """How much of a score's margin (in logits) goes when this recent item is left out."""
+    """How much the margin (in logits) falls without this recent item."""
 
     item_id: str
     margin_moved: float
 
 
 class MovedBySentence(BaseModel):
-    """How much of a score's margin (in logits) goes when this sentence is left out."""
+    """How much the margin (in logits) falls without this sentence."""
 
     sentence: str
     margin_moved: float
 
 
 class ExplanationOut(BaseModel):
-    """What moved a score: above 0 where a part speaks for the item, below 0 where it speaks against it."""
+    """Effects on a score: above 0 if a part supports the item, below 0 if it speaks against it."""
 
     without_item: list[MovedByItem]
     without_note: list[MovedBySentence] = Field(description="Sentences of the user's notes.")
@@ -353,7 +353,7 @@ class ExplanationOut(BaseModel):
 
 
 class RecommendedItem(BaseModel):
-    """An item with its place: rank 1 is the best, the score in [0, 1] is calibrated where the model is."""
+    """A ranked item: rank 1 is the best; the score is in [0, 1], calibrated if the model is."""
 
     item_id: str
     rank: int
@@ -363,16 +363,16 @@ class RecommendedItem(BaseModel):
 
 
 class UsedProfile(BaseModel):
-    """The profile that was read: `counted` from the items' fields until the model has written one."""
+    """The profile in the prompt: `counted` from the items' fields until the model has generated one."""
 
     source: Literal["model", "counted", "none"]
     version: int | None
-    n_items: int = Field(description="How many of the oldest events it knows.")
-    notes: bool = Field(description="Whether the user's notes were read before it.")
+    n_items: int = Field(description="Number of the oldest events that it covers.")
+    notes: bool = Field(description="Whether the prompt has the user's notes.")
 
 
 class RecommendOut(BaseModel):
-    """The best items, best first."""
+    """The recommended items, best first."""
 
     model: str
     user_id: str | None
@@ -383,16 +383,16 @@ class RecommendOut(BaseModel):
 
 
 class Health(BaseModel):
-    """Whether the server is there."""
+    """The server is alive."""
 
     status: Literal["ok"] = "ok"
 
 
 class Ready(Health):
-    """What works, and what is behind."""
+    """The server is ready; pending profile updates do not block it."""
 
-    model_answered_seconds: float = Field(description="Since the model's last answer that was seen.")
-    oldest_pending_seconds: float = Field(description="That the oldest update of a profile has waited.")
+    model_answered_seconds: float = Field(description="Seconds since the model's last known answer.")
+    oldest_pending_seconds: float = Field(description="Seconds that the oldest profile update has waited.")
     engine_failure: str | None = Field(
-        description="Why the last update of a profile failed; null once one succeeds. Rankings go on."
+        description="Why the last profile update failed; null after a success. Rankings continue."
     )

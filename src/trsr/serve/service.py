@@ -23,19 +23,19 @@ from trsr.types import Item, RankedItem
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 N_WRITERS = 8
-"""Threads in which users and items are written; SQLite writes one transaction at a time."""
+"""Threads for writes; SQLite runs one write transaction at a time."""
 
 
 class Service:
-    """What a running server can do. Its plain methods block: call them from threads.
+    """The operations of a running server. Methods that are not async block: call them from threads.
 
-    Unknown users, items and fields are refused with a `Problem` that names them, and nothing is kept.
+    Unknown users, items and fields raise a `Problem` that names them, and nothing is stored.
 
     Args:
-        store: Keeps users, profiles and items that were put.
-        updater: Updates profiles, in a thread of its own from `start` to `close`.
-        ranker: Answers ranking questions; its queue is closed here too. All its parts have one catalogue.
-        summarizer: Cuts histories into blocks and makes counted profiles.
+        store: Users, profiles and changed items.
+        updater: Updates profiles, in its own thread from `start` to `close`.
+        ranker: Answers ranking requests; `close` closes its queue too.
+        summarizer: Splits histories into blocks; shares the ranker's catalogue.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Service:
 
     @property
     def model_name(self) -> str:
-        """The served model, as answers name it."""
+        """The name of the served model."""
         return self.ranker.recommender.name
 
     @property
@@ -68,14 +68,14 @@ class Service:
         """Whether scores are calibrated."""
         return self.ranker.recommender.calibration is not None
 
-    # Life
+    # Start and stop
 
     def start(self) -> None:
-        """Start to update profiles."""
+        """Start the thread that updates profiles."""
         self._thread.start()
 
     def close(self) -> None:
-        """End the threads, close engine and store; the next start continues what is unfinished."""
+        """Stop the threads, close engine and store; the next start resumes unfinished updates."""
         self._stop.set()
         self.store.wake()
         if self._thread.is_alive():
@@ -110,18 +110,18 @@ class Service:
         return {**queue, **store, **profiles}
 
     async def write(self, do: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
-        """Call a function that writes in one of a few threads, so that the others are free for rankings."""
+        """Call a function in one of `N_WRITERS` threads, so that writes leave threads free for rankings."""
         return await to_thread.run_sync(do, *args, limiter=self._writers)
 
     # Users
 
     def add_events(self, user_id: str, events: Sequence[EventIn]) -> list[bool]:
-        """Keep events, from which the profile is updated; return which were new."""
+        """Store events and queue an update of the profile; return which events were new."""
         self.ranker.check_items([event.item_id for event in events])
         return self.store.add_events(user_id, events)
 
     def user(self, user_id: str) -> UserOut:
-        """Return everything that is known of a user."""
+        """Return all stored data of a user."""
         events = self.store.events(user_id)
         if not events:
             raise unknown_user(user_id)
@@ -129,7 +129,7 @@ class Service:
         left = self.store.user_summaries(user_id)
         blocks = []
         for block in self.summarizer.blocks([event.item_id for event in events]):
-            # The first summary of its items that no block before it has taken.
+            # The first summary of the same items that no earlier block has.
             found = next((summary for summary in left if summary.item_ids == block.item_ids), None)
             if found is not None:
                 left.remove(found)
@@ -153,14 +153,14 @@ class Service:
         )
 
     def put_notes(self, user_id: str, text: str) -> NotesOut:
-        """Replace what a user wrote about themselves; a blank text removes it."""
+        """Replace a user's notes; a blank text removes them."""
         notes = self.store.put_notes(user_id, text if sanitize_line(text) else "")
         if notes is None:
             raise unknown_user(user_id)
         return notes
 
     def delete_user(self, user_id: str) -> None:
-        """Forget a user; no byte of them is left when this returns."""
+        """Delete a user; no byte of theirs is left when this returns."""
         if not self.store.delete_user(user_id):
             raise unknown_user(user_id)
 
@@ -174,7 +174,7 @@ class Service:
                 UNKNOWN_FIELDS,
                 f"Items have the fields {', '.join(known)}; leave out {', '.join(map(repr, unknown[:10]))}.",
             )
-        with self._items_lock:  # the store and the memory must agree on which change was the last
+        with self._items_lock:  # keeps store and memory in the same order
             n_added = len({item.item_id for item in items if item.item_id not in self.catalogue})
             self.store.put_items(items)
             self.ranker.retriever.put_items(items)
@@ -183,11 +183,11 @@ class Service:
     def item(self, item_id: str) -> Item:
         """Return an item."""
         if item_id not in self.catalogue:
-            raise Problem(UNKNOWN_ITEM, f"There is no item {item_id!r}; put it there first.")
+            raise Problem(UNKNOWN_ITEM, f"There is no item {item_id!r}; add it with `PUT /v1/items` first.")
         return self.catalogue.item(item_id)
 
     def delete_item(self, item_id: str) -> None:
-        """Delete an item: it is not found or ranked any more; histories keep its id, without a text."""
+        """Delete an item from retrieval and ranking; histories keep its id, without a text."""
         with self._items_lock:
             self.item(item_id)
             self.store.delete_item(item_id)
@@ -203,10 +203,10 @@ class Service:
         return reader, *await self.ranker.recommend(reader, wish)
 
     def reader(self, whom: str | tuple[str, ...]) -> UserContext:
-        """Return a user with the newest profile there is, which may know fewer items than the history has.
+        """Return a user with the newest profile, which may cover fewer items than the history has.
 
         Args:
-            whom: A user, or a history of no particular user (item ids, oldest first).
+            whom: A user id, or a history (item ids, oldest first).
         """
         if not isinstance(whom, str):
             self.ranker.check_items(whom)
@@ -222,7 +222,7 @@ class Service:
         return replace(found, notes=notes.text) if notes else found
 
     def _without_written_profile(self, history: tuple[str, ...]) -> UserContext:
-        """Return a reader whose profile is counted, if the model reads any."""
+        """Return the context with a counted profile, or with none for the method `none`."""
         text = ""
         if self.summarizer.config.method != "none":
             items = [self.catalogue.item(item_id) for item_id in history]
@@ -231,5 +231,5 @@ class Service:
 
 
 def unknown_user(user_id: str) -> Problem:
-    """Return the refusal of a user that is not there."""
-    return Problem(UNKNOWN_USER, f"There is no user {user_id!r}; a first event makes one.")
+    """Return the problem for a user that does not exist."""
+    return Problem(UNKNOWN_USER, f"There is no user {user_id!r}; the first event creates a user.")

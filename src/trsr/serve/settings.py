@@ -1,4 +1,4 @@
-"""Settings of a server, by flags of `trsr serve` or variables `TRSR_...`; its API keys and sessions."""
+"""Settings of a server (flags of `trsr serve`, environment variables `TRSR_...`), API keys and sessions."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ def new_key() -> str:
 
 
 def key_hash(key: str) -> str:
-    """Return what is kept of a key: its sha256 in hex."""
+    """Return the stored form of a key: its sha256 in hex."""
     return hashlib.sha256(key.encode("latin-1", "replace")).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key as it is kept: by its sha256 in hex.
+    """An API key, stored as its sha256 in hex.
 
-    It may do what its `scopes` (some of `SCOPES`) say, for users whose ids begin with `user_prefix`, until
-    `expires` (seconds since 1970; None for ever).
+    It is valid for its `scopes` (a subset of `SCOPES`) and for users whose ids begin with `user_prefix`,
+    until `expires` (seconds since 1970; None: never).
     """
 
     name: str
@@ -55,31 +55,31 @@ class Key:
     expires: float | None = None
 
     def missing(self, scopes: Iterable[str]) -> list[str]:
-        """Return those of `scopes` that the key does not have."""
+        """Return the scopes among `scopes` that the key lacks."""
         return [] if ADMIN in self.scopes else sorted(set(scopes) - self.scopes)
 
     @property
     def expiry(self) -> str:
-        """The day and time at which it expires, or `never`."""
+        """The time of expiry, or `never`."""
         return f"{datetime.fromtimestamp(self.expires, UTC):%Y-%m-%d %H:%M} UTC" if self.expires else "never"
 
     @property
     def expired(self) -> bool:
-        """Whether its time is over."""
+        """Whether the key has expired."""
         return self.expires is not None and time.time() >= self.expires
 
 
 NO_KEY = Key("", "", frozenset({ADMIN}))
-"""What a caller may do where the server has no keys."""
+"""The rights of every caller if the server has no keys."""
 
 
 class Keys:
-    """The keys that a server takes, and the sessions that the page opened with them.
+    """The keys that a server accepts, and the page's sessions.
 
     Args:
-        hashes: Of keys that may do everything.
-        read: Returns the other keys; called again after a second, so that changes are seen.
-        clock: Monotonic seconds.
+        hashes: Hashes of keys with the scope `admin`.
+        read: Returns the other keys; called at most once per second.
+        clock: Returns monotonic seconds.
     """
 
     def __init__(
@@ -96,22 +96,22 @@ class Keys:
         self._sessions: dict[str, tuple[str, float]] = {}
 
     def __bool__(self) -> bool:
-        """Return whether a key is needed: once there was one, removing the last one opens nothing."""
+        """Return whether a key is needed; stays true after the last key is removed."""
         self._reload()
         return self._needed
 
     def bearer(self, authorization: str) -> Key | None:
-        """Return the key in an `Authorization` header, expired or not; None for an unknown one."""
+        """Return the key in an `Authorization` header, expired or not; None if it is unknown."""
         scheme, _, key = authorization.partition(" ")
         found = self.find(key)
         return found if scheme.lower() == "bearer" else None
 
     def find(self, key: str) -> Key | None:
-        """Return what is kept of a key, expired or not; None for an unknown one."""
+        """Return the stored key for a secret, expired or not; None if it is unknown."""
         return self._kept(key_hash(key.strip()))
 
     def log_in(self, key: Key) -> str:
-        """Return the random token of a new session."""
+        """Open a session; return its random token."""
         now, token = self._clock(), secrets.token_urlsafe(32)
         open_ones = [(name, session) for name, session in self._sessions.items() if session[1] > now]
         self._sessions = dict(open_ones[1 - _MAX_SESSIONS :])
@@ -119,7 +119,7 @@ class Keys:
         return token
 
     def session(self, token: str) -> Key | None:
-        """Return the key of a session, expired or not; None when the session or the key is gone."""
+        """Return the key of a session, expired or not; None if the session or the key no longer exists."""
         kept, ends = self._sessions.get(key_hash(token), ("", -math.inf))
         return self._kept(kept) if self._clock() < ends else None
 
@@ -128,7 +128,7 @@ class Keys:
         self._sessions.pop(key_hash(token), None)
 
     def _kept(self, given: str) -> Key | None:
-        """Compare every hash in constant time, so that any wrong key takes equally long."""
+        """Compare with all hashes in constant time: no timing depends on the key."""
         self._reload()
         found = None
         for known in self._known:
@@ -144,39 +144,39 @@ class Keys:
 
 
 class Settings(BaseSettings):
-    """Where the server listens, whom it lets in, and how much it takes."""
+    """Address, access and limits of a server."""
 
     model_config = SettingsConfigDict(env_prefix="TRSR_", frozen=True, hide_input_in_errors=True)
 
     host: str = "127.0.0.1"
-    """The address to listen at; other than loopback only with a key."""
+    """The address to listen on; other than loopback only with a key."""
     port: int = Field(default=8000, ge=0, le=65535)
-    """0 for any free one."""
+    """0 for any free port."""
     api_keys: Annotated[tuple[str, ...], NoDecode] = ()
-    """The sha256 of each key, in hex, with commas between them, of keys that may do everything."""
+    """The sha256 in hex of keys with the scope `admin`, separated by commas."""
     forwarded_allow_ips: str = "127.0.0.1,::1"
-    """Addresses or networks of proxies, with commas between them, whose `X-Forwarded-...` headers count."""
+    """Addresses or networks of trusted proxies (`X-Forwarded-...` headers), separated by commas."""
     requests_per_minute: int = Field(default=6000, ge=1)
-    """Of one key, or of one address where there are no keys."""
+    """Per key, or per address if there are no keys."""
     max_body_bytes: int = Field(default=2 * 2**20, ge=1024)
-    """Of one request."""
+    """Per request."""
     max_candidates: int = Field(default=200, ge=1)
-    """Candidates or documents of one request."""
+    """Candidates or documents per request."""
     max_waiting: int = Field(default=64, ge=1)
-    """Requests that may wait for the model; a further one is answered 503."""
+    """Requests that may wait for the model; more are answered 503."""
     request_seconds: float = Field(default=30.0, gt=0)
-    """A request that cannot be answered within this time is answered 503."""
+    """Time limit of a request, after which it is answered 503."""
     max_tokens: int | None = Field(default=None, ge=1)
-    """Tokens that the model reads for one request; by default those of `request_seconds`, 16,384 at least."""
+    """Tokens that the model reads per request; by default those of `request_seconds`, at least 16,384."""
     n_ranked: int | None = Field(default=None, ge=1)
-    """Of the items found where no candidates are given, those that the model ranks; by default as many as it
-    ranks in about two seconds, from 10 to 50."""
+    """Retrieved items that the model ranks if a request has no candidates; by default as many as it ranks in
+    about two seconds, from 10 to 50."""
     max_connections: int = Field(default=800, ge=1)
-    """Open ones; a further one is closed. Below the files that a process may open, often 1,024."""
+    """Open connections; more are closed. Stay below the process's limit of open files, often 1,024."""
     stop_seconds: int = Field(default=10, ge=0)
-    """At the end, how long open requests may still take."""
+    """Time for open requests when the server stops."""
     log_texts: bool = False
-    """Log addresses with user ids, and what errors say; they may hold texts of people."""
+    """Log addresses with user ids, and error messages, which may contain users' texts."""
 
     @field_validator("api_keys", mode="before")
     @classmethod
@@ -185,8 +185,8 @@ class Settings(BaseSettings):
             value = [part.strip() for part in value.split(",") if part.strip()]
         if not all(re.fullmatch("[0-9a-f]{64}", entry) for entry in value):
             raise ValueError(
-                "found something that is no sha256 in hex; give hashes (`printf %s KEY | sha256sum`), "
-                "or make keys with `trsr keys add`"
+                "found a value that is not a sha256 in hex; give hashes (`printf %s KEY | sha256sum`), "
+                "or create keys with `trsr keys add`"
             )
         return value
 
@@ -198,7 +198,7 @@ class Settings(BaseSettings):
         return value
 
     def check_closed(self, keys: bool) -> None:
-        """Refuse to listen to other machines without keys.
+        """Check that a server without keys listens on loopback only.
 
         Raises:
             ConfigError: `keys` is false, and other machines can reach the host.
@@ -209,16 +209,16 @@ class Settings(BaseSettings):
             loopback = self.host == "localhost"
         if not loopback and not keys:
             raise ConfigError(
-                f"Host {self.host!r} can be reached from other machines and there is no key; make one with "
-                "`trsr keys add`, or listen at 127.0.0.1."
+                f"Host {self.host!r} can be reached from other machines and there is no key; create one with "
+                "`trsr keys add`, or listen on 127.0.0.1."
             )
 
 
 def load_settings(**given: Any) -> Settings:
-    """Return the settings of the environment, changed by those that are given and not None.
+    """Return the settings of the environment, overridden by the given ones that are not None.
 
     Raises:
-        ConfigError: lists everything that is wrong.
+        ConfigError: lists all invalid settings.
     """
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})

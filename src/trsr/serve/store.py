@@ -1,7 +1,7 @@
 """Users, events, notes, profiles, summaries, pending updates and items, in the service's database.
 
-A commit that a caller relies on waits for the disk (`synchronous = FULL`) and survives a power cut; what the
-model can make again, such as summaries, does not wait.
+Commits of users' data wait for the disk (`synchronous = FULL`) and survive a power cut; commits of generated
+data, such as summaries, do not wait.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trsr.summarize.store import StoredCall, SummaryTable
 from trsr.types import History, Item
 
 MAX_BACK_OFF = 300.0
-"""Most seconds between two attempts at an update."""
+"""Longest wait in seconds before an update is retried."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _UPDATES = "SELECT user_id, n_events, n_attempts, uid FROM pending JOIN users USING (uid)"
@@ -32,19 +32,19 @@ _PROFILES = (
 )
 
 StoredSummaries = Callable[[Sequence[str]], Mapping[str, StoredCall]]
-"""Returns the calls of some keys that were written elsewhere, as by the run that is served."""
+"""Returns calls by key from another store, such as the served run's."""
 
 
 class StoredProfile(ProfileOut):
-    """A version of a profile; `key` is the store's key of the last call behind it, None without a call."""
+    """A version of a profile; `key` is the store's key of its last call, None without calls."""
 
     key: str | None
 
 
 class PendingUpdate(NamedTuple):
-    """A user whose profile has not seen all of their history, which had `n_items` when this was read.
+    """A pending profile update of a user whose history had `n_items` when this was read.
 
-    `user_generation` names the user for good: one who is deleted and comes back has another.
+    `user_generation` is unique: a user who is deleted and created again gets another.
     """
 
     user_id: str
@@ -54,7 +54,7 @@ class PendingUpdate(NamedTuple):
 
 
 class UserSummary(NamedTuple):
-    """The text of one summary call behind a user's profile, and the items it was made of."""
+    """The text of one summary call behind a user's profile, and its items."""
 
     key: str
     text: str
@@ -62,15 +62,15 @@ class UserSummary(NamedTuple):
 
 
 class ServeStore(Database):
-    """Keeps what a method returned from, whatever happens to the process; safe to call from several threads.
+    """The service's data; a write is durable when its method returns. Thread-safe.
 
-    It is also the summarizer's store of texts. `StoredCall.user_ids` are user generations there: a text
-    belongs to the users it was written for, and is kept only while one of them is there.
+    It is also the summarizer's store of texts, with user generations as `StoredCall.user_ids`: a text belongs
+    to the users it was generated for and is deleted with the last of them.
 
     Args:
-        path: The file; it and its folder are made as needed.
-        written: Finds summaries that were written elsewhere. A text is copied when a profile is made of it;
-            then it is the user's and is deleted with them.
+        path: The file; it and its folder are created if needed.
+        written: Finds summaries in another store. A text is copied when a profile uses it; from then on it
+            belongs to the user and is deleted with them.
     """
 
     def __init__(self, path: str | Path, written: StoredSummaries = lambda _: {}) -> None:
@@ -81,11 +81,11 @@ class ServeStore(Database):
     # Events and histories
 
     def add_events(self, user_id: str, events: Sequence[EventIn]) -> list[bool]:
-        """Append events in the order given, making the user as needed; return for each whether it was new.
+        """Append events in the given order, creating the user if needed; return for each whether it is new.
 
-        An event whose id the user already has is ignored, even if it names another item. A late event goes to
-        the end whatever its timestamp, so blocks already summarized stay as they are. Events and the
-        pending update are committed together.
+        An event whose id the user already has is ignored, even if it names another item. Late events are
+        appended whatever their timestamps, so summarized blocks do not change. Events and the pending update
+        are committed together.
         """
         rows = ((event.event_id, event.item_id, event.timestamp) for event in events)
         with self._writing() as db:
@@ -96,10 +96,10 @@ class ServeStore(Database):
         return new
 
     def import_histories(self, histories: Iterable[History], source: str) -> int:
-        """Append the histories of a data set, all or none; return how many events were new.
+        """Append the histories of a dataset, all or none; return the number of new events.
 
-        The same `source` is imported once: later calls read nothing, so a deleted user does not come
-        back when the service starts again. Profiles are made when the next event of a user comes.
+        A `source` is imported once: later calls do nothing, so deleted users stay deleted when the service
+        restarts. A user's profile is generated after their next event.
 
         Raises:
             RunMismatchError: another source was imported.
@@ -110,8 +110,8 @@ class ServeStore(Database):
                 if (source,) in before:
                     return 0
                 raise RunMismatchError(
-                    f"{self.path} holds the histories of another data set, or of this one before its events "
-                    "changed: name the data set that it was started with, or a new file with --db."
+                    f"{self.path} has the histories of another dataset, or of this one before its events "
+                    "changed; give the dataset that it was started with, or a new file with --db."
                 )
             db.execute("INSERT INTO imports (source, imported_at) VALUES (?, ?)", (source, time.time()))
             for history in histories:
@@ -158,14 +158,14 @@ class ServeStore(Database):
     # Notes and profiles
 
     def notes(self, user_id: str) -> NotesOut | None:
-        """Return what a user wrote about themselves; None where they wrote nothing."""
+        """Return a user's notes; None if there are none."""
         rows = self._select(
             "SELECT text, updated_at FROM notes JOIN users USING (uid) WHERE user_id = ?", (user_id,)
         )
         return _notes(*rows[0]) if rows else None
 
     def put_notes(self, user_id: str, text: str) -> NotesOut | None:
-        """Replace a user's notes, or remove them by an empty text; return None for an unknown user."""
+        """Replace a user's notes; an empty text removes them. Return None for an unknown user."""
         now = time.time()
         with self._writing() as db:
             if (user := find_user(db, user_id)) is None:
@@ -180,7 +180,7 @@ class ServeStore(Database):
         return [_profile(*row) for row in self._select(_PROFILES, (user_id,))]
 
     def latest_profile(self, user_id: str) -> StoredProfile | None:
-        """Return the newest version; None if there is none."""
+        """Return the newest version of a user's profile; None if there is none."""
         rows = self._select(f"{_PROFILES} DESC LIMIT 1", (user_id,))
         return _profile(*rows[0]) if rows else None
 
@@ -193,20 +193,20 @@ class ServeStore(Database):
         calls: Sequence[tuple[str, Sequence[str]]],
         expected_version: int,
     ) -> bool:
-        """Add the profile that an update made; end the update unless the history is longer by now.
+        """Add a new version of the profile; end the update unless the history has grown.
 
         Args:
-            update: Whose.
+            update: The update that generated it.
             text: The profile.
-            n_items: How many of the oldest items it has seen.
-            key: The key of the last call behind it, if any.
-            calls: The keys of all calls behind it in the order of the plan, each with the items below it.
-                They replace those of the version before; a text that no user has any more is deleted.
-            expected_version: The newest version there must be; 0 for none.
+            n_items: Number of the oldest items that it covers.
+            key: The key of its last call, if any.
+            calls: The keys of all its calls in the order of the plan, each with its items. They replace the
+                calls of the previous version; texts that no user has any more are deleted.
+            expected_version: The newest version in the store must be this; 0 for none.
 
         Returns:
-            False, and nothing changes, when the user was deleted or has another version or fewer items, or
-            when the text of one of the calls went with the last user who had it.
+            False, without a change, if the user was deleted or has another version or fewer items, or if the
+            text of one of the calls was deleted with the last user who had it.
         """
         with self._writing(durable=False) as db:
             user = find_user(db, update.user_id)
@@ -229,7 +229,7 @@ class ServeStore(Database):
         return True
 
     def user_summaries(self, user_id: str) -> list[UserSummary]:
-        """Return the summaries behind the newest profile in the order of its plan."""
+        """Return the summaries behind the newest profile, in the order of its plan."""
         rows = self._select(
             "SELECT plans.key, summaries.text, plans.item_ids FROM users JOIN plans USING (uid) "
             "JOIN summaries USING (key) WHERE user_id = ? AND text IS NOT NULL ORDER BY place",
@@ -238,7 +238,7 @@ class ServeStore(Database):
         return [UserSummary(key, text, tuple(json.loads(item_ids))) for key, text, item_ids in rows]
 
     def texts(self, keys: Sequence[str]) -> dict[str, str]:
-        """Return the known summaries among `keys`, here or written elsewhere; failed calls are not known."""
+        """Return the summaries among `keys` in this or the other store, without failed calls."""
         with self._reading() as db:
             known = SummaryTable(db).texts(keys)
         return known | {key: str(call.text) for key, call in self._elsewhere(keys, known).items()}
@@ -249,7 +249,7 @@ class ServeStore(Database):
         return {key: call for key, call in found.items() if call.text is not None}
 
     def _has_all(self, db: sqlite3.Connection, keys: set[str]) -> bool:
-        """Return whether these summaries are all here, after copying those that were written elsewhere."""
+        """Copy missing summaries from the other store; return whether all are here."""
         table = SummaryTable(db)
         known = table.texts(list(keys))
         copies = self._elsewhere(keys, known)
@@ -260,7 +260,7 @@ class ServeStore(Database):
         return True
 
     def put(self, call: StoredCall) -> None:
-        """Commit one result, unless none of the users it was written for is still there."""
+        """Commit one result, unless all the users it was generated for have been deleted."""
         with self._writing(durable=False) as db:
             known = "SELECT 1 FROM users WHERE uid = ?"
             uids = [uid for uid in map(int, call.user_ids) if db.execute(known, (uid,)).fetchone()]
@@ -274,7 +274,7 @@ class ServeStore(Database):
     # The queue of updates
 
     def request_update(self, user_id: str) -> bool:
-        """Mark an update pending, due now even after failures; return whether there is such a user."""
+        """Queue an update, due now even after failures; return whether the user exists."""
         with self._writing() as db:
             user = find_user(db, user_id)
             if user is not None:
@@ -288,29 +288,29 @@ class ServeStore(Database):
         return PendingUpdate(*rows[0]) if rows else None
 
     def pending(self, limit: int) -> list[PendingUpdate]:
-        """Return up to `limit` updates that are due, those due longest first.
+        """Return up to `limit` updates that are due, longest due first.
 
-        They stay in the queue until `add_profile` or `finish`, so a killed process leaves them to the next.
+        They stay in the queue until `add_profile` or `finish`, so they survive a killed process.
         """
         now = time.time()
         rows = self._select(
-            # One that is due later than a back-off can last: the clock was set back.
+            # Due later than the longest back-off: the clock was set back.
             f"{_UPDATES} WHERE due <= ? OR due > ? ORDER BY due, uid LIMIT ?",
             (now, now + MAX_BACK_OFF, limit),
         )
         return [PendingUpdate(*row) for row in rows]
 
     def finish(self, update: PendingUpdate) -> None:
-        """End an update that has nothing to add, unless newer events came or the user was deleted."""
+        """End an update without a new profile, unless newer events came or the user was deleted."""
         with self._writing(durable=False) as db:
             user = find_user(db, update.user_id)
             if user is not None and user[0] == update.user_generation:
                 _dequeue(db, user[0], user[1] > update.n_items)
 
     def fail(self, update: PendingUpdate, error: str) -> None:
-        """Count a failed attempt; the next is due in 1 second, then in twice as long each, up to 5 minutes.
+        """Record a failed attempt; retries are due after 1 second, then twice as long each, up to 5 minutes.
 
-        `error` is kept until the update succeeds or the user is deleted.
+        `error` is stored until the update succeeds or the user is deleted.
         """
         with self._writing(durable=False) as db:
             uid = update.user_generation
@@ -323,34 +323,34 @@ class ServeStore(Database):
                 )
 
     def put_back(self, update: PendingUpdate) -> None:
-        """Let all updates that are due now go before this one."""
+        """Move an update behind all others that are due."""
         with self._writing(durable=False) as db:
             db.execute("UPDATE pending SET due = ? WHERE uid = ?", (time.time(), update.user_generation))
 
     def wait(self, seconds: float) -> None:
-        """Return when an update may have become pending, or after some seconds."""
+        """Wait until an update may be pending, at most `seconds`."""
         self._work.wait(seconds)
         self._work.clear()
 
     def wake(self) -> None:
-        """Let a thread in `wait` return now."""
+        """End a `wait` at once."""
         self._work.set()
 
     # The catalogue
 
     def changed_items(self) -> tuple[list[Item], list[str]]:
-        """Return the items that were put, and the ids of those deleted and not put again."""
+        """Return the added or changed items, and the ids of deleted ones."""
         found = self._select("SELECT item_id, fields FROM items ORDER BY item_id")
         rows = [(name, json.loads(fields)) for name, fields in found]
         put = [Item(name, fields) for name, fields in rows if fields is not None]
         return put, [name for name, fields in rows if fields is None]
 
     def put_items(self, items: Sequence[Item]) -> None:
-        """Add items; those whose ids are known take the new fields."""
+        """Add items, or replace the fields of known ones."""
         self._put_items([(item.item_id, json.dumps(dict(item.fields), ensure_ascii=False)) for item in items])
 
     def delete_item(self, item_id: str) -> None:
-        """Delete an item, also one of the data set; histories keep its id."""
+        """Delete an item, also one of the dataset; histories keep its id."""
         self._put_items([(item_id, "null")])
 
     def _put_items(self, rows: Sequence[tuple[str, str]]) -> None:
@@ -358,7 +358,7 @@ class ServeStore(Database):
             db.executemany("REPLACE INTO items (item_id, fields) VALUES (?, ?)", rows)
 
     def facts(self) -> dict[str, float]:
-        """Return counts for metrics; `items_behind`: events that profiles of pending users have not seen."""
+        """Return counts for metrics; `items_behind`: events not yet in the profiles of pending users."""
         with self._reading() as db:
             users, events = db.execute("SELECT count(*), coalesce(sum(n_events), 0) FROM users").fetchone()
             pending, failing, since = db.execute(
@@ -397,7 +397,7 @@ def _profile(version: int, text: str, n_items: int, key: str | None, created_at:
 def _append(
     db: sqlite3.Connection, user_id: str, events: Iterable[tuple[str, str, datetime | None]]
 ) -> tuple[int, list[bool]]:
-    """Append the new ones among (event id, item id, time); return the user's number and which were new."""
+    """Append new events (event id, item id, time); return the user's number and which were new."""
     db.execute("INSERT INTO users (user_id) VALUES (?) ON CONFLICT (user_id) DO NOTHING", (user_id,))
     (uid, n_events) = db.execute("SELECT uid, n_events FROM users WHERE user_id = ?", (user_id,)).fetchone()
     new = []
@@ -415,7 +415,7 @@ def _append(
 
 
 def _enqueue(db: sqlite3.Connection, uid: int, *, at_once: bool = False) -> None:
-    """Mark an update pending; with `at_once` one that waits after a failure is due now."""
+    """Queue an update; `at_once` makes one that waits after a failure due now."""
     now = time.time()
     db.execute(
         "INSERT INTO pending (uid, since, due) VALUES (?, ?, ?) "
@@ -425,14 +425,14 @@ def _enqueue(db: sqlite3.Connection, uid: int, *, at_once: bool = False) -> None
 
 
 def _dequeue(db: sqlite3.Connection, uid: int, has_newer_events: bool) -> None:
-    """Take an update out of the queue, or begin it again where there are newer events."""
+    """Remove an update from the queue, or queue it again if there are newer events."""
     db.execute("DELETE FROM pending WHERE uid = ?", (uid,))
     if has_newer_events:
         _enqueue(db, uid)
 
 
 def _own_plan(db: sqlite3.Connection, uid: int, calls: Sequence[tuple[str, Sequence[str]]]) -> None:
-    """Let a user have the calls of a plan and of no older one; only rows that change are written."""
+    """Set a user's calls to those of a plan; write changed rows only."""
     rows = db.execute("SELECT place, key, item_ids FROM plans WHERE uid = ?", (uid,))
     before = {place: (key, item_ids) for place, key, item_ids in rows}
     now = {place: (key, json.dumps(list(item_ids))) for place, (key, item_ids) in enumerate(calls)}

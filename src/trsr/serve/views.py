@@ -32,23 +32,23 @@ from trsr.types import RankedItem
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-    # With `no-referrer` browsers would hide the origin of a form, which posts are checked by.
+    # `no-referrer` would hide the origin of forms, which POST requests are checked by.
     "Referrer-Policy": "same-origin",
-    # The same address is a whole page, or a part of one for htmx.
+    # One address gives a whole page, or a part for htmx.
     "Vary": "HX-Request, Cookie",
     "Cache-Control": "no-store",
 }
 MAX_TITLE = 140
 MAX_FIELD = 1_200
 MAX_VERSIONS = 20
-"""Newest versions of a profile that are listed."""
+"""Number of listed versions of a profile, the newest."""
 N_SHOWN = 10
 _FULL_BARS = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 _SMALL = 0.005
-"""A difference of margins that is shown as 0.00."""
+"""Margin differences below this are shown as 0.00."""
 
 Change = tuple[list[str], list[str]]
-"""Words that a text added to the one before, and that are gone."""
+"""Words added and words removed since the previous text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +70,10 @@ class BlockView(NamedTuple):
 
 
 class ProfileView(NamedTuple):
-    """The profile that serves now, and the newest versions, newest first, each with what it changed.
+    """The current profile, and the newest versions with their changes, newest first.
 
-    `state`: it knows the whole history; an update waits or runs; one failed and will be tried again; or
-    nothing is under way although there is news.
+    `state`: `current` covers the whole history; `updating` has a pending update; `failing` has one that
+    failed and will be retried; `behind` has none although there are newer events.
     """
 
     reader: UserContext
@@ -84,7 +84,7 @@ class ProfileView(NamedTuple):
 
     @property
     def seen(self) -> str:
-        """Name what is shown."""
+        """An identifier of the displayed state."""
         return f"{self.reader.version or 0}.{len(self.reader.history)}.{self.n_attempts}.{self.state}"
 
 
@@ -98,7 +98,7 @@ class UserView(NamedTuple):
 
 
 class Reason(NamedTuple):
-    """A part of the prompt and how much it adds to the margin (logits); `width` is 0 to 50."""
+    """A part of the prompt and its effect on the margin (logits); `width` of its bar is 0 to 50."""
 
     text: str
     moved: float
@@ -106,7 +106,7 @@ class Reason(NamedTuple):
 
 
 class Why(NamedTuple):
-    """What moved a score: sentences of notes and profile and recent items, each left out in turn."""
+    """Effects on a score of sentences and recent items, each left out in turn."""
 
     item: ItemView
     notes: list[Reason]
@@ -115,7 +115,7 @@ class Why(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A ranked item; `move` is how many places it rose since the ranking before, None for a newcomer."""
+    """A ranked item; `move` is its rise in rank since the previous ranking, None for a new item."""
 
     item: ItemView
     ranked: RankedItem
@@ -124,7 +124,7 @@ class Row(NamedTuple):
 
 
 class RankingView(NamedTuple):
-    """The best items; `full` is the score at which a bar is full."""
+    """The best items; `full` is the score of a full bar."""
 
     rows: list[Row]
     full: float
@@ -134,7 +134,7 @@ class RankingView(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """The same candidates ranked with the serving profile and the counted one; `agree` of them do so."""
+    """Candidates ranked with the current and the counted profile; `agree` are among the best of both."""
 
     readers: tuple[UserContext, UserContext]
     pairs: list[tuple[ItemView, tuple[RankedItem, RankedItem]]]
@@ -145,7 +145,7 @@ class Comparison(NamedTuple):
 
 
 def item_view(service: Service, item_id: str) -> ItemView:
-    """Return an item to show; one that is not in the catalogue any more has its id only."""
+    """Return an item for display; a deleted item has only its id."""
     item = service.catalogue.items.get(item_id)
     if item is None:
         return ItemView(item_id, item_id, (), ())
@@ -158,7 +158,7 @@ def item_view(service: Service, item_id: str) -> ItemView:
 
 
 def user_view(service: Service, user_id: str) -> UserView:
-    """Read everything the page shows of a user but rankings."""
+    """Return the content of a user's page, without rankings."""
     user = service.user(user_id)
     blocks, before = [], None
     for block in user.blocks:
@@ -189,7 +189,7 @@ def _profile_view(service: Service, user: UserOut) -> ProfileView:
 async def ranking_view(
     service: Service, user_id: str, before: Sequence[str] = (), explain: str | None = None
 ) -> RankingView:
-    """Rank for a user; `before` are the items of the ranking that is on the page, best first."""
+    """Rank for a user; `before` are the items of the previous ranking, best first."""
     reader, results, _ = await service.recommend(user_id, RecommendRequest(top_n=N_SHOWN))
     why = await why_view(service, user_id, explain) if explain else None
     rows = [
@@ -206,13 +206,13 @@ async def ranking_view(
 
 
 def retrieved_view(service: Service, user_id: str) -> list[ItemView]:
-    """Return the items that the model would rank for a user, in the order in which they were found."""
+    """Return the items that the model would rank for a user, in the order of retrieval."""
     found = service.ranker.retrieved(service.reader(user_id), RecommendRequest(top_n=N_SHOWN))
     return [item_view(service, item_id) for item_id in found[:N_SHOWN]]
 
 
 async def why_view(service: Service, user_id: str, item_id: str) -> Why:
-    """Explain one candidate's score."""
+    """Explain the score of one item."""
     wish = RecommendRequest(candidates=(item_id,), top_n=1, explain=True)
     _, (one,), _ = await service.recommend(user_id, wish)
     assert one.explanation is not None
@@ -232,14 +232,14 @@ async def why_view(service: Service, user_id: str, item_id: str) -> Why:
 
 
 async def comparison_view(service: Service, user_id: str) -> Comparison:
-    """Rank a user's candidates with the profile that serves and with the one that is only counted.
+    """Rank a user's candidates with the current profile and with a counted one.
 
-    The notes are read with both.
+    Both prompts have the notes.
     """
     wish = RecommendRequest(top_n=max(N_SHOWN, service.ranker.n_ranked))
     reader, results, _ = await service.recommend(user_id, wish)
     candidates = tuple(one.item_id for one in results)
-    # A bare history has no profile but what is counted from its items.
+    # A history without a user gets a counted profile.
     bare = await run_in_threadpool(service.reader, reader.history)
     counted = replace(bare, notes=reader.notes)
     by_counts, _ = await service.ranker.recommend(
@@ -262,7 +262,7 @@ async def comparison_view(service: Service, user_id: str) -> Comparison:
 
 
 def _full(results: Sequence[RankedItem]) -> float:
-    """Return the score at which bars are full: the next round one, so that small scores differ visibly."""
+    """Return the score of a full bar: the smallest of `_FULL_BARS` that holds all scores."""
     most = max((one.score for one in results), default=1.0)
     return next(full for full in _FULL_BARS if most <= full or full == 1.0)
 
@@ -271,7 +271,7 @@ def _full(results: Sequence[RankedItem]) -> float:
 
 
 class Asset(NamedTuple):
-    """A file as it is served; its path holds a hash of the content, so that browsers may keep it for good."""
+    """A static file; its path has a hash of the content, so browsers may cache it for ever."""
 
     path: str
     content: bytes
@@ -291,13 +291,13 @@ ASSETS = {
 
 
 def link(path: str, **query: object) -> str:
-    """Return an address with its query; what is None or False is left out."""
+    """Return an address with its query, without values that are None or False."""
     given = {k: "1" if v is True else v for k, v in query.items() if v is not None and v is not False}
     return f"{path}?{urlencode(given)}" if given else path
 
 
 def clipped(text: str, n: int) -> str:
-    """Return at most `n` letters of a text, with a mark where it was cut."""
+    """Return at most `n` characters of a text, with an ellipsis if it was cut."""
     return text if len(text) <= n else text[: n - 1].rstrip() + "…"
 
 
@@ -306,14 +306,14 @@ def _date(time: datetime) -> str:
 
 
 def _percent(score: float) -> str:
-    """Return a share as people read it: `63 %`, `4.2 %`, `< 0.1 %`."""
+    """Format a share: `63 %`, `4.2 %`, `< 0.1 %`."""
     if score < 0.001:
         return "< 0.1 %"
     return f"{100 * score:.1f} %" if score < 0.0995 else f"{100 * score:.0f} %"
 
 
 def _signed(value: float) -> str:
-    """Return a number with a proper sign: `+0.42`, `−1.30`, `0.00`."""
+    """Format a number with its sign: `+0.42`, `−1.30`, `0.00`."""
     text = f"{abs(value):.2f}"
     return text if text == "0.00" else ("+" if value > 0 else "−") + text
 
@@ -324,7 +324,7 @@ def _count(number: int, one: str, many: str | None = None) -> str:
 
 
 def _new_event_id() -> str:
-    """Return an id for the next event; a form that is sent twice counts once."""
+    """Return an id for an event, so that a form sent twice counts once."""
     return f"page:{uuid4()}"
 
 
@@ -363,7 +363,7 @@ def render_part(
 def problem_response(
     problem: Problem, scope: Mapping[str, Any], headers: Mapping[str, str] | None = None
 ) -> Response:
-    """Return the answer for a problem; `scope` is the request's, whose id names the occurrence."""
+    """Return the response for a problem: JSON, or HTML for the page; `scope` is the request's."""
     kind = problem.kind
     content = {"type": kind.type, "title": kind.title, "status": kind.status, "detail": problem.detail}
     if request_id := scope.get("state", {}).get("request_id"):
@@ -375,13 +375,13 @@ def problem_response(
         return _html_response(content, scope, sent)
     if kind is UNAUTHORIZED:
         sent["WWW-Authenticate"] = "Bearer"
-    # ASCII only: what the caller sent may hold halves of surrogate pairs, which UTF-8 does not have.
+    # ASCII only: ids may have halves of surrogate pairs, which UTF-8 cannot encode.
     body = json.dumps({**content, **problem.more})
     return Response(body, status_code=kind.status, media_type=MEDIA_TYPE, headers=sent)
 
 
 def _html_response(problem: dict[str, Any], scope: Mapping[str, Any], headers: dict[str, str]) -> Response:
-    """Return a refusal as a page, or as a notice where htmx requested a part of one."""
+    """Return a problem as a page, or as a notice if htmx requested a part."""
     status, is_get = problem["status"], scope["method"] == "GET"
     if Headers(raw=scope["headers"]).get("hx-request") == "true":
         if not is_get:  # the typed text stays; the notice has a place of its own
