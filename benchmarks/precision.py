@@ -23,7 +23,7 @@ import torch
 import yaml
 from torch import nn
 
-from trsr.bench.measure import gemm_gflops
+from trsr.bench.models import gemm_gflops
 from trsr.experiment.config import RunConfig
 from trsr.experiment.experiment import Experiment
 from trsr.experiment.ranking import make_ranker

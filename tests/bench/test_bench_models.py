@@ -13,7 +13,7 @@ import torch
 from conftest import Answer
 from tiny_models import random_model
 
-from trsr.bench import measure
+from trsr.bench import models
 from trsr.bench.models import growth_ratio
 from trsr.llm.base import ScoringGroup
 
@@ -96,21 +96,21 @@ def test_growth_is_compared_with_the_line_through_the_first_two_times() -> None:
 def test_parameters_outside_the_embedding_are_those_of_the_layers(name: str, n_embeddings: int) -> None:
     model = random_model(name)
     whole = sum(p.numel() for p in model.parameters())
-    assert measure.body_parameters(model) == whole - 64 * 32 * n_embeddings
+    assert models.body_parameters(model) == whole - 64 * 32 * n_embeddings
 
 
 def test_operations_count_shared_tokens_once_and_attended_pairs() -> None:
     model = random_model("llama")  # two layers, four heads of 8
     group = ScoringGroup((1, 2, 3), ((4, 5), (6,)))
     pairs = (1 + 2 + 3) + (4 + 5) + 4
-    expected = 2 * measure.body_parameters(model) * 6 + 4 * 2 * 4 * 8 * pairs
-    assert measure.forward_flops(model, [group]) == expected
-    assert measure.forward_flops(model, [group, group]) == 2 * expected
+    expected = 2 * models.body_parameters(model) * 6 + 4 * 2 * 4 * 8 * pairs
+    assert models.forward_flops(model, [group]) == expected
+    assert models.forward_flops(model, [group, group]) == 2 * expected
 
 
 def test_random_groups_have_their_shape_and_are_equal_each_time() -> None:
     model = random_model("llama")
-    groups, again = (measure.random_groups(model, 2, 5, 3, candidates=4) for _ in range(2))
+    groups, again = (models.random_groups(model, 2, 5, 3, candidates=4) for _ in range(2))
     assert [len(g.prefix) for g in groups] == [5, 5]
     assert [[len(s) for s in g.suffixes] for g in groups] == [[3] * 4] * 2
     assert groups[0] != groups[1]
@@ -122,5 +122,5 @@ def test_the_median_leaves_the_first_run_out(monkeypatch: pytest.MonkeyPatch) ->
     times = iter([0.0, 5.0, 10.0, 11.0, 20.0, 23.0])  # three timed runs of 5, 1 and 3 seconds
     monkeypatch.setattr(time, "perf_counter", lambda: next(times))
     runs: list[int] = []
-    assert measure.median_seconds(lambda: runs.append(1), CPU, 3) == 3.0
+    assert models.median_seconds(lambda: runs.append(1), CPU, 3) == 3.0
     assert len(runs) == 4
