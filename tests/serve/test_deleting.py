@@ -252,7 +252,7 @@ def reader(store: ServeStore) -> Iterator[sqlite3.Connection]:
         yield reader
 
 
-def test_a_deletion_that_waits_for_another_process_holds_up_nobody(
+def test_a_deletion_that_waits_for_another_process_delays_no_request(
     store: ServeStore, reader: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "ERASE_SECONDS", 60.0)

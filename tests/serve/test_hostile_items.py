@@ -38,8 +38,8 @@ def hostile(kind: str) -> Item:
 def test_what_is_read_of_the_others_stays_the_same_to_the_token(kind: str, max_tokens: int) -> None:
     recommender = fake_recommender(items=catalogue(hostile(kind)), max_tokens=max_tokens)
     (alone,) = recommender.score([RankRequest(HISTORY, PROFILE, CANDIDATES)])
-    (beside,) = recommender.score([RankRequest(HISTORY, PROFILE, ("evil", *CANDIDATES))])
-    np.testing.assert_array_equal(beside.margins[1:], alone.margins)
+    (together,) = recommender.score([RankRequest(HISTORY, PROFILE, ("evil", *CANDIDATES))])
+    np.testing.assert_array_equal(together.margins[1:], alone.margins)
     assert (alone.n_cut_tokens > 0) == (max_tokens == 440)
 
 
@@ -50,7 +50,7 @@ def tiny(tiny_model: Path) -> Recommender:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_model_gives_the_others_the_same_margins(kind: str, tiny: Recommender) -> None:
-    """To the last bit beside a harmless text of the same length, which is all that a pass is laid out by."""
+    """Equal to the last bit with a harmless text of the same length, which alone decides the pass layout."""
     builder, group = tiny.builder, RankRequest(HISTORY, PROFILE, CANDIDATES)
     tiny.catalogue.put([hostile(kind)])
     evil = builder.suffix("evil")
@@ -64,16 +64,16 @@ def test_the_model_gives_the_others_the_same_margins(kind: str, tiny: Recommende
         ((_, found),) = tiny.scorer.score([ScoringGroup(prefix, suffixes)], tiny.labels)
         return found
 
-    beside = margins(*others[:3], evil, *others[3:])
+    together = margins(*others[:3], evil, *others[3:])
     np.testing.assert_array_equal(
-        np.delete(beside, 3), np.delete(margins(*others[:3], harmless, *others[3:]), 3)
+        np.delete(together, 3), np.delete(margins(*others[:3], harmless, *others[3:]), 3)
     )
-    np.testing.assert_allclose(np.delete(beside, 3), margins(*others), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(np.delete(together, 3), margins(*others), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_text_holds_a_special_token(kind: str, tiny_model: Path, tmp_path: Path) -> None:
-    """The frame's own stay: as many as beside a harmless text, wherever the hostile one stands."""
+    """Only the frame's own are left: as many as with a harmless text, at any position."""
     tokenizer = HfTokenizer(tiny_model)
     tokenizer.hf.add_special_tokens({"additional_special_tokens": ["[MASK]"]})
     tokenizer.hf.save_pretrained(tmp_path)

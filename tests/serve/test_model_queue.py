@@ -50,7 +50,7 @@ class Gated:
 
 
 class Stopped:
-    """A queue whose model stands still within the pass of a first question until `go`."""
+    """A queue whose model waits within its first pass until `go`."""
 
     def __init__(self, **settings: Any) -> None:
         self.scorer = Gated()

@@ -83,7 +83,7 @@ def live(tmp_path: Path) -> Iterator[Live]:
 
 @pytest.fixture
 def tab(page: Any) -> Iterator[Any]:
-    """A page of the browser, in which nothing may go wrong and nothing may be asked of another server."""
+    """A browser page without errors and without requests to other servers."""
     wrong: list[str] = []
     hosts: set[str] = set()
     page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -209,12 +209,12 @@ def test_the_stories_work_without_javascript(live: Live, browser: Any) -> None:
         assert not live.service.store.history("bob")
 
 
-def test_the_key_is_asked_for_once(tmp_path: Path, tab: Any) -> None:
+def test_the_key_is_requested_once(tmp_path: Path, tab: Any) -> None:
     with serving(tmp_path / "s.sqlite") as (address, _):
         tab.goto(address)
         tab.get_by_label("Key").fill("trsr_wrong")
         tab.get_by_role("button", name="Open").click()
-        tab.get_by_text("is not known here").wait_for()
+        tab.get_by_text("is unknown or has expired").wait_for()
         assert serious(tab) == []
         tab.get_by_label("Key").fill(KEY)
         tab.get_by_role("button", name="Open").click()

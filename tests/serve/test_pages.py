@@ -111,7 +111,7 @@ def test_a_user_is_shown_with_blocks_profile_and_versions(ann: Shop) -> None:
     user = ann.service.user("ann")
     assert user.versions[-1].text in html
     assert html.index("Block 2") < html.index("Block 1")  # newest first
-    for text in ("knows all 4 items", "2 versions", "items 1–3", "item 4 · still filling", "<ins>", "<del>"):
+    for text in ("covers all 4 items", "2 versions", "items 1–3", "item 4 · still filling", "<ins>", "<del>"):
         assert text in html
     for block in user.blocks:
         assert str(block.summary) in html
@@ -170,7 +170,7 @@ def test_every_method_has_its_page(shop: Shop, method: str, text: str) -> None:
     html = page(shop, "/?user=ann&rank=1&compare=1&explain=i9")
     assert text in html
     assert len(ranked(html)) == 10
-    assert ("blocks are not summarized" in html) == (method != "hierarchical")
+    assert ("does not summarize blocks" in html) == (method != "hierarchical")
     assert "every 1s" not in html
     assert "Write it now" not in html
 
@@ -241,7 +241,7 @@ def test_assets_are_kept_for_good_and_need_no_key(shop: Shop) -> None:
 # Whom it lets in
 
 
-def test_the_key_is_asked_for_once_and_kept_from_scripts(shop: Shop) -> None:
+def test_the_key_is_requested_once_and_hidden_from_scripts(shop: Shop) -> None:
     browser = TestClient(shop.client.app, base_url=LOCAL)
     refused = browser.get("/?user=ann")
     assert refused.status_code == 401
@@ -250,7 +250,7 @@ def test_the_key_is_asked_for_once_and_kept_from_scripts(shop: Shop) -> None:
     assert "default-src 'none'" in refused.headers["content-security-policy"]
     wrong = browser.post("/page/key", data={"key": "trsr_wrong"}, headers=ORIGIN)
     assert wrong.status_code == 401
-    assert "is not known here" in wrong.text
+    assert "is unknown or has expired" in wrong.text
     answer = browser.post("/page/key", data={"key": KEY}, headers=ORIGIN, follow_redirects=False)
     assert (answer.status_code, answer.headers["location"]) == (303, "/")
     cookie = answer.headers["set-cookie"].lower()
@@ -266,7 +266,7 @@ def test_the_key_is_asked_for_once_and_kept_from_scripts(shop: Shop) -> None:
     assert "The session has ended" in browser.get("/").text
 
 
-def test_without_keys_no_key_is_asked_for(tmp_path: Path) -> None:
+def test_without_keys_no_key_is_requested(tmp_path: Path) -> None:
     with open_shop(tmp_path / "s.sqlite", api_keys=()) as shop:
         assert "Log out" not in page(shop, "/")
         app = create_app(shop.service, shop.settings)
@@ -378,7 +378,7 @@ def test_an_event_is_added_once_and_the_profile_is_watched(ann: Shop) -> None:
     assert "&lt;b&gt;" in unknown.text
 
 
-def test_nobody_waits_for_a_profile_that_is_not_being_written(shop: Shop) -> None:
+def test_a_profile_that_is_not_being_written_is_not_polled(shop: Shop) -> None:
     shop.service.store.import_histories([History("ann", ("i1", "i2"))], "data")
     html = page(shop)
     assert "Counted" in html

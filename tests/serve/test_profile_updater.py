@@ -138,7 +138,7 @@ def test_events_that_come_while_a_profile_is_written_are_next(store: ServeStore)
 
 
 @both_methods
-def test_a_long_history_holds_up_nobody_who_comes_later(store: ServeStore, method: str) -> None:
+def test_a_long_history_does_not_delay_later_users(store: ServeStore, method: str) -> None:
     store.add_events("long", events(0, 500))
     engine = MeddlingEngine(lambda: store.add_events("short", events(550, 555)))
     updater = ProfileUpdater(store, summarizer_of_many(method), engine)
@@ -167,7 +167,7 @@ def test_a_profile_is_added_as_soon_as_its_calls_are_done(store: ServeStore) -> 
     assert there[:2] + there[3:] == [False] * 2 + [True] * 6
 
 
-def test_a_user_whose_calls_fail_holds_up_nobody(store: ServeStore) -> None:
+def test_a_user_whose_calls_fail_does_not_delay_others(store: ServeStore) -> None:
     bad = FakeGenerator(fail_on=lambda prompt: word(50) in prompt.messages[-1].content)
     store.add_events("bad", events(50, 55))
     store.add_events("good", events(0, 5))

@@ -91,7 +91,7 @@ def test_kills_lose_nothing_and_change_no_profile(tmp_path: Path, method: str, n
     known: set[int] = set()
     n_interrupted = 0
     for life in range(1, n_kills + 1):
-        so_far = sent[: len(sent) * life // (n_kills + 1)]  # so that every life has something to do
+        so_far = sent[: len(sent) * life // (n_kills + 1)]  # every life has something to do
         outbox = [message for message in so_far if message.number not in known]
         known |= set(kill_under_load(file, method, outbox, rng))
         store = ServeStore(file)

@@ -241,7 +241,7 @@ def test_a_thread_is_waited_for_although_its_client_left() -> None:
     assert client.answers == []
 
 
-def test_a_body_is_not_asked_for_before_it_is_wanted() -> None:
+def test_a_body_is_not_requested_before_it_is_needed() -> None:
     """A server says `100 Continue` at the first `receive`; access control may refuse before."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

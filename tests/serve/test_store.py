@@ -1,4 +1,4 @@
-"""What the store acknowledged is kept, in order and once, whoever writes at the same time."""
+"""Acknowledged data is stored once and in order, also with concurrent writers."""
 
 from __future__ import annotations
 

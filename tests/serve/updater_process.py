@@ -1,4 +1,4 @@
-"""A process that keeps events and updates profiles, told what to do over a pipe; it imports nothing heavy."""
+"""A process that stores events and updates profiles on commands from a pipe, with light imports only."""
 
 from __future__ import annotations
 
