@@ -15,7 +15,7 @@ from page_runner import PAGES, ROOT, blocks_of
 
 from trsr.cli import app
 from trsr.experiment.config import RunConfig
-from trsr.serve import problems
+from trsr.serve import schemas
 from trsr.serve.settings import Settings
 
 _FENCED = re.compile(r"^```.*?^```", re.M | re.S)
@@ -99,7 +99,7 @@ def test_configurations_are_valid(file: Path) -> None:
 
 def test_serving_page_lists_every_problem() -> None:
     rows = re.findall(r"^\| `([a-z-]+)` \| (\d{3}) \|", _SERVING.read_text(encoding="utf-8"), re.M)
-    kinds = [kind for kind in vars(problems).values() if isinstance(kind, problems.Kind)]
+    kinds = [kind for kind in vars(schemas).values() if isinstance(kind, schemas.Kind)]
     assert sorted(rows) == sorted((kind.name, str(kind.status)) for kind in kinds)
 
 

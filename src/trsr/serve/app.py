@@ -21,25 +21,36 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.responses import Response
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from trsr.errors import OutputError, TrsrError
+from trsr.errors import (
+    BudgetError,
+    EngineError,
+    NotErasedError,
+    OutputError,
+    OverloadedError,
+    StoreError,
+    TrsrError,
+)
 from trsr.serve import middleware, routes
 from trsr.serve.database import read_keys
 from trsr.serve.middleware import Metrics
 from trsr.serve.pages import page_router
-from trsr.serve.problems import (
+from trsr.serve.schemas import (
     BAD_REQUEST,
+    DATABASE_FAILED,
     INTERNAL,
     INVALID,
     KEY_PATH,
     METHOD_NOT_ALLOWED,
+    MODEL_FAILED,
+    NOT_ERASED,
     NOT_FOUND,
     NOT_READY,
     OVERLOADED,
     REQUEST_TIMEOUT,
-    SCHEMA,
+    STORAGE_FULL,
     TOO_LARGE,
+    TOO_LONG,
     Problem,
-    from_error,
 )
 from trsr.serve.service import Service
 from trsr.serve.settings import Keys, Settings
@@ -54,6 +65,19 @@ stable `type`; responses 429 and 503 have a `Retry-After` header in seconds.
 _BY_STATUS = {
     kind.status: kind
     for kind in (BAD_REQUEST, NOT_FOUND, METHOD_NOT_ALLOWED, REQUEST_TIMEOUT, TOO_LARGE, INTERNAL, NOT_READY)
+}
+_PROBLEM = {
+    "title": "Problem",
+    "description": "Problem details, RFC 9457.",
+    "type": "object",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {
+        "type": {"type": "string", "description": "Stable; one per kind of error."},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string", "description": "What was found and what to do."},
+        "instance": {"type": "string", "description": "The request's id, also in the server's log."},
+    },
 }
 
 
@@ -100,11 +124,33 @@ def create_app(service: Service, settings: Settings) -> FastAPI:
 
     def describe_with_problems() -> dict[str, Any]:
         description = describe()
-        description["components"]["schemas"]["Problem"] = SCHEMA
+        description["components"]["schemas"]["Problem"] = _PROBLEM
         return description
 
     app.openapi = describe_with_problems  # type: ignore[method-assign]
     return app
+
+
+def _from_error(error: TrsrError) -> Problem:
+    """Return the problem for an error of the model or the database."""
+    match error:
+        case OverloadedError():
+            return Problem(OVERLOADED, str(error), retry_after=error.retry_after)
+        case BudgetError():
+            return Problem(TOO_LONG, "The texts do not fit the model's prompt; send shorter ones.")
+        case OutputError() | StoreError():
+            reason = str(error.__cause__ or error).rstrip(".")  # without the file's path
+            kind = STORAGE_FULL if "full" in reason else DATABASE_FAILED
+            detail = f"Nothing was changed: {reason}. See the server's log."
+            if isinstance(error, NotErasedError):
+                kind, detail = NOT_ERASED, f"The user is deleted. {error}"
+            return Problem(kind, detail, retry_after=5.0)
+        case EngineError():
+            if error.retryable:
+                return Problem(OVERLOADED, "The model did not answer; try again.", retry_after=1.0)
+            return Problem(MODEL_FAILED, str(error))
+        case _:
+            return Problem(INTERNAL, "The server failed; see its log for this request's id.")
 
 
 def _invalid(error: RequestValidationError, content_type: str) -> Problem:
@@ -144,7 +190,7 @@ def _answer_with_problems(app: FastAPI) -> None:
 
     @app.exception_handler(TrsrError)
     async def _on_error(request: Request, error: TrsrError) -> Response:
-        problem = from_error(error)
+        problem = _from_error(error)
         if problem.kind is INTERNAL:
             raise error  # a bug: `RequestContext` logs it
         if problem.kind.status >= 500 and problem.kind is not OVERLOADED:

@@ -29,9 +29,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from trsr.serve import problems
+from trsr.serve import schemas
 from trsr.serve.model_queue import CALLER
-from trsr.serve.problems import Problem, is_page
+from trsr.serve.schemas import Problem, is_page
 from trsr.serve.settings import ADMIN, EVENTS, NO_KEY, RANK, Key, Keys, Settings
 from trsr.serve.views import problem_response
 
@@ -158,7 +158,7 @@ class RequestContext:
             logger.error("Failed with %s%s\n%s", type(error).__name__, message, frames)
             if answered:
                 raise
-            problem = Problem(problems.INTERNAL, "The server failed; see its log for this request's id.")
+            problem = Problem(schemas.INTERNAL, "The server failed; see its log for this request's id.")
             await problem_response(problem, scope)(scope, receive, send_with_headers)
         finally:
             seconds = time.perf_counter() - began
@@ -260,12 +260,12 @@ class AccessControl:
         # Decoding would replace them by U+FFFD and make different ids equal.
         if not _is_utf8(scope.get("raw_path", b"")) or not _is_utf8(scope["query_string"]):
             raise Problem(
-                problems.BAD_REQUEST, "The address has bytes that are not UTF-8; encode it as UTF-8."
+                schemas.BAD_REQUEST, "The address has bytes that are not UTF-8; encode it as UTF-8."
             )
         # Against DNS rebinding: another site's page calls this machine under that site's host name.
         if not self._keys and _host_name(headers.get("host", "")) not in self._names:
             raise Problem(
-                problems.WRONG_HOST, "Without keys the server answers only as localhost or 127.0.0.1."
+                schemas.WRONG_HOST, "Without keys the server answers only as localhost or 127.0.0.1."
             )
         authorization = headers.get("authorization")
         session = cookie_parser(headers.get("cookie", "")).get(COOKIE) if is_page(scope["path"]) else None
@@ -277,7 +277,7 @@ class AccessControl:
         address = scope["client"][0] if scope.get("client") else "unknown"
         caller = key.name if key else address
         if wait := self._rate.seconds_to_wait(caller):
-            raise Problem(problems.TOO_MANY_REQUESTS, "Send fewer requests per minute.", retry_after=wait)
+            raise Problem(schemas.TOO_MANY_REQUESTS, "Send fewer requests per minute.", retry_after=wait)
         if self._keys:
             check_key(key, _needed_scopes(scope["path"]))
         scope["state"] |= {"caller": caller, "key": key or NO_KEY}
@@ -285,7 +285,7 @@ class AccessControl:
         length = headers.get("content-length", "")
         if length.isdecimal() and (len(length) > 15 or int(length) > self._max_body_bytes):
             message = f"The body has {length} bytes; send at most {self._max_body_bytes}."
-            raise Problem(problems.TOO_LARGE, message)
+            raise Problem(schemas.TOO_LARGE, message)
 
 
 def _in_time(receive: Receive, seconds: float) -> Receive:
@@ -314,15 +314,13 @@ def check_key(key: Key | None, needed: Iterable[str]) -> Key:
         Problem: the key is unknown or expired, or lacks a scope.
     """
     if key is None:
-        raise Problem(
-            problems.UNAUTHORIZED, "The request has no valid key; send `Authorization: Bearer KEY`."
-        )
+        raise Problem(schemas.UNAUTHORIZED, "The request has no valid key; send `Authorization: Bearer KEY`.")
     if key.expired:
-        raise Problem(problems.UNAUTHORIZED, f"The key {key.name!r} expired at {key.expiry}; use a new one.")
+        raise Problem(schemas.UNAUTHORIZED, f"The key {key.name!r} expired at {key.expiry}; use a new one.")
     if missing := key.missing(needed):
         has = ", ".join(sorted(key.scopes))
         message = f"This needs the scope {', '.join(missing)}; the key {key.name!r} has {has}."
-        raise Problem(problems.FORBIDDEN, message)
+        raise Problem(schemas.FORBIDDEN, message)
     return key
 
 
@@ -335,7 +333,7 @@ def check_user(request: Request, *user_ids: str) -> None:
     key: Key = request.state.key
     if not all(user_id.startswith(key.user_prefix) for user_id in user_ids):
         message = f"The key {key.name!r} reaches only users whose ids begin with {key.user_prefix!r}."
-        raise Problem(problems.FORBIDDEN, message)
+        raise Problem(schemas.FORBIDDEN, message)
 
 
 async def check_user_of_address(request: Request) -> None:

@@ -19,8 +19,7 @@ from trsr.data.values import id_fault
 from trsr.errors import OverloadedError
 from trsr.serve import views
 from trsr.serve.middleware import COOKIE, PAGE_SCOPES, check_key, check_user
-from trsr.serve.problems import BAD_REQUEST, INVALID, KEY_PATH, WRONG_ORIGIN, Problem
-from trsr.serve.schemas import MAX_NOTES, EventIn
+from trsr.serve.schemas import BAD_REQUEST, INVALID, KEY_PATH, MAX_NOTES, WRONG_ORIGIN, EventIn, Problem
 from trsr.serve.service import Service, unknown_user
 from trsr.serve.settings import SESSION_SECONDS, Keys
 from trsr.serve.views import ASSETS, PAGE_HEADERS, Asset, ItemView, link, render, render_part

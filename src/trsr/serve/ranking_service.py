@@ -20,7 +20,7 @@ from trsr.recommend.ranker import ModelRequest, RankRequest, RerankRequest, Scor
 from trsr.recommend.recommender import Recommender, named
 from trsr.recommend.retrieval import Retriever
 from trsr.serve.model_queue import ModelQueue, n_read_at_most
-from trsr.serve.problems import TOO_LARGE, UNKNOWN_FIELDS, UNKNOWN_ITEMS, UNKNOWN_MODEL, Problem
+from trsr.serve.schemas import TOO_LARGE, UNKNOWN_FIELDS, UNKNOWN_ITEMS, UNKNOWN_MODEL, Problem
 from trsr.types import RankedItem
 
 

@@ -17,10 +17,10 @@ from starlette.responses import Response
 
 from trsr.errors import TrsrError
 from trsr.recommend.ranker import RerankRequest
-from trsr.serve import problems, schemas
+from trsr.serve import schemas
 from trsr.serve.middleware import Metrics, check_user
-from trsr.serve.problems import Problem, refusals
 from trsr.serve.ranking_service import RecommendRequest, Tokens
+from trsr.serve.schemas import Problem, refusals
 from trsr.serve.service import Service
 from trsr.types import Explanation, Item
 
@@ -97,13 +97,13 @@ class Readiness:
 
 
 def _not_ready(part: str, why: str) -> Problem:
-    return Problem(problems.NOT_READY, f"Not working: {part}. {why}", retry_after=5.0, part=part)
+    return Problem(schemas.NOT_READY, f"Not working: {part}. {why}", retry_after=5.0, part=part)
 
 
 def ranking_router(service: Service) -> APIRouter:
     """Return the routes `/v1/rerank`, `/v2/rerank` (the same) and `/v1/recommend`."""
     router = APIRouter(tags=["ranking"])
-    described = refusals(problems.UNKNOWN_MODEL, problems.TOO_LONG, problems.OVERLOADED)
+    described = refusals(schemas.UNKNOWN_MODEL, schemas.TOO_LONG, schemas.OVERLOADED)
 
     @router.post("/v1/rerank", responses=described)
     @router.post("/v2/rerank", responses=described)
@@ -136,11 +136,11 @@ def ranking_router(service: Service) -> APIRouter:
     @router.post(
         "/v1/recommend",
         responses=refusals(
-            problems.UNKNOWN_USER,
-            problems.UNKNOWN_ITEMS,
-            problems.UNKNOWN_FIELDS,
-            problems.TOO_LONG,
-            problems.OVERLOADED,
+            schemas.UNKNOWN_USER,
+            schemas.UNKNOWN_ITEMS,
+            schemas.UNKNOWN_FIELDS,
+            schemas.TOO_LONG,
+            schemas.OVERLOADED,
         ),
     )
     async def recommend(body: schemas.RecommendIn, request: Request) -> schemas.RecommendOut:
@@ -221,7 +221,7 @@ def items_router(service: Service) -> APIRouter:
     """Return the routes of `/v1/items`."""
     router = APIRouter(prefix="/v1/items", tags=["items"])
 
-    @router.put("", responses=refusals(problems.UNKNOWN_FIELDS))
+    @router.put("", responses=refusals(schemas.UNKNOWN_FIELDS))
     async def put_items(body: schemas.ItemsIn) -> schemas.ItemsOut:
         """Add or change items; they can be retrieved and ranked at once."""
         items = [Item(item.item_id, item.fields) for item in body.items]
@@ -229,12 +229,12 @@ def items_router(service: Service) -> APIRouter:
         n_items = len({item.item_id for item in body.items})
         return schemas.ItemsOut(n_added=n_added, n_changed=n_items - n_added)
 
-    @router.get("/{item_id:path}", responses=refusals(problems.UNKNOWN_ITEM))
+    @router.get("/{item_id:path}", responses=refusals(schemas.UNKNOWN_ITEM))
     def get_item(item_id: ItemId) -> schemas.ItemOut:
         """Return an item."""
         return schemas.ItemOut(item_id=item_id, fields=dict(service.item(item_id).fields))
 
-    @router.delete("/{item_id:path}", status_code=204, responses=refusals(problems.UNKNOWN_ITEM))
+    @router.delete("/{item_id:path}", status_code=204, responses=refusals(schemas.UNKNOWN_ITEM))
     async def delete_item(item_id: ItemId) -> None:
         """Delete an item, so that it is no longer retrieved, ranked or accepted in events.
 
@@ -258,7 +258,7 @@ def health_router(service: Service, metrics: Metrics) -> APIRouter:
         return schemas.Health()
 
     @router.head("/readyz", include_in_schema=False)
-    @router.get("/readyz", responses=refusals(problems.NOT_READY))
+    @router.get("/readyz", responses=refusals(schemas.NOT_READY))
     async def ready() -> schemas.Ready:
         """Check the database, the model and the profile updates.
 
@@ -296,7 +296,7 @@ def users_router(service: Service) -> APIRouter:
         page = found[: query.limit]
         return schemas.UsersOut(user_ids=page, after=page[-1] if len(found) > len(page) else None)
 
-    @router.post(_USER + "/events", status_code=202, responses=refusals(problems.UNKNOWN_ITEMS))
+    @router.post(_USER + "/events", status_code=202, responses=refusals(schemas.UNKNOWN_ITEMS))
     async def add_events(user_id: NewUserId, body: schemas.EventsIn) -> schemas.EventsOut:
         """Add events to a user's history; they are on disk when this returns.
 
@@ -310,12 +310,12 @@ def users_router(service: Service) -> APIRouter:
         ]
         return schemas.EventsOut(user_id=user_id, n_new=sum(new), events=answers)
 
-    @router.get(_USER, responses=refusals(problems.UNKNOWN_USER))
+    @router.get(_USER, responses=refusals(schemas.UNKNOWN_USER))
     def get_user(user_id: UserId) -> schemas.UserOut:
         """Return a user's history, blocks with summaries, notes, and all versions of the profile."""
         return service.user(user_id)
 
-    @router.put(_USER + "/notes", responses=refusals(problems.UNKNOWN_USER))
+    @router.put(_USER + "/notes", responses=refusals(schemas.UNKNOWN_USER))
     async def put_notes(user_id: UserId, body: schemas.NotesIn) -> schemas.NotesOut:
         """Replace a user's own notes, which rankings read first and updates never change.
 
@@ -323,7 +323,7 @@ def users_router(service: Service) -> APIRouter:
         """
         return await service.write(service.put_notes, user_id, body.text)
 
-    @router.delete(_USER, status_code=204, responses=refusals(problems.UNKNOWN_USER, problems.NOT_ERASED))
+    @router.delete(_USER, status_code=204, responses=refusals(schemas.UNKNOWN_USER, schemas.NOT_ERASED))
     async def delete_user(user_id: UserId) -> None:
         """Delete a user: events, notes, profiles, and the summaries that no other user has.
 

@@ -1,8 +1,9 @@
-"""Request and response bodies of the API; their docstrings appear in OpenAPI."""
+"""Request and response bodies of the API, whose docstrings appear in OpenAPI, and the kinds of errors."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
@@ -396,3 +397,74 @@ class Ready(Health):
     engine_failure: str | None = Field(
         description="Why the last profile update failed; null after a success. Rankings continue."
     )
+
+
+# Errors: problem details (RFC 9457). The detail may repeat the caller's ids, never texts.
+
+MEDIA_TYPE = "application/problem+json"
+KEY_PATH = "/page/key"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of error; clients should check its `type`."""
+
+    name: str
+    status: int
+    title: str
+
+    @property
+    def type(self) -> str:
+        """The URI that names this kind."""
+        return f"urn:trsr:problem:{self.name}"
+
+
+BAD_REQUEST = Kind("bad-request", 400, "The request cannot be read")
+WRONG_HOST = Kind("wrong-host", 400, "The server is not known by this name")
+UNAUTHORIZED = Kind("unauthorized", 401, "A key is needed")
+FORBIDDEN = Kind("forbidden", 403, "The key does not allow this")
+WRONG_ORIGIN = Kind("wrong-origin", 403, "The request comes from another site")
+NOT_FOUND = Kind("not-found", 404, "There is no such address")
+UNKNOWN_USER = Kind("unknown-user", 404, "The user is not known")
+UNKNOWN_ITEM = Kind("unknown-item", 404, "The item is not known")
+METHOD_NOT_ALLOWED = Kind("method-not-allowed", 405, "The address does not do this")
+REQUEST_TIMEOUT = Kind("request-timeout", 408, "The request did not arrive in time")
+TOO_LARGE = Kind("too-large", 413, "The request is too large")
+INVALID = Kind("invalid-request", 422, "The request is not as described")
+UNKNOWN_ITEMS = Kind("unknown-items", 422, "The catalogue does not have these items")
+UNKNOWN_FIELDS = Kind("unknown-fields", 422, "The items do not have these fields")
+UNKNOWN_MODEL = Kind("unknown-model", 422, "This model is not served")
+TOO_LONG = Kind("too-long", 422, "The texts do not fit the model's prompt")
+TOO_MANY_REQUESTS = Kind("too-many-requests", 429, "Too many requests")
+INTERNAL = Kind("internal", 500, "The server failed")
+MODEL_FAILED = Kind("model-failed", 500, "The model gives no usable answer")
+OVERLOADED = Kind("overloaded", 503, "The server is busy")
+DATABASE_FAILED = Kind("database-failed", 503, "The database does not work")
+NOT_ERASED = Kind("not-erased", 503, "The deletion is not finished")
+STORAGE_FULL = Kind("storage-full", 507, "The server's disk is full")
+NOT_READY = Kind("not-ready", 503, "The server is not ready")
+
+
+class Problem(Exception):
+    """An error response; `more` are further members, for example the ids of unknown items."""
+
+    def __init__(self, kind: Kind, detail: str, *, retry_after: float | None = None, **more: Any) -> None:
+        super().__init__(detail)
+        self.kind, self.detail, self.retry_after, self.more = kind, detail, retry_after, more
+
+
+def is_page(path: str) -> bool:
+    """Return whether an address belongs to the page, whose errors are HTML, and not to the API."""
+    return path == "/" or path.startswith("/page/")
+
+
+def refusals(*kinds: Kind) -> dict[int | str, dict[str, Any]]:
+    """Describe an address's error responses for OpenAPI: the common ones and `kinds`."""
+    described: dict[int | str, dict[str, Any]] = {}
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    for kind in (BAD_REQUEST, UNAUTHORIZED, FORBIDDEN, TOO_LARGE, INVALID, TOO_MANY_REQUESTS, *kinds):
+        text = f"{kind.title} (`{kind.type}`)"
+        if kind.status in described:
+            text = f"{described[kind.status]['description']}; {text}"
+        described[kind.status] = {"description": text, "content": content}
+    return described

@@ -10,10 +10,18 @@ from typing import TypeVar, TypeVarTuple, Unpack
 from anyio import CapacityLimiter, to_thread
 from starlette.concurrency import run_in_threadpool
 
-from trsr.serve.problems import UNKNOWN_FIELDS, UNKNOWN_ITEM, UNKNOWN_USER, Problem
 from trsr.serve.profile_updater import ProfileUpdater
 from trsr.serve.ranking_service import RankingService, RecommendRequest, Tokens, UserContext
-from trsr.serve.schemas import BlockOut, EventIn, NotesOut, UserOut
+from trsr.serve.schemas import (
+    UNKNOWN_FIELDS,
+    UNKNOWN_ITEM,
+    UNKNOWN_USER,
+    BlockOut,
+    EventIn,
+    NotesOut,
+    Problem,
+    UserOut,
+)
 from trsr.serve.store import ServeStore
 from trsr.summarize.counted import counted_profile
 from trsr.summarize.user_plan import BoundSummarizer

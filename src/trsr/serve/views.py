@@ -21,9 +21,18 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.responses import HTMLResponse, Response
 
-from trsr.serve.problems import KEY_PATH, MEDIA_TYPE, UNAUTHORIZED, Problem, is_page
 from trsr.serve.ranking_service import RecommendRequest, UserContext
-from trsr.serve.schemas import BlockOut, NotesOut, ProfileOut, UserOut
+from trsr.serve.schemas import (
+    KEY_PATH,
+    MEDIA_TYPE,
+    UNAUTHORIZED,
+    BlockOut,
+    NotesOut,
+    Problem,
+    ProfileOut,
+    UserOut,
+    is_page,
+)
 from trsr.serve.service import Service
 from trsr.summarize.counted import field_values, word_changes
 from trsr.templating import sanitize_line
