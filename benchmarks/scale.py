@@ -129,11 +129,11 @@ def memory_mb() -> float:
 def measure_plan(work: Path, n: int, _: str | None) -> Facts:
     """Count calls and tokens of all users, as `trsr summarize --dry-run` does."""
     data = dataset(work, n)
-    summarizer, asked = bind_summarizer(data, SummaryConfig()), set[str]()
+    summarizer, requested = bind_summarizer(data, SummaryConfig()), set[str]()
     users, clock = histories_with_text(data), Clock()
     calls = to_make = tokens = 0
     while some := list(itertools.islice(users, USERS_AT_ONCE)):
-        total = forecast(some, summarizer, model_id="fake@1", n_tokens=n_words, asked=asked)
+        total = forecast(some, summarizer, model_id="fake@1", n_tokens=n_words, requested=requested)
         calls, to_make, tokens = (
             calls + total.n_calls,
             to_make + total.n_to_make,

@@ -204,7 +204,7 @@ def open_experiment(config: Path, out: Path, *changes: str) -> Experiment:
     return Experiment(RunFolder(out, load_config(config, changes), "trsr run"))
 
 
-def bench_of(content: dict[str, Any], out: Path) -> Experiment:
+def experiment_of(content: dict[str, Any], out: Path) -> Experiment:
     """Open a run folder with a configuration as `tiny_run` returns it."""
     file = out.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(content), encoding="utf-8")
@@ -229,7 +229,7 @@ def small_run(tiny_model: Path, tmp_path: Path) -> Callable[..., Experiment]:
 
     def make(name: str, **changes: Any) -> Experiment:
         small = {"train": None, "rankers": ["random", "bm25"], "summary": {"method": "counted"}}
-        return bench_of(tiny_run(tiny_model, **(small | changes)), tmp_path / name)
+        return experiment_of(tiny_run(tiny_model, **(small | changes)), tmp_path / name)
 
     return make
 

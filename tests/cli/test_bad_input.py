@@ -1,6 +1,6 @@
 """Bad input as a user meets it: one clear sentence and exit code 2, or a row in rejects.parquet.
 
-What is wrong with a configuration, a model or a run folder stands in `test_experiment`.
+Mistakes in a configuration, a model or a run folder are in `test_experiment`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`trsr compare`: what is printed, for people and machines, and what is refused."""
+"""`trsr compare`: output for people and machines, and refusals."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def test_a_dry_run_needs_no_summary_and_loads_no_model(
     assert not (tmp_path / "new" / "summaries.sqlite").exists()
 
 
-def test_evaluate_makes_metrics_and_report_anew(trsr: Trsr, run: Path) -> None:
+def test_evaluate_makes_metrics_and_report_again(trsr: Trsr, run: Path) -> None:
     before = (run / "metrics.json").read_bytes()
     for name in ("metrics.json", "report.html"):
         (run / name).unlink()
@@ -102,7 +102,7 @@ def test_evaluate_makes_metrics_and_report_anew(trsr: Trsr, run: Path) -> None:
     assert (run / "report.html").exists()
 
 
-def test_a_report_made_anew_names_every_command_and_what_differed(trsr: Trsr, run: Path) -> None:
+def test_a_report_made_again_names_every_command_and_each_difference(trsr: Trsr, run: Path) -> None:
     (first,) = json.loads((run / "env.json").read_text())
     (run / "env.json").write_text(json.dumps([first | {"commit": "0123456789ab"}]))
     assert trsr("evaluate", run).code == 0
@@ -131,7 +131,7 @@ FILES = (
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_damaged_file_of_a_run_is_named_and_made_anew_once_it_is_removed(
+def test_a_damaged_file_of_a_run_is_named_and_made_again_once_it_is_removed(
     trsr: Trsr, config_file: Path, run: Path, name: str
 ) -> None:
     file, whole = run / name, (run / name).read_bytes()
@@ -142,7 +142,7 @@ def test_a_damaged_file_of_a_run_is_named_and_made_anew_once_it_is_removed(
     answer = trsr("run", config_file, "--out", run)
     assert answer.code == 0
     if name not in ("stages.json", "env.json"):
-        assert f"{name} is gone: this stage and those after it run again" in answer.err
+        assert f"{name} is missing: this stage and all later ones run again" in answer.err
     if name not in ("stages.json", "env.json", "training.json", "model/adapter_model.safetensors"):
         assert file.read_bytes() == whole
 

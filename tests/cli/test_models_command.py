@@ -1,4 +1,4 @@
-"""`trsr models` shows what is there and what a name stands for."""
+"""`trsr models` lists models and resolves names."""
 
 import json
 from pathlib import Path

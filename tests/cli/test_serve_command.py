@@ -1,4 +1,4 @@
-"""`trsr serve` refuses what is unsafe or unknown in one line."""
+"""`trsr serve` refuses unsafe or unknown options in one line."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def test_garbage_is_counted_first_and_removed_on_demand(trsr: Trsr, file: Path) 
     [
         (["stats", "no.sqlite"], "There is no summary store no.sqlite; check the path."),
         (["stats", "mysql://me:pw@h/d"], "store: found 'mysql://me@h/d', expected a file or postgresql://"),
-        (["gc", "FILE"], "Nothing says which rows are garbage; give --failed, --model"),
+        (["gc", "FILE"], "No rows are selected; give --failed, --model"),
         (["import", "no.parquet", "FILE"], "no.parquet cannot be read as Parquet"),
         (["import", "no.sqlite", "FILE"], "There is no summary store no.sqlite"),
     ],

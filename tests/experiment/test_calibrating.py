@@ -82,13 +82,13 @@ def test_killed_between_parts_it_scores_only_what_is_missing(
 ) -> None:
     (experiment.folder.path / "valid_scores.parquet").unlink()
     monkeypatch.setattr(ranking, "EXAMPLES_A_PART", 1)
-    asked: list[str] = []
+    scored: list[str] = []
     whole, stop_after = score_table, 2
 
     def counted(ranker: Any, examples: Any, name: str | None = None) -> pl.DataFrame:
-        if len(asked) == stop_after:
+        if len(scored) == stop_after:
             raise KeyboardInterrupt
-        asked.extend(example.example_id for example in examples)
+        scored.extend(example.example_id for example in examples)
         return whole(ranker, examples, name)
 
     monkeypatch.setattr(ranking, "score_table", counted)
@@ -97,14 +97,14 @@ def test_killed_between_parts_it_scores_only_what_is_missing(
     assert len(list((experiment.folder.path / "valid_scores.parts").glob("*.parquet"))) == 2
     stop_after = 99
     calibrate(experiment)
-    assert asked == [example.example_id for example in experiment.splits.valid], "each is asked once"
+    assert scored == [example.example_id for example in experiment.splits.valid], "each is scored once"
     again, before = (
         pl.read_parquet(run / "valid_scores.parquet") for run in (experiment.folder.path, finished_run)
     )
     # Users that are read together may change each other's last digits, on some processors.
     assert_frame_equal(again, before, rel_tol=0, abs_tol=1e-5)
     calibrate(experiment)
-    assert len(asked) == 3, "scores that are there are read"
+    assert len(scored) == 3, "scores that are there are read"
 
 
 def test_without_training_or_validation_examples_nothing_is_scored(

@@ -199,7 +199,7 @@ def test_every_recipe_loads(file: Path, tmp_path: Path, monkeypatch: pytest.Monk
         monkeypatch.setenv(variable, str(tmp_path))
     config = load_config(file)
     assert config.name.replace("-", "_") == file.stem
-    # What is written into a run folder must mean the same when it is read again.
+    # A configuration must mean the same after it was written into a run folder.
     assert RunConfig.model_validate_json(config.model_dump_json()) == config
 
 
@@ -228,13 +228,13 @@ def test_differences_name_every_setting_that_differs() -> None:
 def test_grounded_summaries_of_a_server_need_its_grammar(tmp_path: Path) -> None:
     server = {"kind": "openai", "base_url": "http://127.0.0.1:1/v1", "model": "m"}
     wanted = (
-        "engine.grammar: is missing, and grounded summaries need it; set it to llama.cpp, vllm or sglang, "
-        "whichever the server is, or summary.grounded to false."
+        "engine.grammar: is missing, and grounded summaries need it; set it to the server's kind, "
+        "llama.cpp, vllm or sglang, or summary.grounded to false."
     )
     free = good(engine=server, summary={"method": "recurrent"})
     assert problems(tmp_path, free, "summary.grounded=true") == [wanted]
-    assert problems(tmp_path, free, "variants={held: {summary.grounded: true}}") == [
-        f"variants.held: {wanted}"
+    assert problems(tmp_path, free, "variants={grounded: {summary.grounded: true}}") == [
+        f"variants.grounded: {wanted}"
     ]
     for fine in ("engine.grammar=vllm", "summary.method=counted", "engine={kind: fake}"):
         assert load(tmp_path, free, "summary.grounded=true", fine).summary.grounded

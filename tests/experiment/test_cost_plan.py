@@ -1,4 +1,4 @@
-"""`trsr plan` and `trsr summarize --dry-run` say what a run then does; nothing is asked or written."""
+"""`trsr plan` and `trsr summarize --dry-run` match the run that follows, and write nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two engines are asked the same prompts of a run, and what differs is found."""
+"""Two engines score the same prompts of a run, and their differences are found."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_transformers_and_llama_cpp_agree_on_the_embedded_model(experiment: Expe
     found = compare_engines(experiment, cpu, LlamaCppEngine(threads=1), n_prompts=4, tolerance=0.5)
     assert found.same_tokens == 1.0
     assert found.agrees
-    assert found.max_difference > 0  # the one computes with 4 bits, the other with what they stand for
+    assert found.max_difference > 0  # the one computes with 4 bits, the other with their decoded values
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a run records of its profiles and of its examples' features."""
+"""A run records the quality of its profiles and the features of its examples."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from trsr.experiment.stages import run_stages
 from trsr.summarize.counted import field_values, title_words
 
 TITLE = "Profile quality"
-Bench = Callable[..., Experiment]
+MakeExperiment = Callable[..., Experiment]
 
 
 @pytest.fixture
-def experiment(small_run: Bench) -> Bench:
+def experiment(small_run: MakeExperiment) -> MakeExperiment:
     """Makes or opens the run of a method, ranked without a language model."""
 
     def make(method: str, run: bool = True) -> Experiment:
@@ -55,7 +55,7 @@ def read(experiment: Experiment) -> tuple[dict[str, Any], str]:
     return metrics, (folder / "report.html").read_text()
 
 
-def test_metrics_and_reports_tell_what_written_profiles_are_worth(experiment: Bench) -> None:
+def test_metrics_and_reports_tell_what_written_profiles_are_worth(experiment: MakeExperiment) -> None:
     metrics, page = read(experiment("recurrent"))
     found = metrics["profiles"]
     assert (found["method"], found["examples"]) == ("recurrent", 12)
@@ -67,14 +67,14 @@ def test_metrics_and_reports_tell_what_written_profiles_are_worth(experiment: Be
     assert "auc_gain" in page
 
 
-def test_invented_profiles_are_listed_with_their_words_in_a_folded_table(experiment: Bench) -> None:
+def test_invented_profiles_are_listed_with_their_words_in_a_folded_table(experiment: MakeExperiment) -> None:
     made = experiment("recurrent")
     file = made.folder.path / "profiles.parquet"
     first = made.splits.test[0].example_id
     text = "This person likes Zorblax <b>and</b> Quuxville."
     invented = pl.when(pl.col("example_id") == first).then(pl.lit(text)).otherwise(pl.col("text"))
     pl.read_parquet(file).with_columns(invented.alias("text")).write_parquet(file)
-    # Without the store nobody can tell that it was not written so; with it the leakage check would.
+    # Without the store the change cannot be found; with it the leakage check finds it.
     Path(made.store_place).unlink()
     again = experiment("recurrent", run=False)
     evaluate_scores(again)
@@ -86,13 +86,15 @@ def test_invented_profiles_are_listed_with_their_words_in_a_folded_table(experim
     assert "<b>and" not in page
 
 
-def test_without_profiles_the_section_is_left_out(experiment: Bench) -> None:
+def test_without_profiles_the_section_is_left_out(experiment: MakeExperiment) -> None:
     metrics, page = read(experiment("none"))
     assert "profiles" not in metrics
     assert TITLE not in page
 
 
-def test_a_counted_profile_is_wholly_grounded_and_has_no_summaries_of_blocks(experiment: Bench) -> None:
+def test_a_counted_profile_is_wholly_grounded_and_has_no_summaries_of_blocks(
+    experiment: MakeExperiment,
+) -> None:
     found = read(experiment("counted"))[0]["profiles"]
     assert found["measures"]["grounding"]["value"] == 1
     assert found["measures"]["coverage"]["value"] > 0.3
@@ -100,24 +102,26 @@ def test_a_counted_profile_is_wholly_grounded_and_has_no_summaries_of_blocks(exp
     assert found["worst"] == []
 
 
-def test_only_the_summaries_of_blocks_are_compared_with_one_another(experiment: Bench) -> None:
+def test_only_the_summaries_of_blocks_are_compared_with_one_another(experiment: MakeExperiment) -> None:
     made = experiment("hierarchical")
     source_of = evaluating._source_maker(made)
     for example in made.splits.test:
         n_blocks = len(made.summarizer.blocks(example.history))
         assert n_blocks > 1
         assert list(source_of(example).versions) == made.summary_texts[example.example_id][:n_blocks]
-        assert len(made.summary_texts[example.example_id]) > n_blocks, "a merge stands behind them"
+        assert len(made.summary_texts[example.example_id]) > n_blocks, "a merge follows them"
 
 
-def test_the_frame_is_the_templates_own_words_without_its_worked_examples(experiment: Bench) -> None:
+def test_the_frame_is_the_templates_own_words_without_its_worked_examples(experiment: MakeExperiment) -> None:
     frame = profile_frame(experiment("recurrent"))
     assert {fold(word) for word in ("known", "before", "products", "title")} <= frame.words
     assert fold("Coilguard") in frame.example_words - frame.words
     assert frame.prefill == "This shopper buys"
 
 
-def test_without_bm25s_the_rest_is_still_measured(experiment: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_bm25s_the_rest_is_still_measured(
+    experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def missing(*_: object) -> None:
         raise MissingExtraError("bm25s", "baselines")
 
@@ -131,14 +135,14 @@ def test_without_bm25s_the_rest_is_still_measured(experiment: Bench, monkeypatch
 
 def test_every_test_example_has_its_traits(finished: Experiment) -> None:
     features = example_features(finished)
-    met = finished.splits.training_events["item_id"].to_list()
+    items = finished.splits.training_events["item_id"].to_list()
     catalogue, fields = finished.dataset.catalogue(), finished.dataset.info.category_fields
     assert len(features) == 12
     for example in finished.splits.test:
         one = features[example.example_id]
         target = example.candidates[example.labels.index(1)]
         assert one.history_length == len(example.history)
-        assert one.target_count == met.count(target)
+        assert one.target_count == items.count(target)
         assert one.shift == interest_shift([field_values(catalogue[i], fields) for i in example.history])
     assert len({one.shift for one in features.values()}) > 3
     assert len({one.target_count for one in features.values()}) > 1

@@ -1,4 +1,4 @@
-"""A run folder belongs to one configuration, and what stands in it is whole."""
+"""A run folder belongs to one configuration, and its files are complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The forecast of summaries is what a run then does, call by call and token by token."""
+"""The forecast of summaries equals the run that follows, call by call and token by token."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ def planned(
     histories: list[History],
     summarizer: BoundSummarizer,
     store: TextStore | None = None,
-    asked: set[str] | None = None,
+    requested: set[str] | None = None,
     model_id: str = "fake@1",
 ) -> Forecast:
-    return forecast(histories, summarizer, model_id=model_id, n_tokens=n_words, store=store, asked=asked)
+    return forecast(
+        histories, summarizer, model_id=model_id, n_tokens=n_words, store=store, requested=requested
+    )
 
 
 def run(histories: list[History], summarizer: BoundSummarizer, store: TextStore) -> SummaryProgress:
@@ -103,10 +105,10 @@ def test_forecast_returns_the_profiles_that_are_known(method: str) -> None:
         assert set(planned(HISTORIES, summarizer).profiles) == {None}
 
 
-def test_forecast_counts_calls_asked_before_as_known() -> None:
-    summarizer, asked = bind_summarizer("recurrent"), set[str]()
-    first, again = (planned(HISTORIES, summarizer, None, asked) for _ in range(2))
-    assert len(asked) == first.n_to_make
+def test_forecast_counts_calls_requested_before_as_known() -> None:
+    summarizer, requested = bind_summarizer("recurrent"), set[str]()
+    first, again = (planned(HISTORIES, summarizer, None, requested) for _ in range(2))
+    assert len(requested) == first.n_to_make
     assert (again.n_calls, again.n_to_make) == (first.n_calls, 0)
 
 

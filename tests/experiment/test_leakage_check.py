@@ -135,7 +135,7 @@ def test_each_point_of_a_users_history_has_its_own_profile(
     experiment = small_run("run", protocol={**protocol, "negatives": negatives})
     run_stages(experiment)
     in_two = {e.user_id for e in experiment.splits.valid} & {e.user_id for e in experiment.splits.test}
-    assert in_two, "users are asked in several stretches"
+    assert in_two, "users are ranked in several stretches"
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["leakage"]["found"] == 0
     for example in [*experiment.splits.valid, *experiment.splits.test]:
         profile = experiment.summarizer.profile_without_llm(History(example.user_id, example.history)).text

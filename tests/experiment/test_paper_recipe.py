@@ -1,4 +1,4 @@
-"""The paper's recipe on MIND, as it stands but for sizes and models, runs from raw files to the report."""
+"""The paper's recipe on MIND, with other sizes and models, runs from raw files to the report."""
 
 import json
 import random

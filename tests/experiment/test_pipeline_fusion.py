@@ -1,4 +1,4 @@
-"""Fusion in a run: fitted on validation examples alone, the language model asked no second time."""
+"""Fusion in a run: fitted on validation examples alone, without a second call of the language model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def experiment(experiment: Experiment) -> Experiment:
 def test_it_is_ranked_last_reads_what_llm_ranked_and_saves_its_weights(
     experiment: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ranking, "_llm_ranker", lambda *_: pytest.fail("the language model was asked again"))
+    monkeypatch.setattr(ranking, "_llm_ranker", lambda *_: pytest.fail("the language model was called again"))
     rank_candidates(experiment)
     scores = pl.read_parquet(experiment.folder.path / "scores.parquet")
     assert scores["ranker"].unique(maintain_order=True).to_list() == ["fusion", "bm25", "llm"]

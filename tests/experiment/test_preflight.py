@@ -1,4 +1,4 @@
-"""What is wrong with a model is found out before hours of work, and only where the model is used."""
+"""Mistakes in a model are found before hours of work, and only if the model is used."""
 
 from __future__ import annotations
 
@@ -124,9 +124,7 @@ def test_a_plan_is_refused_as_the_run_would_be(tiny_model: Path) -> None:
     unknown = tiny(Path("OWNER/NAME"), engine={"kind": "transformers", "model": "OWNER/NAME"})
     notes = plan_experiment(unknown, rates=rates)["notes"]
     assert any(note.startswith("The model 'OWNER/NAME' is not on this machine") for note in notes)
-    assert any(
-        note.startswith("The store is not looked into: The tokenizer of 'OWNER/NAME'") for note in notes
-    )
+    assert any(note.startswith("The store is not read: The tokenizer of 'OWNER/NAME'") for note in notes)
 
 
 def test_a_server_that_reads_less_than_the_prompts_is_refused() -> None:

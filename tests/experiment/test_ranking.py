@@ -1,4 +1,4 @@
-"""Ranking in parts: what is there stays, what does not fit is refused; `--dry-run` shows the prompt."""
+"""Ranking in parts: existing parts are kept, foreign ones refused; `--dry-run` shows the prompt."""
 
 from __future__ import annotations
 

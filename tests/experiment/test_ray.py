@@ -30,7 +30,7 @@ N_KILLS = 3
 DELAY = 0.05
 """Seconds of a call, in tests that kill."""
 COLUMNS = "key, text, error, model, template_hash, item_ids, n_prompt_tokens, n_generated_tokens"
-# What `trsr summarize --runner ray` calls, with an engine that takes its time and notes what it is asked.
+# The call of `trsr summarize --runner ray`, with a slow engine that records its prompts.
 DRIVER = """
 import sys
 from pathlib import Path

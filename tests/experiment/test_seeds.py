@@ -22,7 +22,7 @@ RUN = {"train": None, "rankers": ["random", "popularity", "bm25"]}
 
 
 def run(out: Path, n: int = 2, first: int = 7, **changes: object) -> list[str]:
-    """Run seeds without a language model for ranking; return what was said."""
+    """Run seeds without a language model for ranking; return the notifications."""
     said: list[str] = []
 
     def open_experiment(seed: int, folder: Path) -> Experiment:

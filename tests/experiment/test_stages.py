@@ -1,4 +1,4 @@
-"""A whole experiment in seconds: what it leaves, that it repeats to the byte, that nothing is done twice."""
+"""A whole experiment in seconds: its files, byte-exact repetition, and no work done twice."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trsr.experiment.experiment import Experiment
 from trsr.experiment.stages import FILES, STAGES, run_stages
 from trsr.recommend.model_folder import read_adapter_info
 
-Bench = Callable[..., Experiment]
+MakeExperiment = Callable[..., Experiment]
 RANKERS = ("random", "popularity", "recency", "bm25", "llm_zero_shot", "llm")
 
 
@@ -191,7 +191,7 @@ def test_a_kill_while_checkpoints_are_removed_does_not_train_again(
 
 
 @pytest.mark.parametrize("method", ["none", "counted", "hierarchical"])
-def test_every_method_of_summaries_serves(small_run: Bench, method: str) -> None:
+def test_every_method_of_summaries_serves(small_run: MakeExperiment, method: str) -> None:
     made = small_run(method, summary={"method": method})
     run_stages(made)
     assert not (made.folder.path / "model").exists()
@@ -199,12 +199,12 @@ def test_every_method_of_summaries_serves(small_run: Bench, method: str) -> None
     assert all(texts) if method != "none" else not any(texts)
 
 
-def test_the_impressions_protocol_serves(small_run: Bench, tmp_path: Path) -> None:
+def test_the_impressions_protocol_serves(small_run: MakeExperiment, tmp_path: Path) -> None:
     run_stages(small_run("shown", protocol={"kind": "impressions", "n_valid": 4, "n_test": 8}))
     assert set(json.loads((tmp_path / "shown" / "metrics.json").read_text())["rankers"]) == {"random", "bm25"}
 
 
-def test_a_dataset_folder_is_taken_as_it_is(small_run: Bench, tmp_path: Path) -> None:
+def test_a_dataset_folder_is_taken_as_it_is(small_run: MakeExperiment, tmp_path: Path) -> None:
     run_stages(small_run("first"), "data")
     before = sorted((p.name, p.stat().st_mtime_ns) for p in (tmp_path / "first" / "data").iterdir())
     run_stages(small_run("second", data={"kind": "folder", "path": str(tmp_path / "first" / "data")}))
@@ -216,7 +216,9 @@ def test_a_dataset_folder_is_taken_as_it_is(small_run: Bench, tmp_path: Path) ->
     ).read_bytes()
 
 
-def test_a_run_whose_dataset_was_changed_meanwhile_is_refused(small_run: Bench, tmp_path: Path) -> None:
+def test_a_run_whose_dataset_was_changed_meanwhile_is_refused(
+    small_run: MakeExperiment, tmp_path: Path
+) -> None:
     data = tmp_path / "made" / "data"
     run_stages(small_run("made"), "data")
     run_stages(small_run("run", data={"kind": "folder", "path": str(data)}), "examples")

@@ -50,7 +50,7 @@ def kill(moment: str, value: object, config: Path, run: Path) -> None:
 
 
 def run_calls(config: Path, run: Path) -> dict[str, object]:
-    """Run the command to its end and return what it printed."""
+    """Run the command to its end and return its output."""
     process = start(config, run)
     out, err = process.communicate(timeout=500)
     assert process.returncode == 0, err

@@ -1,4 +1,4 @@
-"""`trsr train` by several processes: the job script, the run it leaves, and what is refused beforehand."""
+"""`trsr train` by several processes: the job script, its run, and refusals before training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from polars.testing import assert_frame_equal
 from trsr.errors import ConfigError, OutputError
 from trsr.experiment.config import RunConfig
 from trsr.experiment.run_folder import RunFolder
-from trsr.experiment.stages import check_processes, train_together
+from trsr.experiment.stages import check_processes, train_distributed
 
 SBATCH = ROOT / "configs" / "accelerate" / "two_nodes.sbatch"
 CHEAP = {"summary": {"method": "none"}, "rankers": ["llm"]}
@@ -92,5 +92,5 @@ def test_a_run_folder_that_a_process_does_not_see_is_one_sentence(tiny_model: Pa
         return RunFolder(tmp_path / "mine", config(tiny_model), "trsr train")
 
     with pytest.raises(OutputError, match="Process 0 does not see") as caught:
-        train_together(tmp_path / "shared", elsewhere)
+        train_distributed(tmp_path / "shared", elsewhere)
     assert "\n" not in str(caught.value)

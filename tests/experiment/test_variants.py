@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 import yaml
-from conftest import bench_of, tiny_run
+from conftest import experiment_of, tiny_run
 
 from trsr.errors import ConfigError, RunMismatchError
 from trsr.experiment import ranking, stages
@@ -33,7 +33,7 @@ RANKERS = ["random", "llm"]
 
 
 def open_run(model: Path, out: Path, **changes: Any) -> Experiment:
-    return bench_of(tiny_run(model, **({"train": TRAIN, "rankers": RANKERS} | changes)), out)
+    return experiment_of(tiny_run(model, **({"train": TRAIN, "rankers": RANKERS} | changes)), out)
 
 
 VARIANTS: dict[str, Any] = {
@@ -149,17 +149,17 @@ def test_a_finished_run_takes_more_rankers_and_variants_and_asks_only_those(
     out = tmp_path / "run"
     run_stages(open_run(tiny_model, out))
     before = margins(out, "llm")
-    asked: list[str] = []
+    ranked: list[str] = []
     real = ranking.make_ranker
 
     def note(experiment: Experiment, name: Any, **how: Any) -> Any:
-        asked.append(f"{experiment.folder.path.name}:{name}")
+        ranked.append(f"{experiment.folder.path.name}:{name}")
         return real(experiment, name, **how)
 
     monkeypatch.setattr(ranking, "make_ranker", note)
     more = {"rankers": ["popularity", *RANKERS], "variants": {"no_profile": {"summary.method": "none"}}}
     run_stages(open_run(tiny_model, out, **more))
-    assert asked == ["no_profile:llm", "no_profile:llm", "run:popularity"]  # validation, test
+    assert ranked == ["no_profile:llm", "no_profile:llm", "run:popularity"]  # validation, test
     assert margins(out, "llm") == before
     assert set(json.loads((out / "metrics.json").read_text())["rankers"]) == {
         "popularity",
@@ -168,7 +168,7 @@ def test_a_finished_run_takes_more_rankers_and_variants_and_asks_only_those(
     }
 
 
-def test_other_settings_of_a_baseline_that_was_asked_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+def test_other_settings_of_a_baseline_that_was_finished_are_refused(tiny_model: Path, tmp_path: Path) -> None:
     open_run(tiny_model, tmp_path / "run", rankers=["embedding"])
     with pytest.raises(RunMismatchError, match=r"baselines\.embedding"):
         open_run(
@@ -178,10 +178,10 @@ def test_other_settings_of_a_baseline_that_was_asked_are_refused(tiny_model: Pat
     open_run(tiny_model, tmp_path / "run", rankers=["embedding"], baselines=other)
 
 
-def test_a_variant_that_would_be_asked_something_else_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_variant_with_other_test_examples_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     changes = {"variants": {"easier": {"protocol.negatives.n_test": 3}}}
     experiment = open_run(tiny_model, tmp_path / "run", train=None, rankers=["llm_zero_shot"], **changes)
-    with pytest.raises(ConfigError, match=r"variants\.easier: its test examples are not those of the run"):
+    with pytest.raises(ConfigError, match=r"variants\.easier: its test examples differ from the run's"):
         run_stages(experiment)
 
 
@@ -212,22 +212,22 @@ MIXED = TRAIN | {
 
 
 @pytest.fixture(scope="module")
-def asked(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     folder = tmp_path_factory.mktemp("kinds")
     content = tiny_run(tiny_model, train=MIXED, rankers=["random", *OWN_MODEL])
-    experiment = bench_of(content, folder / "run")
+    experiment = experiment_of(content, folder / "run")
     run_stages(experiment)
     return experiment
 
 
-def test_each_kind_is_read_with_its_own_text(asked: Experiment) -> None:
-    scores = pl.read_parquet(asked.folder.path / "scores.parquet")
-    texts = {"own": asked.profiles, "counted": asked.counted_profiles, "none": dict[str, str]()}
+def test_each_kind_is_read_with_its_own_text(finished: Experiment) -> None:
+    scores = pl.read_parquet(finished.folder.path / "scores.parquet")
+    texts = {"own": finished.profiles, "counted": finished.counted_profiles, "none": dict[str, str]()}
     seen = []
     for name, kind in OWN_MODEL.items():
         rows = scores.filter(ranker=name)
-        for example in asked.splits.test:
-            built = asked.builder.build(
+        for example in finished.splits.test:
+            built = finished.builder.build(
                 example.history, texts[kind].get(example.example_id, ""), example.candidates
             )
             lengths = [len(built.group.prefix) + len(suffix) for suffix in built.group.suffixes]
@@ -236,8 +236,8 @@ def test_each_kind_is_read_with_its_own_text(asked: Experiment) -> None:
     assert seen[0] != seen[1] != seen[2] != seen[0]
 
 
-def test_all_kinds_have_the_calibration_of_their_one_model(asked: Experiment) -> None:
-    scores = pl.read_parquet(asked.folder.path / "scores.parquet")
+def test_all_kinds_have_the_calibration_of_their_one_model(finished: Experiment) -> None:
+    scores = pl.read_parquet(finished.folder.path / "scores.parquet")
     calibration = Calibration("platt", a=2.0, b=1.0)
     calibrated = ranking._calibrated(scores, calibration)
     own = pl.col("ranker").is_in(list(OWN_MODEL))
@@ -246,45 +246,45 @@ def test_all_kinds_have_the_calibration_of_their_one_model(asked: Experiment) ->
     assert calibrated.filter(~own).equals(scores.filter(~own), null_equal=True)
 
 
-def test_what_the_profile_adds_is_asked_of_the_same_weights(asked: Experiment) -> None:
-    assert profile_pair(asked.config) == ("llm", "llm_no_profile")
-    metrics = json.loads((asked.folder.path / "metrics.json").read_text())
+def test_profile_pair_compares_the_same_weights(finished: Experiment) -> None:
+    assert profile_pair(finished.config) == ("llm", "llm_no_profile")
+    metrics = json.loads((finished.folder.path / "metrics.json").read_text())
     assert {"llm", "llm_no_profile"} in [{c["a"], c["b"]} for c in metrics["comparisons"]]
 
 
-def test_training_shows_every_user_the_kind_that_was_drawn(asked: Experiment) -> None:
-    assert asked.config.train is not None
-    epochs = stages._epochs(asked, asked.config.train)
-    mix, train = asked.config.train.profiles, asked.splits.train
+def test_training_shows_every_user_the_kind_that_was_drawn(finished: Experiment) -> None:
+    assert finished.config.train is not None
+    epochs = stages._epochs(finished, finished.config.train)
+    mix, train = finished.config.train.profiles, finished.splits.train
     for epoch in (0, 1):
         epochs.set_epoch(epoch)
-        kinds = [profile_kind(mix, asked.config.seed, e.example_id, epoch) for e in train]
+        kinds = [profile_kind(mix, finished.config.seed, e.example_id, epoch) for e in train]
         assert len(set(kinds)) > 1
         for place, (example, kind) in enumerate(zip(train, kinds, strict=True)):
-            text = "" if kind == "none" else asked.profiles_as(kind)[example.example_id]
-            prefix = asked.builder.build(example.history, text, example.candidates).group.prefix
+            text = "" if kind == "none" else finished.profiles_as(kind)[example.example_id]
+            prefix = finished.builder.build(example.history, text, example.candidates).group.prefix
             assert epochs[place, 1.0][0].group.prefix == prefix
 
 
-def test_profiles_are_written_for_those_examples_only_that_are_shown_with_one(asked: Experiment) -> None:
-    assert asked.config.train is not None
-    mix, splits = asked.config.train.profiles, asked.splits
+def test_profiles_are_written_for_those_examples_only_that_are_shown_with_one(finished: Experiment) -> None:
+    assert finished.config.train is not None
+    mix, splits = finished.config.train.profiles, finished.splits
     shown = {
         e.example_id
         for e in splits.train
-        if "own" in [profile_kind(mix, asked.config.seed, e.example_id, epoch) for epoch in (0, 1)]
+        if "own" in [profile_kind(mix, finished.config.seed, e.example_id, epoch) for epoch in (0, 1)]
     }
     assert 0 < len(shown) < len(splits.train)
-    assert set(asked.profiles) == shown | {e.example_id for e in [*splits.valid, *splits.test]}
-    assert asked.folder.stages()["summarize"]["profiles"] == len(asked.profiles)
+    assert set(finished.profiles) == shown | {e.example_id for e in [*splits.valid, *splits.test]}
+    assert finished.folder.stages()["summarize"]["profiles"] == len(finished.profiles)
 
 
-def test_without_fine_tuning_training_users_get_no_profile(asked: Experiment) -> None:
-    untrained = asked.config.model_copy(update={"train": None})
-    assert summarized(asked.splits, untrained) == [*asked.splits.valid, *asked.splits.test]
+def test_without_fine_tuning_training_users_get_no_profile(finished: Experiment) -> None:
+    untrained = finished.config.model_copy(update={"train": None})
+    assert summarized(finished.splits, untrained) == [*finished.splits.valid, *finished.splits.test]
 
 
-def test_a_model_is_not_asked_in_a_way_it_never_learned(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_model_is_not_finished_in_a_way_it_never_learned(tiny_model: Path, tmp_path: Path) -> None:
     train = MIXED | {"profiles": {"none": 0.4}}
     with pytest.raises(ConfigError, match=r"`llm_counted` .* train\.profiles\.counted a share"):
-        bench_of(tiny_run(tiny_model, train=train, rankers=list(OWN_MODEL)), tmp_path / "run")
+        experiment_of(tiny_run(tiny_model, train=train, rankers=list(OWN_MODEL)), tmp_path / "run")

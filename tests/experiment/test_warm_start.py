@@ -1,4 +1,4 @@
-"""Training that begins with the model of an earlier run: it goes on from there, and knows no answer."""
+"""Training that starts with the model of an earlier run: it continues from there, without leaks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trsr.recommend.model_folder import read_adapter_info
 
 
 def start(config: Path, out: Path, model: Path, *changes: str) -> Experiment:
-    """Open a run that begins with a model and asks for other negatives."""
+    """Open a run that starts with a model and draws other negatives."""
     wanted = [f"train.warm_start={model}", "protocol.negatives.kind=popularity", *changes]
     return open_experiment(config, out, *wanted)
 
@@ -28,7 +28,7 @@ def weights(model: Path) -> bytes:
     return (model / "adapter_model.safetensors").read_bytes()
 
 
-def test_no_epochs_take_the_model_as_it_is_and_calibrate_it_anew(
+def test_no_epochs_take_the_model_as_it_is_and_calibrate_it_again(
     config_file: Path, finished_run: Path, tmp_path: Path
 ) -> None:
     experiment = start(config_file, tmp_path / "run", finished_run / "model", "train.epochs=0")
@@ -40,8 +40,8 @@ def test_no_epochs_take_the_model_as_it_is_and_calibrate_it_anew(
     assert read_adapter_info(model).metrics["valid_recall_sum"] == log[0]["eval_recall_sum"]
     checked = json.loads((tmp_path / "run" / "metrics.json").read_text())["leakage"]["checked"]
     assert checked["examples_against_warm_start"] == 15
-    asked = pl.read_parquet(tmp_path / "run" / "profiles.parquet")
-    assert len(asked) == 15, "no profile is paid for that only training would show"
+    written = pl.read_parquet(tmp_path / "run" / "profiles.parquet")
+    assert len(written) == 15, "no profile is paid for that only training would show"
 
 
 def test_training_goes_on_from_the_model_and_cannot_end_worse(
@@ -72,7 +72,7 @@ def test_a_model_that_has_seen_a_target_is_refused(
     assert not (tmp_path / "run" / "model").exists()
 
 
-def test_a_model_of_which_nobody_can_tell_what_it_has_seen_is_refused(
+def test_a_model_without_the_examples_it_has_seen_is_refused(
     config_file: Path, finished_run: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(finished_run / "model", tmp_path / "alone" / "model")

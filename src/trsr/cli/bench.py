@@ -1,4 +1,4 @@
-"""`trsr bench`: each command measures one thing against the naive way and prints one JSON object."""
+"""`trsr bench`: each command compares one part with the naive way and prints one JSON object."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def bench_train(
 
 @app.command("summarize")
 def bench_summarize(
-    users: Annotated[int, typer.Option(min=1, help="Users, handed over all at once.")] = 16,
+    users: Annotated[int, typer.Option(min=1, help="Users, submitted all at once.")] = 16,
     in_flight: Annotated[
         int | None,
         typer.Option(min=1, help="Most calls an engine works on at the same time; its default if left out."),

@@ -37,7 +37,7 @@ def compare(
     pairs: Annotated[
         bool, typer.Option("--pairs", help="Show every pair, not only the best ranker's.")
     ] = False,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the resampling.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the resampling.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Compare the rankers of one or more runs, user by user, with corrected p-values.
@@ -55,7 +55,7 @@ def compare(
 
 
 def _print(metrics: Mapping[str, Any], *, pairs: bool) -> None:
-    """Print for each metric the best ranker with its lead over each other one, a verdict, and every pair."""
+    """Print a table per metric: the best ranker, its lead over each other one, and a verdict."""
     from trsr.evaluation.statistics import NOTE, format_interval, format_number, format_p, leaderboards
 
     def cell(value: float | None, ends: Sequence[float | None]) -> str:

@@ -25,7 +25,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 class _Kinds(TyperGroup):
-    """One command per kind of data, made when it is needed: the importers take long to load."""
+    """One command per kind of data, made when needed: the importers take long to load."""
 
     @property
     def commands(self) -> Any:
@@ -55,7 +55,7 @@ def _commands() -> Any:
 
 
 def _command(model: type[ImportOptions]) -> Callable[..., None]:
-    """Return a command whose options are the fields of a model, its own ones before those of all kinds."""
+    """Return a command whose options are the fields of a model, its own ones before the common ones."""
 
     def command(out: Path, overwrite: bool, as_json: bool, **options: Any) -> None:
         _import(model, options, out, overwrite, as_json)
@@ -134,7 +134,7 @@ def validate(
     from trsr.errors import DataError
 
     info: DatasetInfo | None = None
-    with suppress(DataError):  # it is a problem like others
+    with suppress(DataError):  # reported below with the other problems
         info = read_info(path)
     warnings = [] if info is None else import_warnings(info)
     if as_json:

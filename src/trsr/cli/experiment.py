@@ -36,7 +36,7 @@ PricePerMillion = Annotated[
     float | None, typer.Option(min=0, help="Money for a million tokens, read or written.")
 ]
 Within = Annotated[
-    float, typer.Option(min=0.01, help="Hours in which it must be done; says how many machines it takes.")
+    float, typer.Option(min=0.01, help="Hours in which all must be done; determines the number of machines.")
 ]
 Runner = Annotated[str, typer.Option(help="local, or ray: on the workers of a Ray cluster (extra `ray`).")]
 Concurrency = Annotated[
@@ -48,7 +48,7 @@ GpusPerWorker = Annotated[
     typer.Option(help="GPUs of each worker of --runner ray; 0 by default.", show_default=False),
 ]
 
-# Of the measures of probabilities ece is the one a person can read; logloss and brier are in the report.
+# Of the calibration metrics ece is the readable one; logloss and brier are in the report.
 SHOWN = ("recall@1", "recall@3", "recall@10", "mrr@5", "mrr@10", "auc", "ece")
 N_SHOWN = 6
 
@@ -98,7 +98,7 @@ def plan(
     config: ConfigFile,
     changes: Set = None,
     users: Annotated[
-        int | None, typer.Option(min=1, help="A shop of that many users, in place of the experiment's.")
+        int | None, typer.Option(min=1, help="Plan a shop of this many users, not the experiment.")
     ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="Count with this model's tokenizer; by default the engine's model.")
@@ -111,7 +111,7 @@ def plan(
     within: Within = 24.0,
     as_json: AsJson = False,
 ) -> None:
-    """Count the calls and tokens of every stage, and what they take: hours, machines, money, disk.
+    """Count the calls and tokens of every stage, and the hours, machines, money and disk they take.
 
     Texts in the configured `store` cost nothing.
 
@@ -155,8 +155,8 @@ def _open(config: Path, out: Path, changes: list[str] | None) -> Experiment:
 
     if distributed.count() > 1:
         raise ConfigError(
-            f"WORLD_SIZE: found {distributed.count()} processes, but only `trsr train` is done by several; "
-            "launch that, and this command without a launcher."
+            f"WORLD_SIZE: found {distributed.count()} processes, but only `trsr train` supports several; "
+            "start this command without a launcher."
         )
     return Experiment(_open_folder(load_config(config, changes or ()), out))
 
@@ -172,14 +172,14 @@ def _open_folder(chosen: RunConfig, out: Path) -> RunFolder:
     return RunFolder(out, chosen, "trsr " + shlex.join(map(hide_password, sys.argv[1:])))
 
 
-def _say(line: str) -> None:
+def _notify(line: str) -> None:
     typer.echo(line, err=True)
 
 
 def _run(experiment: Experiment, until: str) -> None:
     from trsr.experiment.stages import run_stages
 
-    run_stages(experiment, until, notify=_say)
+    run_stages(experiment, until, notify=_notify)
 
 
 def _print_metrics(out: Path, as_json: bool) -> None:
@@ -235,28 +235,28 @@ def run(
             return _open(config, folder, [*(changes or ()), f"seed={seed}"])
 
         first = load_config(config, changes or ()).seed  # the configured seed and those after it
-        run_seeds(out, open_experiment, range(first, first + seeds), notify=_say)
+        run_seeds(out, open_experiment, range(first, first + seeds), notify=_notify)
     _print_metrics(out, as_json)
 
 
 def train(config: ConfigFile, out: Out, changes: Set = None, as_json: AsJson = False) -> None:
     """Run an experiment up to the fine-tuned and calibrated model folder.
 
-    Several processes train together where a launcher starts them; `batch_size` stays users a step of all.
+    A launcher can start several processes that train together; they share the users of each batch.
 
     Example: trsr train configs/demo.yaml --out out/demo
 
     Example: accelerate launch --config_file configs/accelerate/ddp.yaml -m trsr train CONFIG --out OUT
     """
     from trsr.experiment.config import load_config
-    from trsr.experiment.stages import check_processes, train_together
+    from trsr.experiment.stages import check_processes, train_distributed
     from trsr.train import distributed
 
     chosen = load_config(config, changes or ())
     check_processes(chosen)
     if distributed.count() > 1:
         distributed.join(cpu=chosen.recommender.device == "cpu")
-    train_together(out, lambda: _open_folder(chosen, out), notify=_say)
+    train_distributed(out, lambda: _open_folder(chosen, out), notify=_notify)
     if not distributed.is_main():
         return
     info = (out / "model" / "trsr.json").read_text(encoding="utf-8")
@@ -268,7 +268,7 @@ def rank(
     out: Out,
     changes: Set = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show one prompt with its token counts; load no model.")
+        bool, typer.Option("--dry-run", help="Show one prompt with its token counts; no model is loaded.")
     ] = False,
     runner: Runner = "local",
     concurrency: Concurrency = None,

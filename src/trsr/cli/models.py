@@ -80,7 +80,7 @@ def resolve_model(name: Name, as_json: AsJson = False) -> None:
 
 @models_app.command("cache")
 def cache_model(name: Name, as_json: AsJson = False) -> None:
-    """Get a model ready for the engine `transformers`: download it, or de-quantise its GGUF file once.
+    """Prepare a model for the engine `transformers`: download it, or de-quantise its GGUF file once.
 
     Example: trsr models cache smollm2-135m
     """
@@ -97,22 +97,24 @@ def check(
         str | None, typer.Argument(metavar="[ENGINE_B]", help=_ENGINE_HELP, show_default=False)
     ] = None,
     run: Annotated[
-        Path | None, typer.Option(help="Two engines: run folder whose prompts are asked.", show_default=False)
+        Path | None, typer.Option(help="Two engines: run folder with the prompts.", show_default=False)
     ] = None,
     prompts: Annotated[int, typer.Option(min=2, help="Two engines: prompts of its test users.")] = 20,
     tolerance: Annotated[
         float,
-        typer.Option(min=0.0, help="Two engines: difference of two margins at which they agree, logits."),
+        typer.Option(
+            min=0.0, help="Two engines: largest difference of margins at which they agree, in logits."
+        ),
     ] = 0.5,
     template: Annotated[
         list[str] | None,
         typer.Option(
-            help="Ranking template to ask with, again for more; all built-in ones without.",
+            help="Ranking template; can be repeated. All built-in ones by default.",
             show_default=False,
         ),
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(min=32, help="Tokens of the longest prompt to come.", show_default=False)
+        int | None, typer.Option(min=32, help="Tokens of the longest prompt.", show_default=False)
     ] = None,
     dtype: Annotated[str, typer.Option(help="Precision of the model.")] = "auto",
     device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, ...")] = "auto",
@@ -120,7 +122,7 @@ def check(
 ) -> None:
     """Check whether a model can rank and write here; or, with two engines, whether they agree on a run.
 
-    Exit code 1 if a check fails. Nothing is written, and no server is asked.
+    Exit code 1 if a check fails. Nothing is written.
 
     Example: trsr models check meta-llama/Llama-2-7b-hf
     Example: trsr models check llm openai:tuned@http://127.0.0.1:8000/v1 --run out/demo

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 store_app = typer.Typer(
     name="store",
     no_args_is_help=True,
-    help="Look after a store of summaries: `trsr store stats RUN/summaries.sqlite`.",
+    help="Inspect and maintain a store of summaries: `trsr store stats RUN/summaries.sqlite`.",
 )
 
 PLACE = "A SQLite file or postgresql://USER:$PASSWORD@HOST/DATABASE; $NAME is an environment variable."
@@ -80,7 +80,7 @@ def import_store(
     place: Place,
     as_json: AsJson = False,
 ) -> None:
-    """Add the rows of a Parquet file or another store; texts that are there stay, so it can be repeated.
+    """Add the rows of a Parquet file or another store; existing texts are kept, so it can be repeated.
 
     Example: trsr store import out/demo/summaries.sqlite 'postgresql://trsr:$PASSWORD@db.example/trsr'
     """
@@ -103,11 +103,13 @@ def collect_garbage(
     failed: Annotated[bool, typer.Option("--failed", help="Failed calls only.")] = False,
     model: Annotated[str | None, typer.Option(help="Rows of this model id (see `stats`) only.")] = None,
     template: Annotated[str, typer.Option(help="Rows of this template hash only.", show_default=False)] = "",
-    older_than: Annotated[float | None, typer.Option(min=0, help="Rows of before N days only.")] = None,
+    older_than: Annotated[float | None, typer.Option(min=0, help="Rows older than N days only.")] = None,
     delete: Annotated[bool, typer.Option("--delete", help="Remove them, not only count.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Count, or with --delete remove, the rows that all the given options name; they can be paid for again.
+    """Count, or with --delete remove, the rows that match all given options.
+
+    Removed texts have to be paid for again.
 
     Example: trsr store gc out/demo/summaries.sqlite --failed --older-than 30 --delete
     """
@@ -117,9 +119,7 @@ def collect_garbage(
     before = inf if older_than is None else time() - older_than * SECONDS_A_DAY
     chosen = RowFilter(failed, model, template, before)
     if chosen == RowFilter():
-        raise ConfigError(
-            "Nothing says which rows are garbage; give --failed, --model, --template or --older-than."
-        )
+        raise ConfigError("No rows are selected; give --failed, --model, --template or --older-than.")
     with _open(place) as store:
         n_rows = store.remove(chosen) if delete else store.count(chosen)
         n_bytes = store.n_bytes()
@@ -127,7 +127,7 @@ def collect_garbage(
 
 
 def _open(place: str) -> Store:
-    """Open a store that is there already; a name with a typing mistake must not make a new file.
+    """Open an existing store; a mistyped name must not make a new file.
 
     Raises:
         DataError: there is no such file.
@@ -154,9 +154,9 @@ ENGINES = (
     "transformers (the faster local one, on GPUs and in batches on CPUs: see `trsr bench summarize`), "
     "llamacpp, openai or fake."
 )
-GROUNDED = "Summaries of phrases of the items only; for small models."
-GRAMMAR = "What the openai engine's server is: llama.cpp, vllm or sglang; for --grounded."
-IN_FLIGHT = "Most prompts in work at once. With 1, llamacpp's texts do not depend on other prompts."
+GROUNDED = "Build summaries from phrases of the items only; for small models."
+GRAMMAR = "Kind of the openai engine's server: llama.cpp, vllm or sglang; for --grounded."
+IN_FLIGHT = "Most prompts processed at once. With 1, llamacpp's texts do not depend on other prompts."
 DRY_RUN = "Count calls and tokens without a model (see `trsr plan`)."
 
 
@@ -171,7 +171,7 @@ def summarize(
     grammar: Annotated[str | None, typer.Option(help=GRAMMAR)] = None,
     in_flight: Annotated[int | None, typer.Option(min=1, help=IN_FLIGHT)] = None,
     store: Annotated[str | None, typer.Option(help=f"DATA/summaries.sqlite by default. {PLACE}")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many users.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N users.")] = None,
     show: Annotated[str | None, typer.Option(help="Only this user, with every block and summary.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help=DRY_RUN)] = False,
     runner: Runner = "local",
@@ -182,7 +182,7 @@ def summarize(
     within: Within = 24.0,
     as_json: AsJson = False,
 ) -> None:
-    """Write the preference profile of every user; what the store knows costs nothing.
+    """Write the preference profile of every user; texts in the store cost nothing.
 
     Example: trsr summarize data/mind --method recurrent --engine llamacpp --limit 100
     """
@@ -199,7 +199,7 @@ def summarize(
     chosen = settings(method, engine, model, base_url, block_size, grounded, grammar, in_flight)
     cluster = choose_runner(runner, concurrency, gpus_per_worker)
     if cluster is not None and show is not None:
-        raise ConfigError("--show reads one user in this process; leave --runner ray out.")
+        raise ConfigError("--show summarizes one user in this process; leave --runner ray out.")
     place = None if store is None else resolve_store_url(store)
     if dry_run:
         from trsr.experiment.cost_plan import Rates, plan_dataset, render

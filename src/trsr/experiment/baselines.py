@@ -30,20 +30,20 @@ Made = Callable[[Point], "FittedRanker"]
 
 
 class FittedRanker(Ranker, Protocol):
-    """A ranker that can count what is unknown to it."""
+    """A ranker that counts the users and items it does not know."""
 
     def facts(self, examples: Sequence[RankingExample]) -> dict[str, int]:
-        """Count what of the examples is unknown to it."""
+        """Count the unknown users and items of the examples."""
         ...
 
 
 def check_baselines(experiment: Experiment) -> None:
-    """Find out, before anything is paid for, whether the configured baselines can be had.
+    """Check that the configured baselines are available, before any call is paid for.
 
     Raises:
-        ConfigError: popularity_decayed is asked for, and nothing has a time.
+        ConfigError: popularity_decayed is configured, and no event has a time.
         MissingExtraError: a library is not installed.
-        ModelError: the model that is to embed the items is unknown.
+        ModelError: the embedding model is unknown.
     """
     wanted = set(experiment.config.rankers)
     if "embedding" in wanted:
@@ -59,8 +59,8 @@ def check_baselines(experiment: Experiment) -> None:
 def make_baseline(experiment: Experiment, name: BaselineName) -> FittedRanker:
     """Return the baseline called `name` with the settings that rank the validation examples best.
 
-    The rule is the one for the best checkpoint: the mean of R@3 + R@5 + R@10; the first of equal ones is
-    taken. Without validation examples the first of all is.
+    The criterion is the one for the best checkpoint, the mean of R@3 + R@5 + R@10; of equal settings the
+    first wins. Without validation examples the first setting is taken.
 
     Raises:
         DataError: no setting gave finite scores.
@@ -94,7 +94,7 @@ def make_baseline(experiment: Experiment, name: BaselineName) -> FittedRanker:
 
 
 def _maker(experiment: Experiment, name: BaselineName) -> Made:
-    """Return a function from settings to the ranker fitted with them; what they share is made once."""
+    """Return a function from settings to the ranker fitted with them; shared parts are built once."""
     if name == "embedding":
         return _embedding(experiment)
     if name == "bag_of_words":
@@ -147,7 +147,7 @@ def _judge(ranker: Ranker, examples: Sequence[RankingExample]) -> float | None:
 
 
 def _best(plain: Sequence[Point], trials: Sequence[Point]) -> int | None:
-    """Return the number of the settings with the largest value, the first of equal ones; None without any."""
+    """Return the index of the settings with the largest value, the first of equals; None if there is none."""
     known = [
         (trial["recall_sum"], -plain.index(trial["settings"]))
         for trial in trials

@@ -1,4 +1,4 @@
-"""Composes the configurations of all stages into one file, and reports every mistake in it at once."""
+"""Joins the configurations of all stages in one file, and reports all its mistakes at once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from trsr.train.config import ProfileKind, TrainConfig
 
 
 def nearest_setting(name: str) -> str | None:
-    """Return the known setting that is most like a name, None if none is like it."""
+    """Return the known setting most similar to a name, or None."""
     schema = RunConfig.model_json_schema()
     groups = [schema, *schema["$defs"].values()]
     known = {setting for group in groups for setting in group.get("properties", ())}
@@ -64,7 +64,7 @@ def line_of(text: str, place: Sequence[str | int]) -> int | None:
 
 
 class _Loader(yaml.SafeLoader):
-    """Finds keys that a group has twice; YAML would take the last."""
+    """Reports keys that a group has twice; YAML would silently take the last."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -119,13 +119,13 @@ def _known_ranker(name: str) -> str:
 RankerName = Annotated[str, AfterValidator(_known_ranker)]
 """A built-in ranker, or the import path of a class that is one (`trsr.recommend.ranker.Ranker`)."""
 OWN_MODEL: dict[RankerName, ProfileKind] = {"llm": "own", "llm_no_profile": "none", "llm_counted": "counted"}
-"""The rankers that are the run's fine-tuned model, and the profile that it is asked with."""
+"""The rankers that are the run's fine-tuned model, with the kind of profile in their prompts."""
 FUSIONS: tuple[RankerName, ...] = ("fusion", "fusion_all", "fusion_no_llm")
-"""The rankers that join others, and rank after them."""
+"""The rankers that combine others, and rank after them."""
 VARIABLE_PARTS = ("protocol", "summary", "engine", "prompt", "recommender", "train")
 """The parts of a configuration in which a variant may differ from its run."""
 StorePlace = Annotated[str, AfterValidator(check_store_url), PlainSerializer(hide_password, return_type=str)]
-"""Where summaries are kept; written anywhere, it loses its password."""
+"""Where summaries are kept; serialized without its password."""
 _VARIANT_NAME = re.compile(r"[A-Za-z0-9_.=-]+")
 _NOTHING = object()
 _VARIABLE = re.compile(r"\$\{?(\w+)\}?")
@@ -144,7 +144,7 @@ class FolderData(_Part):
 
 
 class EvaluateConfig(_Part):
-    """What is computed from the scores."""
+    """The metrics computed from the scores."""
 
     ks: tuple[Annotated[int, Field(ge=1)], ...] = (3, 5, 10)
     """Cut-offs of recall, mrr and ndcg."""
@@ -154,7 +154,7 @@ class RunConfig(_Part):
     """A whole experiment, from raw files to the report."""
 
     name: str
-    """Stands in the report."""
+    """The title of the report."""
     seed: int = Field(default=0, ge=0)
     data: Annotated[FolderData | SyntheticConfig | ImportConfig, Field(discriminator="kind")]
     protocol: ProtocolConfig = SampledProtocol()
@@ -171,11 +171,11 @@ class RunConfig(_Part):
     """None ranks without fine-tuning."""
     rankers: tuple[RankerName, ...] = ("random", "popularity", "recency", "bm25", "llm_zero_shot", "llm")
     baselines: BaselinesConfig = BaselinesConfig()
-    """Settings of those rankers that have any."""
+    """Settings of the rankers that have any."""
     evaluate: EvaluateConfig = EvaluateConfig()
     variants: dict[str, dict[str, Any]] = {}
-    """More models that answer the same questions: a ranker's name, and `{a.b: value}` for all settings in
-    which it differs from this run. Each is fine-tuned by itself; equal summaries are written once."""
+    """More models for the same examples: a ranker's name, and `{a.b: value}` for the settings in which it
+    differs from this run. Each is fine-tuned separately; equal summaries are written once."""
     sweep: dict[str, tuple[str | int | float | bool | None, ...]] = {}
     """Settings to try one at a time, `a.b: [values]`; every value but the run's own is a variant."""
 
@@ -255,9 +255,9 @@ def _expand(value: Any, problems: list[str]) -> Any:
 
 
 def validation_sentences(error: ValidationError, text: str | None = None) -> Iterable[str]:
-    """Say each validation error in one sentence: where, what was found, what was expected.
+    """Yield one sentence per validation error: the setting, the value found, the value expected.
 
-    With the `text` of the YAML file of a run, an unknown setting has its line and the nearest known one.
+    With the `text` of a run's YAML file, an unknown setting has its line and the nearest known one.
     """
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"]) or "the configuration"
@@ -284,7 +284,7 @@ def _short(value: object) -> str:
 
 
 def _mistakes_together(config: RunConfig) -> list[str]:
-    """Say what single fields cannot know."""
+    """Return the mistakes that involve several fields."""
     rankers, problems = config.rankers, list[str]()
     for name in (name for name in OWN_MODEL if name in rankers):
         kind = OWN_MODEL[name]
@@ -294,7 +294,7 @@ def _mistakes_together(config: RunConfig) -> list[str]:
             )
         elif kind not in {"own", config.summary.method} and not getattr(config.train.profiles, kind):
             problems.append(
-                f"rankers: `{name}` asks the model in a way that it was not trained on; give "
+                f"rankers: `{name}` uses prompts that the model was not trained on; give "
                 f"train.profiles.{kind} a share of the training users, such as 0.25."
             )
     problems += grammar_mistakes(config.summary, config.engine)
@@ -315,24 +315,24 @@ def _mistakes_together(config: RunConfig) -> list[str]:
 
 
 def joinable(rankers: Sequence[RankerName]) -> list[RankerName]:
-    """Return the baselines among some rankers that a fusion can learn from: all but `random`."""
+    """Return the baselines that a fusion can learn from: all but `random`."""
     return [n for n in rankers if n not in {"random", "llm_zero_shot", *OWN_MODEL, *FUSIONS}]
 
 
 def grammar_mistakes(summary: SummaryConfig, engine: EngineConfig) -> Iterable[str]:
-    """Say that grounded summaries of a server lack the kind of its grammar."""
-    held = summary.grounded and summary.needs_calls
-    if held and engine.kind == "openai" and engine.grammar is None:
+    """Yield a mistake if grounded summaries need `engine.grammar` and it is missing."""
+    constrained = summary.grounded and summary.needs_calls
+    if constrained and engine.kind == "openai" and engine.grammar is None:
         yield (
-            "engine.grammar: is missing, and grounded summaries need it; set it to llama.cpp, vllm or "
-            "sglang, whichever the server is, or summary.grounded to false."
+            "engine.grammar: is missing, and grounded summaries need it; set it to the server's kind, "
+            "llama.cpp, vllm or sglang, or summary.grounded to false."
         )
 
 
 def swept(config: RunConfig) -> dict[str, dict[str, str]]:
     """Return, for every swept setting, the name of the ranker of each value, by value as text.
 
-    The run's own value comes where it was named, else first, and is the run's own model.
+    The run's own value keeps its position in the list, or comes first, and names the run's own model.
     """
     settings = config.model_dump(mode="json")
     found: dict[str, dict[str, str]] = {}
@@ -345,14 +345,14 @@ def swept(config: RunConfig) -> dict[str, dict[str, str]]:
 
 
 def own_ranker(config: RunConfig) -> RankerName:
-    """Return the language model that a run is about: the fine-tuned one, or the base model as it is."""
+    """Return the run's main language model: the fine-tuned one, or the base model if none is trained."""
     return "llm_zero_shot" if config.train is None else "llm"
 
 
 def variants_of(config: RunConfig) -> dict[str, RunConfig]:
     """Return the whole configuration of each variant, by the name of its ranker: `variants`, then `sweep`.
 
-    A variant asks its own language model only, and has no variants itself.
+    A variant ranks with its own language model only, and has no variants.
     """
     return _resolve_variants(config)[0]
 
@@ -380,9 +380,9 @@ def _resolve_variants(config: RunConfig) -> tuple[dict[str, RunConfig], list[str
 
 
 def _variant_mistakes(settings: Mapping[str, Any], name: str, changes: Mapping[str, Any]) -> Iterable[str]:
-    """Say what is wrong with a variant before its values are looked at."""
+    """Yield the mistakes in a variant's name and in the names of its settings."""
     if not _VARIANT_NAME.fullmatch(name) or name in get_args(BuiltInRanker):
-        yield "the name must be letters, digits and . _ = - and not that of a ranker; choose another."
+        yield "the name must be letters, digits and . _ = - and not a ranker's name; choose another."
     for setting in changes:
         if setting.split(".")[0] not in VARIABLE_PARTS:
             yield f"{setting} cannot vary within a run; expected a setting of {', '.join(VARIABLE_PARTS)}."

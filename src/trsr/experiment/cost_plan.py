@@ -1,8 +1,8 @@
 """Counts the calls and tokens of an experiment before it runs, and what they cost: `trsr plan`, `--dry-run`.
 
 No model is loaded, and only a temporary folder is written. The number of calls is exact unless two prompts
-get the same text. Tokens are exact where all texts of a prompt are known; a text not yet written is counted
-at its cap of new tokens, which makes the sum an upper bound.
+get the same text. Tokens are exact where all texts of a prompt are known; a text not yet written counts
+as its cap of new tokens, so the sum is an upper bound.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ from trsr.summarize.user_plan import BoundSummarizer, SummaryPlan, bind_summariz
 from trsr.types import History, RankingExample
 
 TRAINING_WEIGHT = 3
-"""A token learnt from costs as much as three read: the backward pass is twice the forward pass
+"""A training token costs as much as three tokens read: the backward pass is twice the forward pass
 (Kaplan et al. 2020, arXiv 2001.08361, section 2.1)."""
 OTHER_TOKENIZER = 4
 """Tokens that one tokenizer makes of a token of another, at most."""
 N_SAMPLE = 1000
-"""Users whose prompts are rendered to plan for many."""
+"""Users whose prompts are rendered to plan for `n_users`."""
 CALLS_AT_ONCE = 2000
 """Calls rendered and looked up in the store together."""
 # Store: bytes of a text's token, of a row (hashes, numbers, overhead), and room in pages that are not full.
@@ -59,7 +59,7 @@ _BYTES_PER_TOKEN, _BYTES_PER_ROW, _FILL = 5, 200, 1.5
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What a machine does and costs.
+    """Speed and price of a machine.
 
     Attributes:
         tokens_per_second: Tokens that one machine reads and writes in a second, all its prompts together.
@@ -74,7 +74,7 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
-    """What a stage asks of a model: prompts, and tokens at most, each charged `weight` times."""
+    """A stage's calls and tokens, at most; each token is charged `weight` times."""
 
     stage: str
     calls: int
@@ -91,8 +91,8 @@ class StagePlan:
 def price(stages: Sequence[StagePlan], rates: Rates) -> list[dict[str, Any]]:
     """Return one row per stage with hours (of one machine), machines and money, and one for all of them.
 
-    What cannot be computed for want of a rate is None. Stages follow each other, so the last row's `machines`
-    are those it takes to be done with all within `rates.within`.
+    Values that need a missing rate are None. Stages run one after the other; the last row's `machines` finish
+    all of them within `rates.within`.
     """
     rows: list[dict[str, Any]] = []
     for stage in stages:
@@ -116,14 +116,14 @@ def price(stages: Sequence[StagePlan], rates: Rates) -> list[dict[str, Any]]:
 
 @dataclass(slots=True)
 class Forecast:
-    """What summarizing some histories will take.
+    """Calls, tokens and disk space that summarizing some histories takes.
 
     Attributes:
         max_new_tokens: Tokens of a text at most.
         n_calls: Calls of all plans.
-        n_to_make: Distinct calls that the store does not know.
+        n_to_make: Distinct calls that the store does not have.
         prompt_tokens: Tokens read by the calls to make, at most.
-        store_bytes: By how much the store grows, about, at most.
+        store_bytes: Growth of the store, an approximate upper bound.
         profiles: The profile of each history, None where it is not written yet.
     """
 
@@ -146,39 +146,39 @@ def forecast(
     model_id: str,
     n_tokens: Callable[[Prompt], int],
     store: TextStore | None = None,
-    asked: set[str] | None = None,
+    requested: set[str] | None = None,
     n_thoughts: int = 0,
 ) -> Forecast:
     """Count the calls that `summarize` will make for these histories.
 
     Args:
         histories: One per profile.
-        summarizer: What the texts depend on.
-        model_id: That of the engine.
+        summarizer: Settings, prompts and item texts.
+        model_id: The engine's model id.
         n_tokens: Counts a prompt's tokens as the engine does.
         store: Known texts; None for a new store.
-        asked: Keys of calls that an earlier forecast makes anyway; new ones are added.
+        requested: Keys of calls that earlier forecasts count; new ones are added.
         n_thoughts: Tokens that a call may write before its text.
     """
-    asked = set() if asked is None else asked
+    requested = set() if requested is None else requested
     cap = summarizer.config.max_new_tokens + n_thoughts
     found = Forecast(cap)
     plans = [plan_user(history, summarizer) for history in histories]
     for place in range(max((len(plan.calls) for plan in plans), default=0)):
-        asking = [plan for plan in plans if place < len(plan.calls)]
-        for start in range(0, len(asking), CALLS_AT_ONCE):
+        pending = [plan for plan in plans if place < len(plan.calls)]
+        for start in range(0, len(pending), CALLS_AT_ONCE):
             planned = [
                 (plan, *_planned_call(plan, place, summarizer, model_id))
-                for plan in asking[start : start + CALLS_AT_ONCE]
+                for plan in pending[start : start + CALLS_AT_ONCE]
             ]
-            known = {} if store is None else store.texts(list({key for _, _, key, _ in planned} - asked))
+            known = {} if store is None else store.texts(list({key for _, _, key, _ in planned} - requested))
             for plan, prompt, key, n_unwritten in planned:
                 found.n_calls += 1
                 plan.keys[place] = key
                 if key in known:
                     plan.texts[place] = known[key]
-                elif key not in asked:
-                    asked.add(key)
+                elif key not in requested:
+                    requested.add(key)
                     found.n_to_make += 1
                     found.prompt_tokens += n_tokens(prompt) + n_unwritten * cap
                     items = len(json.dumps(plan.calls[place].item_ids))
@@ -202,7 +202,7 @@ def _planned_call(
     placeholder = placeholder_text(summarizer)
     prompt = summarizer.prompt(call, [plan.texts.get(i, placeholder) for i in call.inputs])
     key = prompt_key(prompt, model_id, summarizer.params)
-    if unwritten:  # two such prompts are equal where those of their inputs are
+    if unwritten:  # such prompts are equal if the prompts of their inputs are
         key = hashlib.sha256("|".join([key, *unwritten]).encode()).hexdigest()
     return prompt, key, len(unwritten)
 
@@ -215,14 +215,14 @@ class _Planner:
         estimate = "" if self.counter.exact else ", an estimate"
         self.counting = f"Tokens read are counted by {self.counter.how}{estimate}"
         self.n_thoughts = n_thought_tokens(engine)
-        self.asked: set[str] = set()
+        self.requested: set[str] = set()
         self.store: TextStore | None = None
         self.model_id, self.notes = "unknown", list[str]()
         try:
             self.model_id = engine_model_id(engine)
         except (ModelError, MissingExtraError) as error:
             if summary.needs_calls:
-                self.notes.append(f"The store is not looked into: {error}")
+                self.notes.append(f"The store is not read: {error}")
 
     @contextmanager
     def reading(self, store: str | Path | None) -> Iterator[None]:
@@ -235,7 +235,7 @@ class _Planner:
             yield
 
     def forecast(
-        self, histories: Sequence[History], summarizer: BoundSummarizer, asked: set[str] | None = None
+        self, histories: Sequence[History], summarizer: BoundSummarizer, requested: set[str] | None = None
     ) -> Forecast:
         return forecast(
             histories,
@@ -243,19 +243,19 @@ class _Planner:
             model_id=self.model_id,
             n_tokens=self.counter.count,
             store=self.store,
-            asked=asked,
+            requested=requested,
             n_thoughts=self.n_thoughts,
         )
 
     def plan(self, experiment: Experiment) -> tuple[Forecast, list[StagePlan]]:
-        """Return the forecast of a run's summaries, and all stages that ask a model."""
+        """Return the forecast of a run's summaries, and all stages that call a model."""
         experiment.tokenizer = find_tokenizer(experiment.config.recommender.model) or RoughTokenizer()
         experiment.splits = build_examples(
             experiment.dataset, experiment.config.protocol, experiment.config.seed
         )
         examples = experiment.summarized_examples()
         found = self.forecast(
-            [History(e.user_id, e.history) for e in examples], experiment.summarizer, self.asked
+            [History(e.user_id, e.history) for e in examples], experiment.summarizer, self.requested
         )
         own = {e.example_id: text for e, text in zip(examples, found.profiles, strict=True)}
         stages = [found.stage("summarize"), *self._ranking_stages(experiment, own)]
@@ -272,12 +272,12 @@ class _Planner:
                 train.epochs * len(splits.train), train.n_steps(len(splits.train)) * train.batch_size
             )
             n_times = (train.warm_start is not None) + train.n_validations(len(splits.train))
-            learnt = self._stage("train", experiment, splits.train, own).scaled(
+            learned = self._stage("train", experiment, splits.train, own).scaled(
                 n_shown / max(1, len(splits.train))
             )
             once = self._stage("calibrate", experiment, splits.valid, own)
             stages += [
-                replace(learnt, weight=TRAINING_WEIGHT),
+                replace(learned, weight=TRAINING_WEIGHT),
                 replace(once.scaled(n_times), stage="validate"),
                 once,
             ]
@@ -300,7 +300,7 @@ class _Planner:
         profiles: Mapping[str, str | None],
         default: str | None = None,
     ) -> StagePlan:
-        """Count the prompts of some examples and the tokens read: of a prefix once where it is shared."""
+        """Count the prompts of some examples and the tokens read; a shared prefix counts once."""
         builder, n_prompts, n_read = experiment.builder, 0, 0
         shared = experiment.config.recommender.sharing != "separate"
         same = self.counter.model == experiment.config.recommender.model
@@ -328,17 +328,17 @@ def plan_experiment(
     n_users: int | None = None,
     events_per_day: float | None = None,
 ) -> dict[str, Any]:
-    """Plan a run of an experiment, or with `n_users` a shop of that many users, each ranked one list.
+    """Plan a run, or with `n_users` a shop of this many users with one ranked list per user.
 
     Args:
         config: The experiment; texts in its `store` cost nothing.
-        rates: What a machine does and costs.
+        rates: Speed and price of a machine.
         tokenizer: The model whose tokenizer counts; by default the engine's own.
         n_users: Users of the shop; training does not grow with them.
         events_per_day: New events of a user per day, whose cost is then a row of its own.
 
     Raises:
-        ConfigError, ModelError, DataError: what a run would refuse before its first summary.
+        ConfigError, ModelError, DataError: a run would stop with it before its first summary.
     """
     planner = _Planner(config.engine, tokenizer, config.summary)
     check_models(config)
@@ -351,8 +351,8 @@ def plan_experiment(
             rough = isinstance(experiment.tokenizer, RoughTokenizer)
             how = "4 characters each" if rough else f"the tokenizer of {config.recommender.model}"
             planner.notes.append(
-                f"train, rank: tokens are counted by {how}, at most where the profile is not written yet. "
-                f"A token of training counts as {TRAINING_WEIGHT} read; training may stop early."
+                f"train, rank: tokens are counted by {how}, at most if the profile is not written yet. "
+                f"A training token counts as {TRAINING_WEIGHT} tokens read; training may stop early."
             )
         if n_users is None:
             return _facts(found, stages, rates, planner)
@@ -360,7 +360,7 @@ def plan_experiment(
 
 
 def _check(experiment: Experiment) -> list[str]:
-    """Check what a run would, with the models that are on this machine; return a note for each other one."""
+    """Make a run's checks with the models on this machine; return a note for each missing one."""
     configs = [experiment.config, *variants_of(experiment.config).values()]
     names = {one.recommender.model for one in configs if uses_recommender(one)}
     names |= {one.engine.model for one in configs if isinstance(one.engine, TransformersEngine)}
@@ -371,7 +371,7 @@ def _check(experiment: Experiment) -> list[str]:
         )
         check_before_summaries(experiment, missing)
     except MissingExtraError as error:
-        return [f"The models are not looked into: {error}"]
+        return [f"The models are not checked: {error}"]
     return [
         f"The model {name!r} is not on this machine: its answers, context and layers are not checked."
         for name in sorted(missing)
@@ -386,7 +386,7 @@ def _shop(
     n_users: int,
     events_per_day: float | None,
 ) -> dict[str, Any]:
-    """Scale a plan to `n_users`, from a sample of the dataset's users; nothing is taken from a store."""
+    """Scale a plan to `n_users`, from a sample of the dataset's users; no store is read."""
     planner.store = None
     histories = user_histories(experiment.dataset, None, None)
     chosen = derive_rng(experiment.config.seed, "plan").permutation(len(histories))[:N_SAMPLE]
@@ -398,9 +398,11 @@ def _shop(
         rows.append(stage.scaled(n_users / len(experiment.splits.test)) if ranks else stage)
     daily = None
     if events_per_day is not None:
-        asked: set[str] = set()
-        planner.forecast([History(h.user_id, h.item_ids[:-1]) for h in sample], experiment.summarizer, asked)
-        newest = planner.forecast(sample, experiment.summarizer, asked).stage("each day")
+        requested: set[str] = set()
+        planner.forecast(
+            [History(h.user_id, h.item_ids[:-1]) for h in sample], experiment.summarizer, requested
+        )
+        newest = planner.forecast(sample, experiment.summarizer, requested).stage("each day")
         daily = price([newest.scaled(factor * events_per_day)], rates)[0]
     return {
         "users": n_users,
@@ -410,7 +412,7 @@ def _shop(
         "notes": [
             f"summarize: from {len(sample):,} of {len(histories):,} users, scaled to {n_users:,}. "
             f"{planner.counting}.",
-            "rank: one list per user, as long as those of the test.",
+            "rank: one list per user, as long as the test's lists.",
             "each day: new events are summarized as they come; a nightly batch makes fewer calls.",
             *planner.notes,
         ],
@@ -425,7 +427,7 @@ def plan_dataset(
     user_id: str | None,
     rates: Rates,
 ) -> dict[str, Any]:
-    """Plan what `trsr summarize` would do.
+    """Plan a command `trsr summarize`.
 
     Raises:
         DataError: the folder is no dataset, or has no such user.
@@ -440,7 +442,7 @@ def plan_dataset(
 
 
 def _facts(found: Forecast, stages: Sequence[StagePlan], rates: Rates, planner: _Planner) -> dict[str, Any]:
-    note = "summarize: no model is asked."
+    note = "summarize: no model is called."
     if found.n_calls:
         note = (
             f"summarize: {found.n_calls:,} calls in the plans; the store or an equal call answers "

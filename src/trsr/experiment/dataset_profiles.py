@@ -1,4 +1,4 @@
-"""Profiles for the users of a dataset folder, outside any experiment: what `trsr summarize` does."""
+"""Profiles for the users of a dataset folder, outside any experiment (`trsr summarize`)."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def settings(
 
 @dataclass(frozen=True)
 class DatasetProfiles:
-    """The profiles of a dataset's users, and what made them."""
+    """The profiles of a dataset's users, and the summarizer that wrote them."""
 
     summarizer: BoundSummarizer
     written: WrittenProfiles
@@ -175,7 +175,7 @@ def user_histories(dataset: Dataset, limit: int | None, user_id: str | None) -> 
 def histories_with_text(
     dataset: Dataset, user_id: str | None = None, start: int = 0, stop: int | None = None
 ) -> Iterator[History]:
-    """Yield histories of items that have text; a user without any is passed over.
+    """Yield histories of items that have text; users without any are skipped.
 
     `start` and `stop` are rows of the events, see `Dataset.histories`.
     """
@@ -232,6 +232,6 @@ def next_steps(out: Path) -> str:
         f"  trsr rank {config} --out {out} --dry-run      # the prompt the model reads\n"
         f"  trsr summarize {out}/data --engine llamacpp --limit 5      # profiles of other users\n"
         f"  trsr run {config} --out {out}-counted --set summary.method=counted  # no model\n"
-        f"See what it believes about each user, and add notes, at http://127.0.0.1:8000 in a browser:\n"
+        f"See the profile of each user, and add notes, at http://127.0.0.1:8000 in a browser:\n"
         f"  trsr serve {out}\n"
     )

@@ -1,7 +1,7 @@
-"""Scores the same prompts of a run with two engines and measures how far their margins are apart.
+"""Scores the same prompts of a run with two engines and compares their margins.
 
 Each side builds its prompts with its own tokenizer and chat format: a wrong template, a damaged conversion or
-another model shows before anything large is ranked. A server gets token ids, as when ranking.
+another model shows before a large run. A server gets token ids, as when ranking.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _TOP_LOGPROBS = 2000  # of a llama.cpp server of our own, which has no limit
 _SLOTS = 4
 
 Side = tuple[LabelScorer, PromptBuilder, LabelTokens]
-"""An open engine, what builds its prompts, and its answer tokens."""
+"""An open engine, its prompt builder and its answer tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,8 @@ class EngineComparison:
         n_users: Users they are about; ranks are compared within a user.
         max_difference: Largest absolute difference of two margins.
         mean_difference: Mean absolute difference.
-        mean_shift: Mean of the second engine's margin less the first's: a shift leaves ranks as they are.
-        spread: Standard deviation of the first engine's margins within a user, the scale of all these.
+        mean_shift: Mean of the second engine's margin minus the first's; a shift does not change ranks.
+        spread: Standard deviation of the first engine's margins within a user, to judge the differences by.
         kendall_tau: Mean of Kendall's tau-b over users; None where no user has two different margins.
         same_top: Share of users whose best candidate is the same.
         same_tokens: Share of prompts that both engines read as the same token ids.
@@ -66,7 +66,7 @@ class EngineComparison:
 
 
 def parse_engine(text: str) -> EngineConfig | str:
-    """Read what names an engine on the command line.
+    """Parse the name or the settings of an engine from the command line.
 
     `llm` and `llm_zero_shot` are the run's own models in this process; else `KIND`, `KIND:MODEL`,
     `openai:MODEL@URL`, or a YAML mapping with the settings of an engine.
@@ -112,7 +112,7 @@ def compare_engines(
     Args:
         experiment: A run with examples and profiles.
         first: As `parse_engine` returns it.
-        second: Likewise.
+        second: As `parse_engine` returns it.
         n_prompts: Prompts, at least 2; of the first users, `CANDIDATES_PER_USER` of each at most.
         tolerance: Largest difference of margins at which the engines agree, in logits.
 
@@ -164,7 +164,7 @@ def _first_examples(experiment: Experiment, n_prompts: int) -> list[RankingExamp
         found.append(replace(example, candidates=example.candidates[:n], labels=example.labels[:n]))
         left -= n
     if left:
-        raise DataError(f"{folder} has {n_prompts - left} prompts of its test users; ask for no more.")
+        raise DataError(f"{folder} has {n_prompts - left} prompts of its test users; lower --prompts.")
     return found
 
 

@@ -46,7 +46,7 @@ def evaluate_scores(experiment: Experiment) -> dict[str, Any]:
     """Compute the metrics and write the report.
 
     Raises:
-        DataError: the scores are not those of this run.
+        DataError: the scores are from another run.
         LeakageError: something has seen a target.
         OutputError: the run folder cannot be written.
     """
@@ -78,7 +78,7 @@ def measure_run(experiment: Experiment) -> PerExampleMetrics:
     """Compute every ranker's metrics of each test example from the scores of a run.
 
     Raises:
-        DataError: the scores are not those of this run.
+        DataError: the scores are from another run.
     """
     metrics = metric_list(experiment.config.evaluate.ks)
     return measure(experiment.scores, metrics, probabilistic=probabilistic_rankers(experiment.config))
@@ -163,9 +163,9 @@ def profile_frame(experiment: Experiment) -> ProfileFrame:
 
 
 def _source_maker(experiment: Experiment) -> Callable[[RankingExample], ProfileSource]:
-    """Return a function from an example to its profile and what that was made from."""
+    """Return a function from an example to its profile and the texts it was made from."""
     summarizer, written = experiment.summarizer, experiment.config.summary.needs_calls
-    # A counted profile reads the whole title; what both may say of an item by its category is added below.
+    # A counted profile reads the whole title; the categories, which both may name, are added below.
     title = tuple(filter(None, [summarizer.title_field]))
     text = summarizer.item_text if written else experiment.dataset.item_texts(title, NO_CAP, None)
 
@@ -181,14 +181,14 @@ def _source_maker(experiment: Experiment) -> Callable[[RankingExample], ProfileS
             text=experiment.profiles.get(example.example_id, ""),
             item_texts=texts,
             categories=categories,
-            versions=versions[: len(summarizer.blocks(example.history))],  # a tree's merges come behind them
+            versions=versions[: len(summarizer.blocks(example.history))],  # a tree's merges come after them
         )
 
     return source
 
 
 def report_context(experiment: Experiment) -> ReportContext:
-    """Gather what the report shows next to the metrics."""
+    """Gather the parts of the report other than the metrics."""
     folder, scores = experiment.folder, experiment.scores
     stages, sessions = folder.stages(), folder.sessions()
     summaries = {"method": experiment.config.summary.method} | stages.get("summarize", {})
@@ -215,7 +215,7 @@ def _notes(experiment: Experiment) -> list[str]:
     ):
         notes.append(
             f"The run was made in {len(sessions)} sessions that differ in commit, versions or machine; the "
-            "environment below is that of the first, `env.json` has them all."
+            "environment below is from the first, `env.json` has them all."
         )
     calibration = str(experiment.folder.stages().get("calibrate", {}).get("calibration", ""))
     if calibration.startswith("none"):
@@ -224,7 +224,7 @@ def _notes(experiment: Experiment) -> list[str]:
 
 
 def cut_sentences(cuts: Mapping[str, Any]) -> list[str]:
-    """Say which fields the caps of `Experiment.record_cuts` cut, and how much of them."""
+    """Describe which fields the caps of `Experiment.record_cuts` cut, and by how much."""
     sentences = []
     for part, found in cuts.items():
         unit = "tokens" if part == "prompt" else "words"
@@ -240,7 +240,7 @@ def cut_sentences(cuts: Mapping[str, Any]) -> list[str]:
 
 
 def _example_user(experiment: Experiment, example: RankingExample, scores: pl.DataFrame) -> ExampleUser:
-    """Show one user in full, with the candidates as the last configured ranker orders them."""
+    """Show one user in full, with the candidates in the order of the last configured ranker."""
     ranker, prompt = experiment.config.rankers[-1], experiment.config.prompt
     rows = scores.filter((pl.col("example_id") == example.example_id) & (pl.col("ranker") == ranker))
     labels = dict(zip(rows["item_id"], rows["label"], strict=True))

@@ -44,7 +44,7 @@ class Experiment:
         base: The run of which this is a variant; a variant shares its dataset and store.
         notify: Receives a line for each finished stage.
         runner: Where profiles are written and the language model ranks; None for this process.
-        fitted: Baselines that this process has fitted, which rank themselves and in fusions.
+        fitted: Baselines fitted by this process, which fusions share.
     """
 
     def __init__(self, folder: RunFolder, base: Experiment | None = None) -> None:
@@ -56,7 +56,7 @@ class Experiment:
         self.fitted: dict[str, Ranker] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as what opens the run folder in another process."""
+        """Pickle as a call that opens the run folder in another process."""
         return _reopened, (self.folder.path.resolve(), self.config, self.folder.command, self.base)
 
     @property
@@ -120,7 +120,7 @@ class Experiment:
 
     @cached_property
     def counted_profiles(self) -> dict[str, str]:
-        """Counted profiles by example id, whatever the run's own method."""
+        """Counted profiles by example id, for any method of the run."""
         return {
             e.example_id: self.summarizer.counted(History(e.user_id, e.history)) for e in self.all_examples()
         }
@@ -170,7 +170,7 @@ class Experiment:
 
     @cached_property
     def prompt_cuts(self) -> Callable[[str], dict[str, FieldCut]]:
-        """What `prompt.max_field_tokens` cuts from an item's fields, by its id."""
+        """Maps an item's id to the cuts of its fields by `prompt.max_field_tokens`."""
         prompt = self.config.prompt
         return self.dataset.item_cuts(prompt.fields, prompt.max_field_tokens, self.tokenizer)
 
@@ -179,9 +179,9 @@ class Experiment:
         return sum(cut.n_cut for cut in self.prompt_cuts(item_id).values())
 
     def record_cuts(self, part: Literal["prompt", "summary"], items: Iterable[str]) -> None:
-        """Add to `field_cuts.json` what the `max_field_tokens` of a part cuts from the texts of some items.
+        """Add to `field_cuts.json` how much the `max_field_tokens` of a part cuts from the texts of items.
 
-        The caps of prompts count tokens, those of summaries words.
+        Caps of prompts count tokens, caps of summaries count words.
         """
         settings = self.config.prompt if part == "prompt" else self.config.summary
         cap = settings.max_field_tokens
@@ -242,8 +242,7 @@ def _reopened(path: Path, config: RunConfig, command: str, base: Experiment | No
 def summarized(splits: Split, config: RunConfig) -> list[RankingExample]:
     """Return the examples whose profile is read, in the order of training, validation and test.
 
-    Of the training examples these are the ones that fine-tuning shows with it in some epoch; no call is paid
-    for the others.
+    A training example is included if fine-tuning shows its profile in some epoch; the others need no call.
     """
     train = config.train
     shown = [e for e in splits.train if train and shows_own_profile(train, config.seed, e.example_id)]

@@ -1,7 +1,7 @@
 """Checks that nothing in a run has seen a target that it helps to predict, nor anything later.
 
 Checked are the examples as they are written, every profile, the scores that calibration and fusion learn
-from, and the model that training begins with.
+from, and the model that training starts with.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PROFILES = "profiles.parquet"
 def _refuse(leaks: Sequence[str]) -> None:
     if leaks:
         raise LeakageError(
-            f"{len(leaks)} leaks were found, the first: {leaks[0]}; expected only what came before each"
+            f"{len(leaks)} leaks were found, the first: {leaks[0]}; expected only events before each"
             " target, so no metric was written: make the run again in another folder."
         )
 
@@ -67,7 +67,7 @@ def check_run(experiment: Experiment) -> dict[str, Any]:
 def _check_profiles(experiment: Experiment) -> int:
     """Refuse profiles that do not come from their example's history alone; return how many there are.
 
-    A profile has seen no more items than the history has, and its text is what the store has under its key,
+    A profile has read no more items than the history has, and its text equals the stored text under its key,
     written from items of the history. Where the store is gone only the number of items is known.
     """
     rows = {
@@ -120,10 +120,10 @@ def _check_learned_scores(experiment: Experiment) -> int:
 
 
 def check_warm_start(experiment: Experiment) -> None:
-    """Refuse a model to begin with that was made for something else, or has seen a target of this run.
+    """Refuse a warm-start model that was made for another setup or has seen a target of this run.
 
     Raises:
-        RunMismatchError: it is no model folder, or its base model, template, answers or LoRA are others.
+        RunMismatchError: it is not a model folder, or its base model, template, answers or LoRA differ.
         LeakageError: it has seen a target, or this cannot be known.
     """
     config = experiment.config
@@ -157,7 +157,7 @@ def check_warm_start(experiment: Experiment) -> None:
 def warm_start_leaks(experiment: Experiment) -> list[str]:
     """Describe the examples whose target the model of `train.warm_start` has already seen.
 
-    It has seen the training examples of its run, and of the runs whose models that one began with: their
+    It has seen the training examples of its run, and of the runs whose models that one started with: their
     targets, and the items of their histories unless the example's own history has them too. Validation
     examples chose it, so none of them may be a test example now.
 

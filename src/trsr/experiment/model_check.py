@@ -1,7 +1,7 @@
 """Checks whether a model can be a recommender and a summarizer here: `trsr models check MODEL`.
 
-Each check compares a real prompt or pass with what tokenizer and model give by themselves: a mistake of
-`trsr` shows like one of the model. A failed check does not stop the others.
+Each check compares a real prompt or pass with the plain output of tokenizer and model, and so finds mistakes
+of `trsr` as well as of the model. A failed check does not stop the others.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ class CheckedModel:
 
     Args:
         name: A model's name, or a model folder or run folder of `trsr`.
-        templates: Ranking templates, built-in or files; empty for that of the adapter or, for a base model,
-            all built-in ones that are not for one family of models.
-        max_tokens: Tokens of the longest prompt to come; None for the default, or that of the adapter.
+        templates: Ranking templates, built-in or files; empty for the adapter's own or, for a base
+            model, all built-in ones that fit any family of models.
+        max_tokens: Tokens of the longest prompt; None for the adapter's own or the default.
         dtype: Precision.
         device: Where to compute.
 
@@ -140,14 +140,14 @@ def check_model(subject: CheckedModel) -> Iterator[Finding]:
             found = check(subject)
         except TrsrError as error:
             found = False, " ".join(str(error).split())
-        except Exception as error:  # models bring code, templates and files of others, which fail in any way
+        except Exception as error:  # a model's own code, templates and files can fail in any way
             reason = " ".join(str(error).split())[:300] or "no reason given"
             found = False, f"{type(error).__name__}: {reason}"
         yield Finding(name, *found)
 
 
 def _general_templates() -> tuple[str, ...]:
-    """Return the built-in ranking templates without a frame of their own, which is one family's."""
+    """Return the built-in ranking templates without a frame, which fits one family of models only."""
     names = sorted(built_in_templates(TEMPLATES))
     return tuple(name for name in names if "frame" not in load_ranking_template(name, "generic").sections)
 
@@ -177,7 +177,7 @@ def _adapter(subject: CheckedModel) -> Result:
         base_model_id=models.model_id(subject.name),
         quantization=info.quantization,
     )
-    _ = subject.model  # its weights can be loaded
+    _ = subject.model  # loads its weights
     trained = f"trained on {info.base_model_id} with the template {info.template!r} ({now[:12]})"
     return True, f"{trained}, both as now."
 
@@ -197,7 +197,7 @@ def _labels(subject: CheckedModel, template: str) -> Result:
 
 def _bos(subject: CheckedModel) -> Result:
     hf, bos, tokens = subject.tokenizer.hf, subject.tokenizer.hf.bos_token_id, subject.one_prompt()
-    n = next((i for i, token in enumerate(tokens) if token != bos), len(tokens))  # how many it begins with
+    n = next((i for i, token in enumerate(tokens) if token != bos), len(tokens))  # how many it starts with
     first = hf.convert_ids_to_tokens(tokens[0])
     if bos is None:
         return True, f"the tokenizer has none; prompts begin with {first!r}."
@@ -209,14 +209,14 @@ def _bos(subject: CheckedModel) -> Result:
 
 
 def _chat_template(subject: CheckedModel) -> Result:
-    """Check that every text is in the prompt as it was given."""
+    """Check that every text is in the prompt unchanged."""
     text = subject.tokenizer.decode(subject.one_prompt())
     template = subject.builder(subject.templates[0]).template
     values = {"recent": list(_ITEMS[:3]), "profile": _PROFILE, "notes": "", "candidate": _ITEMS[4]}
     system = template.render("system", **values).strip()
     for part in (system, _PROFILE, *_ITEMS[:3], _ITEMS[4]):
         if part not in text:
-            return False, f"{part[:60]!r} is not in the prompt as it was given."
+            return False, f"{part[:60]!r} is not in the prompt unchanged."
     kind = "none: prompts are plain paragraphs" if subject.tokenizer.hf.chat_template is None else "applied"
     return True, f"{kind}; the whole text is there."
 
@@ -224,7 +224,7 @@ def _chat_template(subject: CheckedModel) -> Result:
 def _context(subject: CheckedModel) -> Result:
     limit, wanted = context_of(subject.config), subject.prompt.max_tokens
     if limit is None:
-        return True, f"without a limit that its configuration names; prompts have up to {wanted}."
+        return True, f"no limit in its configuration; prompts have up to {wanted}."
     if limit < wanted:
         return (
             False,
@@ -234,7 +234,7 @@ def _context(subject: CheckedModel) -> Result:
 
 
 def _sharing(subject: CheckedModel) -> Result:
-    """Compare margins as ranking computes them with those of plain passes, a prompt at a time."""
+    """Compare the margins of ranking with the margins of plain passes over one prompt at a time."""
     import numpy as np
     import torch
 
@@ -275,7 +275,7 @@ def _two_groups(subject: CheckedModel) -> tuple[list[ScoringGroup], LabelTokens]
             continue
         long, short = (_ITEMS * 2, _PROFILE), (_ITEMS[:2], "")
         return [builder.build(*one, _ITEMS[-4:]).group for one in (long, short)], labels
-    raise problem or ModelError("There is no template to ask with; name one with --template.")
+    raise problem or ModelError("There is no ranking template; name one with --template.")
 
 
 def _lora_targets(subject: CheckedModel) -> Result:

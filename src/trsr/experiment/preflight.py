@@ -1,4 +1,4 @@
-"""Checks before hours of work: models and stores that cannot serve, prompts too long, a changed dataset.
+"""Checks before hours of work: unusable models and stores, prompts that are too long, a changed dataset.
 
 Models are examined without their weights: tokenizer, configuration, and the names of their layers. A run does
 this before its first summary, `trsr plan` before it counts.
@@ -49,7 +49,7 @@ def check_models(config: RunConfig) -> None:
 
     Raises:
         ModelError: one of them is unknown or cannot be read.
-        MissingExtraError: a server is to be asked, and the client is not installed.
+        MissingExtraError: a server is configured, and its client is not installed.
     """
     for server in config.recommender.servers.values():
         require_package(server.kind)
@@ -66,7 +66,7 @@ def check_models(config: RunConfig) -> None:
 
 
 def check_store(config: RunConfig) -> None:
-    """Open the database that is to keep the summaries.
+    """Open the database of the summaries, if one is configured.
 
     Raises:
         StoreError, OutputError, MissingExtraError: it cannot be used.
@@ -76,14 +76,14 @@ def check_store(config: RunConfig) -> None:
 
 
 def check_before_summaries(experiment: Experiment, not_here: Container[str] | None = None) -> None:
-    """Check what a run with its examples, and its variants, ask of their models; report all errors at once.
+    """Check the models and prompts of a run and its variants; report all errors at once.
 
     Args:
-        experiment: The run.
-        not_here: Models that are not examined; if given, no server is asked and no GPU is looked for.
+        experiment: The run, with its examples.
+        not_here: Models that are not examined; if given, no server is called and no GPU is needed.
 
     Raises:
-        ModelError, ConfigError, RunMismatchError, LeakageError: what is wrong; several errors become one
+        ModelError, ConfigError, RunMismatchError, LeakageError: the error found; several become one
             `ConfigError`.
     """
     found: dict[str, InputError] = {}
@@ -99,7 +99,7 @@ def check_before_summaries(experiment: Experiment, not_here: Container[str] | No
 
 
 def _checks(experiment: Experiment, not_here: Container[str] | None) -> Iterator[Callable[[], object]]:
-    """Yield the checks of a run and its variants, those with equal settings once."""
+    """Yield the checks of a run and its variants, once for equal settings."""
     if not_here is None:
         yield partial(check_warm_start, experiment)
     done: set[str] = set()
@@ -143,8 +143,8 @@ def label_tokens(model: str, template: str, domain: str) -> LabelTokens:
     """Find the answer tokens of a model; only its tokenizer and configuration are loaded.
 
     Raises:
-        ModelError: the model cannot be had, an answer is not one token for it, or the tokens of prompts are
-            unknown to it.
+        ModelError: the model cannot be found, an answer is not one token for it, or it does not know the
+            tokens of prompts.
     """
     from trsr.llm.transformers import HfTokenizer
 
@@ -158,7 +158,7 @@ def label_tokens(model: str, template: str, domain: str) -> LabelTokens:
 
 
 def check_server(server: OpenAIEngine, prompt: PromptConfig) -> None:
-    """Refuse ranking prompts that are longer than a server's model reads, where the server says so.
+    """Refuse ranking prompts that are longer than the context that a server reports.
 
     Raises:
         ConfigError: naming both numbers.
@@ -172,7 +172,7 @@ def check_server(server: OpenAIEngine, prompt: PromptConfig) -> None:
 def _check_summaries(experiment: Experiment, config: RunConfig) -> None:
     """Refuse summaries whose prompts are longer than the engine or its model reads.
 
-    Texts not yet written are counted as short: what is refused here would certainly fail.
+    Unwritten texts count as the shortest possible: a refused run would certainly fail.
     """
     engine = config.engine
     context, cap = engine_context(engine), getattr(engine, "max_prompt_tokens", None)
@@ -228,16 +228,16 @@ def _model_of(engine: EngineConfig) -> str:
 
 
 def check_dataset(experiment: Experiment) -> None:
-    """Compare the dataset with the one that the run began with.
+    """Compare the dataset with the one that the run started with.
 
     Raises:
-        RunMismatchError: it was changed since.
+        RunMismatchError: it has changed.
     """
     before = experiment.folder.stages().get("data", {}).get("digest")
     if before is not None and before != dataset_digest(experiment):
         raise RunMismatchError(
             f"The dataset in {experiment.dataset_path} was changed after {experiment.folder.path} "
-            "began with it; name another run folder with --out, or bring the old dataset back."
+            "began with it; name another run folder with --out, or restore the old dataset."
         )
 
 

@@ -1,6 +1,6 @@
-"""Asks rankers about examples and writes their scores, in parts that survive a kill.
+"""Ranks examples and writes the scores, in parts that survive a kill.
 
-Parts hold sigmoid(margin); the calibration of the fine-tuned model is applied where they are put together.
+Parts hold sigmoid(margin); the calibration of the fine-tuned model is applied when they are merged.
 """
 
 from __future__ import annotations
@@ -62,18 +62,18 @@ def rank_candidates(experiment: Experiment) -> dict[str, Any]:
 
 
 def probabilistic_rankers(config: RunConfig) -> frozenset[str]:
-    """Return the rankers whose score is meant as a probability."""
+    """Return the rankers whose score is a probability."""
     return PROBABILISTIC | set(variants_of(config))
 
 
 def _take_apart(file: Path, rankers: Sequence[str], examples: Sequence[RankingExample]) -> None:
-    """Make the parts of rankers that were asked before the run was given more of them."""
+    """Split finished scores into parts again, for a run that has more rankers now."""
     if not file.exists():
         return
     scores, folder = read_table(file), file.with_suffix(".parts")
     starts = range(0, len(examples), EXAMPLES_A_PART)
     for name in rankers:
-        if name in FUSIONS:  # there may be more to join now
+        if name in FUSIONS:  # there may be more to combine now
             continue
         rows = scores.filter(pl.col("ranker") == name)
         if rows.is_empty():
@@ -81,9 +81,9 @@ def _take_apart(file: Path, rankers: Sequence[str], examples: Sequence[RankingEx
         if name in PROBABILISTIC:  # they may have been calibrated
             rows = rows.with_columns(score=pl.Series(sigmoid(rows["margin"].to_numpy())))
         for start, part in zip(starts, _parts(folder, name, examples), strict=True):
-            asked = [example.example_id for example in examples[start : start + EXAMPLES_A_PART]]
+            ids = [example.example_id for example in examples[start : start + EXAMPLES_A_PART]]
             if not part.exists():
-                atomic_write(part, rows.filter(pl.col("example_id").is_in(asked)).write_parquet)
+                atomic_write(part, rows.filter(pl.col("example_id").is_in(ids)).write_parquet)
 
 
 def model_calibration(experiment: Experiment) -> Calibration | None:
@@ -108,20 +108,20 @@ def score_in_parts(
 ) -> None:
     """Score examples with some rankers into one file, in the order of rankers, examples and candidates.
 
-    Until it is whole, finished parts lie in a folder beside it, and are not made again.
+    Finished parts are kept in a folder `*.parts` until the file is complete, and are not computed again.
 
     Args:
         experiment: The run.
-        rankers: Which.
+        rankers: Their names.
         examples: Of one split.
         file: Columns as in `SCORES`.
         shown: Progress.
-        calibration: Makes the scores of the fine-tuned model; its margins stay as they are.
-        more: Scores of others, put behind.
+        calibration: Applied to the scores of the fine-tuned model; its margins are not changed.
+        more: Scores of variants, appended.
         served: As for `make_ranker`.
     """
     parts = file.with_suffix(".parts")
-    for number, name in enumerate(sorted(rankers, key=lambda name: name in FUSIONS)):  # they read others
+    for number, name in enumerate(sorted(rankers, key=lambda name: name in FUSIONS)):  # they read the others
         show = partial(_show, shown, rankers, number, len(examples))
         _rank(experiment, name, examples, parts, show, served=served)
     frames = [read_table(part) for name in rankers for part in _parts(parts, name, examples)]
@@ -185,7 +185,7 @@ class PartWriter:
         self._ranker = make_ranker(experiment, name, served=served)
 
     def __call__(self, part: tuple[Path, Sequence[RankingExample]]) -> int:
-        """Write a part unless it is there, and return its number of examples."""
+        """Write a part unless it exists, and return its number of examples."""
         file, examples = part
         if not file.exists():  # a worker may have died just after writing it
             write_part(file, self._ranker, examples)
@@ -200,7 +200,7 @@ def write_part(
 
 
 def ranker_class(path: str) -> type[Ranker]:
-    """Import a ranker of one's own; the working directory is looked in too.
+    """Import a user's own ranker; the working directory is searched too.
 
     Raises:
         ConfigError: there is no such module or class, or it has no method `rank`.
@@ -223,15 +223,15 @@ def _fitted(ranker: Ranker, experiment: Experiment) -> Ranker:
     return ranker
 
 
-def make_ranker(  # noqa: PLR0911 - one a name
+def make_ranker(  # noqa: PLR0911 - one per name
     experiment: Experiment, name: RankerName, *, served: bool = True
 ) -> Ranker:
-    """Make the ranker called `name`, fitted on what it may learn from.
+    """Make the ranker called `name`, fitted on the training data.
 
     Args:
         experiment: The run.
-        name: Which.
-        served: Whether a language model may be asked on the server that the run names for it.
+        name: A built-in name or an import path.
+        served: Whether a language model may rank on the server that the configuration names for it.
     """
     match name:
         case "random":
@@ -258,7 +258,7 @@ def make_ranker(  # noqa: PLR0911 - one a name
 
 
 def _llm_ranker(experiment: Experiment, name: RankerName, *, served: bool) -> Ranker:
-    """Open the base model, or the fine-tuned one for what is that, here or on its server."""
+    """Open the base model, or for rankers of `OWN_MODEL` the fine-tuned one, here or on its server."""
     adapter = experiment.folder.path / "model" if name in OWN_MODEL else None
     recommender, template = experiment.config.recommender, experiment.ranking_template.hash
     version = experiment.tokenizer.prompt_version
@@ -281,7 +281,7 @@ Features = npt.NDArray[np.float64]
 
 
 class FusionRanker:
-    """Joins margins that are known with those of other rankers; `llm` is None where that is left out."""
+    """Combines stored margins of `llm`, None if it is left out, with the margins of other rankers."""
 
     probabilistic = False
 
@@ -292,7 +292,7 @@ class FusionRanker:
         self._others = others
 
     def rank(self, examples: Sequence[RankingExample]) -> Iterator[ExampleScores]:
-        """Yield one answer an example.
+        """Yield one answer per example.
 
         Raises:
             DataError: `llm` has not ranked one of them.
@@ -313,21 +313,21 @@ def make_fusion(experiment: Experiment, name: RankerName = "fusion") -> FusionRa
             f"There are no validation examples, from which {name} learns; set n_valid of the protocol, or"
             f" take {name} out of `rankers`."
         )
-    learnt, asked = (None, None) if name == "fusion_no_llm" else _llm_margins(experiment, name)
+    valid_margins, test_margins = (None, None) if name == "fusion_no_llm" else _llm_margins(experiment, name)
     others = [make_ranker(experiment, other) for other in _joined(experiment, name)]
     fusion = fit_fusion(
-        _features(examples, learnt, others),
+        _features(examples, valid_margins, others),
         [np.asarray(example.labels) for example in examples],
         [example.user_id for example in examples],
-        [*(() if learnt is None else ("llm",)), *(ranker.name for ranker in others)],
+        [*(() if valid_margins is None else ("llm",)), *(ranker.name for ranker in others)],
         seed=experiment.config.seed,
     )
     experiment.folder.write_json(f"{name}.json", fusion.to_json())
-    return FusionRanker(name, fusion, asked, others)
+    return FusionRanker(name, fusion, test_margins, others)
 
 
 def _joined(experiment: Experiment, name: RankerName) -> list[RankerName]:
-    """Return the rankers that are joined, without `llm`."""
+    """Return the rankers that are combined, without `llm`."""
     if name != "fusion":
         return joinable(experiment.config.rankers)
     timed = experiment.splits.training_events["timestamp"].is_not_null().any()
@@ -336,13 +336,13 @@ def _joined(experiment: Experiment, name: RankerName) -> list[RankerName]:
 
 
 def _llm_margins(experiment: Experiment, name: RankerName) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return what `llm` said of the validation and of the test candidates."""
+    """Return the margins of `llm` for the validation and the test candidates."""
     folder = experiment.folder.path
     valid_file = folder / "valid_scores.parquet"
     if not valid_file.exists():
         raise DataError(
             f"{valid_file} is missing, from which {name} learns: it needs a trained model and validation"
-            f" examples (n_valid of the protocol); run anew, or take {name} out of `rankers`."
+            f" examples (n_valid of the protocol); run in a new folder, or take {name} out of `rankers`."
         )
     parts = sorted((folder / "scores.parts").glob("llm-*.parquet"))
     if not parts:
@@ -353,7 +353,7 @@ def _llm_margins(experiment: Experiment, name: RankerName) -> tuple[pl.DataFrame
 def _features(
     examples: Sequence[RankingExample], llm: pl.DataFrame | None, others: Sequence[Ranker]
 ) -> list[Features]:
-    """Return the margins of all, `llm` first, for each example: shape (n_candidates, n_rankers)."""
+    """Return the margins of all rankers, `llm` first, for each example: shape (n_candidates, n_rankers)."""
     known = {} if llm is None else _by_item(llm)
     answers = [{answer.example_id: answer.margins for answer in r.rank(examples)} for r in others]
     table = []
@@ -386,8 +386,8 @@ def describe_prompt(experiment: Experiment) -> dict[str, Any]:
     """Render the first test example's prompt for its first candidate.
 
     Returns:
-        The prompt's text, its token counts, and what the budget cut. The profile is the written one where the
-        stage `summarize` is finished, else it is left out and the answer says so.
+        The prompt's text, its token counts, and how much was cut to fit the budget. Without a finished stage
+        `summarize` the prompt has no profile, and `profile` says this.
     """
     example = experiment.splits.test[0]
     written = "summarize" in experiment.folder.stages()

@@ -1,8 +1,7 @@
-"""Runs pieces of work on the actors of a Ray cluster, by Ray Data, and writes profiles with them.
+"""Runs pieces of work on a Ray cluster with Ray Data, and writes profiles with it.
 
-A piece is a small picklable value; the worker that does it reads its data. Ray starts a worker that
-dies again and repeats its piece, so doing a piece twice must be harmless: every finished call is in the store
-of summaries, which answers it at no cost, and a file appears in one move.
+A piece is a small picklable value; the worker reads its data. Ray restarts a worker that dies and repeats its
+piece, which must be harmless: the store of summaries has every finished call, and a file appears in one move.
 """
 
 from __future__ import annotations
@@ -120,7 +119,7 @@ def start_cluster(runner: RayRunner) -> int:
 
 
 class _Worker:
-    """Does pieces in a process of its own; opens what it needs when the first piece comes.
+    """Does pieces in a process of its own; opens its engine and data with the first piece.
 
     `folder` is the working directory of the command: relative names mean the same here.
     """
@@ -138,7 +137,7 @@ class _Worker:
                     os.chdir(self._folder)
                 self._work = self._open_work()
             result = self._work(pickle.loads(batch["piece"][0]))
-        except TrsrError as found:  # returned, since Ray would wrap what is raised, and try it again
+        except TrsrError as found:  # returned: Ray would wrap a raised error and repeat the piece
             error = (type(found).__name__, str(found))
         return {"number": [batch["number"][0]], "result": [pickle.dumps((result, error))]}
 
@@ -150,11 +149,11 @@ def run_pieces(
 
     Args:
         pieces: Picklable values.
-        open_work: Makes the function that does them, once per worker.
-        runner: How many workers there are, and what each needs.
+        open_work: Returns the function that does a piece; called once per worker.
+        runner: Number of workers, and GPUs of each.
 
     Raises:
-        TrsrError: a piece ended with it.
+        TrsrError: a piece failed with it.
         EngineError: Ray gave up.
     """
     start_cluster(runner)
@@ -197,10 +196,10 @@ def _same_error(kind: str, message: str) -> TrsrError:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a worker finds what to summarize.
+    """The histories that workers summarize.
 
     Attributes:
-        summarizer: What the texts depend on.
+        summarizer: Settings, prompts and item texts.
         histories: Start and stop of a piece to its histories, each with the name of its profile.
     """
 
@@ -253,7 +252,7 @@ def write_profiles_on_ray(
         open_source: Opens the source in a worker.
         engine: Each worker has one of its own.
         store: A file, for workers on one machine, or a database.
-        runner: How many workers.
+        runner: Number of workers, and GPUs of each.
         file: As `save_profiles` writes it.
 
     Raises:

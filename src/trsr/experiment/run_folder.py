@@ -28,7 +28,7 @@ from trsr.storage import atomic_write, file_sha256, read_json
 
 _PACKAGES = ("trsr", "numpy", "polars", "torch", "transformers", "peft", "xllamacpp", "bm25s")
 
-# Parts of a configuration that may grow, and the stages that run again then; they keep their earlier results.
+# Parts of a configuration that may grow, and the stages that then run again, with their earlier results.
 _GROWING = frozenset({"name", "rankers", "baselines", "variants", "sweep", "evaluate"})
 _LATE_STAGES = ("variants", "rank", "evaluate")
 
@@ -88,7 +88,7 @@ class RunFolder:
         self._write("config.yaml", yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
 
     def _only_other_servers(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-        """Whether only the servers of models changed, and no candidate of the test has a score yet."""
+        """Return whether only the servers of models changed, and no test candidate has a score yet."""
         if (self.path / "scores.parquet").exists() or (self.path / "scores.parts").exists():
             return False
         changes = differences({**old, "recommender": {}}, {**new, "recommender": {}})
@@ -160,7 +160,7 @@ class RunFolder:
         self.log(stage, "done", **facts)
 
     def check_files(self) -> None:
-        """Refuse a file of a finished stage that changed since; one that is gone is made again.
+        """Refuse a changed file of a finished stage; a missing one is made again.
 
         Raises:
             RunMismatchError: naming it.
@@ -171,7 +171,7 @@ class RunFolder:
                 if file.exists() and file_sha256(file) != noted:
                     raise RunMismatchError(
                         f"{file} is not as the stage {stage!r} left it (its sha256 differs): it is damaged "
-                        "or was changed; bring it back, or remove it and run the same command again."
+                        "or was changed; restore it, or remove it and run the same command again."
                     )
 
     def log(self, stage: str, event: str, **facts: Any) -> None:
@@ -191,14 +191,14 @@ def _read_config(file: Path) -> dict[str, Any]:
         found = None
     if not isinstance(found, dict):
         raise RunMismatchError(f"{file} is not the configuration of a run; name another folder with --out.")
-    try:  # settings that trsr did not have yet take their defaults
+    try:  # settings that are newer than the folder take their defaults
         return dict(json.loads(RunConfig.model_validate(found).model_dump_json()))
     except ValidationError:
         return found
 
 
 def _only_grown(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether a configuration asks more of a run, and nothing else of what it has done."""
+    """Return whether a configuration only adds to an earlier one."""
     changed = {part for part in new if old.get(part) != new[part]}
     return changed <= _GROWING and all(
         settings == old["baselines"].get(name)
@@ -208,7 +208,7 @@ def _only_grown(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 
 def environment() -> dict[str, Any]:
-    """Return what a reader needs to judge timings and to repeat a run: versions, machine, commit."""
+    """Return versions, machine and commit, to judge timings and to repeat a run."""
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -221,7 +221,7 @@ def environment() -> dict[str, Any]:
 
 
 def _gpus() -> list[str]:
-    """Return the names of the machine's NVIDIA GPUs; asking torch would take longer than some runs."""
+    """Return the names of the machine's NVIDIA GPUs; importing torch takes longer than some runs."""
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
         return subprocess.run(

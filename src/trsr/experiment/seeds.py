@@ -1,7 +1,7 @@
 """Runs one experiment with several seeds and pools the results.
 
 Each seed is an ordinary run folder `RUN/seedN`, which can be killed, resumed and evaluated like any other.
-Summaries do not depend on the seed: each run begins with those the one before it wrote.
+Summaries do not depend on the seed: each run starts with a copy of the store of the run before it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def run_seeds(
         notify: Receives a line for each finished stage.
 
     Raises:
-        RunMismatchError: `out`, or a run in it, belongs to something else.
+        RunMismatchError: `out`, or a run in it, belongs to another configuration.
         OutputError: a folder cannot be written.
     """
     check_seeds_folder(out)
@@ -103,7 +103,7 @@ def _write_pooled(out: Path, experiments: Mapping[int, Experiment]) -> None:
         features = example_features(experiment) | features
     protocol = first.splits.description | {
         "seeds": ", ".join(map(str, experiments)),
-        "pooled": "each example's value is averaged over the seeds that asked it",
+        "pooled": "each example's value is averaged over the seeds that have it",
         "warnings": list(
             dict.fromkeys(w for experiment in experiments.values() for w in experiment.splits.warnings)
         ),
@@ -126,7 +126,7 @@ def _write_pooled(out: Path, experiments: Mapping[int, Experiment]) -> None:
 
 
 def _sums(counts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Add counts up by name; what is None everywhere is left out."""
+    """Add counts by name; names that are None everywhere are left out."""
     total: Counter[str] = Counter()
     for one in counts:
         total.update({name: n for name, n in one.items() if n is not None})
@@ -134,7 +134,7 @@ def _sums(counts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _context(experiments: Mapping[int, Experiment]) -> ReportContext:
-    """Add up the costs of all seeds, and name the reports that hold the rest."""
+    """Add the costs of all seeds, and name the reports that hold the rest."""
     runs = [report_context(experiment) for experiment in experiments.values()]
     costs: dict[str, list[dict[str, Any]]] = {}
     for name, facts in (stage for run in runs for stage in run.stages.items()):

@@ -22,7 +22,7 @@ from trsr.experiment.preflight import check_before_summaries, check_dataset, dat
 from trsr.experiment.ranking import rank_candidates, ranker_class, score_in_parts
 from trsr.experiment.ray import Source, write_profiles_on_ray
 from trsr.experiment.run_folder import RunFolder
-from trsr.experiment.variants import check_questions, variant_experiments
+from trsr.experiment.variants import check_same_examples, variant_experiments
 from trsr.progress import bar
 from trsr.recommend.calibration import fit_calibration
 from trsr.recommend.model_folder import WEIGHTS, read_adapter_info, write_adapter_info
@@ -42,7 +42,7 @@ VALID_SCORES = "valid_scores.parquet"
 
 
 def prepare_data(experiment: Experiment) -> Facts:
-    """Import raw files or make synthetic ones; a dataset folder that exists is taken as it is."""
+    """Import raw files or make synthetic ones; an existing dataset folder is used as it is."""
     data = experiment.config.data
     if experiment.base is None:  # else made by the run of which this is a variant
         if isinstance(data, SyntheticConfig):
@@ -73,7 +73,7 @@ def make_examples(experiment: Experiment) -> Facts:
 def write_summaries(experiment: Experiment) -> Facts:
     """Write the profile of every example that is shown with one."""
     for name in experiment.config.rankers:
-        if "." in name:  # one's own class, which must be there before calls are paid for
+        if "." in name:  # a user's own class, checked before calls are paid for
             ranker_class(name)
     examples, file = experiment.summarized_examples(), experiment.folder.path / "profiles.parquet"
     engine, store = experiment.config.engine, experiment.store_place
@@ -107,7 +107,7 @@ def fine_tune(experiment: Experiment) -> Facts:
     folder = experiment.folder
     if experiment.config.train is None:
         return {}
-    check_warm_start(experiment)  # again, since another model may lie there by now
+    check_warm_start(experiment)  # again: the folder may hold another model by now
     if not all((folder.path / name).exists() for name in FILES["train"]):  # else only checkpoints are left
         _train(experiment, experiment.config.train)
     shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
@@ -121,7 +121,7 @@ def _train(experiment: Experiment, train_config: TrainConfig) -> None:
 
     config, folder = experiment.config, experiment.folder
     for older in (folder.path / VALID_SCORES, folder.path / "calibration.json"):
-        older.unlink(missing_ok=True)  # of a model that is no longer there
+        older.unlink(missing_ok=True)  # of a deleted model
     adapter, report = learn(experiment, train_config)
     folder.write_json("training.json", {"log": report.log, "best_step": report.best_step})
     save_model_folder(
@@ -140,7 +140,7 @@ def _train(experiment: Experiment, train_config: TrainConfig) -> None:
 
 
 def learn(experiment: Experiment, config: TrainConfig) -> tuple[Path, TrainingReport]:
-    """Fine-tune the adapter, in every process that takes part; see `trsr.train.trainer.train`."""
+    """Fine-tune the adapter; every process of the training calls this, see `trsr.train.trainer.train`."""
     from trsr.train.trainer import train
 
     recommender, seed = experiment.config.recommender, experiment.config.seed
@@ -161,7 +161,7 @@ def learn(experiment: Experiment, config: TrainConfig) -> tuple[Path, TrainingRe
 
 
 def _epochs(experiment: Experiment, config: TrainConfig) -> EpochGroups:
-    """Return the training groups; epoch 0 reads the examples as they are written in the run folder."""
+    """Return the training groups; epoch 0 uses the examples of the run folder."""
     if not config.epochs:
         return EpochGroups([])
     seed, mix, train = experiment.config.seed, config.profiles, experiment.splits.train
@@ -183,7 +183,7 @@ def calibrate(experiment: Experiment) -> Facts:
     """Fit the calibration on the validation examples and save it in the model folder.
 
     Returns:
-        What was fitted and why; nothing where no model was trained.
+        The calibration and why it was chosen; empty if no model was trained.
 
     Raises:
         RunMismatchError: the model folder cannot be read.
@@ -196,7 +196,7 @@ def calibrate(experiment: Experiment) -> Facts:
         return {"calibration": "none: there are no validation examples"}
     if not file.exists():
         with bar("Calibrating") as shown:
-            # Here, since the model has just been made here: its server holds it later, if at all.
+            # In this process: no server has the new model yet.
             score_in_parts(experiment, ("llm",), examples, file, shown, served=False)
     scores = read_table(file)
     fit = fit_calibration(
@@ -226,17 +226,17 @@ def calibrate(experiment: Experiment) -> Facts:
 
 
 def run_variants(experiment: Experiment) -> Facts:
-    """Fine-tune every variant and let it rank, each in a run folder of its own."""
+    """Fine-tune every variant and rank with it, each in its own run folder."""
     experiments = variant_experiments(experiment)
     for name, variant in experiments.items():
         run_stages(variant, "examples")
-        check_questions(name, variant)
+        check_same_examples(name, variant)
         run_stages(variant, "rank", partial(notify_with, experiment.notify, name))
     return {"variants": len(experiments)}
 
 
 def notify_with(notify: Callable[[str], None], name: str, line: str) -> None:
-    """Say a line about one of several runs."""
+    """Prefix a notification with the name of one of several runs."""
     notify(f"{name}: {line}")
 
 
@@ -259,7 +259,7 @@ FILES = {
     "rank": ("scores.parquet",),
     "evaluate": ("metrics.json",),
 }
-"""Files of a stage that may be lost or damaged; files that later stages change are not among them."""
+"""Files of each stage whose loss or damage is detected; files that later stages change are excluded."""
 
 
 def run_stages(
@@ -273,8 +273,8 @@ def run_stages(
     """
     experiment.notify = notify
     experiment.folder.check_files()
-    if gone := _gone(experiment):
-        notify(f"{gone[0]}: {gone[1]} is gone: this stage and those after it run again.")
+    if missing := _missing_file(experiment):
+        notify(f"{missing[0]}: {missing[1]} is missing: this stage and all later ones run again.")
     if _unfinished(experiment, until):
         with experiment.folder.working():
             for name in _unfinished(experiment, until):  # another process may have finished some
@@ -282,15 +282,15 @@ def run_stages(
 
 
 def _unfinished(experiment: Experiment, until: str) -> list[str]:
-    """Return the stages up to and including `until` that are not done; none is done after a lost file."""
+    """Return the unfinished stages up to `until`, with all stages from a missing file on."""
     names, done = list(STAGES), set(experiment.folder.stages())
-    if gone := _gone(experiment):
-        done &= set(names[: names.index(gone[0])])
+    if missing := _missing_file(experiment):
+        done &= set(names[: names.index(missing[0])])
     return [name for name in names[: names.index(until) + 1] if name not in done]
 
 
-def _gone(experiment: Experiment) -> tuple[str, str] | None:
-    """Return the first finished stage that lacks one of its files, and which."""
+def _missing_file(experiment: Experiment) -> tuple[str, str] | None:
+    """Return the first finished stage that lacks one of its files, and that file."""
     done = experiment.folder.stages()
     for name in STAGES:
         for file in done.get(name, {}).get("sha256", {}):
@@ -311,7 +311,7 @@ def run_stage(experiment: Experiment, name: str) -> None:
 
 
 def check_processes(config: RunConfig) -> TrainConfig:
-    """Return the settings of a training that these processes can share.
+    """Return the training settings, if the processes can share each batch equally.
 
     Raises:
         ConfigError: there is nothing to train, or a batch cannot be shared equally.
@@ -324,14 +324,14 @@ def check_processes(config: RunConfig) -> TrainConfig:
     return config.train
 
 
-def train_together(
+def train_distributed(
     out: Path, open_folder: Callable[[], RunFolder], notify: Callable[[str], None] = lambda _: None
 ) -> None:
     """Run the stages of a run up to the calibrated model folder; every process calls this, having joined.
 
     Args:
         out: Where the run folder is, or will be.
-        open_folder: Opens it; the other processes do so when the main one has finished what comes before
+        open_folder: Opens it; the other processes call it after the main one has finished the stages before
             training.
         notify: Receives a line for each finished stage, in the main process.
 

@@ -1,4 +1,4 @@
-"""Variants of a run: models that differ in some settings and answer the same questions.
+"""Variants of a run: models that differ in some settings and rank the same examples.
 
 Each is a run folder `RUN/variants/NAME` that shares dataset and store of its run: common work is done once,
 and a killed run resumes.
@@ -28,17 +28,17 @@ def variant_experiments(experiment: Experiment) -> dict[str, Experiment]:
     }
 
 
-def check_questions(name: str, variant: Experiment) -> None:
-    """Check that a variant, whose examples are drawn, has the test examples of its run.
+def check_same_examples(name: str, variant: Experiment) -> None:
+    """Check that a variant, whose examples exist already, has the same test examples as its run.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: it has others.
     """
     assert variant.base is not None
     if variant.splits.test != variant.base.splits.test:
         raise ConfigError(
-            f"variants.{name}: its test examples are not those of the run, so nothing could be compared; "
-            "leave the settings alone that choose users and test candidates."
+            f"variants.{name}: its test examples differ from the run's, so the rankers cannot be compared; "
+            "do not vary the settings that choose users and test candidates."
         )
 
 
@@ -53,7 +53,7 @@ def variant_scores(experiment: Experiment) -> list[pl.DataFrame]:
 def profile_pair(config: RunConfig) -> tuple[str, str] | None:
     """Return the run's own model and the name of its ranker without a profile, None where there is none.
 
-    That is the same model without one, or a variant that differs only in having none.
+    The second is the same model without a profile, or a variant that differs only in this.
     """
     if config.summary.method == "none":
         return None
