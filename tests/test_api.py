@@ -250,6 +250,9 @@ def test_evaluate_takes_rankers_of_ones_own(data: trsr.Dataset) -> None:
     with pytest.raises(ConfigError, match="Two rankers are called 'shortest'"):
         trsr.evaluate([own, own], split.test)
 
+    with pytest.raises(DataError, match=r"plain list of examples, .* give `split.train`"):
+        trsr.evaluate([own], split.test[:2])
+
     class Lazy(Shortest):
         def rank(self, examples: Sequence[trsr.RankingExample]) -> Iterator[ExampleScores]:
             return super().rank(examples[1:])

@@ -11,7 +11,8 @@ import polars as pl
 from trsr.errors import ConfigError
 from trsr.evaluation.evaluate_scores import evaluate_scores
 from trsr.recommend.ranker import Ranker, score_table
-from trsr.splitting.split import Examples
+from trsr.splitting.split import split_of
+from trsr.types import RankingExample
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,11 @@ class Evaluation:
 
 
 def evaluate(
-    rankers: Sequence[Ranker], examples: Examples, *, ks: Sequence[int] = (3, 5, 10), seed: int = 0
+    rankers: Sequence[Ranker],
+    examples: Sequence[RankingExample],
+    *,
+    ks: Sequence[int] = (3, 5, 10),
+    seed: int = 0,
 ) -> Evaluation:
     """Rank the same examples with several rankers and compare them.
 
@@ -64,20 +69,21 @@ def evaluate(
 
     Raises:
         ConfigError: two rankers have the same name.
+        DataError: `examples` is a plain list, which has no split.
         DataError: a ranker's scores are not finite.
     """
     names = [ranker.name for ranker in rankers]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"Two rankers are called {min(repeated)!r}; give each a `name` of its own.")
-    frames = []
+    split, frames = split_of(examples), []
     for ranker in rankers:
         if fit := getattr(ranker, "fit", None):
-            fit(examples.split)
+            fit(split)
         frames.append(score_table(ranker, examples))
     scores = pl.concat(frames)
     metrics = evaluate_scores(
         scores,
-        protocol=examples.split.description,
+        protocol=split.description,
         ks=ks,
         seed=seed,
         probabilistic=[ranker.name for ranker in rankers if ranker.probabilistic],

@@ -39,6 +39,20 @@ class Examples(list[RankingExample]):
         self.split = split
 
 
+def split_of(examples: Sequence[RankingExample]) -> Split:
+    """Return the split that examples belong to.
+
+    Raises:
+        DataError: they are a plain list, which has none.
+    """
+    if not isinstance(examples, Examples):
+        raise DataError(
+            "Found a plain list of examples, which does not know its split; give `split.train`, "
+            "`split.valid` or `split.test` as it is."
+        )
+    return examples.split
+
+
 @dataclass(repr=False)
 class Split:
     """Training, validation and test examples of a dataset; equal if their examples and facts are.

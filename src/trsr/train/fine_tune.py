@@ -18,7 +18,7 @@ from trsr.recommend.calibration import fit_calibration
 from trsr.recommend.model_folder import Origin, read_adapter_info, write_adapter_info
 from trsr.recommend.prompt import PromptBuilder, PromptConfig, load_ranking_template
 from trsr.recommend.recommender import Recommender
-from trsr.splitting.split import Examples, Split
+from trsr.splitting.split import Split, split_of
 from trsr.summarize.summarizer import Profiles
 from trsr.train.config import TrainConfig
 from trsr.train.dataset import EpochGroups, TrainingGroup, training_groups
@@ -27,7 +27,7 @@ from trsr.types import Profile, RankingExample
 
 def fine_tune(
     model: str,
-    train: Examples,
+    train: Sequence[RankingExample],
     profiles: Profiles | Mapping[str, Profile] | None = None,
     *,
     out: str | Path,
@@ -67,7 +67,7 @@ def fine_tune(
     from trsr.train.model_card import save_model_folder
     from trsr.train.trainer import train as train_adapter
 
-    split, out = train.split, Path(out)
+    split, out = split_of(train), Path(out)
     data = split.dataset
     try:
         config = TrainConfig.model_validate(settings)
