@@ -19,9 +19,8 @@ from pydantic import ValidationError
 import trsr
 from trsr.data.synthetic import SyntheticConfig, generate
 from trsr.errors import ConfigError, DataError, LeakageError, RunMismatchError
-from trsr.experiment.config import RunConfig
+from trsr.experiment.config import RunConfig, load_config
 from trsr.experiment.experiment import Experiment
-from trsr.experiment.ranking import ranker_class
 from trsr.experiment.run_folder import RunFolder
 from trsr.experiment.stages import run_stages
 from trsr.recommend.ranker import ExampleScores, without_llm
@@ -250,8 +249,9 @@ def test_evaluate_takes_rankers_of_ones_own(data: trsr.Dataset) -> None:
     with pytest.raises(ConfigError, match="Two rankers are called 'shortest'"):
         trsr.evaluate([own, own], split.test)
 
+    assert len(trsr.evaluate([own], split.test[:2]).scores["example_id"].unique()) == 2
     with pytest.raises(DataError, match=r"plain list of examples, .* give `split.train`"):
-        trsr.evaluate([own], split.test[:2])
+        trsr.evaluate([own], list(split.test))
 
     class Lazy(Shortest):
         def rank(self, examples: Sequence[trsr.RankingExample]) -> Iterator[ExampleScores]:
@@ -348,17 +348,40 @@ def test_a_configuration_names_a_ranker_by_its_import_path(run_copy: Path) -> No
     assert rows["margin"].to_list() == [-titles[item] for item in rows["item_id"]]
 
 
+class Unnamed:
+    def __init__(self, data: trsr.Dataset) -> None:
+        del data
+
+    def rank(self, examples: Sequence[trsr.RankingExample]) -> Iterator[ExampleScores]:
+        raise NotImplementedError
+
+
+class Needy(Shortest):
+    def __init__(self, data: trsr.Dataset, half_life: float) -> None:
+        super().__init__(data)
+        self.half_life = half_life
+
+
 @pytest.mark.parametrize(
     ("path", "message"),
     [
         ("no_such_package.Ranker", "cannot be imported"),
         ("test_api.Missing", "cannot be imported"),
-        ("trsr.types.History", "has no method `rank"),
+        ("test_api.Unnamed", "lacks `name`"),
+        ("test_api.Needy", "cannot be made with a dataset as its only argument: .*half_life"),
     ],
 )
-def test_a_wrong_import_path_is_refused_before_anything_is_paid(path: str, message: str) -> None:
+def test_a_wrong_ranker_of_ones_own_is_refused_before_summaries_are_written(
+    path: str, message: str, run_copy: Path
+) -> None:
+    for name in ("stages.json", "summaries.sqlite", "profiles.parquet"):
+        (run_copy / name).unlink()
+    config = yaml.safe_load((run_copy / "config.yaml").read_text("utf-8"))
+    (run_copy / "config.yaml").write_text(yaml.safe_dump({**config, "rankers": ["random", path]}), "utf-8")
+    experiment = Experiment(RunFolder(run_copy, load_config(run_copy / "config.yaml"), "trsr run"))
     with pytest.raises(ConfigError, match=f"rankers: {path} {message}"):
-        ranker_class(path)
+        run_stages(experiment)
+    assert not (run_copy / "summaries.sqlite").exists()
 
 
 def test_an_unknown_ranker_is_refused_with_the_nearest_name() -> None:

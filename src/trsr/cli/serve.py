@@ -45,7 +45,8 @@ def serve(
 ) -> None:
     """Serve recommendations over HTTP and update profiles from users' events.
 
-    `trsr keys add` creates keys. Every option is also an environment variable: TRSR_PORT for --port.
+    `trsr keys add` creates keys. Every option except --data and --db is also an environment variable:
+    TRSR_PORT for --port.
 
     Example: trsr serve out/demo --port 8000
     """

@@ -19,6 +19,7 @@ import polars as pl
 
 from trsr.baselines.fusion import Fusion, fit_fusion
 from trsr.baselines.simple import BM25, Popularity, RandomRanker, Recency
+from trsr.data.dataset import Dataset
 from trsr.errors import ConfigError, DataError
 from trsr.experiment.baselines import check_baselines, make_baseline
 from trsr.experiment.config import FUSIONS, OWN_MODEL, RankerName, RunConfig, joinable, variants_of
@@ -199,22 +200,26 @@ def write_part(
     atomic_write(file, score_table(ranker, examples, name).write_parquet)
 
 
-def ranker_class(path: str) -> type[Ranker]:
-    """Import a user's own ranker; the working directory is searched too.
+def own_ranker(path: str, dataset: Dataset) -> Ranker:
+    """Import a user's own ranker and make it with a dataset; the working directory is searched too.
 
     Raises:
-        ConfigError: there is no such module or class, or it has no method `rank`.
+        ConfigError: there is no such class, a dataset does not make one, or it lacks a member of `Ranker`.
     """
     module, _, name = path.rpartition(".")
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     try:
-        found: type[Ranker] = getattr(import_module(module), name)
+        made: Ranker = getattr(import_module(module), name)(dataset)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"rankers: {path} cannot be imported ({error}); check its spelling.") from error
-    if not callable(getattr(found, "rank", None)):
-        raise ConfigError(f"rankers: {path} has no method `rank(examples)`, which every ranker must have.")
-    return found
+    except TypeError as error:
+        raise ConfigError(
+            f"rankers: {path} cannot be made with a dataset as its only argument: {error}."
+        ) from error
+    if missing := [member for member in ("name", "probabilistic", "rank") if not hasattr(made, member)]:
+        raise ConfigError(f"rankers: {path} lacks `{missing[0]}`, which every ranker must have; add it.")
+    return made
 
 
 def _fitted(ranker: Ranker, experiment: Experiment) -> Ranker:
@@ -252,7 +257,7 @@ def make_ranker(  # noqa: PLR0911 - one per name
             return make_fusion(experiment, name)
         case _:
             if name not in experiment.fitted:
-                ranker = ranker_class(name)(experiment.dataset)  # type: ignore[call-arg]
+                ranker = own_ranker(name, experiment.dataset)
                 experiment.fitted[name] = _fitted(ranker, experiment)
             return experiment.fitted[name]
 

@@ -19,7 +19,7 @@ from trsr.experiment.evaluating import evaluate_scores
 from trsr.experiment.experiment import Experiment
 from trsr.experiment.leakage import check_examples, check_warm_start
 from trsr.experiment.preflight import check_before_summaries, check_dataset, dataset_digest
-from trsr.experiment.ranking import rank_candidates, ranker_class, score_in_parts
+from trsr.experiment.ranking import own_ranker, rank_candidates, score_in_parts
 from trsr.experiment.ray import Source, write_profiles_on_ray
 from trsr.experiment.run_folder import RunFolder
 from trsr.experiment.variants import check_same_examples, variant_experiments
@@ -74,7 +74,7 @@ def write_summaries(experiment: Experiment) -> Facts:
     """Write the profile of every example that is shown with one."""
     for name in experiment.config.rankers:
         if "." in name:  # a user's own class, checked before calls are paid for
-            ranker_class(name)
+            own_ranker(name, experiment.dataset)
     examples, file = experiment.summarized_examples(), experiment.folder.path / "profiles.parquet"
     engine, store = experiment.config.engine, experiment.store_place
     check_before_summaries(experiment)

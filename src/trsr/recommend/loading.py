@@ -30,8 +30,8 @@ class RecommenderConfig(BaseModel):
     """`4bit` loads the model in NF4 (bitsandbytes, NVIDIA GPUs only) under a LoRA adapter in float32, as
     QLoRA does; scores are those of the model so rounded."""
     sharing: Sharing = "auto"
-    """How candidates share the reading of their prefix: `rows`, `padded` or `blocks` (both for GPUs), or
-    `separate`, which reads it again for each. Results are equal; models that cannot share are read
+    """How candidates share the reading of their prefix: `rows`, `padded` (for GPUs) or `separate`, which
+    reads it again for each. Results are equal; models that cannot share are read
     separately. `auto` is `padded` on a GPU, else `rows`."""
     max_batch_tokens: int = Field(default=4096, ge=1)
     """Most tokens of a forward pass when ranking; bounds the memory."""

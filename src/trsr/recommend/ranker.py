@@ -33,7 +33,7 @@ class ExampleScores:
 
 
 class Ranker(Protocol):
-    """Scores candidates; `name` is its row in every table.
+    """Scores candidates; `name` is its row in every table (in a run, the import path that names the class).
 
     A ranker of one's own is a class with these members, made with a `Dataset`: give an instance to
     `trsr.evaluate`, or name the class in a configuration (`rankers: [llm, mypackage.MyRanker]`). If it has a

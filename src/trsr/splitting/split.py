@@ -38,6 +38,11 @@ class Examples(list[RankingExample]):
         super().__init__(examples)
         self.split = split
 
+    def __getitem__(self, place: Any) -> Any:
+        """Return one example, or with a slice some, which belong to the same split."""
+        found = super().__getitem__(place)
+        return Examples(found, self.split) if isinstance(place, slice) else found
+
 
 def split_of(examples: Sequence[RankingExample]) -> Split:
     """Return the split that examples belong to.

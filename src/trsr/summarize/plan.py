@@ -1,7 +1,7 @@
 """Plan the LLM calls that turn a user's blocks into a profile.
 
 A plan is a list of calls in an order in which each reads only texts of earlier ones; the last call's text is
-the profile. Plans say nothing about users, engines or stores: `run` executes the plans of many users in
+the profile. Plans say nothing about users, engines or stores: `executor` executes the plans of many users in
 rounds of independent calls.
 """
 
@@ -34,7 +34,7 @@ class TokenSegmentation(BaseModel):
 
     kind: Literal["tokens"] = "tokens"
     max_block_tokens: int = Field(default=256, ge=1)
-    """Tokens of item text in a block, as `n_tokens` counts them; runs count words (`pipeline.experiment`)."""
+    """Tokens of item text in a block, as `n_tokens` counts them; runs count words."""
     max_block_size: int = Field(default=20, ge=1)
     """Maximum number of items in a block: many tiny items still become several blocks."""
 
