@@ -177,6 +177,20 @@ def test_fine_tune_refuses_a_profile_that_has_seen_the_target(
     assert not (tmp_path / "model").exists()
 
 
+def test_leakage_is_counted_in_the_items_that_a_profile_can_read(tiny_model: Path, tmp_path: Path) -> None:
+    items = pl.DataFrame({"item_id": [f"i{n}" for n in range(40)], "title": ["", "", *["lamp"] * 38]})
+    rows = [(f"u{u}", f"i{i}", n) for u in range(12) for n, i in enumerate([0, 1, *range(2 + u, 14 + u)])]
+    events = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+    data = trsr.Dataset.from_tables(items, events, out=tmp_path / "data", time_format="epoch-s")
+    split = trsr.split(data)
+    whole = dict(summarizer().summarize(data))
+    assert {profile.n_items for profile in whole.values()} == {12}  # of 14, two of which have no text
+    with pytest.raises(LeakageError, match="has read 12 items; the target is item 12"):
+        trsr.fine_tune(str(tiny_model), split.train, whole, out=tmp_path / "model")
+    with pytest.raises(DataError, match=r"no profile of the user 'u\d+'"):
+        trsr.fine_tune(str(tiny_model), split.train, {}, out=tmp_path / "model")
+
+
 def test_fine_tune_takes_profiles_of_the_history_before_the_target(
     data: trsr.Dataset, tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -49,7 +49,7 @@ def kill(moment: str, value: object, config: Path, run: Path) -> None:
     assert process.returncode == -signal.SIGKILL, said
 
 
-def run_calls(config: Path, run: Path) -> dict[str, object]:
+def complete_run(config: Path, run: Path) -> dict[str, object]:
     """Run the command to its end and return its output."""
     process = start(config, run)
     out, err = process.communicate(timeout=500)
@@ -91,7 +91,7 @@ def test_a_run_killed_in_every_stage_ends_as_an_unbroken_one(
     # The process that finished the stage made just the calls that were missing when it began.
     assert all_facts(run)["summarize"]["calls_made"] == len(after) - len(before)
     kill("file", run / "scores.parts" / "llm_zero_shot-000000.parquet", config, run)
-    metrics = run_calls(config, run)
+    metrics = complete_run(config, run)
     assert (run / "metrics.json").read_bytes() == (unbroken / "metrics.json").read_bytes()
     assert metrics == json.loads((unbroken / "metrics.json").read_text())
     assert known_calls(run) == after
@@ -115,7 +115,7 @@ def test_a_kill_at_a_moment_of_chance_changes_nothing(config: Path, unbroken: Pa
     process.communicate()
     done = list(all_facts(run)) if (run / "stages.json").exists() else []
     print(f"killed {moment:.2f} s after the first stage began, when {done} were finished")
-    run_calls(config, run)
+    complete_run(config, run)
     assert (run / "metrics.json").read_bytes() == (unbroken / "metrics.json").read_bytes()
 
 

@@ -69,8 +69,7 @@ def evaluate(
 
     Raises:
         ConfigError: two rankers have the same name.
-        DataError: `examples` is a plain list, which has no split.
-        DataError: a ranker's scores are not finite.
+        DataError: `examples` is a plain list, which has no split, or a ranker's scores are not finite.
     """
     names = [ranker.name for ranker in rankers]
     if repeated := {name for name in names if names.count(name) > 1}:
@@ -83,7 +82,7 @@ def evaluate(
     scores = pl.concat(frames)
     metrics = evaluate_scores(
         scores,
-        protocol=split.description,
+        protocol=split.facts,
         ks=ks,
         seed=seed,
         probabilistic=[ranker.name for ranker in rankers if ranker.probabilistic],

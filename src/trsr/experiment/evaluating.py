@@ -54,7 +54,7 @@ def evaluate_scores(experiment: Experiment) -> dict[str, Any]:
     splits = experiment.splits
     metrics = summarize(
         measure_run(experiment),
-        protocol={**splits.description, "counts": splits.counts, "warnings": list(splits.warnings)},
+        protocol=splits.facts,
         compared=main_metrics(experiment.config.evaluate.ks),
         seed=experiment.config.seed,
         features=example_features(experiment),

@@ -92,6 +92,11 @@ class Split:
         return f"Split({self.protocol.kind}: {sizes})"
 
     @property
+    def facts(self) -> dict[str, object]:
+        """Description, counts and warnings, as `metrics.json` has them."""
+        return {**self.description, "counts": self.counts, "warnings": list(self.warnings)}
+
+    @property
     def valid_from(self) -> datetime | None:
         """Where a split in time begins to hold out; None where users are split."""
         text = self.description.get("valid_from")

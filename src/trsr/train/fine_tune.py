@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from trsr.errors import ConfigError, LeakageError
+from trsr.errors import ConfigError, DataError, LeakageError
 from trsr.llm import models
 from trsr.recommend.calibration import fit_calibration
 from trsr.recommend.model_folder import Origin, read_adapter_info, write_adapter_info
@@ -59,6 +59,7 @@ def fine_tune(
 
     Raises:
         ConfigError: a setting is unknown or out of range.
+        DataError: a user has no profile, or `train` is a plain list, which has no split.
         LeakageError: a given profile has seen the target of its example.
         ModelError: the model cannot be loaded.
         OutputError: the folder cannot be written.
@@ -130,13 +131,19 @@ def _profiles_before(
         return {}
     if isinstance(profiles, Profiles):
         return profiles.before(examples)
+    if missing := [example.user_id for example in examples if example.user_id not in profiles]:
+        raise DataError(
+            f"There is no profile of the user {missing[0]!r}, and for {len(missing) - 1} more examples; give one "
+            "for each, or the result of Summarizer.summarize."
+        )
+    data, users = split.dataset, {example.user_id for example in examples}
+    # A profile counts only the items it can read, so they are counted here too.
+    read = {one.user_id: data.readable(one).item_ids for one in data.histories() if one.user_id in users}
     found = {}
     for example in examples:
-        if example.user_id not in profiles:
-            continue
         profile = profiles[example.user_id]
         chosen = {item for item, label in zip(example.candidates, example.labels, strict=True) if label}
-        items = split.dataset.history(example.user_id).item_ids
+        items = read.get(example.user_id, ())
         places = [place for place, item in enumerate(items) if item in chosen]
         if places and profile.n_items > max(places):
             raise LeakageError(
