@@ -133,8 +133,8 @@ def _profiles_before(
         return profiles.before(examples)
     if missing := [example.user_id for example in examples if example.user_id not in profiles]:
         raise DataError(
-            f"There is no profile of the user {missing[0]!r}, and for {len(missing) - 1} more examples; give one "
-            "for each, or the result of Summarizer.summarize."
+            f"There is no profile of the user {missing[0]!r} (missing for {len(missing)} examples); "
+            "give one for each user, or the result of Summarizer.summarize."
         )
     data, users = split.dataset, {example.user_id for example in examples}
     # A profile counts only the items it can read, so they are counted here too.
